@@ -1,0 +1,78 @@
+"""Compiled machine code kept between builds, under a key of everything that decides it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyfmha.aot.cubin import Cubin, check_source
+from pyfmha.aot.staging import staging
+from pyfmha.arch import ARCHS, Arch
+from pyfmha.manifest import SCHEMA
+from pyfmha.spec import KernelSpec
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Machine code by key.
+
+    Attributes:
+        folder: one JSON file an entry.
+        toolchain: versions of Triton and its assemblers.
+        worker: digest of the code that drives Triton.
+    """
+
+    folder: Path
+    toolchain: dict[str, str]
+    worker: str
+
+    @classmethod
+    def open(cls, folder: Path, toolchain: dict[str, str]) -> "Cache":
+        """The cache in a folder, which need not exist."""
+        worker = Path(__file__).with_name("worker.py").read_bytes()
+        return cls(folder, toolchain, hashlib.sha256(worker).hexdigest())
+
+    def key(self, spec: KernelSpec, arch: Arch) -> str:
+        """Source, spec, versions, architecture and schema, hashed.
+
+        Raises:
+            KernelSourceError: the source does not exist.
+        """
+        source = hashlib.sha256(check_source(spec.source).read_bytes()).hexdigest()
+        parts = [SCHEMA, source, spec.variant, spec.kernel, arch.name, self.toolchain, self.worker]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def get(self, spec: KernelSpec, arch: Arch) -> Cubin | None:
+        """The entry, or None: missing, damaged, or made when a file the kernel imports was another."""
+        try:
+            entry: dict[str, Any] = json.loads((self.folder / f"{self.key(spec, arch)}.json").read_text())
+            text = json.dumps(entry["cubin"], sort_keys=True)
+            if hashlib.sha256(text.encode()).hexdigest() != entry["sha256"]:
+                return None
+            cubin = Cubin.from_record(entry["cubin"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        folder = spec.source.resolve().parent
+        current = all(_digest(folder / name) == digest for name, digest in cubin.dependencies.items())
+        return cubin if current else None
+
+    def put(self, spec: KernelSpec, cubin: Cubin) -> None:
+        """Add an entry, whole.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        record = cubin.to_record()
+        text = json.dumps(record, sort_keys=True)
+        name = f"{self.key(spec, ARCHS[cubin.arch])}.json"
+        with staging(self.folder) as stage:
+            stage.write(name, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "cubin": record}))
+            stage.publish(name)
+
+
+def _digest(file: Path) -> str | None:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None

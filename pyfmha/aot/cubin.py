@@ -1,0 +1,279 @@
+"""Machine code: compile specs with Triton, in processes of their own and on any machine, with or without a GPU."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from pyfmha import errors
+from pyfmha.arch import Arch
+from pyfmha.errors import CompileError, KernelSourceError, ToolchainError
+from pyfmha.spec import Constant, KernelSpec
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """One spec compiled for one architecture; fields as in :class:`pyfmha.manifest.Image`.
+
+    Attributes:
+        code: the ELF image.
+        symbol: the kernel's name in it.
+        scratch: scratch pointers that the kernel takes after its own arguments, and never reads.
+        dependencies: files beside the kernel's that it imported, relative to its folder, with their SHA-256.
+    """
+
+    arch: str
+    code: bytes
+    symbol: str
+    threads: int
+    shared: int
+    registers: int
+    spilled: int
+    scratch: int
+    ptxas: str
+    dependencies: dict[str, str]
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {**vars(self), "code": base64.b64encode(self.code).decode()}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Cubin":
+        """Back from :meth:`to_record`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the record is damaged.
+        """
+        return cls(**{**record, "code": base64.b64decode(record["code"], validate=True)})
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A kernel's parameters, in order; their defaults; and which are ``tl.constexpr``."""
+
+    names: tuple[str, ...]
+    defaults: dict[str, Constant]
+    constexprs: frozenset[str]
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of what decides the machine code: Triton and its assemblers. Does not import Triton.
+
+    Raises:
+        ToolchainError: Triton is not installed, or its assembler does not run.
+    """
+    spec = util.find_spec("triton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
+    tools = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
+    versions = {"triton": metadata.version("triton")}
+    for tool in sorted(tools.glob("ptxas*")):
+        try:
+            versions[tool.name] = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ToolchainError(f"Triton's assembler {tool} does not run: {error}") from None
+    return versions
+
+
+class _Worker:
+    """One compiler process; see :mod:`pyfmha.aot.worker`."""
+
+    def __init__(self, cache: str) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "MLIR_", "LLVM_"))}
+        environment |= {
+            "TRITON_CACHE_DIR": cache,
+            "TRITON_DISABLE_LINE_INFO": "1",  # most of a cubin's bytes, and the build folder's path in them
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        # The folder that holds pyfmha, so that the worker runs this very copy of it.
+        root = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pyfmha.aot.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is the parent's to handle
+        )
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read_stderr, daemon=True)
+        self._reader.start()
+
+    def _read_stderr(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said = [*self.said[-40:], line]
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except (BrokenPipeError, ValueError):
+            line = ""
+        if not line:
+            code = self.process.wait()
+            self._reader.join(timeout=5)
+            raise KernelSourceError(
+                f"the process compiling {request['source']} ended with exit code {code}"
+                f" (kernel {request['kernel']}); it said:\n{''.join(self.said).strip() or 'nothing'}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise getattr(errors, answer["error"])(answer["message"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close() if stream is not self.process.stdin else _close_quietly(stream)
+
+
+def _close_quietly(stream: Any) -> None:
+    try:
+        stream.close()
+    except BrokenPipeError:
+        pass
+
+
+class Compiler:
+    """Compiles specs on several processes. A context manager: leaving it ends them.
+
+    Args:
+        jobs: processes at most; by default one for each CPU this process may use.
+    """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        self.jobs = jobs or len(os.sched_getaffinity(0))
+        self._idle: list[_Worker] = []
+        self._all: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Compiler":
+        if util.find_spec("triton") is None:
+            raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
+        self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._all:
+            worker.stop()
+        self._all.clear()
+        self._idle.clear()
+        self._cache.cleanup()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                worker = _Worker(self._cache.name)
+                self._all.append(worker)
+        try:
+            return worker.ask(request)
+        finally:
+            with self._lock:
+                if worker.process.poll() is None:
+                    self._idle.append(worker)
+
+    def describe(self, source: Path, kernel: str) -> Parameters:
+        """The parameters of a kernel.
+
+        Raises:
+            KernelSourceError: the file is missing, raises, or does not hold the kernel.
+        """
+        found = self._ask({"task": "describe", "source": str(check_source(source)), "kernel": kernel})
+        return Parameters(tuple(found["parameters"]), found["defaults"], frozenset(found["constexprs"]))
+
+    def compile(self, spec: KernelSpec, arch: Arch) -> Cubin:
+        """Compile one spec for one architecture.
+
+        Raises:
+            KernelSourceError: the kernel's file is missing, raises, or does not hold the kernel.
+            CompileError: Triton or ptxas refused it.
+        """
+        request = {
+            "task": "compile",
+            "source": str(check_source(spec.source)),
+            "kernel": spec.kernel,
+            "arguments": [vars(argument) for argument in spec.arguments],
+            "constants": spec.constants,
+            "num_warps": spec.num_warps,
+            "num_stages": spec.num_stages,
+            "capability": arch.capability,
+        }
+        try:
+            found = self._ask(request)
+        except CompileError as error:
+            raise CompileError(f"{spec.variant} for {arch.name}: {error}") from None
+        return Cubin.from_record({**found, "arch": arch.name})
+
+    def compile_all(
+        self, wanted: Sequence[tuple[KernelSpec, Arch]], done: Callable[[KernelSpec, Cubin], None]
+    ) -> list[Cubin]:
+        """Compile many, in parallel, and return them in the order asked.
+
+        Args:
+            wanted: what to compile.
+            done: called with each one as it is ready, on a thread of the pool, one call at a time; what it raises ends
+                the whole.
+
+        Raises:
+            PyfmhaError: the first failure; the rest is abandoned.
+        """
+
+        def one(spec: KernelSpec, arch: Arch) -> Cubin:
+            cubin = self.compile(spec, arch)
+            with turn:
+                done(spec, cubin)
+            return cubin
+
+        turn = threading.Lock()
+        with ThreadPoolExecutor(max(1, min(self.jobs, len(wanted)))) as pool:
+            futures = [pool.submit(one, spec, arch) for spec, arch in wanted]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                _raise_first(futures)
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in self._all:
+                    worker.process.kill()
+                raise
+
+
+def _raise_first(futures: Iterable[Future[Cubin]]) -> None:
+    for future in futures:
+        if future.done() and not future.cancelled():
+            error = future.exception()
+            if error is not None:
+                raise error
+
+
+def check_source(path: Path) -> Path:
+    """The absolute path of a kernel file.
+
+    Raises:
+        KernelSourceError: there is no such file.
+    """
+    if not path.is_file():
+        raise KernelSourceError(f"kernel file {path} does not exist; give the Python file that holds the @triton.jit function")
+    return path.resolve()
+
+

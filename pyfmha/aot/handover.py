@@ -1,0 +1,139 @@
+"""What ``compile`` hands to ``link``: for each variant a header, a C source and a JSON file of the same stem.
+
+The header is what users name on the command line; the JSON carries what the linker must know, so that nothing is read
+back out of C.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pyfmha.aot.cubin import Cubin
+from pyfmha.aot.emit_c import emit_variant, runtime_files
+from pyfmha.aot.staging import Staging
+from pyfmha.arch import ARCHS
+from pyfmha.errors import ManifestError
+from pyfmha.manifest import SCHEMA, Image, Variant, variant_from_data
+from pyfmha.spec import Argument, KernelSpec
+
+
+@dataclass(frozen=True)
+class Handover:
+    """One compiled variant on disk.
+
+    Attributes:
+        spec: what was compiled; its source is a bare file name.
+        variant: its entry in a manifest.
+        stem: the path of its files without ending.
+        triton: the version that compiled it.
+    """
+
+    spec: KernelSpec
+    variant: Variant
+    stem: Path
+    triton: str
+
+    @property
+    def c_file(self) -> Path:
+        """Its C source."""
+        return self.stem.with_name(self.stem.name + ".c")
+
+    @property
+    def header(self) -> Path:
+        """Its header."""
+        return self.stem.with_name(self.stem.name + ".h")
+
+
+def describe_variant(spec: KernelSpec, cubins: Sequence[Cubin]) -> Variant:
+    """The manifest entry of a compiled spec."""
+    return Variant(
+        name=spec.variant,
+        hints={argument.name: argument.hint for argument in spec.arguments if argument.hint},
+        constants=dict(spec.constants),
+        num_warps=spec.num_warps,
+        num_stages=spec.num_stages,
+        grid=tuple(expression.text for expression in spec.grid_expressions),
+        images=tuple(_image(cubin) for cubin in cubins),
+    )
+
+
+def _image(cubin: Cubin) -> Image:
+    described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
+    digest = hashlib.sha256(cubin.code).hexdigest()
+    return Image(**described, shared_limit=ARCHS[cubin.arch].shared_limit, size=len(cubin.code), sha256=digest)
+
+
+def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence[Cubin], triton: str) -> list[str]:
+    """Prepare the files of one variant.
+
+    Args:
+        stage: where.
+        stem: name of its files without ending, relative to the destination.
+
+    Returns:
+        The files' names in the order to publish them: the JSON, which vouches for the others, last.
+    """
+    folder, _, name = stem.rpartition("/")
+    prefix = f"{folder}/" if folder else ""
+    files = {prefix + file: text for file, text in {**emit_variant(spec, cubins, name), **runtime_files("h")}.items()}
+    record = {
+        "schema": SCHEMA,
+        "triton": triton,
+        "spec": {
+            "source": spec.source.name,
+            "kernel": spec.kernel,
+            "name": spec.name,
+            "arguments": [[a.name, a.type, a.hint] for a in spec.arguments],
+            "constants": [list(constant) for constant in spec.constants],
+            "grid": spec.grid,
+            "num_warps": spec.num_warps,
+            "num_stages": spec.num_stages,
+        },
+        "variant": asdict(describe_variant(spec, cubins)),
+        "sha256": {Path(file).name: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
+    }
+    for file, text in files.items():
+        stage.write(file, text)
+    stage.write(f"{stem}.json", json.dumps(record, indent=1) + "\n")
+    return [*files, f"{stem}.json"]
+
+
+def read_handover(header: Path) -> Handover:
+    """Read back the variant whose header is named.
+
+    Raises:
+        ManifestError: a file is missing, is not what ``compile`` wrote, or comes from another schema version.
+    """
+    stem = header.with_suffix("") if header.suffix in (".h", ".c", ".json") else header
+    record_path = stem.with_name(stem.name + ".json")
+    again = "compile it again: pyfmha compile"
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{header}: its description {record_path.name} cannot be read ({error}); keep the .h, .c and .json that compile writes together") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise ManifestError(f"{record_path} has schema version {found!r}, this pyfmha reads {SCHEMA}; {again}")
+    try:
+        handover = Handover(_spec(record["spec"]), variant_from_data(record["variant"]), stem, str(record["triton"]))
+        digests = dict(record["sha256"].items())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ManifestError(f"{record_path} is damaged ({type(error).__name__}: {error}); {again}") from None
+    for name, digest in digests.items():
+        try:
+            content = (stem.parent / name).read_bytes()
+        except OSError as error:
+            raise ManifestError(f"{stem.parent / name} cannot be read ({error}); {again}") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ManifestError(f"{stem.parent / name} is not the file that {record_path.name} describes; {again}")
+    return handover
+
+
+def _spec(data: dict[str, object]) -> KernelSpec:
+    fields = dict(data)
+    fields["source"] = Path(str(fields["source"]))
+    fields["arguments"] = tuple(Argument(*argument) for argument in fields["arguments"])  # type: ignore[attr-defined]
+    fields["constants"] = tuple((name, value) for name, value in fields["constants"])  # type: ignore[attr-defined]
+    return KernelSpec(**fields)  # type: ignore[arg-type]

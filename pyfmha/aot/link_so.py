@@ -1,0 +1,164 @@
+"""Linking: variants become the algorithms of C functions, and those one shared library."""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyfmha
+from pyfmha.aot.emit_c import emit_library, emit_manifest
+from pyfmha.aot.handover import Handover, read_handover
+from pyfmha.aot.staging import Staging, staging
+from pyfmha.errors import SpecError, ToolchainError
+from pyfmha.manifest import Function, Manifest
+from pyfmha.spec import KernelSpec
+
+CFLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+LDFLAGS = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-ldl")
+
+
+def find_compiler() -> list[str]:
+    """The C compiler as a command: ``CC`` if set, else the first of cc, gcc, clang.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    asked = shlex.split(os.environ.get("CC", ""))
+    for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    wanted = f"CC is {asked[0]!r}, which is not on the PATH" if asked else "none of cc, gcc, clang is on the PATH"
+    raise ToolchainError(f"no C compiler: {wanted}; install one (Debian: apt-get install gcc libc6-dev) or set CC")
+
+
+def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Manifest:
+    """Link compiled variants.
+
+    Args:
+        headers: the ``.h`` files that :func:`pyfmha.aot.compile_kernel` wrote, with their ``.c`` and ``.json`` beside them.
+            Variants that share a function name become its algorithms, in the order given.
+        output: path of the results without ending: ``output.c``, ``output.h``, ``output.json`` (the manifest) and
+            ``output.so``, with ``pyfmha_runtime.c`` and ``.h`` beside them.
+        library: whether to build ``output.so`` too, which needs a C compiler.
+
+    Returns:
+        The manifest of the library.
+
+    Raises:
+        SpecError: the variants cannot stand in one library; the message says which and why.
+        ManifestError: a header's companions are missing or damaged.
+        ToolchainError: no C compiler, or it failed; the message holds its log.
+        OutputError: the results cannot be written.
+    """
+    variants = [read_handover(header) for header in dict.fromkeys(headers)]
+    with staging(output.parent) as stage:
+        names, manifest = prepare_library(stage, variants, output.name, library=library)
+        stage.publish(*names)
+    return manifest
+
+
+def prepare_library(
+    stage: Staging, variants: Sequence[Handover], stem: str, *, library: bool, so_name: str | None = None
+) -> tuple[list[str], Manifest]:
+    """Prepare a library's files; returns their names in the order to publish them, and the manifest."""
+    functions = group(variants)
+    by_name = {v.spec.variant: v for v in variants}
+    specs = {name: [[v.spec for v in algorithm] for algorithm in algorithms] for name, algorithms in functions.items()}
+    files = emit_library(specs, stem)
+    manifest = _manifest(functions, files)
+    text = manifest.to_json()
+    for name, content in files.items():
+        stage.write(name, content)
+    stage.write(f"{stem}.json", text)
+    names = list(files)
+    if library:
+        so_name = so_name or f"{stem}.so"
+        sources = files | {"pyfmha_manifest.c": emit_manifest(text)}
+        build_shared(stage, sources, list(by_name.values()), so_name)
+        names.append(so_name)
+    return [*names, f"{stem}.json"], manifest
+
+
+def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
+    """Functions by name; of each its algorithms in order of first appearance; of each its variants, most hints first.
+
+    Raises:
+        SpecError: two variants cannot share a function, or function names clash.
+    """
+    if not variants:
+        raise SpecError("nothing to link: name the .h files that pyfmha compile wrote")
+    functions: dict[str, dict[str, list[Handover]]] = {}
+    for variant in variants:
+        spec = variant.spec
+        algorithms = functions.setdefault(spec.name, {})
+        for other in (v for algorithm in algorithms.values() for v in algorithm):
+            _check_same_function(spec, other.spec)
+        alike = algorithms.setdefault(spec.algorithm, [])
+        twins = [v for v in alike if v.variant.hints == variant.variant.hints]
+        if not twins:
+            alike.append(variant)
+        elif twins[0].variant != variant.variant:
+            raise SpecError(f"{twins[0].header} and {variant.header} are two builds of the same variant of {spec.name}; name one")
+    _check_exports(list(functions))
+    return {
+        name: [sorted(alike, key=lambda v: -len(v.variant.hints)) for alike in algorithms.values()]
+        for name, algorithms in functions.items()
+    }
+
+
+def _check_same_function(one: KernelSpec, other: KernelSpec) -> None:
+    if one.prototype != other.prototype or one.kernel != other.kernel:
+        described = [f"{s.kernel}({', '.join(f'{t} {n}' for n, t in s.prototype)})" for s in (other, one)]
+        raise SpecError(f"two different kernels claim the function name {one.name!r}: {' and '.join(described)}; give one another --out-name")
+
+
+def _check_exports(names: Sequence[str]) -> None:
+    exports: dict[str, str] = {}
+    for name in names:
+        for symbol in (f"load_{name}", f"unload_{name}", name, f"{name}_default", f"{name}_get_num_algos", f"{name}_variant"):
+            if symbol in exports:
+                raise SpecError(f"functions {exports[symbol]!r} and {name!r} would both export {symbol}; rename one with --out-name")
+            exports[symbol] = name
+
+
+def _manifest(functions: dict[str, list[list[Handover]]], files: dict[str, str]) -> Manifest:
+    described = tuple(
+        Function(
+            name=name,
+            kernel=algorithms[0][0].spec.kernel,
+            arguments=algorithms[0][0].spec.prototype,
+            algorithms=tuple(tuple(v.variant for v in algorithm) for algorithm in algorithms),
+        )
+        for name, algorithms in functions.items()
+    )
+    triton = ", ".join(sorted({v.triton for algorithms in functions.values() for a in algorithms for v in a}))
+    unnamed = Manifest("", pyfmha.__version__, triton, described)
+    digest = hashlib.sha256(unnamed.to_json().encode())
+    for name in sorted(files):
+        digest.update(files[name].encode())
+    return Manifest(digest.hexdigest()[:32], pyfmha.__version__, triton, described)
+
+
+def build_shared(stage: Staging, sources: dict[str, str], variants: Sequence[Handover], name: str) -> None:
+    """Compile C sources and variants' C files into ``name`` in the staging folder.
+
+    The compiler works in a folder of its own on plain file names, so that no path gets into the library and the same
+    inputs give the same bytes.
+    """
+    compiler = find_compiler()
+    work = stage.path / "cc"
+    work.mkdir()
+    for source, content in sources.items():
+        (work / source).write_text(content, encoding="utf-8")
+    for file in (f for variant in variants for f in (variant.c_file, variant.header)):
+        shutil.copy(file, work / file.name)
+    names = sorted(file.name for file in work.glob("*.c"))
+    command = [*compiler, *CFLAGS, *names, "-o", "out.so", *LDFLAGS]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        log = (done.stderr or done.stdout).strip()[-4000:]
+        raise ToolchainError(f"{compiler[0]} failed with exit code {done.returncode}:\n{log}")
+    os.replace(work / "out.so", stage.path / name)

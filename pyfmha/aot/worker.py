@@ -1,0 +1,194 @@
+"""The compiler process: ``python -m pyfmha.aot.worker``, driven by :mod:`pyfmha.aot.cubin`.
+
+Kernel files are the user's code: they may print, raise or end the process. So they are imported here, in a process of its
+own with a clean Triton environment, and the parent gets one JSON line for each line it sends.
+"""
+
+import base64
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TextIO
+
+
+class Refused(Exception):
+    """A request that fails for a reason to report; ``kind`` names the exception the parent raises."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+_modules: dict[str, tuple[ModuleType, list[str]]] = {}
+
+
+def load_source(path: Path) -> tuple[ModuleType, list[str]]:
+    """Import a kernel file; also returns the files beside it that it imports."""
+    if str(path) in _modules:
+        return _modules[str(path)]
+    folder = path.parent
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise Refused("KernelSourceError", f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    except Refused:
+        raise
+    except BaseException as error:  # a kernel file may raise anything, SystemExit included
+        raise Refused("KernelSourceError", f"{path} cannot be imported: {_where(error, path)}") from error
+    finally:
+        sys.path.remove(str(folder))
+    files = (getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before)
+    beside = sorted(f for f in files if f and Path(f).is_relative_to(folder) and Path(f) != path)
+    _modules[str(path)] = (module, beside)
+    return _modules[str(path)]
+
+
+def _where(error: BaseException, path: Path) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")
+
+
+def find_kernel(module: ModuleType, name: str, path: Path) -> Any:
+    from triton.runtime.jit import JITFunction
+
+    kernel = getattr(module, name, None)
+    if isinstance(kernel, JITFunction):
+        return kernel
+    held = [key for key, value in vars(module).items() if isinstance(value, JITFunction) and value.__module__ == module.__name__]
+    what = "is not a @triton.jit function" if kernel is not None else "is not there"
+    raise Refused("KernelSourceError", f"kernel {name!r} {what} in {path}; it holds: {', '.join(sorted(held)) or 'no kernel'}")
+
+
+def describe(request: dict[str, Any]) -> dict[str, Any]:
+    """Names, defaults and constants of a kernel's parameters."""
+    path = Path(request["source"])
+    kernel = find_kernel(load_source(path)[0], request["kernel"], path)
+    defaults = {
+        p.name: p.default for p in kernel.params if p.has_default and isinstance(p.default, int | float | bool | str | None)
+    }
+    constexprs = [p.name for p in kernel.params if p.is_constexpr]
+    return {"parameters": [p.name for p in kernel.params], "defaults": defaults, "constexprs": constexprs}
+
+
+def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile one spec for one architecture."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    path = Path(request["source"])
+    module, beside = load_source(path)
+    kernel = find_kernel(module, request["kernel"], path)
+    names = [parameter.name for parameter in kernel.params]
+    arguments, constants = request["arguments"], dict(request["constants"])
+    given = [a["name"] for a in arguments] + list(constants)
+    if sorted(given) != sorted(names):
+        raise Refused("SpecError", f"kernel {request['kernel']} takes {', '.join(names)}; the spec gives {', '.join(given)}")
+    types = {a["name"]: a["type"] for a in arguments}
+    hints = {a["name"]: a["hint"] for a in arguments}
+    constants |= {name: 1 for name, hint in hints.items() if hint == 1}
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if hints.get(name) == 16},
+    )
+    capability = request["capability"]
+    # Triton 3.9 turned the fusion of multiply and add off by default; attention needs it for speed, and it rounds less.
+    options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"], "enable_fp_fusion": True}
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    except Exception as error:
+        raise Refused("CompileError", f"{type(error).__name__}: {error}") from error
+    code = bytes(compiled.asm["cubin"])
+    return {
+        "code": base64.b64encode(code).decode(),
+        "symbol": compiled.metadata.name,
+        "threads": 32 * compiled.metadata.num_warps,  # read after compiling: specialised kernels are padded
+        "shared": compiled.metadata.shared,
+        "scratch": _scratch_pointers(compiled, len(names) - len(constants)),
+        "ptxas": str(get_ptxas(capability).version),
+        **_resources(code),
+        "dependencies": {
+            os.path.relpath(f, path.parent): hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in beside
+        },
+    }
+
+
+def _scratch_pointers(compiled: Any, arguments: int) -> int:
+    """How many scratch pointers follow the kernel's own arguments; it must be able to run with null ones."""
+    metadata = compiled.metadata
+    for kind in ("global_scratch_size", "profile_scratch_size"):
+        if getattr(metadata, kind, 0):
+            raise Refused(
+                "CompileError",
+                f"the kernel needs {getattr(metadata, kind)} bytes of {kind[:-5].replace('_', ' ')} memory a block (device-side tensor"
+                " descriptors do): that cannot be compiled ahead of time yet; use pointers",
+            )
+    if getattr(metadata, "num_ctas", 1) != 1:
+        raise Refused("CompileError", "thread-block clusters (num_ctas above 1) cannot be compiled ahead of time yet")
+    entry = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)
+    extra = (entry.group(1).count(".param") if entry else -1) - arguments
+    if not 0 <= extra <= 2:
+        raise Refused("CompileError", f"the compiled kernel takes {extra} parameters beyond its {arguments}; this Triton is not known")
+    return extra
+
+
+def _resources(code: bytes) -> dict[str, int]:
+    """Registers a thread and bytes spilled, as the assembler recorded them in the code."""
+    import tempfile
+
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing))
+    return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
+
+
+def answer(line: str) -> dict[str, Any]:
+    """Carry out one request; failures become an answer too."""
+    try:
+        request = json.loads(line)
+        task = describe if request["task"] == "describe" else compile_cubin
+        return {"result": task(request)}
+    except Refused as error:
+        return {"error": error.kind, "message": str(error)}
+    except Exception:
+        return {"error": "CompileError", "message": "the compiler process failed:\n" + traceback.format_exc()}
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer each line of ``requests`` with one line, until it ends."""
+    for line in requests:
+        answers.write(json.dumps(answer(line)) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Serve on the real standard streams, and send what kernel files print to standard error instead."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

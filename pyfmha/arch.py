@@ -1,0 +1,66 @@
+"""GPU architectures: names, limits, and which machine code runs on which device."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pyfmha.errors import SpecError
+
+
+@dataclass(frozen=True, order=True)
+class Arch:
+    """One architecture.
+
+    Attributes:
+        capability: compute capability as major * 10 + minor, 90 for sm_90.
+        shared_limit: bytes of shared memory one block may ask for by opt-in (CUDA C++ Programming Guide, table
+            "Technical Specifications per Compute Capability", less the 1 KiB the system keeps).
+    """
+
+    capability: int
+    shared_limit: int
+
+    @property
+    def name(self) -> str:
+        """The name as users write it: ``"sm_90"``."""
+        return f"sm_{self.capability}"
+
+    @property
+    def exact(self) -> bool:
+        """Whether its code runs on that very capability only.
+
+        Triton assembles capability 9.0 and later for the architecture-specific target (``sm_90a``), which no other
+        capability can run. Older code also runs on later minor revisions of the same major one.
+        """
+        return self.capability >= 90
+
+
+ARCHS: dict[str, Arch] = {
+    arch.name: arch
+    for arch in (
+        Arch(80, 166912),
+        Arch(86, 101376),
+        Arch(89, 101376),
+        Arch(90, 232448),
+        Arch(100, 232448),
+        Arch(120, 101376),
+    )
+}
+
+
+def parse_arch(text: str) -> Arch:
+    """The architecture named ``sm_90``, ``sm90``, ``90`` or, as triton.tools.compile writes it, ``cuda:90:32``.
+
+    Raises:
+        SpecError: it is none of :data:`ARCHS`.
+    """
+    match = re.fullmatch(r"(?:cuda:(\d+)(?::32)?|(?:sm_?)?(\d+)a?)", text.strip())
+    name = f"sm_{match.group(1) or match.group(2)}" if match else text
+    if name not in ARCHS:
+        raise SpecError(f"unknown architecture {text!r}: use one of {', '.join(ARCHS)} (or cuda:90:32 for sm_90)")
+    return ARCHS[name]
+
+
+def parse_archs(texts: Iterable[str]) -> tuple[Arch, ...]:
+    """Several architectures, each once, in ascending order."""
+    return tuple(sorted({parse_arch(text) for text in texts}))

@@ -1,0 +1,75 @@
+"""The exceptions of pyfmha.
+
+::
+
+    PyfmhaError
+    |-- SpecError (ValueError)      what to compile is ill-described: signature, hint, grid, name, architecture
+    |-- KernelSourceError           the kernel file is missing, raises, or does not hold the kernel
+    |-- CompileError                Triton or ptxas refused the kernel
+    |   `-- SharedMemoryError       it compiles, but needs more shared memory than the architecture has
+    |-- ToolchainError              no C compiler, Triton missing, or the C compiler failed
+    |-- OutputError (OSError)       a file could not be read or written
+    |-- ManifestError               a manifest is corrupt, foreign, or of another schema version
+    |-- LibraryError                a shared library is missing, foreign, or not the manifest's
+    |-- DriverError                 a CUDA call failed; carries ``code``
+    |   `-- LaunchError             a launch failed or was refused
+    `-- InterpreterError            Triton's interpreter cannot run here
+
+Each message says what was got, what is allowed and, where there is one, the command to run next.
+"""
+
+
+class PyfmhaError(Exception):
+    """Base of every error pyfmha raises on purpose."""
+
+
+class SpecError(PyfmhaError, ValueError):
+    """A kernel specification is ill-formed."""
+
+
+class KernelSourceError(PyfmhaError):
+    """A kernel file cannot be read or imported, or lacks the kernel asked for."""
+
+
+class CompileError(PyfmhaError):
+    """Triton or ptxas refused a kernel."""
+
+
+class SharedMemoryError(CompileError):
+    """A compiled kernel asks for more shared memory than its architecture offers a block."""
+
+
+class ToolchainError(PyfmhaError):
+    """A tool needed to build is missing or failed."""
+
+
+class OutputError(PyfmhaError, OSError):
+    """A file or folder cannot be read or written."""
+
+
+class ManifestError(PyfmhaError):
+    """A manifest cannot be used."""
+
+
+class LibraryError(PyfmhaError):
+    """A shared library cannot be used."""
+
+
+class DriverError(PyfmhaError):
+    """A CUDA driver call failed.
+
+    Attributes:
+        code: the ``CUresult`` value.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LaunchError(DriverError):
+    """A kernel launch failed, or was refused before it reached the GPU."""
+
+
+class InterpreterError(PyfmhaError):
+    """Triton's interpreter cannot run the kernel in this process."""

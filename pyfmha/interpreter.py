@@ -1,0 +1,347 @@
+"""Runs any Triton kernel on the CPU, under Triton's interpreter, on numpy arrays and without PyTorch.
+
+Triton decides once, when it is imported, whether kernels are compiled or interpreted (``TRITON_INTERPRET=1``). So
+there are two ways in: :func:`run_interpreted` for a process that interprets, and :func:`run_in_subprocess` for any
+other, which hands the work to ``python -m pyfmha.interpreter``.
+
+Triton's interpreter gets bfloat16 wrong (3.9: it multiplies the bits as integers, and truncates, dropping carries,
+where the GPU rounds). While a kernel runs here those operations are replaced, and put back afterwards.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+from pyfmha.errors import InterpreterError, KernelSourceError, PyfmhaError
+
+Array = npt.NDArray[Any]
+
+# dtype name: how numpy stores it, and what PyTorch calls it, which is how Triton recognises a tensor's type
+_DTYPES: dict[str, tuple[str, str]] = {
+    "fp16": ("float16", "float16"),
+    "bf16": ("uint16", "bfloat16"),
+    "fp32": ("float32", "float32"),
+    "fp64": ("float64", "float64"),
+    "i1": ("bool", "bool"),
+    **{f"i{bits}": (f"int{bits}", f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": (f"uint{bits}", f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
+_NAME_OF = {storage: name for name, (storage, _) in _DTYPES.items() if name != "bf16"}
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """An array as a kernel sees it: a pointer to its element ``offset``, of type ``dtype``.
+
+    Attributes:
+        array: C-contiguous storage, read and written in place; uint16 for bf16.
+        dtype: Triton's name: fp16, bf16, fp32, fp64, i1, i8 ... i64, u8 ... u64.
+        offset: elements before the one pointed to. Lets a test surround a tensor with guard elements.
+    """
+
+    array: Array
+    dtype: str
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise InterpreterError(f"unknown dtype {self.dtype!r}: use one of {', '.join(_DTYPES)}")
+        storage = _DTYPES[self.dtype][0]
+        if self.array.dtype != storage:
+            raise InterpreterError(f"{self.dtype} is stored as {storage}, got an array of {self.array.dtype}")
+        if not self.array.flags.c_contiguous:
+            raise InterpreterError("the array is not C-contiguous: pass numpy.ascontiguousarray(array)")
+        if not 0 <= self.offset <= self.array.size:
+            raise InterpreterError(f"offset {self.offset} is outside an array of {self.array.size} elements")
+
+
+Argument = Tensor | Array | int | float
+Constant = int | float | bool | str | None
+
+
+def run_interpreted(
+    path: str | os.PathLike[str],
+    kernel_name: str,
+    grid: tuple[int, ...],
+    args: Mapping[str, Argument],
+    constexprs: Mapping[str, Constant] | None = None,
+) -> None:
+    """Runs a kernel in this process, which must interpret Triton; arrays are changed in place.
+
+    Args:
+        path: the Python file with the kernel.
+        kernel_name: the function in it, decorated with ``triton.jit``.
+        grid: one to three numbers of programs.
+        args: by parameter name. A numpy array stands for a :class:`Tensor` of its own dtype; ints are i32, or i64
+            where they need it, and floats fp32, as in a compiled kernel.
+        constexprs: the compile-time parameters by name.
+
+    Raises:
+        InterpreterError: Triton is missing or compiles in this process, an argument is unfit, or the kernel failed.
+        KernelSourceError: the file cannot be imported or has no such kernel.
+    """
+    interpreter = _interpreter_module()
+    kernel = _load_kernel(Path(path), kernel_name)
+    if not isinstance(kernel, interpreter.InterpretedFunction):
+        raise InterpreterError(_WRONG_MODE)
+    given: dict[str, Any] = {name: _convert(name, value, interpreter) for name, value in args.items()}
+    given.update(constexprs or {})
+    expected = list(kernel.arg_names)
+    if unknown := [name for name in given if name not in expected]:
+        raise InterpreterError(f"{kernel_name} has no parameter {', '.join(unknown)}: it takes {', '.join(expected)}")
+    # Overflow to infinity and NaN are a kernel's business, as on the GPU; numpy would warn of each.
+    with _exact_bfloat16(interpreter), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            kernel[grid](**given)
+        except Exception as error:  # whatever a kernel raises
+            raise InterpreterError(f"{kernel_name} failed under the interpreter: {error}") from error
+
+
+def run_in_subprocess(
+    path: str | os.PathLike[str],
+    kernel_name: str,
+    grid: tuple[int, ...],
+    args: Mapping[str, Argument],
+    constexprs: Mapping[str, Constant] | None = None,
+    *,
+    python: str = sys.executable,
+) -> None:
+    """As :func:`run_interpreted`, in a fresh process of ``python``, whatever this process did with Triton."""
+    arrays: dict[str, Array] = {}
+    described: dict[str, Any] = {}
+    for name, value in args.items():
+        if isinstance(value, np.ndarray):
+            value = _as_tensor(value)
+        if isinstance(value, Tensor):
+            # The same array under two names must stay one array over there.
+            key = next((k for k, array in arrays.items() if array is value.array), f"array{len(arrays)}")
+            arrays[key] = value.array
+            described[name] = {"array": key, "dtype": value.dtype, "offset": value.offset}
+        else:
+            described[name] = value.item() if isinstance(value, np.generic) else value
+    job = {"path": os.path.abspath(path), "kernel": kernel_name, "grid": list(grid), "args": described,
+           "constexprs": dict(constexprs or {})}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="pyfmha-") as folder:
+        Path(folder, "job.json").write_text(json.dumps(job))
+        np.savez(Path(folder, "in.npz"), **arrays)  # type: ignore[arg-type]  # numpy's stub misreads **
+        parent = str(Path(__file__).resolve().parents[1])
+        search = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}
+        done = subprocess.run([python, "-m", "pyfmha.interpreter", folder], env=environment, capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        failure = Path(folder, "error.json")
+        if failure.exists():
+            kind, message = json.loads(failure.read_text())
+            raise (KernelSourceError if kind == "KernelSourceError" else InterpreterError)(message)
+        if done.returncode != 0:
+            raise InterpreterError(f"the interpreter's process ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        with np.load(Path(folder, "out.npz")) as results:
+            for key, array in arrays.items():
+                if array.flags.writeable:
+                    array[...] = results[key]
+
+
+def _worker(folder: Path) -> int:
+    """The other side of :func:`run_in_subprocess`."""
+    job = json.loads((folder / "job.json").read_text())
+    with np.load(folder / "in.npz") as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    args = {
+        name: Tensor(arrays[value["array"]], value["dtype"], value["offset"]) if isinstance(value, dict) else value
+        for name, value in job["args"].items()
+    }
+    try:
+        run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, job["constexprs"])
+    except PyfmhaError as error:
+        (folder / "error.json").write_text(json.dumps([type(error).__name__, str(error)]))
+        return 1
+    np.savez(folder / "out.npz", **arrays)  # type: ignore[arg-type]
+    return 0
+
+
+_WRONG_MODE = (
+    "Triton compiles kernels in this process, it does not interpret them: set TRITON_INTERPRET=1 before Triton is "
+    "first imported, or use pyfmha.interpreter.run_in_subprocess"
+)
+
+
+def _interpreter_module() -> Any:
+    """``triton.runtime.interpreter``, once it is sure that this process interprets."""
+    # Not imported yet, and it would come up compiling: refuse before the import settles it for the whole process.
+    if "triton" not in sys.modules and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+        raise InterpreterError(_WRONG_MODE)
+    try:
+        import triton.language as tl
+        import triton.runtime.interpreter as interpreter
+    except ImportError as error:
+        raise InterpreterError(f"Triton cannot be imported ({error}): pip install 'pyfmha[aot]'") from error
+    # Triton's own library functions were decorated when it was imported, so their type tells the mode for certain.
+    if not isinstance(tl.sum, interpreter.InterpretedFunction):
+        raise InterpreterError(_WRONG_MODE)
+    return interpreter
+
+
+def _load_kernel(path: Path, kernel_name: str) -> Any:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise KernelSourceError(f"cannot read {path}: {error.strerror}") from error
+    module = _load_module(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    if not hasattr(module, kernel_name):
+        raise KernelSourceError(f"{path} has no kernel {kernel_name!r}")
+    return getattr(module, kernel_name)
+
+
+@functools.lru_cache(maxsize=32)
+def _load_module(path: Path, mtime: int, size: int) -> Any:
+    """The imported file; once per version of it, since Triton keeps every kernel it has ever rewritten."""
+    spec = importlib.util.spec_from_file_location(f"_interpreted_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise KernelSourceError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a kernel file raises
+        raise KernelSourceError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _as_tensor(array: Array) -> Tensor:
+    if array.dtype.name not in _NAME_OF:
+        raise InterpreterError(f"no Triton type for a numpy array of {array.dtype}: use {', '.join(_NAME_OF)}")
+    return Tensor(array, _NAME_OF[array.dtype.name])
+
+
+def _convert(name: str, value: Argument, interpreter: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = _as_tensor(value)
+    if isinstance(value, Tensor):
+        return _Pointer(value)
+    if isinstance(value, bool | int | np.integer):
+        return value if isinstance(value, bool) else int(value)
+    if isinstance(value, float | np.floating):
+        # The interpreter would leave a Python float as it is: double precision, and no tensor to take abs of.
+        tl = interpreter.tl
+        handle = interpreter.TensorHandle(np.array([value], dtype=np.float32), tl.float32)
+        return tl.tensor(handle, tl.float32)
+    raise InterpreterError(f"argument {name} is a {type(value).__name__}: pass an array, a Tensor or a number")
+
+
+class _TorchDtype:
+    """What Triton reads of a PyTorch dtype: its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"torch.{name}"
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+_TORCH_DTYPES = {name: _TorchDtype(torch_name) for name, (_, torch_name) in _DTYPES.items()}
+
+
+class _Pointer:
+    """What the interpreter asks of a PyTorch tensor. It already is on the CPU, so every copy is the object itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype = _TORCH_DTYPES[tensor.dtype]
+        self._tensor = tensor
+
+    def data_ptr(self) -> int:
+        array = self._tensor.array
+        return int(array.ctypes.data) + self._tensor.offset * array.itemsize
+
+    def element_size(self) -> int:
+        return self._tensor.array.itemsize
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return self._tensor.array.shape
+
+    def stride(self) -> tuple[int, ...]:
+        return tuple(step // self.element_size() for step in self._tensor.array.strides)
+
+    def untyped_storage(self) -> "_Pointer":
+        return self
+
+    def cpu(self) -> "_Pointer":
+        return self
+
+    def new_empty(self, *_: Any, **__: Any) -> "_Pointer":
+        return self
+
+    def set_(self, *_: Any) -> None:
+        """Nothing to set: the copy is the original."""
+
+    def copy_(self, _: Any) -> None:
+        """Nothing to copy back: the kernel wrote to the array itself."""
+
+
+@contextmanager
+def _exact_bfloat16(interpreter: Any) -> Iterator[None]:
+    """Replaces the interpreter's operations by ones that compute bfloat16 in float32 and round it correctly."""
+    builder, bf16, fp32 = interpreter.interpreter_builder, interpreter.tl.bfloat16, interpreter.tl.float32
+
+    def is_bf16(handle: Any) -> bool:
+        return bool(handle.dtype.scalar == bf16)
+
+    def widen(handle: Any) -> Any:
+        return interpreter.TensorHandle(float_from_bf16(handle.data), fp32) if is_bf16(handle) else handle
+
+    def narrow(handle: Any) -> Any:
+        return interpreter.TensorHandle(bf16_from_float(handle.data), bf16)
+
+    def elementwise(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*operands: Any) -> Any:
+            handles, op = operands[:-1], operands[-1]
+            if not any(is_bf16(handle) for handle in handles):
+                return original(*operands)
+            result = original(*map(widen, handles), op)
+            return narrow(result) if result.data.dtype == np.float32 else result
+
+        return wrapped
+
+    def cast(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(source: Any, dtype: Any, *rest: Any) -> Any:
+            if dtype.scalar == bf16 and not is_bf16(source):
+                return narrow(original(source, fp32, *rest) if source.data.dtype != np.float32 else source)
+            if is_bf16(source) and dtype.scalar != bf16:
+                return widen(source) if dtype.scalar == fp32 else original(widen(source), dtype, *rest)
+            return original(source, dtype, *rest)
+
+        return wrapped
+
+    def dot(a: Any, b: Any, *rest: Any) -> Any:
+        return type(builder).create_dot(builder, widen(a), widen(b), *rest)
+
+    replaced = {name: elementwise(getattr(builder, name)) for name in ("unary_op", "binary_op", "ternary_op")}
+    replaced |= {name: cast(getattr(builder, name)) for name in ("cast_impl", "create_fp_to_fp")}
+    replaced["create_dot"] = dot
+    for name, function in replaced.items():
+        setattr(builder, name, function)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            delattr(builder, name)
+
+
+if __name__ == "__main__":
+    sys.exit(_worker(Path(sys.argv[1])))

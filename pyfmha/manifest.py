@@ -1,0 +1,196 @@
+"""What a library holds: the one description shared by the builder, the loader and the people who inspect it.
+
+The same JSON is written beside the library and compiled into it (``pyfmha_manifest()``), so a library describes itself and a
+pair that does not belong together is noticed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyfmha.errors import ManifestError
+
+SCHEMA = 1
+"""Version of the manifest and of the C interface it describes. Another version is refused, never guessed at."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """Machine code of one variant for one architecture.
+
+    Attributes:
+        arch: ``"sm_90"``.
+        registers: 32-bit registers a thread.
+        spilled: bytes a thread keeps in local memory.
+        shared: bytes of shared memory a block.
+        shared_limit: bytes a block may ask for on that architecture.
+        threads: threads a block.
+        size: bytes of code.
+        sha256: of the code.
+        ptxas: version of the assembler, which decides the oldest driver that can load the code.
+    """
+
+    arch: str
+    registers: int
+    spilled: int
+    shared: int
+    shared_limit: int
+    threads: int
+    size: int
+    sha256: str
+    ptxas: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a function.
+
+    Attributes:
+        name: readable, unique, the same in every later build.
+        hints: argument name to 16 or 1; empty for the generic variant.
+        constants: the kernel's compile-time constants.
+        grid: the three grid expressions as text.
+        images: its code, one an architecture.
+    """
+
+    name: str
+    hints: dict[str, int]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    grid: tuple[str, ...]
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One C function.
+
+    Attributes:
+        name: ``X`` of ``load_X``, ``X``, ``X_default``.
+        kernel: the Triton kernel it launches.
+        arguments: name and type of each argument, as :mod:`pyfmha.abi` names types.
+        algorithms: by ``algo_id``, the variants in the order in which the dispatcher tries them.
+    """
+
+    name: str
+    kernel: str
+    arguments: tuple[tuple[str, str], ...]
+    algorithms: tuple[tuple[Variant, ...], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One library.
+
+    Attributes:
+        build_id: changes with anything that is compiled into the library.
+        pyfmha, triton: versions that built it.
+    """
+
+    build_id: str
+    pyfmha: str
+    triton: str
+    functions: tuple[Function, ...]
+
+    def archs(self) -> tuple[str, ...]:
+        """The architectures for which every variant holds code, ascending."""
+        sets = [{image.arch for image in variant.images} for _, _, variant in self.variants()]
+        return tuple(sorted(set.intersection(*sets), key=lambda arch: int(arch[3:]))) if sets else ()
+
+    def variants(self) -> Iterator[tuple[Function, int, Variant]]:
+        """Every variant with its function and ``algo_id``."""
+        for function in self.functions:
+            for algo_id, algorithm in enumerate(function.algorithms):
+                for variant in algorithm:
+                    yield function, algo_id, variant
+
+    def to_json(self) -> str:
+        """The manifest as text that :func:`parse_manifest` reads back, the same for equal manifests."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+
+
+def parse_manifest(text: str, origin: str) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        text: JSON.
+        origin: where it comes from, for messages.
+
+    Raises:
+        ManifestError: it is no manifest, is damaged, or has another schema version.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ManifestError(f"{origin} is not JSON ({error}); build it again: pyfmha build") from None
+    if not isinstance(data, dict) or "schema" not in data:
+        raise ManifestError(f"{origin} is not a pyfmha manifest: it has no schema version")
+    if data["schema"] != SCHEMA:
+        raise ManifestError(
+            f"{origin} has schema version {data['schema']!r}, this pyfmha reads {SCHEMA}; build it again: pyfmha build"
+        )
+    try:
+        return Manifest(
+            _text(data["build_id"]),
+            _text(data["pyfmha"]),
+            _text(data["triton"]),
+            tuple(_function(entry) for entry in data["functions"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ManifestError(f"{origin} is damaged ({type(error).__name__}: {error}); build it again: pyfmha build") from None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest file.
+
+    Raises:
+        ManifestError: it cannot be read, or as :func:`parse_manifest`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"cannot read the manifest {path}: {error}; build it: pyfmha build") from None
+    return parse_manifest(text, str(path))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, got {value!r}")
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"a count expected, got {value!r}")
+    return value
+
+
+def _image(data: dict[str, Any]) -> Image:
+    texts = {key: _text(data[key]) for key in ("arch", "sha256", "ptxas")}
+    keys = ("registers", "spilled", "shared", "shared_limit", "threads", "size")
+    return Image(**texts, **{key: _number(data[key]) for key in keys})
+
+
+def variant_from_data(data: dict[str, Any]) -> Variant:
+    """One variant from parsed JSON; raises KeyError, TypeError or ValueError where it is damaged."""
+    return Variant(
+        name=_text(data["name"]),
+        hints={_text(name): _number(hint) for name, hint in data["hints"].items()},
+        constants=dict(data["constants"]),
+        num_warps=_number(data["num_warps"]),
+        num_stages=_number(data["num_stages"]),
+        grid=tuple(_text(part) for part in data["grid"]),
+        images=tuple(_image(image) for image in data["images"]),
+    )
+
+
+def _function(data: dict[str, Any]) -> Function:
+    return Function(
+        name=_text(data["name"]),
+        kernel=_text(data["kernel"]),
+        arguments=tuple((_text(name), _text(kind)) for name, kind in data["arguments"]),
+        algorithms=tuple(tuple(variant_from_data(variant) for variant in algorithm) for algorithm in data["algorithms"]),
+    )

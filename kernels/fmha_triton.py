@@ -6,12 +6,17 @@ All tensors are contiguous [batch, heads, seq_len, head size] in fp16, bf16 or f
 [batch * heads, seq_len]. The algorithm is that of Dao, "FlashAttention-2" (2023): one pass over the keys with a running
 maximum and sum, and one division at the end.
 
-The loop works in a range where plain float32 arithmetic is safe; a tile that leaves it is computed a second time,
-slowly and safely. So ordinary input pays nothing for the promise that finite input never gives NaN. The range:
+The hot loop works in a range where plain float32 arithmetic is safe. A tile that leaves it, which the end of the loop
+shows, is computed a second time, slowly and safely. So ordinary input pays nothing for the promise that finite input
+never gives NaN or infinity. The range:
 
-- Scores up to FAST_LIMIT in size. The fused multiply-add qk * scale - m rounds m but not the product, so beyond
-  2**27 the exponent of the row's own maximum could come out above 16 and overflow.
+- Scores below FAST_LIMIT in size. The fused multiply-add qk * scale - m rounds m but not the product, so beyond 2**27
+  the exponent of a row's own maximum could come out above 16 and its weight overflow.
 - Dot products within float32. They always are in fp16; in bf16 and fp32 q . k can exceed it.
+
+L belongs to the M that is stored: L * exp(M) is the sum of exp(score). Where a score exceeds float32, M stops near
+2.4e38, and with |sm_scale| above 1e34 possibly earlier. A partial sum of q . k below the least float32 counts as minus
+infinity. NaN in the input reaches every output it takes part in, in a causal tile also those that weigh it with zero.
 """
 
 import triton
@@ -62,9 +67,13 @@ def _visible(rows, columns, seq_len, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def _attend(acc, l, m, q, K, V, scale, shift, rows, begin, end, seq_len, BLOCK_N: tl.constexpr,
+def _attend(acc, row_sum, m, q, K, V, scale, shift, rows, begin, end, seq_len, BLOCK_N: tl.constexpr,
             BLOCK_DMODEL: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """The hot loop over keys begin..end, the first of which is at K and V. m is in units of log2, plus shift; the weights are exp2(score - m)."""
+    """The hot loop, over keys begin..end, the first of them at K and V.
+
+    The state: m is the running maximum in units of log2, plus shift; weights are exp2(score - m), at most 2**-shift;
+    row_sum is their sum; acc is the sum of weight * v.
+    """
     keys = tl.arange(0, BLOCK_N)
     offsets = keys[:, None] * BLOCK_DMODEL + tl.arange(0, BLOCK_DMODEL)[None, :]
     for start in range(begin, end, BLOCK_N):
@@ -79,14 +88,14 @@ def _attend(acc, l, m, q, K, V, scale, shift, rows, begin, end, seq_len, BLOCK_N
             m_new = tl.maximum(m, tl.max(qk, 1) * scale + shift)
             p = tl.exp2(qk * scale - m_new[:, None])
         alpha = tl.exp2(m - m_new)
-        l = l * alpha + tl.sum(p, 1)
+        row_sum = row_sum * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         v = _load_rows(V, offsets, start + keys, seq_len, MASKED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = m_new
         K += BLOCK_N * BLOCK_DMODEL
         V += BLOCK_N * BLOCK_DMODEL
-    return acc, l, m
+    return acc, row_sum, m
 
 
 @triton.jit
@@ -101,12 +110,12 @@ def _normalise_rows(q):
 
 
 @triton.jit
-def _attend_safely(Q, K, V, sm_scale, scale, shift, zero, first_row, end, seq_len, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                   BLOCK_DMODEL: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr):
-    """All keys below end, with arithmetic that stays finite for any finite input; returns acc, l, m as the loop does.
+def _attend_safely(Q, K, V, sm_scale, scale, shift, zero, first_row, end, seq_len, BLOCK_M: tl.constexpr,
+                   BLOCK_N: tl.constexpr, BLOCK_DMODEL: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr):
+    """As _attend, over all keys below end, with arithmetic that stays finite for any finite input.
 
     Powers of two bring the operands into range: q row by row, k and v by a half (tf32 would round FLOAT_MAX up to
-    infinity). Then |q . k| < 2**126; differences of two such, taken before they are scaled, are finite, and exactly
+    infinity). Then |q . k| < 2**126. Differences of two such, taken before they are scaled, are finite, and exactly
     zero at the maximum, which therefore weighs exactly 2**-shift whatever the scale is.
     """
     WIDE: tl.constexpr = Q.dtype.element_ty != tl.float16
@@ -114,27 +123,29 @@ def _attend_safely(Q, K, V, sm_scale, scale, shift, zero, first_row, end, seq_le
     columns = tl.arange(0, BLOCK_DMODEL) + zero
     keys = tl.arange(0, BLOCK_N) + zero
     q = _load_queries(Q, (rows - first_row)[:, None] * BLOCK_DMODEL + columns[None, :], rows, seq_len, sm_scale)
-    row_scale = tl.full([BLOCK_M], 1.0, tl.float32)
     if WIDE:
-        q, row_scale = _normalise_rows(q)
-        row_scale *= 8192.0  # 2**12 left over from q, and 2 for the halved k
-    row_scale = tl.minimum(row_scale * scale, FLOAT_MAX)
+        q, undo = _normalise_rows(q)
+        # 2**13: 2**12 left over from q, and the halved k. Scale comes first, for undo * 2**13 may be infinite.
+        row_scale = tl.minimum(scale * undo * 8192.0, FLOAT_MAX)
+    else:
+        row_scale = tl.full([BLOCK_M], 0.0, tl.float32) + scale
     offsets = keys[:, None] * BLOCK_DMODEL + columns[None, :]
     m = tl.full([BLOCK_M], LOWEST, tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DMODEL], tl.float32)
     for start in tl.range(0, end, BLOCK_N, num_stages=1):
         visible = _visible(rows, start + keys, seq_len, CAUSAL)
         k = _load_rows(K, offsets, start + keys, seq_len, True)
-        v = _load_rows(V, offsets, start + keys, seq_len, True)
         if WIDE:
             k = (k.to(tl.float32) * 0.5).to(k.dtype)
-            v = (v.to(tl.float32) * 0.5).to(v.dtype)
         qk = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         m_new = tl.maximum(m, tl.max(tl.where(visible, qk, LOWEST), 1))
         p = tl.exp2(tl.where(visible, (qk - m_new[:, None]) * row_scale[:, None] - shift, float("-inf")))
         alpha = tl.exp2((m - m_new) * row_scale)
-        l = l * alpha + tl.sum(p, 1)
+        row_sum = row_sum * alpha + tl.sum(p, 1)
+        v = _load_rows(V, offsets, start + keys, seq_len, True)
+        if WIDE:
+            v = (v.to(tl.float32) * 0.5).to(v.dtype)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         m = m_new
         K += BLOCK_N * BLOCK_DMODEL
@@ -142,7 +153,7 @@ def _attend_safely(Q, K, V, sm_scale, scale, shift, zero, first_row, end, seq_le
     if WIDE:
         acc *= 2.0
     m = tl.minimum(tl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
-    return acc, l, m + shift
+    return acc, row_sum, m + shift
 
 
 @triton.jit
@@ -182,23 +193,24 @@ def fused_attention_kernel(Out, L, M, Q, K, V, sm_scale, batch_size, num_heads, 
         end = seq_len
         unmasked = seq_len // BLOCK_N * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_DMODEL], tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], shift - FAST_LIMIT, tl.float32)
-    acc, l, m = _attend(acc, l, m, q, K, V, scale, shift, rows, 0, unmasked, seq_len, BLOCK_N, BLOCK_DMODEL, CAUSAL,
-                        False, PRECISION)
+    acc, row_sum, m = _attend(acc, row_sum, m, q, K, V, scale, shift, rows, 0, unmasked, seq_len, BLOCK_N,
+                              BLOCK_DMODEL, CAUSAL, False, PRECISION)
     skipped = unmasked.to(tl.int64) * BLOCK_DMODEL
-    acc, l, m = _attend(acc, l, m, q, K + skipped, V + skipped, scale, shift, rows, unmasked, end, seq_len, BLOCK_N,
-                        BLOCK_DMODEL, CAUSAL, True, PRECISION)
-    # l is NaN where a dot product overflowed (or the input holds NaN), m stays at its start where all scores are lower.
-    in_range = (tl.abs(m - shift) < FAST_LIMIT) & (l > 0)
+    acc, row_sum, m = _attend(acc, row_sum, m, q, K + skipped, V + skipped, scale, shift, rows, unmasked, end, seq_len,
+                              BLOCK_N, BLOCK_DMODEL, CAUSAL, True, PRECISION)
+    # row_sum is NaN where a dot product overflowed (or the input holds NaN); m is as it began where no score is higher.
+    in_range = (tl.abs(m - shift) < FAST_LIMIT) & (row_sum > 0)
     if Q.dtype.element_ty == tl.float32:
         in_range &= tl.sum(acc * 0.0, 1) == 0  # tf32 rounds v within 2**-12 of FLOAT_MAX to infinity
     unsafe_rows = tl.sum((~in_range).to(tl.int32), 0)
     if unsafe_rows != 0:
-        # Zero, which the compiler cannot know: addresses are computed anew, not kept in registers through the loop.
-        zero = tl.minimum(tl.maximum(unsafe_rows, 0), 1) - 1
-        acc, l, m = _attend_safely(Q + tile_start, K, V, sm_scale, scale, shift, zero, first_row, end, seq_len, BLOCK_M,
-                                   SAFE_BLOCK_N, BLOCK_DMODEL, CAUSAL, PRECISION)
+        # Zero, but the compiler cannot know: what follows computes its addresses anew, instead of keeping them in
+        # registers all through the hot loop (up to 30 more, and spills). A multiple of the head size keeps loads wide.
+        zero = (tl.minimum(tl.maximum(unsafe_rows, 0), 1) - 1) * BLOCK_DMODEL
+        acc, row_sum, m = _attend_safely(Q + tile_start, K, V, sm_scale, scale, shift, zero, first_row, end, seq_len,
+                                         BLOCK_M, SAFE_BLOCK_N, BLOCK_DMODEL, CAUSAL, PRECISION)
 
     # A mean never exceeds its largest value, but the rounded one may, by enough to become infinite in Out's dtype.
     if Q.dtype.element_ty == tl.float16:
@@ -207,8 +219,8 @@ def fused_attention_kernel(Out, L, M, Q, K, V, sm_scale, batch_size, num_heads, 
         largest: tl.constexpr = BFLOAT16_MAX
     else:
         largest: tl.constexpr = FLOAT_MAX
-    out = tl.clamp(acc * (1.0 / l)[:, None], -largest, largest, propagate_nan=tl.PropagateNan.ALL)
+    out = tl.clamp(acc * (1.0 / row_sum)[:, None], -largest, largest, propagate_nan=tl.PropagateNan.ALL)
     tl.store(Out + tile_start + in_tile, out.to(Out.dtype.element_ty), mask=(rows < seq_len)[:, None])
     statistics = head * seq_len + rows
     tl.store(M + statistics, (m - shift) * LN_2, mask=rows < seq_len)
-    tl.store(L + statistics, l * 2.0**shift, mask=rows < seq_len)
+    tl.store(L + statistics, row_sum * 2.0**shift, mask=rows < seq_len)

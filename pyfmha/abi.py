@@ -82,5 +82,7 @@ def ctype(name: str) -> CType:
     if known in SCALARS:
         return SCALARS[known]
     if known.startswith(("tensordesc", "nvTmaDesc")):
-        raise SpecError(f"type {name!r}: kernels that take tensor descriptors cannot be compiled ahead of time yet; pass pointers")
+        raise SpecError(
+            f"type {name!r}: kernels that take tensor descriptors cannot be compiled ahead of time yet; pass pointers"
+        )
     raise SpecError(f"unknown type {name!r}: use a pointer (*fp16, *bf16, *fp32, ...) or one of {', '.join(SCALARS)}")

@@ -1,7 +1,7 @@
 """Launch-grid expressions: ``(seq_len + 127) / 128, batch_size * num_heads, 1``.
 
-An expression is made of integer arguments and constants of the kernel, integer literals, ``+ - * / // %``, parentheses and
-``cdiv(a, b)``, ``min(a, b)``, ``max(a, b)``. ``/`` is integer division, as in C. Arguments are never negative in a
+An expression is made of integer arguments and constants of the kernel, integer literals, ``+ - * / // %``, parentheses
+and ``cdiv(a, b)``, ``min(a, b)``, ``max(a, b)``. ``/`` is integer division, as in C. Arguments are never negative in a
 grid (the launcher refuses them), so rounding toward zero and toward minus infinity agree wherever a grid is legal.
 """
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from pyfmha.errors import SpecError
 
-ALLOWED = "integer arguments and constants of the kernel, integers, + - * / %, parentheses, cdiv(a, b), min(a, b), max(a, b)"
+ALLOWED = (
+    "integer arguments and constants of the kernel, integers, + - * / %, parentheses, cdiv(a, b), min(a, b), max(a, b)"
+)
 
 _OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "add",
@@ -114,13 +116,15 @@ def _parse(element: ast.expr, text: str, integers: frozenset[str], constants: Ma
         case ast.Name(id=name) if name in integers:
             return name
         case ast.Name(id=name) if name in constants:
-            value = constants[name]
-            if isinstance(value, int) and not isinstance(value, bool):
-                return _fits(value, text)
-            raise SpecError(f"grid {text!r}: {name} is the constant {value!r}, not an integer")
+            constant = constants[name]
+            if isinstance(constant, int) and not isinstance(constant, bool):
+                return _fits(constant, text)
+            raise SpecError(f"grid {text!r}: {name} is the constant {constant!r}, not an integer")
         case ast.Name(id=name):
             known = ", ".join((*sorted(integers), *sorted(constants))) or "none"
-            raise SpecError(f"grid {text!r}: {name!r} is no integer argument or constant of the kernel; it has: {known}")
+            raise SpecError(
+                f"grid {text!r}: {name!r} is no integer argument or constant of the kernel; it has: {known}"
+            )
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return Call(_OPERATORS[type(op)], parse(left), parse(right))
         case ast.Call(func=ast.Name(id="cdiv" | "min" | "max" as name), args=[left, right], keywords=[]):

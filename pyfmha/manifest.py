@@ -1,7 +1,7 @@
 """What a library holds: the one description shared by the builder, the loader and the people who inspect it.
 
-The same JSON is written beside the library and compiled into it (``pyfmha_manifest()``), so a library describes itself and a
-pair that does not belong together is noticed.
+The same JSON is written beside the library and compiled into it (``pyfmha_manifest()``), so a library describes itself
+and a pair that does not belong together is noticed.
 """
 
 import json
@@ -22,6 +22,9 @@ class Image:
 
     Attributes:
         arch: ``"sm_90"``.
+        constants: the kernel's compile-time constants.
+        num_warps, num_stages: as compiled.
+        grid: the three grid expressions as text.
         registers: 32-bit registers a thread.
         spilled: bytes a thread keeps in local memory.
         shared: bytes of shared memory a block.
@@ -33,6 +36,10 @@ class Image:
     """
 
     arch: str
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    grid: tuple[str, ...]
     registers: int
     spilled: int
     shared: int
@@ -50,17 +57,11 @@ class Variant:
     Attributes:
         name: readable, unique, the same in every later build.
         hints: argument name to 16 or 1; empty for the generic variant.
-        constants: the kernel's compile-time constants.
-        grid: the three grid expressions as text.
         images: its code, one an architecture.
     """
 
     name: str
     hints: dict[str, int]
-    constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    grid: tuple[str, ...]
     images: tuple[Image, ...]
 
 
@@ -140,7 +141,9 @@ def parse_manifest(text: str, origin: str) -> Manifest:
             tuple(_function(entry) for entry in data["functions"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ManifestError(f"{origin} is damaged ({type(error).__name__}: {error}); build it again: pyfmha build") from None
+        raise ManifestError(
+            f"{origin} is damaged ({type(error).__name__}: {error}); build it again: pyfmha build"
+        ) from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -169,9 +172,21 @@ def _number(value: object) -> int:
 
 
 def _image(data: dict[str, Any]) -> Image:
-    texts = {key: _text(data[key]) for key in ("arch", "sha256", "ptxas")}
-    keys = ("registers", "spilled", "shared", "shared_limit", "threads", "size")
-    return Image(**texts, **{key: _number(data[key]) for key in keys})
+    return Image(
+        arch=_text(data["arch"]),
+        constants=dict(data["constants"]),
+        num_warps=_number(data["num_warps"]),
+        num_stages=_number(data["num_stages"]),
+        grid=tuple(_text(part) for part in data["grid"]),
+        registers=_number(data["registers"]),
+        spilled=_number(data["spilled"]),
+        shared=_number(data["shared"]),
+        shared_limit=_number(data["shared_limit"]),
+        threads=_number(data["threads"]),
+        size=_number(data["size"]),
+        sha256=_text(data["sha256"]),
+        ptxas=_text(data["ptxas"]),
+    )
 
 
 def variant_from_data(data: dict[str, Any]) -> Variant:
@@ -179,10 +194,6 @@ def variant_from_data(data: dict[str, Any]) -> Variant:
     return Variant(
         name=_text(data["name"]),
         hints={_text(name): _number(hint) for name, hint in data["hints"].items()},
-        constants=dict(data["constants"]),
-        num_warps=_number(data["num_warps"]),
-        num_stages=_number(data["num_stages"]),
-        grid=tuple(_text(part) for part in data["grid"]),
         images=tuple(_image(image) for image in data["images"]),
     )
 
@@ -192,5 +203,7 @@ def _function(data: dict[str, Any]) -> Function:
         name=_text(data["name"]),
         kernel=_text(data["kernel"]),
         arguments=tuple((_text(name), _text(kind)) for name, kind in data["arguments"]),
-        algorithms=tuple(tuple(variant_from_data(variant) for variant in algorithm) for algorithm in data["algorithms"]),
+        algorithms=tuple(
+            tuple(variant_from_data(variant) for variant in algorithm) for algorithm in data["algorithms"]
+        ),
     )

@@ -1,6 +1,7 @@
 """What to compile: one kernel, specialised one way, under one C function name.
 
-A :class:`KernelSpec` is validated when it is made, so everything downstream may trust it. It knows nothing of attention.
+A :class:`KernelSpec` is validated when it is made, so everything downstream may trust it. It knows nothing of
+attention.
 """
 
 import hashlib
@@ -20,9 +21,112 @@ HINTS = (1, 16)
 
 # Words that may not be an argument's or a function's name in the generated C.
 _C_WORDS = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if inline int long register
-    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
-    stream algo_id variant kernel params grid bad CUstream CUresult CUdeviceptr NULL errno linux unix asm""".split()
+    [
+        "auto",
+        "break",
+        "case",
+        "char",
+        "const",
+        "continue",
+        "default",
+        "do",
+        "double",
+        "else",
+        "enum",
+        "extern",
+        "float",
+        "for",
+        "goto",
+        "if",
+        "inline",
+        "int",
+        "long",
+        "register",
+        "restrict",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "typedef",
+        "union",
+        "unsigned",
+        "void",
+        "volatile",
+        "while",
+        "bool",
+        "true",
+        "false",
+        "stream",
+        "algo_id",
+        "variant",
+        "kernel",
+        "kernels",
+        "images",
+        "refuse",
+        "scratch",
+        "params",
+        "grid",
+        "bad",
+        "CUstream",
+        "CUresult",
+        "CUdeviceptr",
+        "NULL",
+        "errno",
+        "int8_t",
+        "int16_t",
+        "int32_t",
+        "int64_t",
+        "uint8_t",
+        "uint16_t",
+        "uint32_t",
+        "uint64_t",
+        "size_t",
+        "INT64_MAX",
+        "INT64_C",
+        "linux",
+        "unix",
+        "asm",
+    ]
+)
+
+# Functions of the C library which an exported function of that name would replace.
+_C_FUNCTIONS = frozenset(
+    [
+        "main",
+        "malloc",
+        "calloc",
+        "realloc",
+        "free",
+        "abort",
+        "exit",
+        "atexit",
+        "getenv",
+        "memcpy",
+        "memmove",
+        "memset",
+        "memcmp",
+        "strlen",
+        "strcmp",
+        "strcpy",
+        "printf",
+        "snprintf",
+        "vsnprintf",
+        "fprintf",
+        "puts",
+        "dlopen",
+        "dlsym",
+        "dlclose",
+        "dlerror",
+        "open",
+        "close",
+        "read",
+        "write",
+        "signal",
+        "time",
+    ]
 )
 
 
@@ -47,7 +151,9 @@ class Argument:
         if self.hint is None:
             return
         if self.hint not in HINTS or isinstance(self.hint, bool):
-            raise SpecError(f"argument {self.name}: hint :{self.hint} is unknown; use :16 (a multiple of 16) or :1 (equal to 1)")
+            raise SpecError(
+                f"argument {self.name}: hint :{self.hint} is unknown; use :16 (a multiple of 16) or :1 (equal to 1)"
+            )
         if kind == "float" or (kind == "pointer" and self.hint == 1):
             allowed = "pointers take :16 only" if kind == "pointer" else "floating-point arguments take no hint"
             raise SpecError(f"argument {self.name}: {self.type} cannot carry the hint :{self.hint}; {allowed}")
@@ -55,7 +161,23 @@ class Argument:
     @property
     def c_name(self) -> str:
         """Its name in C: the kernel's, with an underscore where that is a word of C or of the generated code."""
-        return f"{self.name}_" if self.name in _C_WORDS else self.name
+        taken = self.name in _C_WORDS or self.name.startswith(("pyfmha_", "PYFMHA_")) or self.name.endswith("_bits")
+        return f"{self.name}_" if taken else self.name
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Settings for one architecture that differ from a spec's own.
+
+    Attributes:
+        arch: ``"sm_90"``.
+        constants: the constants that differ, by name.
+    """
+
+    arch: str
+    constants: tuple[tuple[str, Constant], ...]
+    num_warps: int
+    num_stages: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +193,11 @@ class KernelSpec:
         grid: ``"x, y, z"``, see :mod:`pyfmha.grid`.
         num_warps: warps of 32 threads a block; a power of two.
         num_stages: software-pipelining depth.
+        tunings: architectures with settings of their own; list them all, whichever are built, because they are part of
+            the variant's name.
+        algorithm_name: joins variants with other settings to one algorithm: a generic variant with small blocks, say,
+            to a hinted one. By default variants are of one algorithm if constants, warps and stages are the same.
+        resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
         SpecError: on creation, saying which part is wrong and what is allowed.
@@ -84,6 +211,9 @@ class KernelSpec:
     grid: str
     num_warps: int = 4
     num_stages: int = 3
+    tunings: tuple[Tuning, ...] = ()
+    algorithm_name: str = ""
+    resolved_from: str = ""
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,9 +232,22 @@ class KernelSpec:
         clashing = sorted({name for name in spelled if spelled.count(name) > 1})
         if clashing:
             raise SpecError(f"{self.name}: two arguments would be called {', '.join(clashing)} in C; rename one")
+        if {self.name, f"{self.name}_no_algorithm"} & set(spelled):
+            raise SpecError(
+                f"{self.name}: an argument has the function's name, which C cannot tell apart; give another --out-name"
+            )
         unsafe = [argument.name for argument in self.arguments if not argument.name.isascii()]
         if unsafe:
-            raise SpecError(f"{self.name}: argument {', '.join(unsafe)} is not an ASCII name, which the generated C needs")
+            raise SpecError(
+                f"{self.name}: argument {', '.join(unsafe)} is not an ASCII name, which the generated C needs"
+            )
+        for tuning in self.tunings:
+            unknown = sorted({name for name, _ in tuning.constants} - {name for name, _ in self.constants})
+            if unknown:
+                raise SpecError(
+                    f"{self.name}: the tuning for {tuning.arch} sets {', '.join(unknown)}, no constant of the kernel"
+                )
+            self.resolve(tuning.arch)
         object.__setattr__(self, "_grid", parse_grid(self.grid, self._integers(), dict(self.constants)))
 
     def _integers(self) -> frozenset[str]:
@@ -115,10 +258,30 @@ class KernelSpec:
         """The parsed grid: x, y and z."""
         return self._grid
 
+    def resolve(self, arch: str) -> "KernelSpec":
+        """The spec for one architecture: its tuning applied, its name kept."""
+        tuning = next((tuning for tuning in self.tunings if tuning.arch == arch), None)
+        if tuning is None:
+            return replace(self, tunings=(), resolved_from=self.variant)
+        constants = tuple((name, dict(tuning.constants).get(name, value)) for name, value in self.constants)
+        return replace(
+            self,
+            constants=constants,
+            num_warps=tuning.num_warps,
+            num_stages=tuning.num_stages,
+            tunings=(),
+            resolved_from=self.variant,
+        )
+
+    @property
+    def _settings(self) -> str:
+        tunings = [[t.arch, t.constants, t.num_warps, t.num_stages] for t in self.tunings]
+        return json.dumps([self.constants, self.num_warps, self.num_stages, tunings])
+
     @property
     def algorithm(self) -> str:
-        """What tells one algorithm of a function from another: constants, warps and stages, but not hints."""
-        return json.dumps([list(self.constants), self.num_warps, self.num_stages])
+        """What tells one algorithm of a function from another: its name, else its settings, but never its hints."""
+        return self.algorithm_name or self._settings
 
     @property
     def prototype(self) -> tuple[tuple[str, str], ...]:
@@ -128,15 +291,22 @@ class KernelSpec:
     @property
     def variant(self) -> str:
         """A readable name, unique to this spec and the same in every later build."""
-        sizes = [str(v) for _, v in self.constants if isinstance(v, int) and not isinstance(v, bool)][:4]
-        hinted = any(argument.hint for argument in self.arguments)
-        parts = [self.name, "x".join(sizes), f"w{self.num_warps}s{self.num_stages}", "hinted" if hinted else "generic"]
+        if self.resolved_from:
+            return self.resolved_from
+        hinted = "hinted" if any(argument.hint for argument in self.arguments) else "generic"
+        if self.tunings:
+            return f"{self.name}_{hinted}_{self.digest}"
+        sizes = [str(v).replace("-", "m") for _, v in self.constants if isinstance(v, int) and not isinstance(v, bool)][
+            :4
+        ]
+        parts = [self.name, "x".join(sizes), f"w{self.num_warps}s{self.num_stages}", hinted]
         return "_".join([part for part in parts if part] + [self.digest])
 
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits over everything but the source file's place and contents."""
-        described = [self.kernel, [[a.name, a.type, a.hint] for a in self.arguments], self.algorithm, self.grid]
+        arguments = [[a.name, a.type, a.hint] for a in self.arguments]
+        described = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":
@@ -151,7 +321,11 @@ def check_function_name(name: str) -> None:
         SpecError: saying why.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _C_WORDS:
-        raise SpecError(f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit")
+        raise SpecError(
+            f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit"
+        )
+    if name in _C_FUNCTIONS or name.startswith("pthread_"):
+        raise SpecError(f"function name {name!r} is a function of the C library, which it would replace; use another")
     if name.startswith(("pyfmha_", "_")):
         raise SpecError(f"function name {name!r}: names starting with 'pyfmha_' or '_' are kept for the library itself")
 

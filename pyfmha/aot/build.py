@@ -54,7 +54,13 @@ def make_spec(
 
 
 def compile_kernel(
-    compiler: Compiler, spec: KernelSpec, archs: Sequence[Arch], output: Path, *, generic: bool = True, progress: Progress = _silent
+    compiler: Compiler,
+    spec: KernelSpec,
+    archs: Sequence[Arch],
+    output: Path,
+    *,
+    generic: bool = True,
+    progress: Progress = _silent,
 ) -> list[Path]:
     """Compile one spec for some architectures, and with it its generic variant.
 
@@ -120,7 +126,12 @@ class BuildResult:
 
 
 def build(
-    specs: Sequence[KernelSpec], archs: Sequence[Arch], folder: Path, *, jobs: int | None = None, progress: Progress = _silent
+    specs: Sequence[KernelSpec],
+    archs: Sequence[Arch],
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    progress: Progress = _silent,
 ) -> BuildResult:
     """Build a library of many specs: ``libpyfmha.so`` and ``manifest.json``, with the C sources in ``c/``.
 
@@ -174,7 +185,9 @@ def _write(
         sources = [name for name in made if name.endswith((".c", ".h"))]
         for name in sources:
             (stage.path / name).replace(stage.path / "c" / name)
-        stage.publish(*dict.fromkeys([*names, *(f"c/{name}" for name in sources), LIBRARY_NAME, MANIFEST_NAME, _STAMP_NAME]))
+        stage.publish(
+            *dict.fromkeys([*names, *(f"c/{name}" for name in sources), LIBRARY_NAME, MANIFEST_NAME, _STAMP_NAME])
+        )
         _drop_stale(folder / "c", {Path(name).name for name in names} | set(sources))
     return manifest
 

@@ -40,7 +40,16 @@ class Cache:
             KernelSourceError: the source does not exist.
         """
         source = hashlib.sha256(check_source(spec.source).read_bytes()).hexdigest()
-        parts = [SCHEMA, source, spec.variant, spec.kernel, arch.name, self.toolchain, self.worker]
+        parts = [
+            SCHEMA,
+            source,
+            spec.variant,
+            spec.resolve(arch.name).digest,
+            spec.kernel,
+            arch.name,
+            self.toolchain,
+            self.worker,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def get(self, spec: KernelSpec, arch: Arch) -> Cubin | None:

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -84,11 +85,17 @@ def toolchain() -> dict[str, str]:
     return versions
 
 
+# Not `-m`: that would look for every module in the current folder first, whatever lies there.
+_START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.aot.worker import main; main()"
+
+
 class _Worker:
     """One compiler process; see :mod:`pyfmha.aot.worker`."""
 
     def __init__(self, cache: str) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "MLIR_", "LLVM_"))}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "MLIR_", "LLVM_"))
+        }
         environment |= {
             "TRITON_CACHE_DIR": cache,
             "TRITON_DISABLE_LINE_INFO": "1",  # most of a cubin's bytes, and the build folder's path in them
@@ -99,7 +106,7 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pyfmha.aot.worker"],
+            [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -143,14 +150,8 @@ class _Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
-                stream.close() if stream is not self.process.stdin else _close_quietly(stream)
-
-
-def _close_quietly(stream: Any) -> None:
-    try:
-        stream.close()
-    except BrokenPipeError:
-        pass
+                with suppress(BrokenPipeError):  # what was still to be written has no reader any more
+                    stream.close()
 
 
 class Compiler:
@@ -208,6 +209,7 @@ class Compiler:
             KernelSourceError: the kernel's file is missing, raises, or does not hold the kernel.
             CompileError: Triton or ptxas refused it.
         """
+        spec = spec.resolve(arch.name)
         request = {
             "task": "compile",
             "source": str(check_source(spec.source)),
@@ -273,7 +275,7 @@ def check_source(path: Path) -> Path:
         KernelSourceError: there is no such file.
     """
     if not path.is_file():
-        raise KernelSourceError(f"kernel file {path} does not exist; give the Python file that holds the @triton.jit function")
+        raise KernelSourceError(
+            f"kernel file {path} does not exist; give the Python file that holds the @triton.jit function"
+        )
     return path.resolve()
-
-

@@ -29,7 +29,11 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,  # C, not HTML
     )
-    environment.filters |= {"c_bytes": _c_bytes, "c_bool": lambda value: "true" if value else "false", "c_string": c_string}
+    environment.filters |= {
+        "c_bytes": _c_bytes,
+        "c_bool": lambda value: "true" if value else "false",
+        "c_string": c_string,
+    }
     return environment
 
 
@@ -38,7 +42,7 @@ def _render(template: str, **values: Any) -> str:
 
 
 def c_string(text: str) -> str:
-    """A C string literal: JSON's escapes of ASCII text are C's too, bar trigraphs, which C11 compilers leave alone by default."""
+    """A C string literal: JSON's escapes of printable ASCII are C's too; question marks could start a trigraph."""
     return json.dumps(text).replace("?", "\\?")
 
 
@@ -104,7 +108,8 @@ class _VariantView:
         constants = ", ".join(f"{name}={value!r}" for name, value in spec.constants)
         hints = ", ".join(f"{a.name}:{a.hint}" for a in spec.arguments if a.hint) or "none"
         self.summary = _c_comment(
-            f"Kernel {spec.kernel} of {spec.source.name}; {constants}; {spec.num_warps} warps, {spec.num_stages} stages; hints: {hints}."
+            f"Kernel {spec.kernel} of {spec.source.name}; {constants}; {spec.num_warps} warps,"
+            f" {spec.num_stages} stages; hints: {hints}."
         )
         self.parameters = _parameters(spec.arguments)
         self.checks = [check for check in map(_check, spec.arguments) if check is not None]
@@ -114,8 +119,6 @@ class _VariantView:
         self.checked_names = ", ".join(argument.c_name for argument in checked)
         self.condition = " && ".join(f"({check.condition})" for check in self.checks) or "true"
         by_name = {argument.name: argument for argument in spec.arguments}
-        self.grid_text = _c_comment(", ".join(expression.text for expression in spec.grid_expressions))
-        self.grid = [e.to_c(lambda name: f"(int64_t){by_name[name].c_name}") for e in spec.grid_expressions]
         used = dict.fromkeys(name for e in spec.grid_expressions for name in e.names())
         self.grid_names = [_GridName(by_name[name]) for name in used if _GridName(by_name[name]).negative]
         passed = [argument for argument in spec.arguments if argument.hint != 1]
@@ -135,6 +138,41 @@ class _GridName:
         self.value = f"({'long long' if low < 0 else 'unsigned long long'}){self.name}"
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """A C function that computes the grid from the kernel's parameters, for the images whose grids are the same."""
+
+    name: str
+    text: str
+    reads: tuple[str, ...]
+    expressions: tuple[str, ...]
+
+
+def _grids(spec: KernelSpec, archs: Sequence[str]) -> dict[str, _Grid]:
+    """The grid function of each architecture."""
+    passed = [argument for argument in spec.arguments if argument.hint != 1]
+    position = {argument.name: index for index, argument in enumerate(passed)}
+    by_name = {argument.name: argument for argument in spec.arguments}
+    made: dict[tuple[str, ...], _Grid] = {}
+    of_arch: dict[str, _Grid] = {}
+    for arch in archs:
+        expressions = spec.resolve(arch).grid_expressions
+        code = tuple(expression.to_c(lambda name: by_name[name].c_name) for expression in expressions)
+        if code not in made:
+            reads = tuple(
+                f"const int64_t {by_name[name].c_name} = "
+                + (
+                    f"(int64_t)*(const {ctype(by_name[name].type).c} *)params[{position[name]}]"
+                    if name in position
+                    else "1"
+                )
+                for name in dict.fromkeys(name for expression in expressions for name in expression.names())
+            )
+            made[code] = _Grid(f"grid_{len(made)}", _c_comment(", ".join(e.text for e in expressions)), reads, code)
+        of_arch[arch] = made[code]
+    return of_arch
+
+
 def _image(cubin: Cubin) -> dict[str, Any]:
     arch = ARCHS[cubin.arch]
     described = {name: getattr(cubin, name) for name in ("registers", "spilled", "shared", "threads", "code", "arch")}
@@ -152,19 +190,19 @@ def emit_variant(spec: KernelSpec, cubins: Sequence[Cubin], stem: str) -> dict[s
     Returns:
         File name to content: ``stem.c`` and ``stem.h``.
     """
+    grids = _grids(spec, [cubin.arch for cubin in cubins])
     values = {
         "v": _VariantView(spec),
         "header": f"{stem}.h",
-        "images": [_image(cubin) for cubin in cubins],
+        "images": [_image(cubin) | {"grid": grids[cubin.arch].name} for cubin in cubins],
+        "grids": list(dict.fromkeys(grids.values())),
         "symbol": cubins[0].symbol,
         "scratch": cubins[0].scratch,
     }
     return {f"{stem}.{ending}": _render(f"variant.{ending}.j2", **values) for ending in ("h", "c")}
 
 
-def emit_library(
-    functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: str
-) -> dict[str, str]:
+def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: str) -> dict[str, str]:
     """The dispatching C source and header of a library, and the runtime they need.
 
     Args:

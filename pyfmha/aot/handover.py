@@ -16,7 +16,7 @@ from pyfmha.aot.staging import Staging
 from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
 from pyfmha.manifest import SCHEMA, Image, Variant, variant_from_data
-from pyfmha.spec import Argument, KernelSpec
+from pyfmha.spec import Argument, KernelSpec, Tuning
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,22 @@ def describe_variant(spec: KernelSpec, cubins: Sequence[Cubin]) -> Variant:
     return Variant(
         name=spec.variant,
         hints={argument.name: argument.hint for argument in spec.arguments if argument.hint},
+        images=tuple(_image(spec.resolve(cubin.arch), cubin) for cubin in cubins),
+    )
+
+
+def _image(spec: KernelSpec, cubin: Cubin) -> Image:
+    described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
+    return Image(
+        **described,
         constants=dict(spec.constants),
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         grid=tuple(expression.text for expression in spec.grid_expressions),
-        images=tuple(_image(cubin) for cubin in cubins),
+        shared_limit=ARCHS[cubin.arch].shared_limit,
+        size=len(cubin.code),
+        sha256=hashlib.sha256(cubin.code).hexdigest(),
     )
-
-
-def _image(cubin: Cubin) -> Image:
-    described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
-    digest = hashlib.sha256(cubin.code).hexdigest()
-    return Image(**described, shared_limit=ARCHS[cubin.arch].shared_limit, size=len(cubin.code), sha256=digest)
 
 
 def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence[Cubin], triton: str) -> list[str]:
@@ -90,6 +94,8 @@ def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence
             "grid": spec.grid,
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
+            "algorithm_name": spec.algorithm_name,
+            "tunings": [vars(tuning) for tuning in spec.tunings],
         },
         "variant": asdict(describe_variant(spec, cubins)),
         "sha256": {Path(file).name: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
@@ -112,7 +118,10 @@ def read_handover(header: Path) -> Handover:
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{header}: its description {record_path.name} cannot be read ({error}); keep the .h, .c and .json that compile writes together") from None
+        raise ManifestError(
+            f"{header}: its description {record_path.name} cannot be read ({error});"
+            " keep the .h, .c and .json that compile writes together"
+        ) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise ManifestError(f"{record_path} has schema version {found!r}, this pyfmha reads {SCHEMA}; {again}")
@@ -136,4 +145,8 @@ def _spec(data: dict[str, object]) -> KernelSpec:
     fields["source"] = Path(str(fields["source"]))
     fields["arguments"] = tuple(Argument(*argument) for argument in fields["arguments"])  # type: ignore[attr-defined]
     fields["constants"] = tuple((name, value) for name, value in fields["constants"])  # type: ignore[attr-defined]
+    fields["tunings"] = tuple(
+        Tuning(**{**tuning, "constants": tuple((name, value) for name, value in tuning["constants"])})
+        for tuning in fields["tunings"]  # type: ignore[attr-defined]
+    )
     return KernelSpec(**fields)  # type: ignore[arg-type]

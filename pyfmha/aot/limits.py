@@ -23,12 +23,14 @@ def check_shared_memory(compiler: Compiler, spec: KernelSpec, cubin: Cubin) -> N
         SharedMemoryError: naming variant, bytes, limit, and settings that fit, each of which was compiled to find out.
     """
     arch = ARCHS[cubin.arch]
+    spec = spec.resolve(arch.name)
     if cubin.shared <= arch.shared_limit:
         return
     fitting = list(itertools.islice(_fitting(compiler, spec, arch), 3))
     advice = f"these fit: {'; '.join(fitting)}" if fitting else "no smaller block was found that fits"
     raise SharedMemoryError(
-        f"{spec.variant} needs {cubin.shared} bytes of shared memory a block, {arch.name} allows {arch.shared_limit}; {advice}"
+        f"{spec.variant} needs {cubin.shared} bytes of shared memory a block,"
+        f" {arch.name} allows {arch.shared_limit}; {advice}"
     )
 
 

@@ -38,8 +38,8 @@ def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Mani
     """Link compiled variants.
 
     Args:
-        headers: the ``.h`` files that :func:`pyfmha.aot.compile_kernel` wrote, with their ``.c`` and ``.json`` beside them.
-            Variants that share a function name become its algorithms, in the order given.
+        headers: the ``.h`` files that :func:`pyfmha.aot.compile_kernel` wrote, with their ``.c`` and ``.json`` beside
+            them. Variants that share a function name become its algorithms, in the order given.
         output: path of the results without ending: ``output.c``, ``output.h``, ``output.json`` (the manifest) and
             ``output.so``, with ``pyfmha_runtime.c`` and ``.h`` beside them.
         library: whether to build ``output.so`` too, which needs a C compiler.
@@ -101,7 +101,9 @@ def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
         if not twins:
             alike.append(variant)
         elif twins[0].variant != variant.variant:
-            raise SpecError(f"{twins[0].header} and {variant.header} are two builds of the same variant of {spec.name}; name one")
+            raise SpecError(
+                f"{twins[0].header} and {variant.header} are two builds of the same variant of {spec.name}; name one"
+            )
     _check_exports(list(functions))
     return {
         name: [sorted(alike, key=lambda v: -len(v.variant.hints)) for alike in algorithms.values()]
@@ -112,15 +114,27 @@ def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
 def _check_same_function(one: KernelSpec, other: KernelSpec) -> None:
     if one.prototype != other.prototype or one.kernel != other.kernel:
         described = [f"{s.kernel}({', '.join(f'{t} {n}' for n, t in s.prototype)})" for s in (other, one)]
-        raise SpecError(f"two different kernels claim the function name {one.name!r}: {' and '.join(described)}; give one another --out-name")
+        raise SpecError(
+            f"two different kernels claim the function name {one.name!r}: {' and '.join(described)};"
+            " give one another --out-name"
+        )
 
 
 def _check_exports(names: Sequence[str]) -> None:
     exports: dict[str, str] = {}
     for name in names:
-        for symbol in (f"load_{name}", f"unload_{name}", name, f"{name}_default", f"{name}_get_num_algos", f"{name}_variant"):
+        for symbol in (
+            f"load_{name}",
+            f"unload_{name}",
+            name,
+            f"{name}_default",
+            f"{name}_get_num_algos",
+            f"{name}_variant",
+        ):
             if symbol in exports:
-                raise SpecError(f"functions {exports[symbol]!r} and {name!r} would both export {symbol}; rename one with --out-name")
+                raise SpecError(
+                    f"functions {exports[symbol]!r} and {name!r} would both export {symbol}; rename one with --out-name"
+                )
             exports[symbol] = name
 
 

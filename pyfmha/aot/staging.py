@@ -56,7 +56,9 @@ def staging(folder: Path) -> Iterator[Staging]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error} (is the disk full or read-only?)") from error
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror or error} (is the disk full or read-only?)"
+        ) from error
 
 
 def _sweep(folder: Path) -> None:

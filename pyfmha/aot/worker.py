@@ -1,7 +1,7 @@
 """The compiler process: ``python -m pyfmha.aot.worker``, driven by :mod:`pyfmha.aot.cubin`.
 
-Kernel files are the user's code: they may print, raise or end the process. So they are imported here, in a process of its
-own with a clean Triton environment, and the parent gets one JSON line for each line it sends.
+Kernel files are the user's code: they may print, raise or end the process. So they are imported here, in a process of
+its own with a clean Triton environment, and the parent gets one JSON line for each line it sends.
 """
 
 import base64
@@ -27,6 +27,7 @@ class Refused(Exception):
 
 
 _modules: dict[str, tuple[ModuleType, list[str]]] = {}
+_beside: set[str] = set()  # names of the modules that the latest kernel file found beside it
 
 
 def load_source(path: Path) -> tuple[ModuleType, list[str]]:
@@ -34,6 +35,9 @@ def load_source(path: Path) -> tuple[ModuleType, list[str]]:
     if str(path) in _modules:
         return _modules[str(path)]
     folder = path.parent
+    for name in _beside:  # imported anew, because each file depends on it, and because a name may mean another file here
+        sys.modules.pop(name, None)
+    _beside.clear()
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
@@ -49,9 +53,12 @@ def load_source(path: Path) -> tuple[ModuleType, list[str]]:
         raise Refused("KernelSourceError", f"{path} cannot be imported: {_where(error, path)}") from error
     finally:
         sys.path.remove(str(folder))
-    files = (getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before)
-    beside = sorted(f for f in files if f and Path(f).is_relative_to(folder) and Path(f) != path)
-    _modules[str(path)] = (module, beside)
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).is_relative_to(folder):
+                _beside.add(name)
+    files = {str(sys.modules[name].__file__) for name in _beside}
+    _modules[str(path)] = (module, sorted(files - {str(path)}))
     return _modules[str(path)]
 
 
@@ -67,9 +74,15 @@ def find_kernel(module: ModuleType, name: str, path: Path) -> Any:
     kernel = getattr(module, name, None)
     if isinstance(kernel, JITFunction):
         return kernel
-    held = [key for key, value in vars(module).items() if isinstance(value, JITFunction) and value.__module__ == module.__name__]
+    held = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, JITFunction) and value.__module__ == module.__name__
+    ]
     what = "is not a @triton.jit function" if kernel is not None else "is not there"
-    raise Refused("KernelSourceError", f"kernel {name!r} {what} in {path}; it holds: {', '.join(sorted(held)) or 'no kernel'}")
+    raise Refused(
+        "KernelSourceError", f"kernel {name!r} {what} in {path}; it holds: {', '.join(sorted(held)) or 'no kernel'}"
+    )
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +90,9 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
     path = Path(request["source"])
     kernel = find_kernel(load_source(path)[0], request["kernel"], path)
     defaults = {
-        p.name: p.default for p in kernel.params if p.has_default and isinstance(p.default, int | float | bool | str | None)
+        p.name: p.default
+        for p in kernel.params
+        if p.has_default and isinstance(p.default, int | float | bool | str | None)
     }
     constexprs = [p.name for p in kernel.params if p.is_constexpr]
     return {"parameters": [p.name for p in kernel.params], "defaults": defaults, "constexprs": constexprs}
@@ -98,7 +113,9 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     arguments, constants = request["arguments"], dict(request["constants"])
     given = [a["name"] for a in arguments] + list(constants)
     if sorted(given) != sorted(names):
-        raise Refused("SpecError", f"kernel {request['kernel']} takes {', '.join(names)}; the spec gives {', '.join(given)}")
+        raise Refused(
+            "SpecError", f"kernel {request['kernel']} takes {', '.join(names)}; the spec gives {', '.join(given)}"
+        )
     types = {a["name"]: a["type"] for a in arguments}
     hints = {a["name"]: a["hint"] for a in arguments}
     constants |= {name: 1 for name, hint in hints.items() if hint == 1}
@@ -137,15 +154,18 @@ def _scratch_pointers(compiled: Any, arguments: int) -> int:
         if getattr(metadata, kind, 0):
             raise Refused(
                 "CompileError",
-                f"the kernel needs {getattr(metadata, kind)} bytes of {kind[:-5].replace('_', ' ')} memory a block (device-side tensor"
-                " descriptors do): that cannot be compiled ahead of time yet; use pointers",
+                f"the kernel needs {getattr(metadata, kind)} bytes of {kind[:-5].replace('_', ' ')} a block (tensor"
+                " descriptors made on the device do): that cannot be compiled ahead of time yet; use pointers",
             )
     if getattr(metadata, "num_ctas", 1) != 1:
         raise Refused("CompileError", "thread-block clusters (num_ctas above 1) cannot be compiled ahead of time yet")
     entry = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)
     extra = (entry.group(1).count(".param") if entry else -1) - arguments
     if not 0 <= extra <= 2:
-        raise Refused("CompileError", f"the compiled kernel takes {extra} parameters beyond its {arguments}; this Triton is not known")
+        raise Refused(
+            "CompileError",
+            f"the compiled kernel takes {extra} parameters beyond its {arguments}; this Triton is not known",
+        )
     return extra
 
 
@@ -184,10 +204,14 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Serve on the real standard streams, and send what kernel files print to standard error instead."""
+    """Serve on the real standard streams; kernel files print to standard error instead, and read nothing."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
-    serve(sys.stdin, answers)
+    serve(requests, answers)
 
 
 if __name__ == "__main__":

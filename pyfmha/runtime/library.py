@@ -19,8 +19,8 @@ DEFAULT_LIBRARY = Path("aot_out") / "libpyfmha.so"
 class Function:
     """One C function of a library.
 
-    A call ``function(stream, *arguments)`` launches it: the stream is the integer value of a ``CUstream`` of the current
-    CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued.
+    A call ``function(stream, *arguments)`` launches it: the stream is the integer value of a ``CUstream`` of the
+    current CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued.
 
     Attributes:
         name: the C function's name.
@@ -35,7 +35,9 @@ class Function:
         self._launch = _bind(cdll, manifest.name, [ctypes.c_void_p, *values, ctypes.c_int])
         self._load = _bind(cdll, f"load_{manifest.name}", [])
         self._unload = _bind(cdll, f"unload_{manifest.name}", [])
-        self._variant = _bind(cdll, f"{manifest.name}_variant", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)])
+        self._variant = _bind(
+            cdll, f"{manifest.name}_variant", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
+        )
         self._last_error = _bind(cdll, "pyfmha_last_error", [], ctypes.c_char_p)
         self._count = len(values)
         # ctypes wraps integers that do not fit their C type without a word, so they are compared first.
@@ -99,7 +101,9 @@ class Function:
     def _check_arguments(self, arguments: tuple[Any, ...]) -> None:
         if len(arguments) != self._count:
             names = ", ".join(name for name, _ in self.manifest.arguments)
-            raise TypeError(f"{self.name} takes {self._count} arguments after the stream ({names}), got {len(arguments)}")
+            raise TypeError(
+                f"{self.name} takes {self._count} arguments after the stream ({names}), got {len(arguments)}"
+            )
         for index, low, high in self._bounds:
             if not low <= arguments[index] <= high:
                 name, kind = self.manifest.arguments[index]
@@ -122,8 +126,8 @@ class Library:
         manifest: what it holds, as the library itself says.
 
     Raises:
-        LibraryError: the file is missing, cannot be loaded, was not built by pyfmha, or is not what the manifest beside it
-            describes.
+        LibraryError: the file is missing, cannot be loaded, was not built by pyfmha, or is not what the manifest
+            beside it describes.
         ManifestError: it was built by another schema version.
     """
 
@@ -134,7 +138,9 @@ class Library:
         try:
             self._cdll = ctypes.CDLL(str(self.path))
         except OSError as error:
-            raise LibraryError(f"{self.path} cannot be loaded: {error}; build it on this machine: pyfmha build") from None
+            raise LibraryError(
+                f"{self.path} cannot be loaded: {error}; build it on this machine: pyfmha build"
+            ) from None
         self.manifest = self._read_manifest()
         self._functions = {function.name: Function(self._cdll, function) for function in self.manifest.functions}
 
@@ -142,15 +148,20 @@ class Library:
         try:
             text = _bind(self._cdll, "pyfmha_manifest", [], ctypes.c_char_p)()
         except LibraryError:
-            raise LibraryError(f"{self.path} was not built by pyfmha: it has no pyfmha_manifest; build one: pyfmha build") from None
+            raise LibraryError(
+                f"{self.path} was not built by pyfmha: it has no pyfmha_manifest; build one: pyfmha build"
+            ) from None
         manifest = parse_manifest((text or b"").decode(errors="replace"), f"the manifest in {self.path}")
-        beside = self.path.with_name("manifest.json") if self.path.name == "libpyfmha.so" else self.path.with_suffix(".json")
+        beside = (
+            self.path.with_name("manifest.json") if self.path.name == "libpyfmha.so" else self.path.with_suffix(".json")
+        )
         if beside.is_file():
             written = read_manifest(beside)
             if written.build_id != manifest.build_id:
                 raise LibraryError(
-                    f"{self.path} is build {manifest.build_id}, {beside.name} beside it describes {written.build_id}; restart"
-                    " the process if the library was rebuilt since it was first loaded here, otherwise run: pyfmha build"
+                    f"{self.path} is build {manifest.build_id}, {beside.name} beside it describes {written.build_id};"
+                    " restart the process if the library was rebuilt since it was first loaded here, else run:"
+                    " pyfmha build"
                 )
         return manifest
 
@@ -158,7 +169,9 @@ class Library:
         try:
             return self._functions[name]
         except KeyError:
-            raise LibraryError(f"{self.path.name} has no function {name!r}; it has: {', '.join(self._functions)}") from None
+            raise LibraryError(
+                f"{self.path.name} has no function {name!r}; it has: {', '.join(self._functions)}"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._functions
@@ -177,7 +190,9 @@ def _bind(cdll: ctypes.CDLL, name: str, argtypes: list[Any], restype: Any = ctyp
     try:
         function = cdll[name]  # a new object at each lookup, unlike an attribute: two users never share argtypes
     except AttributeError:
-        raise LibraryError(f"the library has no symbol {name}, which its manifest promises; build it again: pyfmha build") from None
+        raise LibraryError(
+            f"the library has no symbol {name}, which its manifest promises; build it again: pyfmha build"
+        ) from None
     function.argtypes = argtypes
     function.restype = restype
     return function
@@ -190,5 +205,3 @@ def describe(path: Path) -> Manifest:
         LibraryError, ManifestError: it is neither, or cannot be used.
     """
     return Library(path).manifest if path.suffix == ".so" else read_manifest(path)
-
-

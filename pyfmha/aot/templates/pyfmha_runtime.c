@@ -51,8 +51,7 @@ struct pyfmha_loaded {
   unsigned long long context_id; /* tells a context from a later one at the same address; 0 if the driver has no ids */
   CUmodule module;
   CUfunction function;
-  unsigned threads;
-  unsigned shared;
+  const pyfmha_image *image;
   unsigned count; /* loads not yet undone */
   struct pyfmha_loaded *next;
 };
@@ -217,8 +216,7 @@ static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long
   if (loaded == NULL) return pyfmha_fail(PYFMHA_OUT_OF_MEMORY, "%s: out of host memory", kernel->name);
   loaded->context = context;
   loaded->context_id = id;
-  loaded->threads = image->threads;
-  loaded->shared = image->shared;
+  loaded->image = image;
   loaded->count = 1;
   status = load_image(kernel, image, device, loaded);
   if (status != PYFMHA_SUCCESS) {
@@ -251,9 +249,13 @@ CUresult pyfmha_load(const char *function, pyfmha_kernel *const *kernels, size_t
   if (status == PYFMHA_SUCCESS) status = current_context(function, &context, &id);
   for (size_t i = 0; status == PYFMHA_SUCCESS && i < count; i++) {
     status = load_one(kernels[i], context, id);
-    if (status != PYFMHA_SUCCESS)
-      while (i > 0) unload_one(kernels[--i], context, id); /* all or none; error_text keeps the cause unless this fails too */
-    if (status != PYFMHA_SUCCESS) break;
+    if (status != PYFMHA_SUCCESS) { /* all or none; the text keeps the cause, even where undoing fails too */
+      char cause[sizeof error_text];
+      memcpy(cause, error_text, sizeof cause);
+      while (i > 0) unload_one(kernels[--i], context, id);
+      memcpy(error_text, cause, sizeof cause);
+      break;
+    }
   }
   pthread_rwlock_unlock(&lock);
   return status;
@@ -277,9 +279,11 @@ CUresult pyfmha_unload(const char *function, pyfmha_kernel *const *kernels, size
 
 /* --------------------------------------------------------------- launching */
 
-static CUresult check_grid(const char *name, const int64_t grid[3], bool *empty) {
+static CUresult compute_grid(const char *name, const pyfmha_image *image, void *const *params, int64_t grid[3], bool *empty) {
   static const int64_t limits[3] = {INT32_MAX, MAX_GRID_YZ, MAX_GRID_YZ};
   *empty = false;
+  if (!image->grid(params, grid))
+    return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the grid overflows 64 bits or divides by zero for these arguments", name);
   for (int i = 0; i < 3; i++) {
     if (grid[i] < 0 || grid[i] > limits[i])
       return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i],
@@ -289,9 +293,10 @@ static CUresult check_grid(const char *name, const int64_t grid[3], bool *empty)
   return PYFMHA_SUCCESS;
 }
 
-static CUresult launch_loaded(pyfmha_kernel *kernel, CUstream stream, const int64_t grid[3], void **params) {
+static CUresult launch_loaded(pyfmha_kernel *kernel, CUstream stream, void **params) {
   CUcontext context;
   unsigned long long id;
+  int64_t grid[3];
   bool empty;
   if (!driver.ready)
     return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded: call load_%s() once on each device first", kernel->name,
@@ -302,16 +307,16 @@ static CUresult launch_loaded(pyfmha_kernel *kernel, CUstream stream, const int6
   if (loaded == NULL)
     return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded in the current CUDA context: call load_%s() there first",
                        kernel->name, kernel->function);
-  status = check_grid(kernel->name, grid, &empty);
+  status = compute_grid(kernel->name, loaded->image, params, grid, &empty);
   if (status != PYFMHA_SUCCESS || empty) return status;
-  status = driver.launch_kernel(loaded->function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], loaded->threads, 1,
-                                1, loaded->shared, stream, params, NULL);
+  status = driver.launch_kernel(loaded->function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], loaded->image->threads,
+                                1, 1, loaded->image->shared, stream, params, NULL);
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernel", kernel->name);
 }
 
-CUresult pyfmha_launch(pyfmha_kernel *kernel, CUstream stream, const int64_t grid[3], void **params) {
+CUresult pyfmha_launch(pyfmha_kernel *kernel, CUstream stream, void **params) {
   pthread_rwlock_rdlock(&lock);
-  const CUresult status = launch_loaded(kernel, stream, grid, params);
+  const CUresult status = launch_loaded(kernel, stream, params);
   pthread_rwlock_unlock(&lock);
   return status;
 }

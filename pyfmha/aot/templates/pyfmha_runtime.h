@@ -39,6 +39,7 @@ typedef struct {
   bool exact;          /* runs on that capability only; otherwise on later minor revisions too */
   unsigned threads;    /* threads a block */
   unsigned shared;     /* bytes of dynamic shared memory a block */
+  bool (*grid)(void *const *params, int64_t grid[3]); /* false: overflows or divides by zero */
   const unsigned char *code;
 } pyfmha_image;
 
@@ -64,8 +65,8 @@ CUresult pyfmha_fail(CUresult status, const char *format, ...) __attribute__((fo
 CUresult pyfmha_load(const char *function, pyfmha_kernel *const *kernels, size_t count);
 CUresult pyfmha_unload(const char *function, pyfmha_kernel *const *kernels, size_t count);
 
-/* Launch on a grid; an empty one launches nothing and succeeds. Neither loads, allocates nor synchronises. */
-CUresult pyfmha_launch(pyfmha_kernel *kernel, CUstream stream, const int64_t grid[3], void **params);
+/* Launch; an empty grid launches nothing and succeeds. Never loads, allocates or synchronises. */
+CUresult pyfmha_launch(pyfmha_kernel *kernel, CUstream stream, void **params);
 
 /* float to the bits of fp16 and bf16, rounded to nearest even; NaN stays NaN. */
 uint16_t pyfmha_to_fp16(float value);

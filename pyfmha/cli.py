@@ -1,0 +1,258 @@
+"""The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import pyfmha
+from pyfmha.aot import Compiler, build, compile_kernel, link, make_spec
+from pyfmha.arch import ARCHS, Arch, parse_archs
+from pyfmha.attention import DTYPES, HEAD_SIZES, family, family_specs
+from pyfmha.errors import PyfmhaError, SpecError
+from pyfmha.report import audit_table, describe_functions, progress_bar
+from pyfmha.runtime.device import find_gpu
+from pyfmha.runtime.library import describe
+
+# Piped output has no width of its own: a table cut to 80 columns would lose the names.
+WIDE = None if os.isatty(1) else 160
+console = Console(width=WIDE, highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+app = typer.Typer(
+    name="pyfmha",
+    help="Fused multi-head attention for TensorRT in pure Python: compile Triton kernels ahead of time, anywhere.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+_T = TypeVar("_T")
+
+
+class _Spread(typer.core.TyperCommand):
+    """Lets one option take several values: ``--arch sm_80 sm_90`` is ``--arch sm_80 --arch sm_90``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for argument in args:
+            if argument in ("--arch", "--dtype", "--head-size"):
+                option = argument
+                spread += [argument]
+            elif argument.startswith("-"):
+                option = ""
+                spread += [argument]
+            else:
+                spread += [option, argument] if option and spread[-1] != option else [argument]
+        return super().parse_args(ctx, spread)
+
+
+def _reported(command: Callable[..., _T]) -> Callable[..., _T]:
+    """Turn pyfmha's errors into one message and exit code 2; an interruption into exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> _T:
+        # A polite kill should clean up as Ctrl-C does.
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return command(*args, **kwargs)
+        except PyfmhaError as error:
+            errors.print(f"[red]error:[/red] {escape(str(error))}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print("interrupted; earlier output is as it was")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _archs(asked: list[str] | None) -> tuple[Arch, ...]:
+    """The architectures asked for, else the GPU's.
+
+    Raises:
+        SpecError: none was asked for and there is no GPU, or the GPU's is not known.
+    """
+    if asked:
+        return parse_archs(asked)
+    device, reason = find_gpu()
+    if device is None:
+        raise SpecError(
+            f"no architecture given and no GPU to take it from ({reason}); give one with -t, such as -t sm_90;"
+            f" allowed: {', '.join(ARCHS)}"
+        )
+    return parse_archs([device.arch])
+
+
+def default_archs() -> tuple[tuple[Arch, ...], str]:
+    """The GPU's architecture, or sm_80 and sm_90 where there is none, with the reason in words."""
+    device, reason = find_gpu()
+    if device is not None:
+        return parse_archs([device.arch]), f"for {device.arch}, found here: {device.name}"
+    return parse_archs(["sm_80", "sm_90"]), f"for sm_80 and sm_90, since there is no GPU here ({reason})"
+
+
+Archs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch", help=f"Architecture, one or several: {', '.join(ARCHS)}. Default: the GPU's, else sm_80 and sm_90."
+    ),
+]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option("--dtype", help=f"Of Q, K, V and Out, one or several: {', '.join(DTYPES)}. Default: all."),
+]
+HeadSizes = Annotated[
+    list[int] | None,
+    typer.Option("--head-size", help=f"One or several: {', '.join(map(str, HEAD_SIZES))}. Default: all."),
+]
+Folder = Annotated[Path, typer.Option("-o", "--out", help="Folder for the library.")]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler processes. Default: one a CPU.")]
+
+
+@app.command("compile")
+@_reported
+def compile_command(
+    path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
+    kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
+    signature: Annotated[
+        str,
+        typer.Option(
+            "-s",
+            "--signature",
+            help="Types, hints and constants, in the kernel's order: '*fp16:16, i32, fp32, 128'. :16 promises a"
+            " multiple of 16, :1 the value 1.",
+        ),
+    ],
+    grid: Annotated[
+        str,
+        typer.Option(
+            "-g",
+            "--grid",
+            help="Launch grid, from integer arguments and constants: '(n + 127) / 128, batch * heads, 1'.",
+        ),
+    ],
+    out_path: Annotated[
+        Path | None,
+        typer.Option("-o", "--out-path", help="Path of the results, without ending. Default: the function's name."),
+    ] = None,
+    out_name: Annotated[
+        str | None, typer.Option("-on", "--out-name", help="The C function's name. Default: the kernel's.")
+    ] = None,
+    num_warps: Annotated[int, typer.Option("-w", "--num-warps", help="Warps a block.")] = 1,
+    num_stages: Annotated[int, typer.Option("-ns", "--num-stages", help="Software-pipelining depth.")] = 3,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("-t", "--target", help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's."),
+    ] = None,
+    generic: Annotated[
+        bool, typer.Option(help="Also compile the variant without hints, which serves what the hinted one cannot.")
+    ] = True,
+) -> None:
+    """Compile one kernel to C files that carry its machine code. Needs no GPU.
+
+    Example:
+
+    pyfmha compile kernels/fmha_triton.py -n fused_attention_kernel -o aot_out/fp16/fmha_kernel_d64_fp16
+    --out-name fmha_d64_fp16 -w 4 -t sm_90
+    -s "*fp16:16, *fp32:16, *fp32:16, *fp16:16, *fp16:16, *fp16:16, fp32, i32, i32, i32, 128, 64, 128"
+    -g "(seq_len + 127) / 128, batch_size * num_heads, 1"
+    """
+    archs = _archs(target)
+    with Compiler() as compiler, progress_bar(errors, "compiling") as progress:
+        spec = make_spec(
+            compiler, path, kernel_name, signature, grid, name=out_name, num_warps=num_warps, num_stages=num_stages
+        )
+        headers = compile_kernel(compiler, spec, archs, out_path or Path(spec.name), generic=generic, progress=progress)
+    for header in headers:
+        console.print(str(header), soft_wrap=True)
+
+
+@app.command("link")
+@_reported
+def link_command(
+    headers: Annotated[list[Path], typer.Argument(help="The .h files that compile wrote.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--out", help="Path of the results, without ending.")],
+    library: Annotated[bool, typer.Option(help="Also build the shared library, with the C compiler.")] = True,
+) -> None:
+    """Link compiled kernels: a dispatcher in C, and a shared library.
+
+    Example: pyfmha link aot_out/fp16/*.h -o aot_out/fmha_kernel_fp16
+    """
+    manifest = link([h for h in headers if h.name != "pyfmha_runtime.h"], output, library=library)
+    for line in describe_functions(manifest):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"{output}.so" if library else f"{output}.c", markup=False, soft_wrap=True)
+
+
+@app.command("build", cls=_Spread)
+@_reported
+def build_command(
+    arch: Archs = None,
+    dtype: Dtypes = None,
+    head_size: HeadSizes = None,
+    out: Folder = Path("aot_out"),
+    jobs: Jobs = None,
+) -> None:
+    """Build the attention family into one shared library with its manifest. Needs no GPU.
+
+    Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128
+    """
+    archs, why = (parse_archs(arch), "") if arch else default_archs()
+    if why:
+        console.print(f"Building {why}.", soft_wrap=True)
+    specs = family_specs(family(dtype or DTYPES, head_size or HEAD_SIZES))
+    with progress_bar(errors, "compiling") as progress:
+        result = build(specs, archs, out, jobs=jobs, progress=progress)
+    done = (
+        "up to date, nothing done"
+        if result.up_to_date
+        else f"{result.compiled} compiled, {len(specs) * len(archs) - result.compiled} from the cache"
+    )
+    console.print(f"{result.library}: {len(result.manifest.functions)} functions, {done}", soft_wrap=True)
+
+
+@app.command("inspect")
+@_reported
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="A library (.so) or a manifest (.json).")] = Path("aot_out/libpyfmha.so"),
+) -> None:
+    """Print what a library or a manifest holds. Needs neither GPU nor driver."""
+    manifest = describe(path)
+    for line in describe_functions(manifest):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(audit_table(manifest))
+
+
+@app.command("demo", cls=_Spread)
+@_reported
+def demo_command(
+    arch: Archs = None,
+    dtype: Dtypes = None,
+    head_size: HeadSizes = None,
+    out: Folder = Path("aot_out"),
+    jobs: Jobs = None,
+) -> None:
+    """Build the library, audit it, load it, run attention, and check it against float64."""
+    from pyfmha.demo import run_demo
+
+    archs, why = (parse_archs(arch), "as asked") if arch else default_archs()
+    members = family(dtype or DTYPES, head_size or HEAD_SIZES)
+    if not run_demo(console, members, archs, why, out, jobs):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        console.print(f"pyfmha {pyfmha.__version__}")
+        raise typer.Exit

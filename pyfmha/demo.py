@@ -1,0 +1,143 @@
+"""The main job from end to end: build, audit, load, run, compare. What ``pyfmha demo`` does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pyfmha.aot import build
+from pyfmha.arch import Arch
+from pyfmha.attention import Attention, family_specs
+from pyfmha.reference import attention_float64, relative_error
+from pyfmha.report import audit_table, progress_bar
+from pyfmha.run import Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
+from pyfmha.runtime.device import Device, find_gpu
+from pyfmha.runtime.library import Library
+
+LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5, "tf32": 2e-3}
+"""Largest relative Frobenius error against float64 that passes; "tf32" is fp32 multiplied as plain tf32."""
+
+GPU_SHAPE = (4, 16, 1000)
+CPU_SHAPE = (1, 2, 150)
+"""Batch, heads and seq: no multiple of any block, so that the tails are in the test."""
+REPEATS = 50
+
+
+@dataclass(frozen=True)
+class Check:
+    """One member of the family against float64.
+
+    Attributes:
+        member: which.
+        error: relative Frobenius error of Out.
+        limit: the largest that passes.
+        result: what the kernel gave.
+    """
+
+    member: Attention
+    error: float
+    limit: float
+    result: Result
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit; a NaN is not."""
+        return self.error <= self.limit
+
+
+def error_limit(member: Attention) -> float:
+    """The largest error a member may have."""
+    return LIMITS["tf32" if member.precision == "tf32" else member.dtype]
+
+
+def check_member(member: Attention, library: Library, device: Device | None, seed: int = 0) -> Check:
+    """Run one member on random input, on the GPU if there is one, and compare it with float64."""
+    batch, heads, seq = GPU_SHAPE if device is not None else CPU_SHAPE
+    q, k, v = random_inputs(member.dtype, (batch, heads, seq, member.head_size), seed)
+    sm_scale = member.head_size**-0.5
+    if device is None:
+        result = attention_on_cpu(member, q, k, v, sm_scale)
+    else:
+        function = library[member.name]
+        function.load()
+        try:
+            result = attention_on_gpu(function, member, device, q, k, v, sm_scale, repeats=REPEATS)
+        finally:
+            function.unload()
+    inputs = (to_float(x, member.dtype) for x in (q, k, v))
+    expected = attention_float64(*inputs, sm_scale=sm_scale, causal=member.causal)
+    return Check(member, relative_error(to_float(result.out, member.dtype), expected.out), error_limit(member), result)
+
+
+def run_demo(
+    console: Console, members: Sequence[Attention], archs: Sequence[Arch], why: str, folder: Path, jobs: int | None
+) -> bool:
+    """Do it all and print it; returns whether every check passed."""
+    console.rule("1. Compile")
+    console.print(f"Attention kernels {why}.", soft_wrap=True)
+    with progress_bar(console, "compiling") as progress:
+        built = build(family_specs(members), archs, folder, jobs=jobs, progress=progress)
+    console.print(
+        "Up to date: nothing had changed since the last build."
+        if built.up_to_date
+        else f"{built.compiled} kernels compiled."
+    )
+    console.rule("2. Audit")
+    console.print(audit_table(built.manifest))
+    console.rule("3. Load")
+    library = Library(built.library)
+    console.print(
+        f"{library.path}: {len(library)} functions for {', '.join(library.manifest.archs())}.", soft_wrap=True
+    )
+    console.rule("4. Run")
+    device, where = _place(library)
+    console.print(where, soft_wrap=True)
+    checks = list(_checks(console, members, library, device))
+    console.rule("5. Compare with float64")
+    console.print(_table(checks, GPU_SHAPE if device is not None else CPU_SHAPE))
+    failed = [check.member.name for check in checks if not check.passed]
+    console.print(f"[red]Failed: {', '.join(failed)}[/red]" if failed else f"All {len(checks)} passed.")
+    return not failed
+
+
+def _place(library: Library) -> tuple[Device | None, str]:
+    """The GPU to run on, or None for the CPU, and a sentence that says which and why."""
+    device, reason = find_gpu()
+    held = library.manifest.archs()
+    if device is not None and device.arch in held:
+        return device, f"On the GPU, through the library: {reason}, {device.arch}."
+    if device is not None:
+        reason = f"the library was built for {', '.join(held)}, the GPU is {device.arch}"
+    return None, f"On the CPU, under Triton's interpreter, from the same kernel source, at a small size: {reason}."
+
+
+def _checks(console: Console, members: Sequence[Attention], library: Library, device: Device | None) -> Iterator[Check]:
+    with progress_bar(console, "running") as progress:
+        for index, member in enumerate(members):
+            yield check_member(member, library, device, seed=index)
+            progress(index + 1, len(members), member.name)
+
+
+def _table(checks: Sequence[Check], shape: tuple[int, int, int]) -> Table:
+    batch, heads, seq = shape
+    table = Table(title=f"batch {batch}, heads {heads}, seq {seq}; standard normal input")
+    for heading in ("function", "mask"):
+        table.add_column(heading)
+    for heading in ("relative error", "limit", "time, us", "TFLOP/s"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for check in checks:
+        time = check.result.microseconds
+        flop = 4 * batch * heads * seq * seq * check.member.head_size * (0.5 if check.member.causal else 1)
+        table.add_row(
+            check.member.name,
+            "causal" if check.member.causal else "full",
+            f"{check.error:.1e}",
+            f"{check.limit:.0e}",
+            "-" if time is None else f"{time:.1f}",
+            "-" if time is None else f"{flop / time / 1e6:.0f}",
+            "[green]ok[/green]" if check.passed else "[red]FAILED[/red]",
+        )
+    return table

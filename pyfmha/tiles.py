@@ -1,0 +1,124 @@
+"""Block sizes, warps and stages of the attention kernel: one table, with what was measured and what was not.
+
+Measured on an H100 80GB SXM (torch 2.11, Triton 3.6.0), microseconds, full / causal, at (batch, heads, seq, head size);
+FA2 is torch's FlashAttention-2 backend in the same run, EFF its memory-efficient backend:
+
+=======  ============  ============  =============================  ===========================================
+dtype    head size     tile          (8, 32, 512, D)                (4, 32, 2048, D)
+=======  ============  ============  =============================  ===========================================
+fp16     32            64x64 w4 s3   43.6 / 34.6 (FA2 58.9 / 49.1)  247 / 148 (FA2 336 / 201)
+fp16     64            64x64 w4 s3   64.8 / 50.2 (FA2 76.8 / 68.0)  354 / 219 (FA2 468 / 282)
+fp16     128           64x64 w4 s3   111 / 83.4 (FA2 125 / 108)     641 / 394 (FA2 793 / 498)
+fp16     256, 16 heads 64x32 w4 s2   131 / 103 (FA2 130 / 99.5)     785 / 490 (FA2 866 / 514)
+fp32     64            128x64 w8 s2  191 / 147 (EFF 283 / 201)      1322 / 790 (EFF 2045 / 1172), batch 4 and 2
+=======  ============  ============  =============================  ===========================================
+
+64 rows and 4 warps win on Hopper because several such blocks share an SM and hide each other's prologue and softmax;
+with 8 warps and 64 columns the kernel needs a little over 128 registers, so that only one block fits.
+
+The other architectures have not been measured. Their tiles are the largest that neither spill much nor pass the
+shared memory of a block (pyfmha.arch); without wgmma the queries of a tile stay in registers, which costs what the
+larger tiles would gain.
+"""
+
+from dataclasses import dataclass
+
+from pyfmha.arch import parse_arch
+from pyfmha.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one kernel is cut and run.
+
+    Attributes:
+        block_m: queries of one program.
+        block_n: keys of one step of its loop.
+        num_warps: warps of one program.
+        num_stages: K and V blocks in flight, the one in use included.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# How operands are multiplied, and the head size: the tile. Both 16-bit types behave alike.
+_Table = dict[tuple[str, int], Tile]
+
+_HOPPER: _Table = {
+    ("half", 32): Tile(64, 64, 4, 3),
+    ("half", 64): Tile(64, 64, 4, 3),
+    ("half", 128): Tile(64, 64, 4, 3),
+    ("half", 256): Tile(64, 32, 4, 2),
+    ("tf32x3", 32): Tile(64, 64, 4, 2),
+    ("tf32x3", 64): Tile(128, 64, 8, 2),
+    ("tf32x3", 128): Tile(32, 32, 8, 2),
+    ("tf32x3", 256): Tile(16, 32, 8, 2),
+    ("tf32", 32): Tile(64, 64, 4, 2),
+    ("tf32", 64): Tile(128, 32, 8, 3),
+    ("tf32", 128): Tile(128, 32, 8, 2),
+    ("tf32", 256): Tile(32, 16, 4, 2),
+}
+# tcgen05, accumulators in tensor memory. Smaller than fits: larger fp32 tiles take ptxas over 5 seconds each.
+_BLACKWELL: _Table = {
+    **_HOPPER,
+    ("tf32x3", 32): Tile(64, 32, 4, 2),
+    ("tf32x3", 64): Tile(64, 32, 4, 2),
+    ("tf32", 32): Tile(64, 32, 4, 2),
+    ("tf32", 64): Tile(64, 32, 4, 2),
+    ("tf32", 128): Tile(32, 32, 8, 2),
+    ("tf32", 256): Tile(32, 32, 8, 2),
+}
+# mma.sync, and within the 99 KiB of sm_86, sm_89 and sm_120: the queries of a tile stay in registers, twice in tf32x3.
+_MMA_SYNC: _Table = {
+    ("half", 32): Tile(64, 64, 4, 3),
+    ("half", 64): Tile(64, 64, 4, 3),
+    ("half", 128): Tile(64, 32, 4, 3),
+    ("half", 256): Tile(64, 32, 8, 2),
+    ("tf32x3", 32): Tile(64, 32, 4, 2),
+    ("tf32x3", 64): Tile(64, 16, 4, 2),
+    ("tf32x3", 128): Tile(32, 32, 8, 2),
+    ("tf32x3", 256): Tile(16, 32, 8, 1),
+    ("tf32", 32): Tile(64, 32, 4, 2),
+    ("tf32", 64): Tile(64, 32, 4, 2),
+    ("tf32", 128): Tile(64, 32, 8, 2),
+    ("tf32", 256): Tile(16, 32, 4, 2),
+}
+
+_TABLES = {"sm_90": _HOPPER, "sm_100": _BLACKWELL}
+
+
+def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str = "tf32x3") -> Tile:
+    """The tile the attention kernel is built with.
+
+    Args:
+        dtype: fp16, bf16 or fp32.
+        head_size: 32, 64, 128 or 256.
+        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        causal: reserved: so far the same tile was best for causal and full attention.
+        precision: for fp32, tf32x3 or tf32.
+
+    Raises:
+        SpecError: there is no tile for that combination.
+    """
+    del causal
+    if dtype not in ("fp16", "bf16", "fp32"):
+        raise SpecError(f"no tile for dtype {dtype!r}: use fp16, bf16 or fp32")
+    table = _TABLES.get(parse_arch(arch).name, _MMA_SYNC)
+    key = (precision if dtype == "fp32" else "half", head_size)
+    if key not in table:
+        raise SpecError(
+            f"no tile for head size {head_size} in {dtype} {precision}: use 32, 64, 128, 256, and tf32x3 or tf32"
+        )
+    return table[key]
+
+
+def generic_tile(head_size: int) -> Tile:
+    """The tile of the variant for pointers that are not aligned to 16 bytes, the same for every dtype and architecture.
+
+    Such pointers are read element by element through registers, so one stage is all there is to gain, and small blocks
+    keep registers from spilling; they also compile in half the time of the tuned ones.
+    """
+    return Tile(16, 16, 4, 1) if head_size == 256 else Tile(32, 32, 4, 1)

@@ -106,7 +106,7 @@ def _normalise_rows(q):
     exponent = tl.minimum(tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 1), 253)
     down = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     up = (exponent << 23).to(tl.float32, bitcast=True)
-    return (q.to(tl.float32) * down[:, None] * 0.000244140625).to(q.dtype), up
+    return (q.to(tl.float32) * down[:, None] * (1.0 / 4096.0)).to(q.dtype), up
 
 
 @triton.jit
@@ -175,6 +175,8 @@ def fused_attention_kernel(Out, L, M, Q, K, V, sm_scale, batch_size, num_heads, 
     if CAUSAL:
         tile = tl.num_programs(0) - 1 - tile  # the longest rows first, so that the last to finish are short
     first_row = tile * BLOCK_M
+    if first_row >= seq_len:  # a grid with more tiles than needed
+        return
     rows = first_row + tl.arange(0, BLOCK_M)
     # Offsets between heads and tiles can pass 2**31 elements; those inside a tile cannot.
     head_start = head * seq_len * BLOCK_DMODEL

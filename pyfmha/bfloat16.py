@@ -1,5 +1,7 @@
 """bfloat16 in numpy, which has no such type: the bits in uint16, the upper half of a float32."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,3 +29,59 @@ def bf16_from_float(values: npt.ArrayLike) -> npt.NDArray[np.uint16]:
 def float_from_bf16(bits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The float32 values, exact, of bfloat16 bits (uint16, any shape)."""
     return (np.asarray(bits, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+@contextmanager
+def exact_bfloat16(interpreter: Any) -> Iterator[None]:
+    """Within it, Triton's interpreter computes bfloat16 in float32 and rounds to nearest, as a GPU does.
+
+    Triton 3.9 multiplies the bits as if they were integers, and converts from float32 by cutting off. So the operations
+    that see bfloat16 are replaced, on the one object that holds them, and put back at the end.
+
+    Args:
+        interpreter: the module ``triton.runtime.interpreter``, which this one does not import.
+    """
+    builder, bf16, fp32 = interpreter.interpreter_builder, interpreter.tl.bfloat16, interpreter.tl.float32
+
+    def is_bf16(handle: Any) -> bool:
+        return bool(handle.dtype.scalar == bf16)
+
+    def widen(handle: Any) -> Any:
+        return interpreter.TensorHandle(float_from_bf16(handle.data), fp32) if is_bf16(handle) else handle
+
+    def narrow(handle: Any) -> Any:
+        return interpreter.TensorHandle(bf16_from_float(handle.data), bf16)
+
+    def elementwise(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*operands: Any) -> Any:
+            handles, op = operands[:-1], operands[-1]
+            if not any(is_bf16(handle) for handle in handles):
+                return original(*operands)
+            result = original(*map(widen, handles), op)
+            return narrow(result) if result.data.dtype == np.float32 else result
+
+        return wrapped
+
+    def cast(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(source: Any, dtype: Any, *rest: Any) -> Any:
+            if dtype.scalar == bf16 and not is_bf16(source):
+                return narrow(original(source, fp32, *rest) if source.data.dtype != np.float32 else source)
+            if is_bf16(source) and dtype.scalar != bf16:
+                return widen(source) if dtype.scalar == fp32 else original(widen(source), dtype, *rest)
+            return original(source, dtype, *rest)
+
+        return wrapped
+
+    def dot(a: Any, b: Any, *rest: Any) -> Any:
+        return type(builder).create_dot(builder, widen(a), widen(b), *rest)
+
+    replaced = {name: elementwise(getattr(builder, name)) for name in ("unary_op", "binary_op", "ternary_op")}
+    replaced |= {name: cast(getattr(builder, name)) for name in ("cast_impl", "create_fp_to_fp")}
+    replaced["create_dot"] = dot
+    for name, function in replaced.items():
+        setattr(builder, name, function)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            delattr(builder, name)

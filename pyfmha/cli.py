@@ -238,15 +238,21 @@ def inspect_command(
 def demo_command(
     arch: Archs = None,
     dtype: Dtypes = None,
-    head_size: HeadSizes = None,
+    head_size: Annotated[
+        list[int] | None,
+        typer.Option("--head-size", help=f"One or several: {', '.join(map(str, HEAD_SIZES))}. Default: 64."),
+    ] = None,
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
 ) -> None:
-    """Build the library, audit it, load it, run attention, and check it against float64."""
+    """Build the library, audit it, load it, run attention, and check it against float64.
+
+    All the family: pyfmha demo --head-size 32 64 128 256
+    """
     from pyfmha.demo import run_demo
 
     archs, why = (parse_archs(arch), "as asked") if arch else default_archs()
-    members = family(dtype or DTYPES, head_size or HEAD_SIZES)
+    members = family(dtype or DTYPES, head_size or [64])
     if not run_demo(console, members, archs, why, out, jobs):
         raise typer.Exit(1)
 

@@ -76,7 +76,8 @@ def run_demo(
 ) -> bool:
     """Do it all and print it; returns whether every check passed."""
     console.rule("1. Compile")
-    console.print(f"Attention kernels {why}.", soft_wrap=True)
+    sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
+    console.print(f"Attention kernels of head size {sizes}, {why}.", soft_wrap=True)
     with progress_bar(console, "compiling") as progress:
         built = build(family_specs(members), archs, folder, jobs=jobs, progress=progress)
     console.print(
@@ -110,7 +111,10 @@ def _place(library: Library) -> tuple[Device | None, str]:
         return device, f"On the GPU, through the library: {reason}, {device.arch}."
     if device is not None:
         reason = f"the library was built for {', '.join(held)}, the GPU is {device.arch}"
-    return None, f"On the CPU, under Triton's interpreter, from the same kernel source, at a small size: {reason}."
+    return None, (
+        f"On the CPU, under Triton's interpreter, from the same kernel source, at a small size: {reason}."
+        " (It multiplies fp32 exactly: the rounding of tf32 shows on a GPU only.)"
+    )
 
 
 def _checks(console: Console, members: Sequence[Attention], library: Library, device: Device | None) -> Iterator[Check]:

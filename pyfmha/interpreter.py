@@ -4,8 +4,7 @@ Triton decides once, when it is imported, whether kernels are compiled or interp
 there are two ways in: :func:`run_interpreted` for a process that interprets, and :func:`run_in_subprocess` for any
 other, which hands the work to ``python -m pyfmha.interpreter``.
 
-Triton's interpreter gets bfloat16 wrong (3.9: it multiplies the bits as integers, and truncates, dropping carries,
-where the GPU rounds). While a kernel runs here those operations are replaced, and put back afterwards.
+Triton's interpreter gets bfloat16 wrong; while a kernel runs here, :func:`pyfmha.bfloat16.exact_bfloat16` mends that.
 """
 
 import functools
@@ -16,8 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+from pyfmha.bfloat16 import exact_bfloat16
 from pyfmha.errors import InterpreterError, KernelSourceError, PyfmhaError
 
 Array = npt.NDArray[Any]
@@ -104,7 +102,7 @@ def run_interpreted(
     if unknown := [name for name in given if name not in expected]:
         raise InterpreterError(f"{kernel_name} has no parameter {', '.join(unknown)}: it takes {', '.join(expected)}")
     # Overflow to infinity and NaN are a kernel's business, as on the GPU; numpy would warn of each.
-    with _exact_bfloat16(interpreter), np.errstate(all="ignore"), warnings.catch_warnings():
+    with exact_bfloat16(interpreter), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             kernel[grid](**given)
@@ -170,7 +168,7 @@ def _worker(folder: Path) -> int:
     except PyfmhaError as error:
         (folder / "error.json").write_text(json.dumps([type(error).__name__, str(error)]))
         return 1
-    np.savez(folder / "out.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "out.npz", **arrays)
     return 0
 
 
@@ -292,55 +290,6 @@ class _Pointer:
 
     def copy_(self, _: Any) -> None:
         """Nothing to copy back: the kernel wrote to the array itself."""
-
-
-@contextmanager
-def _exact_bfloat16(interpreter: Any) -> Iterator[None]:
-    """Replaces the interpreter's operations by ones that compute bfloat16 in float32 and round it correctly."""
-    builder, bf16, fp32 = interpreter.interpreter_builder, interpreter.tl.bfloat16, interpreter.tl.float32
-
-    def is_bf16(handle: Any) -> bool:
-        return bool(handle.dtype.scalar == bf16)
-
-    def widen(handle: Any) -> Any:
-        return interpreter.TensorHandle(float_from_bf16(handle.data), fp32) if is_bf16(handle) else handle
-
-    def narrow(handle: Any) -> Any:
-        return interpreter.TensorHandle(bf16_from_float(handle.data), bf16)
-
-    def elementwise(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*operands: Any) -> Any:
-            handles, op = operands[:-1], operands[-1]
-            if not any(is_bf16(handle) for handle in handles):
-                return original(*operands)
-            result = original(*map(widen, handles), op)
-            return narrow(result) if result.data.dtype == np.float32 else result
-
-        return wrapped
-
-    def cast(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(source: Any, dtype: Any, *rest: Any) -> Any:
-            if dtype.scalar == bf16 and not is_bf16(source):
-                return narrow(original(source, fp32, *rest) if source.data.dtype != np.float32 else source)
-            if is_bf16(source) and dtype.scalar != bf16:
-                return widen(source) if dtype.scalar == fp32 else original(widen(source), dtype, *rest)
-            return original(source, dtype, *rest)
-
-        return wrapped
-
-    def dot(a: Any, b: Any, *rest: Any) -> Any:
-        return type(builder).create_dot(builder, widen(a), widen(b), *rest)
-
-    replaced = {name: elementwise(getattr(builder, name)) for name in ("unary_op", "binary_op", "ternary_op")}
-    replaced |= {name: cast(getattr(builder, name)) for name in ("cast_impl", "create_fp_to_fp")}
-    replaced["create_dot"] = dot
-    for name, function in replaced.items():
-        setattr(builder, name, function)
-    try:
-        yield
-    finally:
-        for name in replaced:
-            delattr(builder, name)
 
 
 if __name__ == "__main__":

@@ -135,9 +135,9 @@ def parse_manifest(text: str, origin: str) -> Manifest:
         )
     try:
         return Manifest(
-            _text(data["build_id"]),
-            _text(data["pyfmha"]),
-            _text(data["triton"]),
+            text_from_data(data["build_id"]),
+            text_from_data(data["pyfmha"]),
+            text_from_data(data["triton"]),
             tuple(_function(entry) for entry in data["functions"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -159,7 +159,8 @@ def read_manifest(path: Path) -> Manifest:
     return parse_manifest(text, str(path))
 
 
-def _text(value: object) -> str:
+def text_from_data(value: object) -> str:
+    """A text from parsed JSON; raises TypeError where it is none."""
     if not isinstance(value, str):
         raise TypeError(f"text expected, got {value!r}")
     return value
@@ -173,36 +174,36 @@ def _number(value: object) -> int:
 
 def _image(data: dict[str, Any]) -> Image:
     return Image(
-        arch=_text(data["arch"]),
+        arch=text_from_data(data["arch"]),
         constants=dict(data["constants"]),
         num_warps=_number(data["num_warps"]),
         num_stages=_number(data["num_stages"]),
-        grid=tuple(_text(part) for part in data["grid"]),
+        grid=tuple(text_from_data(part) for part in data["grid"]),
         registers=_number(data["registers"]),
         spilled=_number(data["spilled"]),
         shared=_number(data["shared"]),
         shared_limit=_number(data["shared_limit"]),
         threads=_number(data["threads"]),
         size=_number(data["size"]),
-        sha256=_text(data["sha256"]),
-        ptxas=_text(data["ptxas"]),
+        sha256=text_from_data(data["sha256"]),
+        ptxas=text_from_data(data["ptxas"]),
     )
 
 
 def variant_from_data(data: dict[str, Any]) -> Variant:
     """One variant from parsed JSON; raises KeyError, TypeError or ValueError where it is damaged."""
     return Variant(
-        name=_text(data["name"]),
-        hints={_text(name): _number(hint) for name, hint in data["hints"].items()},
+        name=text_from_data(data["name"]),
+        hints={text_from_data(name): _number(hint) for name, hint in data["hints"].items()},
         images=tuple(_image(image) for image in data["images"]),
     )
 
 
 def _function(data: dict[str, Any]) -> Function:
     return Function(
-        name=_text(data["name"]),
-        kernel=_text(data["kernel"]),
-        arguments=tuple((_text(name), _text(kind)) for name, kind in data["arguments"]),
+        name=text_from_data(data["name"]),
+        kernel=text_from_data(data["kernel"]),
+        arguments=tuple((text_from_data(name), text_from_data(kind)) for name, kind in data["arguments"]),
         algorithms=tuple(
             tuple(variant_from_data(variant) for variant in algorithm) for algorithm in data["algorithms"]
         ),

@@ -54,10 +54,10 @@ class Cache:
 
     def get(self, spec: KernelSpec, arch: Arch) -> Cubin | None:
         """The entry, or None: missing, damaged, or made when a file the kernel imports was another."""
+        key = self.key(spec, arch)
         try:
-            entry: dict[str, Any] = json.loads((self.folder / f"{self.key(spec, arch)}.json").read_text())
-            text = json.dumps(entry["cubin"], sort_keys=True)
-            if hashlib.sha256(text.encode()).hexdigest() != entry["sha256"]:
+            entry: dict[str, Any] = json.loads((self.folder / f"{key}.json").read_text())
+            if _entry_digest(key, entry["cubin"]) != entry["sha256"]:
                 return None
             cubin = Cubin.from_record(entry["cubin"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -73,11 +73,15 @@ class Cache:
             OutputError: it cannot be written.
         """
         record = cubin.to_record()
-        text = json.dumps(record, sort_keys=True)
-        name = f"{self.key(spec, ARCHS[cubin.arch])}.json"
+        key = self.key(spec, ARCHS[cubin.arch])
         with staging(self.folder) as stage:
-            stage.write(name, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "cubin": record}))
-            stage.publish(name)
+            stage.write(f"{key}.json", json.dumps({"sha256": _entry_digest(key, record), "cubin": record}))
+            stage.publish(f"{key}.json")
+
+
+def _entry_digest(key: str, record: dict[str, Any]) -> str:
+    """Over the key too: an entry under another's name is damaged."""
+    return hashlib.sha256(f"{key}{json.dumps(record, sort_keys=True)}".encode()).hexdigest()
 
 
 def _digest(file: Path) -> str | None:

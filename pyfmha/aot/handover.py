@@ -15,7 +15,7 @@ from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
 from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
-from pyfmha.manifest import SCHEMA, Image, Variant, variant_from_data
+from pyfmha.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
 from pyfmha.spec import Argument, KernelSpec, Tuning
 
 
@@ -126,7 +126,7 @@ def read_handover(header: Path) -> Handover:
         found = record.get("schema") if isinstance(record, dict) else None
         raise ManifestError(f"{record_path} has schema version {found!r}, this pyfmha reads {SCHEMA}; {again}")
     try:
-        handover = Handover(_spec(record["spec"]), variant_from_data(record["variant"]), stem, str(record["triton"]))
+        handover = Handover(_spec(record["spec"]), variant_from_data(record["variant"]), stem, text_from_data(record["triton"]))
         digests = dict(record["sha256"].items())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{record_path} is damaged ({type(error).__name__}: {error}); {again}") from None

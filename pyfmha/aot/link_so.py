@@ -26,7 +26,10 @@ def find_compiler() -> list[str]:
     Raises:
         ToolchainError: there is none.
     """
-    asked = shlex.split(os.environ.get("CC", ""))
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise ToolchainError(f"CC is {os.environ['CC']!r}, which is not a command ({error}); set it right or unset it") from None
     for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
             return command
@@ -171,8 +174,11 @@ def build_shared(stage: Staging, sources: dict[str, str], variants: Sequence[Han
         shutil.copy(file, work / file.name)
     names = sorted(file.name for file in work.glob("*.c"))
     command = [*compiler, *CFLAGS, *names, "-o", "out.so", *LDFLAGS]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        log = (done.stderr or done.stdout).strip()[-4000:]
+    try:
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise ToolchainError(f"{compiler[0]} does not run: {error}") from None
+    if done.returncode or not (work / "out.so").is_file():
+        log = (done.stderr or done.stdout).strip()[-4000:] or "it said nothing"
         raise ToolchainError(f"{compiler[0]} failed with exit code {done.returncode}:\n{log}")
     os.replace(work / "out.so", stage.path / name)

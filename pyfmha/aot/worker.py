@@ -1,4 +1,4 @@
-"""The compiler process: ``python -m pyfmha.aot.worker``, driven by :mod:`pyfmha.aot.cubin`.
+"""The compiler process, started and driven by :mod:`pyfmha.aot.cubin`.
 
 Kernel files are the user's code: they may print, raise or end the process. So they are imported here, in a process of
 its own with a clean Triton environment, and the parent gets one JSON line for each line it sends.

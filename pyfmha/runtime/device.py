@@ -28,7 +28,7 @@ def _call(name: str, *arguments: Any) -> Any:
     try:
         status, *results = getattr(driver, name)(*arguments)
     except RuntimeError as error:  # cuda-python raises its own kinds of it where libcuda is missing
-        raise DriverError(f"no CUDA driver: {error}", 0) from None
+        raise DriverError("no CUDA driver: libcuda cannot be loaded", 0) from error
     if int(status):
         text = driver.cuGetErrorString(status)[1] or b"unknown error"
         raise DriverError(f"{name} failed: CUDA error {int(status)}, {text.decode()}", int(status))
@@ -75,6 +75,12 @@ class Device:
         return str(_call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode())
 
     @property
+    def driver_version(self) -> str:
+        """The newest CUDA version its driver serves: ``"13.0"``."""
+        version = _call("cuDriverGetVersion")
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    @property
     def arch(self) -> str:
         """Its architecture: ``"sm_90"``."""
         attributes = _driver().CUdevice_attribute
@@ -113,15 +119,29 @@ class DeviceArray:
     def of(cls, values: NDArray[Any]) -> "DeviceArray":
         """A copy of a host array."""
         array = cls(values.shape, values.dtype)
-        host = np.ascontiguousarray(values)
-        _call("cuMemcpyHtoD", array.pointer, host.ctypes.data, array.nbytes)
+        array.write(values)
         return array
 
     def to_host(self) -> NDArray[Any]:
         """A copy on the host; waits for the legacy default stream only: synchronise others first."""
-        host = np.empty(self.shape, self.dtype)
-        _call("cuMemcpyDtoH", host.ctypes.data, self.pointer, self.nbytes)
+        return self.read(0, self.shape, self.dtype)
+
+    def write(self, values: NDArray[Any], offset: int = 0) -> None:
+        """Copy a host array to ``offset`` bytes from the start; raises ValueError where it would not fit."""
+        host = np.ascontiguousarray(values)
+        self._check_range(offset, host.nbytes)
+        _call("cuMemcpyHtoD", self.pointer + offset, host.ctypes.data, host.nbytes)
+
+    def read(self, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A copy of a part that begins ``offset`` bytes from the start; raises ValueError where it is not inside."""
+        host = np.empty(shape, dtype)
+        self._check_range(offset, host.nbytes)
+        _call("cuMemcpyDtoH", host.ctypes.data, self.pointer + offset, host.nbytes)
         return host
+
+    def _check_range(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or offset + nbytes > self.nbytes:
+            raise ValueError(f"bytes {offset} to {offset + nbytes} are not inside an array of {self.nbytes}")
 
     def fill(self, byte: int) -> None:
         """Set every byte."""

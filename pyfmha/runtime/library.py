@@ -32,7 +32,7 @@ class Function:
         self.manifest = manifest
         types = [ctype(kind) for _, kind in manifest.arguments]
         values = [entry.ctypes for entry in types]
-        self._launch = _bind(cdll, manifest.name, [ctypes.c_void_p, *values, ctypes.c_int])
+        self._launch = _bind(cdll, manifest.name, [ctypes.c_size_t, *values, ctypes.c_int])
         self._load = _bind(cdll, f"load_{manifest.name}", [])
         self._unload = _bind(cdll, f"unload_{manifest.name}", [])
         self._variant = _bind(
@@ -82,8 +82,11 @@ class Function:
             TypeError: an argument is of the wrong kind, or their number is wrong.
             OverflowError: an integer does not fit its C type.
         """
-        self._check_arguments(arguments)
-        status = self._launch(stream, *arguments, algo_id)
+        self._check_arguments(arguments, algo_id)
+        try:
+            status = self._launch(stream, *arguments, algo_id)
+        except ctypes.ArgumentError as error:
+            raise TypeError(f"{self!r}: {error}") from None
         if status:
             self._check(status, LaunchError)
 
@@ -93,17 +96,23 @@ class Function:
         Raises:
             LaunchError, TypeError, OverflowError: as a call.
         """
-        self._check_arguments(arguments)
+        self._check_arguments(arguments, algo_id)
         name = ctypes.c_char_p()
-        self._check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
+        try:
+            status = self._variant(*arguments, algo_id, ctypes.byref(name))
+        except ctypes.ArgumentError as error:
+            raise TypeError(f"{self!r}: {error}") from None
+        self._check(status, LaunchError)
         return (name.value or b"").decode()
 
-    def _check_arguments(self, arguments: tuple[Any, ...]) -> None:
+    def _check_arguments(self, arguments: tuple[Any, ...], algo_id: int) -> None:
         if len(arguments) != self._count:
             names = ", ".join(name for name, _ in self.manifest.arguments)
             raise TypeError(
                 f"{self.name} takes {self._count} arguments after the stream ({names}), got {len(arguments)}"
             )
+        if algo_id and not -(1 << 31) <= algo_id < 1 << 31:
+            raise OverflowError(f"{self.name}: algo_id is {algo_id}, which is no C int")
         for index, low, high in self._bounds:
             if not low <= arguments[index] <= high:
                 name, kind = self.manifest.arguments[index]

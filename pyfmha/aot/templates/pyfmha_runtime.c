@@ -3,7 +3,9 @@
  * libcuda is opened at the first load, so that the library can be read where there is no driver. Its path is taken from
  * the environment variable PYFMHA_LIBCUDA if that is set.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "pyfmha_runtime.h"
 
 #include <dlfcn.h>

@@ -1,0 +1,135 @@
+"""The fake CUDA driver from Python: built from ``fake_cuda.c``, controlled and read back through ctypes."""
+
+import ctypes
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("fake_cuda.c")
+MAX_PARAMS = 32
+MAX_PARAM_BYTES = 16
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_char_p),
+        ("image", ctypes.c_void_p),
+        ("image_size", ctypes.c_size_t),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("device", ctypes.c_int),
+        ("param_count", ctypes.c_uint),
+        ("param_sizes", ctypes.c_uint * MAX_PARAMS),
+        ("params", (ctypes.c_ubyte * MAX_PARAM_BYTES) * MAX_PARAMS),
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch that reached the driver; ``params`` are the bytes that the kernel would have read."""
+
+    kernel: str
+    image_sha256: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
+    stream: int
+    device: int
+    params: tuple[bytes, ...]
+
+
+class FakeCuda:
+    """The driver's controls; see ``fake_cuda.h``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.c = ctypes.CDLL(str(path))
+        self.c.fake_create_context.restype = ctypes.c_void_p
+        for name in ("fake_destroy_context", "fake_recreate_context", "fake_make_current"):
+            getattr(self.c, name).argtypes = [ctypes.c_void_p]
+        self.c.fake_inject.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        self.c.fake_calls.argtypes = [ctypes.c_char_p]
+        self.c.fake_calls.restype = ctypes.c_ulong
+        self.c.fake_launch_count.restype = ctypes.c_ulong
+        self.c.fake_get_launch.argtypes = [ctypes.c_ulong, ctypes.POINTER(_Launch)]
+        self.c.fake_last_violation.restype = ctypes.c_char_p
+
+    def reset(self) -> None:
+        self.c.fake_reset()
+
+    def set_device_count(self, count: int) -> None:
+        self.c.fake_set_device_count(count)
+
+    def set_device(self, device: int, capability: int, shared_optin: int = 232448) -> None:
+        self.c.fake_set_device(device, capability, shared_optin)
+
+    def use_context(self, device: int = 0) -> int:
+        """Create a context and make it current on this thread."""
+        context = int(self.c.fake_create_context(device))
+        self.make_current(context)
+        return context
+
+    def make_current(self, context: int | None) -> None:
+        self.c.fake_make_current(context)
+
+    def destroy(self, context: int) -> None:
+        self.c.fake_destroy_context(context)
+
+    def recreate(self, context: int) -> None:
+        """Another context takes the address of this one."""
+        self.c.fake_recreate_context(context)
+
+    def fail(self, function: str, status: int, *, after: int = 0, times: int = -1) -> None:
+        """Make a function fail after some more calls that work, for so many calls (-1: from then on)."""
+        self.c.fake_inject(function.encode(), status, after, times)
+
+    def heal(self, function: str) -> None:
+        self.c.fake_inject(function.encode(), 0, 0, 0)
+
+    def calls(self, function: str) -> int:
+        return int(self.c.fake_calls(function.encode()))
+
+    def begin_capture(self) -> None:
+        """From now on this thread may only launch: what a stream capture forbids fails, and is a violation."""
+        self.c.fake_begin_capture()
+
+    def end_capture(self) -> None:
+        self.c.fake_end_capture()
+
+    def violations(self) -> tuple[int, str]:
+        """How many, and the name of the latest function."""
+        return self.c.fake_violations(), self.c.fake_last_violation().decode()
+
+    def modules_loaded(self) -> int:
+        return int(self.c.fake_modules_loaded())
+
+    def launch_count(self) -> int:
+        return int(self.c.fake_launch_count())
+
+    def launches(self) -> list[Launch]:
+        return [self._launch(index) for index in range(self.launch_count())]
+
+    def _launch(self, index: int) -> Launch:
+        raw = _Launch()
+        if not self.c.fake_get_launch(index, ctypes.byref(raw)):
+            raise IndexError(index)
+        return Launch(
+            raw.kernel.decode(),
+            hashlib.sha256(ctypes.string_at(raw.image, raw.image_size)).hexdigest(),
+            tuple(raw.grid),
+            tuple(raw.block),
+            raw.shared,
+            raw.stream or 0,
+            raw.device,
+            tuple(bytes(raw.params[i][: raw.param_sizes[i]]) for i in range(raw.param_count)),
+        )
+
+
+def build(output: Path, *flags: str) -> Path:
+    """Compile the fake driver to a shared library."""
+    strict = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-pthread"]
+    subprocess.run(["gcc", *strict, *flags, str(SOURCE), "-o", str(output)], check=True)
+    return output

@@ -1,0 +1,572 @@
+/* See fake_cuda.h. Where a rule comes from the driver's documentation, the function's comment there is followed. */
+#define _GNU_SOURCE
+#include "fake_cuda.h"
+
+#include <elf.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { /* CUresult */
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  NOT_INITIALIZED = 3,
+  NO_DEVICE = 100,
+  INVALID_DEVICE = 101,
+  INVALID_IMAGE = 200,
+  INVALID_CONTEXT = 201,
+  NO_BINARY_FOR_GPU = 209,
+  INVALID_HANDLE = 400,
+  NOT_FOUND = 500,
+  CONTEXT_IS_DESTROYED = 709,
+  STREAM_CAPTURE_UNSUPPORTED = 900
+};
+enum { /* CUdevice_attribute, CUfunction_attribute */
+  MAX_THREADS_PER_BLOCK = 1,
+  MULTIPROCESSOR_COUNT = 16,
+  CAPABILITY_MAJOR = 75,
+  CAPABILITY_MINOR = 76,
+  SHARED_OPTIN = 97,
+  MAX_DYNAMIC_SHARED = 8
+};
+enum { MACHINE_CUDA = 190, ABI_NEW_FLAGS = 8, SHARED_DEFAULT = 48 * 1024 };
+enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES = 1 << 14, MAX_FUNCTIONS = 64 };
+
+typedef struct {
+  int capability;
+  int shared_optin;
+} device;
+
+struct CUctx_st {
+  CUdevice device;
+  unsigned long long id; /* never given twice, resets included */
+  bool alive;
+  unsigned retained;
+};
+
+struct CUfunc_st {
+  CUmodule module;
+  char name[128];
+  unsigned shared_allowed;
+  unsigned threads_required; /* 0: any */
+  unsigned param_count;
+  unsigned param_sizes[FAKE_MAX_PARAMS];
+};
+
+struct CUmod_st {
+  CUcontext context;
+  unsigned long long context_id;
+  const unsigned char *image;
+  size_t image_size;
+  bool alive;
+  struct CUfunc_st function; /* Triton's modules hold one kernel each */
+};
+
+typedef struct {
+  char name[48];
+  unsigned long calls;
+  CUresult status;
+  int after;
+  int times;
+} call_record;
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static device devices[MAX_DEVICES];
+static int device_count;
+static bool initialized;
+static struct CUctx_st contexts[MAX_CONTEXTS];
+static struct CUctx_st primary[MAX_DEVICES];
+static unsigned context_count;
+static unsigned long long last_context_id;
+static struct CUmod_st *modules; /* slots are never used twice, so that a stale handle is known as such */
+static unsigned module_count;
+static fake_launch *launches;
+static unsigned long launch_count;
+static call_record calls[MAX_FUNCTIONS];
+static unsigned violations;
+static char last_violation[48];
+static unsigned long generation; /* of fake_reset: a thread's current context does not survive one */
+
+static _Thread_local CUcontext current;
+static _Thread_local unsigned long current_generation;
+static _Thread_local bool capturing;
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* ------------------------------------------------------------------ calls */
+
+static call_record *record_of(const char *name) {
+  for (int i = 0; i < MAX_FUNCTIONS; i++) {
+    if (calls[i].name[0] == '\0') snprintf(calls[i].name, sizeof calls[i].name, "%s", name);
+    if (strcmp(calls[i].name, name) == 0) return &calls[i];
+  }
+  abort(); /* MAX_FUNCTIONS is too small */
+}
+
+/* Begins a driver call under the mutex: counts it, and tells whether it is to fail. The record is looked up once: a launch
+ * is timed with this driver, so it must cost as little as a real one's bookkeeping. */
+static CUresult enter_call(call_record **cached, const char *name, bool needs_init, bool capturable) {
+  pthread_mutex_lock(&mutex);
+  if (*cached == NULL) *cached = record_of(name);
+  call_record *record = *cached;
+  record->calls++;
+  if (capturing && !capturable) {
+    violations++;
+    snprintf(last_violation, sizeof last_violation, "%s", name);
+    return STREAM_CAPTURE_UNSUPPORTED;
+  }
+  if (record->times != 0 && record->after-- <= 0) {
+    if (record->times > 0) record->times--;
+    record->after = 0;
+    return record->status;
+  }
+  return needs_init && !initialized ? NOT_INITIALIZED : SUCCESS;
+}
+
+#define ENTER(status, name, needs_init, capturable) \
+  static call_record *cached_record;                \
+  status = enter_call(&cached_record, name, needs_init, capturable)
+
+static CUresult leave(CUresult status) {
+  pthread_mutex_unlock(&mutex);
+  return status;
+}
+
+static CUcontext current_context(void) { return current_generation == generation ? current : NULL; }
+
+static void set_current(CUcontext context) {
+  current = context;
+  current_generation = generation;
+}
+
+/* ------------------------------------------------------------------ images */
+
+static const Elf64_Shdr *sections_of(const unsigned char *image) {
+  return (const Elf64_Shdr *)(const void *)(image + ((const Elf64_Ehdr *)(const void *)image)->e_shoff);
+}
+
+static size_t size_of(const unsigned char *image) {
+  const Elf64_Ehdr *header = (const Elf64_Ehdr *)(const void *)image;
+  const Elf64_Shdr *sections = sections_of(image);
+  size_t end = header->e_shoff + (size_t)header->e_shnum * header->e_shentsize;
+  const size_t segments = header->e_phoff + (size_t)header->e_phnum * header->e_phentsize;
+  if (segments > end) end = segments;
+  for (int i = 0; i < header->e_shnum; i++)
+    if (sections[i].sh_type != SHT_NOBITS && sections[i].sh_offset + sections[i].sh_size > end)
+      end = sections[i].sh_offset + sections[i].sh_size;
+  return end;
+}
+
+/* Found by compiling for each: ptxas 12.9 (ABI 7) keeps the architecture in bits 0-7 of the flags, ptxas 13.4 (ABI 8) in
+ * bits 8-15, where sm_90 means sm_90a: that is what Triton 3.9 assembles from 9.0 on. */
+static int capability_of(const unsigned char *image) {
+  const Elf64_Ehdr *header = (const Elf64_Ehdr *)(const void *)image;
+  const unsigned flags = header->e_flags;
+  return (int)(header->e_ident[EI_ABIVERSION] >= ABI_NEW_FLAGS ? flags >> 8 & 0xff : flags & 0xff);
+}
+
+static bool runs_on(int code, int capability) {
+  return code >= 90 ? code == capability : code / 10 == capability / 10 && code <= capability;
+}
+
+/* What a kernel's .nv.info section says: the size of each parameter, and the block that it demands. */
+static void read_info(const unsigned char *info, size_t size, CUfunction function) {
+  enum { FORMAT_VALUES = 4, KPARAM_INFO = 0x17, REQNTID = 0x10 };
+  for (size_t at = 0; at + 4 <= size;) {
+    uint16_t bytes;
+    memcpy(&bytes, info + at + 2, sizeof bytes);
+    uint32_t words[3] = {0, 0, 0};
+    if (info[at] != FORMAT_VALUES) bytes = 0; /* the value is in the entry itself */
+    if (bytes >= sizeof words && at + 4 + sizeof words <= size) memcpy(words, info + at + 4, sizeof words);
+    if (info[at + 1] == KPARAM_INFO && bytes >= sizeof words) {
+      const unsigned ordinal = words[1] & 0xffff;
+      if (ordinal < FAKE_MAX_PARAMS) function->param_sizes[ordinal] = words[2] >> 18;
+      if (ordinal < FAKE_MAX_PARAMS && ordinal + 1 > function->param_count) function->param_count = ordinal + 1;
+    }
+    if (info[at + 1] == REQNTID && bytes >= sizeof words) function->threads_required = words[0];
+    at += 4u + bytes;
+  }
+}
+
+static bool find_kernel(const unsigned char *image, const char *name, CUfunction function) {
+  const Elf64_Ehdr *header = (const Elf64_Ehdr *)(const void *)image;
+  const Elf64_Shdr *sections = sections_of(image);
+  const char *section_names = (const char *)image + sections[header->e_shstrndx].sh_offset;
+  char info_name[160];
+  snprintf(info_name, sizeof info_name, ".nv.info.%s", name);
+  bool found = false;
+  for (int i = 0; i < header->e_shnum; i++) {
+    if (sections[i].sh_type == SHT_SYMTAB) {
+      const Elf64_Sym *symbols = (const Elf64_Sym *)(const void *)(image + sections[i].sh_offset);
+      const char *names = (const char *)image + sections[sections[i].sh_link].sh_offset;
+      for (size_t s = 0; s < sections[i].sh_size / sizeof *symbols; s++)
+        if (ELF64_ST_TYPE(symbols[s].st_info) == STT_FUNC && ELF64_ST_BIND(symbols[s].st_info) == STB_GLOBAL &&
+            strcmp(names + symbols[s].st_name, name) == 0)
+          found = true;
+    }
+    if (strcmp(section_names + sections[i].sh_name, info_name) == 0)
+      read_info(image + sections[i].sh_offset, sections[i].sh_size, function);
+  }
+  return found;
+}
+
+/* ------------------------------------------------------------- the driver */
+
+EXPORT CUresult cuInit(unsigned flags) {
+  CUresult status;
+  ENTER(status, "cuInit", false, true);
+  if (status == SUCCESS && flags != 0) status = INVALID_VALUE;
+  if (status == SUCCESS && device_count == 0) status = NO_DEVICE;
+  if (status == SUCCESS) initialized = true;
+  return leave(status);
+}
+
+EXPORT CUresult cuDriverGetVersion(int *version) {
+  CUresult status;
+  ENTER(status, "cuDriverGetVersion", false, true);
+  if (status == SUCCESS) *version = 13000;
+  return leave(status);
+}
+
+EXPORT CUresult cuDeviceGetCount(int *count) {
+  CUresult status;
+  ENTER(status, "cuDeviceGetCount", true, true);
+  if (status == SUCCESS) *count = device_count;
+  return leave(status);
+}
+
+EXPORT CUresult cuDeviceGet(CUdevice *found, int ordinal) {
+  CUresult status;
+  ENTER(status, "cuDeviceGet", true, true);
+  if (status == SUCCESS && (ordinal < 0 || ordinal >= device_count)) status = INVALID_DEVICE;
+  if (status == SUCCESS) *found = ordinal;
+  return leave(status);
+}
+
+EXPORT CUresult cuDeviceGetName(char *name, int size, CUdevice number) {
+  CUresult status;
+  ENTER(status, "cuDeviceGetName", true, true);
+  if (status == SUCCESS && (number < 0 || number >= device_count)) status = INVALID_DEVICE;
+  if (status == SUCCESS) snprintf(name, (size_t)size, "Fake GPU %d", number);
+  return leave(status);
+}
+
+EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number) {
+  CUresult status;
+  ENTER(status, "cuDeviceGetAttribute", true, true);
+  if (status == SUCCESS && (number < 0 || number >= device_count)) status = INVALID_DEVICE;
+  if (status != SUCCESS) return leave(status);
+  switch (attribute) {
+    case MAX_THREADS_PER_BLOCK: *value = 1024; break;
+    case MULTIPROCESSOR_COUNT: *value = 132; break;
+    case CAPABILITY_MAJOR: *value = devices[number].capability / 10; break;
+    case CAPABILITY_MINOR: *value = devices[number].capability % 10; break;
+    case SHARED_OPTIN: *value = devices[number].shared_optin; break;
+    default: status = INVALID_VALUE;
+  }
+  return leave(status);
+}
+
+EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice number) {
+  CUresult status;
+  ENTER(status, "cuDevicePrimaryCtxRetain", true, false);
+  if (status == SUCCESS && (number < 0 || number >= device_count)) status = INVALID_DEVICE;
+  if (status == SUCCESS) {
+    *context = &primary[number];
+    if (primary[number].retained++ == 0)
+      primary[number] = (struct CUctx_st){.device = number, .id = ++last_context_id, .alive = true, .retained = 1};
+  }
+  return leave(status);
+}
+
+static void drop_modules(CUcontext context) {
+  for (unsigned i = 0; i < module_count; i++)
+    if (modules[i].context == context) modules[i].alive = false;
+}
+
+EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice number) {
+  CUresult status;
+  ENTER(status, "cuDevicePrimaryCtxRelease", true, false);
+  if (status == SUCCESS && (number < 0 || number >= device_count)) status = INVALID_DEVICE;
+  if (status == SUCCESS && primary[number].retained == 0) status = INVALID_CONTEXT;
+  if (status == SUCCESS && --primary[number].retained == 0) {
+    primary[number].alive = false;
+    drop_modules(&primary[number]);
+  }
+  return leave(status);
+}
+
+EXPORT CUresult cuDevicePrimaryCtxRelease(CUdevice number) { return cuDevicePrimaryCtxRelease_v2(number); }
+
+EXPORT CUresult cuCtxSetCurrent(CUcontext context) {
+  CUresult status;
+  ENTER(status, "cuCtxSetCurrent", true, true);
+  if (status == SUCCESS) set_current(context);
+  return leave(status);
+}
+
+EXPORT CUresult cuCtxGetCurrent(CUcontext *context) {
+  CUresult status;
+  ENTER(status, "cuCtxGetCurrent", true, true);
+  if (status == SUCCESS) *context = current_context();
+  return leave(status);
+}
+
+EXPORT CUresult cuCtxGetDevice(CUdevice *number) {
+  CUresult status;
+  ENTER(status, "cuCtxGetDevice", true, true);
+  if (status == SUCCESS && current_context() == NULL) status = INVALID_CONTEXT;
+  if (status == SUCCESS) *number = current_context()->device;
+  return leave(status);
+}
+
+#ifndef FAKE_WITHOUT_CONTEXT_IDS /* drivers before CUDA 12 lack it */
+EXPORT CUresult cuCtxGetId(CUcontext context, unsigned long long *id) {
+  CUresult status;
+  ENTER(status, "cuCtxGetId", true, true);
+  if (status == SUCCESS && context == NULL) context = current_context();
+  if (status == SUCCESS && context == NULL) status = INVALID_CONTEXT;
+  if (status == SUCCESS && !context->alive) status = CONTEXT_IS_DESTROYED;
+  if (status == SUCCESS) *id = context->id;
+  return leave(status);
+}
+#endif
+
+EXPORT CUresult cuModuleLoadData(CUmodule *module, const void *code) {
+  CUresult status;
+  ENTER(status, "cuModuleLoadData", true, false);
+  const unsigned char *image = code;
+  const CUcontext context = current_context();
+  if (status == SUCCESS && context == NULL) status = INVALID_CONTEXT;
+  if (status == SUCCESS && !context->alive) status = CONTEXT_IS_DESTROYED;
+  if (status == SUCCESS && (memcmp(image, ELFMAG, SELFMAG) != 0 || image[EI_CLASS] != ELFCLASS64 ||
+                            ((const Elf64_Ehdr *)(const void *)image)->e_machine != MACHINE_CUDA))
+    status = INVALID_IMAGE;
+  if (status == SUCCESS && !runs_on(capability_of(image), devices[context->device].capability)) status = NO_BINARY_FOR_GPU;
+  if (status == SUCCESS) {
+    if (module_count == MAX_MODULES) abort(); /* too small for the test at hand */
+    *module = &modules[module_count++];
+    **module = (struct CUmod_st){
+        .context = context, .context_id = context->id, .image = image, .image_size = size_of(image), .alive = true};
+  }
+  return leave(status);
+}
+
+EXPORT CUresult cuModuleUnload(CUmodule module) {
+  CUresult status;
+  ENTER(status, "cuModuleUnload", true, false);
+  if (status == SUCCESS && (module == NULL || !module->alive)) status = INVALID_HANDLE;
+  if (status == SUCCESS) module->alive = false;
+  return leave(status);
+}
+
+EXPORT CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+  CUresult status;
+  ENTER(status, "cuModuleGetFunction", true, false);
+  if (status == SUCCESS && (module == NULL || !module->alive)) status = INVALID_HANDLE;
+  if (status == SUCCESS) {
+    struct CUfunc_st made = {.module = module, .shared_allowed = SHARED_DEFAULT};
+    snprintf(made.name, sizeof made.name, "%s", name);
+    if (find_kernel(module->image, name, &made)) {
+      module->function = made;
+      *function = &module->function;
+    } else {
+      status = NOT_FOUND;
+    }
+  }
+  return leave(status);
+}
+
+EXPORT CUresult cuFuncSetAttribute(CUfunction function, int attribute, int value) {
+  CUresult status;
+  ENTER(status, "cuFuncSetAttribute", true, false);
+  if (status == SUCCESS && (function == NULL || !function->module->alive)) status = INVALID_HANDLE;
+  if (status == SUCCESS &&
+      (attribute != MAX_DYNAMIC_SHARED || value < 0 || value > devices[function->module->context->device].shared_optin))
+    status = INVALID_VALUE;
+  if (status == SUCCESS) function->shared_allowed = (unsigned)value;
+  return leave(status);
+}
+
+static CUresult check_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared) {
+  if (function == NULL || !function->module->alive) return INVALID_HANDLE;
+  const CUcontext context = current_context();
+  if (context == NULL || function->module->context != context || function->module->context_id != context->id)
+    return INVALID_CONTEXT;
+  for (int i = 0; i < 3; i++)
+    if (grid[i] == 0 || grid[i] > (i == 0 ? 0x7fffffffu : 65535u) || block[i] == 0) return INVALID_VALUE;
+  const unsigned threads = block[0] * block[1] * block[2];
+  if (threads > 1024 || (function->threads_required != 0 && threads != function->threads_required)) return INVALID_VALUE;
+  return shared > function->shared_allowed ? INVALID_VALUE : SUCCESS;
+}
+
+EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                               unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **params,
+                               void **extra) {
+  CUresult status;
+  ENTER(status, "cuLaunchKernel", true, true);
+  const unsigned grid[3] = {grid_x, grid_y, grid_z}, block[3] = {block_x, block_y, block_z};
+  if (status == SUCCESS && extra != NULL) status = INVALID_VALUE;
+  if (status == SUCCESS) status = check_launch(function, grid, block, shared);
+  if (status != SUCCESS) return leave(status);
+  if (launch_count < MAX_LAUNCHES) {
+    fake_launch *launch = &launches[launch_count];
+    launch->kernel = function->name;
+    launch->image = function->module->image;
+    launch->image_size = function->module->image_size;
+    memcpy(launch->grid, grid, sizeof grid);
+    memcpy(launch->block, block, sizeof block);
+    launch->shared = shared;
+    launch->stream = stream;
+    launch->device = function->module->context->device;
+    launch->param_count = function->param_count;
+    for (unsigned i = 0; i < function->param_count; i++) {
+      const unsigned size = function->param_sizes[i];
+      launch->param_sizes[i] = size;
+      memcpy(launch->params[i], params[i], size < FAKE_MAX_PARAM_BYTES ? size : FAKE_MAX_PARAM_BYTES);
+    }
+  }
+  launch_count++;
+  return leave(status);
+}
+
+EXPORT CUresult cuGetErrorString(CUresult status, const char **text) {
+  switch (status) {
+    case SUCCESS: *text = "no error"; return SUCCESS;
+    case INVALID_VALUE: *text = "invalid argument"; return SUCCESS;
+    case NOT_INITIALIZED: *text = "initialization error"; return SUCCESS;
+    case NO_DEVICE: *text = "no CUDA-capable device is detected"; return SUCCESS;
+    case INVALID_IMAGE: *text = "device kernel image is invalid"; return SUCCESS;
+    case NO_BINARY_FOR_GPU: *text = "no kernel image is available for execution on the device"; return SUCCESS;
+    case NOT_FOUND: *text = "named symbol not found"; return SUCCESS;
+    default: *text = NULL; return INVALID_VALUE;
+  }
+}
+
+EXPORT CUresult cuGetErrorName(CUresult status, const char **text) {
+  *text = status == SUCCESS ? "CUDA_SUCCESS" : "CUDA_ERROR_FAKE";
+  return SUCCESS;
+}
+
+/* -------------------------------------------------------------- for tests */
+
+EXPORT void fake_reset(void) {
+  pthread_mutex_lock(&mutex);
+  if (modules == NULL) modules = calloc(MAX_MODULES, sizeof *modules);
+  if (launches == NULL) launches = calloc(MAX_LAUNCHES, sizeof *launches);
+  if (modules == NULL || launches == NULL) abort();
+  for (int i = 0; i < MAX_DEVICES; i++) devices[i] = (device){.capability = 90, .shared_optin = 232448};
+  device_count = 2;
+  initialized = false;
+  for (unsigned i = 0; i < module_count; i++) modules[i].alive = false;
+  memset(contexts, 0, sizeof contexts);
+  memset(primary, 0, sizeof primary);
+  context_count = 0;
+  launch_count = 0;
+  for (int i = 0; i < MAX_FUNCTIONS; i++) { /* the names stay: records are looked up once */
+    calls[i].calls = 0;
+    calls[i].times = 0;
+  }
+  violations = 0;
+  last_violation[0] = '\0';
+  capturing = false;
+  generation++;
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_device_count(int count) {
+  pthread_mutex_lock(&mutex);
+  device_count = count < MAX_DEVICES ? count : MAX_DEVICES;
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_device(CUdevice number, int capability, int shared_optin) {
+  pthread_mutex_lock(&mutex);
+  devices[number] = (device){.capability = capability, .shared_optin = shared_optin};
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT CUcontext fake_create_context(CUdevice number) {
+  pthread_mutex_lock(&mutex);
+  if (context_count == MAX_CONTEXTS) abort();
+  CUcontext context = &contexts[context_count++];
+  *context = (struct CUctx_st){.device = number, .id = ++last_context_id, .alive = true};
+  pthread_mutex_unlock(&mutex);
+  return context;
+}
+
+EXPORT void fake_destroy_context(CUcontext context) {
+  pthread_mutex_lock(&mutex);
+  context->alive = false;
+  drop_modules(context);
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_recreate_context(CUcontext context) {
+  pthread_mutex_lock(&mutex);
+  drop_modules(context);
+  context->id = ++last_context_id;
+  context->alive = true;
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_make_current(CUcontext context) {
+  pthread_mutex_lock(&mutex);
+  set_current(context);
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT int fake_inject(const char *function, CUresult status, int after, int times) {
+  pthread_mutex_lock(&mutex);
+  call_record *record = record_of(function);
+  record->status = status;
+  record->after = after;
+  record->times = times;
+  pthread_mutex_unlock(&mutex);
+  return 0;
+}
+
+EXPORT unsigned long fake_calls(const char *function) {
+  pthread_mutex_lock(&mutex);
+  const unsigned long count = record_of(function)->calls;
+  pthread_mutex_unlock(&mutex);
+  return count;
+}
+
+EXPORT void fake_begin_capture(void) { capturing = true; }
+
+EXPORT void fake_end_capture(void) { capturing = false; }
+
+EXPORT unsigned fake_violations(void) {
+  pthread_mutex_lock(&mutex);
+  const unsigned count = violations;
+  pthread_mutex_unlock(&mutex);
+  return count;
+}
+
+EXPORT const char *fake_last_violation(void) { return last_violation; }
+
+EXPORT unsigned long fake_launch_count(void) {
+  pthread_mutex_lock(&mutex);
+  const unsigned long count = launch_count;
+  pthread_mutex_unlock(&mutex);
+  return count;
+}
+
+EXPORT int fake_get_launch(unsigned long index, fake_launch *launch) {
+  pthread_mutex_lock(&mutex);
+  const bool held = index < launch_count && index < MAX_LAUNCHES;
+  if (held) *launch = launches[index];
+  pthread_mutex_unlock(&mutex);
+  return held;
+}
+
+EXPORT unsigned fake_modules_loaded(void) {
+  pthread_mutex_lock(&mutex);
+  unsigned count = 0;
+  for (unsigned i = 0; i < module_count; i++) count += modules[i].alive;
+  pthread_mutex_unlock(&mutex);
+  return count;
+}

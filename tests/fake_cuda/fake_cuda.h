@@ -1,0 +1,62 @@
+/* A CUDA driver of make-believe, for tests: it runs no kernel, but it refuses what a driver refuses, and remembers the rest.
+ *
+ * It reads the real machine code it is given (architecture, kernels, the size of each parameter), so a launch is recorded
+ * with the very bytes that a GPU's kernel would have seen. The fake_ functions are for tests to set the scene and to look.
+ */
+#ifndef FAKE_CUDA_H
+#define FAKE_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef struct CUctx_st *CUcontext;
+typedef struct CUmod_st *CUmodule;
+typedef struct CUfunc_st *CUfunction;
+typedef struct CUstream_st *CUstream;
+
+enum { FAKE_MAX_PARAMS = 32, FAKE_MAX_PARAM_BYTES = 16 };
+
+/* One launch, as the driver saw it. */
+typedef struct {
+  const char *kernel;
+  const void *image; /* the machine code: its address and size */
+  size_t image_size;
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared;
+  CUstream stream;
+  CUdevice device;
+  unsigned param_count;
+  unsigned param_sizes[FAKE_MAX_PARAMS];
+  unsigned char params[FAKE_MAX_PARAMS][FAKE_MAX_PARAM_BYTES];
+} fake_launch;
+
+/* Two sm_90 devices with nothing loaded, no current context, no faults, empty records. */
+void fake_reset(void);
+void fake_set_device_count(int count);
+void fake_set_device(CUdevice device, int capability, int shared_optin);
+
+CUcontext fake_create_context(CUdevice device);
+void fake_destroy_context(CUcontext context);
+/* Another context takes the address of this one: the same pointer, a new id, nothing loaded. */
+void fake_recreate_context(CUcontext context);
+/* For the calling thread; NULL for none. */
+void fake_make_current(CUcontext context);
+
+/* The function returns status at `times` calls (-1: at all), after it has worked `after` times more. */
+int fake_inject(const char *function, CUresult status, int after, int times);
+unsigned long fake_calls(const char *function);
+
+/* From now on, the calling thread may do nothing that a stream capture forbids; each attempt fails and is counted. */
+void fake_begin_capture(void);
+void fake_end_capture(void);
+unsigned fake_violations(void);
+const char *fake_last_violation(void);
+
+unsigned long fake_launch_count(void);
+int fake_get_launch(unsigned long index, fake_launch *launch);
+unsigned fake_modules_loaded(void);
+
+#endif

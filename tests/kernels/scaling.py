@@ -1,0 +1,9 @@
+"""What ``with_helper.py`` imports."""
+
+import triton
+
+
+@triton.jit
+def scaled(x):
+    """Three times x."""
+    return x * 3.0

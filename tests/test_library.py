@@ -1,0 +1,235 @@
+"""The library from Python: pyfmha.runtime."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from fake_cuda import FakeCuda
+from helpers import (
+    INVALID_VALUE,
+    LIBRARY_NOT_FOUND,
+    MISALIGNED_ADDRESS,
+    NO_BINARY_FOR_GPU,
+    NOT_INITIALIZED,
+    gcc,
+    run_python,
+)
+
+from pyfmha.errors import DriverError, LaunchError, LibraryError, ManifestError
+from pyfmha.manifest import SCHEMA, read_manifest
+from pyfmha.runtime import Function, Library, describe
+
+X, Y, Z = 0x7000_0000, 0x7000_1000, 0x7000_2000
+
+
+@pytest.fixture
+def opened(small_library_path: Path, tmp_path: Path) -> Library:
+    """A copy of the small library, so that nothing is loaded yet."""
+    return Library(shutil.copy(small_library_path, tmp_path / "small.so"))
+
+
+@pytest.fixture
+def add(opened: Library, fake_cuda: FakeCuda) -> Function:
+    """`add`, loaded on a fake device."""
+    fake_cuda.use_context()
+    opened["add"].load()
+    return opened["add"]
+
+
+def shared_object(folder: Path, source: str, name: str = "other.so") -> Path:
+    file = folder / "other.c"
+    file.write_text(source)
+    done = gcc("-shared", "-fPIC", file, "-o", folder / name)
+    assert done.returncode == 0, done.stderr
+    return folder / name
+
+
+class TestOpening:
+    def test_it_is_a_mapping_of_functions(self, opened: Library) -> None:
+        assert "add" in opened
+        assert "ad" not in opened
+        assert sorted(opened) == sorted(function.name for function in opened.manifest.functions)
+        assert len(opened) == len(list(opened))
+        assert opened["add"].name == "add"
+
+    def test_it_shows_what_it_holds(self, opened: Library) -> None:
+        assert "sm_80, sm_90" in repr(opened)
+        assert repr(opened["add"]) == "<add(stream, *fp32 X, *fp32 Y, *fp32 Z, i32 n)>"
+
+    def test_an_unknown_function_is_an_error_that_lists_those_there(self, opened: Library) -> None:
+        with pytest.raises(LibraryError, match=r"small.so has no function 'ad'; it has: add, subtract"):
+            opened["ad"]
+
+    def test_a_missing_file_is_an_error_that_says_what_to_run(self, tmp_path: Path) -> None:
+        with pytest.raises(LibraryError, match=r"no library at .*absent\.so; build it: pyfmha build"):
+            Library(tmp_path / "absent.so")
+
+    @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF and then nothing"])
+    def test_a_file_that_is_no_library_is_an_error(self, tmp_path: Path, content: bytes) -> None:
+        file = tmp_path / "broken.so"
+        file.write_bytes(content)
+
+        with pytest.raises(LibraryError, match="cannot be loaded"):
+            Library(file)
+
+    def test_somebody_elses_library_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(LibraryError, match="was not built by pyfmha"):
+            Library(shared_object(tmp_path, "int x;"))
+
+    def test_a_library_of_another_schema_is_refused_with_both_versions(self, tmp_path: Path) -> None:
+        text = json.dumps({"schema": SCHEMA + 1}).replace('"', '\\"')
+        file = shared_object(tmp_path, f'const char *pyfmha_manifest(void) {{ return "{text}"; }}')
+
+        with pytest.raises(ManifestError, match=f"schema version {SCHEMA + 1}, this pyfmha reads {SCHEMA}"):
+            Library(file)
+
+    def test_a_library_that_lacks_what_its_manifest_promises_is_an_error(self, small_library_path: Path, tmp_path: Path) -> None:
+        text = ",".join(map(str, small_library_path.with_suffix(".json").read_bytes()))
+        file = shared_object(
+            tmp_path, f"static const char m[] = {{{text}, 0}}; const char *pyfmha_manifest(void) {{ return m; }}"
+        )
+
+        with pytest.raises(LibraryError, match="has no symbol add, which its manifest promises"):
+            Library(file)
+
+    def test_a_manifest_of_another_build_beside_it_is_an_error(self, opened: Library) -> None:
+        other = json.loads(opened.manifest.to_json())
+        opened.path.with_suffix(".json").write_text(json.dumps({**other, "build_id": "another"}))
+
+        with pytest.raises(LibraryError, match="small.json beside it describes another"):
+            Library(opened.path)
+
+    def test_a_damaged_manifest_beside_it_is_an_error(self, opened: Library) -> None:
+        opened.path.with_suffix(".json").write_text("{")
+
+        with pytest.raises(ManifestError, match="is not JSON"):
+            Library(opened.path)
+
+    def test_describing_reads_a_library_and_a_manifest_alike(self, small_library_path: Path) -> None:
+        assert describe(small_library_path) == describe(small_library_path.with_suffix(".json"))
+        assert describe(small_library_path) == read_manifest(small_library_path.with_suffix(".json"))
+
+    def test_it_needs_neither_triton_nor_numpy(self, small_library_path: Path) -> None:
+        code = (
+            "import sys\nfrom pyfmha.runtime.library import Library\nprint(len(Library(sys.argv[1])) > 0,"
+            " [m for m in ('triton', 'numpy', 'jinja2', 'cuda') if m in sys.modules])"
+        )
+
+        assert run_python(code, str(small_library_path), check=True).stdout == "True []\n"
+
+
+class TestCalling:
+    def test_a_launch_reaches_the_driver(self, add: Function, fake_cuda: FakeCuda) -> None:
+        add(5, X, Y, Z, 1024)
+        add(6, X, Y, Z, 1024, algo_id=1)
+
+        assert [(launch.stream, launch.grid) for launch in fake_cuda.launches()] == [(5, (1, 1, 1)), (6, (2, 1, 1))]
+
+    def test_the_variant_that_would_serve_is_named(self, add: Function) -> None:
+        hinted, generic = (variant.name for variant in add.manifest.algorithms[0])
+
+        assert add.variant(X, Y, Z, 1024) == hinted
+        assert add.variant(X, Y + 4, Z, 1024) == generic
+        assert add.variant(X, Y, Z, 1024, algo_id=1) not in (hinted, generic)
+
+    def test_a_refused_launch_raises_with_code_and_reason(self, add: Function) -> None:
+        with pytest.raises(LaunchError, match="X is 0x70000001, not a multiple of 4 bytes") as caught:
+            add(0, X + 1, Y, Z, 1024)
+        assert caught.value.code == MISALIGNED_ADDRESS
+
+        with pytest.raises(LaunchError, match="algo_id is 2, allowed is 0 to 1") as caught:
+            add.variant(X, Y, Z, 1, algo_id=2)
+        assert caught.value.code == INVALID_VALUE
+
+    def test_launching_before_loading_raises(self, opened: Library, fake_cuda: FakeCuda) -> None:
+        fake_cuda.use_context()
+
+        with pytest.raises(LaunchError, match=r"load_add\(\)") as caught:
+            opened["add"](0, X, Y, Z, 1)
+
+        assert caught.value.code == NOT_INITIALIZED
+
+    def test_loading_without_a_driver_raises(self, opened: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYFMHA_LIBCUDA", "/nonexistent/libcuda.so.1")
+
+        with pytest.raises(DriverError, match="no CUDA driver") as caught:
+            opened["add"].load()
+
+        assert caught.value.code == LIBRARY_NOT_FOUND
+
+    def test_loading_on_an_unknown_architecture_raises(self, opened: Library, fake_cuda: FakeCuda) -> None:
+        fake_cuda.set_device(0, 120)
+        fake_cuda.use_context()
+
+        with pytest.raises(DriverError, match="pyfmha build --arch sm_120") as caught:
+            opened["add"].load()
+
+        assert caught.value.code == NO_BINARY_FOR_GPU
+
+    def test_unloading_too_often_raises(self, add: Function) -> None:
+        add.unload()
+
+        with pytest.raises(DriverError, match="not loaded"):
+            add.unload()
+
+    @pytest.mark.parametrize("arguments", [(), (X,), (X, Y, Z), (X, Y, Z, 1, 2)])
+    def test_a_wrong_number_of_arguments_is_an_error_that_names_them(self, add: Function, arguments: tuple[int, ...]) -> None:
+        for call in (lambda: add(0, *arguments), lambda: add.variant(*arguments)):
+            with pytest.raises(TypeError, match=rf"add takes 4 arguments after the stream \(X, Y, Z, n\), got {len(arguments)}"):
+                call()
+
+    @pytest.mark.parametrize("arguments", [(X, Y, Z, 2**31), (X, Y, Z, -(2**31) - 1), (-1, Y, Z, 1), (X, 2**64, Z, 1)])
+    def test_an_integer_that_does_not_fit_is_never_cut(
+        self, add: Function, fake_cuda: FakeCuda, arguments: tuple[int, ...]
+    ) -> None:
+        with pytest.raises(OverflowError, match="holds"):
+            add(0, *arguments)
+
+        assert fake_cuda.launch_count() == 0
+
+    @pytest.mark.parametrize("arguments", [(X, Y, Z, 1.5), (X, Y, Z, "1"), (None, Y, Z, 1), ("X", Y, Z, 1)])
+    def test_an_argument_of_the_wrong_kind_is_an_error(
+        self, add: Function, fake_cuda: FakeCuda, arguments: tuple[object, ...]
+    ) -> None:
+        with pytest.raises(TypeError):
+            add(0, *arguments)
+
+        assert fake_cuda.launch_count() == 0
+
+    @pytest.mark.parametrize("algo_id", [2**32, -(2**32), 2**31])
+    def test_an_algo_id_that_does_not_fit_is_never_cut(self, add: Function, fake_cuda: FakeCuda, algo_id: int) -> None:
+        with pytest.raises((OverflowError, LaunchError), match="algo_id"):
+            add(0, X, Y, Z, 1024, algo_id=algo_id)
+
+        assert fake_cuda.launch_count() == 0
+
+    @pytest.mark.parametrize("stream", [1.5, "0", b"0", [0]])
+    def test_a_stream_that_is_no_integer_is_an_error(self, add: Function, fake_cuda: FakeCuda, stream: object) -> None:
+        with pytest.raises(TypeError):
+            add(stream, X, Y, Z, 1024)  # type: ignore[arg-type]
+
+        assert fake_cuda.launch_count() == 0
+
+    def test_truth_values_and_numpy_integers_serve(self, opened: Library, fake_cuda: FakeCuda) -> None:
+        numpy = pytest.importorskip("numpy")
+        fake_cuda.use_context()
+        opened["add"].load()
+
+        opened["add"](0, numpy.uint64(X), Y, Z, numpy.int32(1024))
+
+        assert fake_cuda.launches()[-1].params[0] == X.to_bytes(8, "little")
+
+    def test_a_call_takes_at_most_three_microseconds_of_host_time(self, add: Function) -> None:
+        repeats = 2000
+
+        def average() -> float:
+            start = time.perf_counter()
+            for _ in range(repeats):
+                add(0, X, Y, Z, 1024)
+            return (time.perf_counter() - start) / repeats
+
+        best = min(average() for _ in range(15))  # the machine's other work only ever adds
+
+        assert best < 3e-6, f"{best * 1e6:.2f} us"

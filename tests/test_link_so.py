@@ -1,0 +1,346 @@
+"""Linking: what goes together, what does not, and what a missing or failing compiler says."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_cuda import FakeCuda
+from helpers import KERNELS, SUCCESS, CLibrary, gcc, run_python, snapshot
+
+from pyfmha.aot import Compiler, compile_kernel, link, make_spec
+from pyfmha.aot.handover import read_handover
+from pyfmha.arch import parse_archs
+from pyfmha.errors import ManifestError, OutputError, SpecError, ToolchainError
+from pyfmha.manifest import SCHEMA, read_manifest
+
+SIGNATURE = "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024"
+ARCHS = parse_archs(["sm_90"])
+
+
+def compile_add(compiler: Compiler, output: Path, *, kernel: str = "add", name: str | None = None, **changes: object) -> list[Path]:
+    """Compile a kernel of elementwise.py for sm_90; returns the headers."""
+    settings = {"signature": SIGNATURE, "grid": "cdiv(n, BLOCK)", "name": name} | changes
+    spec = make_spec(compiler, KERNELS / "elementwise.py", kernel, **settings)  # type: ignore[arg-type]
+    return compile_kernel(compiler, spec, ARCHS, output)
+
+
+@pytest.fixture(scope="module")
+def headers(compiler: Compiler, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of `add`, hinted and generic. Not to be changed: copy them."""
+    return compile_add(compiler, tmp_path_factory.mktemp("compiled") / "add")
+
+
+def copy(headers: list[Path], folder: Path) -> list[Path]:
+    """The headers with their companions, to be damaged at will."""
+    folder.mkdir(exist_ok=True)
+    for header in headers:
+        for file in header.parent.iterdir():
+            shutil.copy(file, folder)
+    return [folder / header.name for header in headers]
+
+
+class TestOutput:
+    def test_it_writes_sources_manifest_and_library(self, headers: list[Path], tmp_path: Path) -> None:
+        manifest = link(headers, tmp_path / "out" / "adder")
+
+        assert set(snapshot(tmp_path / "out")) == {
+            "adder.c",
+            "adder.h",
+            "adder.json",
+            "adder.so",
+            "pyfmha_runtime.c",
+            "pyfmha_runtime.h",
+        }
+        assert read_manifest(tmp_path / "out" / "adder.json") == manifest
+        assert CLibrary(tmp_path / "out" / "adder.so").manifest == manifest
+
+    def test_without_the_library_it_needs_no_compiler(
+        self, headers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CC", "/nonexistent")
+
+        link(headers, tmp_path / "adder", library=False)
+
+        assert "adder.so" not in snapshot(tmp_path)
+        assert "adder.c" in snapshot(tmp_path)
+
+    def test_the_same_inputs_give_the_same_bytes_anywhere(self, headers: list[Path], tmp_path: Path) -> None:
+        for folder in ("one", "two/with a deeper path"):
+            moved = copy(headers, tmp_path / f"compiled {folder.replace('/', ' ')}")
+            link(moved, tmp_path / folder / "adder")
+
+        assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two/with a deeper path")
+
+    def test_a_header_named_twice_counts_once(self, headers: list[Path], tmp_path: Path) -> None:
+        assert link([*headers, *headers], tmp_path / "adder") == link(headers, tmp_path / "adder")
+
+    def test_the_order_of_a_variants_headers_does_not_matter(self, headers: list[Path], tmp_path: Path) -> None:
+        manifest = link(headers[::-1], tmp_path / "adder", library=False)
+
+        (function,) = manifest.functions
+        assert [bool(variant.hints) for variant in function.algorithms[0]] == [True, False]
+
+    def test_algorithms_are_numbered_in_the_order_given(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+        other = compile_add(compiler, tmp_path / "wide", signature=SIGNATURE.replace("1024", "512"))
+
+        orders = [link(given, tmp_path / "adder", library=False) for given in ([*headers, *other], [*other, *headers])]
+
+        blocks = [[a[0].images[0].constants["BLOCK"] for a in manifest.functions[0].algorithms] for manifest in orders]
+        assert blocks == [[1024, 512], [512, 1024]]
+
+
+class TestWhatGoesTogether:
+    def test_two_different_kernels_are_two_functions(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path, fake_cuda: FakeCuda
+    ) -> None:
+        other = compile_add(compiler, tmp_path / "subtract", kernel="subtract")
+        link([*headers, *other], tmp_path / "both")
+        library = CLibrary(tmp_path / "both.so")
+        fake_cuda.use_context()
+
+        for name in ("add", "subtract"):
+            assert library.load(name) == SUCCESS
+            assert library.launch(name, 0, 0, 0, 16) == SUCCESS
+
+        assert [launch.kernel for launch in fake_cuda.launches()] == ["add", "subtract"]
+
+    def test_one_kernel_may_stand_under_two_names(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path, fake_cuda: FakeCuda
+    ) -> None:
+        other = compile_add(compiler, tmp_path / "plus", name="plus")
+        link([*headers, *other], tmp_path / "both")
+        library = CLibrary(tmp_path / "both.so")
+        fake_cuda.use_context()
+
+        assert [library.load("add"), library.load("plus"), library.unload("add")] == [SUCCESS] * 3
+        assert library.launch("plus", 0, 0, 0, 16) == SUCCESS
+
+    def test_two_kernels_cannot_claim_one_name(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+        other = compile_add(compiler, tmp_path / "subtract", kernel="subtract", name="add")
+
+        with pytest.raises(SpecError, match=r"two different kernels claim the function name 'add': add\(.*subtract\(.*--out-name"):
+            link([*headers, *other], tmp_path / "both")
+
+    def test_two_signatures_cannot_claim_one_name(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+        other = compile_add(compiler, tmp_path / "half", signature=SIGNATURE.replace("fp32", "fp16"))
+
+        with pytest.raises(SpecError, match=r"claim the function name 'add'.*\*fp32 X.*\*fp16 X"):
+            link([*headers, *other], tmp_path / "both")
+
+    @pytest.mark.parametrize("name", ["add_default", "load_add", "unload_add", "add_get_num_algos", "add_variant"])
+    def test_names_that_clash_with_another_functions_exports_are_refused(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path, name: str
+    ) -> None:
+        other = compile_add(compiler, tmp_path / "other", name=name)
+
+        with pytest.raises(SpecError, match=f"functions 'add' and '{name}' would both export {name}.*--out-name"):
+            link([*headers, *other], tmp_path / "both")
+
+    def test_two_builds_of_one_variant_are_refused(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+        spec = make_spec(compiler, KERNELS / "elementwise.py", "add", SIGNATURE, "cdiv(n, BLOCK)")
+        other = compile_kernel(compiler, spec, parse_archs(["sm_80"]), tmp_path / "add")
+
+        with pytest.raises(SpecError, match="two builds of the same variant of add; name one") as caught:
+            link([*headers, *other], tmp_path / "both")
+
+        assert str(other[0]) in str(caught.value)
+
+    def test_nothing_to_link_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(SpecError, match="nothing to link"):
+            link([], tmp_path / "none")
+
+
+class TestTwoLinksInOneLibrary:
+    def test_their_c_files_compile_together_by_hand(self, compiler: Compiler, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+        """As TensorRT-LLM's example does: gcc aot/fp16/*.c aot/fp32/*.c aot/*.c."""
+        aot = tmp_path / "aot"
+        for dtype in ("fp16", "fp32"):
+            signature = SIGNATURE.replace("fp32", dtype)
+            made = compile_add(compiler, aot / dtype / f"kernel_{dtype}", signature=signature, name=f"add_{dtype}")
+            link(made, aot / f"add_{dtype}", library=False)
+        files = [file for pattern in ("fp16/*.c", "fp32/*.c", "*.c") for file in sorted(aot.glob(pattern))]
+        manifest = aot / "manifest.c"
+        manifest.write_text('const char *pyfmha_manifest(void) { return "%s"; }' % EMPTY_MANIFEST.replace('"', '\\"'))
+
+        done = gcc("-shared", "-fPIC", "-O2", *files, manifest, "-o", aot / "libtriton.so", "-ldl")
+
+        assert (done.returncode, done.stderr) == (0, "")
+        library = CLibrary(aot / "libtriton.so")
+        fake_cuda.use_context()
+        for dtype in ("fp16", "fp32"):
+            function = getattr(library.c, f"add_{dtype}_default")
+            function.argtypes = fake_argtypes()
+            assert library.load(f"add_{dtype}") == SUCCESS
+            assert function(None, 0x1000, 0x2000, 0x3000, 1024) == SUCCESS, library.error()
+        assert len({launch.image_sha256 for launch in fake_cuda.launches()}) == 2
+
+
+EMPTY_MANIFEST = json.dumps({"schema": SCHEMA, "build_id": "", "pyfmha": "", "triton": "", "functions": []})
+
+
+def fake_argtypes() -> list[object]:
+    import ctypes
+
+    return [ctypes.c_void_p, *[ctypes.c_uint64] * 3, ctypes.c_int32]
+
+
+class TestHandover:
+    def test_what_compile_wrote_is_read_back(self, headers: list[Path]) -> None:
+        hinted, generic = map(read_handover, headers)
+
+        assert hinted.variant.hints == {"X": 16, "Y": 16, "Z": 16, "n": 16}
+        assert generic.variant.hints == {}
+        assert hinted.spec.name == "add"
+        assert hinted.header == headers[0]
+        assert hinted.c_file.is_file()
+
+    @pytest.mark.parametrize("ending", [".json", ".c", ".h"])
+    def test_a_missing_companion_is_an_error_that_names_it(self, headers: list[Path], tmp_path: Path, ending: str) -> None:
+        first, *_ = copy(headers, tmp_path)
+        missing = first.with_suffix(ending)
+        missing.unlink()
+
+        with pytest.raises(ManifestError, match="cannot be read") as caught:
+            link([first], tmp_path / "out")
+
+        assert missing.name in str(caught.value)
+
+    @pytest.mark.parametrize("ending", [".c", ".h"])
+    def test_a_changed_companion_is_an_error_that_names_it(self, headers: list[Path], tmp_path: Path, ending: str) -> None:
+        first, *_ = copy(headers, tmp_path)
+        changed = first.with_suffix(ending)
+        changed.write_text(changed.read_text() + "\n")
+
+        with pytest.raises(ManifestError, match="is not the file that .* describes; compile it again") as caught:
+            link([first], tmp_path / "out")
+
+        assert changed.name in str(caught.value)
+
+    def test_another_schema_version_is_refused_with_both(self, headers: list[Path], tmp_path: Path) -> None:
+        first, *_ = copy(headers, tmp_path)
+        record = json.loads(first.with_suffix(".json").read_text())
+        first.with_suffix(".json").write_text(json.dumps({**record, "schema": SCHEMA + 1}))
+
+        with pytest.raises(ManifestError, match=f"schema version {SCHEMA + 1}, this pyfmha reads {SCHEMA}; compile it again"):
+            link([first], tmp_path / "out")
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}"])
+    def test_a_foreign_description_is_refused(self, headers: list[Path], tmp_path: Path, text: str) -> None:
+        first, *_ = copy(headers, tmp_path)
+        first.with_suffix(".json").write_text(text)
+
+        with pytest.raises(ManifestError, match=r"cannot be read|schema version None"):
+            link([first], tmp_path / "out")
+
+    @pytest.mark.parametrize("key", ["spec", "variant", "triton", "sha256"])
+    @pytest.mark.parametrize("damage", [None, [], [[]], 3])
+    def test_a_damaged_description_is_refused(self, headers: list[Path], tmp_path: Path, key: str, damage: object) -> None:
+        first, *_ = copy(headers, tmp_path)
+        record = json.loads(first.with_suffix(".json").read_text())
+        first.with_suffix(".json").write_text(json.dumps({**record, key: damage}))
+
+        with pytest.raises(ManifestError, match="is damaged"):
+            link([first], tmp_path / "out")
+
+    def test_a_header_of_somebody_else_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "other.h").write_text("int x;")
+
+        with pytest.raises(ManifestError, match=r"other.h: its description other.json cannot be read"):
+            link([tmp_path / "other.h"], tmp_path / "out")
+
+
+class TestFailures:
+    """Whatever fails, the library linked before stays as it was."""
+
+    @pytest.fixture
+    def linked(self, headers: list[Path], tmp_path: Path) -> Path:
+        link(headers, tmp_path / "out" / "adder")
+        return tmp_path / "out"
+
+    def refuse(self, headers: list[Path], linked: Path, error: type[Exception], match: str) -> None:
+        before = snapshot(linked)
+        with pytest.raises(error, match=match):
+            link(headers[:1], linked / "adder")
+        assert snapshot(linked) == before
+
+    def test_a_compiler_that_is_not_there(self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CC", "/nonexistent")
+        self.refuse(headers, linked, ToolchainError, "no C compiler: CC is '/nonexistent'.*apt-get install gcc.*or set CC")
+
+    @pytest.mark.parametrize("cc", [None, "", "  "])
+    def test_no_compiler_at_all(
+        self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch, cc: str | None
+    ) -> None:
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.delenv("CC", raising=False)
+        if cc is not None:
+            monkeypatch.setenv("CC", cc)
+        self.refuse(headers, linked, ToolchainError, "none of cc, gcc, clang is on the PATH.*apt-get install gcc")
+
+    def test_a_compiler_that_fails_shows_its_log(
+        self, headers: list[Path], linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broken = tmp_path / "broken-cc"
+        broken.write_text("#!/bin/sh\necho 'the flux compensator is out of order' >&2\nexit 3\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CC", str(broken))
+        self.refuse(headers, linked, ToolchainError, r"broken-cc failed with exit code 3:\nthe flux compensator")
+
+    def test_a_compiler_that_cannot_be_started(
+        self, headers: list[Path], linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broken = tmp_path / "broken-cc"
+        broken.write_bytes(b"\x7fELF is not what this is")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CC", str(broken))
+        self.refuse(headers, linked, ToolchainError, "broken-cc does not run")
+
+    def test_a_compiler_that_writes_nothing(self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CC", "true")
+        self.refuse(headers, linked, ToolchainError, "true failed with exit code 0")
+
+    def test_a_compiler_with_an_unbalanced_quote(self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CC", "gcc 'oops")
+        self.refuse(headers, linked, ToolchainError, "CC is \"gcc 'oops\", which is not a command")
+
+    def test_a_compiler_with_options_is_used_with_them(
+        self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CC", "gcc -DNO_SUCH_THING -no-such-option")
+        self.refuse(headers, linked, ToolchainError, "gcc failed .*(?s:.*)no-such-option")
+
+    @pytest.mark.parametrize("output", ["/proc/pyfmha/adder", "{file}/adder"])
+    def test_a_place_that_cannot_be_written(self, headers: list[Path], tmp_path: Path, output: str) -> None:
+        file = tmp_path / "file"
+        file.write_text("a file where a folder is needed")
+
+        with pytest.raises(OutputError, match="cannot write to"):
+            link(headers, Path(output.format(file=file)))
+
+    def test_a_folder_where_a_file_is_needed(self, headers: list[Path], linked: Path) -> None:
+        (linked / "adder.so").unlink()
+        (linked / "adder.so").mkdir()
+
+        with pytest.raises(OutputError, match="cannot write to"):
+            link(headers, linked / "adder")
+
+    @pytest.mark.parametrize("limit", [100, 4096, 40_000])
+    def test_a_full_disk(self, headers: list[Path], linked: Path, limit: int) -> None:
+        """No file may grow past a limit: first the sources fail, then the compiler's output."""
+        code = (
+            "import resource, sys\nfrom pathlib import Path\nfrom pyfmha.aot import link\n"
+            "from pyfmha.errors import OutputError, ToolchainError\n"
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+            "try: link([Path(sys.argv[1])], Path(sys.argv[2]))\n"
+            "except (OutputError, ToolchainError) as error: print(type(error).__name__, error)\n"
+        )
+        before = snapshot(linked)
+
+        done = run_python(code, str(headers[0]), str(linked / "adder"))
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(("OutputError cannot write to", "ToolchainError "))
+        assert snapshot(linked) == before
+        assert not [name for name in os.listdir(linked) if name.startswith(".")]

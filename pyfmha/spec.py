@@ -21,112 +21,21 @@ HINTS = (1, 16)
 
 # Words that may not be an argument's or a function's name in the generated C.
 _C_WORDS = frozenset(
-    [
-        "auto",
-        "break",
-        "case",
-        "char",
-        "const",
-        "continue",
-        "default",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "extern",
-        "float",
-        "for",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "register",
-        "restrict",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "typedef",
-        "union",
-        "unsigned",
-        "void",
-        "volatile",
-        "while",
-        "bool",
-        "true",
-        "false",
-        "stream",
-        "algo_id",
-        "variant",
-        "kernel",
-        "kernels",
-        "images",
-        "refuse",
-        "scratch",
-        "params",
-        "grid",
-        "bad",
-        "CUstream",
-        "CUresult",
-        "CUdeviceptr",
-        "NULL",
-        "errno",
-        "int8_t",
-        "int16_t",
-        "int32_t",
-        "int64_t",
-        "uint8_t",
-        "uint16_t",
-        "uint32_t",
-        "uint64_t",
-        "size_t",
-        "INT64_MAX",
-        "INT64_C",
-        "linux",
-        "unix",
-        "asm",
-    ]
+    """
+    auto break case char const continue default do double else enum extern float for goto if inline int long
+    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+    bool true false stream algo_id variant kernel kernels images refuse scratch params grid bad CUstream
+    CUresult CUdeviceptr NULL errno int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t
+    INT64_MAX INT64_C linux unix asm
+    """.split()  # noqa: SIM905  (a list would take a line a word)
 )
 
 # Functions of the C library which an exported function of that name would replace.
 _C_FUNCTIONS = frozenset(
-    [
-        "main",
-        "malloc",
-        "calloc",
-        "realloc",
-        "free",
-        "abort",
-        "exit",
-        "atexit",
-        "getenv",
-        "memcpy",
-        "memmove",
-        "memset",
-        "memcmp",
-        "strlen",
-        "strcmp",
-        "strcpy",
-        "printf",
-        "snprintf",
-        "vsnprintf",
-        "fprintf",
-        "puts",
-        "dlopen",
-        "dlsym",
-        "dlclose",
-        "dlerror",
-        "open",
-        "close",
-        "read",
-        "write",
-        "signal",
-        "time",
-    ]
+    """
+    main malloc calloc realloc free abort exit atexit getenv memcpy memmove memset memcmp strlen strcmp strcpy
+    printf snprintf vsnprintf fprintf puts dlopen dlsym dlclose dlerror open close read write signal time
+    """.split()  # noqa: SIM905  (a list would take a line a word)
 )
 
 

@@ -121,4 +121,4 @@ def generic_tile(head_size: int) -> Tile:
     Such pointers are read element by element through registers, so one stage is all there is to gain, and small blocks
     keep registers from spilling; they also compile in half the time of the tuned ones.
     """
-    return Tile(16, 16, 4, 1) if head_size == 256 else Tile(32, 32, 4, 1)
+    return Tile(16, 16, 4, 1) if head_size >= 128 else Tile(32, 32, 4, 1)

@@ -3,8 +3,8 @@
 import ctypes
 import os
 
-# Before anything imports Triton: in this process kernels run under its interpreter. Compiling is not affected: it happens in
-# worker processes whose environment is cleared of Triton's variables.
+# Before anything imports Triton: in this process kernels run under its interpreter. Compiling is not affected: it
+# happens in worker processes whose environment is cleared of Triton's variables.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import shutil
@@ -69,13 +69,25 @@ def compiler() -> Iterator[Compiler]:
         yield running
 
 
-# Function, kernel file, kernel, signature, grid. Hints change the code of `add`: with them it moves four numbers at a time.
+# Function, kernel file, kernel, signature, grid. Hints change the code of `add`: it then moves four numbers at a time.
 SMALL_LIBRARY = (
     ("add", "elementwise.py", "add", "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024", "cdiv(n, BLOCK)"),
     ("add", "elementwise.py", "add", "*fp32:16, *fp32:16, *fp32:16, i32:16, 512", "cdiv(n, BLOCK)"),
     ("subtract", "elementwise.py", "subtract", "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024", "cdiv(n, BLOCK)"),
-    ("scalars", "elementwise.py", "scalars", "*fp64:16, fp16, bf16, fp32, fp64, i1, i8, i16, i64, u8, u16, u64, i32", "n"),
-    ("many", "elementwise.py", "many", f"*fp32:16, *fp32:16, {'*fp32, ' * 8}*fp32:16, i32:16, i32, 128", "cdiv(n, BLOCK)"),
+    (
+        "scalars",
+        "elementwise.py",
+        "scalars",
+        "*fp64:16, fp16, bf16, fp32, fp64, i1, i8, i16, i64, u8, u16, u64, i32",
+        "n",
+    ),
+    (
+        "many",
+        "elementwise.py",
+        "many",
+        f"*fp32:16, *fp32:16, {'*fp32, ' * 8}*fp32:16, i32:16, i32, 128",
+        "cdiv(n, BLOCK)",
+    ),
     ("hints", "elementwise.py", "hinted", "*i32:16, i32, i32:16, i32:1, 128", "cdiv(n, BLOCK)"),
     (
         "words",
@@ -86,7 +98,13 @@ SMALL_LIBRARY = (
     ),
     ("volume", "elementwise.py", "volume", "*i64, i64, i64, i64", "a, b, c"),
     ("surface", "elementwise.py", "volume", "*i64, i64, i64, i64", "a * b, b / c"),
-    ("product", "matrix.py", "product", "*fp16:16, *fp16:16, *fp32:16, i32:16, i32:16, 128, 64, 64", "n / 128, n / BLOCK_N"),
+    (
+        "product",
+        "matrix.py",
+        "product",
+        "*fp16:16, *fp16:16, *fp32:16, i32:16, i32:16, 128, 64, 64",
+        "n / 128, n / BLOCK_N",
+    ),
 )
 SMALL_ARCHS = ("sm_80", "sm_90")
 

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pyfmha.abi import ctype
@@ -83,7 +85,12 @@ class CLibrary:
 def run_python(code: str, *arguments: str, check: bool = False, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, which can import what the tests can."""
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=check, env=python_environment(), **settings
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=check,
+        env=python_environment(),
+        **settings,
     )
 
 
@@ -104,6 +111,15 @@ def gcc(*arguments: str | Path, compiler: str = "gcc") -> subprocess.CompletedPr
     return subprocess.run([compiler, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+def manifest_source(text: str) -> str:
+    """C source of a ``pyfmha_manifest`` that returns a text."""
+    characters = ",".join(str(byte) for byte in text.encode())
+    return (
+        f"static const char text[] = {{{characters}, 0}};\n"
+        "const char *pyfmha_manifest(void);\nconst char *pyfmha_manifest(void) { return text; }\n"
+    )
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -116,3 +132,19 @@ def published(folder: Path) -> dict[str, bytes]:
         for name, content in snapshot(folder).items()
         if not re.search(r"(^|/)\.pyfmha-staging-", name) and not name.startswith("cache/")
     }
+
+
+def fastest_call(call: Callable[[], object], *, enough: float) -> float:
+    """Seconds of this thread's processor time that a call takes, averaged over many calls in a row.
+
+    Whatever else the machine does only adds, so the best of some rounds counts; one that is fast enough ends them.
+    """
+    repeats, best = 2000, float("inf")
+    for _ in range(100):
+        start = time.thread_time()
+        for _ in range(repeats):
+            call()
+        best = min(best, (time.thread_time() - start) / repeats)
+        if best < enough:
+            break
+    return best

@@ -19,7 +19,9 @@ def test_ctypes_and_c_agree_on_a_scalars_size(name: str) -> None:
     assert ctypes.sizeof(entry.ctypes) == C_SIZES[entry.c]
 
 
-@pytest.mark.parametrize("name", [name for name, entry in SCALARS.items() if entry.kind == "integer" and name[1:] != "1"])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in SCALARS.items() if entry.kind == "integer" and name[1:] != "1"]
+)
 def test_the_bounds_of_an_integer_are_those_of_its_c_type(name: str) -> None:
     entry = ctype(name)
     low, high = entry.bounds or (0, 0)
@@ -49,7 +51,9 @@ def test_every_pointer_is_a_device_address_of_64_bits(element: str, stars: str) 
     assert entry.size == ELEMENT_SIZES[element]
 
 
-@pytest.mark.parametrize(("alias", "name"), [("f32", "fp32"), (" fp16 ", "fp16"), ("*f16", "*fp16"), ("*ki32", "*ki32")])
+@pytest.mark.parametrize(
+    ("alias", "name"), [("f32", "fp32"), (" fp16 ", "fp16"), ("*f16", "*fp16"), ("*ki32", "*ki32")]
+)
 def test_aliases_have_one_canonical_name(alias: str, name: str) -> None:
     assert canonical(alias) == name
     assert canonical(name) == name
@@ -65,5 +69,5 @@ def test_an_unknown_type_is_refused_with_those_known(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tensordesc<fp16[64, 64]>", "nvTmaDesc"])
 def test_a_tensor_descriptor_is_refused_with_what_to_do_instead(name: str) -> None:
-    with pytest.raises(SpecError, match="tensor descriptors.*pass pointers"):
+    with pytest.raises(SpecError, match=r"tensor descriptors.*pass pointers"):
         ctype(name)

@@ -11,7 +11,9 @@ def test_an_architecture_has_several_spellings(text: str) -> None:
     assert parse_arch(text) == ARCHS["sm_90"]
 
 
-@pytest.mark.parametrize("text", ["", "sm_", "sm_75", "hopper", "cuda:90:64", "hip:gfx942:64", "sm_90 sm_80", "-90", "9.0"])
+@pytest.mark.parametrize(
+    "text", ["", "sm_", "sm_75", "hopper", "cuda:90:64", "hip:gfx942:64", "sm_90 sm_80", "-90", "9.0"]
+)
 def test_an_unknown_architecture_is_refused_with_those_known(text: str) -> None:
     with pytest.raises(SpecError, match="sm_80, sm_86, sm_89, sm_90, sm_100, sm_120") as caught:
         parse_arch(text)

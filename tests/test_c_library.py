@@ -1,13 +1,12 @@
 """The contract of a built library, called from outside through plain C functions, on the fake driver."""
 
 import ctypes
-import itertools
+import functools
 import re
 import shutil
 import struct
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import fake_cuda as fake
@@ -18,6 +17,7 @@ from helpers import (
     INVALID_HANDLE,
     INVALID_IMAGE,
     INVALID_VALUE,
+    KERNELS,
     LAUNCH_FAILED,
     LIBRARY_NOT_FOUND,
     MISALIGNED_ADDRESS,
@@ -28,8 +28,13 @@ from helpers import (
     SUCCESS,
     SYMBOL_NOT_FOUND,
     CLibrary,
+    fastest_call,
     gcc,
+    manifest_source,
 )
+
+from pyfmha.aot import Compiler, compile_kernel, link, make_spec
+from pyfmha.arch import parse_archs
 
 X, Y, Z = 0x7000_0000, 0x7000_1000, 0x7000_2000  # aligned addresses; the fake driver never follows them
 ADD = (X, Y, Z, 1024)  # with the hints' alignment
@@ -57,14 +62,27 @@ def loaded(library: CLibrary, fake_cuda: FakeCuda) -> CLibrary:
     return library
 
 
+@pytest.fixture(scope="module")
+def ampere_library_path(compiler: Compiler, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library with code for sm_86 and sm_89 only."""
+    spec = make_spec(compiler, KERNELS / "elementwise.py", "add", "*fp32, *fp32, *fp32, i32, 128", "cdiv(n, BLOCK)")
+    folder = tmp_path_factory.mktemp("ampere")
+    link(compile_kernel(compiler, spec, parse_archs(["sm_86", "sm_89"]), folder / "add"), folder / "ampere")
+    return folder / "ampere.so"
+
+
 class TestSymbols:
     def test_it_imports_nothing_that_ends_the_process_or_prints(self, small_library_path: Path) -> None:
         imported = symbols(small_library_path, "--undefined-only")
 
         assert not imported & {"exit", "_exit", "abort", "_Exit", "quick_exit", "raise", "__assert_fail"}
-        assert not {name for name in imported if re.search(r"(^|_)(v?f?printf|puts|putchar|fputs|fwrite|perror)(_chk)?$", name)}
+        assert not {
+            name for name in imported if re.search(r"(^|_)(v?f?printf|puts|putchar|fputs|fwrite|perror)(_chk)?$", name)
+        }
 
-    def test_it_exports_the_documented_functions_and_no_others(self, library: CLibrary, small_library_path: Path) -> None:
+    def test_it_exports_the_documented_functions_and_no_others(
+        self, library: CLibrary, small_library_path: Path
+    ) -> None:
         patterns = ("load_{}", "unload_{}", "{}", "{}_default", "{}_get_num_algos", "{}_variant")
         names = [function.name for function in library.manifest.functions]
 
@@ -73,7 +91,9 @@ class TestSymbols:
         assert exported == {p.format(n) for p in patterns for n in names} | {"pyfmha_last_error", "pyfmha_manifest"}
 
     def test_it_needs_no_library_beyond_the_c_library(self, small_library_path: Path) -> None:
-        dynamic = subprocess.run(["readelf", "-d", small_library_path], capture_output=True, text=True, check=True).stdout
+        dynamic = subprocess.run(
+            ["readelf", "-d", small_library_path], capture_output=True, text=True, check=True
+        ).stdout
 
         needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
 
@@ -117,14 +137,18 @@ class TestDriver:
         assert "cuInit" in library.error()
         assert str(small_library_path) in library.error()
 
-    def test_a_failing_driver_start_is_reported_with_the_drivers_own_words(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_a_failing_driver_start_is_reported_with_the_drivers_own_words(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         fake_cuda.set_device_count(0)
 
         assert library.load("add") == NO_DEVICE
         assert "cuInit" in library.error()
         assert "no CUDA-capable device is detected" in library.error()
 
-    def test_an_error_the_driver_has_no_words_for_is_reported_by_number(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_an_error_the_driver_has_no_words_for_is_reported_by_number(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         fake_cuda.fail("cuInit", 803)
 
         assert library.load("add") == 803
@@ -149,7 +173,9 @@ class TestDriver:
         assert "no current CUDA context" in loaded.error()
 
     @pytest.mark.parametrize("function", ["cuCtxGetCurrent", "cuCtxGetId", "cuCtxGetDevice"])
-    def test_a_failing_context_query_fails_the_load(self, library: CLibrary, fake_cuda: FakeCuda, function: str) -> None:
+    def test_a_failing_context_query_fails_the_load(
+        self, library: CLibrary, fake_cuda: FakeCuda, function: str
+    ) -> None:
         fake_cuda.use_context()
         fake_cuda.fail(function, 999)
 
@@ -203,6 +229,24 @@ class TestLoading:
         assert library.launch("add", *ADD) == SUCCESS
         assert only(fake_cuda.launches()).image_sha256 == library.image(library.variants("add")[True], arch)
 
+    @pytest.mark.parametrize(
+        ("capability", "arch"), [(86, "sm_86"), (87, "sm_86"), (89, "sm_89"), (80, None), (90, None)]
+    )
+    def test_among_several_the_latest_that_runs_is_taken(
+        self, ampere_library_path: Path, tmp_path: Path, fake_cuda: FakeCuda, capability: int, arch: str | None
+    ) -> None:
+        library = CLibrary(Path(shutil.copy(ampere_library_path, tmp_path)))
+        fake_cuda.set_device(0, capability)
+        fake_cuda.use_context()
+
+        status = library.load("add")
+
+        assert status == (SUCCESS if arch else NO_BINARY_FOR_GPU)
+        if arch:
+            assert library.launch("add", *ADD) == SUCCESS
+            name = library.variants("add")[False]
+            assert only(fake_cuda.launches()).image_sha256 == library.image(name, arch)
+
     @pytest.mark.parametrize("after", range(4))
     @pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction"])
     def test_it_loads_all_or_nothing(self, library: CLibrary, fake_cuda: FakeCuda, function: str, after: int) -> None:
@@ -219,7 +263,9 @@ class TestLoading:
         assert library.launch("add", *ADD) == SUCCESS
 
     @pytest.mark.parametrize("after", range(12))
-    def test_a_failing_device_query_leaves_nothing_loaded(self, library: CLibrary, fake_cuda: FakeCuda, after: int) -> None:
+    def test_a_failing_device_query_leaves_nothing_loaded(
+        self, library: CLibrary, fake_cuda: FakeCuda, after: int
+    ) -> None:
         fake_cuda.use_context()
         fake_cuda.fail("cuDeviceGetAttribute", 999, after=after)
 
@@ -260,7 +306,9 @@ class TestLoading:
         assert library.unload("add") == INVALID_HANDLE
         assert "unload_add" in library.error()
 
-    def test_a_failing_unload_is_reported_and_the_others_are_unloaded(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_a_failing_unload_is_reported_and_the_others_are_unloaded(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         fake_cuda.use_context()
         assert library.load("add") == SUCCESS
         fake_cuda.fail("cuModuleUnload", 999, times=1)
@@ -337,8 +385,6 @@ class TestDamagedCode:
     """The machine code inside a library is wrong: its C source is changed, and compiled by hand."""
 
     def library(self, headers: list[Path], folder: Path, old: str, new: str) -> CLibrary:
-        from pyfmha.aot import link
-
         link([header for header in headers if header.name.startswith("add.")], folder / "linked")
         for header in headers:
             for file in (header, header.with_suffix(".c")) if header.name.startswith("add.") else ():
@@ -349,14 +395,14 @@ class TestDamagedCode:
             changed += text.count(old)
             file.write_text(text.replace(old, new))
         assert changed
-        manifest = 'const char *pyfmha_manifest(void); static const char m[] = {%s, 0}; const char *pyfmha_manifest(void) { return m; }'
-        text = (folder / "linked.json").read_bytes()
-        (folder / "manifest.c").write_text(manifest % ",".join(map(str, text)))
+        (folder / "manifest.c").write_text(manifest_source((folder / "linked.json").read_text()))
         done = gcc("-std=c11", "-shared", "-fPIC", *folder.glob("*.c"), "-o", folder / "damaged.so", "-ldl")
         assert done.returncode == 0, done.stderr
         return CLibrary(folder / "damaged.so")
 
-    def test_code_that_is_no_elf_image_is_refused(self, small_library_headers: list[Path], tmp_path: Path, fake_cuda: FakeCuda) -> None:
+    def test_code_that_is_no_elf_image_is_refused(
+        self, small_library_headers: list[Path], tmp_path: Path, fake_cuda: FakeCuda
+    ) -> None:
         library = self.library(small_library_headers, tmp_path, "0x7f,0x45,0x4c,0x46", "0x00,0x45,0x4c,0x46")
         fake_cuda.use_context()
 
@@ -385,7 +431,9 @@ class TestDamagedCode:
 
 
 class TestLaunch:
-    def test_the_kernel_gets_its_grid_its_block_its_stream_and_its_arguments(self, loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_the_kernel_gets_its_grid_its_block_its_stream_and_its_arguments(
+        self, loaded: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         assert loaded.launch("add", X, Y, Z, 1040, stream=0xABC0) == SUCCESS
 
         launch = only(fake_cuda.launches())
@@ -413,7 +461,11 @@ class TestLaunch:
     def test_nothing_that_a_stream_capture_forbids_happens(self, loaded: CLibrary, fake_cuda: FakeCuda) -> None:
         fake_cuda.begin_capture()
 
-        statuses = [loaded.launch("add", *ADD), loaded.launch("add", X + 4, Y, Z, 1), loaded.launch("product", X, Y, Z, 128, 64)]
+        statuses = [
+            loaded.launch("add", *ADD),
+            loaded.launch("add", X + 4, Y, Z, 1),
+            loaded.launch("product", X, Y, Z, 128, 64),
+        ]
 
         assert statuses == [SUCCESS] * 3
         assert fake_cuda.violations() == (0, "")
@@ -442,7 +494,9 @@ class TestLaunch:
         assert launch.image_sha256 == loaded.image(name, "sm_90")
 
     @pytest.mark.parametrize("algo_id", [-1, 2, 2**31 - 1])
-    def test_an_algorithm_that_is_not_there_is_an_error(self, loaded: CLibrary, fake_cuda: FakeCuda, algo_id: int) -> None:
+    def test_an_algorithm_that_is_not_there_is_an_error(
+        self, loaded: CLibrary, fake_cuda: FakeCuda, algo_id: int
+    ) -> None:
         assert loaded.launch("add", *ADD, algo_id=algo_id) == INVALID_VALUE
         assert f"algo_id is {algo_id}, allowed is 0 to 1" in loaded.error()
         assert loaded.variant("add", *ADD, algo_id=algo_id) == (INVALID_VALUE, None)
@@ -468,7 +522,12 @@ class TestLaunch:
         assert loaded.launch("words", X, 1, 2, 3, 4, 5, 6, 7, 8.0, 9, 10, 11) == SUCCESS
 
         launch = only(fake_cuda.launches())
-        assert launch.params[:12] == (pointer(X), *map(i32, range(1, 8)), struct.pack("<e", 8.0), *map(i32, range(9, 12)))
+        assert launch.params[:12] == (
+            pointer(X),
+            *map(i32, range(1, 8)),
+            struct.pack("<e", 8.0),
+            *map(i32, range(9, 12)),
+        )
 
     def test_each_scalar_type_arrives_as_the_kernel_reads_it(self, loaded: CLibrary, fake_cuda: FakeCuda) -> None:
         values = (1.1, -2.3, 3.7, -4.9, 1, -128, -32768, -(2**63), 255, 65535, 2**64 - 1, 3)
@@ -481,16 +540,7 @@ class TestLaunch:
         assert only(fake_cuda.launches()).params[:13] == (pointer(X), half, bfloat, single, double, b"\1", *integers)
 
     def test_a_launch_takes_at_most_three_microseconds_of_host_time(self, loaded: CLibrary) -> None:
-        launch, arguments = loaded.c.add, (0, X, Y, Z, 1000, 0)
-        repeats = 2000
-
-        def average() -> float:
-            start = time.perf_counter()
-            for _ in itertools.repeat(None, repeats):
-                launch(*arguments)
-            return (time.perf_counter() - start) / repeats
-
-        best = min(average() for _ in range(15))  # the machine's other work only ever adds
+        best = fastest_call(functools.partial(loaded.c.add, 0, X, Y, Z, 1024, 0), enough=3e-6)
 
         assert best < 3e-6, f"{best * 1e6:.2f} us"
 
@@ -550,7 +600,9 @@ class TestDispatch:
         assert loaded.launch("hints", X, 100, stride, step) == SUCCESS
 
         assert self.variant_run(loaded, fake_cuda, "hints") is hinted
-        passed = (pointer(X), i32(100), i32(stride)) + (() if hinted else (i32(step),))  # an argument of :1 is compiled in
+        passed = (pointer(X), i32(100), i32(stride)) + (
+            () if hinted else (i32(step),)
+        )  # an argument of :1 is compiled in
         scratch = only(fake_cuda.launches()).params[len(passed) :]
         assert only(fake_cuda.launches()).params[: len(passed)] == passed
         assert set(scratch) <= {pointer(0)}
@@ -623,7 +675,9 @@ class TestGrid:
 
 
 class TestContexts:
-    def test_two_devices_of_different_architectures_each_run_their_own_code(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_two_devices_of_different_architectures_each_run_their_own_code(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         fake_cuda.set_device(1, 80, 166912)
         contexts = [fake_cuda.use_context(device) for device in (0, 1)]
 
@@ -640,7 +694,9 @@ class TestContexts:
             (1, library.image(hinted, "sm_80")),
         ]
 
-    def test_a_second_context_of_one_device_is_loaded_and_unloaded_on_its_own(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_a_second_context_of_one_device_is_loaded_and_unloaded_on_its_own(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         first = fake_cuda.use_context()
         assert library.load("add") == SUCCESS
         second = fake_cuda.use_context()
@@ -655,7 +711,9 @@ class TestContexts:
         fake_cuda.make_current(second)
         assert library.launch("add", *ADD) == SUCCESS
 
-    def test_a_context_made_at_the_address_of_a_dead_one_is_known_as_another(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+    def test_a_context_made_at_the_address_of_a_dead_one_is_known_as_another(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
         context = fake_cuda.use_context()
         assert library.load("add") == SUCCESS
         fake_cuda.recreate(context)

@@ -24,7 +24,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[KernelSpec, Cubi
     folder = tmp_path_factory.mktemp("kernels")
     copy_kernel("scaling.py", folder)
     with Compiler(jobs=1) as compiler:
-        spec = make_spec(compiler, copy_kernel("with_helper.py", folder), "scale", "*fp32:16, i32, 128", "cdiv(n, BLOCK)")
+        spec = make_spec(
+            compiler, copy_kernel("with_helper.py", folder), "scale", "*fp32:16, i32, 128", "cdiv(n, BLOCK)"
+        )
         return spec, compiler.compile(spec, SM_80)
 
 
@@ -68,7 +70,9 @@ def test_another_architecture_is_another_entry(cache: Cache, spec: KernelSpec) -
         lambda spec: replace(spec, arguments=(Argument("X", "*fp16", 16), Argument("n", "i32"))),
     ],
 )
-def test_another_spec_is_another_entry(cache: Cache, spec: KernelSpec, change: Callable[[KernelSpec], KernelSpec]) -> None:
+def test_another_spec_is_another_entry(
+    cache: Cache, spec: KernelSpec, change: Callable[[KernelSpec], KernelSpec]
+) -> None:
     assert cache.get(change(spec), SM_80) is None
 
 

@@ -50,13 +50,15 @@ class TestDescribe:
             compiler.describe(tmp_path, "f")
 
     def test_a_wrong_kernel_name_is_an_error_that_lists_those_there(self, compiler: Compiler) -> None:
-        with pytest.raises(KernelSourceError, match=r"kernel 'ad' is not there .*; it holds: add, constants, hinted, many"):
+        with pytest.raises(
+            KernelSourceError, match=r"kernel 'ad' is not there .*; it holds: add, constants, hinted, many"
+        ):
             compiler.describe(KERNELS / "elementwise.py", "ad")
 
     def test_a_plain_function_is_no_kernel(self, compiler: Compiler, tmp_path: Path) -> None:
         file = kernel_file(tmp_path, "def plain(): pass")
 
-        with pytest.raises(KernelSourceError, match="kernel 'plain' is not a @triton.jit function .*; it holds: f"):
+        with pytest.raises(KernelSourceError, match=r"kernel 'plain' is not a @triton.jit function .*; it holds: f"):
             compiler.describe(file, "plain")
 
     def test_a_file_without_kernels_says_so(self, compiler: Compiler, tmp_path: Path) -> None:
@@ -125,7 +127,9 @@ class TestUnrulyKernelFiles:
 
         with Compiler(jobs=1) as compiler:
             one, two = (
-                compiler.compile(make_spec(compiler, tmp_path / folder / "with_helper.py", "scale", "*fp32, i32, 128", "1"), SM_80)
+                compiler.compile(
+                    make_spec(compiler, tmp_path / folder / "with_helper.py", "scale", "*fp32, i32, 128", "1"), SM_80
+                )
                 for folder in ("one", "two")
             )
 
@@ -140,7 +144,8 @@ class TestUnrulyKernelFiles:
 
         with Compiler(jobs=1) as compiler:
             cubins = [
-                compiler.compile(make_spec(compiler, file, "scale", "*fp32, i32, 128", "1"), SM_80) for file in (first, second)
+                compiler.compile(make_spec(compiler, file, "scale", "*fp32, i32, 128", "1"), SM_80)
+                for file in (first, second)
             ]
 
         assert [list(cubin.dependencies) for cubin in cubins] == [["scaling.py"], ["scaling.py"]]
@@ -164,7 +169,9 @@ class TestCompile:
     def test_the_same_kernel_in_another_folder_gives_the_same_code(self, compiler: Compiler, tmp_path: Path) -> None:
         elsewhere = copy_kernel("elementwise.py", tmp_path / "a" / "deep folder")
 
-        codes = {compiler.compile(add_spec(compiler, file), SM_90).code for file in (KERNELS / "elementwise.py", elsewhere)}
+        codes = {
+            compiler.compile(add_spec(compiler, file), SM_90).code for file in (KERNELS / "elementwise.py", elsewhere)
+        }
 
         assert len(codes) == 1
 
@@ -211,7 +218,9 @@ class TestCompile:
             compiler.compile(other, SM_90)
 
     def test_many_come_back_in_the_order_asked(self, compiler: Compiler) -> None:
-        wanted = [(spec, arch) for spec in (add_spec(compiler), add_spec(compiler).generic()) for arch in (SM_90, SM_80)]
+        wanted = [
+            (spec, arch) for spec in (add_spec(compiler), add_spec(compiler).generic()) for arch in (SM_90, SM_80)
+        ]
         seen: list[str] = []
 
         cubins = compiler.compile_all(wanted, lambda spec, cubin: seen.append(f"{spec.variant} {cubin.arch}"))
@@ -231,7 +240,9 @@ class TestCompile:
             with pytest.raises(Stopped):
                 compiler.compile_all([(spec, SM_80)] * 20, stop)
 
-    def test_leaving_the_compiler_leaves_no_process_and_no_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_leaving_the_compiler_leaves_no_process_and_no_file(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
         with Compiler(jobs=1) as compiler:
@@ -301,5 +312,5 @@ def test_an_assembler_that_does_not_run_is_an_error_that_names_it(monkeypatch: p
 
     monkeypatch.setattr(subprocess, "run", refuse)
 
-    with pytest.raises(ToolchainError, match="assembler .*ptxas.* does not run: not executable"):
+    with pytest.raises(ToolchainError, match=r"assembler .*ptxas.* does not run: not executable"):
         toolchain()

@@ -35,7 +35,12 @@ class TestItCompiles:
 
     def test_under_further_warnings(self, sources: Path, tmp_path: Path) -> None:
         more = ["-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wformat=2", "-Wundef", "-Wpointer-arith"]
-        small = [sources / "small.c", sources / "pyfmha_runtime.c", *sources.glob("words.*.c"), *sources.glob("scalars.*.c")]
+        small = [
+            sources / "small.c",
+            sources / "pyfmha_runtime.c",
+            *sources.glob("words.*.c"),
+            *sources.glob("scalars.*.c"),
+        ]
 
         done = gcc(*STRICT, *more, "-c", "-fsyntax-only", *small)
 
@@ -72,7 +77,17 @@ class TestItCompiles:
         cuda = Path(package) / "backends" / "nvidia" / "include"
 
         done = gcc(
-            "-std=c++11", "-Wall", "-Wextra", "-Werror", "-isystem", cuda, "-I", sources, "-fsyntax-only", program, compiler="g++"
+            "-std=c++11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-isystem",
+            cuda,
+            "-I",
+            sources,
+            "-fsyntax-only",
+            program,
+            compiler="g++",
         )
 
         assert (done.returncode, done.stderr) == (0, "")

@@ -4,7 +4,6 @@ import ctypes
 import itertools
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda

@@ -23,7 +23,9 @@ def greedy(compiler: Compiler) -> KernelSpec:
     return make_spec(compiler, KERNELS / "matrix.py", "product", signature, "n / BLOCK_M, n / BLOCK_N", num_stages=8)
 
 
-def test_too_much_is_refused_with_variant_bytes_limit_and_what_fits(compiler: Compiler, greedy: KernelSpec, tmp_path: Path) -> None:
+def test_too_much_is_refused_with_variant_bytes_limit_and_what_fits(
+    compiler: Compiler, greedy: KernelSpec, tmp_path: Path
+) -> None:
     (tmp_path / "earlier").write_text("stays")
 
     with pytest.raises(SharedMemoryError) as caught:
@@ -32,7 +34,9 @@ def test_too_much_is_refused_with_variant_bytes_limit_and_what_fits(compiler: Co
     message = str(caught.value)
     needed = compiler.compile(greedy, SM_86).shared
     assert needed > SM_86.shared_limit
-    assert f"{greedy.variant} needs {needed} bytes of shared memory a block, sm_86 allows 101376; these fit: " in message
+    assert (
+        f"{greedy.variant} needs {needed} bytes of shared memory a block, sm_86 allows 101376; these fit: " in message
+    )
     assert snapshot(tmp_path) == {"earlier": b"stays"}
 
 
@@ -41,7 +45,9 @@ def test_what_is_said_to_fit_does_fit(compiler: Compiler, greedy: KernelSpec) ->
     with pytest.raises(SharedMemoryError) as caught:
         check_shared_memory(compiler, greedy, cubin)
 
-    offers = re.findall(r"BLOCK_M=(\d+), BLOCK_N=(\d+), BLOCK_K=(\d+), num_stages=(\d+) \((\d+) bytes\)", str(caught.value))
+    offers = re.findall(
+        r"BLOCK_M=(\d+), BLOCK_N=(\d+), BLOCK_K=(\d+), num_stages=(\d+) \((\d+) bytes\)", str(caught.value)
+    )
 
     assert 1 <= len(offers) <= 3
     for *blocks, stages, said in offers:

@@ -1,5 +1,6 @@
 """Linking: what goes together, what does not, and what a missing or failing compiler says."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -7,19 +8,21 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import KERNELS, SUCCESS, CLibrary, gcc, run_python, snapshot
+from helpers import KERNELS, SUCCESS, CLibrary, gcc, manifest_source, run_python, snapshot
 
 from pyfmha.aot import Compiler, compile_kernel, link, make_spec
 from pyfmha.aot.handover import read_handover
 from pyfmha.arch import parse_archs
 from pyfmha.errors import ManifestError, OutputError, SpecError, ToolchainError
-from pyfmha.manifest import SCHEMA, read_manifest
+from pyfmha.manifest import SCHEMA, Manifest, read_manifest
 
 SIGNATURE = "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024"
 ARCHS = parse_archs(["sm_90"])
 
 
-def compile_add(compiler: Compiler, output: Path, *, kernel: str = "add", name: str | None = None, **changes: object) -> list[Path]:
+def compile_add(
+    compiler: Compiler, output: Path, *, kernel: str = "add", name: str | None = None, **changes: object
+) -> list[Path]:
     """Compile a kernel of elementwise.py for sm_90; returns the headers."""
     settings = {"signature": SIGNATURE, "grid": "cdiv(n, BLOCK)", "name": name} | changes
     spec = make_spec(compiler, KERNELS / "elementwise.py", kernel, **settings)  # type: ignore[arg-type]
@@ -82,7 +85,9 @@ class TestOutput:
         (function,) = manifest.functions
         assert [bool(variant.hints) for variant in function.algorithms[0]] == [True, False]
 
-    def test_algorithms_are_numbered_in_the_order_given(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+    def test_algorithms_are_numbered_in_the_order_given(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path
+    ) -> None:
         other = compile_add(compiler, tmp_path / "wide", signature=SIGNATURE.replace("1024", "512"))
 
         orders = [link(given, tmp_path / "adder", library=False) for given in ([*headers, *other], [*other, *headers])]
@@ -120,10 +125,14 @@ class TestWhatGoesTogether:
     def test_two_kernels_cannot_claim_one_name(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
         other = compile_add(compiler, tmp_path / "subtract", kernel="subtract", name="add")
 
-        with pytest.raises(SpecError, match=r"two different kernels claim the function name 'add': add\(.*subtract\(.*--out-name"):
+        with pytest.raises(
+            SpecError, match=r"two different kernels claim the function name 'add': add\(.*subtract\(.*--out-name"
+        ):
             link([*headers, *other], tmp_path / "both")
 
-    def test_two_signatures_cannot_claim_one_name(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+    def test_two_signatures_cannot_claim_one_name(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path
+    ) -> None:
         other = compile_add(compiler, tmp_path / "half", signature=SIGNATURE.replace("fp32", "fp16"))
 
         with pytest.raises(SpecError, match=r"claim the function name 'add'.*\*fp32 X.*\*fp16 X"):
@@ -138,7 +147,9 @@ class TestWhatGoesTogether:
         with pytest.raises(SpecError, match=f"functions 'add' and '{name}' would both export {name}.*--out-name"):
             link([*headers, *other], tmp_path / "both")
 
-    def test_two_builds_of_one_variant_are_refused(self, compiler: Compiler, headers: list[Path], tmp_path: Path) -> None:
+    def test_two_builds_of_one_variant_are_refused(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path
+    ) -> None:
         spec = make_spec(compiler, KERNELS / "elementwise.py", "add", SIGNATURE, "cdiv(n, BLOCK)")
         other = compile_kernel(compiler, spec, parse_archs(["sm_80"]), tmp_path / "add")
 
@@ -153,7 +164,9 @@ class TestWhatGoesTogether:
 
 
 class TestTwoLinksInOneLibrary:
-    def test_their_c_files_compile_together_by_hand(self, compiler: Compiler, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+    def test_their_c_files_compile_together_by_hand(
+        self, compiler: Compiler, tmp_path: Path, fake_cuda: FakeCuda
+    ) -> None:
         """As TensorRT-LLM's example does: gcc aot/fp16/*.c aot/fp32/*.c aot/*.c."""
         aot = tmp_path / "aot"
         for dtype in ("fp16", "fp32"):
@@ -162,7 +175,7 @@ class TestTwoLinksInOneLibrary:
             link(made, aot / f"add_{dtype}", library=False)
         files = [file for pattern in ("fp16/*.c", "fp32/*.c", "*.c") for file in sorted(aot.glob(pattern))]
         manifest = aot / "manifest.c"
-        manifest.write_text('const char *pyfmha_manifest(void) { return "%s"; }' % EMPTY_MANIFEST.replace('"', '\\"'))
+        manifest.write_text(manifest_source(Manifest("", "", "", ()).to_json()))
 
         done = gcc("-shared", "-fPIC", "-O2", *files, manifest, "-o", aot / "libtriton.so", "-ldl")
 
@@ -171,19 +184,10 @@ class TestTwoLinksInOneLibrary:
         fake_cuda.use_context()
         for dtype in ("fp16", "fp32"):
             function = getattr(library.c, f"add_{dtype}_default")
-            function.argtypes = fake_argtypes()
+            function.argtypes = [ctypes.c_void_p, *[ctypes.c_uint64] * 3, ctypes.c_int32]
             assert library.load(f"add_{dtype}") == SUCCESS
             assert function(None, 0x1000, 0x2000, 0x3000, 1024) == SUCCESS, library.error()
         assert len({launch.image_sha256 for launch in fake_cuda.launches()}) == 2
-
-
-EMPTY_MANIFEST = json.dumps({"schema": SCHEMA, "build_id": "", "pyfmha": "", "triton": "", "functions": []})
-
-
-def fake_argtypes() -> list[object]:
-    import ctypes
-
-    return [ctypes.c_void_p, *[ctypes.c_uint64] * 3, ctypes.c_int32]
 
 
 class TestHandover:
@@ -197,7 +201,9 @@ class TestHandover:
         assert hinted.c_file.is_file()
 
     @pytest.mark.parametrize("ending", [".json", ".c", ".h"])
-    def test_a_missing_companion_is_an_error_that_names_it(self, headers: list[Path], tmp_path: Path, ending: str) -> None:
+    def test_a_missing_companion_is_an_error_that_names_it(
+        self, headers: list[Path], tmp_path: Path, ending: str
+    ) -> None:
         first, *_ = copy(headers, tmp_path)
         missing = first.with_suffix(ending)
         missing.unlink()
@@ -208,12 +214,14 @@ class TestHandover:
         assert missing.name in str(caught.value)
 
     @pytest.mark.parametrize("ending", [".c", ".h"])
-    def test_a_changed_companion_is_an_error_that_names_it(self, headers: list[Path], tmp_path: Path, ending: str) -> None:
+    def test_a_changed_companion_is_an_error_that_names_it(
+        self, headers: list[Path], tmp_path: Path, ending: str
+    ) -> None:
         first, *_ = copy(headers, tmp_path)
         changed = first.with_suffix(ending)
         changed.write_text(changed.read_text() + "\n")
 
-        with pytest.raises(ManifestError, match="is not the file that .* describes; compile it again") as caught:
+        with pytest.raises(ManifestError, match=r"is not the file that .* describes; compile it again") as caught:
             link([first], tmp_path / "out")
 
         assert changed.name in str(caught.value)
@@ -223,7 +231,9 @@ class TestHandover:
         record = json.loads(first.with_suffix(".json").read_text())
         first.with_suffix(".json").write_text(json.dumps({**record, "schema": SCHEMA + 1}))
 
-        with pytest.raises(ManifestError, match=f"schema version {SCHEMA + 1}, this pyfmha reads {SCHEMA}; compile it again"):
+        with pytest.raises(
+            ManifestError, match=f"schema version {SCHEMA + 1}, this pyfmha reads {SCHEMA}; compile it again"
+        ):
             link([first], tmp_path / "out")
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}"])
@@ -236,7 +246,9 @@ class TestHandover:
 
     @pytest.mark.parametrize("key", ["spec", "variant", "triton", "sha256"])
     @pytest.mark.parametrize("damage", [None, [], [[]], 3])
-    def test_a_damaged_description_is_refused(self, headers: list[Path], tmp_path: Path, key: str, damage: object) -> None:
+    def test_a_damaged_description_is_refused(
+        self, headers: list[Path], tmp_path: Path, key: str, damage: object
+    ) -> None:
         first, *_ = copy(headers, tmp_path)
         record = json.loads(first.with_suffix(".json").read_text())
         first.with_suffix(".json").write_text(json.dumps({**record, key: damage}))
@@ -265,9 +277,13 @@ class TestFailures:
             link(headers[:1], linked / "adder")
         assert snapshot(linked) == before
 
-    def test_a_compiler_that_is_not_there(self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_compiler_that_is_not_there(
+        self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CC", "/nonexistent")
-        self.refuse(headers, linked, ToolchainError, "no C compiler: CC is '/nonexistent'.*apt-get install gcc.*or set CC")
+        self.refuse(
+            headers, linked, ToolchainError, "no C compiler: CC is '/nonexistent'.*apt-get install gcc.*or set CC"
+        )
 
     @pytest.mark.parametrize("cc", [None, "", "  "])
     def test_no_compiler_at_all(
@@ -297,13 +313,17 @@ class TestFailures:
         monkeypatch.setenv("CC", str(broken))
         self.refuse(headers, linked, ToolchainError, "broken-cc does not run")
 
-    def test_a_compiler_that_writes_nothing(self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_compiler_that_writes_nothing(
+        self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CC", "true")
         self.refuse(headers, linked, ToolchainError, "true failed with exit code 0")
 
-    def test_a_compiler_with_an_unbalanced_quote(self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_compiler_with_an_unbalanced_quote(
+        self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CC", "gcc 'oops")
-        self.refuse(headers, linked, ToolchainError, "CC is \"gcc 'oops\", which is not a command")
+        self.refuse(headers, linked, ToolchainError, 'CC is "gcc \'oops", which is not a command')
 
     def test_a_compiler_with_options_is_used_with_them(
         self, headers: list[Path], linked: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ class TestArgument:
 
     @pytest.mark.parametrize("hint", [0, 2, 8, 32, -16, True])
     def test_other_hints_are_refused_with_those_allowed(self, hint: int) -> None:
-        with pytest.raises(SpecError, match="hint .* is unknown; use :16 .* or :1"):
+        with pytest.raises(SpecError, match=r"hint .* is unknown; use :16 .* or :1"):
             Argument("x", "i32", hint)
 
     def test_a_pointer_cannot_promise_to_be_one(self) -> None:
@@ -39,7 +39,9 @@ class TestArgument:
         with pytest.raises(SpecError, match="x: fp32 cannot carry the hint :16; floating-point arguments take no hint"):
             Argument("x", "fp32", 16)
 
-    @pytest.mark.parametrize("name", ["register", "stream", "algo_id", "int64_t", "scratch", "half_bits", "pyfmha_fail"])
+    @pytest.mark.parametrize(
+        "name", ["register", "stream", "algo_id", "int64_t", "scratch", "half_bits", "pyfmha_fail"]
+    )
     def test_a_name_that_c_or_the_generated_code_uses_gets_an_underscore(self, name: str) -> None:
         assert Argument(name, "i32").c_name == f"{name}_"
 
@@ -50,12 +52,12 @@ class TestArgument:
 class TestSpec:
     @pytest.mark.parametrize("warps", [0, 3, 64, -4, True, 1.5])
     def test_a_wrong_number_of_warps_is_refused(self, warps: int) -> None:
-        with pytest.raises(SpecError, match="num_warps is .*; use 1, 2, 4, 8, 16 or 32"):
+        with pytest.raises(SpecError, match=r"num_warps is .*; use 1, 2, 4, 8, 16 or 32"):
             replace(SPEC, num_warps=warps)
 
     @pytest.mark.parametrize("stages", [0, -1, 17, True])
     def test_a_wrong_number_of_stages_is_refused(self, stages: int) -> None:
-        with pytest.raises(SpecError, match="num_stages is .*; use 1 to 16"):
+        with pytest.raises(SpecError, match=r"num_stages is .*; use 1 to 16"):
             replace(SPEC, num_stages=stages)
 
     def test_a_kernel_without_run_time_arguments_is_refused(self) -> None:
@@ -71,7 +73,7 @@ class TestSpec:
             replace(SPEC, arguments=(Argument("register", "i32"), Argument("register_", "i32")), grid="1")
 
     def test_an_argument_called_as_the_function_is_refused(self) -> None:
-        with pytest.raises(SpecError, match="an argument has the function's name.*--out-name"):
+        with pytest.raises(SpecError, match=r"an argument has the function's name.*--out-name"):
             replace(SPEC, name="n")
 
     def test_a_name_outside_ascii_is_refused(self) -> None:
@@ -146,7 +148,9 @@ class TestFunctionName:
         with pytest.raises(SpecError, match="are kept for the library itself"):
             check_function_name(name)
 
-    @pytest.mark.parametrize("name", ["free", "calloc", "memcpy", "dlopen", "getenv", "vsnprintf", "main", "pthread_create"])
+    @pytest.mark.parametrize(
+        "name", ["free", "calloc", "memcpy", "dlopen", "getenv", "vsnprintf", "main", "pthread_create"]
+    )
     def test_a_function_of_the_c_library_is_refused(self, name: str) -> None:
         with pytest.raises(SpecError, match="is a function of the C library"):
             check_function_name(name)
@@ -186,12 +190,14 @@ class TestSignature:
     @pytest.mark.parametrize("text", ["*fp16, i32", "*fp16", "*fp16, i32, 1, True, 2"])
     def test_a_wrong_length_is_refused_with_the_parameters(self, text: str) -> None:
         count = text.count(",") + 1
-        with pytest.raises(SpecError, match=f"signature has {count} entries, the kernel takes 3 to 4: X, n, BLOCK, CAUSAL"):
+        with pytest.raises(
+            SpecError, match=f"signature has {count} entries, the kernel takes 3 to 4: X, n, BLOCK, CAUSAL"
+        ):
             self.parse(text)
 
     @pytest.mark.parametrize("text", ["", "*fp16,,128", "*fp16, i32, 128,", "*fp16 i32, 128, True", "*fp17, i32, 1"])
     def test_an_unknown_type_is_refused_with_the_arguments_name(self, text: str) -> None:
-        with pytest.raises(SpecError, match="signature has|argument (X|n|BLOCK|CAUSAL)"):
+        with pytest.raises(SpecError, match=r"signature has|argument (X|n|BLOCK|CAUSAL)"):
             self.parse(text)
 
     @pytest.mark.parametrize("entry", ["i32:2", "i32:", "i32:x", "i32:-16", "i32:16:16", "i32:1.0"])
@@ -200,7 +206,7 @@ class TestSignature:
             self.parse(f"*fp16, {entry}, 128")
 
     def test_a_type_where_a_constant_is_needed_is_refused(self) -> None:
-        with pytest.raises(SpecError, match="argument BLOCK is a tl.constexpr: give its value, not 'i32'"):
+        with pytest.raises(SpecError, match=r"argument BLOCK is a tl.constexpr: give its value, not 'i32'"):
             self.parse("*fp16, i32, i32")
 
     def test_commas_in_brackets_and_quotes_do_not_split(self) -> None:

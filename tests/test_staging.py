@@ -27,10 +27,11 @@ def test_published_files_appear_and_nothing_else(tmp_path: Path) -> None:
 def test_a_published_file_replaces_the_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("earlier")
 
-    with staging(tmp_path) as stage:
+    with (tmp_path / "a.txt").open() as reader, staging(tmp_path) as stage:
         stage.write("a.txt", "later")
         assert (tmp_path / "a.txt").read_text() == "earlier"
         stage.publish("a.txt")
+        assert reader.read() == "earlier"  # whoever has it open, or runs its code, keeps what they have
 
     assert (tmp_path / "a.txt").read_text() == "later"
 
@@ -61,7 +62,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path, 
         with staging(Path(target)):
             pytest.fail("the folder cannot be used")
 
-    with pytest.raises(OutputError, match="cannot write to .*disk full or read-only") as caught:
+    with pytest.raises(OutputError, match=r"cannot write to .*disk full or read-only") as caught:
         prepare()
 
     assert target in str(caught.value)

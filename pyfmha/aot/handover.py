@@ -126,7 +126,8 @@ def read_handover(header: Path) -> Handover:
         found = record.get("schema") if isinstance(record, dict) else None
         raise ManifestError(f"{record_path} has schema version {found!r}, this pyfmha reads {SCHEMA}; {again}")
     try:
-        handover = Handover(_spec(record["spec"]), variant_from_data(record["variant"]), stem, text_from_data(record["triton"]))
+        spec, variant = _spec(record["spec"]), variant_from_data(record["variant"])
+        handover = Handover(spec, variant, stem, text_from_data(record["triton"]))
         digests = dict(record["sha256"].items())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{record_path} is damaged ({type(error).__name__}: {error}); {again}") from None

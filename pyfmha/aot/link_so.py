@@ -29,7 +29,7 @@ def find_compiler() -> list[str]:
     try:
         asked = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
-        raise ToolchainError(f"CC is {os.environ['CC']!r}, which is not a command ({error}); set it right or unset it") from None
+        raise ToolchainError(f"CC is {os.environ['CC']!r}, which is not a command ({error}); set it right") from None
     for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
             return command

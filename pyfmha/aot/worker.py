@@ -35,7 +35,7 @@ def load_source(path: Path) -> tuple[ModuleType, list[str]]:
     if str(path) in _modules:
         return _modules[str(path)]
     folder = path.parent
-    for name in _beside:  # imported anew, because each file depends on it, and because a name may mean another file here
+    for name in _beside:  # imported anew: each file depends on it, and the name may mean another file here
         sys.modules.pop(name, None)
     _beside.clear()
     before = set(sys.modules)

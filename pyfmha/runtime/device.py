@@ -139,6 +139,35 @@ class DeviceArray:
         _call("cuMemcpyDtoH", host.ctypes.data, self.pointer + offset, host.nbytes)
         return host
 
+    def send(self, values: NDArray[Any], stream: "Stream") -> NDArray[Any]:
+        """Copy a host array to the start, in a stream's order.
+
+        Returns:
+            The host memory that is read, which must live until the stream was synchronised.
+
+        Raises:
+            ValueError: it would not fit.
+            DriverError: the copy cannot be queued.
+        """
+        host = np.ascontiguousarray(values)
+        self._check_range(0, host.nbytes)
+        if host.nbytes:
+            _call("cuMemcpyHtoDAsync", self.pointer, host.ctypes.data, host.nbytes, stream._stream)
+        return host
+
+    def fetch(self, shape: tuple[int, ...], dtype: DTypeLike, stream: "Stream") -> NDArray[Any]:
+        """A copy of the part at the start, in a stream's order: complete once the stream was synchronised.
+
+        Raises:
+            ValueError: the array is smaller.
+            DriverError: the copy cannot be queued.
+        """
+        host = np.empty(shape, dtype)
+        self._check_range(0, host.nbytes)
+        if host.nbytes:
+            _call("cuMemcpyDtoHAsync", host.ctypes.data, self.pointer, host.nbytes, stream._stream)
+        return host
+
     def _check_range(self, offset: int, nbytes: int) -> None:
         if offset < 0 or offset + nbytes > self.nbytes:
             raise ValueError(f"bytes {offset} to {offset + nbytes} are not inside an array of {self.nbytes}")

@@ -32,12 +32,16 @@ def scalars(OUT, half, brain, single, double, flag, tiny, small, wide, byte, wor
 
 
 @triton.jit
-def many(A, B, C, D, E, F, G, H, I, J, K, n, m, BLOCK: tl.constexpr):  # noqa: E741
+def many(A, B, C, D, E, F, G, H, I, J, K, n, m, BLOCK: tl.constexpr):
     """Thirteen arguments: the suffixes of positions 0, 1, 10, 11 and 12 collide when glued together."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = (i < n) & (i < m)
-    total = tl.load(A + i, mask=mask) + tl.load(B + i, mask=mask) + tl.load(C + i, mask=mask) + tl.load(D + i, mask=mask)
-    total += tl.load(E + i, mask=mask) + tl.load(F + i, mask=mask) + tl.load(G + i, mask=mask) + tl.load(H + i, mask=mask)
+    total = (
+        tl.load(A + i, mask=mask) + tl.load(B + i, mask=mask) + tl.load(C + i, mask=mask) + tl.load(D + i, mask=mask)
+    )
+    total += (
+        tl.load(E + i, mask=mask) + tl.load(F + i, mask=mask) + tl.load(G + i, mask=mask) + tl.load(H + i, mask=mask)
+    )
     total += tl.load(I + i, mask=mask) + tl.load(J + i, mask=mask)
     tl.store(K + i, total, mask=mask)
 
@@ -50,10 +54,35 @@ def hinted(X, n, stride, step, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def words(register, stream, int64_t, uint16_t, scratch, refuse, images, kernels, half, half_bits, pyfmha_fail, size_t, BLOCK: tl.constexpr):
+def words(
+    register,
+    stream,
+    int64_t,
+    uint16_t,
+    scratch,
+    refuse,
+    images,
+    kernels,
+    half,
+    half_bits,
+    pyfmha_fail,
+    size_t,
+    BLOCK: tl.constexpr,
+):
     """Arguments named as words of C, and as names of the generated code."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = int64_t + uint16_t + scratch + refuse + images + kernels + half.to(tl.float32) + half_bits + pyfmha_fail + size_t
+    value = (
+        int64_t
+        + uint16_t
+        + scratch
+        + refuse
+        + images
+        + kernels
+        + half.to(tl.float32)
+        + half_bits
+        + pyfmha_fail
+        + size_t
+    )
     tl.store(register + i, value.to(tl.float32), mask=i < stream)
 
 

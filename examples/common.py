@@ -1,0 +1,49 @@
+"""What the engine programs share: names on the command line, logging, and errors as one message with exit code 2."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from pyfmha.errors import PyfmhaError
+
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+"""On these command lines as TensorRT-LLM's examples name them; pyfmha's own names beside."""
+
+LOG_LEVELS = {
+    "internal_error": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "verbose": logging.DEBUG,
+}
+"""TensorRT's severities; its messages come through Python's logging, from the logger ``pyfmha.tensorrt``."""
+
+LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
+"""Largest relative Frobenius error against float64 that passes, as in ``pyfmha demo``."""
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def add_log_level(parser: argparse.ArgumentParser) -> None:
+    """The option ``--log_level``."""
+    parser.add_argument("--log_level", choices=LOG_LEVELS, default="warning", help="of TensorRT and of pyfmha")
+
+
+def run_program(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
+    """Parse, set up logging, run, and exit: 0 done, 1 a check failed, 2 an error, which is printed."""
+    options = parser.parse_args()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("pyfmha").setLevel(LOG_LEVELS[options.log_level])
+    try:
+        code = main(options)
+    except PyfmhaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,82 @@
+"""Build an engine with one attention layer through TensorRT-LLM's graph API; trtllm_run.py runs it.
+
+    python examples/trtllm_build.py --num_heads 32 --head_size 64 --max_batch_size 8 --max_seq_len 512 --dtype float16
+
+Needs TensorRT-LLM up to 1.3.0rc20, which has that API, and the library with the kernels (pyfmha build). Exit code 0:
+written; 2: an error, said on stderr.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from common import DTYPES, add_log_level, positive, run_program
+
+from pyfmha.trt.engine import VERBOSITIES
+from pyfmha.trt.failures import collect_failures
+from pyfmha.trt.messages import failure_of
+from pyfmha.trt.saved import write_whole
+from pyfmha.trtllm import graph_api
+
+
+def engine_name(head_size: int, dtype: str) -> str:
+    """The engine's file."""
+    return f"fmha_d{head_size}_{dtype}.engine"
+
+
+def parse() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_heads", type=positive, default=32)
+    parser.add_argument("--head_size", type=positive, default=64)
+    parser.add_argument("--max_batch_size", type=positive, default=8)
+    parser.add_argument("--max_seq_len", type=positive, default=512)
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser.add_argument("--causal", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--timing_cache", type=Path, help="read if it is there, and written; default: in output_dir")
+    parser.add_argument("--profiling_verbosity", choices=VERBOSITIES, default="layer_names_only")
+    add_log_level(parser)
+    parser.add_argument("--output_dir", type=Path, default=Path("engine_trtllm"))
+    return parser
+
+
+def main(options: argparse.Namespace) -> int:
+    """Build and save."""
+    graph_api()  # before anything else of TensorRT-LLM: it says best what is missing
+    from tensorrt_llm.builder import Builder
+    from tensorrt_llm.network import net_guard
+
+    from pyfmha.trtllm import FmhaLayer
+
+    cache = options.timing_cache or options.output_dir / "model.cache"
+    layer = FmhaLayer(
+        options.num_heads, options.head_size, 1 / math.sqrt(options.head_size), options.dtype, options.causal
+    )
+    builder = Builder()
+    config = builder.create_builder_config(
+        name="pyfmha",
+        precision=options.dtype,
+        timing_cache=str(cache),
+        profiling_verbosity=options.profiling_verbosity,
+        num_heads=options.num_heads,
+        head_size=options.head_size,
+        causal=options.causal,
+    )
+    network = builder.create_network()
+    network.plugin_config.to_legacy_setting()
+    with net_guard(network):
+        layer(*layer.prepare_inputs(options.max_batch_size, options.max_seq_len))
+    with collect_failures() as failures:
+        plan = builder.build_engine(network, config)
+        if plan is None:
+            raise failure_of("the engine was not built", failures, [])
+    path = options.output_dir / engine_name(options.head_size, options.dtype)
+    write_whole(path, bytes(plan))
+    builder.save_config(config, str(options.output_dir / "config.json"))
+    builder.save_timing_cache(config, str(cache))
+    print(f"{path}: {path.stat().st_size} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main, parse())

@@ -1,0 +1,183 @@
+"""The fake driver itself: it must refuse what a real one refuses, or the tests that use it prove nothing."""
+
+import ctypes
+
+import pytest
+from fake_cuda import FakeCuda
+from helpers import (
+    INVALID_CONTEXT,
+    INVALID_HANDLE,
+    INVALID_IMAGE,
+    INVALID_VALUE,
+    KERNELS,
+    NO_BINARY_FOR_GPU,
+    NO_DEVICE,
+    NOT_FOUND,
+    NOT_INITIALIZED,
+    SUCCESS,
+)
+
+from pyfmha.aot import Compiler, make_spec
+from pyfmha.arch import ARCHS
+
+MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class Driver:
+    """Raw driver calls."""
+
+    def __init__(self, fake: FakeCuda) -> None:
+        self.c = fake.c
+
+    def load(self, code: bytes) -> tuple[int, ctypes.c_void_p]:
+        self.code = ctypes.create_string_buffer(code, len(code))  # the driver reads from it as long as it is loaded
+        module = ctypes.c_void_p()
+        return self.c.cuModuleLoadData(ctypes.byref(module), self.code), module
+
+    def function(self, module: ctypes.c_void_p, name: str) -> tuple[int, ctypes.c_void_p]:
+        function = ctypes.c_void_p()
+        return self.c.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), function
+
+    def launch(
+        self,
+        function: ctypes.c_void_p,
+        grid: tuple[int, ...] = (1, 1, 1),
+        block: tuple[int, ...] = (128, 1, 1),
+        shared: int = 0,
+    ) -> int:
+        values = (ctypes.c_uint64 * 16)()
+        params = (ctypes.c_void_p * 16)(*[ctypes.addressof(values)] * 16)
+        sizes = [ctypes.c_uint(size) for size in (*grid, *block, shared)]
+        return self.c.cuLaunchKernel(function, *sizes, None, params, None)
+
+
+@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
+def arch(request: pytest.FixtureRequest) -> str:
+    """Two assemblers write two kinds of ELF flags."""
+    return request.param
+
+
+@pytest.fixture
+def code(compiler: Compiler, arch: str) -> bytes:
+    spec = make_spec(compiler, KERNELS / "elementwise.py", "add", "*fp32, *fp32, *fp32, i32, 128", "n")
+    return compiler.compile(spec, ARCHS[arch]).code
+
+
+@pytest.fixture
+def driver(fake_cuda: FakeCuda, arch: str) -> Driver:
+    """A driver with a current context on a device of the architecture."""
+    fake_cuda.set_device(0, ARCHS[arch].capability, ARCHS[arch].shared_limit)
+    assert fake_cuda.c.cuInit(0) == SUCCESS
+    fake_cuda.use_context()
+    return Driver(fake_cuda)
+
+
+@pytest.fixture
+def function(driver: Driver, code: bytes) -> ctypes.c_void_p:
+    status, module = driver.load(code)
+    assert status == SUCCESS
+    status, found = driver.function(module, "add")
+    assert status == SUCCESS
+    return found
+
+
+def test_it_reads_the_kernels_parameters_off_the_machine_code(
+    driver: Driver, function: ctypes.c_void_p, fake_cuda: FakeCuda
+) -> None:
+    assert driver.launch(function) == SUCCESS
+
+    (launch,) = fake_cuda.launches()
+    assert [len(value) for value in launch.params] == [8, 8, 8, 4, 8, 8]  # X, Y, Z, n and two scratch pointers
+
+
+@pytest.mark.parametrize("capability", [75, 100])
+def test_code_for_another_architecture_is_refused(
+    driver: Driver, code: bytes, fake_cuda: FakeCuda, capability: int
+) -> None:
+    fake_cuda.set_device(0, capability)
+
+    assert driver.load(code)[0] == NO_BINARY_FOR_GPU
+
+
+def test_what_is_no_machine_code_is_refused(driver: Driver, code: bytes) -> None:
+    assert driver.load(b"\0" + code[1:])[0] == INVALID_IMAGE
+    assert driver.load(code[:18] + b"\x3e\0" + code[20:])[0] == INVALID_IMAGE  # an ELF file for x86-64
+
+
+@pytest.mark.parametrize("name", ["ad", "adder", "", ".text.add"])
+def test_a_name_that_is_no_kernel_is_not_found(driver: Driver, code: bytes, name: str) -> None:
+    _, module = driver.load(code)
+
+    assert driver.function(module, name)[0] == NOT_FOUND
+
+
+@pytest.mark.parametrize("grid", [(0, 1, 1), (2**31, 1, 1), (1, 65536, 1), (1, 1, 65536)])
+def test_a_grid_outside_the_limits_is_refused(
+    driver: Driver, function: ctypes.c_void_p, grid: tuple[int, int, int]
+) -> None:
+    assert driver.launch(function, grid=grid) == INVALID_VALUE
+
+
+@pytest.mark.parametrize("block", [(64, 1, 1), (0, 1, 1), (1024, 2, 1)])
+def test_a_block_other_than_the_kernel_was_compiled_for_is_refused(
+    driver: Driver, function: ctypes.c_void_p, block: tuple[int, int, int]
+) -> None:
+    assert driver.launch(function, block=block) == INVALID_VALUE
+
+
+def test_much_shared_memory_must_be_asked_for_first(driver: Driver, function: ctypes.c_void_p, arch: str) -> None:
+    limit = ARCHS[arch].shared_limit
+
+    assert driver.launch(function, shared=48 * 1024) == SUCCESS
+    assert driver.launch(function, shared=48 * 1024 + 1) == INVALID_VALUE
+    assert driver.c.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, limit + 1) == INVALID_VALUE
+    assert driver.c.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, limit) == SUCCESS
+    assert driver.launch(function, shared=limit) == SUCCESS
+
+
+def test_a_function_of_another_context_is_refused(
+    driver: Driver, function: ctypes.c_void_p, fake_cuda: FakeCuda
+) -> None:
+    fake_cuda.use_context()
+
+    assert driver.launch(function) == INVALID_CONTEXT
+
+
+def test_a_function_dies_with_its_module_and_its_context(driver: Driver, code: bytes, fake_cuda: FakeCuda) -> None:
+    _, module = driver.load(code)
+    _, first = driver.function(module, "add")
+    assert driver.c.cuModuleUnload(module) == SUCCESS
+    assert driver.launch(first) == INVALID_HANDLE
+    assert driver.c.cuModuleUnload(module) == INVALID_HANDLE
+
+    context = fake_cuda.use_context()
+    _, second = driver.function(driver.load(code)[1], "add")
+    fake_cuda.recreate(context)
+    assert driver.launch(second) == INVALID_HANDLE
+
+
+def test_nothing_works_before_it_is_initialised(fake_cuda: FakeCuda) -> None:
+    count = ctypes.c_int()
+
+    assert fake_cuda.c.cuDeviceGetCount(ctypes.byref(count)) == NOT_INITIALIZED
+    fake_cuda.set_device_count(0)
+    assert fake_cuda.c.cuInit(0) == NO_DEVICE
+
+
+def test_a_fault_comes_after_so_many_calls_and_for_so_many(fake_cuda: FakeCuda) -> None:
+    fake_cuda.fail("cuInit", 42, after=2, times=1)
+
+    assert [fake_cuda.c.cuInit(0) for _ in range(4)] == [SUCCESS, SUCCESS, 42, SUCCESS]
+    assert fake_cuda.calls("cuInit") == 4
+
+
+def test_a_primary_context_lives_as_long_as_it_is_retained(fake_cuda: FakeCuda) -> None:
+    fake_cuda.c.cuInit(0)
+    one, two = ctypes.c_void_p(), ctypes.c_void_p()
+
+    assert fake_cuda.c.cuDevicePrimaryCtxRetain(ctypes.byref(one), 1) == SUCCESS
+    assert fake_cuda.c.cuDevicePrimaryCtxRetain(ctypes.byref(two), 1) == SUCCESS
+    assert one.value == two.value
+
+    statuses = [fake_cuda.c.cuDevicePrimaryCtxRelease_v2(1) for _ in range(3)]
+    assert statuses == [SUCCESS, SUCCESS, INVALID_CONTEXT]

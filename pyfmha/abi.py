@@ -19,6 +19,7 @@ class CType:
     Attributes:
         c: its type in the C prototype.
         ctypes: the same type for ctypes.
+        format: the same type for :mod:`struct`.
         kind: ``"integer"``, ``"float"`` or ``"pointer"``.
         size: bytes the kernel reads for a scalar; bytes of one element for a pointer.
         narrow: for a scalar the kernel reads in 16 bits, the C function that converts it, else None.
@@ -27,6 +28,7 @@ class CType:
 
     c: str
     ctypes: Any
+    format: str
     kind: str
     size: int
     narrow: str | None = None
@@ -39,16 +41,25 @@ def _integer(bits: int, signed: bool) -> CType:
     low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if signed else (0, (1 << width) - 1)
     if bits == 1:
         low, high = 0, 1
-    return CType(f"{name}_t", getattr(ctypes, f"c_{name}"), "integer", width // 8, None, (low, high))
+    code = {8: "b", 16: "h", 32: "i", 64: "q"}[width]
+    return CType(
+        f"{name}_t",
+        getattr(ctypes, f"c_{name}"),
+        code if signed else code.upper(),
+        "integer",
+        width // 8,
+        None,
+        (low, high),
+    )
 
 
 SCALARS: dict[str, CType] = {
     **{f"i{bits}": _integer(bits, True) for bits in (1, 8, 16, 32, 64)},
     **{f"u{bits}": _integer(bits, False) for bits in (1, 8, 16, 32, 64)},
-    "fp16": CType("float", ctypes.c_float, "float", 2, "pyfmha_to_fp16"),
-    "bf16": CType("float", ctypes.c_float, "float", 2, "pyfmha_to_bf16"),
-    "fp32": CType("float", ctypes.c_float, "float", 4),
-    "fp64": CType("double", ctypes.c_double, "float", 8),
+    "fp16": CType("float", ctypes.c_float, "f", "float", 2, "pyfmha_to_fp16"),
+    "bf16": CType("float", ctypes.c_float, "f", "float", 2, "pyfmha_to_bf16"),
+    "fp32": CType("float", ctypes.c_float, "f", "float", 4),
+    "fp64": CType("double", ctypes.c_double, "d", "float", 8),
 }
 
 ELEMENT_SIZES: dict[str, int] = {
@@ -77,7 +88,7 @@ def ctype(name: str) -> CType:
     if known.startswith("*"):
         element = known[2:] if known.startswith("*k") else known[1:]
         if element in ELEMENT_SIZES:
-            return CType("CUdeviceptr", ctypes.c_uint64, "pointer", ELEMENT_SIZES[element])
+            return CType("CUdeviceptr", ctypes.c_uint64, "Q", "pointer", ELEMENT_SIZES[element])
         raise SpecError(f"unknown pointer type {name!r}: * may point to {', '.join(ELEMENT_SIZES)}")
     if known in SCALARS:
         return SCALARS[known]

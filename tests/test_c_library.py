@@ -83,7 +83,7 @@ class TestSymbols:
     def test_it_exports_the_documented_functions_and_no_others(
         self, library: CLibrary, small_library_path: Path
     ) -> None:
-        patterns = ("load_{}", "unload_{}", "{}", "{}_default", "{}_get_num_algos", "{}_variant")
+        patterns = ("load_{}", "unload_{}", "{}", "{}_default", "{}_packed", "{}_get_num_algos", "{}_variant")
         names = [function.name for function in library.manifest.functions]
 
         exported = symbols(small_library_path, "--defined-only")

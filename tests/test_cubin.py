@@ -151,6 +151,33 @@ class TestUnrulyKernelFiles:
         assert [list(cubin.dependencies) for cubin in cubins] == [["scaling.py"], ["scaling.py"]]
 
 
+FILL = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def fill(X, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(X + i, 1.0, mask=i < n)
+"""
+
+
+class TestEditedKernelFiles:
+    def test_an_open_compiler_compiles_what_was_edited(self, tmp_path: Path) -> None:
+        path = tmp_path / "kernel.py"
+        path.write_text(FILL)
+        with Compiler(1) as compiler:
+            spec = make_spec(compiler, path, "fill", "*fp32, i32, 128", "cdiv(n, BLOCK)")
+            before = compiler.compile(spec, ARCHS["sm_90"])
+            path.write_text(FILL.replace("1.0", "2.0"))
+            after = compiler.compile(spec, ARCHS["sm_90"])
+        with Compiler(1) as fresh:
+            expected = fresh.compile(spec, ARCHS["sm_90"])
+
+        assert after.code == expected.code
+        assert after.code != before.code
+
+
 class TestCompile:
     @pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: arch.name)
     def test_it_compiles_for_every_architecture_without_a_gpu(self, compiler: Compiler, arch: object) -> None:

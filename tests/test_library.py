@@ -91,7 +91,7 @@ class TestOpening:
     ) -> None:
         file = shared_object(tmp_path, manifest_source(small_library_path.with_suffix(".json").read_text()))
 
-        with pytest.raises(LibraryError, match="has no symbol add, which its manifest promises"):
+        with pytest.raises(LibraryError, match="has no symbol add_packed, which its manifest promises"):
             Library(file)
 
     def test_a_manifest_of_another_build_beside_it_is_an_error(self, opened: Library) -> None:
@@ -225,7 +225,25 @@ class TestCalling:
 
         assert fake_cuda.launches()[-1].params[0] == X.to_bytes(8, "little")
 
-    def test_a_call_takes_at_most_three_microseconds_of_host_time(self, add: Function) -> None:
-        best = fastest_call(functools.partial(add, 0, X, Y, Z, 1024), enough=3e-6)
+    @pytest.mark.parametrize("stream", [-1, 2**64])
+    def test_a_stream_that_does_not_fit_is_never_cut(self, add: Function, fake_cuda: FakeCuda, stream: int) -> None:
+        with pytest.raises(OverflowError, match="stream is"):
+            add(stream, X, Y, Z, 1024)
+
+        assert fake_cuda.launch_count() == 0
+
+    @pytest.mark.parametrize("arguments", [4, 13])
+    def test_a_call_takes_at_most_three_microseconds_of_host_time(
+        self, opened: Library, fake_cuda: FakeCuda, arguments: int
+    ) -> None:
+        function = opened["add" if arguments == 4 else "many"]
+        assert len(function.manifest.arguments) == arguments
+        fake_cuda.use_context()
+        function.load()
+        pointers = [X] * sum(kind.startswith("*") for _, kind in function.manifest.arguments)
+
+        best = fastest_call(
+            functools.partial(function, 0, *pointers, *[1024] * (arguments - len(pointers))), enough=3e-6
+        )
 
         assert best < 3e-6, f"{best * 1e6:.2f} us"

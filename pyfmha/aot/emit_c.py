@@ -224,6 +224,8 @@ def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: 
                 "algorithms": variants,
                 "parameters": _parameters(arguments),
                 "names": ", ".join(argument.c_name for argument in arguments),
+                "members": [f"{ctype(argument.type).c} {argument.c_name}" for argument in arguments],
+                "packed_names": ", ".join(f"a->{argument.c_name}" for argument in arguments),
                 "unchecked": [a.c_name for a in arguments if a.c_name not in checked],
             }
         )

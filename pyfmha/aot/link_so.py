@@ -131,6 +131,8 @@ def _check_exports(names: Sequence[str]) -> None:
             f"unload_{name}",
             name,
             f"{name}_default",
+            f"{name}_packed",
+            f"{name}_arguments",
             f"{name}_get_num_algos",
             f"{name}_variant",
         ):

@@ -8,11 +8,13 @@ import base64
 import hashlib
 import importlib.util
 import json
+import linecache
 import os
 import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -26,14 +28,15 @@ class Refused(Exception):
         self.kind = kind
 
 
-_modules: dict[str, tuple[ModuleType, list[str]]] = {}
+_modules: dict[str, tuple[ModuleType, dict[str, str]]] = {}  # by path: the module, and digests of what it was made of
 _beside: set[str] = set()  # names of the modules that the latest kernel file found beside it
 
 
-def load_source(path: Path) -> tuple[ModuleType, list[str]]:
-    """Import a kernel file; also returns the files beside it that it imports."""
-    if str(path) in _modules:
+def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
+    """Import a kernel file; also returns it and the files beside it that it imports, with their SHA-256."""
+    if str(path) in _modules and _digests(_modules[str(path)][1]) == _modules[str(path)][1]:
         return _modules[str(path)]
+    linecache.checkcache()  # Triton reads a kernel's source through it, and the file may have changed since
     folder = path.parent
     for name in _beside:  # imported anew: each file depends on it, and the name may mean another file here
         sys.modules.pop(name, None)
@@ -57,9 +60,12 @@ def load_source(path: Path) -> tuple[ModuleType, list[str]]:
             file = getattr(sys.modules[name], "__file__", None)
             if file and Path(file).is_relative_to(folder):
                 _beside.add(name)
-    files = {str(sys.modules[name].__file__) for name in _beside}
-    _modules[str(path)] = (module, sorted(files - {str(path)}))
+    _modules[str(path)] = (module, _digests({str(path), *(str(sys.modules[name].__file__) for name in _beside)}))
     return _modules[str(path)]
+
+
+def _digests(files: Iterable[str]) -> dict[str, str]:
+    return {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() if Path(f).is_file() else "" for f in sorted(files)}
 
 
 def _where(error: BaseException, path: Path) -> str:
@@ -107,7 +113,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     path = Path(request["source"])
-    module, beside = load_source(path)
+    module, made_of = load_source(path)
     kernel = find_kernel(module, request["kernel"], path)
     names = [parameter.name for parameter in kernel.params]
     arguments, constants = request["arguments"], dict(request["constants"])
@@ -141,9 +147,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "scratch": _scratch_pointers(compiled, len(names) - len(constants)),
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
-        "dependencies": {
-            os.path.relpath(f, path.parent): hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in beside
-        },
+        "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
 
 

@@ -1,4 +1,6 @@
-"""Compile the whole attention family for each architecture and print what it took: python examples/compile_all.py [ARCH ...]
+"""Compile the whole attention family for each architecture and print what it took.
+
+    python examples/compile_all.py [ARCH ...]
 
 Needs Triton and a C compiler, no GPU. A member that an architecture cannot hold ends the run with the reason.
 """
@@ -25,8 +27,8 @@ def main() -> None:
         shared = max(images, key=lambda image: image.shared)
         spilled = sum(image.spilled > 0 for image in images)
         print(
-            f"{name}: {result.compiled} compiled in {seconds:.0f} s; at most {shared.shared} of {shared.shared_limit} bytes of"
-            f" shared memory; {spilled} spill, at most {max(image.spilled for image in images)} bytes",
+            f"{name}: {result.compiled} compiled in {seconds:.0f} s; at most {shared.shared} of {shared.shared_limit}"
+            f" bytes of shared memory; {spilled} spill, at most {max(image.spilled for image in images)} bytes",
             flush=True,
         )
 

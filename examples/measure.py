@@ -3,8 +3,8 @@
     python examples/measure.py --library aot_out/libpyfmha.so --out examples/results/NAME.json
     compute-sanitizer --tool memcheck python examples/measure.py --part sanitize
 
-The checks need numpy and cuda-python; the timings need PyTorch as well, and Triton for its timer. Times are medians with a
-cold L2 cache, ours and the baselines in one run on the same data, after a check of the very output that is timed.
+The checks need numpy and cuda-python; the timings need PyTorch as well, and Triton for its timer. Times are medians
+with a cold L2 cache, ours and the baselines in one run on the same data, after a check of the very output timed.
 """
 
 import argparse

@@ -257,6 +257,22 @@ def demo_command(
         raise typer.Exit(1)
 
 
+@app.command("verify", cls=_Spread)
+@_reported
+def verify_command(
+    dtype: Dtypes = None,
+    head_size: Annotated[int, typer.Option("--head-size", help="Of the engines.")] = 64,
+) -> None:
+    """Build and run TensorRT engines with the plugin, on this GPU, and check them against float64.
+
+    Needs the full tensorrt, a GPU, and the library that pyfmha build makes. The table is for a bug report.
+    """
+    from pyfmha.verify import run_verify
+
+    if not run_verify(console, dtype or DTYPES, head_size):
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

@@ -1,0 +1,154 @@
+"""``pyfmha verify``: engines of one attention layer, built and run with the TensorRT installed, against float64.
+
+For those who have the full TensorRT, which the project's own machines have not: one command, and a table for a bug
+report.
+"""
+
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import pyfmha
+from pyfmha.attention import DTYPES
+from pyfmha.errors import PyfmhaError
+from pyfmha.reference import attention_float64, relative_error
+from pyfmha.run import random_inputs, to_float
+from pyfmha.runtime.device import Device
+from pyfmha.runtime.library import Library
+from pyfmha.trt.engine import EngineConfig, build_engine
+from pyfmha.trt.modules import find_module
+from pyfmha.trt.session import Session
+
+LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
+SHAPES = tuple((batch, seq) for seq in (1, 17, 127, 128, 129, 512) for batch in (1, 8))
+NUM_HEADS = 4
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One engine at one shape.
+
+    Attributes:
+        config: the engine.
+        batch, seq: the shape.
+        error: relative Frobenius error of Out against float64; NaN where it could not be had.
+        tactic: name of the algorithm that TensorRT chose.
+        failure: what went wrong, else empty.
+    """
+
+    config: EngineConfig
+    batch: int
+    seq: int
+    error: float
+    tactic: str
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit; a NaN is not."""
+        return self.error <= LIMITS[self.config.dtype]
+
+
+def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> Iterator[Verified]:
+    """Build an engine for each dtype, causal and full, and run it at every shape of :data:`SHAPES`.
+
+    Args:
+        dtypes: some of ``"fp16"``, ``"bf16"``, ``"fp32"``.
+        head_size: of all of them.
+        trt_module: as :func:`pyfmha.trt.register`; it needs a builder.
+
+    Raises:
+        PyfmhaError: there is no TensorRT with a builder, no GPU or no library. What goes wrong with one engine is
+            reported in its rows instead.
+    """
+    trt = find_module(trt_module)
+    Device().close()
+    for dtype in dtypes:
+        for causal in (True, False):
+            config = EngineConfig(
+                NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal
+            )
+            yield from _verify_engine(config, trt)
+
+
+def _verify_engine(config: EngineConfig, trt: Any) -> Iterator[Verified]:
+    try:
+        with chosen_tactics() as chosen, Session(build_engine(config, trt_module=trt).plan, trt_module=trt) as session:
+            for batch, seq in SHAPES:
+                yield _verify_shape(config, session, batch, seq, chosen)
+    except PyfmhaError as error:
+        yield Verified(config, 0, 0, float("nan"), "-", str(error))
+
+
+def _verify_shape(config: EngineConfig, session: Session, batch: int, seq: int, chosen: list[str]) -> Verified:
+    shape = (batch, config.num_heads, seq, config.head_size)
+    q, k, v = random_inputs(config.dtype, shape, seed=seq)
+    try:
+        out = session.run({"Q": q, "K": k, "V": v})["Out"]
+    except PyfmhaError as error:
+        return Verified(config, batch, seq, float("nan"), "-", str(error))
+    inputs = (to_float(x, config.dtype) for x in (q, k, v))
+    exact = attention_float64(*inputs, sm_scale=config.scale, causal=config.causal).out
+    error = relative_error(to_float(out, config.dtype), exact)
+    return Verified(config, batch, seq, error, chosen[-1] if chosen else "-")
+
+
+@contextmanager
+def chosen_tactics() -> Iterator[list[str]]:
+    """The names of the algorithms that TensorRT chooses during the block, from the plugin's log; the last is in use."""
+    chosen: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if hasattr(record, "tactic"):
+                chosen.append(str(record.tactic))
+
+    logger, handler = logging.getLogger("pyfmha"), Collect(logging.DEBUG)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield chosen
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def run_verify(console: Console, dtypes: Sequence[str] = DTYPES, head_size: int = 64, trt_module: Any = None) -> bool:
+    """Print the table; returns whether everything passed."""
+    trt = find_module(trt_module)
+    device, library = Device(), Library()
+    console.print(
+        f"pyfmha {pyfmha.__version__}, {trt.__name__} {trt.__version__}, Python {platform.python_version()};"
+        f" {device.name} ({device.arch}), driver for CUDA {device.driver_version};"
+        f" library {library.manifest.build_id[:12]} for {', '.join(library.manifest.archs())},"
+        f" Triton {library.manifest.triton}",
+        soft_wrap=True,
+    )
+    device.close()
+    table = Table(title=f"Engines of one attention layer, {NUM_HEADS} heads of size {head_size}, against float64")
+    for heading in ("dtype", "mask", "batch", "seq"):
+        table.add_column(heading)
+    table.add_column("relative error", justify="right")
+    table.add_column("limit", justify="right")
+    table.add_column("tactic", overflow="fold")
+    table.add_column("")
+    rows = []
+    for row in verify(dtypes, head_size, trt):
+        rows.append(row)
+        mask = "causal" if row.config.causal else "full"
+        verdict = "[green]ok[/green]" if row.passed else f"[red]FAILED[/red] {row.failure}"
+        limit = f"{LIMITS[row.config.dtype]:.0e}"
+        table.add_row(
+            row.config.dtype, mask, str(row.batch), str(row.seq), f"{row.error:.1e}", limit, row.tactic, verdict
+        )
+    console.print(table)
+    failed = sum(not row.passed for row in rows)
+    console.print(f"[red]{failed} of {len(rows)} failed[/red]" if failed else f"All {len(rows)} passed.")
+    return not failed

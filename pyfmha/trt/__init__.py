@@ -1,0 +1,17 @@
+"""The plugin for TensorRT: registering it, putting it in a network, running it. Imports TensorRT only when asked to."""
+
+from pyfmha.trt.creator import find_library, register
+from pyfmha.trt.direct import DirectSession
+from pyfmha.trt.failures import Failure, PluginError, collect_failures, last_failure
+from pyfmha.trt.network import add_attention
+
+__all__ = [
+    "DirectSession",
+    "Failure",
+    "PluginError",
+    "add_attention",
+    "collect_failures",
+    "find_library",
+    "last_failure",
+    "register",
+]

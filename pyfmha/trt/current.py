@@ -1,0 +1,120 @@
+"""The CUDA context that is current on this thread, asked of the driver through ctypes.
+
+TensorRT decides which device a call is for by making its context current; nothing tells the plugin otherwise. libcuda
+is the one that the launch library itself opens, ``PYFMHA_LIBCUDA`` included.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pyfmha.errors import DriverError
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_NOT_INITIALIZED = 3
+
+
+@dataclass(frozen=True)
+class Context:
+    """A CUDA context.
+
+    Attributes:
+        handle: the ``CUcontext``.
+        identity: the driver's id, which tells it from a later context at the same address; 0 before CUDA 12.
+    """
+
+    handle: int
+    identity: int
+
+
+class _Driver:
+    """The functions of libcuda that are needed here, looked up once: ``on_shape_change`` is on the way of inference."""
+
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        self.get_current = library.cuCtxGetCurrent
+        self.set_current = library.cuCtxSetCurrent
+        self.get_device = library.cuCtxGetDevice
+        self.get_attribute = library.cuDeviceGetAttribute
+        self.get_id: Any = getattr(library, "cuCtxGetId", None)  # CUDA 12 and later
+
+
+_open = functools.cache(_Driver)
+
+
+def _driver() -> _Driver:
+    path = os.environ.get("PYFMHA_LIBCUDA") or "libcuda.so.1"
+    try:
+        return _open(path)
+    except (OSError, AttributeError) as error:
+        raise DriverError(f"no CUDA driver: {error}", 0) from None
+
+
+def _check(call: str, status: int) -> None:
+    if status:
+        raise DriverError(f"{call} failed: CUDA error {status}", status)
+
+
+def _identity(driver: _Driver, handle: ctypes.c_void_p) -> int:
+    if driver.get_id is None:
+        return 0
+    identity = ctypes.c_uint64()
+    _check("cuCtxGetId", driver.get_id(handle, ctypes.byref(identity)))
+    return identity.value
+
+
+def current_context() -> Context | None:
+    """This thread's current context; None where there is none, or no driver, or CUDA is not initialised."""
+    try:
+        driver = _driver()
+    except DriverError:
+        return None
+    handle = ctypes.c_void_p()
+    status = driver.get_current(ctypes.byref(handle))
+    if status == _NOT_INITIALIZED:
+        return None
+    _check("cuCtxGetCurrent", status)
+    return Context(handle.value, _identity(driver, handle)) if handle.value else None
+
+
+def current_capability() -> int:
+    """Compute capability of the current context's device, as major * 10 + minor.
+
+    Raises:
+        DriverError: no context is current, or the driver fails.
+    """
+    if current_context() is None:
+        raise DriverError(
+            "this thread has no current CUDA context, so the GPU to serve is unknown: make one current first", 201
+        )
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver = _driver()
+    _check("cuCtxGetDevice", driver.get_device(ctypes.byref(device)))
+    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
+        _check("cuDeviceGetAttribute", driver.get_attribute(ctypes.byref(value), attribute, device))
+    return major.value * 10 + minor.value
+
+
+@contextmanager
+def made_current(context: Context) -> Iterator[None]:
+    """Make a context current for a block.
+
+    Raises:
+        DriverError: it does not exist any more.
+    """
+    before = current_context()
+    if before == context:
+        yield
+        return
+    driver, handle = _driver(), ctypes.c_void_p(context.handle)
+    if _identity(driver, handle) != context.identity:
+        raise DriverError("the CUDA context was destroyed", 709)
+    _check("cuCtxSetCurrent", driver.set_current(handle))
+    try:
+        yield
+    finally:
+        _check("cuCtxSetCurrent", driver.set_current(ctypes.c_void_p(before.handle if before else None)))

@@ -1,0 +1,99 @@
+"""Failures inside the calls that TensorRT makes, kept so that they reach the user.
+
+TensorRT calls a plugin from C++. The binding prints what such a call raises to stderr, and then TensorRT itself only
+knows that something failed. So each failure is also logged (logger ``pyfmha``) and remembered here, with the layer,
+what it serves and what to do; whoever drives TensorRT raises it again with :func:`collect_failures`.
+"""
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from pyfmha.errors import DriverError, PyfmhaError
+
+LOGGER = logging.getLogger("pyfmha")
+_Override = TypeVar("_Override", bound=Callable[..., Any])
+
+
+class PluginError(PyfmhaError):
+    """The plugin, its creator, its fields or its tactics cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed call.
+
+    Attributes:
+        call: the override's name, such as ``"enqueue"``.
+        error: what was raised; its text names the layer.
+        thread: identifier of the thread on which TensorRT called.
+    """
+
+    call: str
+    error: PyfmhaError
+    thread: int
+
+
+_lock = threading.Lock()
+_last: Failure | None = None
+_collectors: list[list[Failure]] = []
+
+
+def report(call: str, where: str, error: Exception) -> PyfmhaError:
+    """Log and remember a failure.
+
+    Args:
+        call: the override that failed.
+        where: the layer and what it serves.
+        error: what went wrong.
+
+    Returns:
+        The error to raise in its place: the same class for a driver's error, with its code, else :class:`PluginError`.
+    """
+    text = str(error) if isinstance(error, PyfmhaError) else f"{type(error).__name__}: {error}"
+    text = f"{where}: {call}: {text}"
+    raised = type(error)(text, error.code) if isinstance(error, DriverError) else PluginError(text)
+    # A failure that is no PyfmhaError is a fault of the plugin's own: its traceback is worth having.
+    LOGGER.error("%s", text, exc_info=None if isinstance(error, PyfmhaError) else error)
+    failure = Failure(call, raised, threading.get_ident())
+    global _last
+    with _lock:
+        _last = failure
+        for collected in _collectors:
+            collected.append(failure)
+    return raised
+
+
+def guarded(override: _Override) -> _Override:
+    """An override whose exceptions are reported. Its object says with ``describe()`` who it is."""
+
+    @functools.wraps(override)
+    def call(self: Any, *arguments: Any) -> Any:
+        try:
+            return override(self, *arguments)
+        except Exception as error:
+            raise report(override.__name__, self.describe(), error) from error
+
+    return cast(_Override, call)
+
+
+def last_failure() -> Failure | None:
+    """The latest failure in any of this process's plugins, or None."""
+    return _last
+
+
+@contextmanager
+def collect_failures() -> Iterator[list[Failure]]:
+    """A list to which every failure during the block is added, whichever thread it happens on."""
+    collected: list[Failure] = []
+    with _lock:
+        _collectors.append(collected)
+    try:
+        yield collected
+    finally:
+        with _lock:  # by identity: two empty lists are equal
+            _collectors[:] = [other for other in _collectors if other is not collected]

@@ -1,0 +1,95 @@
+"""A function's algorithms as TensorRT tactics.
+
+TensorRT stores the id of the tactic it chose in the engine, and gives it back when the engine is loaded, maybe years
+later and to another build of the library. So an id is a digest of the names of the algorithm's variants, which say
+what was compiled: it means the same algorithm in every build, or is unknown.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pyfmha.arch import ARCHS
+from pyfmha.manifest import Function, Variant
+from pyfmha.trt.failures import PluginError
+
+DEFAULT = 0
+"""TensorRT's id of the default tactic (NvInferRuntime.h, IPluginV3OneBuild::getValidTactics): the first algorithm."""
+
+
+@dataclass(frozen=True)
+class Tactic:
+    """One algorithm of a function.
+
+    Attributes:
+        id: positive, 31 bits.
+        algo_id: its number in this build of the library.
+        name: the names of its variants, joined by ``+``.
+        capabilities: for each variant, the compute capabilities that have code for it, and whether just those run it.
+    """
+
+    id: int
+    algo_id: int
+    name: str
+    capabilities: tuple[tuple[tuple[int, bool], ...], ...]
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether every variant has code for a device of that compute capability (major * 10 + minor)."""
+        return all(
+            any(
+                code == capability if exact else code // 10 == capability // 10 and code <= capability
+                for code, exact in variant
+            )
+            for variant in self.capabilities
+        )
+
+
+def tactic_id(name: str) -> int:
+    """The id of an algorithm by its name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") & 0x7FFFFFFF or 1
+
+
+def _capabilities(variant: Variant) -> tuple[tuple[int, bool], ...]:
+    archs = (ARCHS[image.arch] for image in variant.images if image.arch in ARCHS)
+    return tuple((arch.capability, arch.exact) for arch in archs)
+
+
+def tactics_of(function: Function) -> tuple[Tactic, ...]:
+    """The tactics of a function, by ``algo_id``.
+
+    Raises:
+        PluginError: two algorithms have the same id.
+    """
+    tactics = []
+    for algo_id, algorithm in enumerate(function.algorithms):
+        name = "+".join(variant.name for variant in algorithm)
+        tactics.append(Tactic(tactic_id(name), algo_id, name, tuple(map(_capabilities, algorithm))))
+    if len({tactic.id for tactic in tactics}) < len(tactics):
+        raise PluginError(
+            f"two algorithms of {function.name} have the same tactic id; change the tiles of one and build again"
+        )
+    return tuple(tactics)
+
+
+def choose(tactics: Sequence[Tactic], chosen: int, recorded: Iterable[str]) -> Tactic:
+    """The tactic with an id.
+
+    Args:
+        tactics: those that the library holds.
+        chosen: the id that TensorRT gives back, or :data:`DEFAULT`.
+        recorded: names of the algorithms that the library held when the engine was built, to name one that is gone.
+
+    Raises:
+        PluginError: the library holds no such algorithm; the message names it.
+    """
+    if chosen == DEFAULT:
+        return tactics[0]
+    for tactic in tactics:
+        if tactic.id == chosen:
+            return tactic
+    name = next((f" ({name})" for name in recorded if tactic_id(name) == chosen), "")
+    held = ", ".join(f"{tactic.id} ({tactic.name})" for tactic in tactics)
+    raise PluginError(
+        f"the engine uses tactic {chosen}{name}, which this library does not hold; it holds {held}:"
+        " build the engine again, or use the library that the engine was built with"
+    )

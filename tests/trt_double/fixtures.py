@@ -1,0 +1,37 @@
+"""Fixtures of the plugin's tests; a test module asks for them with ``pytest_plugins``."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyfmha.runtime.library import Library
+from trt_double.scene import BINDINGS, Scene, build_library, open_binding
+
+
+@pytest.fixture(scope="session")
+def attention_library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small attention library for sm_90."""
+    return build_library(tmp_path_factory.mktemp("attention_library"))
+
+
+@pytest.fixture
+def attention_library(attention_library_path: Path, tmp_path: Path) -> Library:
+    """It, in a fresh state: a copy, so that its driver is not open and nothing is loaded."""
+    return Library(shutil.copy(attention_library_path, tmp_path / "libfresh.so"))
+
+
+@pytest.fixture(params=BINDINGS)
+def trt(request: pytest.FixtureRequest) -> Any:
+    """The double, and each binding that is installed; skipped where it cannot be imported."""
+    module, reason = open_binding(request.param)
+    if module is None:
+        pytest.skip(reason)
+    return module
+
+
+@pytest.fixture
+def scene(trt: Any, attention_library: Library) -> Scene:
+    """The plugin registered in each binding."""
+    return Scene(trt, attention_library)

@@ -1,0 +1,127 @@
+"""A double of the whole of TensorRT, for examples and sessions: builder, network, runtime, engine, context.
+
+It computes: on the fake GPU of :mod:`trt_double.full.gpu`, with the plugin's own launches. The plugin's side is
+:mod:`trt_double.binding`. ``path/`` holds packages ``tensorrt``, ``tensorrt_lean``, ``tensorrt_llm`` and
+``cuda.bindings`` for a PYTHONPATH.
+"""
+
+import ctypes
+import sys
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+from trt_double import Tensor
+from trt_double.binding import DoubleCalls, TensorFormat, make_binding
+from trt_double.full import builder, network, runtime
+from trt_double.full.gpu import gpu
+
+VERSIONS = ("10.13.3", "10.14.1", "11.1.0")
+
+
+class LoudCalls(DoubleCalls):
+    """As the binding: what an override raises goes to stderr."""
+
+    def _desc(self, tensor: Tensor) -> Any:
+        """C++ has the formats; the lean module has no name for them."""
+        desc = self.trt.PluginTensorDesc()
+        desc.dims, desc.type = self.trt.Dims(tensor.shape), self.trt.DataType(tensor.type)
+        desc.format = TensorFormat(tensor.format)
+        return desc
+
+    def _try(self, plugin: Any, call: str, failed: Any, use: Any, *arguments: Any) -> Any:
+        try:
+            return use(getattr(plugin, call)(*arguments))
+        except Exception as error:
+            self.errors.append(f"Exception thrown from {call}() {error}")
+            sys.stderr.write(f"[ERROR] {self.errors[-1]}\n")
+            # TensorRT's frames are C++: a kept exception keeps none of its objects alive.
+            cause: BaseException | None = error
+            while cause is not None:
+                cause.__traceback__, cause = None, cause.__cause__
+            return failed
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class _Flags(IntEnum):
+    VERSION_COMPATIBLE, EXCLUDE_LEAN_RUNTIME = range(2)
+
+
+class _Double(SimpleNamespace):
+    """What tests look at: ``calls``, and ``timed``, the tactics that builds measured."""
+
+    def use_runtime_context(self) -> bool:
+        """As the CUDA runtime does: the current context, else device 0's primary one. False where there is no GPU."""
+        cuda = gpu().cuda.c
+        context = ctypes.c_void_p()
+        if cuda.cuInit(0) != 0:
+            return False
+        cuda.cuCtxGetCurrent(ctypes.byref(context))
+        if not context.value:
+            cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+            cuda.cuCtxSetCurrent(context)
+        return True
+
+
+def _bound(name: str, trt: Any, made: type, *first: Any) -> type:
+    """A class whose constructor knows its module."""
+
+    def start(self: Any, *arguments: Any, **keywords: Any) -> None:
+        made.__init__(self, *first, *arguments, **keywords)
+
+    return type(name, (made,), {"__init__": start, "__module__": trt.__name__})
+
+
+def make_full(name: str, version: str) -> Any:
+    """A double of one version of ``tensorrt``, or of ``tensorrt_lean``, which builds nothing."""
+    trt = make_binding(name)
+    trt.__version__ = version
+    trt.double = _Double(calls=LoudCalls(trt), timed=[])
+    modern = int(version.split(".")[0]) >= 11
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
+
+        def __init__(self) -> None:
+            self.started = True
+
+        def log(self, severity: Severity, msg: str) -> None:
+            raise NotImplementedError
+
+    class IOutputAllocator:
+        def __init__(self) -> None:
+            self.started = True
+
+    ILogger.Severity = Severity
+    trt.ILogger, trt.IOutputAllocator = ILogger, IOutputAllocator
+    trt.Runtime = _bound("Runtime", trt, runtime.Runtime, trt)
+    trt.TensorIOMode, trt.TensorLocation = runtime.TensorIOMode, runtime.TensorLocation
+    trt.ProfilingVerbosity = builder.ProfilingVerbosity
+    if "lean" in name:
+        del trt.INetworkDefinition, trt.TensorFormat
+        return trt
+    trt.Builder = _bound("Builder", trt, builder.Builder, trt)
+    trt.BuilderFlag = _Flags
+    trt.Weights = network.Weights
+    trt.ElementWiseOperation = network.ElementWiseOperation
+    hidden = [] if modern else ["add_attention_v2"]
+    if version.startswith("10.13"):
+        hidden.append("add_attention")
+    trt.INetworkDefinition = _network_class(trt, hidden)
+    trt.AttentionNormalizationOp = network.AttentionNormalizationOp
+    if modern:
+        trt.CausalMaskKind = network.CausalMaskKind
+        trt.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", [])
+    else:
+        flags = [("EXPLICIT_BATCH", 0), ("STRONGLY_TYPED", 1)]
+        trt.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", flags)
+    return trt
+
+
+def _network_class(trt: Any, hidden: list[str]) -> type:
+    inherited = {"__dict__", "__weakref__", "__doc__", "__module__", *hidden}
+    content = {key: value for key, value in vars(network.Network).items() if key not in inherited}
+    return type("INetworkDefinition", (), {**content, "__module__": trt.__name__})

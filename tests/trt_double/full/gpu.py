@@ -1,0 +1,220 @@
+"""The part of a GPU that ``fake_cuda.c`` lacks: memory, streams, events, graphs, and what the kernel computes.
+
+Device memory is host memory, but work on a stream waits, in order, until somebody waits for it: who reads before, reads
+garbage. Contexts, modules and launches are ``fake_cuda.c``'s; a launch is taken from its records, and its effect on
+memory is computed by :func:`emulated_attention` (numpy, float32) from the very arguments that reached the driver,
+*not* by the kernel, unless ``FAKE_GPU_KERNEL=interpreter``, which runs the kernel's source under Triton's interpreter.
+Times are made up.
+"""
+
+import ctypes
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_cuda import FakeCuda, Launch
+
+from pyfmha.attention import Attention
+from pyfmha.run import STORAGE, attention_on_cpu, to_float, to_storage
+
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_ADDRESS = 0, 1, 2, 400, 700
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
+GARBAGE = 0xA5
+MEMORY = 1 << 32
+KERNEL_MS, COPY_MS = 0.05, 0.01
+
+Work = Callable[[], float]
+"""Does something and says how many milliseconds it took."""
+
+
+class Fault(Exception):
+    """What a GPU answers with an illegal-address error."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a piece of machine code is, by its library's manifest."""
+
+    member: Attention
+
+
+def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tuple[Any, Any, Any]:
+    """Out, L and M in float32: whole matrices at once, not the way of :mod:`pyfmha.reference`."""
+    q, k, v = (np.asarray(x, np.float32) for x in (q, k, v))
+    scores = np.einsum("bhqd,bhkd->bhqk", q, k) * np.float32(scale)
+    if causal:
+        scores = scores + np.triu(np.full(scores.shape[-2:], -np.inf, np.float32), 1)
+    row_max = scores.max(-1)
+    weights = np.exp(scores - row_max[..., None])
+    row_sum = weights.sum(-1)
+    return np.einsum("bhqk,bhkd->bhqd", weights, v) / row_sum[..., None], row_sum, row_max
+
+
+class Gpu:
+    """One process's fake GPU memory and queues."""
+
+    def __init__(self, path: Path) -> None:
+        self.cuda = FakeCuda(path)
+        self.memory: dict[int, tuple[Any, int]] = {}
+        self.streams: dict[int, list[Work]] = {}
+        self.captures: dict[int, list[Work]] = {}
+        self.broken: set[int] = set()
+        self.graphs: dict[int, list[Work]] = {}
+        self.events: dict[int, float | None] = {}
+        self.clock = 0.0
+        self.error = SUCCESS
+        self._launches = 0
+        self._handles = 0x5000
+        self._kernels: dict[str, Kernel] = {}
+        self.replays = 0
+        self.retained = 0  # primary contexts, through cuda-python
+
+    def handle(self) -> int:
+        self._handles += 16
+        return self._handles
+
+    def live(self) -> dict[str, int]:
+        """How much of each kind was not given back."""
+        return {
+            "memory": len(self.memory),
+            "streams": len(self.streams),
+            "graphs": len(self.graphs),
+            "events": len(self.events),
+            "modules": self.cuda.modules_loaded(),
+            "contexts": self.retained,
+        }
+
+    # -------------------------------------------------------------- memory
+
+    def allocate(self, size: int) -> int:
+        if size < 1 or size > MEMORY:
+            return 0
+        block = ctypes.create_string_buffer(bytes([GARBAGE]) * (size + 256), size + 256)
+        address = -(-ctypes.addressof(block) // 256) * 256
+        self.memory[address] = (block, size)
+        return address
+
+    def array(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Device memory as an array, if it is all inside one allocation."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        for start, (_, length) in self.memory.items():
+            if start <= address and address + size <= start + length:
+                raw = (ctypes.c_ubyte * size).from_address(address)
+                return np.frombuffer(raw, dtype).reshape(shape) if size else np.empty(shape, dtype)
+        raise Fault(f"{size} bytes at {address:#x}")
+
+    # -------------------------------------------------------------- queues
+
+    def push(self, stream: int, work: Work) -> int:
+        self.drain()
+        return self._push(stream, work)
+
+    def _push(self, stream: int, work: Work) -> int:
+        if stream in self.captures:
+            self.captures[stream].append(work)
+        elif stream in self.streams:
+            self.streams[stream].append(work)
+        else:
+            return INVALID_HANDLE
+        return SUCCESS
+
+    def drain(self) -> None:
+        """Take over what was launched since."""
+        count = self.cuda.launch_count()
+        while self._launches < count:
+            launch = self.cuda._launch(self._launches)
+            self._launches += 1
+            if self._push(launch.stream, lambda launch=launch: self._run_kernel(launch)) != SUCCESS:
+                raise AssertionError(f"a launch on stream {launch.stream:#x}, which is none of the program's")
+
+    def finish(self, stream: int) -> int:
+        """Do all that waits on a stream."""
+        self.drain()
+        queue = self.streams.get(stream)
+        if queue is None:
+            return INVALID_HANDLE
+        while queue:
+            work = queue.pop(0)
+            if self.error == SUCCESS:
+                try:
+                    self.clock += work()
+                except Fault:
+                    self.error = ILLEGAL_ADDRESS
+        return self.error
+
+    def finish_all(self) -> int:
+        for stream in list(self.streams):
+            self.finish(stream)
+        return self.error
+
+    def forbidden(self) -> bool:
+        """Whether this thread captures, so that waiting and allocating break the capture."""
+        self.broken |= set(self.captures)
+        return bool(self.captures)
+
+    # -------------------------------------------------------------- kernels
+
+    def learn(self, manifest: Path) -> None:
+        """Read which machine code of a library is which attention."""
+        for function in json.loads(manifest.read_text())["functions"]:
+            found = re.fullmatch(r"fmha_d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"])
+            if found is None:
+                continue
+            member = Attention(found[2], int(found[1]), not found[4], "tf32" if found[3] else "tf32x3")
+            for algorithm in function["algorithms"]:
+                for variant in algorithm:
+                    for image in variant["images"]:
+                        self._kernels[image["sha256"]] = Kernel(member)
+
+    def _run_kernel(self, launch: Launch) -> float:
+        if launch.image_sha256 not in self._kernels:
+            library = Path(os.environ.get("PYFMHA_LIBRARY", "aot_out/libpyfmha.so"))
+            self.learn(library.with_name("manifest.json"))
+        member = self._kernels[launch.image_sha256].member
+        numbers = [int.from_bytes(value, "little") for value in launch.params]
+        scale = float(np.frombuffer(launch.params[6], np.float32)[0])
+        batch, heads, seq = numbers[7:10]
+        shape = (batch, heads, seq, member.head_size)
+        storage = STORAGE[member.dtype]
+        q, k, v = (self.array(address, shape, storage) for address in numbers[3:6])
+        out = self.array(numbers[0], shape, storage)
+        row_sum, row_max = (self.array(address, (batch, heads, seq), np.float32) for address in numbers[1:3])
+        mode = os.environ.get("FAKE_GPU_KERNEL", "numpy")
+        if mode == "interpreter":
+            result = attention_on_cpu(member, q.copy(), k.copy(), v.copy(), scale)
+            out[:] = result.out
+            row_sum[:], row_max[:] = (x.reshape(batch, heads, seq) for x in (result.row_sum, result.row_max))
+        else:
+            values = [to_float(x, member.dtype) for x in (q, k, v)]
+            exact, row_sum[:], row_max[:] = emulated_attention(*values, scale, member.causal)
+            out[:] = to_storage(exact * (1.01 if mode == "wrong" else 1.0), member.dtype)
+        return KERNEL_MS
+
+
+_current: list[Gpu] = []
+
+
+def gpu() -> Gpu:
+    """This process's, made at first use from the fake driver that ``PYFMHA_LIBCUDA`` names.
+
+    Its devices are sm_90, two of them, or those of ``FAKE_GPU_DEVICES``: compute capabilities with commas between.
+    """
+    if not _current:
+        made = Gpu(Path(os.environ["PYFMHA_LIBCUDA"]))
+        made.cuda.reset()
+        capabilities = [int(text) for text in os.environ.get("FAKE_GPU_DEVICES", "90,90").split(",") if text]
+        made.cuda.set_device_count(len(capabilities))
+        for device, capability in enumerate(capabilities):
+            made.cuda.set_device(device, capability)
+        _current.append(made)
+    return _current[0]
+
+
+def use(made: Gpu | None) -> None:
+    """Make one the process's; None for a new one at the next use."""
+    _current[:] = [] if made is None else [made]

@@ -1,0 +1,7 @@
+"""In the place of TensorRT's lean runtime: see :mod:`trt_double.full`."""
+
+import os
+
+from trt_double.full import make_full
+
+make_full("tensorrt_lean", os.environ.get("TRT_DOUBLE_VERSION", "11.1.0"))  # takes this module's place in sys.modules

@@ -1,0 +1,128 @@
+"""What the tests of the plugin share."""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pyfmha.aot import build
+from pyfmha.arch import parse_archs
+from pyfmha.attention import Attention
+from pyfmha.runtime.library import Library
+from pyfmha.spec import KernelSpec
+from pyfmha.trt import register
+from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Calls, Field, Tensor
+from trt_double.binding import DoubleCalls, make_binding
+from trt_double.vtable import RealCalls
+
+REAL_BINDINGS = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
+BINDINGS = ("double", *(name for name in REAL_BINDINGS if importlib.util.find_spec(name)))
+HEADS, SIZE, SCALE = 4, 32, 0.25
+MEMBERS = (Attention("fp16", SIZE), Attention("fp16", SIZE, False), Attention("bf16", SIZE), Attention("fp32", SIZE))
+
+
+def _small(spec: KernelSpec, warps: int, name: str) -> KernelSpec:
+    """A spec with small blocks, which compile fast."""
+    constants = tuple((key, 32 if key in ("BLOCK_M", "BLOCK_N") else value) for key, value in spec.constants)
+    return replace(spec, constants=constants, num_warps=warps, num_stages=1, tunings=(), algorithm_name=name)
+
+
+def specs(members: Sequence[Attention], warps: Sequence[int] = (4,)) -> list[KernelSpec]:
+    """For each member an algorithm for each number of warps, of two variants."""
+    return [_small(spec, n, f"warps{n}") for member in members for n in warps for spec in member.specs()]
+
+
+def build_library(folder: Path) -> Path:
+    """The members for sm_90; causal fp16 has two algorithms."""
+    wanted = specs(MEMBERS[:1], (4, 2)) + specs(MEMBERS[1:])
+    return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
+
+
+def open_binding(name: str) -> tuple[ModuleType | None, str]:
+    """A binding by name, or None and the reason."""
+    if name == "double":
+        return make_binding(), ""
+    try:
+        return importlib.import_module(name), ""
+    except ImportError as error:
+        return None, f"{name} is not installed: {error}"
+
+
+def calls_of(trt: Any) -> Calls:
+    """TensorRT's calls for a module."""
+    return RealCalls(trt) if trt.__name__.startswith("tensorrt") else DoubleCalls(trt)
+
+
+def number(name: str, kind: int, value: float) -> Field:
+    """A field of one number."""
+    return Field(name, kind, 1, np.array([value], {INT32: np.int32, FLOAT32: np.float32}[kind]).tobytes())
+
+
+def text(name: str, value: str) -> Field:
+    """A field of text, with a NUL as TensorRT writes it."""
+    return Field(name, CHAR, len(value) + 1, value.encode() + b"\0")
+
+
+def fields(**changes: float | None) -> list[Field]:
+    """The fields of the tests' plugin, with some changed, or left out where None."""
+    values = {"num_heads": HEADS, "head_size": SIZE, "type_id": HALF, "softmax_scale": SCALE, **changes}
+    kinds = {"softmax_scale": FLOAT32}
+    return [number(name, kinds.get(name, INT32), value) for name, value in values.items() if value is not None]
+
+
+def tensors(batch: int = 2, seq: int = 100, kind: int = HALF, heads: int = HEADS, size: int = SIZE) -> list[Tensor]:
+    """Q, K, V and Out of one shape."""
+    return [Tensor((batch, heads, seq, size), kind)] * 4
+
+
+def dynamic(batch: int = 8, seq: int = 512) -> list[Tensor]:
+    """Q, K, V and Out of any batch and seq, up to some."""
+    return [Tensor((-1, HEADS, -1, SIZE), HALF, largest=(batch, HEADS, seq, SIZE))] * 4
+
+
+class Scene:
+    """One binding with the plugin registered, and TensorRT's calls on it.
+
+    Attributes:
+        trt: the module.
+        calls: its C++ side.
+        creator: as the registry has it.
+    """
+
+    _namespaces = 0
+
+    def __init__(self, trt: Any, library: Library | Path) -> None:
+        # The registry of a real binding lives as long as the process: each scene has a namespace of its own.
+        Scene._namespaces += 1
+        self.namespace = f"scene{Scene._namespaces}"
+        self.trt = trt
+        self.calls = calls_of(trt)
+        self.creator = register(trt, namespace=self.namespace, library=library)
+
+    def built(self, **changes: float | None) -> Any:
+        """A plugin of the build phase."""
+        plugin = self.calls.create(self.creator, "layer 7", fields(**changes), BUILD)
+        assert plugin is not None
+        return plugin
+
+    def loaded(self, plugin: Any | None = None) -> Any:
+        """A plugin as an engine is loaded: from the fields of another."""
+        stored = self.calls.stored_fields(plugin or self.built())
+        assert stored is not None
+        loaded = self.calls.create(self.creator, "layer 7", stored.read(), RUNTIME)
+        assert loaded is not None
+        return loaded
+
+    def running(self, batch: int = 2, seq: int = 100, tactic: int = 0, **changes: float) -> Any:
+        """A plugin of an execution context, prepared for a shape; a CUDA context must be current."""
+        plugin = self.calls.attach(self.loaded(self.built(**changes)))
+        assert plugin is not None
+        assert self.calls.set_tactic(plugin, tactic) == 0
+        shape = tensors(batch, seq, int(changes.get("type_id", HALF)), int(changes.get("num_heads", HEADS)))
+        assert self.calls.on_shape_change(plugin, shape[:3], shape[3:]) == 0
+        return plugin

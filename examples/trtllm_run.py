@@ -13,12 +13,13 @@ from pathlib import Path
 from common import DTYPES, LIMITS, add_log_level, positive, run_program
 from trtllm_build import engine_name
 
+from pyfmha.errors import EngineError
 from pyfmha.reference import attention_float64, relative_error
 from pyfmha.run import random_inputs, to_float
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.trt import register
 from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.messages import EngineError, failure_of
+from pyfmha.trt.messages import failure_of
 from pyfmha.trt.saved import read_plan
 from pyfmha.trtllm import graph_api
 

@@ -1,12 +1,18 @@
 """Fused multi-head attention for TensorRT, in pure Python.
 
-Importing it does nothing but define these names; what needs Triton or CUDA is imported when it is used.
+Importing it does nothing but define names; what needs Triton, CUDA or TensorRT is imported when it is used.
 
-- :class:`Library`, :class:`Function`: load a built library and launch from it.
+- :func:`register`, :func:`add_attention`: the plugin in TensorRT; :class:`EngineConfig`, :func:`build_engine`,
+  :func:`build_plan`, :func:`save_engine`, :func:`read_engine`: engines; :class:`Session`: run any engine;
+  :class:`DirectSession`: run the plugin without an engine.
+- :class:`Library`, :class:`Function`: a built library, to launch from.
 - :class:`KernelSpec`, :class:`Argument`: describe a kernel to compile; :mod:`pyfmha.aot` compiles and links.
 - :class:`Attention`, :func:`family`: the attention kernels.
-- :class:`PyfmhaError`: the base of every error.
+- :class:`PyfmhaError`: the base of every error, all in :mod:`pyfmha.errors`.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from pyfmha.attention import Attention, family
 from pyfmha.errors import PyfmhaError
@@ -14,5 +20,48 @@ from pyfmha.manifest import Manifest
 from pyfmha.runtime.library import Function, Library
 from pyfmha.spec import Argument, KernelSpec
 
+if TYPE_CHECKING:
+    from pyfmha.trt import DirectSession, add_attention, register
+    from pyfmha.trt.engine import EngineConfig, build_engine, build_plan
+    from pyfmha.trt.saved import read_engine, save_engine
+    from pyfmha.trt.session import Session
+
 __version__ = "0.1.0"
-__all__ = ["Argument", "Attention", "Function", "KernelSpec", "Library", "Manifest", "PyfmhaError", "family"]
+__all__ = [
+    "Argument",
+    "Attention",
+    "DirectSession",
+    "EngineConfig",
+    "Function",
+    "KernelSpec",
+    "Library",
+    "Manifest",
+    "PyfmhaError",
+    "Session",
+    "add_attention",
+    "build_engine",
+    "build_plan",
+    "family",
+    "read_engine",
+    "register",
+    "save_engine",
+]
+
+# Imported at first use: they need numpy, which building and launching do without.
+_LAZY = {
+    "DirectSession": "pyfmha.trt",
+    "EngineConfig": "pyfmha.trt.engine",
+    "Session": "pyfmha.trt.session",
+    "add_attention": "pyfmha.trt",
+    "build_engine": "pyfmha.trt.engine",
+    "build_plan": "pyfmha.trt.engine",
+    "read_engine": "pyfmha.trt.saved",
+    "register": "pyfmha.trt",
+    "save_engine": "pyfmha.trt.saved",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'pyfmha' has no attribute {name!r}")

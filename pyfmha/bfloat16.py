@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+STORAGE = {"fp16": np.float16, "bf16": np.uint16, "fp32": np.float32}
+"""How numpy holds each dtype of Q, K, V and Out."""
+
 
 def bf16_from_float(values: npt.ArrayLike) -> npt.NDArray[np.uint16]:
     """Rounds to bfloat16, to nearest, ties to even.

@@ -12,9 +12,10 @@ from pyfmha.arch import Arch
 from pyfmha.attention import Attention, family_specs
 from pyfmha.reference import attention_float64, relative_error
 from pyfmha.report import audit_table, progress_bar
-from pyfmha.run import Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
+from pyfmha.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
 from pyfmha.runtime.device import Device, find_gpu
 from pyfmha.runtime.library import Library
+from pyfmha.trt import DirectSession
 
 LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5, "tf32": 2e-3}
 """Largest relative Frobenius error against float64 that passes; "tf32" is fp32 multiplied as plain tf32."""
@@ -34,17 +35,20 @@ class Check:
         error: relative Frobenius error of Out.
         limit: the largest that passes.
         result: what the kernel gave.
+        through_plugin: whether the TensorRT plugin, run without an engine, gave the very same bits; None where it was
+            not run: without a GPU, and for plain tf32, which it does not serve.
     """
 
     member: Attention
     error: float
     limit: float
     result: Result
+    through_plugin: bool | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the limit; a NaN is not."""
-        return self.error <= self.limit
+        """Whether the error is within the limit (a NaN is not) and the plugin agrees."""
+        return self.error <= self.limit and self.through_plugin is not False
 
 
 def error_limit(member: Attention) -> float:
@@ -57,6 +61,7 @@ def check_member(member: Attention, library: Library, device: Device | None, see
     batch, heads, seq = GPU_SHAPE if device is not None else CPU_SHAPE
     q, k, v = random_inputs(member.dtype, (batch, heads, seq, member.head_size), seed)
     sm_scale = member.head_size**-0.5
+    agrees = None
     if device is None:
         result = attention_on_cpu(member, q, k, v, sm_scale)
     else:
@@ -66,9 +71,20 @@ def check_member(member: Attention, library: Library, device: Device | None, see
             result = attention_on_gpu(function, member, device, q, k, v, sm_scale, repeats=REPEATS)
         finally:
             function.unload()
+        if member.precision == "tf32x3":
+            agrees = _plugin_agrees(member, library, q, k, v, result)
     inputs = (to_float(x, member.dtype) for x in (q, k, v))
     expected = attention_float64(*inputs, sm_scale=sm_scale, causal=member.causal)
-    return Check(member, relative_error(to_float(result.out, member.dtype), expected.out), error_limit(member), result)
+    error = relative_error(to_float(result.out, member.dtype), expected.out)
+    return Check(member, error, error_limit(member), result, agrees)
+
+
+def _plugin_agrees(member: Attention, library: Library, q: Array, k: Array, v: Array, result: Result) -> bool:
+    """Whether the plugin, driven as TensorRT drives it, gives the very bits that the library gave."""
+    settings = {"num_heads": q.shape[1], "head_size": member.head_size, "dtype": member.dtype, "causal": member.causal}
+    with DirectSession(**settings, library=library) as session:
+        out = session.run({"Q": q, "K": k, "V": v})["Out"]
+    return out.tobytes() == result.out.tobytes()
 
 
 def run_demo(
@@ -108,7 +124,8 @@ def _place(library: Library) -> tuple[Device | None, str]:
     device, reason = find_gpu()
     held = library.manifest.archs()
     if device is not None and device.arch in held:
-        return device, f"On the GPU, through the library: {reason}, {device.arch}."
+        where = "through the library, and again through the TensorRT plugin without an engine"
+        return device, f"On the GPU, {where}: {reason}, {device.arch}."
     if device is not None:
         reason = f"the library was built for {', '.join(held)}, the GPU is {device.arch}"
     return None, (
@@ -131,7 +148,9 @@ def _table(checks: Sequence[Check], shape: tuple[int, int, int]) -> Table:
         table.add_column(heading)
     for heading in ("relative error", "limit", "time, us", "TFLOP/s"):
         table.add_column(heading, justify="right")
+    table.add_column("plugin")
     table.add_column("")
+    agreement = {True: "same bits", False: "[red]other bits[/red]", None: "-"}
     for check in checks:
         time = check.result.microseconds
         flop = 4 * batch * heads * seq * seq * check.member.head_size * (0.5 if check.member.causal else 1)
@@ -142,6 +161,7 @@ def _table(checks: Sequence[Check], shape: tuple[int, int, int]) -> Table:
             f"{check.limit:.0e}",
             "-" if time is None else f"{time:.1f}",
             "-" if time is None else f"{flop / time / 1e6:.0f}",
+            agreement[check.through_plugin],
             "[green]ok[/green]" if check.passed else "[red]FAILED[/red]",
         )
     return table

@@ -13,7 +13,10 @@
     |-- LibraryError                a shared library is missing, foreign, or not the manifest's
     |-- DriverError                 a CUDA call failed; carries ``code``
     |   `-- LaunchError             a launch failed or was refused
-    `-- InterpreterError            Triton's interpreter cannot run here
+    |-- InterpreterError            Triton's interpreter cannot run here
+    |-- PluginError                 TensorRT, or the plugin's fields or tactics, cannot be used as asked
+    |-- EngineError                 an engine cannot be built, saved, loaded or run as asked
+    `-- GraphApiError               TensorRT-LLM is missing, or has no graph API
 
 Each message says what was got, what is allowed and, where there is one, the command to run next.
 """
@@ -73,3 +76,15 @@ class LaunchError(DriverError):
 
 class InterpreterError(PyfmhaError):
     """Triton's interpreter cannot run the kernel in this process."""
+
+
+class PluginError(PyfmhaError):
+    """The plugin, its creator, its fields or its tactics cannot be used as asked."""
+
+
+class EngineError(PyfmhaError):
+    """An engine cannot be built, saved, loaded or run as asked."""
+
+
+class GraphApiError(PyfmhaError):
+    """TensorRT-LLM is missing, or is a release without the graph API."""

@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyfmha.attention import KERNEL, Attention, kernel_path
-from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+from pyfmha.bfloat16 import STORAGE, bf16_from_float, float_from_bf16
 from pyfmha.errors import SpecError
 from pyfmha.interpreter import Tensor, run_in_subprocess
 from pyfmha.runtime.device import Device, DeviceArray, Event, Stream, device_arrays
 from pyfmha.runtime.library import Function
 
 Array = NDArray[Any]
-STORAGE = {"fp16": np.float16, "bf16": np.uint16, "fp32": np.float32}
-"""How numpy holds each dtype; it has no bfloat16, so those bits travel as uint16."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import GraphApiError, PluginError
 from pyfmha.trt.creator import register
-from pyfmha.trt.failures import PluginError, collect_failures
+from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.fields import DATA_TYPES, Problem, creation_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.plugin import NAME
@@ -21,10 +21,6 @@ from pyfmha.trt.shapes import INPUTS
 
 LAST_RELEASE = "1.3.0rc20"
 INSTALL = f"pip install 'tensorrt-llm<={LAST_RELEASE}'"
-
-
-class GraphApiError(PyfmhaError):
-    """TensorRT-LLM is missing, or is a release without the graph API."""
 
 
 @cache

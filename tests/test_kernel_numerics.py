@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from pyfmha.attention import KERNEL, kernel_path
+from pyfmha.bfloat16 import STORAGE
 from pyfmha.interpreter import Tensor, run_interpreted
 from pyfmha.reference import attention_float64, relative_error
-from pyfmha.run import STORAGE, to_float, to_storage
+from pyfmha.run import to_float, to_storage
 
 LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
 LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": 3.4028234663852886e38}

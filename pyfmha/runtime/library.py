@@ -66,7 +66,7 @@ class Function:
         Raises:
             DriverError: there is no driver, no context, no code for the device, or the driver refused it.
         """
-        self._check(self._load(), DriverError)
+        self.check(self._load(), DriverError)
 
     def unload(self) -> None:
         """Undo one :meth:`load` in the current CUDA context.
@@ -74,7 +74,7 @@ class Function:
         Raises:
             DriverError: it is not loaded there.
         """
-        self._check(self._unload(), DriverError)
+        self.check(self._unload(), DriverError)
 
     def __call__(self, stream: int, *arguments: Any, algo_id: int = 0) -> None:
         """Launch.
@@ -98,7 +98,7 @@ class Function:
                 raise self._refusal(stream, arguments, algo_id)
         status = self.launch_packed(packed)
         if status:
-            self._check(status, LaunchError)
+            self.check(status, LaunchError)
 
     def variant(self, *arguments: Any, algo_id: int = 0) -> str:
         """The name of the variant that would serve a launch with these arguments.
@@ -111,7 +111,7 @@ class Function:
         except (struct.error, OverflowError, TypeError) as error:
             raise self._refusal(0, arguments, algo_id) from error
         name = ctypes.c_char_p()
-        self._check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
+        self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
 
     def _refusal(self, stream: object, arguments: tuple[object, ...], algo_id: object) -> Exception:
@@ -141,7 +141,8 @@ class Function:
             return OverflowError(f"{self.name}: {name} is {value}, {kind} holds {held}")
         return TypeError(f"{self!r}: the arguments cannot be passed")
 
-    def _check(self, status: int, error: type[DriverError]) -> None:
+    def check(self, status: int, error: type[DriverError]) -> None:
+        """Raise ``error`` with the library's text if a status is not success."""
         if status:
             text = self._last_error() or b""
             raise error(text.decode(errors="replace") or f"{self.name}: CUDA error {status}", status)

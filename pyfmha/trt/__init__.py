@@ -1,8 +1,9 @@
 """The plugin for TensorRT: registering it, putting it in a network, running it. Imports TensorRT only when asked to."""
 
+from pyfmha.errors import PluginError
 from pyfmha.trt.creator import find_library, register
 from pyfmha.trt.direct import DirectSession
-from pyfmha.trt.failures import Failure, PluginError, collect_failures, last_failure
+from pyfmha.trt.failures import Failure, collect_failures, last_failure
 from pyfmha.trt.network import add_attention
 
 __all__ = [

@@ -5,10 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.device import DeviceArray
 from pyfmha.trt.failures import report
-from pyfmha.trt.messages import EngineError
 
 
 class OutputAllocator(Protocol):

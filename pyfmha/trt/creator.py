@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pyfmha.errors import LibraryError
+from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
-from pyfmha.trt.failures import PluginError, report
+from pyfmha.trt.failures import report
 from pyfmha.trt.fields import ATTRIBUTES, Problem, Stored, read_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.plugin import NAME, VERSION, Origin, PluginBehaviour

@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfmha.errors import SpecError
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.errors import PluginError, SpecError
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
 from pyfmha.trt.creator import find_library, make_creator
-from pyfmha.trt.failures import PluginError
 from pyfmha.trt.fields import Problem, creation_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.shapes import INPUTS, OUTPUTS, TENSORS
 
 Array = NDArray[Any]
-STORAGE = {"fp16": np.float16, "bf16": np.uint16, "fp32": np.float32}
-"""How numpy holds each dtype; it has no bfloat16: see :mod:`pyfmha.bfloat16`."""
 
 
 class DirectSession:

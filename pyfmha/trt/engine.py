@@ -14,10 +14,11 @@ import numpy as np
 
 from pyfmha.attention import DTYPES
 from pyfmha.bfloat16 import bf16_from_float
+from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
 from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.messages import EngineError, collect_errors, failure_of, logger_of
+from pyfmha.trt.messages import collect_errors, failure_of, logger_of
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.network import add_attention
 

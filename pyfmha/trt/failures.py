@@ -13,14 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from pyfmha.errors import DriverError, PyfmhaError
+from pyfmha.errors import DriverError, PluginError, PyfmhaError
 
 LOGGER = logging.getLogger("pyfmha")
 _Override = TypeVar("_Override", bound=Callable[..., Any])
-
-
-class PluginError(PyfmhaError):
-    """The plugin, its creator, its fields or its tactics cannot be used as asked."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from pyfmha.attention import Attention
-from pyfmha.errors import SpecError
+from pyfmha.errors import PluginError, SpecError
 from pyfmha.manifest import SCHEMA, Function
-from pyfmha.trt.failures import PluginError
 
 ATTRIBUTES = {
     "num_heads": "INT32",

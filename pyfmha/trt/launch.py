@@ -4,10 +4,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.runtime.library import Function
 from pyfmha.trt.current import Context, current_context, made_current
-from pyfmha.trt.failures import LOGGER, PluginError
+from pyfmha.trt.failures import LOGGER
 
 Launch = Callable[[int, int, int, int, int, int], int]
 """``launch(stream, out, workspace, q, k, v)``, all integers; returns the ``CUresult``."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.trt.failures import Failure
 
 LOGGER = logging.getLogger("pyfmha.tensorrt")
@@ -22,10 +22,6 @@ _LEVELS = {
     "INFO": logging.INFO,
     "VERBOSE": logging.DEBUG,
 }
-
-
-class EngineError(PyfmhaError):
-    """An engine cannot be built, saved, loaded or run as asked."""
 
 
 _lock = threading.Lock()

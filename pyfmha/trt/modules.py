@@ -5,7 +5,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from pyfmha.trt.failures import PluginError
+from pyfmha.errors import PluginError
 
 MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")
 """The order in which a module is looked for: the full library, then those that only run engines."""

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pyfmha.errors import PluginError
 from pyfmha.runtime.library import Library
 from pyfmha.trt.creator import register
-from pyfmha.trt.failures import PluginError, collect_failures
+from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.fields import DATA_TYPES, TYPE_NAMES, Problem, creation_fields
 from pyfmha.trt.modules import find_module, module_of
 from pyfmha.trt.plugin import NAME

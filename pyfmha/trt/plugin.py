@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pyfmha.errors import LaunchError, PyfmhaError
+from pyfmha.errors import LaunchError, PluginError, PyfmhaError
 from pyfmha.runtime.library import Library
 from pyfmha.trt.current import current_capability, current_context
-from pyfmha.trt.failures import PluginError, guarded, report
+from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, Problem, Stored, stored_fields
 from pyfmha.trt.launch import Hold, Launch, bind, release_when_collected, workspace_bytes
 from pyfmha.trt.shapes import (
@@ -201,6 +201,8 @@ class PluginBehaviour:
     def set_tactic(self, tactic: int) -> None:
         """Choose the algorithm by its tactic id; 0 is the first."""
         self.tactic = choose(self._tactics, tactic, self.origin.stored.algorithms)
+        name = self.tactic.name
+        LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, name, extra={"tactic": name})
         if self._launch is not None:
             self._prepare()
 
@@ -251,7 +253,7 @@ class PluginBehaviour:
             q, k, v = inputs
             status = launch(stream, outputs[0], workspace, q, k, v)
             if status:
-                self._function._check(status, LaunchError)
+                self._function.check(status, LaunchError)
         except Exception as error:
             raise report("enqueue", self.describe(), error) from error
 

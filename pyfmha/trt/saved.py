@@ -7,9 +7,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pyfmha.errors import OutputError
+from pyfmha.errors import EngineError, OutputError
 from pyfmha.trt.engine import Built, EngineConfig
-from pyfmha.trt.messages import EngineError
 
 ENGINE_FILE = "fmha.engine"
 CONFIG_FILE = "config.json"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.graph import Graph
 from pyfmha.trt.allocator import OutputAllocator, make_allocator
 from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.messages import EngineError, collect_errors, failure_of, logger_of
+from pyfmha.trt.messages import collect_errors, failure_of, logger_of
 from pyfmha.trt.modules import MODULES, find_module
 from pyfmha.trt.saved import read_plan
 from pyfmha.trt.tensors import TensorInfo, check_inputs, choose_profile, describe
@@ -50,12 +50,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        engine: Path | str | bytes,
-        *,
-        trt_module: Any = None,
-        device: int = 0,
-        cuda_graph: bool = False,
+        self, engine: Path | str | bytes, *, trt_module: Any = None, device: int = 0, cuda_graph: bool = False
     ) -> None:
         self._trt = find_module(trt_module)
         plan = engine if isinstance(engine, bytes | bytearray | memoryview) else read_plan(Path(engine))
@@ -79,8 +74,10 @@ class Session:
             stack.callback(self.stream.close)
             stack.callback(self._free)
             self._load(plan)
-            self.inputs, self.outputs = self._describe()
-            if cuda_graph and any(info.on_host for info in (*self.inputs, *self.outputs)):
+            tensors = describe(self._trt, self._engine)
+            self.inputs = tuple(info for info in tensors if info.is_input)
+            self.outputs = tuple(info for info in tensors if not info.is_input)
+            if cuda_graph and any(info.on_host for info in tensors):
                 raise EngineError("an engine with shapes among its inputs or outputs cannot run as a CUDA graph")
             self._resources: ExitStack | None = stack.pop_all()
 
@@ -100,10 +97,6 @@ class Session:
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise failure_of("the engine cannot be run here", failures, said)
-
-    def _describe(self) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-        tensors = describe(self._trt, self._engine)
-        return tuple(t for t in tensors if t.is_input), tuple(t for t in tensors if not t.is_input)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the engine once.
@@ -284,19 +277,24 @@ class Session:
 
     def _changed(self) -> None:
         """A captured graph is void: its shapes or addresses are no longer those of the session."""
-        if self._graph is not None:
-            self.stream.synchronize()
-            self._graph.close()
-            self._graph = None
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            with ExitStack() as stack:
+                stack.callback(graph.close)
+                self.stream.synchronize()
 
     def _free(self) -> None:
-        self.stream.synchronize()
-        self._changed()
+        with ExitStack() as stack:  # all of it, even where the GPU failed; what it says is raised at the end
+            for memory in self._buffers.values():
+                stack.callback(memory.free)
+            for allocator in self._allocators.values():
+                stack.callback(allocator.free)
+            stack.callback(self._forget)
+            stack.callback(self._changed)
+            self.stream.synchronize()
+
+    def _forget(self) -> None:
         # In this order: each lives by the next.
         self._context = None
         self._engine = None
         self._runtime = None
-        for memory in self._buffers.values():
-            memory.free()
-        for allocator in self._allocators.values():
-            allocator.free()

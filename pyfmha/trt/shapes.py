@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pyfmha.trt.failures import PluginError
+from pyfmha.errors import PluginError
 from pyfmha.trt.fields import TYPE_NAMES, Problem
 
 INPUTS = ("Q", "K", "V")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyfmha.arch import ARCHS
+from pyfmha.errors import PluginError
 from pyfmha.manifest import Function, Variant
-from pyfmha.trt.failures import PluginError
 
 DEFAULT = 0
 """TensorRT's id of the default tactic (NvInferRuntime.h, IPluginV3OneBuild::getValidTactics): the first algorithm."""

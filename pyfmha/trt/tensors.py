@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pyfmha.trt.messages import EngineError
+from pyfmha.errors import EngineError
 
 Array = NDArray[Any]
 

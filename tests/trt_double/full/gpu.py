@@ -20,7 +20,8 @@ import numpy as np
 from fake_cuda import FakeCuda, Launch
 
 from pyfmha.attention import Attention
-from pyfmha.run import STORAGE, attention_on_cpu, to_float, to_storage
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.run import attention_on_cpu, to_float, to_storage
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_ADDRESS = 0, 1, 2, 400, 700
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901

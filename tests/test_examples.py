@@ -1,0 +1,295 @@
+"""The engine programs and the notebook as users start them, with doubles in the place of TensorRT and the GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_cuda import FakeCuda
+from helpers import TESTS, snapshot
+from trt_double.full.fixtures import example_environment
+
+pytest_plugins = ["trt_double.fixtures"]
+
+ROOT = TESTS.parent
+EXAMPLES = ROOT / "examples"
+SIZES = ("--num_heads", "2", "--head_size", "32")
+PNG = b"\x89PNG\r\n"
+
+
+class Examples:
+    """Runs a program with the doubles."""
+
+    def __init__(self, libcuda: Path, library: Path) -> None:
+        self.libcuda, self.library = libcuda, library
+
+    def run(
+        self, name: str, *arguments: str | Path, before: str = "", **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``examples/name``; ``before`` is Python code that sets the scene in the process."""
+        file = EXAMPLES / name
+        code = (
+            f"import runpy, sys\n{before}\nsys.argv = [{str(file)!r}, *sys.argv[1:]]\n"
+            f"sys.path.insert(0, {str(EXAMPLES)!r})\nrunpy.run_path({str(file)!r}, run_name='__main__')"
+        )
+        start = ["-c", code] if before else [str(file)]
+        environment = {**example_environment(self.libcuda, self.library), **settings}
+        return subprocess.run(
+            [sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+        )
+
+    def build(
+        self, folder: Path, *arguments: str | Path, before: str = "", **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        sizes = (*SIZES, "--max_batch_size", "2", "--max_seq_len", "40")
+        return self.run("build.py", *sizes, "--output_dir", folder, *arguments, before=before, **settings)
+
+
+def run_sizes(batch: int, seq: int, folder: Path) -> tuple[str | Path, ...]:
+    return (*SIZES, "--batch_size", str(batch), "--seq_len", str(seq), "--engine_dir", folder)
+
+
+@pytest.fixture(scope="module")
+def examples(fake_driver: FakeCuda, attention_library_path: Path) -> Examples:
+    return Examples(fake_driver.path, attention_library_path)
+
+
+@pytest.fixture(scope="module")
+def engine(examples: Examples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a built engine, which no test changes."""
+    folder = tmp_path_factory.mktemp("engine")
+    done = examples.build(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_error(done: subprocess.CompletedProcess[str], *texts: str) -> None:
+    """Exit code 2, one line that says what was wrong, no traceback."""
+    assert done.returncode == 2, done
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for text in texts:
+        assert text in line
+    assert "Traceback" not in done.stderr
+
+
+def test_build_writes_engine_configuration_and_timing_cache(engine: Path) -> None:
+    config = json.loads((engine / "config.json").read_text())
+
+    assert sorted(snapshot(engine)) == ["config.json", "fmha.engine", "timing.cache"]
+    assert config["dtype"] == "fp16"
+    assert (config["num_heads"], config["head_size"], config["max_batch_size"], config["max_seq_len"]) == (2, 32, 2, 40)
+    assert config["causal"] is True
+
+
+def test_run_checks_the_output(examples: Examples, engine: Path) -> None:
+    done = examples.run("run.py", *run_sizes(2, 17, engine), "--log_level", "verbose", "--seed", "3")
+
+    assert done.returncode == 0, done.stderr
+    assert "[2, 2, 17, 32] fp16: relative error" in done.stdout
+    assert "passed" in done.stdout
+    assert sorted(snapshot(engine)) == ["config.json", "fmha.engine", "timing.cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "version"),
+    [
+        (("--dtype", "bfloat16"), "10.14.1"),
+        (("--dtype", "float32", "--profiling_verbosity", "detailed"), "10.13.3"),
+        (("--no-causal",), "11.1.0"),
+    ],
+)
+def test_other_types_masks_and_versions(
+    examples: Examples, tmp_path: Path, arguments: tuple[str, ...], version: str
+) -> None:
+    built = examples.build(tmp_path, *arguments, TRT_DOUBLE_VERSION=version)
+    assert built.returncode == 0, built.stderr
+    assert f"TensorRT {version}" in built.stdout
+
+    done = examples.run("run.py", *run_sizes(1, 40, tmp_path), TRT_DOUBLE_VERSION=version)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_kernels_own_source_gives_the_result(examples: Examples, engine: Path) -> None:
+    """As the others, but the fake GPU runs the kernel under Triton's interpreter instead of numpy's attention."""
+    done = examples.run("run.py", *run_sizes(1, 7, engine), FAKE_GPU_KERNEL="interpreter")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_result_is_exit_code_1(examples: Examples, engine: Path) -> None:
+    done = examples.run("run.py", *run_sizes(1, 7, engine), FAKE_GPU_KERNEL="wrong")
+
+    assert done.returncode == 1
+    assert "relative error 1.0e-02 against float64, limit 5e-04: FAILED" in done.stdout
+
+
+def test_the_benchmark_prints_and_saves_every_row(examples: Examples, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert examples.build(tmp_path).returncode == 0
+    before = "sys.modules['torch'] = None"
+
+    done = examples.run("run.py", *run_sizes(2, 16, tmp_path), "--benchmark", before=before)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    rows = {row["name"]: row for row in results["rows"]}
+    timed = [name for name, row in rows.items() if row["us"] is not None]
+    assert timed == ["TensorRT, pyfmha's plugin", "the same as a CUDA graph", "TensorRT's own attention layer"]
+    assert all(rows[name]["us"] > 0 and rows[name]["error"] < 2e-3 and rows[name]["tflops"] > 0 for name in timed)
+    assert {row["missing"] for name, row in rows.items() if name not in timed} == {"torch is not installed"}
+    assert len(rows) == 8
+    assert all(name in done.stdout for name in rows)
+    assert "torch, MATH" in done.stdout
+    assert (results["shape"], results["gpu"]["arch"]) == ([2, 2, 16, 32], "sm_90")
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(PNG)
+
+
+def test_the_benchmark_without_matplotlib_or_tensorrts_own_layer(examples: Examples, tmp_path: Path) -> None:
+    assert examples.build(tmp_path, TRT_DOUBLE_VERSION="10.13.3").returncode == 0
+    before = "sys.modules['torch'] = sys.modules['matplotlib'] = None"
+
+    done = examples.run(
+        "run.py", *run_sizes(1, 8, tmp_path), "--benchmark", before=before, TRT_DOUBLE_VERSION="10.13.3"
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "no plot: matplotlib is not installed" in done.stdout
+    assert "10.13.3 has no attention layer of its own" in done.stdout
+    assert (tmp_path / "benchmark.json").exists()
+    assert not (tmp_path / "benchmark.png").exists()
+
+
+def test_the_timing_cache_is_read_and_written_where_it_is_named(examples: Examples, tmp_path: Path) -> None:
+    cache = tmp_path / "shared" / "my.cache"
+    for _ in range(2):
+        assert examples.build(tmp_path / "engine", "--timing_cache", cache).returncode == 0
+    assert cache.is_file()
+    assert sorted(snapshot(tmp_path / "engine")) == ["config.json", "fmha.engine"]
+
+
+def test_a_build_that_fails_leaves_the_earlier_engine(examples: Examples, tmp_path: Path) -> None:
+    assert examples.build(tmp_path).returncode == 0
+    before = snapshot(tmp_path)
+    (tmp_path / "damaged.cache").write_bytes(b"no cache")
+
+    done = examples.build(tmp_path, "--timing_cache", tmp_path / "damaged.cache")
+
+    assert_error(done, "timing cache is damaged")
+    (tmp_path / "damaged.cache").unlink()
+    assert snapshot(tmp_path) == before
+
+
+NO_TENSORRT = "for name in ('tensorrt', 'tensorrt_lean', 'tensorrt_dispatch'): sys.modules[name] = None"
+NO_GPU = "import os; os.environ['FAKE_GPU_DEVICES'] = ''"
+OLD_GPU = "import os; os.environ['FAKE_GPU_DEVICES'] = '80'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before", "texts"),
+    [
+        ((), NO_TENSORRT, ("TensorRT is not installed",)),
+        ((), NO_GPU, ("cuInit failed",)),
+        ((), OLD_GPU, ("sm_80", "built for sm_90", "pyfmha build --arch sm_80")),
+        (("--head_size", "64"), "", ("does not hold fmha_d64_fp16", "pyfmha build --dtype fp16 --head-size 64")),
+    ],
+    ids=["no TensorRT", "no GPU", "no code for the GPU", "no kernel in the library"],
+)
+def test_what_stops_a_build(
+    examples: Examples, tmp_path: Path, arguments: tuple[str, ...], before: str, texts: tuple[str, ...]
+) -> None:
+    done = examples.build(tmp_path / "new", *arguments, before=before)
+
+    assert_error(done, *texts)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_library(examples: Examples, tmp_path: Path) -> None:
+    done = examples.build(tmp_path, PYFMHA_LIBRARY=str(tmp_path / "none.so"))
+
+    assert_error(done, "pyfmha build")
+
+
+def test_an_output_folder_that_is_a_file(examples: Examples, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+
+    assert_error(examples.build(tmp_path / "taken"), "taken")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "before", "texts"),
+    [
+        ((3, 8), "", ("outside the engine's optimisation profile", "[3, 2, 8, 32]", "to [2, 2, 40, 32]")),
+        ((1, 41), "", ("outside the engine's optimisation profile", "[1, 2, 41, 32]")),
+        ((1, 8), NO_TENSORRT, ("TensorRT is not installed",)),
+        ((1, 8), OLD_GPU, ("code for sm_90", "which is sm_80", "pyfmha build --arch sm_80")),
+    ],
+    ids=["batch", "seq", "no TensorRT", "no code for the GPU"],
+)
+def test_what_stops_a_run(
+    examples: Examples, engine: Path, sizes: tuple[int, int], before: str, texts: tuple[str, ...]
+) -> None:
+    assert_error(examples.run("run.py", *run_sizes(*sizes, engine), before=before), *texts)
+
+
+def test_an_engine_for_other_heads(examples: Examples, engine: Path) -> None:
+    done = examples.run("run.py", "--num_heads", "4", "--head_size", "32", "--engine_dir", engine)
+
+    assert_error(done, "was built for 2 heads of size 32, not 4 of 32", "examples/build.py --num_heads 4")
+
+
+def test_a_missing_engine_and_a_missing_configuration(examples: Examples, engine: Path, tmp_path: Path) -> None:
+    assert_error(examples.run("run.py", *run_sizes(1, 8, tmp_path)), "no engine configuration")
+    (tmp_path / "config.json").write_bytes((engine / "config.json").read_bytes())
+    assert_error(examples.run("run.py", *run_sizes(1, 8, tmp_path)), "no engine at")
+
+
+def test_arguments_out_of_range(examples: Examples, tmp_path: Path) -> None:
+    done = examples.build(tmp_path, "--num_heads", "0")
+
+    assert done.returncode == 2
+    assert "0 is not 1 or more" in done.stderr
+
+
+RUN_NOTEBOOK = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], 4)
+NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+
+
+def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
+        pytest.importorskip(module, exc_type=ImportError)
+    hidden = tmp_path / "hidden"
+    for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch"):
+        (hidden / name).mkdir(parents=True)
+        (hidden / name / "__init__.py").write_text("raise ModuleNotFoundError('hidden by the test', name=__name__)\n")
+    environment = example_environment(None, None) | {"CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = f"{hidden}:{ROOT}"
+    environment.pop("MPLBACKEND")  # the notebook's own backend, as for a user
+    result = tmp_path / "result.ipynb"
+
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "fmha.ipynb"), str(result)],
+        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [out for cell in json.loads(result.read_text())["cells"] for out in cell.get("outputs", [])]
+    text = "".join("".join(out.get("text", "")) for out in outputs)
+    assert "GPU: none" in text
+    assert "TensorRT: none" in text
+    assert "the kernel's source under the interpreter" in text
+    assert "tactic " in text
+    assert sum("image/png" in out.get("data", {}) for out in outputs) == 3
+
+
+def test_the_notebook_is_stored_without_outputs() -> None:
+    cells = json.loads((EXAMPLES / "fmha.ipynb").read_text())["cells"]
+
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []

@@ -67,8 +67,25 @@ def _visible(rows, columns, seq_len, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def _attend(acc, row_sum, m, q, K, V, scale, shift, rows, begin, end, seq_len, BLOCK_N: tl.constexpr,
-            BLOCK_DMODEL: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+def _attend(
+    acc,
+    row_sum,
+    m,
+    q,
+    K,
+    V,
+    scale,
+    shift,
+    rows,
+    begin,
+    end,
+    seq_len,
+    BLOCK_N: tl.constexpr,
+    BLOCK_DMODEL: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """The hot loop, over keys begin..end, the first of them at K and V.
 
     The state: m is the running maximum in units of log2, plus shift; weights are exp2(score - m), at most 2**-shift;
@@ -110,8 +127,23 @@ def _normalise_rows(q):
 
 
 @triton.jit
-def _attend_safely(Q, K, V, sm_scale, scale, shift, zero, first_row, end, seq_len, BLOCK_M: tl.constexpr,
-                   BLOCK_N: tl.constexpr, BLOCK_DMODEL: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr):
+def _attend_safely(
+    Q,
+    K,
+    V,
+    sm_scale,
+    scale,
+    shift,
+    zero,
+    first_row,
+    end,
+    seq_len,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_DMODEL: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """As _attend, over all keys below end, with arithmetic that stays finite for any finite input.
 
     Powers of two bring the operands into range: q row by row, k and v by a half (tf32 would round FLOAT_MAX up to
@@ -157,9 +189,23 @@ def _attend_safely(Q, K, V, sm_scale, scale, shift, zero, first_row, end, seq_le
 
 
 @triton.jit
-def fused_attention_kernel(Out, L, M, Q, K, V, sm_scale, batch_size, num_heads, seq_len, BLOCK_M: tl.constexpr,
-                           BLOCK_DMODEL: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr = True,
-                           PRECISION: tl.constexpr = "tf32x3"):
+def fused_attention_kernel(
+    Out,
+    L,
+    M,
+    Q,
+    K,
+    V,
+    sm_scale,
+    batch_size,
+    num_heads,
+    seq_len,
+    BLOCK_M: tl.constexpr,
+    BLOCK_DMODEL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr = True,
+    PRECISION: tl.constexpr = "tf32x3",
+):
     """Grid: (tiles of BLOCK_M rows, heads, 1), or (tiles, a, b) with a * b >= heads where heads exceed 65535.
 
     sm_scale is any finite float32, negative and zero included. BLOCK_DMODEL is the head size. PRECISION (tf32, tf32x3,
@@ -197,11 +243,45 @@ def fused_attention_kernel(Out, L, M, Q, K, V, sm_scale, batch_size, num_heads, 
     acc = tl.zeros([BLOCK_M, BLOCK_DMODEL], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], shift - FAST_LIMIT, tl.float32)
-    acc, row_sum, m = _attend(acc, row_sum, m, q, K, V, scale, shift, rows, 0, unmasked, seq_len, BLOCK_N,
-                              BLOCK_DMODEL, CAUSAL, False, PRECISION)
+    acc, row_sum, m = _attend(
+        acc,
+        row_sum,
+        m,
+        q,
+        K,
+        V,
+        scale,
+        shift,
+        rows,
+        0,
+        unmasked,
+        seq_len,
+        BLOCK_N,
+        BLOCK_DMODEL,
+        CAUSAL,
+        False,
+        PRECISION,
+    )
     skipped = unmasked.to(tl.int64) * BLOCK_DMODEL
-    acc, row_sum, m = _attend(acc, row_sum, m, q, K + skipped, V + skipped, scale, shift, rows, unmasked, end, seq_len,
-                              BLOCK_N, BLOCK_DMODEL, CAUSAL, True, PRECISION)
+    acc, row_sum, m = _attend(
+        acc,
+        row_sum,
+        m,
+        q,
+        K + skipped,
+        V + skipped,
+        scale,
+        shift,
+        rows,
+        unmasked,
+        end,
+        seq_len,
+        BLOCK_N,
+        BLOCK_DMODEL,
+        CAUSAL,
+        True,
+        PRECISION,
+    )
     # row_sum is NaN where a dot product overflowed (or the input holds NaN); m is as it began where no score is higher.
     in_range = (tl.abs(m - shift) < FAST_LIMIT) & (row_sum > 0)
     if Q.dtype.element_ty == tl.float32:
@@ -211,8 +291,23 @@ def fused_attention_kernel(Out, L, M, Q, K, V, sm_scale, batch_size, num_heads, 
         # Zero, but the compiler cannot know: what follows computes its addresses anew, instead of keeping them in
         # registers all through the hot loop (up to 30 more, and spills). A multiple of the head size keeps loads wide.
         zero = (tl.minimum(tl.maximum(unsafe_rows, 0), 1) - 1) * BLOCK_DMODEL
-        acc, row_sum, m = _attend_safely(Q + tile_start, K, V, sm_scale, scale, shift, zero, first_row, end, seq_len,
-                                         BLOCK_M, SAFE_BLOCK_N, BLOCK_DMODEL, CAUSAL, PRECISION)
+        acc, row_sum, m = _attend_safely(
+            Q + tile_start,
+            K,
+            V,
+            sm_scale,
+            scale,
+            shift,
+            zero,
+            first_row,
+            end,
+            seq_len,
+            BLOCK_M,
+            SAFE_BLOCK_N,
+            BLOCK_DMODEL,
+            CAUSAL,
+            PRECISION,
+        )
 
     # A mean never exceeds its largest value, but the rounded one may, by enough to become infinite in Out's dtype.
     if Q.dtype.element_ty == tl.float16:

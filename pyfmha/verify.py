@@ -16,11 +16,11 @@ from rich.table import Table
 
 import pyfmha
 from pyfmha.attention import DTYPES
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.reference import attention_float64, relative_error
 from pyfmha.run import random_inputs, to_float
 from pyfmha.runtime.device import Device
-from pyfmha.runtime.library import Library
+from pyfmha.trt.creator import find_library
 from pyfmha.trt.engine import EngineConfig, build_engine
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.session import Session
@@ -36,7 +36,7 @@ class Verified:
 
     Attributes:
         config: the engine.
-        batch, seq: the shape.
+        batch, seq: the shape; 0 for a failure of the engine as a whole.
         error: relative Frobenius error of Out against float64; NaN where it could not be had.
         tactic: name of the algorithm that TensorRT chose.
         failure: what went wrong, else empty.
@@ -48,6 +48,11 @@ class Verified:
     error: float
     tactic: str
     failure: str = ""
+
+    @property
+    def mask(self) -> str:
+        """``"causal"`` or ``"full"``."""
+        return "causal" if self.config.causal else "full"
 
     @property
     def passed(self) -> bool:
@@ -67,7 +72,8 @@ def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> Ite
         PyfmhaError: there is no TensorRT with a builder, no GPU or no library. What goes wrong with one engine is
             reported in its rows instead.
     """
-    trt = find_module(trt_module)
+    trt = _find_builder(trt_module)
+    find_library()
     Device().close()
     for dtype in dtypes:
         for causal in (True, False):
@@ -77,13 +83,22 @@ def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> Ite
             yield from _verify_engine(config, trt)
 
 
+def _find_builder(trt_module: Any) -> Any:
+    trt = find_module(trt_module)
+    if not hasattr(trt, "Builder"):
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} only runs engines, and verify builds them: pip install tensorrt"
+        )
+    return trt
+
+
 def _verify_engine(config: EngineConfig, trt: Any) -> Iterator[Verified]:
     try:
         with chosen_tactics() as chosen, Session(build_engine(config, trt_module=trt).plan, trt_module=trt) as session:
             for batch, seq in SHAPES:
                 yield _verify_shape(config, session, batch, seq, chosen)
-    except PyfmhaError as error:
-        yield Verified(config, 0, 0, float("nan"), "-", str(error))
+    except PyfmhaError as failed:
+        yield Verified(config, 0, 0, float("nan"), "-", str(failed))
 
 
 def _verify_shape(config: EngineConfig, session: Session, batch: int, seq: int, chosen: list[str]) -> Verified:
@@ -91,8 +106,8 @@ def _verify_shape(config: EngineConfig, session: Session, batch: int, seq: int, 
     q, k, v = random_inputs(config.dtype, shape, seed=seq)
     try:
         out = session.run({"Q": q, "K": k, "V": v})["Out"]
-    except PyfmhaError as error:
-        return Verified(config, batch, seq, float("nan"), "-", str(error))
+    except PyfmhaError as failed:
+        return Verified(config, batch, seq, float("nan"), chosen[-1] if chosen else "-", str(failed))
     inputs = (to_float(x, config.dtype) for x in (q, k, v))
     exact = attention_float64(*inputs, sm_scale=config.scale, causal=config.causal).out
     error = relative_error(to_float(out, config.dtype), exact)
@@ -122,8 +137,8 @@ def chosen_tactics() -> Iterator[list[str]]:
 
 def run_verify(console: Console, dtypes: Sequence[str] = DTYPES, head_size: int = 64, trt_module: Any = None) -> bool:
     """Print the table; returns whether everything passed."""
-    trt = find_module(trt_module)
-    device, library = Device(), Library()
+    trt, library = _find_builder(trt_module), find_library()
+    device = Device()
     console.print(
         f"pyfmha {pyfmha.__version__}, {trt.__name__} {trt.__version__}, Python {platform.python_version()};"
         f" {device.name} ({device.arch}), driver for CUDA {device.driver_version};"
@@ -137,18 +152,27 @@ def run_verify(console: Console, dtypes: Sequence[str] = DTYPES, head_size: int 
         table.add_column(heading)
     table.add_column("relative error", justify="right")
     table.add_column("limit", justify="right")
-    table.add_column("tactic", overflow="fold")
+    table.add_column("tactic, where it changes", overflow="fold")
     table.add_column("")
-    rows = []
+    rows: list[Verified] = []
     for row in verify(dtypes, head_size, trt):
+        same = bool(rows) and (rows[-1].config, rows[-1].tactic) == (row.config, row.tactic)
         rows.append(row)
-        mask = "causal" if row.config.causal else "full"
-        verdict = "[green]ok[/green]" if row.passed else f"[red]FAILED[/red] {row.failure}"
-        limit = f"{LIMITS[row.config.dtype]:.0e}"
         table.add_row(
-            row.config.dtype, mask, str(row.batch), str(row.seq), f"{row.error:.1e}", limit, row.tactic, verdict
+            row.config.dtype,
+            row.mask,
+            str(row.batch or "-"),
+            str(row.seq or "-"),
+            f"{row.error:.1e}",
+            f"{LIMITS[row.config.dtype]:.0e}",
+            "" if same else row.tactic.replace("+", "\n"),
+            "[green]ok[/green]" if row.passed else "[red]FAILED[/red]",
         )
     console.print(table)
+    for row in rows:
+        if row.failure:
+            where = f"batch {row.batch}, seq {row.seq}" if row.batch else "the engine"
+            console.print(f"{row.config.dtype} {row.mask}, {where}: {row.failure}", markup=False, soft_wrap=True)
     failed = sum(not row.passed for row in rows)
     console.print(f"[red]{failed} of {len(rows)} failed[/red]" if failed else f"All {len(rows)} passed.")
     return not failed

@@ -9,26 +9,13 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyfmha.errors import DriverError
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _NOT_INITIALIZED = 3
-
-
-@dataclass(frozen=True)
-class Context:
-    """A CUDA context.
-
-    Attributes:
-        handle: the ``CUcontext``.
-        identity: the driver's id, which tells it from a later context at the same address; 0 before CUDA 12.
-    """
-
-    handle: int
-    identity: int
 
 
 class _Driver:
@@ -41,6 +28,27 @@ class _Driver:
         self.get_device = library.cuCtxGetDevice
         self.get_attribute = library.cuDeviceGetAttribute
         self.get_id: Any = getattr(library, "cuCtxGetId", None)  # CUDA 12 and later
+
+
+@dataclass(frozen=True)
+class Context:
+    """A CUDA context.
+
+    Attributes:
+        handle: the ``CUcontext``.
+        identity: the driver's id, which tells it from a later context at the same address; 0 before CUDA 12.
+        driver: whose context it is.
+    """
+
+    handle: int
+    identity: int
+    driver: _Driver = field(repr=False, compare=False)
+
+    def is_current(self) -> bool:
+        """Whether it is this thread's current one: as comparing :func:`current_context`, in half the time."""
+        handle = ctypes.c_void_p()
+        _check("cuCtxGetCurrent", self.driver.get_current(ctypes.byref(handle)))
+        return handle.value == self.handle and _identity(self.driver, handle) == self.identity
 
 
 _open = functools.cache(_Driver)
@@ -78,7 +86,7 @@ def current_context() -> Context | None:
     if status == _NOT_INITIALIZED:
         return None
     _check("cuCtxGetCurrent", status)
-    return Context(handle.value, _identity(driver, handle)) if handle.value else None
+    return Context(handle.value, _identity(driver, handle), driver) if handle.value else None
 
 
 def current_capability() -> int:
@@ -110,7 +118,7 @@ def made_current(context: Context) -> Iterator[None]:
     if before == context:
         yield
         return
-    driver, handle = _driver(), ctypes.c_void_p(context.handle)
+    driver, handle = context.driver, ctypes.c_void_p(context.handle)
     if _identity(driver, handle) != context.identity:
         raise DriverError("the CUDA context was destroyed", 709)
     _check("cuCtxSetCurrent", driver.set_current(handle))

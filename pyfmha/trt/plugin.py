@@ -21,12 +21,13 @@ from pyfmha.trt.launch import Hold, Launch, bind, release_when_collected, worksp
 from pyfmha.trt.shapes import (
     INPUTS,
     OUTPUTS,
-    TENSORS,
     batch_and_seq,
     check_count,
     check_expressions,
     check_type,
+    check_types,
     largest,
+    sizes,
 )
 from pyfmha.trt.tactics import Tactic, choose, tactics_of
 
@@ -216,12 +217,10 @@ class PluginBehaviour:
         self._launch = self._shape = None  # what was prepared before must not run if this fails
         if self._workspace_failure is not None:
             raise PluginError(f"its workspace is unknown, because of an earlier failure: {self._workspace_failure}")
-        check_count(inputs, outputs)
-        problem, descs = self.origin.problem, [*inputs, *outputs]
-        for name, desc in zip(TENSORS, descs, strict=True):
-            check_type(problem, name, desc.type)
-        shapes = [tuple(desc.dims) for desc in descs]
-        self._shape = batch_and_seq(problem, shapes[: len(INPUTS)], shapes[len(INPUTS) :])
+        check_types(self.origin.problem, inputs, outputs)
+        self._shape = batch_and_seq(
+            self.origin.problem, [sizes(desc.dims) for desc in inputs], [sizes(desc.dims) for desc in outputs]
+        )
         self._hold_code()
         if prepared is not None and self._shape == shape:
             self._launch = prepared
@@ -260,7 +259,7 @@ class PluginBehaviour:
     # ------------------------------------------------------------------ helpers
 
     def _hold_code(self) -> None:
-        if self._hold is not None and self._hold.context == current_context():
+        if self._hold is not None and self._hold.context.is_current():
             return
         hold = Hold(self._function)
         earlier, self._hold = self._hold, hold

@@ -32,6 +32,20 @@ def check_type(problem: Problem, name: str, kind: Any) -> None:
         raise PluginError(f"{name} is of type {kind}; the plugin was created for {wanted}")
 
 
+def check_types(problem: Problem, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Compare the types of all tensors' ``PluginTensorDesc`` with the problem's.
+
+    Raises:
+        PluginError: there are too many or too few, or one is of another type.
+    """
+    check_count(inputs, outputs)
+    wanted = problem.type_id
+    for name, desc in zip(TENSORS, [*inputs, *outputs], strict=True):
+        kind = desc.type  # read once: every look into the binding costs about 0.5 us
+        if int(kind) != wanted:
+            check_type(problem, name, kind)
+
+
 def check_expressions(problem: Problem, name: str, dims: Any) -> None:
     """Compare what is known of a tensor's ``DimsExprs`` while a network is built.
 
@@ -46,9 +60,14 @@ def check_expressions(problem: Problem, name: str, dims: Any) -> None:
             raise PluginError(f"{name} has {what} {size.get_constant_value()}, the plugin was created for {wanted}")
 
 
+def sizes(dims: Any) -> tuple[int, ...]:
+    """The sizes in a ``Dims``. A slice, because the binding makes a tuple of it in one step: 0.6 us instead of 6."""
+    return tuple(dims[:])
+
+
 def largest(desc: Any) -> tuple[int, ...]:
     """The upper bounds of a ``DynamicPluginTensorDesc``; its own sizes where those are known and bounds are not."""
-    own, bounds = tuple(desc.desc.dims), tuple(desc.max)
+    own, bounds = sizes(desc.desc.dims), sizes(desc.max)
     return tuple(map(max, own, bounds)) if len(own) == len(bounds) else bounds or own
 
 
@@ -64,7 +83,7 @@ def batch_and_seq(
     shapes = [*inputs, *outputs]
     batch, _, seq, _ = shapes[0] if len(shapes[0]) == 4 else (-1, -1, -1, -1)
     wanted = (batch, problem.num_heads, seq, problem.head_size)
-    if batch < 0 or seq < 0 or any(shape != wanted for shape in shapes):
+    if batch < 0 or seq < 0 or shapes != [wanted] * len(shapes):
         got = ", ".join(f"{name} {list(shape)}" for name, shape in zip(TENSORS, shapes, strict=True))
         raise PluginError(
             f"shapes are {got}; all must be the same [batch, {problem.num_heads}, seq, {problem.head_size}],"

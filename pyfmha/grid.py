@@ -1,8 +1,8 @@
 """Launch-grid expressions: ``(seq_len + 127) / 128, batch_size * num_heads, 1``.
 
 An expression is made of integer arguments and constants of the kernel, integer literals, ``+ - * / // %``, parentheses
-and ``cdiv(a, b)``, ``min(a, b)``, ``max(a, b)``. ``/`` is integer division, as in C. Arguments are never negative in a
-grid (the launcher refuses them), so rounding toward zero and toward minus infinity agree wherever a grid is legal.
+and ``cdiv(a, b)``, ``min(a, b)``, ``max(a, b)``. ``/`` and ``%`` are C's: they round toward zero; ``//`` rounds toward
+minus infinity and ``cdiv`` toward infinity. The launcher refuses negative arguments and a negative result.
 """
 
 import ast
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pyfmha.errors import SpecError
 
 ALLOWED = (
-    "integer arguments and constants of the kernel, integers, + - * / %, parentheses, cdiv(a, b), min(a, b), max(a, b)"
+    "integer arguments and constants of the kernel, integers, + - * / // %, parentheses,"
+    " cdiv(a, b), min(a, b), max(a, b)"
 )
 
 _OPERATORS: dict[type[ast.operator], str] = {
@@ -21,19 +22,25 @@ _OPERATORS: dict[type[ast.operator], str] = {
     ast.Sub: "sub",
     ast.Mult: "mul",
     ast.Div: "div",
-    ast.FloorDiv: "div",
+    ast.FloorDiv: "floordiv",
     ast.Mod: "mod",
 }
 _EVALUATE: dict[str, Callable[[int, int], int]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
-    "div": operator.floordiv,
-    "mod": operator.mod,
+    "div": lambda a, b: _truncated(a, b),
+    "mod": lambda a, b: a - b * _truncated(a, b),
+    "floordiv": operator.floordiv,
     "cdiv": lambda a, b: -(-a // b),
     "min": min,
     "max": max,
 }
+
+
+def _truncated(a: int, b: int) -> int:
+    quotient = abs(a) // abs(b)
+    return quotient if (a < 0) == (b < 0) else -quotient
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyfmha.abi import canonical, ctype
+from pyfmha.arch import ARCHS
 from pyfmha.errors import SpecError
 from pyfmha.grid import GridExpression, parse_grid
 
@@ -27,6 +28,11 @@ _C_WORDS = frozenset(
     bool true false stream algo_id variant kernel kernels images refuse scratch params grid bad CUstream
     CUresult CUdeviceptr NULL errno int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t
     INT64_MAX INT64_C linux unix asm
+    alignas alignof and and_eq bitand bitor catch class compl const_cast constexpr decltype delete dynamic_cast
+    explicit export friend mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
+    public reinterpret_cast static_assert static_cast template this thread_local throw try typeid typename using
+    virtual wchar_t xor xor_eq typeof EOF SIZE_MAX INT8_MAX INT16_MAX INT32_MAX INT64_MIN UINT8_MAX UINT16_MAX
+    UINT32_MAX UINT64_MAX UINT64_C INT32_C UINT32_C intptr_t uintptr_t ptrdiff_t offsetof
     """.split()  # noqa: SIM905  (a list would take a line a word)
 )
 
@@ -35,6 +41,14 @@ _C_FUNCTIONS = frozenset(
     """
     main malloc calloc realloc free abort exit atexit getenv memcpy memmove memset memcmp strlen strcmp strcpy
     printf snprintf vsnprintf fprintf puts dlopen dlsym dlclose dlerror open close read write signal time
+    abs labs llabs fabs exp exp2 exp10 expm1 log log2 log10 log1p pow pow10 sqrt cbrt hypot sin cos tan asin acos atan
+    atan2 sinh cosh tanh asinh acosh atanh sincos erf erfc gamma lgamma tgamma ceil floor round lround llround trunc
+    rint lrint llrint nearbyint fmin fmax fdim fma fmod drem remainder remquo ldexp frexp modf scalb scalbn scalbln
+    logb ilogb copysign nextafter nexttoward significand signbit nan j0 j1 jn y0 y1 yn ffs index rindex bcmp bcopy
+    bzero alloca toupper tolower isalnum isalpha isblank iscntrl isdigit isgraph islower isprint ispunct isspace
+    isupper isxdigit strcat strncat strncpy strncmp strchr strrchr strstr strspn strcspn strpbrk strdup strndup
+    stpcpy memchr mempcpy putchar putc fputs fputc fwrite scanf sscanf fscanf vprintf vfprintf vsprintf sprintf
+    aligned_alloc posix_memalign execl execv fork div ldiv rand srand system qsort bsearch
     """.split()  # noqa: SIM905  (a list would take a line a word)
 )
 
@@ -127,9 +141,9 @@ class KernelSpec:
 
     def __post_init__(self) -> None:
         check_function_name(self.name)
-        if self.num_warps not in (1, 2, 4, 8, 16, 32) or isinstance(self.num_warps, bool):
+        if type(self.num_warps) is not int or self.num_warps not in (1, 2, 4, 8, 16, 32):
             raise SpecError(f"{self.name}: num_warps is {self.num_warps}; use 1, 2, 4, 8, 16 or 32")
-        if self.num_stages not in range(1, 17) or isinstance(self.num_stages, bool):
+        if type(self.num_stages) is not int or self.num_stages not in range(1, 17):
             raise SpecError(f"{self.name}: num_stages is {self.num_stages}; use 1 to 16")
         if not self.arguments:
             raise SpecError(f"{self.name}: the kernel takes no run-time argument, so it can have no effect")
@@ -151,6 +165,8 @@ class KernelSpec:
                 f"{self.name}: argument {', '.join(unsafe)} is not an ASCII name, which the generated C needs"
             )
         for tuning in self.tunings:
+            if tuning.arch not in ARCHS:
+                raise SpecError(f"{self.name}: a tuning is for {tuning.arch!r}; use one of {', '.join(ARCHS)}")
             unknown = sorted({name for name, _ in tuning.constants} - {name for name, _ in self.constants})
             if unknown:
                 raise SpecError(
@@ -233,7 +249,7 @@ def check_function_name(name: str) -> None:
         raise SpecError(
             f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit"
         )
-    if name in _C_FUNCTIONS or name.startswith("pthread_"):
+    if name.rstrip("fl") in _C_FUNCTIONS or name in _C_FUNCTIONS or name.startswith("pthread_"):
         raise SpecError(f"function name {name!r} is a function of the C library, which it would replace; use another")
     if name.startswith(("pyfmha_", "_")):
         raise SpecError(f"function name {name!r}: names starting with 'pyfmha_' or '_' are kept for the library itself")

@@ -151,6 +151,15 @@ class TestUnrulyKernelFiles:
         assert [list(cubin.dependencies) for cubin in cubins] == [["scaling.py"], ["scaling.py"]]
 
 
+def test_a_kernel_file_may_print_anything(tmp_path: Path) -> None:
+    path = tmp_path / "noisy.py"
+    noise = r'import sys; sys.stdout.buffer.write(b"\xff\n" * 200000); sys.stdout.flush()'
+    path.write_text(f"{noise}\n{(KERNELS / 'scaling.py').read_text()}")
+
+    with Compiler(1) as compiler:
+        assert compiler.describe(path, "scaled").names == ("x",)
+
+
 FILL = """
 import triton
 import triton.language as tl

@@ -2,8 +2,10 @@
 
 import ctypes
 import itertools
+import math
 import random
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 from fake_cuda import FakeCuda
@@ -45,12 +47,13 @@ class Int64:
         return Int64(self.value * other.value)
 
     def __truediv__(self, other: "Int64") -> "Int64":
+        return Int64(math.trunc(Fraction(self.value, other.value)))  # C's
+
+    def __floordiv__(self, other: "Int64") -> "Int64":
         return Int64(self.value // other.value)
 
-    __floordiv__ = __truediv__
-
     def __mod__(self, other: "Int64") -> "Int64":
-        return Int64(self.value % other.value)
+        return Int64(self.value - other.value * math.trunc(Fraction(self.value, other.value)))  # C's
 
     def __lt__(self, other: "Int64") -> bool:
         return self.value < other.value
@@ -60,7 +63,7 @@ def reference(text: str, values: dict[str, int]) -> int | None:
     """The expression's value; None where it overflows or divides by zero."""
 
     def cdiv(a: Int64, b: Int64) -> Int64:
-        return Int64(0) - (Int64(0) - a) / b
+        return Int64(0) - (Int64(0) - a) // b
 
     names = {name: Int64(value) for name, value in values.items()}
     literals = {f"L{n}": Int64(n) for n in LITERALS}

@@ -94,6 +94,22 @@ class TestOpening:
         with pytest.raises(LibraryError, match="has no symbol add_packed, which its manifest promises"):
             Library(file)
 
+    @pytest.mark.parametrize("kept", [0.2, 0.5, 0.99])
+    def test_a_library_cut_short_is_an_error_and_no_crash(
+        self, small_library_path: Path, tmp_path: Path, kept: float
+    ) -> None:
+        whole = small_library_path.read_bytes()
+        (tmp_path / "cut.so").write_bytes(whole[: int(len(whole) * kept)])
+        code = (
+            "import sys\nfrom pyfmha.errors import LibraryError\nfrom pyfmha.runtime.library import Library\n"
+            "try:\n    Library(sys.argv[1])\nexcept LibraryError as error:\n    print(error)"
+        )
+
+        done = run_python(code, str(tmp_path / "cut.so"))
+
+        assert done.returncode == 0, done.stderr
+        assert "is cut short" in done.stdout
+
     def test_a_manifest_of_another_build_beside_it_is_an_error(self, opened: Library) -> None:
         other = json.loads(opened.manifest.to_json())
         opened.path.with_suffix(".json").write_text(json.dumps({**other, "build_id": "another"}))
@@ -224,6 +240,19 @@ class TestCalling:
         opened["add"](0, numpy.uint64(X), Y, Z, numpy.int32(1024))
 
         assert fake_cuda.launches()[-1].params[0] == X.to_bytes(8, "little")
+
+    def test_a_float_that_would_become_infinite_is_an_error(self, opened: Library, fake_cuda: FakeCuda) -> None:
+        function = opened["scalars"]
+        fake_cuda.use_context()
+        function.load()
+        arguments = [X, 1.0, 1.0, 1e39, 1.0, 0, 0, 0, 0, 0, 0, 0, 1]
+        assert function.manifest.arguments[3][1] == "fp32"
+
+        with pytest.raises(OverflowError, match=r"fp32 holds up to 3\.4e38"):
+            function(0, *arguments)
+        function(0, *[value if value != 1e39 else float("inf") for value in arguments])
+
+        assert fake_cuda.launch_count() == 1
 
     @pytest.mark.parametrize("stream", [-1, 2**64])
     def test_a_stream_that_does_not_fit_is_never_cut(self, add: Function, fake_cuda: FakeCuda, stream: int) -> None:

@@ -34,9 +34,8 @@ def test_too_much_is_refused_with_variant_bytes_limit_and_what_fits(
     message = str(caught.value)
     needed = compiler.compile(greedy, SM_86).shared
     assert needed > SM_86.shared_limit
-    assert (
-        f"{greedy.variant} needs {needed} bytes of shared memory a block, sm_86 allows 101376; these fit: " in message
-    )
+    assert f"{greedy.variant} needs {needed} bytes of shared memory a block, sm_86 allows 101376; " in message
+    assert "these fit, with a grid to match: " in message
     assert snapshot(tmp_path) == {"earlier": b"stays"}
 
 

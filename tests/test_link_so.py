@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,59 @@ class TestTwoLinksInOneLibrary:
             assert library.load(f"add_{dtype}") == SUCCESS
             assert function(None, 0x1000, 0x2000, 0x3000, 1024) == SUCCESS, library.error()
         assert len({launch.image_sha256 for launch in fake_cuda.launches()}) == 2
+
+
+class TestAgain:
+    def test_linking_twice_with_a_glob_passes_over_its_own_results(self, headers: list[Path], tmp_path: Path) -> None:
+        copy(headers, tmp_path)
+        first = link(sorted(tmp_path.glob("add*.h")), tmp_path / "lib")
+
+        second = link(sorted(file for file in tmp_path.glob("*.h") if "runtime" not in file.name), tmp_path / "lib")
+
+        assert second == first
+
+    @pytest.mark.parametrize("stem", ["pyfmha_runtime", "pyfmha_manifest", 'a"b', "."])
+    def test_a_path_that_cannot_hold_results_is_refused(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path, stem: str
+    ) -> None:
+        before = snapshot(tmp_path)
+
+        with pytest.raises(SpecError, match="is no path for results"):
+            link(headers, tmp_path / stem if stem != "." else Path("."))
+
+        assert snapshot(tmp_path) == before
+
+    def test_a_compiler_by_a_relative_path(
+        self, headers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "mycc").symlink_to(str(shutil.which("gcc")))
+        monkeypatch.setenv("CC", "./mycc")
+
+        link(headers, tmp_path / "lib")
+
+        assert (tmp_path / "lib.so").is_file()
+
+
+class TestTwoLibrariesInOneProgram:
+    def test_the_last_error_is_the_last_of_either(
+        self, headers: list[Path], compiler: Compiler, tmp_path: Path
+    ) -> None:
+        (other,) = compile_add(compiler, tmp_path / "b/sub", name="sub")[:1]
+        for name, chosen in (("A", headers), ("B", [other])):
+            link(chosen, tmp_path / f"lib{name}")
+        (tmp_path / "main.c").write_text(
+            '#include <stdio.h>\n#include "libA.h"\n#include "libB.h"\n'
+            "int main(void) {\n  unload_add();\n  const int status = (int)unload_sub();\n"
+            '  return printf("%d %s", status, pyfmha_last_error()) < 0;\n}\n'
+        )
+        flags = ["-l:libA.so", "-l:libB.so", f"-L{tmp_path}", f"-Wl,-rpath,{tmp_path}"]
+        done = gcc("-std=c11", "-Wall", "-Wextra", "-Werror", tmp_path / "main.c", *flags, "-o", tmp_path / "main")
+        assert done.returncode == 0, done.stderr
+
+        said = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
+
+        assert said == "400 unload_sub: nothing is loaded"
 
 
 class TestHandover:

@@ -480,6 +480,7 @@ def test_two_sessions_on_one_device_do_not_disturb_each_other(trt11: Any, plan: 
 
 REAL = """
 import tensorrt_lean as trt
+from pyfmha.errors import DriverError
 from pyfmha.trt.allocator import make_allocator
 from pyfmha.trt.messages import logger_of
 from pyfmha.trt.session import Session

@@ -229,3 +229,23 @@ class TestSignature:
         except SpecError:
             return
         assert len(arguments) + len(constants) == len(self.NAMES)
+
+
+class TestNamesOfOthers:
+    @pytest.mark.parametrize("name", ["exp", "expf", "sqrtl", "free", "printf", "y0", "gamma"])
+    def test_names_that_compilers_know_as_functions_are_refused(self, name: str) -> None:
+        with pytest.raises(SpecError, match=f"function name '{name}'"):
+            check_function_name(name)
+
+    @pytest.mark.parametrize("name", ["new", "this", "template", "operator", "EOF", "SIZE_MAX", "typeof"])
+    def test_arguments_named_as_words_of_c_and_cpp_get_an_underscore(self, name: str) -> None:
+        assert Argument(name, "i32").c_name == f"{name}_"
+
+    def test_a_tuning_for_no_architecture_is_refused(self) -> None:
+        with pytest.raises(SpecError, match="a tuning is for 'sm90'; use one of sm_80"):
+            replace(SPEC, tunings=(Tuning("sm90", (), 4, 3),))
+
+    @pytest.mark.parametrize("settings", [{"num_warps": 4.0}, {"num_stages": 3.0}, {"num_warps": True}])
+    def test_settings_are_integers(self, settings: dict[str, int]) -> None:
+        with pytest.raises(SpecError, match="num_"):
+            replace(SPEC, **settings)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyfmha
 from pyfmha.aot.cache import Cache
 from pyfmha.aot.cubin import Compiler, Cubin, toolchain
 from pyfmha.aot.emit_c import TEMPLATES
-from pyfmha.aot.handover import read_handover, write_handover
+from pyfmha.aot.handover import check_stem, read_handover, write_handover
 from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.staging import staging
@@ -22,6 +23,7 @@ LIBRARY_STEM = "libpyfmha"
 LIBRARY_NAME = f"{LIBRARY_STEM}.so"
 MANIFEST_NAME = "manifest.json"
 _STAMP_NAME = "build.json"
+_DECIDING = ("abi", "arch", "grid", "manifest", "spec")  # modules beyond this package that decide what is built
 
 Progress = Callable[[int, int, str], None]
 """Called with work done, work in all, and the name of what was just done."""
@@ -79,6 +81,7 @@ def compile_kernel(
         KernelSourceError, CompileError, SharedMemoryError: it cannot be compiled.
         OutputError: the results cannot be written. Whatever fails, earlier results stay as they were.
     """
+    check_stem(output)
     specs = list({s.variant: s for s in ([spec, spec.generic()] if generic else [spec])}.values())
     wanted = [(s, arch) for s in specs for arch in archs]
     cubins = _compile_all(compiler, wanted, progress)
@@ -152,6 +155,7 @@ def build(
     """
     if not specs or not archs:
         raise SpecError("nothing to build: give at least one spec and one architecture")
+    specs = _distinct(specs)
     tools = toolchain()
     cache = Cache.open(folder / "cache", tools)
     wanted = [(spec, arch) for spec in specs for arch in archs]
@@ -168,6 +172,15 @@ def build(
     cubins = [[c for arch in archs if (c := found[spec.variant, arch.name]) is not None] for spec in specs]
     manifest = _write(folder, specs, cubins, tools["triton"], stamp)
     return BuildResult(folder / LIBRARY_NAME, manifest, len(missing), False)
+
+
+def _distinct(specs: Sequence[KernelSpec]) -> list[KernelSpec]:
+    by_variant: dict[str, KernelSpec] = {}
+    for spec in specs:
+        other = by_variant.setdefault(spec.variant, spec)
+        if other.source.resolve() != spec.source.resolve():
+            raise SpecError(f"{other.source} and {spec.source} both give {spec.variant}; give one another name")
+    return list(by_variant.values())
 
 
 def _write(
@@ -201,13 +214,14 @@ def _drop_stale(folder: Path, keep: set[str]) -> None:
 
 def _stamp(cache: Cache, wanted: Sequence[tuple[KernelSpec, Arch]]) -> str:
     """Digest of everything that decides a build's output."""
-    digest = hashlib.sha256(json.dumps([*find_compiler(), *CFLAGS, *LDFLAGS]).encode())
+    digest = hashlib.sha256(json.dumps([pyfmha.__version__, *find_compiler(), *CFLAGS, *LDFLAGS]).encode())
     for spec, arch in wanted:
         digest.update(f"{spec.name} {cache.key(spec, arch)}\n".encode())
     for file in sorted(TEMPLATES.iterdir()):
         digest.update(file.read_bytes())
-    for module in ("emit_c.py", "handover.py", "link_so.py"):
-        digest.update(Path(__file__).with_name(module).read_bytes())
+    package = Path(pyfmha.__file__).parent
+    for module in sorted([*package.glob("aot/*.py"), *(package / f"{name}.py" for name in _DECIDING)]):
+        digest.update(module.read_bytes())
     return digest.hexdigest()
 
 
@@ -218,6 +232,8 @@ def _current(folder: Path, stamp: str) -> Manifest | None:
         library = hashlib.sha256((folder / LIBRARY_NAME).read_bytes()).hexdigest()
         if record["stamp"] != stamp or record["library"] != library:
             return None
-        return read_manifest(folder / MANIFEST_NAME)
+        manifest = read_manifest(folder / MANIFEST_NAME)
+        complete = all((folder / "c" / f"{variant.name}.c").is_file() for _, _, variant in manifest.variants())
+        return manifest if complete else None
     except (OSError, ValueError, KeyError, TypeError, ManifestError):
         return None

@@ -1,8 +1,10 @@
 """Machine code: compile specs with Triton, in processes of their own and on any machine, with or without a GPU."""
 
 import base64
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,8 @@ class Cubin:
         code: the ELF image.
         symbol: the kernel's name in it.
         scratch: scratch pointers that the kernel takes after its own arguments, and never reads.
-        dependencies: files beside the kernel's that it imported, relative to its folder, with their SHA-256.
+        source: SHA-256 of the kernel's file.
+        dependencies: the user's files that it imported, relative to its folder, with their SHA-256.
     """
 
     arch: str
@@ -41,7 +44,12 @@ class Cubin:
     spilled: int
     scratch: int
     ptxas: str
+    source: str
     dependencies: dict[str, str]
+
+    def source_digest(self) -> str:
+        """Digest of everything the kernel was made of."""
+        return hashlib.sha256(json.dumps([self.source, self.dependencies], sort_keys=True).encode()).hexdigest()
 
     def to_record(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -76,7 +84,7 @@ def toolchain() -> dict[str, str]:
     if spec is None or not spec.submodule_search_locations:
         raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
     tools = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
-    versions = {"triton": metadata.version("triton")}
+    versions = {"triton": _triton_version(Path(spec.submodule_search_locations[0]))}
     for tool in sorted(tools.glob("ptxas*")):
         try:
             versions[tool.name] = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
@@ -87,6 +95,14 @@ def toolchain() -> dict[str, str]:
 
 # Not `-m`: that would look for every module in the current folder first, whatever lies there.
 _START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.aot.worker import main; main()"
+
+
+def _triton_version(package: Path) -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:  # a build of another name
+        found = re.search(r"""__version__ = ["']([^"']+)""", (package / "__init__.py").read_text(encoding="utf-8"))
+        return found.group(1) if found else "unknown"
 
 
 class _Worker:
@@ -111,7 +127,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # what kernel files print may be anything
             start_new_session=True,  # a Ctrl-C is the parent's to handle
         )
         self.said: list[str] = []

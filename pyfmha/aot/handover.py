@@ -6,6 +6,7 @@ back out of C.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pyfmha.aot.cubin import Cubin
 from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
 from pyfmha.arch import ARCHS
-from pyfmha.errors import ManifestError
+from pyfmha.errors import ManifestError, SpecError
 from pyfmha.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
 from pyfmha.spec import Argument, KernelSpec, Tuning
 
@@ -28,12 +29,14 @@ class Handover:
         variant: its entry in a manifest.
         stem: the path of its files without ending.
         triton: the version that compiled it.
+        source_digest: of the kernel's file and those it imports, as they were when it was compiled.
     """
 
     spec: KernelSpec
     variant: Variant
     stem: Path
     triton: str
+    source_digest: str
 
     @property
     def c_file(self) -> Path:
@@ -79,12 +82,18 @@ def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence
     Returns:
         The files' names in the order to publish them: the JSON, which vouches for the others, last.
     """
+    digests = {cubin.source_digest() for cubin in cubins}
+    if len(digests) > 1:
+        raise SpecError(
+            f"{spec.source} or a file it imports changed while {spec.variant} was compiled; compile it again"
+        )
     folder, _, name = stem.rpartition("/")
     prefix = f"{folder}/" if folder else ""
     files = {prefix + file: text for file, text in {**emit_variant(spec, cubins, name), **runtime_files("h")}.items()}
     record = {
         "schema": SCHEMA,
         "triton": triton,
+        "source_digest": digests.pop(),
         "spec": {
             "source": spec.source.name,
             "kernel": spec.kernel,
@@ -117,7 +126,7 @@ def read_handover(header: Path) -> Handover:
     again = "compile it again: pyfmha compile"
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"{header}: its description {record_path.name} cannot be read ({error});"
             " keep the .h, .c and .json that compile writes together"
@@ -127,9 +136,11 @@ def read_handover(header: Path) -> Handover:
         raise ManifestError(f"{record_path} has schema version {found!r}, this pyfmha reads {SCHEMA}; {again}")
     try:
         spec, variant = _spec(record["spec"]), variant_from_data(record["variant"])
-        handover = Handover(spec, variant, stem, text_from_data(record["triton"]))
+        handover = Handover(
+            spec, variant, stem, text_from_data(record["triton"]), text_from_data(record["source_digest"])
+        )
         digests = dict(record["sha256"].items())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{record_path} is damaged ({type(error).__name__}: {error}); {again}") from None
     for name, digest in digests.items():
         try:
@@ -139,6 +150,28 @@ def read_handover(header: Path) -> Handover:
         if hashlib.sha256(content).hexdigest() != digest:
             raise ManifestError(f"{stem.parent / name} is not the file that {record_path.name} describes; {again}")
     return handover
+
+
+def is_library(header: Path) -> bool:
+    """Whether a header is of a linked library, which lies beside those of variants once it has been linked."""
+    try:
+        record = json.loads(header.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "functions" in record and "spec" not in record
+
+
+def check_stem(path: Path) -> None:
+    """Refuse a path of results that C or the library itself cannot have.
+
+    Raises:
+        SpecError: saying why.
+    """
+    if path.name in ("", ".", "..", "pyfmha_runtime", "pyfmha_manifest") or re.search(r"""["\\\x00-\x1f]""", path.name):
+        raise SpecError(
+            f"-o {str(path)!r} is no path for results: it ends in their name, without ending, which is not"
+            " pyfmha_runtime or pyfmha_manifest and has no quotes, backslashes or control characters"
+        )
 
 
 def _spec(data: dict[str, object]) -> KernelSpec:

@@ -27,7 +27,9 @@ def check_shared_memory(compiler: Compiler, spec: KernelSpec, cubin: Cubin) -> N
     if cubin.shared <= arch.shared_limit:
         return
     fitting = list(itertools.islice(_fitting(compiler, spec, arch), 3))
-    advice = f"these fit: {'; '.join(fitting)}" if fitting else "no smaller block was found that fits"
+    advice = (
+        f"these fit, with a grid to match: {'; '.join(fitting)}" if fitting else "no smaller block was found that fits"
+    )
     raise SharedMemoryError(
         f"{spec.variant} needs {cubin.shared} bytes of shared memory a block,"
         f" {arch.name} allows {arch.shared_limit}; {advice}"

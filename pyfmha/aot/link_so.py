@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.emit_c import emit_library, emit_manifest
-from pyfmha.aot.handover import Handover, read_handover
+from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover
 from pyfmha.aot.staging import Staging, staging
 from pyfmha.errors import SpecError, ToolchainError
 from pyfmha.manifest import Function, Manifest
@@ -30,6 +30,8 @@ def find_compiler() -> list[str]:
         asked = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
         raise ToolchainError(f"CC is {os.environ['CC']!r}, which is not a command ({error}); set it right") from None
+    if asked and "/" in asked[0]:
+        asked[0] = os.path.abspath(asked[0])  # the compiler runs in a folder of its own
     for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
             return command
@@ -56,7 +58,8 @@ def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Mani
         ToolchainError: no C compiler, or it failed; the message holds its log.
         OutputError: the results cannot be written.
     """
-    variants = [read_handover(header) for header in dict.fromkeys(headers)]
+    check_stem(output)
+    variants = [read_handover(header) for header in dict.fromkeys(headers) if not is_library(header)]
     with staging(output.parent) as stage:
         names, manifest = prepare_library(stage, variants, output.name, library=library)
         stage.publish(*names)
@@ -99,6 +102,11 @@ def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
         algorithms = functions.setdefault(spec.name, {})
         for other in (v for algorithm in algorithms.values() for v in algorithm):
             _check_same_function(spec, other.spec)
+            if variant.source_digest != other.source_digest:
+                raise SpecError(
+                    f"{other.header} and {variant.header}, both of {spec.name}, were compiled from different versions"
+                    f" of {spec.source} or of a file it imports; delete the older one, or compile both again"
+                )
         alike = algorithms.setdefault(spec.algorithm, [])
         twins = [v for v in alike if v.variant.hints == variant.variant.hints]
         if not twins:

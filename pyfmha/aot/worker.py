@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,19 +29,22 @@ class Refused(Exception):
         self.kind = kind
 
 
+_INSTALLED = {str(Path(path).resolve()) for path in sysconfig.get_paths().values() if path} | set(
+    sysconfig.get_paths().values()
+)
 _modules: dict[str, tuple[ModuleType, dict[str, str]]] = {}  # by path: the module, and digests of what it was made of
-_beside: set[str] = set()  # names of the modules that the latest kernel file found beside it
+_imported: set[str] = set()  # names of the modules that the latest kernel file imported, those installed left out
 
 
 def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
-    """Import a kernel file; also returns it and the files beside it that it imports, with their SHA-256."""
+    """Import a kernel file; also returns the SHA-256 of it and of the files it imports, those installed left out."""
     if str(path) in _modules and _digests(_modules[str(path)][1]) == _modules[str(path)][1]:
         return _modules[str(path)]
     linecache.checkcache()  # Triton reads a kernel's source through it, and the file may have changed since
     folder = path.parent
-    for name in _beside:  # imported anew: each file depends on it, and the name may mean another file here
+    for name in _imported:  # imported anew: each file depends on it, and the name may mean another file here
         sys.modules.pop(name, None)
-    _beside.clear()
+    _imported.clear()
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
@@ -56,12 +60,15 @@ def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
         raise Refused("KernelSourceError", f"{path} cannot be imported: {_where(error, path)}") from error
     finally:
         sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).is_relative_to(folder):
-                _beside.add(name)
-    _modules[str(path)] = (module, _digests({str(path), *(str(sys.modules[name].__file__) for name in _beside)}))
+        _imported.update(name for name in set(sys.modules) - before if _is_users(sys.modules[name]))
+    _modules[str(path)] = (module, _digests({str(path), *(str(sys.modules[name].__file__) for name in _imported)}))
     return _modules[str(path)]
+
+
+def _is_users(module: ModuleType) -> bool:
+    """Whether a module is the user's own: a file, and not of Python's, Triton's or another installed package."""
+    file = getattr(module, "__file__", None)
+    return bool(file) and not any(Path(str(file)).is_relative_to(folder) for folder in _INSTALLED)
 
 
 def _digests(files: Iterable[str]) -> dict[str, str]:
@@ -147,6 +154,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "scratch": _scratch_pointers(compiled, len(names) - len(constants)),
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
+        "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
 

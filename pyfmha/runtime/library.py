@@ -4,6 +4,8 @@ Needs nothing but ctypes; CUDA is the library's own business, from the first :me
 """
 
 import ctypes
+import math
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.manifest import Function as FunctionManifest
 from pyfmha.manifest import Manifest, parse_manifest, read_manifest
 
+_FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
 DEFAULT_LIBRARY = Path("aot_out") / "libpyfmha.so"
 
 
@@ -48,8 +51,9 @@ class Function:
         )
         self._last_error = _bind(cdll, "pyfmha_last_error", [], ctypes.c_char_p)
         self._types = types
-        # struct's smallest integer is a byte: values of 1-bit integers are compared apart.
-        self._bits = [index for index, entry in enumerate(types) if entry.bounds == (0, 1)]
+        # What struct does not refuse: 1-bit integers above 1, and floats that would become infinite.
+        self._narrow = [(i, 0.0, 1.0) for i, entry in enumerate(types) if entry.bounds == (0, 1)]
+        self._narrow += [(i, -_FLOAT_MAX, _FLOAT_MAX) for i, entry in enumerate(types) if entry.c == "float"]
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{kind} {name}" for name, kind in self.manifest.arguments)
@@ -93,8 +97,8 @@ class Function:
             packed = self.pack(stream, *arguments, algo_id)
         except (struct.error, OverflowError, TypeError) as error:
             raise self._refusal(stream, arguments, algo_id) from error
-        for index in self._bits:
-            if not 0 <= arguments[index] <= 1:
+        for index, low, high in self._narrow:
+            if not low <= arguments[index] <= high and math.isfinite(arguments[index]):
                 raise self._refusal(stream, arguments, algo_id)
         status = self.launch_packed(packed)
         if status:
@@ -129,10 +133,11 @@ class Function:
             ["stream", *names, "algo_id"], kinds, entries, [stream, *arguments, algo_id], strict=True
         ):
             wanted = "a number" if entry.kind == "float" else "an integer"
-            low, high = entry.bounds or (0, (1 << 64) - 1)
+            low, high = entry.bounds or ((-_FLOAT_MAX, _FLOAT_MAX) if entry.kind == "float" else (0, (1 << 64) - 1))
             try:
                 struct.pack(entry.format, value)
-                if entry.kind != "integer" or low <= value <= high:  # type: ignore[operator]  # it was packed: a number
+                number: float = value  # type: ignore[assignment]  # it was packed
+                if entry.c == "double" or low <= number <= high or not math.isfinite(number):
                     continue
             except (struct.error, OverflowError, TypeError):
                 if not isinstance(value, int) and not (entry.kind == "float" and isinstance(value, float)):
@@ -168,6 +173,7 @@ class Library:
         self.path = Path(path).resolve()
         if not self.path.is_file():
             raise LibraryError(f"no library at {path}; build it: pyfmha build")
+        _check_whole(self.path)
         try:
             self._cdll = ctypes.CDLL(str(self.path))
         except OSError as error:
@@ -217,6 +223,34 @@ class Library:
 
     def __repr__(self) -> str:
         return f"<Library {self.path}: {len(self)} functions for {', '.join(self.manifest.archs())}>"
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse an ELF file that ends before its contents do: the loader would map it, and the process die of SIGBUS.
+
+    Layout: System V ABI, "ELF Header" and "Program Header", 64 bits.
+
+    Raises:
+        LibraryError: it is cut short. What is no 64-bit ELF file at all is left to the loader to refuse.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(64)
+            if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+                return
+            segments, sections = struct.unpack_from("<QQ", head, 32)
+            segment_size, segment_count, section_size, section_count = struct.unpack_from("<HHHH", head, 54)
+            file.seek(segments)
+            table = file.read(segment_size * segment_count)
+    except OSError as error:
+        raise LibraryError(f"{path} cannot be read: {error}") from None
+    ends = [sections + section_size * section_count, segments + segment_size * segment_count]
+    for start in range(0, len(table) - 55, segment_size or 56):
+        offset, _, _, length = struct.unpack_from("<QQQQ", table, start + 8)
+        ends.append(offset + length)
+    if max(ends) > size:
+        raise LibraryError(f"{path} is cut short: it has {size} of {max(ends)} bytes; build it again: pyfmha build")
 
 
 def _bind(cdll: ctypes.CDLL, name: str, argtypes: list[Any], restype: Any = ctypes.c_int) -> Any:

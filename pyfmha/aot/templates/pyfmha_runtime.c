@@ -62,14 +62,17 @@ struct pyfmha_loaded {
  * is queued: an unload on another thread waits for it. Loading and unloading take the lock exclusively. */
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
 
-static _Thread_local char error_text[1024];
+/* Exported, so that the dynamic linker gives one to all libraries linked to a program: pyfmha_last_error() is the first
+ * library's there, and must know the others' failures too. */
+PYFMHA_EXPORT extern _Thread_local char pyfmha_error_text[1024];
+_Thread_local char pyfmha_error_text[1024];
 
-const char *pyfmha_last_error(void) { return error_text; }
+const char *pyfmha_last_error(void) { return pyfmha_error_text; }
 
 CUresult pyfmha_fail(CUresult status, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(error_text, sizeof error_text, format, arguments);
+  vsnprintf(pyfmha_error_text, sizeof pyfmha_error_text, format, arguments);
   va_end(arguments);
   return status;
 }
@@ -175,7 +178,7 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
     used += more > 0 ? (size_t)more : 0;
   }
   return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU,
-                     "%s holds code for %s, not for device %d, which is sm_%d; add it: pyfmha build --arch sm_%d (or pyfmha compile -t sm_%d)",
+                     "%s holds code for %s, not for device %d, which is sm_%d; where pyfmha serves that, add it: pyfmha build --arch sm_%d (or pyfmha compile -t sm_%d)",
                      kernel->name, held, device, capability, capability, capability);
 }
 
@@ -252,10 +255,10 @@ CUresult pyfmha_load(const char *function, pyfmha_kernel *const *kernels, size_t
   for (size_t i = 0; status == PYFMHA_SUCCESS && i < count; i++) {
     status = load_one(kernels[i], context, id);
     if (status != PYFMHA_SUCCESS) { /* all or none; the text keeps the cause, even where undoing fails too */
-      char cause[sizeof error_text];
-      memcpy(cause, error_text, sizeof cause);
+      char cause[sizeof pyfmha_error_text];
+      memcpy(cause, pyfmha_error_text, sizeof cause);
       while (i > 0) unload_one(kernels[--i], context, id);
-      memcpy(error_text, cause, sizeof cause);
+      memcpy(pyfmha_error_text, cause, sizeof cause);
       break;
     }
   }
@@ -287,11 +290,13 @@ static CUresult compute_grid(const char *name, const pyfmha_image *image, void *
   if (!image->grid(params, grid))
     return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the grid overflows 64 bits or divides by zero for these arguments", name);
   for (int i = 0; i < 3; i++) {
-    if (grid[i] < 0 || grid[i] > limits[i])
-      return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i],
-                         (long long)limits[i]);
+    if (grid[i] < 0) return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i], (long long)limits[i]);
     if (grid[i] == 0) *empty = true;
   }
+  for (int i = 0; i < 3 && !*empty; i++)
+    if (grid[i] > limits[i])
+      return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i],
+                         (long long)limits[i]);
   return PYFMHA_SUCCESS;
 }
 

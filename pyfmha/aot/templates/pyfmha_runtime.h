@@ -55,7 +55,8 @@ typedef struct {
   struct pyfmha_loaded *loaded; /* guarded by the runtime's lock */
 } pyfmha_kernel;
 
-/* Text of the last failure on this thread; "" where there was none. Valid until the thread's next failure. */
+/* Text of the last failure on this thread; "" where there was none. Valid until the thread's next failure. The text is
+ * shared by all libraries that a program is linked with; one that was opened with dlopen(RTLD_LOCAL) has its own. */
 PYFMHA_EXPORT const char *pyfmha_last_error(void);
 
 /* Record a failure's text and return its status. */
@@ -88,23 +89,28 @@ static inline int64_t pyfmha_mul(int64_t a, int64_t b, bool *bad) {
   *bad |= __builtin_mul_overflow(a, b, &result);
   return result;
 }
-static inline int64_t pyfmha_mod(int64_t a, int64_t b, bool *bad) {
-  if (b == 0 || b == -1) {
-    *bad |= b == 0;
-    return 0;
-  }
-  return a % b + ((a % b != 0 && (a < 0) != (b < 0)) ? b : 0);
-}
-/* Rounds toward minus infinity, so that a negative count is never taken for an empty grid. */
+/* C's own division and remainder, which round toward zero. */
 static inline int64_t pyfmha_div(int64_t a, int64_t b, bool *bad) {
   if (b == 0 || (a == INT64_MIN && b == -1)) {
     *bad = true;
     return 0;
   }
-  return a / b - ((a % b != 0 && (a < 0) != (b < 0)) ? 1 : 0);
+  return a / b;
+}
+static inline int64_t pyfmha_mod(int64_t a, int64_t b, bool *bad) {
+  if (b == 0 || b == -1) {
+    *bad |= b == 0;
+    return 0;
+  }
+  return a % b;
+}
+/* Rounds toward minus infinity. */
+static inline int64_t pyfmha_floordiv(int64_t a, int64_t b, bool *bad) {
+  const int64_t quotient = pyfmha_div(a, b, bad);
+  return *bad ? 0 : quotient - ((a % b != 0 && (a < 0) != (b < 0)) ? 1 : 0);
 }
 static inline int64_t pyfmha_cdiv(int64_t a, int64_t b, bool *bad) {
-  return pyfmha_sub(0, pyfmha_div(pyfmha_sub(0, a, bad), b, bad), bad);
+  return pyfmha_sub(0, pyfmha_floordiv(pyfmha_sub(0, a, bad), b, bad), bad);
 }
 static inline int64_t pyfmha_min(int64_t a, int64_t b, bool *bad) {
   (void)bad;

@@ -140,7 +140,7 @@ def _error_of(problem: Problem, out: Any) -> float:
     return relative_error(out.double().cpu().numpy(), problem.exact)
 
 
-def _jit_row(name: str, problem: Problem) -> Row:
+def _jit_row(name: str, problem: Problem, arch: str) -> Row:
     torch = _torch()
     if importlib.util.find_spec("triton") is None:
         raise _Missing("triton is not installed")
@@ -152,8 +152,7 @@ def _jit_row(name: str, problem: Problem) -> Row:
     found.loader.exec_module(module)
     kernel = getattr(module, KERNEL)
     member = Attention(config.dtype, config.head_size, config.causal)
-    with Device() as device:
-        tile = tile_for(config.dtype, config.head_size, device.arch, config.causal, member.precision)
+    tile = tile_for(config.dtype, config.head_size, arch, config.causal, member.precision)
     with _torch_tensors(torch, problem) as (tensors, stream):
         q = tensors[0]
         batch, heads, seq, size = q.shape
@@ -189,14 +188,19 @@ def _torch_row(name: str, problem: Problem, backend: str) -> Row:
         return Row(name, us, host, problem.flop() / us / 1e6, _error_of(problem, out))
 
 
-def rows_of(problem: Problem) -> Iterator[Row]:
-    """Every row; one that cannot be timed says why."""
+def rows_of(problem: Problem, device: Device) -> Iterator[Row]:
+    """Every row; one that cannot be timed says why.
+
+    Args:
+        problem: what to compute.
+        device: on which GPU; open, so that its context lives from the first row to the last.
+    """
     engine = problem.saved.path
     contenders: list[tuple[str, Callable[[str], Row]]] = [
         ("TensorRT, pyfmha's plugin", lambda name: _engine_row(name, problem, engine)),
         ("the same as a CUDA graph", lambda name: _engine_row(name, problem, engine, cuda_graph=True)),
         ("TensorRT's own attention layer", lambda name: _tensorrt_row(name, problem)),
-        ("Triton, compiled at run time", lambda name: _jit_row(name, problem)),
+        ("Triton, compiled at run time", lambda name: _jit_row(name, problem, device.arch)),
         *(
             (f"torch, {backend}", lambda name, backend=backend: _torch_row(name, problem, backend))  # type: ignore[misc]
             for backend in BACKENDS
@@ -248,8 +252,8 @@ def run_benchmark(problem: Problem, folder: Path) -> None:
     """Print the table and save it as ``benchmark.json`` and ``benchmark.png``."""
     with Device() as device:
         gpu = {"name": device.name, "arch": device.arch, "driver_cuda": device.driver_version}
+        rows = list(rows_of(problem, device))
     config = problem.saved.config
-    rows = list(rows_of(problem))
     title = f"{gpu['name']}, {config.dtype}, {'causal' if config.causal else 'full'}, {list(problem.exact.shape)}"
     print(f"\n{title}; TensorRT {problem.saved.tensorrt}\n{table_of(rows)}")
     results = {

@@ -16,10 +16,11 @@ from pyfmha.attention import KERNEL, Attention, kernel_path
 from pyfmha.runtime.device import Device, DeviceArray, Event, Stream
 from pyfmha.runtime.library import Library
 
-ABOVE_EMPTY_US = 4.0
-"""What ``enqueue`` may cost above an empty override: 6 us in all where that costs 2 us (issue 3)."""
-
 BUDGET_US = 6.0
+JIT_US = 22.0
+"""What ``enqueue`` may cost, stated for a host on which a launch by Triton's JIT costs JIT_US. Hosts differ by more
+than half, so a slower one is held to the same proportion."""
+
 SLOWER = 1.1
 """The same kernel and tile, so the plugin may be slower by noise and by another version of Triton only."""
 
@@ -153,14 +154,16 @@ def measure_host(report: Report, calls: Any, creator: Any, library: Library, dev
     cost, empty = host["enqueue_through_binding_us"], host["empty_override_through_binding_us"]
     for measured, value in list(host.items()):
         report.line(f"        {measured.removesuffix('_us'):36} {value:6.2f} us")
-    host["above_empty_override_us"] = cost - empty
+    jit = host.get("triton_jit_us", JIT_US)
+    allowed = max(BUDGET_US, BUDGET_US * jit / JIT_US)
+    host["above_empty_override_us"], host["allowed_us"] = cost - empty, allowed
     host["budget_us"], host["budget_met"] = BUDGET_US, cost <= BUDGET_US
     verdict = "met" if cost <= BUDGET_US else "NOT met"
     report.check(
-        f"{name}: at most {ABOVE_EMPTY_US:g} us above an empty override",
-        cost - empty <= ABOVE_EMPTY_US,
-        f"{cost - empty:.2f} us above; the issue's {BUDGET_US:g} us in all were {verdict}: {cost:.2f} us,"
-        f" of which an empty override is {empty:.2f} us",
+        f"{name}: at most {BUDGET_US:g} us, or {BUDGET_US / JIT_US:.2f} of a launch by Triton's JIT",
+        cost <= allowed,
+        f"{cost:.2f} us, of which an empty override is {empty:.2f} us; allowed here {allowed:.2f} us;"
+        f" the {BUDGET_US:g} us themselves were {verdict}",
     )
     device.synchronize()
     attached.close()

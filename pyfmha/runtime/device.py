@@ -52,6 +52,7 @@ class Device:
             raise DriverError(f"no GPU {ordinal}: the driver sees {count}", 101)
         self.ordinal = ordinal
         self._device = _call("cuDeviceGet", ordinal)
+        self._before = _call("cuCtxGetCurrent")
         self._context = _call("cuDevicePrimaryCtxRetain", self._device)
         self.make_current()
 
@@ -60,7 +61,13 @@ class Device:
         _call("cuCtxSetCurrent", self._context)
 
     def close(self) -> None:
-        """Give the primary context back; memory that still lives in it goes with its last user."""
+        """Give the primary context back; memory that still lives in it goes with its last user.
+
+        What was current on this thread before is current again: the context may be destroyed now, and nothing would
+        work in it.
+        """
+        if int(_call("cuCtxGetCurrent") or 0) == int(self._context):
+            _call("cuCtxSetCurrent", self._before)
         _call("cuDevicePrimaryCtxRelease", self._device)
 
     def __enter__(self) -> "Device":

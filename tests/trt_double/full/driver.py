@@ -75,6 +75,10 @@ def cuDevicePrimaryCtxRelease(device: int) -> tuple[int]:
     return (_c("cuDevicePrimaryCtxRelease_v2", device),)
 
 
+def cuCtxGetCurrent() -> tuple[int, int | None]:
+    return _out(ctypes.c_void_p, "cuCtxGetCurrent")
+
+
 def cuCtxSetCurrent(context: int | None) -> tuple[int]:
     return (_c("cuCtxSetCurrent", ctypes.c_void_p(context)),)
 

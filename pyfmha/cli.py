@@ -1,86 +1,148 @@
 """The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
 
-import functools
+import errno
+import io
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 import pyfmha
 from pyfmha.aot import Compiler, build, compile_kernel, link, make_spec
 from pyfmha.arch import ARCHS, Arch, parse_archs
 from pyfmha.attention import DTYPES, HEAD_SIZES, family, family_specs
 from pyfmha.errors import PyfmhaError, SpecError
-from pyfmha.report import audit_table, describe_functions, progress_bar
+from pyfmha.manifest import arch_for
+from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
 
+
+class _Console(Console):
+    """Leaves a reader that went away to :func:`_reporting`; rich would end with 1, which is for failed checks."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 # Piped output has no width of its own: a table cut to 80 columns would lose the names.
 WIDE = None if os.isatty(1) else 160
-console = Console(width=WIDE, highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = _Console(width=WIDE, highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Turn errors into one message and exit code 2, an interruption into 130, a reader that went away into 141."""
+    try:
+        yield
+    except BrokenPipeError:
+        _release_output()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (PyfmhaError, OSError) as error:
+        unwritten = _release_output()
+        message = str(error) if isinstance(error, PyfmhaError) else _in_words(error, unwritten)
+        with suppress(OSError):
+            errors.print(Text.assemble(("error:", "red"), " ", message))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            errors.print("interrupted; earlier output is as it was")
+        raise SystemExit(130) from None
+
+
+def _release_output() -> bool:
+    """Point standard output at nothing if it cannot be written: Python would fail at its end to write the rest."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):  # closed from the start, or a double
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _in_words(error: OSError, unwritten: bool) -> str:
+    """An operating system's error that nothing closer to it described."""
+    what = error.strerror or str(error)
+    if unwritten:
+        return f"the output cannot be written: {what}"
+    if error.filename is not None:
+        what = f"{os.fsdecode(error.filename)}: {what}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        folder = os.environ.get("TMPDIR") or "/tmp"
+        what += f" (for the output, or for a temporary file in {folder}; TMPDIR names another folder)"
+    return what
+
+
+class _Group(typer.core.TyperGroup):
+    """Reports what fails outside a command: in help or usage."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # paths need not be text in the output's encoding
+            sys.stdout.reconfigure(errors="backslashreplace")
+        with _reporting():
+            return super().main(*args, **kwargs)
+
+
 app = typer.Typer(
     name="pyfmha",
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Fused multi-head attention for TensorRT in pure Python: compile Triton kernels ahead of time, anywhere.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     add_completion=False,
 )
-_T = TypeVar("_T")
 
 
 class _Spread(typer.core.TyperCommand):
     """Lets one option take several values: ``--arch sm_80 sm_90`` is ``--arch sm_80 --arch sm_90``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        several = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
-        option = ""
+        name = ""
         for argument in args:
-            if argument in ("--arch", "--dtype", "--head-size"):
-                option = argument
-                spread += [argument]
-            elif argument.startswith("-"):
-                option = ""
+            if argument.startswith("-"):
+                name = argument.partition("=")[0]
                 spread += [argument]
             else:
-                spread += [option, argument] if option and spread[-1] != option else [argument]
+                spread += [name, argument] if name in several and spread[-1] != name else [argument]
         return super().parse_args(ctx, spread)
-
-
-def _reported(command: Callable[..., _T]) -> Callable[..., _T]:
-    """Turn pyfmha's errors into one message and exit code 2; an interruption into exit code 130."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> _T:
-        # A polite kill should clean up as Ctrl-C does.
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            return command(*args, **kwargs)
-        except PyfmhaError as error:
-            errors.print(f"[red]error:[/red] {escape(str(error))}")
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print("interrupted; earlier output is as it was")
-            raise typer.Exit(130) from None
-
-    return run
 
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _reported() -> Iterator[None]:
+    """A command's errors are reported, and a polite kill cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _reporting():
+        yield
+
+
+def _no_code(gpu: str, option: str) -> str:
+    return f"the GPU here is {gpu}, which pyfmha has no code for; give {option}, one or several of {', '.join(ARCHS)}"
+
+
 def _archs(asked: list[str] | None) -> tuple[Arch, ...]:
-    """The architectures asked for, else the GPU's.
+    """The architectures asked for, else the one whose code the GPU runs.
 
     Raises:
-        SpecError: none was asked for and there is no GPU, or the GPU's is not known.
+        SpecError: none was asked for and there is no GPU, or pyfmha has no code for it.
     """
     if asked:
         return parse_archs(asked)
@@ -90,15 +152,33 @@ def _archs(asked: list[str] | None) -> tuple[Arch, ...]:
             f"no architecture given and no GPU to take it from ({reason}); give one with -t, such as -t sm_90;"
             f" allowed: {', '.join(ARCHS)}"
         )
-    return parse_archs([device.arch])
+    served = arch_for(device.arch, ARCHS)
+    if served is None:
+        raise SpecError(_no_code(device.arch, "-t"))
+    return parse_archs([served])
 
 
-def default_archs() -> tuple[tuple[Arch, ...], str]:
-    """The GPU's architecture, or sm_80 and sm_90 where there is none, with the reason in words."""
+def default_archs(*, need_gpu_code: bool = True) -> tuple[tuple[Arch, ...], str]:
+    """The architecture whose code the GPU runs, or sm_80 and sm_90 where there is no GPU, with the reason in words.
+
+    Args:
+        need_gpu_code: whether a GPU that pyfmha has no code for is an error, or like none.
+
+    Raises:
+        SpecError: it is one, and it is that.
+    """
     device, reason = find_gpu()
     if device is not None:
-        return parse_archs([device.arch]), f"for {device.arch}, found here: {device.name}"
-    return parse_archs(["sm_80", "sm_90"]), f"for sm_80 and sm_90, since there is no GPU here ({reason})"
+        served = arch_for(device.arch, ARCHS)
+        if served is not None:
+            found = f"found here: {device.name}" + (f", which is {device.arch}" if served != device.arch else "")
+            return parse_archs([served]), f"for {served}, {found}"
+        if need_gpu_code:
+            raise SpecError(_no_code(device.arch, "--arch"))
+        why = f"pyfmha has no code for the GPU here, {device.name}, which is {device.arch}"
+    else:
+        why = f"there is no GPU here ({reason})"
+    return parse_archs(["sm_80", "sm_90"]), f"for sm_80 and sm_90, since {why}"
 
 
 Archs = Annotated[
@@ -120,7 +200,7 @@ Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler 
 
 
 @app.command("compile")
-@_reported
+@_reported()
 def compile_command(
     path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
     kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
@@ -174,11 +254,11 @@ def compile_command(
         )
         headers = compile_kernel(compiler, spec, archs, out_path or Path(spec.name), generic=generic, progress=progress)
     for header in headers:
-        console.print(str(header), soft_wrap=True)
+        console.print(str(header), markup=False, soft_wrap=True)
 
 
 @app.command("link")
-@_reported
+@_reported()
 def link_command(
     headers: Annotated[list[Path], typer.Argument(help="The .h files that compile wrote.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--out", help="Path of the results, without ending.")],
@@ -195,7 +275,7 @@ def link_command(
 
 
 @app.command("build", cls=_Spread)
-@_reported
+@_reported()
 def build_command(
     arch: Archs = None,
     dtype: Dtypes = None,
@@ -209,7 +289,7 @@ def build_command(
     """
     archs, why = (parse_archs(arch), "") if arch else default_archs()
     if why:
-        console.print(f"Building {why}.", soft_wrap=True)
+        console.print(f"Building {why}.", markup=False, soft_wrap=True)
     specs = family_specs(family(dtype or DTYPES, head_size or HEAD_SIZES))
     with progress_bar(errors, "compiling") as progress:
         result = build(specs, archs, out, jobs=jobs, progress=progress)
@@ -218,11 +298,12 @@ def build_command(
         if result.up_to_date
         else f"{result.compiled} compiled, {len(specs) * len(archs) - result.compiled} from the cache"
     )
-    console.print(f"{result.library}: {len(result.manifest.functions)} functions, {done}", soft_wrap=True)
+    summary = f"{result.library}: {len(result.manifest.functions)} functions, {done}"
+    console.print(summary, markup=False, soft_wrap=True)
 
 
 @app.command("inspect")
-@_reported
+@_reported()
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A library (.so) or a manifest (.json).")] = Path("aot_out/libpyfmha.so"),
 ) -> None:
@@ -230,11 +311,11 @@ def inspect_command(
     manifest = describe(path)
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(audit_table(manifest))
+    console.print(audit(manifest))
 
 
 @app.command("demo", cls=_Spread)
-@_reported
+@_reported()
 def demo_command(
     arch: Archs = None,
     dtype: Dtypes = None,
@@ -251,14 +332,14 @@ def demo_command(
     """
     from pyfmha.demo import run_demo
 
-    archs, why = (parse_archs(arch), "as asked") if arch else default_archs()
+    archs, why = (parse_archs(arch), "as asked") if arch else default_archs(need_gpu_code=False)
     members = family(dtype or DTYPES, head_size or [64])
     if not run_demo(console, members, archs, why, out, jobs):
         raise typer.Exit(1)
 
 
 @app.command("verify", cls=_Spread)
-@_reported
+@_reported()
 def verify_command(
     dtype: Dtypes = None,
     head_size: Annotated[int, typer.Option("--head-size", help="Of the engines.")] = 64,
@@ -274,6 +355,7 @@ def verify_command(
 
 
 @app.callback(invoke_without_command=True)
+@_reported()
 def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         console.print(f"pyfmha {pyfmha.__version__}")

@@ -4,14 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pyfmha.aot import build
 from pyfmha.arch import Arch
 from pyfmha.attention import Attention, family_specs
+from pyfmha.manifest import arch_for
 from pyfmha.reference import attention_float64, relative_error
-from pyfmha.report import audit_table, progress_bar
+from pyfmha.report import audit, progress_bar
 from pyfmha.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
 from pyfmha.runtime.device import Device, find_gpu
 from pyfmha.runtime.library import Library
@@ -93,7 +95,7 @@ def run_demo(
     """Do it all and print it; returns whether every check passed."""
     console.rule("1. Compile")
     sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
-    console.print(f"Attention kernels of head size {sizes}, {why}.", soft_wrap=True)
+    console.print(f"Attention kernels of head size {sizes}, {why}.", markup=False, soft_wrap=True)
     with progress_bar(console, "compiling") as progress:
         built = build(family_specs(members), archs, folder, jobs=jobs, progress=progress)
     console.print(
@@ -102,15 +104,14 @@ def run_demo(
         else f"{built.compiled} kernels compiled."
     )
     console.rule("2. Audit")
-    console.print(audit_table(built.manifest))
+    console.print(audit(built.manifest))
     console.rule("3. Load")
     library = Library(built.library)
-    console.print(
-        f"{library.path}: {len(library)} functions for {', '.join(library.manifest.archs())}.", soft_wrap=True
-    )
+    loaded = f"{library.path}: {len(library)} functions for {', '.join(library.manifest.archs())}."
+    console.print(loaded, markup=False, soft_wrap=True)
     console.rule("4. Run")
     device, where = _place(library)
-    console.print(where, soft_wrap=True)
+    console.print(where, markup=False, soft_wrap=True)
     checks = list(_checks(console, members, library, device))
     console.rule("5. Compare with float64")
     console.print(_table(checks, GPU_SHAPE if device is not None else CPU_SHAPE))
@@ -123,7 +124,7 @@ def _place(library: Library) -> tuple[Device | None, str]:
     """The GPU to run on, or None for the CPU, and a sentence that says which and why."""
     device, reason = find_gpu()
     held = library.manifest.archs()
-    if device is not None and device.arch in held:
+    if device is not None and arch_for(device.arch, held):
         where = "through the library, and again through the TensorRT plugin without an engine"
         return device, f"On the GPU, {where}: {reason}, {device.arch}."
     if device is not None:
@@ -143,10 +144,10 @@ def _checks(console: Console, members: Sequence[Attention], library: Library, de
 
 def _table(checks: Sequence[Check], shape: tuple[int, int, int]) -> Table:
     batch, heads, seq = shape
-    table = Table(title=f"batch {batch}, heads {heads}, seq {seq}; standard normal input")
-    for heading in ("function", "mask"):
-        table.add_column(heading)
-    for heading in ("relative error", "limit", "time, us", "TFLOP/s"):
+    title = f"Relative error at batch {batch}, heads {heads}, seq {seq}; standard normal input, causal unless full"
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("function", overflow="fold")
+    for heading in ("error", "limit", "us", "TFLOP/s"):
         table.add_column(heading, justify="right")
     table.add_column("plugin")
     table.add_column("")
@@ -156,7 +157,6 @@ def _table(checks: Sequence[Check], shape: tuple[int, int, int]) -> Table:
         flop = 4 * batch * heads * seq * seq * check.member.head_size * (0.5 if check.member.causal else 1)
         table.add_row(
             check.member.name,
-            "causal" if check.member.causal else "full",
             f"{check.error:.1e}",
             f"{check.limit:.0e}",
             "-" if time is None else f"{time:.1f}",

@@ -2,20 +2,22 @@
 
 Triton decides once, when it is imported, whether kernels are compiled or interpreted (``TRITON_INTERPRET=1``). So
 there are two ways in: :func:`run_interpreted` for a process that interprets, and :func:`run_in_subprocess` for any
-other, which hands the work to ``python -m pyfmha.interpreter``.
+other, which hands the work to a Python process of its own.
 
 Triton's interpreter gets bfloat16 wrong; while a kernel runs here, :func:`pyfmha.bfloat16.exact_bfloat16` mends that.
 """
 
-import functools
+import importlib
 import importlib.util
 import json
+import operator
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyfmha.bfloat16 import exact_bfloat16
-from pyfmha.errors import InterpreterError, KernelSourceError, PyfmhaError
+from pyfmha.errors import InterpreterError, KernelSourceError, OutputError, PyfmhaError
 
 Array = npt.NDArray[Any]
 
@@ -106,7 +108,9 @@ def run_interpreted(
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             kernel[grid](**given)
-        except Exception as error:  # whatever a kernel raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a kernel raises, SystemExit included
             raise InterpreterError(f"{kernel_name} failed under the interpreter: {error}") from error
 
 
@@ -119,7 +123,12 @@ def run_in_subprocess(
     *,
     python: str = sys.executable,
 ) -> None:
-    """As :func:`run_interpreted`, in a fresh process of ``python``, whatever this process did with Triton."""
+    """As :func:`run_interpreted`, in a fresh process of ``python``, whatever this process did with Triton.
+
+    Raises:
+        InterpreterError, KernelSourceError: as there; or an argument or constant cannot be handed to another process.
+        OutputError: the temporary folder, which hands the arrays over, cannot be written.
+    """
     arrays: dict[str, Array] = {}
     described: dict[str, Any] = {}
     for name, value in args.items():
@@ -131,31 +140,91 @@ def run_in_subprocess(
             arrays[key] = value.array
             described[name] = {"array": key, "dtype": value.dtype, "offset": value.offset}
         else:
-            described[name] = value.item() if isinstance(value, np.generic) else value
-    job = {"path": os.path.abspath(path), "kernel": kernel_name, "grid": list(grid), "args": described,
-           "constexprs": dict(constexprs or {})}  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="pyfmha-") as folder:
-        Path(folder, "job.json").write_text(json.dumps(job))
-        np.savez(Path(folder, "in.npz"), **arrays)  # type: ignore[arg-type]  # numpy's stub misreads **
-        parent = str(Path(__file__).resolve().parents[1])
-        search = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}
-        done = subprocess.run([python, "-m", "pyfmha.interpreter", folder], env=environment, capture_output=True,
-                              text=True, check=False)  # fmt: skip
-        failure = Path(folder, "error.json")
-        if failure.exists():
-            kind, message = json.loads(failure.read_text())
-            raise (KernelSourceError if kind == "KernelSourceError" else InterpreterError)(message)
-        if done.returncode != 0:
-            raise InterpreterError(f"the interpreter's process ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        with np.load(Path(folder, "out.npz")) as results:
-            for key, array in arrays.items():
-                if array.flags.writeable:
-                    array[...] = results[key]
+            described[name] = _plain(value, int | float, f"argument {name}", "an array, a Tensor or a number")
+    constants = {
+        name: _plain(value, int | float | str | None, f"constant {name}", "a number, a text or None")
+        for name, value in (constexprs or {}).items()
+    }
+    try:
+        sizes = [operator.index(size) for size in grid]
+    except TypeError:
+        raise InterpreterError(f"grid is {grid!r}: pass one to three integers") from None
+    job = {"path": os.path.abspath(path), "kernel": kernel_name, "grid": sizes, "args": described,
+           "constexprs": constants}  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory(prefix="pyfmha-") as folder:
+            Path(folder, "job.json").write_text(json.dumps(job))
+            np.savez(Path(folder, "in.npz"), **arrays)  # type: ignore[arg-type]  # numpy's stub misreads **
+            _run_worker(python, Path(folder))
+            with np.load(Path(folder, "out.npz")) as results:
+                for key, array in arrays.items():
+                    if array.flags.writeable:
+                        array[...] = results[key]
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(_NO_FOLDER.format(error)) from error
 
 
-def _worker(folder: Path) -> int:
-    """The other side of :func:`run_in_subprocess`."""
+def _plain(value: object, kinds: Any, what: str, wanted: str) -> Any:
+    """A value that JSON holds; numpy's numbers become Python's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, kinds):
+        raise InterpreterError(f"{what} is a {type(value).__name__}: pass {wanted}")
+    return value
+
+
+_NO_FOLDER = (
+    "the interpreter's arrays cannot go through a temporary folder: {} (is the disk full? TMPDIR names another folder)"
+)
+
+# Not `-m`: that would look for every module in the current folder first, whatever lies there.
+_START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.interpreter import main; main()"
+
+
+def _run_worker(python: str, folder: Path) -> None:
+    """Run the job in ``folder``; raises where it leaves no result there."""
+    parent = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}
+    command = [python, "-c", _START, str(folder)]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise InterpreterError(f"{python} does not start: {error.strerror}") from None
+    kind = message = ""
+    with suppress(OSError, ValueError):  # not there, or the disk was too full for it
+        kind, message = json.loads((folder / "error.json").read_text())
+    if kind:
+        known: dict[str, type[PyfmhaError]] = {e.__name__: e for e in (KernelSourceError, OutputError)}
+        raise known.get(kind, InterpreterError)(message)
+    if done.returncode != 0 or not (folder / "out.npz").is_file():
+        said = done.stderr[-2000:].strip() or "nothing"
+        raise InterpreterError(
+            f"the interpreter's process ended with {done.returncode}, without a result; it said:\n{said}"
+        )
+
+
+def main() -> None:
+    """The other side of :func:`run_in_subprocess`: does the job in the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    try:
+        try:
+            _work(folder)
+        except OSError as error:
+            raise OutputError(_NO_FOLDER.format(error)) from error
+    except PyfmhaError as error:
+        sys.stderr.write(f"{error}\n")
+        with suppress(OSError):
+            (folder / "out.npz").unlink(missing_ok=True)  # half of it fills the disk
+            (folder / "error.json").write_text(json.dumps([type(error).__name__, str(error)]))
+        raise SystemExit(1) from None
+
+
+def _work(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     with np.load(folder / "in.npz") as stored:
         arrays = {key: stored[key] for key in stored.files}
@@ -163,13 +232,8 @@ def _worker(folder: Path) -> int:
         name: Tensor(arrays[value["array"]], value["dtype"], value["offset"]) if isinstance(value, dict) else value
         for name, value in job["args"].items()
     }
-    try:
-        run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, job["constexprs"])
-    except PyfmhaError as error:
-        (folder / "error.json").write_text(json.dumps([type(error).__name__, str(error)]))
-        return 1
+    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, job["constexprs"])
     np.savez(folder / "out.npz", **arrays)
-    return 0
 
 
 _WRONG_MODE = (
@@ -196,27 +260,69 @@ def _interpreter_module() -> Any:
 
 def _load_kernel(path: Path, kernel_name: str) -> Any:
     try:
-        stat = path.stat()
+        with path.open("rb"):
+            module = _load_module(path.resolve())
     except OSError as error:
         raise KernelSourceError(f"cannot read {path}: {error.strerror}") from error
-    module = _load_module(path.resolve(), stat.st_mtime_ns, stat.st_size)
     if not hasattr(module, kernel_name):
         raise KernelSourceError(f"{path} has no kernel {kernel_name!r}")
     return getattr(module, kernel_name)
 
 
-@functools.lru_cache(maxsize=32)
-def _load_module(path: Path, mtime: int, size: int) -> Any:
-    """The imported file; once per version of it, since Triton keeps every kernel it has ever rewritten."""
+# By path: what the file and those beside it that it imports were like, and the module. One is made only where they
+# changed, since Triton keeps every kernel it has ever rewritten.
+_modules: dict[Path, tuple[dict[str, tuple[int, int]], Any]] = {}
+
+
+def _load_module(path: Path) -> Any:
+    if path in _modules and all(_state(file) == state for file, state in _modules[path][0].items()):
+        return _modules[path][1]
     spec = importlib.util.spec_from_file_location(f"_interpreted_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise KernelSourceError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a kernel file raises
-        raise KernelSourceError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    files = {str(path): _state(str(path))}
+    with _importing_beside(path.parent, files):
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a kernel file raises, SystemExit included
+            del sys.modules[spec.name]
+            raise KernelSourceError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    _modules[path] = files, module
     return module
+
+
+@contextmanager
+def _importing_beside(folder: Path, files: dict[str, tuple[int, int]]) -> Iterator[None]:
+    """Let a kernel file import what lies beside it, as a script may, and note that in ``files``.
+
+    What it finds there is its own: the same name may mean another file to the next kernel.
+    """
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the kernel file took it off
+            sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file, top = getattr(sys.modules[name], "__file__", None), name.partition(".")[0]
+            own = top not in before and (folder / top, folder / f"{top}.py")
+            if file and own and (Path(file) == own[1] or own[0] in Path(file).parents):
+                files[file] = _state(file)
+                del sys.modules[name]
+
+
+def _state(file: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _as_tensor(array: Array) -> Tensor:
@@ -290,7 +396,3 @@ class _Pointer:
 
     def copy_(self, _: Any) -> None:
         """Nothing to copy back: the kernel wrote to the array itself."""
-
-
-if __name__ == "__main__":
-    sys.exit(_worker(Path(sys.argv[1])))

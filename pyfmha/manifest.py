@@ -5,11 +5,14 @@ and a pair that does not belong together is noticed.
 """
 
 import json
-from collections.abc import Iterator
+import re
+import reprlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
 
 SCHEMA = 1
@@ -113,6 +116,22 @@ class Manifest:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
 
 
+def arch_for(gpu: str, held: Iterable[str]) -> str | None:
+    """The architecture, of those held, whose code a GPU of architecture ``gpu`` runs; None where there is none.
+
+    Its own, else the newest before it of the same major capability, unless that is exact: sm_87 runs code for sm_86.
+    """
+
+    def capability(arch: str) -> int:
+        return int(arch.removeprefix("sm_"))
+
+    def runs(arch: str) -> bool:
+        older = capability(arch) // 10 == capability(gpu) // 10 and capability(arch) <= capability(gpu)
+        return arch == gpu or (older and arch in ARCHS and not ARCHS[arch].exact)
+
+    return max(filter(runs, held), key=capability, default=None)
+
+
 def parse_manifest(text: str, origin: str) -> Manifest:
     """Read a manifest.
 
@@ -125,13 +144,15 @@ def parse_manifest(text: str, origin: str) -> Manifest:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin} is not JSON ({error}); build it again: pyfmha build") from None
     if not isinstance(data, dict) or "schema" not in data:
         raise ManifestError(f"{origin} is not a pyfmha manifest: it has no schema version")
-    if data["schema"] != SCHEMA:
+    schema = data["schema"]
+    if type(schema) is not int or schema != SCHEMA:  # True and 1.0 are equal to 1
         raise ManifestError(
-            f"{origin} has schema version {data['schema']!r}, this pyfmha reads {SCHEMA}; build it again: pyfmha build"
+            f"{origin} has schema version {reprlib.repr(schema)}, this pyfmha reads {SCHEMA};"
+            " build it again: pyfmha build"
         )
     try:
         return Manifest(
@@ -160,25 +181,49 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def text_from_data(value: object) -> str:
-    """A text from parsed JSON; raises TypeError where it is none."""
-    if not isinstance(value, str):
-        raise TypeError(f"text expected, got {value!r}")
+    """A text of printable ASCII from parsed JSON; raises TypeError where it is none."""
+    if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+        raise TypeError(f"text expected, got {reprlib.repr(value)}")
+    return value
+
+
+def _user_text(value: object) -> str:
+    """As :func:`text_from_data`, for what holds names of the user's own, which Python does not confine to ASCII."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise TypeError(f"text expected, got {reprlib.repr(value)}")
     return value
 
 
 def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"a count expected, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise TypeError(f"a count expected, got {reprlib.repr(value)}")
+    return value
+
+
+def _arch(value: object) -> str:
+    arch = text_from_data(value)
+    if not re.fullmatch(r"sm_[0-9]{1,4}", arch):
+        raise ValueError(f"an architecture expected, such as sm_90, got {reprlib.repr(arch)}")
+    return arch
+
+
+def _constants(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"constants by name expected, got {reprlib.repr(value)}")
+    for name, constant in value.items():
+        _user_text(name)
+        if not isinstance(constant, int | float | bool | str | None):
+            raise TypeError(f"a constant expected for {name}, got {reprlib.repr(constant)}")
     return value
 
 
 def _image(data: dict[str, Any]) -> Image:
     return Image(
-        arch=text_from_data(data["arch"]),
-        constants=dict(data["constants"]),
+        arch=_arch(data["arch"]),
+        constants=_constants(data["constants"]),
         num_warps=_number(data["num_warps"]),
         num_stages=_number(data["num_stages"]),
-        grid=tuple(text_from_data(part) for part in data["grid"]),
+        grid=tuple(_user_text(part) for part in data["grid"]),
         registers=_number(data["registers"]),
         spilled=_number(data["spilled"]),
         shared=_number(data["shared"]),

@@ -1,42 +1,44 @@
-"""Tables for people: what a library holds, and how results compare."""
+"""What people read of a library: what it holds, and how its build proceeds."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
 from pyfmha.aot.build import Progress as ProgressCallback
-from pyfmha.manifest import Manifest
+from pyfmha.manifest import Image, Manifest
+
+_AUDIT = ("arch", "regs", "spill B", "shared B", "limit B", "KB", "ptxas")
 
 
-def audit_table(manifest: Manifest) -> Table:
-    """One row a variant and architecture: registers, spills, shared memory against the limit, size."""
-    table = Table(
-        title=f"Library {manifest.build_id[:12]}, built by pyfmha {manifest.pyfmha} and Triton {manifest.triton}"
-    )
-    table.add_column("variant", overflow="fold")
-    table.add_column("algo", justify="right")
-    table.add_column("arch")
-    for heading in ("registers", "spilled, bytes", "shared memory, bytes", "limit", "code, KB"):
-        table.add_column(heading, justify="right")
-    table.add_column("ptxas")
-    for _, algo_id, variant in manifest.variants():
-        for image in variant.images:
-            spilled = f"[red]{image.spilled}[/red]" if image.spilled else "0"
-            table.add_row(
-                variant.name,
-                str(algo_id),
-                image.arch,
-                str(image.registers),
-                spilled,
-                str(image.shared),
-                str(image.shared_limit),
-                f"{image.size / 1024:.0f}",
-                image.ptxas,
-            )
-    return table
+def audit(manifest: Manifest) -> Text:
+    """Every variant with a line an architecture: registers, bytes spilled and of shared memory, its limit, code size.
+
+    It is text, not markup, and fits a terminal of 80 columns.
+    """
+    variants = list(manifest.variants())
+    rows = [[_audited(image) for image in variant.images] for _, _, variant in variants]
+    cells = [_AUDIT, *(row for images in rows for row in images)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: tuple[str, ...]) -> str:
+        inner = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
+        return "  ".join([f"  {row[0].ljust(widths[0])}", *inner, row[-1]])
+
+    text = Text(f"Library {manifest.build_id[:12]}, built by pyfmha {manifest.pyfmha} and Triton {manifest.triton}\n")
+    text.append(line(_AUDIT), "bold")
+    for (_, algo_id, variant), images in zip(variants, rows, strict=True):
+        text.append(f"\n{variant.name}, algo {algo_id}")
+        for image, row in zip(variant.images, images, strict=True):
+            text.append("\n").append(line(row), "red" if image.spilled else "")
+    return text
+
+
+def _audited(image: Image) -> tuple[str, ...]:
+    counts = (image.registers, image.spilled, image.shared, image.shared_limit)
+    return (image.arch, *map(str, counts), f"{image.size / 1024:.0f}", image.ptxas)
 
 
 def describe_functions(manifest: Manifest) -> Iterator[str]:
@@ -53,7 +55,7 @@ def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
     """A progress bar fed by a builder's callback."""
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
-        *columns, TextColumn("{task.fields[latest]}"), console=console, transient=not console.is_terminal
+        *columns, TextColumn("{task.fields[latest]}", markup=False), console=console, transient=not console.is_terminal
     ) as bar:
         task = bar.add_task(title, total=None, latest="")
 

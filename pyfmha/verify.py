@@ -144,6 +144,7 @@ def run_verify(console: Console, dtypes: Sequence[str] = DTYPES, head_size: int 
         f" {device.name} ({device.arch}), driver for CUDA {device.driver_version};"
         f" library {library.manifest.build_id[:12]} for {', '.join(library.manifest.archs())},"
         f" Triton {library.manifest.triton}",
+        markup=False,
         soft_wrap=True,
     )
     device.close()

@@ -10,7 +10,7 @@ import pytest
 from numpy.random import default_rng
 
 from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
-from pyfmha.errors import InterpreterError, KernelSourceError
+from pyfmha.errors import InterpreterError, KernelSourceError, OutputError
 from pyfmha.interpreter import Tensor, run_in_subprocess, run_interpreted
 
 KERNELS = """
@@ -180,3 +180,104 @@ def test_a_process_that_compiles_is_refused_and_has_the_other_way(kernels: Path,
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False,
                           cwd=Path(__file__).resolve().parents[1])  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("run", [run_interpreted, run_in_subprocess])
+@pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "raise SystemExit('enough')", "raise BaseException"])
+def test_a_file_that_ends_its_process_is_an_error(tmp_path: Path, run, leave: str) -> None:
+    (tmp_path / "leaves.py").write_text(leave)
+    with pytest.raises(KernelSourceError, match=r"leaves.py cannot be imported: (SystemExit|BaseException)"):
+        run(tmp_path / "leaves.py", "grid", (1,), {"X": np.zeros(1, np.int32)})
+
+
+def test_a_process_that_ends_without_a_word_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "vanishes.py").write_text("import os; os._exit(0)")
+    with pytest.raises(InterpreterError, match="ended with 0, without a result"):
+        run_in_subprocess(tmp_path / "vanishes.py", "grid", (1,), {"X": np.zeros(1, np.int32)})
+    with pytest.raises(InterpreterError, match="no-such-python does not start: No such file"):
+        run_in_subprocess(tmp_path / "vanishes.py", "grid", (1,), {}, python="no-such-python")
+
+
+def kernel_beside(folder: Path, value: int) -> Path:
+    """A kernel file that imports a constant from the file beside it, and has a dataclass."""
+    folder.mkdir(exist_ok=True)
+    (folder / "beside.py").write_text(f"import triton.language as tl\nVALUE = tl.constexpr({value})\n")
+    (folder / "uses.py").write_text(
+        textwrap.dedent("""
+        from __future__ import annotations
+        from dataclasses import dataclass
+        import triton
+        import triton.language as tl
+        from beside import VALUE
+
+        @dataclass
+        class Settings:
+            size: int = 1
+
+        @triton.jit
+        def put(X):
+            tl.store(X, VALUE)
+    """)
+    )
+    return folder / "uses.py"
+
+
+@pytest.mark.parametrize("run", [run_interpreted, run_in_subprocess])
+def test_a_kernel_may_import_what_lies_beside_it(tmp_path: Path, run) -> None:
+    x = np.zeros(1, np.int32)
+    path, modules = list(sys.path), set(sys.modules)
+    for folder, value in (("one", 7), ("two", 8), ("one", 7), ("one", 1234)):
+        run(kernel_beside(tmp_path / folder, value), "put", (1,), {"X": x})
+        assert x[0] == value
+    assert sys.path == path
+    assert {name for name in set(sys.modules) - modules if "beside" in name} == set()
+
+
+def test_files_in_the_current_folder_are_not_imported(
+    kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "json", "numpy", "triton"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    x = np.zeros(2, np.int32)
+    run_in_subprocess(kernels, "grid", (2,), {"X": x})
+    assert x.tolist() == [0, 1]
+
+
+def test_what_another_process_cannot_be_given_is_refused(kernels: Path) -> None:
+    x = np.zeros(2, np.int32)
+    with pytest.raises(InterpreterError, match="argument X is a object: pass an array, a Tensor or a number"):
+        run_in_subprocess(kernels, "grid", (1,), {"X": object()})  # type: ignore[dict-item]
+    with pytest.raises(InterpreterError, match="constant BLOCK is a complex: pass a number, a text or None"):
+        run_in_subprocess(kernels, "scale", (1,), {"X": x}, {"BLOCK": 1j})  # type: ignore[dict-item]
+    with pytest.raises(InterpreterError, match="grid is"):
+        run_in_subprocess(kernels, "grid", (1.5,), {"X": x})  # type: ignore[arg-type]
+    run_in_subprocess(kernels, "grid", (np.int64(2),), {"X": x})
+    assert x.tolist() == [0, 1]
+
+
+def test_a_full_temporary_folder_is_an_error(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OutputError, match=r"temporary folder: .*No space left on device.* TMPDIR"):
+        run_in_subprocess(kernels, "grid", (1,), {"X": np.zeros(1, np.int32)})
+
+
+def test_a_result_that_finds_no_room_is_an_error(tmp_path: Path) -> None:
+    # The limit on file sizes stands for a disk that is full by the time the result is written.
+    (tmp_path / "fills.py").write_text(
+        "import resource, triton\nresource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))\n"
+        "@triton.jit\ndef nothing(X):\n    pass\n"
+    )
+    with pytest.raises(OutputError, match=r"temporary folder: .*File too large"):
+        run_in_subprocess(tmp_path / "fills.py", "nothing", (1,), {"X": np.zeros(1000, np.int32)})
+
+
+def test_no_room_even_for_the_error_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "fills.py").write_text(
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\nraise ValueError('on purpose')\n"
+    )
+    with pytest.raises(InterpreterError, match="on purpose"):
+        run_in_subprocess(tmp_path / "fills.py", "nothing", (1,), {"X": np.zeros(1000, np.int32)})

@@ -8,8 +8,9 @@ from helpers import CLibrary
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
-from pyfmha.manifest import SCHEMA, Manifest, parse_manifest, read_manifest
+from pyfmha.manifest import SCHEMA, Manifest, arch_for, parse_manifest, read_manifest
 
 EMPTY = Manifest("id", "0", "3", ())
 
@@ -117,3 +118,87 @@ def test_a_damaged_value_is_refused_or_read_as_valid_but_never_crashes(
     except ManifestError:
         return
     assert parse_manifest(read.to_json(), "again") == read
+
+
+DAMAGED = {
+    "markup is text": ("pyfmha", "0[/b]", None),
+    "lone surrogate": ("triton", "\ud800", "text expected"),
+    "control character": ("triton", "3\x1b[2J", "text expected"),
+    "not ASCII": ("build_id", "é", "text expected"),
+    "nested schema": ("schema", [[[[[[[[1]]]]]]]], "schema version"),
+    "true is not 1": ("schema", True, "schema version True"),
+    "1.0 is not 1": ("schema", 1.0, "schema version 1.0"),
+    "surrogate in schema": ("schema", "\ud800", "schema version"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_text_and_schema_are_checked(case: str) -> None:
+    key, value, message = DAMAGED[case]
+    text = json.dumps({**json.loads(EMPTY.to_json()), key: value})
+
+    if message is None:
+        assert getattr(parse_manifest(text, "some/file"), key) == value
+        return
+    with pytest.raises(ManifestError, match=message) as caught:
+        parse_manifest(text, "some/file")
+    str(caught.value).encode()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", 10**400),
+        ("size", 1 << 63),
+        ("registers", True),
+        ("arch", "x"),
+        ("arch", "sm_"),
+        ("arch", "sm_٣"),
+        ("arch", "sm_90\n"),
+        ("arch", "sm_" + "9" * 5000),
+        ("constants", [["N", 1]]),
+        ("constants", {"N": [1]}),
+        ("grid", ["\ud800", "1", "1"]),
+        ("ptxas", "13\n4"),
+    ],
+)
+def test_what_an_image_holds_is_checked(manifest: Manifest, key: str, value: object) -> None:
+    content = json.loads(manifest.to_json())
+    content["functions"][0]["algorithms"][0][0]["images"][0][key] = value
+
+    with pytest.raises(ManifestError, match="some/file is damaged"):
+        parse_manifest(json.dumps(content), "some/file")
+
+
+def test_names_of_the_users_own_need_not_be_ascii(manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json())
+    image = content["functions"][0]["algorithms"][0][0]["images"][0]
+    image["constants"], image["grid"] = {"GRÖSSE": 64}, ["n // GRÖSSE", "1", "1"]
+
+    assert parse_manifest(json.dumps(content), "some/file").to_json() == json.dumps(content, indent=1) + "\n"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": ' + '{"a":' * 100_000, "9" * 5000])
+def test_text_too_deep_or_large_to_read_is_refused(text: str) -> None:
+    with pytest.raises(ManifestError, match="some/file is not"):
+        parse_manifest(text, "some/file")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "runs"),
+    [
+        ("sm_80", "sm_80"),
+        ("sm_86", "sm_86"),
+        ("sm_87", "sm_86"),
+        ("sm_88", "sm_86"),
+        ("sm_89", "sm_89"),
+        ("sm_90", "sm_90"),
+        ("sm_75", None),
+        ("sm_103", None),
+        ("sm_121", None),
+    ],
+)
+def test_the_code_that_a_gpu_runs(gpu: str, runs: str | None) -> None:
+    assert arch_for(gpu, ARCHS) == runs
+    assert arch_for(gpu, ["sm_90", "sm_80"]) == (gpu if gpu == "sm_90" else "sm_80" if gpu.startswith("sm_8") else None)

@@ -235,5 +235,5 @@ def _current(folder: Path, stamp: str) -> Manifest | None:
         manifest = read_manifest(folder / MANIFEST_NAME)
         complete = all((folder / "c" / f"{variant.name}.c").is_file() for _, _, variant in manifest.variants())
         return manifest if complete else None
-    except (OSError, ValueError, KeyError, TypeError, ManifestError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ManifestError):
         return None

@@ -60,7 +60,7 @@ class Cache:
             if _entry_digest(key, entry["cubin"]) != entry["sha256"]:
                 return None
             cubin = Cubin.from_record(entry["cubin"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         folder = spec.source.resolve().parent
         current = all(_digest(folder / name) == digest for name, digest in cubin.dependencies.items())

@@ -40,6 +40,10 @@ def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
     """Import a kernel file; also returns the SHA-256 of it and of the files it imports, those installed left out."""
     if str(path) in _modules and _digests(_modules[str(path)][1]) == _modules[str(path)][1]:
         return _modules[str(path)]
+    # Before the kernel file does: where Triton lies outside the usual folders, its modules would count as the user's.
+    import triton.experimental.gluon
+    import triton.language  # noqa: F401
+
     linecache.checkcache()  # Triton reads a kernel's source through it, and the file may have changed since
     folder = path.parent
     for name in _imported:  # imported anew: each file depends on it, and the name may mean another file here

@@ -137,8 +137,9 @@ class _Worker:
 
     def _read_stderr(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said = [*self.said[-40:], line]
+        with suppress(ValueError):  # closed by stop(), where an assembler outlived the process and held it open
+            for line in self.process.stderr:
+                self.said = [*self.said[-40:], line]
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -165,6 +166,7 @@ class _Worker:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._reader.join(timeout=5)  # it ends with the process; closing what it still reads would raise there
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with suppress(BrokenPipeError):  # what was still to be written has no reader any more

@@ -225,7 +225,7 @@ class Loops:
         for name in ("enqueue_many", "shape_change_many", "launch_many"):
             getattr(self._c, name).restype = ctypes.c_double
 
-    def _best(self, name: str, *arguments: Any, count: int = 200, rounds: int = 15) -> float:
+    def _best(self, name: str, *arguments: Any, count: int = 200, rounds: int = 60) -> float:
         times = []
         for _ in range(rounds):
             times.append(float(getattr(self._c, name)(*arguments, count)))

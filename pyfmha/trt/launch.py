@@ -1,16 +1,18 @@
 """A launch with everything but its pointers prepared, and the hold on a function's machine code that it needs."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyfmha.errors import PluginError, PyfmhaError
+from pyfmha.errors import LaunchError, PluginError, PyfmhaError
 from pyfmha.runtime.library import Function
 from pyfmha.trt.current import Context, current_context, made_current
 from pyfmha.trt.failures import LOGGER
 
-Launch = Callable[[int, int, int, int, int, int], int]
-"""``launch(stream, out, workspace, q, k, v)``, all integers; returns the ``CUresult``."""
+Enqueue = Callable[[Any, Any, Sequence[int], Sequence[int], int, int], None]
+"""``enqueue(input_desc, output_desc, inputs, outputs, workspace, stream)``, as TensorRT calls it."""
+
+FailedCall = Callable[[], Callable[[Exception], Exception] | None]
 
 _ALIGNMENT = 16  # of each part of the workspace: what the hinted variants ask of a pointer
 
@@ -25,22 +27,43 @@ def workspace_bytes(rows: int) -> int:
     return statistics_bytes(rows) + 4 * rows
 
 
-def bind(function: Function, batch: int, num_heads: int, seq: int, scale: float, algo_id: int) -> Launch:
-    """Prepare a launch: what it returns packs the pointers with the rest and calls C once."""
+def bind(
+    function: Function, batch: int, num_heads: int, seq: int, scale: float, algo_id: int, failed: FailedCall
+) -> Enqueue:
+    """Prepare a launch: what it returns is the plugin's ``enqueue`` for one shape, and all that runs in it.
+
+    It packs the pointers with the rest and calls C once, without another call in Python between.
+
+    Args:
+        function: what to launch, loaded.
+        batch, num_heads, seq, scale, algo_id: its arguments beside the pointers.
+        failed: a weak reference to what makes of an exception the one to raise.
+    """
     pack, launch_packed = function.pack, function.launch_packed
     rows = batch * num_heads * seq
     offset, needed = statistics_bytes(rows), workspace_bytes(rows)
 
-    def launch(stream: int, out: int, workspace: int, q: int, k: int, v: int) -> int:
-        if not workspace and needed:
-            raise PluginError(
-                f"TensorRT gave no workspace, {needed} bytes are needed: get_workspace_size failed or was not asked"
+    def enqueue(
+        input_desc: Any, output_desc: Any, inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int
+    ) -> None:
+        try:
+            q, k, v = inputs
+            if not workspace and needed:
+                raise PluginError(
+                    f"TensorRT gave no workspace, {needed} bytes are needed: get_workspace_size failed or was not asked"
+                )
+            m = workspace + offset
+            status = launch_packed(
+                pack(stream, outputs[0], workspace, m, q, k, v, scale, batch, num_heads, seq, algo_id)
             )
-        m = workspace + offset
-        status: int = launch_packed(pack(stream, out, workspace, m, q, k, v, scale, batch, num_heads, seq, algo_id))
-        return status
+            if status:
+                function.check(status, LaunchError)
+        except Exception as error:
+            report = failed()
+            assert report is not None, "called on a plugin that is gone"
+            raise report(error) from error
 
-    return launch
+    return enqueue
 
 
 class Hold:

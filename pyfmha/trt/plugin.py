@@ -8,16 +8,17 @@ ignored and only an exception is a failure; an exception in ``get_workspace_size
 ``supports_format_combination`` for False.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pyfmha.errors import LaunchError, PluginError, PyfmhaError
+from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.runtime.library import Library
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, Problem, Stored, stored_fields
-from pyfmha.trt.launch import Hold, Launch, bind, release_when_collected, workspace_bytes
+from pyfmha.trt.launch import Enqueue, Hold, bind, release_when_collected, workspace_bytes
 from pyfmha.trt.shapes import (
     INPUTS,
     OUTPUTS,
@@ -83,7 +84,7 @@ class PluginBehaviour:
         self.tactic: Tactic = self._tactics[0]
         self._workspace_failure: PyfmhaError | None = None
         self._shape: tuple[int, int] | None = None
-        self._launch: Launch | None = None
+        self._launch: Enqueue | None = None
         self._hold: Hold | None = None
         self.plugin_name = NAME
         self.plugin_version = VERSION
@@ -120,7 +121,7 @@ class PluginBehaviour:
 
     def destroy(self) -> None:
         """Give the loaded code back; harmless when repeated, and raises nothing."""
-        self._launch = None
+        self._arm(None)
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.release()
@@ -214,7 +215,8 @@ class PluginBehaviour:
         TensorRT also calls it when only an address has changed, in the midst of inference: nothing is prepared anew.
         """
         prepared, shape = self._launch, self._shape
-        self._launch = self._shape = None  # what was prepared before must not run if this fails
+        self._arm(None)  # what was prepared before must not run if this fails
+        self._shape = None
         if self._workspace_failure is not None:
             raise PluginError(f"its workspace is unknown, because of an earlier failure: {self._workspace_failure}")
         check_types(self.origin.problem, inputs, outputs)
@@ -223,7 +225,7 @@ class PluginBehaviour:
         )
         self._hold_code()
         if prepared is not None and self._shape == shape:
-            self._launch = prepared
+            self._arm(prepared)
         else:
             self._prepare()
 
@@ -238,6 +240,9 @@ class PluginBehaviour:
     ) -> None:
         """Launch on a stream. Loads, allocates and waits for nothing, so that it can be captured in a CUDA graph.
 
+        This is what an object answers that has no shape prepared. ``on_shape_change`` puts the launch itself in its
+        place on the object, where the binding looks at every call: see :func:`pyfmha.trt.launch.bind`.
+
         Args:
             input_desc, output_desc: not looked at: ``on_shape_change`` has seen them.
             inputs: addresses of Q, K, V.
@@ -245,16 +250,11 @@ class PluginBehaviour:
             workspace: address of :func:`pyfmha.trt.launch.workspace_bytes` bytes.
             stream: the ``CUstream`` as an integer.
         """
-        try:
-            launch = self._launch
-            if launch is None:
-                raise PluginError("no shape is prepared: on_shape_change was not called on this object, or failed")
-            q, k, v = inputs
-            status = launch(stream, outputs[0], workspace, q, k, v)
-            if status:
-                self._function.check(status, LaunchError)
-        except Exception as error:
-            raise report("enqueue", self.describe(), error) from error
+        error = PluginError("no shape is prepared: on_shape_change was not called on this object, or failed")
+        raise self._enqueue_failed(error) from error
+
+    def _enqueue_failed(self, error: Exception) -> PyfmhaError:
+        return report("enqueue", self.describe(), error)
 
     # ------------------------------------------------------------------ helpers
 
@@ -271,7 +271,15 @@ class PluginBehaviour:
         assert self._shape is not None
         problem = self.origin.problem
         batch, seq = self._shape
-        self._launch = bind(self._function, batch, problem.num_heads, seq, problem.softmax_scale, self.tactic.algo_id)
+        settings = (batch, problem.num_heads, seq, problem.softmax_scale, self.tactic.algo_id)
+        self._arm(bind(self._function, *settings, weakref.WeakMethod(self._enqueue_failed)))
+
+    def _arm(self, launch: Enqueue | None) -> None:
+        self._launch = launch
+        if launch is None:
+            self.__dict__.pop("enqueue", None)
+        else:
+            self.__dict__["enqueue"] = launch
 
     def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[int, int]:
         """Batch and seq of the largest shapes that are asked for."""

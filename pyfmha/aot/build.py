@@ -160,11 +160,11 @@ def build(
     cache = Cache.open(folder / "cache", tools)
     wanted = [(spec, arch) for spec in specs for arch in archs]
     stamp = _stamp(cache, wanted)
-    current = _current(folder, stamp)
-    if current is not None and all(cache.get(spec, arch) for spec, arch in wanted):
-        return BuildResult(folder / LIBRARY_NAME, current, 0, True)
     found = {(spec.variant, arch.name): cache.get(spec, arch) for spec, arch in wanted}
     missing = [(spec, arch) for spec, arch in wanted if found[spec.variant, arch.name] is None]
+    current = None if missing else _current(folder, stamp)
+    if current is not None:
+        return BuildResult(folder / LIBRARY_NAME, current, 0, True)
     if missing:
         with Compiler(jobs) as compiler:
             made = _compile_all(compiler, missing, progress, cache)

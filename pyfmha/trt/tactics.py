@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pyfmha.arch import ARCHS
 from pyfmha.errors import PluginError
-from pyfmha.manifest import Function, Variant
+from pyfmha.manifest import Function, Variant, arch_for
 
 DEFAULT = 0
 """TensorRT's id of the default tactic (NvInferRuntime.h, IPluginV3OneBuild::getValidTactics): the first algorithm."""
@@ -25,23 +25,17 @@ class Tactic:
         id: positive, 31 bits.
         algo_id: its number in this build of the library.
         name: the names of its variants, joined by ``+``.
-        capabilities: for each variant, the compute capabilities that have code for it, and whether just those run it.
+        archs: for each variant, the architectures that it has code for.
     """
 
     id: int
     algo_id: int
     name: str
-    capabilities: tuple[tuple[tuple[int, bool], ...], ...]
+    archs: tuple[tuple[str, ...], ...]
 
     def runs_on(self, capability: int) -> bool:
         """Whether every variant has code for a device of that compute capability (major * 10 + minor)."""
-        return all(
-            any(
-                code == capability if exact else code // 10 == capability // 10 and code <= capability
-                for code, exact in variant
-            )
-            for variant in self.capabilities
-        )
+        return all(arch_for(f"sm_{capability}", held) is not None for held in self.archs)
 
 
 def tactic_id(name: str) -> int:
@@ -49,9 +43,8 @@ def tactic_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") & 0x7FFFFFFF or 1
 
 
-def _capabilities(variant: Variant) -> tuple[tuple[int, bool], ...]:
-    archs = (ARCHS[image.arch] for image in variant.images if image.arch in ARCHS)
-    return tuple((arch.capability, arch.exact) for arch in archs)
+def _archs(variant: Variant) -> tuple[str, ...]:
+    return tuple(image.arch for image in variant.images if image.arch in ARCHS)
 
 
 def tactics_of(function: Function) -> tuple[Tactic, ...]:
@@ -63,7 +56,7 @@ def tactics_of(function: Function) -> tuple[Tactic, ...]:
     tactics = []
     for algo_id, algorithm in enumerate(function.algorithms):
         name = "+".join(variant.name for variant in algorithm)
-        tactics.append(Tactic(tactic_id(name), algo_id, name, tuple(map(_capabilities, algorithm))))
+        tactics.append(Tactic(tactic_id(name), algo_id, name, tuple(map(_archs, algorithm))))
     if len({tactic.id for tactic in tactics}) < len(tactics):
         raise PluginError(
             f"two algorithms of {function.name} have the same tactic id; change the tiles of one and build again"

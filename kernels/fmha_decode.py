@@ -1,0 +1,246 @@
+"""Attention of few queries over many keys (decoding): the keys are split over programs, whose results are combined.
+
+The same problem as fmha_fwd.py for dense batches, in two launches. With one query a sequence there are too few tiles of
+queries to fill a GPU, and all there is to do is to read K and V once. So fused_attention_split gives each program a
+part of the keys of one key head, and packs into its rows all the queries that read them: those of the group of heads
+that shares the key head. fused_attention_combine weighs the partial results of each query by their sums, as Dao et al.,
+"Flash-Decoding" (2023), do.
+
+Between the two, in float32 and for N = batch * num_heads * q_len queries numbered in that order: Partial [splits, N,
+BLOCK_D], the sums of weight * v, and Statistics: [splits, N] maxima, [splits, N] sums of weights, [N] factors. A score
+in units of log2 is factor * maximum; keeping the two apart makes differences exact for scores of any size. Time goes
+into memory traffic, so all arithmetic is the safe one of fmha_fwd.py: finite input never gives NaN or infinity.
+"""
+
+import triton
+import triton.language as tl
+from fmha_fwd import BFLOAT16_MAX, FLOAT_MAX, LN_2, LOG2_E, LOWEST, WIDE_SHIFT, _normalise_rows, _tanh
+
+
+@triton.jit
+def _bounds(i, diagonal, q_n, kv_n, window_left, window_right):
+    """First and last key that the queries i see; none, of a query that does not count."""
+    position = i.to(tl.int64) + diagonal
+    oldest = tl.where(window_left >= 0, tl.maximum(position - window_left, 0), 0)
+    newest = tl.where(window_right >= 0, tl.minimum(position + window_right, kv_n - 1), kv_n - 1)
+    newest = tl.where(i < q_n, newest, -1)
+    return tl.minimum(oldest, kv_n).to(tl.int32), tl.maximum(newest, -1).to(tl.int32)
+
+
+@triton.jit
+def _length(lengths, batch, longest):
+    """The length of a sequence, clamped to the tensor; all of it where lengths is null."""
+    length = tl.load(lengths + batch, mask=tl.cast(lengths, tl.int64) != 0, other=longest)
+    return tl.minimum(tl.maximum(length, 0), longest)
+
+
+@triton.jit
+def fused_attention_split(
+    Out,
+    Lse,
+    Q,
+    K,
+    V,
+    q_lengths,
+    kv_lengths,
+    Partial,
+    Statistics,
+    sm_scale,
+    softcap,
+    batch_size,
+    num_heads,
+    num_kv_heads,
+    q_len,
+    kv_len,
+    head_size,
+    q_stride_b,
+    q_stride_h,
+    q_stride_s,
+    k_stride_b,
+    k_stride_h,
+    k_stride_s,
+    v_stride_b,
+    v_stride_h,
+    v_stride_s,
+    out_stride_b,
+    out_stride_h,
+    out_stride_s,
+    window_left,
+    window_right,
+    bottom_right,
+    splits,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr = "tf32x3",
+):
+    """Grid: (splits * tiles, a, b), a * b at least batch_size * num_kv_heads, tiles of BLOCK_M of the q_len * group
+    queries that share a key head. Writes Partial and Statistics; Out and Lse are the other kernel's.
+    """
+    WIDE: tl.constexpr = Q.dtype.element_ty != tl.float16
+    shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
+    q_len = tl.cast(q_len, tl.int32)
+    kv_len = tl.cast(kv_len, tl.int32)
+    split = tl.program_id(0) % splits
+    tile = tl.program_id(0) // splits
+    kv_head = tl.program_id(1).to(tl.uint32) + tl.program_id(2).to(tl.uint32) * tl.num_programs(1).to(tl.uint32)
+    batch = (kv_head // tl.cast(num_kv_heads, tl.uint32)).to(tl.int32)
+    if batch >= batch_size:
+        return
+    kv_head = (kv_head % tl.cast(num_kv_heads, tl.uint32)).to(tl.int32)
+    group = tl.cast(num_heads // num_kv_heads, tl.int32)
+    packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = packed // group
+    head = kv_head * group + packed % group
+    columns = tl.arange(0, BLOCK_D)
+    in_columns = columns < head_size
+
+    q_n = _length(q_lengths, batch, q_len)
+    kv_n = _length(kv_lengths, batch, kv_len)
+    diagonal = tl.where(bottom_right != 0, kv_n - q_n, 0)
+    oldest, newest = _bounds(i, diagonal, q_n, kv_n, window_left, window_right)
+    begin = tl.min(tl.where(newest >= oldest, oldest, kv_n), 0)
+    end = tl.max(newest, 0) + 1
+    # Whole blocks for every split but the last, so that only the ends of the range are masked by more than the window.
+    span = ((tl.maximum(end - begin, 0) + BLOCK_N - 1) // BLOCK_N + splits - 1) // splits * BLOCK_N
+    end = tl.minimum(end, tl.minimum(begin.to(tl.int64) + (split + 1).to(tl.int64) * span, kv_n).to(tl.int32))
+    begin = tl.minimum(begin.to(tl.int64) + split.to(tl.int64) * span, kv_n).to(tl.int32)
+
+    wide_batch = batch.to(tl.int64)
+    q_rows = wide_batch * q_stride_b + head.to(tl.int64) * q_stride_h + i.to(tl.int64) * q_stride_s
+    in_queries = (i < q_n)[:, None] & in_columns[None, :]
+    q = tl.load(Q + q_rows[:, None] + columns[None, :], mask=in_queries, other=0.0)
+    if sm_scale < 0:
+        q = -q
+    scale = tl.minimum(tl.abs(sm_scale) * LOG2_E, FLOAT_MAX)
+    # With a soft cap the score is softcap * tanh(bend * q . k), without one scale * q . k.
+    bend = tl.where(softcap > 0, tl.minimum(tl.abs(sm_scale) / softcap, FLOAT_MAX), 0.0)
+    factor = tl.where(softcap > 0, bend, scale)
+    if WIDE:
+        q, undo = _normalise_rows(q)
+        factor = tl.minimum(factor * undo * 8192.0, FLOAT_MAX)
+    else:
+        factor = tl.zeros([BLOCK_M], tl.float32) + factor
+    last_factor = tl.where(softcap > 0, tl.minimum(softcap * LOG2_E, FLOAT_MAX), factor)
+
+    K += wide_batch * k_stride_b + kv_head.to(tl.int64) * k_stride_h
+    V += wide_batch * v_stride_b + kv_head.to(tl.int64) * v_stride_h
+    k_stride = tl.cast(k_stride_s, tl.int64)
+    v_stride = tl.cast(v_stride_s, tl.int64)
+    keys = tl.arange(0, BLOCK_N)
+    m = tl.full([BLOCK_M], LOWEST, tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        key = start + keys
+        in_block = (key < end)[:, None] & in_columns[None, :]
+        k = tl.load(K + key.to(tl.int64)[:, None] * k_stride + columns[None, :], mask=in_block, other=0.0)
+        v = tl.load(V + key.to(tl.int64)[:, None] * v_stride + columns[None, :], mask=in_block, other=0.0)
+        if WIDE:
+            k = (k.to(tl.float32) * 0.5).to(k.dtype)
+            v = (v.to(tl.float32) * 0.5).to(v.dtype)
+        qk = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if softcap > 0:
+            qk = _tanh(qk * factor[:, None])
+        visible = (key[None, :] >= oldest[:, None]) & (key[None, :] <= newest[:, None]) & (key < end)[None, :]
+        m_new = tl.maximum(m, tl.max(tl.where(visible, qk, LOWEST), 1))
+        p = tl.exp2(tl.where(visible, (qk - m_new[:, None]) * last_factor[:, None] - shift, float("-inf")))
+        alpha = tl.exp2((m - m_new) * last_factor)
+        row_sum = row_sum * alpha + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
+        m = m_new
+
+    queries = tl.cast(batch_size, tl.int64) * num_heads * q_len
+    query = (wide_batch * num_heads + head) * q_len + i
+    place = split.to(tl.int64) * queries + query
+    partial = place[:, None] * BLOCK_D + columns[None, :]
+    tl.store(Partial + partial, acc, mask=(i < q_len)[:, None] & in_columns[None, :])
+    tl.store(Statistics + place, m, mask=i < q_len)
+    tl.store(Statistics + splits * queries + place, row_sum, mask=i < q_len)
+    if split == 0:
+        tl.store(Statistics + 2 * splits * queries + query, last_factor, mask=i < q_len)
+
+
+@triton.jit
+def fused_attention_combine(
+    Out,
+    Lse,
+    Q,
+    K,
+    V,
+    q_lengths,
+    kv_lengths,
+    Partial,
+    Statistics,
+    sm_scale,
+    softcap,
+    batch_size,
+    num_heads,
+    num_kv_heads,
+    q_len,
+    kv_len,
+    head_size,
+    q_stride_b,
+    q_stride_h,
+    q_stride_s,
+    k_stride_b,
+    k_stride_h,
+    k_stride_s,
+    v_stride_b,
+    v_stride_h,
+    v_stride_s,
+    out_stride_b,
+    out_stride_h,
+    out_stride_s,
+    window_left,
+    window_right,
+    bottom_right,
+    splits,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Grid: (batch_size * num_heads * q_len): one program a query, which takes SPLITS partial results at a time."""
+    WIDE: tl.constexpr = Out.dtype.element_ty != tl.float16
+    shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
+    query = tl.program_id(0).to(tl.int64)
+    queries = tl.cast(batch_size, tl.int64) * num_heads * q_len
+    if query >= queries:
+        return
+    factor = tl.load(Statistics + 2 * splits * queries + query)
+    m = tl.full([SPLITS], LOWEST, tl.float32)
+    for first in range(0, splits, SPLITS):
+        split = first + tl.arange(0, SPLITS)
+        place = split.to(tl.int64) * queries + query
+        m = tl.maximum(m, tl.load(Statistics + place, mask=split < splits, other=LOWEST))
+    largest = tl.max(m, 0)
+    columns = tl.arange(0, BLOCK_D)
+    total = tl.zeros([SPLITS], tl.float32)
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for first in range(0, splits, SPLITS):
+        split = first + tl.arange(0, SPLITS)
+        place = split.to(tl.int64) * queries + query
+        held = split < splits
+        weight = tl.exp2((tl.load(Statistics + place, mask=held, other=LOWEST) - largest) * factor)
+        weight = tl.where(held, weight, 0.0)
+        total += weight * tl.load(Statistics + splits * queries + place, mask=held, other=0.0)
+        partial = place[:, None] * BLOCK_D + columns[None, :]
+        in_partial = held[:, None] & (columns < head_size)[None, :]
+        acc += tl.sum(weight[:, None] * tl.load(Partial + partial, mask=in_partial, other=0.0), 0)
+    row_sum = tl.sum(total, 0)
+    if WIDE:
+        acc *= 2.0  # V was halved
+    if Out.dtype.element_ty == tl.float16:
+        most: tl.constexpr = 65504.0
+    elif Out.dtype.element_ty == tl.bfloat16:
+        most: tl.constexpr = BFLOAT16_MAX
+    else:
+        most: tl.constexpr = FLOAT_MAX
+    out = tl.where(row_sum != 0, tl.clamp(acc * (1.0 / row_sum), -most, most, propagate_nan=tl.PropagateNan.ALL), 0.0)
+    i = query % q_len
+    head = query // q_len % num_heads
+    batch = query // q_len // num_heads
+    Out += batch * out_stride_b + head * out_stride_h + i * out_stride_s
+    tl.store(Out + columns, out.to(Out.dtype.element_ty), mask=columns < head_size)
+    if tl.cast(Lse, tl.int64) != 0:
+        score = tl.minimum(tl.maximum(largest * factor, -FLOAT_MAX), FLOAT_MAX)
+        tl.store(Lse + query, tl.where(row_sum != 0, (score + tl.log2(row_sum) + shift) * LN_2, float("-inf")))

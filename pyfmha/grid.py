@@ -3,6 +3,9 @@
 An expression is made of integer arguments and constants of the kernel, integer literals, ``+ - * / // %``, parentheses
 and ``cdiv(a, b)``, ``min(a, b)``, ``max(a, b)``. ``/`` and ``%`` are C's: they round toward zero; ``//`` rounds toward
 minus infinity and ``cdiv`` toward infinity. The launcher refuses negative arguments and a negative result.
+
+A grid may also read ``num_sms``, the number of the device's multiprocessors, unless the kernel has an argument or a
+constant of that name, which is then meant.
 """
 
 import ast
@@ -16,6 +19,9 @@ ALLOWED = (
     "integer arguments and constants of the kernel, integers, + - * / // %, parentheses,"
     " cdiv(a, b), min(a, b), max(a, b)"
 )
+
+NUM_SMS = "num_sms"
+"""What a grid may read beside the kernel's own: how many multiprocessors the device has."""
 
 _OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "add",
@@ -108,40 +114,57 @@ def parse_grid(text: str, integers: frozenset[str], constants: Mapping[str, obje
     if not isinstance(tree, ast.Tuple) or not 1 <= len(tree.elts) <= 3:
         raise SpecError(f"grid {text!r}: give one to three expressions separated by commas, x, y and z")
     sources = [ast.unparse(element) for element in tree.elts] + ["1", "1"]
-    nodes = [_parse(element, text, integers, constants) for element in tree.elts] + [1, 1]
+    known = integers if NUM_SMS in constants else integers | {NUM_SMS}
+    nodes = [_parse(element, f"grid {text!r}", known, constants) for element in tree.elts] + [1, 1]
     x, y, z = (GridExpression(source, node) for source, node in zip(sources[:3], nodes[:3], strict=True))
     return (x, y, z)
 
 
-def _parse(element: ast.expr, text: str, integers: frozenset[str], constants: Mapping[str, object]) -> Node:
+def parse_expression(text: str, integers: frozenset[str], constants: Mapping[str, object], what: str) -> GridExpression:
+    """Parse one expression of the same kind for another use; it does not know ``num_sms``.
+
+    Args:
+        text: the expression.
+        integers, constants: as :func:`parse_grid`.
+        what: what it is a part of, for messages.
+
+    Raises:
+        SpecError: as :func:`parse_grid`.
+    """
+    try:
+        element = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise SpecError(f"{what}: {text!r} is not an expression: use {ALLOWED}") from None
+    return GridExpression(ast.unparse(element), _parse(element, what, integers, constants))
+
+
+def _parse(element: ast.expr, what: str, integers: frozenset[str], constants: Mapping[str, object]) -> Node:
     def parse(child: ast.expr) -> Node:
-        return _parse(child, text, integers, constants)
+        return _parse(child, what, integers, constants)
 
     match element:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
-            return _fits(value, text)
+            return _fits(value, what)
         case ast.Name(id=name) if name in integers:
             return name
         case ast.Name(id=name) if name in constants:
             constant = constants[name]
             if isinstance(constant, int) and not isinstance(constant, bool):
-                return _fits(constant, text)
-            raise SpecError(f"grid {text!r}: {name} is the constant {constant!r}, not an integer")
+                return _fits(constant, what)
+            raise SpecError(f"{what}: {name} is the constant {constant!r}, not an integer")
         case ast.Name(id=name):
             known = ", ".join((*sorted(integers), *sorted(constants))) or "none"
-            raise SpecError(
-                f"grid {text!r}: {name!r} is no integer argument or constant of the kernel; it has: {known}"
-            )
+            raise SpecError(f"{what}: {name!r} is no integer argument or constant of the kernel; it has: {known}")
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return Call(_OPERATORS[type(op)], parse(left), parse(right))
         case ast.Call(func=ast.Name(id="cdiv" | "min" | "max" as name), args=[left, right], keywords=[]):
             return Call(name, parse(left), parse(right))
-    raise SpecError(f"grid {text!r}: {ast.unparse(element)!r} is not allowed: use {ALLOWED}")
+    raise SpecError(f"{what}: {ast.unparse(element)!r} is not allowed: use {ALLOWED}")
 
 
-def _fits(value: int, text: str) -> int:
+def _fits(value: int, what: str) -> int:
     if not -(1 << 63) < value < 1 << 63:
-        raise SpecError(f"grid {text!r}: {value} does not fit in 64 bits")
+        raise SpecError(f"{what}: {value} does not fit in 64 bits")
     return value
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest and of the C interface it describes. Another version is refused, never guessed at."""
 
 
@@ -27,6 +27,7 @@ class Image:
         arch: ``"sm_90"``.
         constants: the kernel's compile-time constants.
         num_warps, num_stages: as compiled.
+        maxnreg: registers a thread that it was confined to; None where it was not.
         grid: the three grid expressions as text.
         registers: 32-bit registers a thread.
         spilled: bytes a thread keeps in local memory.
@@ -42,6 +43,7 @@ class Image:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    maxnreg: int | None
     grid: tuple[str, ...]
     registers: int
     spilled: int
@@ -59,12 +61,20 @@ class Variant:
 
     Attributes:
         name: readable, unique, the same in every later build.
-        hints: argument name to 16 or 1; empty for the generic variant.
+        kernel: the Triton kernel that it launches.
+        hints: argument name to 16, 8 or 1; empty for the generic variant.
+        requires: further conditions on the arguments; see :mod:`pyfmha.conditions`.
+        archs: the only architectures that it is for; on others, the algorithm's next variant runs. Empty: all.
+        tensors: its tensor descriptors, described.
         images: its code, one an architecture.
     """
 
     name: str
+    kernel: str
     hints: dict[str, int]
+    requires: tuple[str, ...]
+    archs: tuple[str, ...]
+    tensors: tuple[str, ...]
     images: tuple[Image, ...]
 
 
@@ -74,7 +84,7 @@ class Function:
 
     Attributes:
         name: ``X`` of ``load_X``, ``X``, ``X_default``.
-        kernel: the Triton kernel it launches.
+        kernel: the Triton kernel it launches; the first variant's, where they differ.
         arguments: name and type of each argument, as :mod:`pyfmha.abi` names types.
         algorithms: by ``algo_id``, the variants in the order in which the dispatcher tries them.
     """
@@ -100,8 +110,11 @@ class Manifest:
     functions: tuple[Function, ...]
 
     def archs(self) -> tuple[str, ...]:
-        """The architectures for which every variant holds code, ascending."""
-        sets = [{image.arch for image in variant.images} for _, _, variant in self.variants()]
+        """The architectures for which every algorithm holds the code that it needs, ascending.
+
+        That is the code of all its variants but those for some architectures only; of any, where it has only such.
+        """
+        sets = [_archs(algorithm) for function in self.functions for algorithm in function.algorithms]
         return tuple(sorted(set.intersection(*sets), key=lambda arch: int(arch[3:]))) if sets else ()
 
     def variants(self) -> Iterator[tuple[Function, int, Variant]]:
@@ -114,6 +127,12 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as text that :func:`parse_manifest` reads back, the same for equal manifests."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+
+
+def _archs(algorithm: Iterable[Variant]) -> set[str]:
+    variants = list(algorithm)
+    needed = [{image.arch for image in variant.images} for variant in variants if not variant.archs]
+    return set.intersection(*needed) if needed else {image.arch for variant in variants for image in variant.images}
 
 
 def arch_for(gpu: str, held: Iterable[str]) -> str | None:
@@ -223,6 +242,7 @@ def _image(data: dict[str, Any]) -> Image:
         constants=_constants(data["constants"]),
         num_warps=_number(data["num_warps"]),
         num_stages=_number(data["num_stages"]),
+        maxnreg=None if data["maxnreg"] is None else _number(data["maxnreg"]),
         grid=tuple(_user_text(part) for part in data["grid"]),
         registers=_number(data["registers"]),
         spilled=_number(data["spilled"]),
@@ -239,7 +259,11 @@ def variant_from_data(data: dict[str, Any]) -> Variant:
     """One variant from parsed JSON; raises KeyError, TypeError or ValueError where it is damaged."""
     return Variant(
         name=text_from_data(data["name"]),
+        kernel=_user_text(data["kernel"]),
         hints={text_from_data(name): _number(hint) for name, hint in data["hints"].items()},
+        requires=tuple(text_from_data(condition) for condition in data["requires"]),
+        archs=tuple(_arch(arch) for arch in data["archs"]),
+        tensors=tuple(_user_text(tensor) for tensor in data["tensors"]),
         images=tuple(_image(image) for image in data["images"]),
     )
 

@@ -3,7 +3,7 @@
 import ctypes
 
 import pytest
-from fake_cuda import FakeCuda
+from fake_cuda import FakeCuda, TensorMap
 from helpers import (
     INVALID_CONTEXT,
     INVALID_HANDLE,
@@ -181,3 +181,78 @@ def test_a_primary_context_lives_as_long_as_it_is_retained(fake_cuda: FakeCuda) 
 
     statuses = [fake_cuda.c.cuDevicePrimaryCtxRelease_v2(1) for _ in range(3)]
     assert statuses == [SUCCESS, SUCCESS, INVALID_CONTEXT]
+
+
+GOOD_MAP = {
+    "data_type": 6,  # fp16
+    "rank": 2,
+    "address": 0x1000,
+    "sizes": (64, 100),
+    "strides": (128,),
+    "box": (64, 16),
+    "steps": (1, 1),
+    "swizzle": 3,
+}
+
+
+class TestTensorMaps:
+    def encode(self, fake_cuda: FakeCuda, map_: object, **changes: object) -> int:
+        given = {**GOOD_MAP, **changes}
+
+        def array(kind: type, values: object) -> ctypes.Array[ctypes.c_uint64]:
+            return (kind * 5)(*values)  # type: ignore[misc, operator, no-any-return]
+
+        return int(
+            fake_cuda.c.cuTensorMapEncodeTiled(
+                map_,
+                given["data_type"],
+                ctypes.c_uint32(given["rank"]),
+                ctypes.c_void_p(given["address"]),
+                *(array(ctypes.c_uint64, given[name]) for name in ("sizes", "strides")),
+                *(array(ctypes.c_uint32, given[name]) for name in ("box", "steps")),
+                *(0, given["swizzle"], 2, 1),
+            )
+        )
+
+    @pytest.fixture
+    def map_(self) -> ctypes.c_void_p:
+        """Memory for one, aligned."""
+        self.memory = ctypes.create_string_buffer(256)
+        return ctypes.c_void_p(-(-ctypes.addressof(self.memory) // 64) * 64)
+
+    def test_what_it_was_told_can_be_read_back(self, fake_cuda: FakeCuda, map_: ctypes.c_void_p) -> None:
+        assert self.encode(fake_cuda, map_) == SUCCESS
+
+        assert TensorMap.read(ctypes.string_at(map_, 128)) == TensorMap(
+            0x1000, False, (64, 100), (128,), (64, 16), 6, 3, 0, 2, 1
+        )
+        assert fake_cuda.calls("cuTensorMapEncodeTiled") == 1
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rank": 0},
+            {"rank": 6},
+            {"address": 0},
+            {"address": 0x1008},
+            {"sizes": (64, 0)},
+            {"sizes": (64, (1 << 32) + 1)},
+            {"strides": (0,)},
+            {"strides": (136,)},
+            {"strides": (1 << 40,)},
+            {"box": (64, 0)},
+            {"box": (64, 257)},
+            {"box": (65, 16)},  # 130 bytes: not a multiple of 16
+            {"box": (128, 16)},  # 256 bytes: wider than the swizzle's 128
+            {"box": (4, 16)},
+            {"steps": (1, 0)},
+        ],
+        ids=str,
+    )
+    def test_what_a_driver_refuses_is_refused(
+        self, fake_cuda: FakeCuda, map_: ctypes.c_void_p, changes: dict[str, object]
+    ) -> None:
+        assert self.encode(fake_cuda, map_, **changes) == INVALID_VALUE
+
+    def test_a_map_must_be_aligned(self, fake_cuda: FakeCuda, map_: ctypes.c_void_p) -> None:
+        assert self.encode(fake_cuda, ctypes.c_void_p((map_.value or 0) + 32)) == INVALID_VALUE

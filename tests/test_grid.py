@@ -240,3 +240,18 @@ def test_the_grid_that_a_library_launches_is_the_one_python_computes(library: CL
     for n in (128, 192, 1024, 4095):
         assert library.launch("product", 0, 0, 0, n, 64) == SUCCESS
         assert fake_cuda.launches()[-1].grid == (x.evaluate({"n": n}), y.evaluate({"n": n}), 1)
+
+
+class TestNumberOfMultiprocessors:
+    def test_a_grid_reads_it_where_the_kernel_has_no_such_name(self) -> None:
+        expression = parse("min(num_sms, a)")
+
+        assert expression.names() == ("num_sms", "a")
+        assert expression.to_c() == "pyfmha_min(num_sms, a, &bad)"
+        assert expression.evaluate({"num_sms": 132, "a": 500}) == 132
+
+    def test_a_constant_of_that_name_is_meant(self) -> None:
+        assert parse("num_sms * a", num_sms=3).evaluate({"a": 5}) == 15
+
+    def test_an_argument_of_that_name_is_meant(self) -> None:
+        assert parse_grid("num_sms", frozenset({"num_sms"}), {})[0].names() == ("num_sms",)

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,19 @@ class TestCalling:
 
         assert fake_cuda.launch_count() == 0
 
+    def test_without_even_a_stream_the_arguments_are_named(self, add: Function) -> None:
+        with pytest.raises(TypeError, match=r"add takes 4 arguments after the stream \(X, Y, Z, n\), got no stream"):
+            add()
+
+    @pytest.mark.parametrize("algo_id", [None, "0", 1.5])
+    def test_an_algo_id_that_is_no_integer_is_an_error(
+        self, add: Function, fake_cuda: FakeCuda, algo_id: object
+    ) -> None:
+        with pytest.raises(TypeError, match="algo_id is"):
+            add(0, X, Y, Z, 1024, algo_id=algo_id)  # type: ignore[arg-type]
+
+        assert fake_cuda.launch_count() == 0
+
     @pytest.mark.parametrize("arguments", [4, 13])
     def test_a_call_takes_at_most_three_microseconds_of_host_time(
         self, opened: Library, fake_cuda: FakeCuda, arguments: int
@@ -276,3 +290,93 @@ class TestCalling:
         )
 
         assert best < 3e-6, f"{best * 1e6:.2f} us"
+
+    @pytest.mark.parametrize("flag", [-1, 2])
+    def test_a_flag_is_0_or_1(self, opened: Library, fake_cuda: FakeCuda, flag: int) -> None:
+        function = opened["scalars"]
+        fake_cuda.use_context()
+        function.load()
+        arguments = [X, 1.0, 1.0, 1.0, 1.0, flag, 0, 0, 0, 0, 0, 0, 1]
+
+        for call in (lambda: function(0, *arguments), lambda: function.prepare(*arguments)):
+            with pytest.raises(OverflowError, match=f"flag is {flag}, i1 holds 0 to 1"):
+                call()
+
+
+class TestPreparing:
+    def test_each_launch_has_its_own_stream_and_pointers(self, add: Function, fake_cuda: FakeCuda) -> None:
+        prepared = add.prepare(0, 0, 0, 1040, algo_id=1)
+
+        for i in range(3):
+            prepared(5 + i, X + 16 * i, Y, Z)
+        add(7, X + 32, Y, Z, 1040, algo_id=1)
+
+        launches = fake_cuda.launches()
+        assert [launch.stream for launch in launches] == [5, 6, 7, 7]
+        assert [launch.params[0] for launch in launches[:3]] == [(X + 16 * i).to_bytes(8, "little") for i in range(3)]
+        assert launches[2] == launches[3]
+
+    def test_its_steps_can_be_taken_apart(self, add: Function, fake_cuda: FakeCuda) -> None:
+        prepared = add.prepare(0, 0, 0, 1024)
+
+        prepared.pack(9, X, Y, Z)
+        assert [prepared.launch(), prepared.launch()] == [0, 0]
+
+        first, second = fake_cuda.launches()
+        assert first == second
+        assert (first.stream, first.params[1]) == (9, Y.to_bytes(8, "little"))
+
+    def test_two_do_not_disturb_each_other(self, add: Function, fake_cuda: FakeCuda) -> None:
+        one, other = add.prepare(0, 0, 0, 1024), add.prepare(0, 0, 0, 2048)
+        one.pack(1, X, Y, Z)
+        other.pack(2, X, Y, Z)
+
+        assert [one.launch(), other.launch()] == [0, 0]
+
+        assert [(launch.stream, launch.grid[0]) for launch in fake_cuda.launches()] == [(1, 1), (2, 2)]
+
+    def test_every_kind_of_argument_arrives(self, opened: Library, fake_cuda: FakeCuda) -> None:
+        function = opened["scalars"]
+        fake_cuda.use_context()
+        function.load()
+        values = (1.5, -2.5, 3.7, -4.9, 1, -128, -32768, -(2**63), 255, 65535, 2**64 - 1, 3)
+
+        function.prepare(0, *values)(4, X)
+        function(4, X, *values)
+
+        first, second = fake_cuda.launches()
+        assert first == second
+
+    def test_a_refused_launch_raises_with_code_and_reason(self, add: Function) -> None:
+        prepared = add.prepare(0, 0, 0, 1024)
+
+        with pytest.raises(LaunchError, match="X is 0x70000001, not a multiple of 4 bytes") as caught:
+            prepared(0, X + 1, Y, Z)
+        assert caught.value.code == MISALIGNED_ADDRESS
+
+    @pytest.mark.parametrize("pointers", [(X, Y), (X, Y, Z, X), (X, Y, 1.5), (X, Y, None), (X, Y, 1 << 64)])
+    def test_what_are_not_its_pointers_is_an_error(
+        self, add: Function, fake_cuda: FakeCuda, pointers: tuple[int, ...]
+    ) -> None:
+        prepared = add.prepare(0, 0, 0, 1024)
+
+        with pytest.raises((struct.error, OverflowError)):
+            prepared(0, *pointers)
+
+        assert fake_cuda.launch_count() == 0
+
+    def test_arguments_are_checked_when_it_is_made(self, add: Function) -> None:
+        with pytest.raises(OverflowError, match="n is 2147483648"):
+            add.prepare(0, 0, 0, 1 << 31)
+        with pytest.raises(TypeError, match="got 2"):
+            add.prepare(0, 0)
+
+    def test_it_costs_less_than_a_call(self, add: Function) -> None:
+        prepared = add.prepare(0, 0, 0, 1024)
+        pack, launch = prepared.pack, prepared.launch
+
+        def both() -> None:
+            pack(0, X, Y, Z)
+            launch()
+
+        assert fastest_call(both, enough=2e-6) < 2e-6

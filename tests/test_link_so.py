@@ -1,10 +1,12 @@
 """Linking: what goes together, what does not, and what a missing or failing compiler says."""
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from fake_cuda import FakeCuda
 from helpers import KERNELS, SUCCESS, CLibrary, gcc, manifest_source, run_python, snapshot
 
 from pyfmha.aot import Compiler, compile_kernel, link, make_spec
-from pyfmha.aot.handover import read_handover
+from pyfmha.aot.handover import Handover, read_handover
+from pyfmha.aot.link_so import group
 from pyfmha.arch import parse_archs
 from pyfmha.errors import ManifestError, OutputError, SpecError, ToolchainError
 from pyfmha.manifest import SCHEMA, Manifest, read_manifest
@@ -131,6 +134,16 @@ class TestWhatGoesTogether:
         ):
             link([*headers, *other], tmp_path / "both")
 
+    def test_a_multiple_of_eight_is_promised_and_asked_for(self, compiler: Compiler, tmp_path: Path) -> None:
+        link(compile_add(compiler, tmp_path / "add", signature=SIGNATURE.replace("i32:16", "i32:8")), tmp_path / "lib")
+        library = CLibrary(tmp_path / "lib.so")
+
+        names = library.variants("add")
+        assert [library.variant("add", 0, 0, 0, n)[1] for n in (8, 24, 16, 0, 4, 12)] == [
+            *[names[True]] * 4,
+            *[names[False]] * 2,
+        ]
+
     def test_two_signatures_cannot_claim_one_name(
         self, compiler: Compiler, headers: list[Path], tmp_path: Path
     ) -> None:
@@ -138,6 +151,52 @@ class TestWhatGoesTogether:
 
         with pytest.raises(SpecError, match=r"claim the function name 'add'.*\*fp32 X.*\*fp16 X"):
             link([*headers, *other], tmp_path / "both")
+
+    def named(self, header: Path, **changes: object) -> Handover:
+        """A variant as if its spec had been another; its source digest too, if that is given."""
+        made = read_handover(header)
+        digest = changes.pop("source_digest", made.source_digest)
+        spec = replace(made.spec, **{"algorithm_name": "one", **changes})
+        return replace(made, spec=spec, variant=replace(made.variant, name=spec.variant), source_digest=digest)
+
+    def test_different_kernels_share_a_function_whose_variants_all_say_so(self, headers: list[Path]) -> None:
+        hinted, generic = headers
+        one = self.named(hinted)
+        other = self.named(generic, kernel="plus", source=Path("other.py"), source_digest="another")
+
+        assert group([one, other]) == {"add": [[one, other]]}
+        with pytest.raises(SpecError, match="two different kernels claim the function name 'add'"):
+            group([one, replace(other, spec=replace(other.spec, algorithm_name=""))])
+
+    def test_one_file_in_two_versions_is_refused(self, headers: list[Path]) -> None:
+        hinted, generic = headers
+
+        with pytest.raises(SpecError, match=r"were compiled from different versions of elementwise\.py"):
+            group([self.named(hinted), self.named(generic, source_digest="another")])
+
+    def test_variants_are_tried_in_the_order_given_but_those_for_everything_last(self, headers: list[Path]) -> None:
+        hinted, generic = headers
+        special = [
+            self.named(generic, requires=("n >= 4096",)),
+            self.named(hinted, requires=("n >= 64",)),
+            self.named(hinted),
+        ]
+        last = self.named(generic)
+
+        for order in itertools.permutations(special):
+            for given in ([last, *order], [*order, last], [order[0], last, *order[1:]]):
+                assert group(given) == {"add": [[*order, last]]}
+
+    def test_an_algorithm_cannot_end_for_some_devices_only(self, headers: list[Path]) -> None:
+        hinted, generic = headers
+        some, every = self.named(generic, archs=("sm_90",)), self.named(hinted)
+
+        assert group([some, every]) == {"add": [[some, every]]}
+        assert group([some]) == {"add": [[some]]}
+        with pytest.raises(
+            SpecError, match=rf"{some.spec.variant}, is for sm_90 only, but {every.spec.variant} before"
+        ):
+            group([every, some])
 
     @pytest.mark.parametrize("name", ["add_default", "load_add", "unload_add", "add_get_num_algos", "add_variant"])
     def test_names_that_clash_with_another_functions_exports_are_refused(

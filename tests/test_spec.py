@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfmha.abi import SCALARS
+from pyfmha.c_names import check_function_name
 from pyfmha.errors import SpecError
-from pyfmha.spec import Argument, KernelSpec, Tuning, check_function_name, parse_signature, split_signature
+from pyfmha.signature import parse_signature, split_signature
+from pyfmha.spec import Argument, KernelSpec, Tuning
 
 SPEC = KernelSpec(
     source=Path("kernel.py"),
@@ -22,11 +24,13 @@ SPEC = KernelSpec(
 
 
 class TestArgument:
-    @pytest.mark.parametrize(("kind", "hint"), [("*fp16", 16), ("i32", 16), ("i32", 1), ("u64", 16), ("fp32", None)])
+    @pytest.mark.parametrize(
+        ("kind", "hint"), [("*fp16", 16), ("i32", 16), ("i32", 8), ("i32", 1), ("u64", 16), ("fp32", None)]
+    )
     def test_pointers_and_integers_carry_hints(self, kind: str, hint: int | None) -> None:
         assert Argument("x", kind, hint).hint == hint
 
-    @pytest.mark.parametrize("hint", [0, 2, 8, 32, -16, True])
+    @pytest.mark.parametrize("hint", [0, 2, 4, 32, -16, True])
     def test_other_hints_are_refused_with_those_allowed(self, hint: int) -> None:
         with pytest.raises(SpecError, match=r"hint .* is unknown; use :16 .* or :1"):
             Argument("x", "i32", hint)
@@ -83,6 +87,17 @@ class TestSpec:
     def test_a_wrong_grid_is_refused(self) -> None:
         with pytest.raises(SpecError, match="'m' is no integer argument"):
             replace(SPEC, grid="m")
+
+    @pytest.mark.parametrize("kind", ["*fp16", "fp32"])
+    def test_what_is_called_as_a_word_of_grids_must_be_an_integer(self, kind: str) -> None:
+        with pytest.raises(SpecError, match="num_sms is a word of grids"):
+            replace(SPEC, arguments=(Argument("num_sms", kind),), grid="1")
+        replace(SPEC, arguments=(Argument("num_sms", "i32"),), grid="num_sms")
+
+    @pytest.mark.parametrize("name", ["function", "function_arguments", "function_packed"])
+    def test_an_argument_called_as_the_generated_code_is_refused(self, name: str) -> None:
+        with pytest.raises(SpecError, match="an argument has the function's name"):
+            replace(SPEC, arguments=(Argument(name, "i32"),), grid="1")
 
     def test_a_grid_cannot_read_a_pointer(self) -> None:
         with pytest.raises(SpecError, match="'X' is no integer argument"):
@@ -202,7 +217,7 @@ class TestSignature:
 
     @pytest.mark.parametrize("entry", ["i32:2", "i32:", "i32:x", "i32:-16", "i32:16:16", "i32:1.0"])
     def test_a_bad_hint_is_refused_with_those_allowed(self, entry: str) -> None:
-        with pytest.raises(SpecError, match=r"argument n: hint .*:16 \(a multiple of 16\) or :1 \(equal to 1\)"):
+        with pytest.raises(SpecError, match=r"argument n: hint .*:16 or :8 \(a multiple of it\) or :1 \(equal to 1\)"):
             self.parse(f"*fp16, {entry}, 128")
 
     def test_a_type_where_a_constant_is_needed_is_refused(self) -> None:

@@ -17,13 +17,23 @@ from pyfmha.aot.staging import staging
 from pyfmha.arch import Arch
 from pyfmha.errors import ManifestError, SpecError
 from pyfmha.manifest import Manifest, read_manifest
-from pyfmha.spec import KernelSpec, parse_signature
+from pyfmha.signature import parse_signature
+from pyfmha.spec import KernelSpec
 
 LIBRARY_STEM = "libpyfmha"
 LIBRARY_NAME = f"{LIBRARY_STEM}.so"
 MANIFEST_NAME = "manifest.json"
 _STAMP_NAME = "build.json"
-_DECIDING = ("abi", "arch", "grid", "manifest", "spec")  # modules beyond this package that decide what is built
+_DECIDING = (
+    "abi",
+    "arch",
+    "c_names",
+    "conditions",
+    "descriptors",
+    "grid",
+    "manifest",
+    "spec",
+)  # modules beyond this package that decide what is built
 
 Progress = Callable[[int, int, str], None]
 """Called with work done, work in all, and the name of what was just done."""
@@ -82,14 +92,17 @@ def compile_kernel(
         OutputError: the results cannot be written. Whatever fails, earlier results stay as they were.
     """
     check_stem(output)
+    served = [arch for arch in archs if spec.is_for(arch.name)]
+    if not served:
+        raise SpecError(f"{spec.variant} is for {', '.join(spec.archs)} only; compile it for one of them")
     specs = list({s.variant: s for s in ([spec, spec.generic()] if generic else [spec])}.values())
-    wanted = [(s, arch) for s in specs for arch in archs]
+    wanted = [(s, arch) for s in specs for arch in served]
     cubins = _compile_all(compiler, wanted, progress)
     triton = toolchain()["triton"]
     with staging(output.parent) as stage:
         names = []
         for index, one in enumerate(specs):
-            images = cubins[index * len(archs) : (index + 1) * len(archs)]
+            images = cubins[index * len(served) : (index + 1) * len(served)]
             names += write_handover(stage, f"{output.name}.{one.variant}", one, images, triton)
         stage.publish(*dict.fromkeys(names))
     return [output.parent / f"{output.name}.{one.variant}.h" for one in specs]
@@ -142,7 +155,7 @@ def build(
 
     Args:
         specs: what to compile, in the order in which their algorithms are to be numbered.
-        archs: for which architectures.
+        archs: for which architectures; specs for none of them are left out.
         folder: where to; made if need be.
         jobs: compiler processes, by default one a CPU.
         progress: called after each piece of machine code that had to be compiled.
@@ -155,10 +168,12 @@ def build(
     """
     if not specs or not archs:
         raise SpecError("nothing to build: give at least one spec and one architecture")
-    specs = _distinct(specs)
+    specs = [spec for spec in _distinct(specs) if any(spec.is_for(arch.name) for arch in archs)]
+    if not specs:
+        raise SpecError(f"no spec is for {', '.join(arch.name for arch in archs)}; build for another architecture")
     tools = toolchain()
     cache = Cache.open(folder / "cache", tools)
-    wanted = [(spec, arch) for spec in specs for arch in archs]
+    wanted = [(spec, arch) for spec in specs for arch in archs if spec.is_for(arch.name)]
     stamp = _stamp(cache, wanted)
     found = {(spec.variant, arch.name): cache.get(spec, arch) for spec, arch in wanted}
     missing = [(spec, arch) for spec, arch in wanted if found[spec.variant, arch.name] is None]
@@ -169,7 +184,7 @@ def build(
         with Compiler(jobs) as compiler:
             made = _compile_all(compiler, missing, progress, cache)
         found |= {(spec.variant, arch.name): cubin for (spec, arch), cubin in zip(missing, made, strict=True)}
-    cubins = [[c for arch in archs if (c := found[spec.variant, arch.name]) is not None] for spec in specs]
+    cubins = [[c for arch in archs if (c := found.get((spec.variant, arch.name))) is not None] for spec in specs]
     manifest = _write(folder, specs, cubins, tools["triton"], stamp)
     return BuildResult(folder / LIBRARY_NAME, manifest, len(missing), False)
 

@@ -30,7 +30,7 @@ class Cache:
     @classmethod
     def open(cls, folder: Path, toolchain: dict[str, str]) -> "Cache":
         """The cache in a folder, which need not exist."""
-        worker = Path(__file__).with_name("worker.py").read_bytes()
+        worker = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("worker.py", "descriptors.py"))
         return cls(folder, toolchain, hashlib.sha256(worker).hexdigest())
 
     def key(self, spec: KernelSpec, arch: Arch) -> str:

@@ -31,6 +31,8 @@ class Cubin:
         code: the ELF image.
         symbol: the kernel's name in it.
         scratch: scratch pointers that the kernel takes after its own arguments, and never reads.
+        tensors: of each tensor descriptor, what its map is made with: ``swizzle`` and ``data_type`` as cuda.h numbers
+            them, and ``box``, outermost first.
         source: SHA-256 of the kernel's file.
         dependencies: the user's files that it imported, relative to its folder, with their SHA-256.
     """
@@ -43,6 +45,7 @@ class Cubin:
     registers: int
     spilled: int
     scratch: int
+    tensors: list[dict[str, Any]]
     ptxas: str
     source: str
     dependencies: dict[str, str]
@@ -235,8 +238,13 @@ class Compiler:
             "kernel": spec.kernel,
             "arguments": [vars(argument) for argument in spec.arguments],
             "constants": spec.constants,
+            "descriptors": [
+                {key: getattr(tensor, key) for key in ("name", "element", "item_size", "rank", "block")}
+                for tensor in spec.tensors
+            ],
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
+            "maxnreg": spec.maxnreg,
             "capability": arch.capability,
         }
         try:

@@ -1,8 +1,9 @@
 """C source: the templates beside this module, filled in. Formats values only; decides nothing."""
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ import pyfmha
 from pyfmha.abi import CType, ctype
 from pyfmha.aot.cubin import Cubin
 from pyfmha.arch import ARCHS
+from pyfmha.descriptors import Tensor
+from pyfmha.grid import NUM_SMS
 from pyfmha.spec import Argument, KernelSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,71 +62,118 @@ def _parameters(arguments: Sequence[Argument]) -> str:
     return ", ".join(f"{ctype(argument.type).c} {argument.c_name}" for argument in arguments)
 
 
+def _member(argument: Argument) -> str:
+    return f"a->{argument.c_name}"
+
+
+def _shown(argument: Argument) -> tuple[str, str]:
+    """How a message shows an argument: printf's format and the value for it."""
+    kind = ctype(argument.type)
+    if kind.kind == "float":
+        return "%g", f"(double){_member(argument)}"
+    if kind.kind == "pointer":
+        return "0x%llx", f"(unsigned long long){_member(argument)}"
+    letter, cast = ("d", "long long") if (kind.bounds or (0, 0))[0] < 0 else ("u", "unsigned long long")
+    return f"%ll{letter}", f"({cast}){_member(argument)}"
+
+
 @dataclass(frozen=True)
 class _Check:
-    """One thing a variant needs of one argument, and how to say that it lacks it."""
+    """One thing a variant needs of its arguments, and how to say that they lack it: format and values of printf."""
 
-    argument: Argument
     condition: str
-    required: str
     status: str
-
-    @property
-    def name(self) -> str:
-        return self.argument.c_name
-
-    @property
-    def format(self) -> str:
-        return "0x%llx" if self.status == "PYFMHA_MISALIGNED_ADDRESS" else "%lld"
-
-    @property
-    def value(self) -> str:
-        cast = "unsigned long long" if self.format == "0x%llx" else "long long"
-        return f"({cast}){self.name}"
+    text: str
+    values: str
 
 
 def _check(argument: Argument) -> _Check | None:
     kind: CType = ctype(argument.type)
-    name = argument.c_name
-    if kind.kind == "pointer":
-        # Without a hint, a kernel still reads whole elements, which fault unless aligned to their size.
-        multiple = argument.hint or kind.size
-        if multiple == 1:
-            return None
-        required = f"not a multiple of {multiple} bytes"
-        return _Check(argument, f"{name} % {multiple} == 0", required, "PYFMHA_MISALIGNED_ADDRESS")
-    if argument.hint is None:
+    # Without a hint, a kernel still reads whole elements, which fault unless aligned to their size.
+    multiple = argument.hint or (kind.size if kind.kind == "pointer" else None)
+    if multiple is None or (kind.kind == "pointer" and multiple == 1):
         return None
-    condition = f"{name} == 1" if argument.hint == 1 else f"{name} % {argument.hint} == 0"
-    required = "not 1" if argument.hint == 1 else f"not a multiple of {argument.hint}"
-    return _Check(argument, condition, required, "PYFMHA_INVALID_VALUE")
+    unit, status = (" bytes", "MISALIGNED_ADDRESS") if kind.kind == "pointer" else ("", "INVALID_VALUE")
+    lacks = "not 1" if multiple == 1 else f"not a multiple of {multiple}{unit}"
+    condition = f"{_member(argument)} == 1" if multiple == 1 else f"{_member(argument)} % {multiple} == 0"
+    shown, value = _shown(argument)
+    return _Check(condition, f"PYFMHA_{status}", f"{argument.c_name} is {shown}, {lacks}", value)
+
+
+def _required(spec: KernelSpec) -> list[_Check]:
+    by_name = {argument.name: argument for argument in spec.arguments}
+    spelled = {name: _member(argument) for name, argument in by_name.items()}
+    checks = []
+    for condition in spec.conditions:
+        shown = [(name, *_shown(by_name[name])) for name in condition.names]
+        got = " and ".join(f"{name} = {form}" for name, form, _ in shown)
+        text = f"it needs {condition.text.replace('%', '%%')}, got {got}"
+        code = condition.to_c(spelled, dict(spec.prototype))
+        checks.append(_Check(code, "PYFMHA_INVALID_VALUE", text, ", ".join(value for _, _, value in shown)))
+    return checks
+
+
+class _FunctionView:
+    """What the templates read of a function; it is the same for each of its specs."""
+
+    def __init__(self, spec: KernelSpec) -> None:
+        self.name = spec.name
+        self.parameters = _parameters(spec.arguments)
+        self.names = ", ".join(argument.c_name for argument in spec.arguments)
+        self.members = [f"{ctype(argument.type).c} {argument.c_name}" for argument in spec.arguments]
 
 
 class _VariantView:
-    """What the templates read of one variant."""
+    """What the template reads of one variant."""
 
     def __init__(self, spec: KernelSpec) -> None:
         self.name = spec.variant
-        self.function = spec.name
+        self.optional = spec.optional
         constants = ", ".join(f"{name}={value!r}" for name, value in spec.constants)
         hints = ", ".join(f"{a.name}:{a.hint}" for a in spec.arguments if a.hint) or "none"
+        extra = [f"requires: {', '.join(spec.requires)}"] * bool(spec.requires)
+        extra += [f"tensor {tensor}" for tensor in spec.tensors]
         self.summary = _c_comment(
             f"Kernel {spec.kernel} of {spec.source.name}; {constants}; {spec.num_warps} warps,"
-            f" {spec.num_stages} stages; hints: {hints}."
+            f" {spec.num_stages} stages; {'; '.join([f'hints: {hints}', *extra])}."
         )
-        self.parameters = _parameters(spec.arguments)
-        self.checks = [check for check in map(_check, spec.arguments) if check is not None]
-        self.generic = not any(argument.hint for argument in spec.arguments)
-        checked = [check.argument for check in self.checks]
-        self.checked_parameters = _parameters(checked) or "void"
-        self.checked_names = ", ".join(argument.c_name for argument in checked)
-        self.condition = " && ".join(f"({check.condition})" for check in self.checks) or "true"
+        self.checks = [check for check in map(_check, spec.arguments) if check is not None] + _required(spec)
+        self.tensors = spec.tensors
+        self.words = [word for tensor in spec.tensors for word in _words(spec, tensor)]
         by_name = {argument.name: argument for argument in spec.arguments}
-        used = dict.fromkeys(name for e in spec.grid_expressions for name in e.names())
+        used = dict.fromkeys(name for e in spec.grid_expressions for name in e.names() if name in by_name)
         self.grid_names = [_GridName(by_name[name]) for name in used if _GridName(by_name[name]).negative]
         passed = [argument for argument in spec.arguments if argument.hint != 1]
         self.narrowed = [{"name": a.c_name, "function": ctype(a.type).narrow} for a in passed if ctype(a.type).narrow]
-        self.params = [f"&{a.c_name}{'_bits' if ctype(a.type).narrow else ''}" for a in passed]
+        self.params = [
+            *_tensor_params(spec.tensors),
+            *(f"&{a.c_name}_bits" if ctype(a.type).narrow else f"&{_member(a)}" for a in passed),
+        ]
+
+
+def _spell(spec: KernelSpec) -> Callable[[str], str]:
+    """The C expression of a name in a grid or a descriptor: an argument, else what the launcher knows of the device."""
+    members = {argument.name: f"(int64_t){_member(argument)}" for argument in spec.arguments}
+    return lambda name: members.get(name, name)
+
+
+def _words(spec: KernelSpec, tensor: Tensor) -> list[str]:
+    (base,) = (_member(argument) for argument in spec.arguments if argument.name == tensor.base)
+    return [base, *(expression.to_c(_spell(spec)) for expression in (*tensor.shape, *tensor.strides))]
+
+
+def _tensor_params(tensors: Sequence[Tensor]) -> Iterator[str]:
+    """A kernel's parameters for its descriptors: of each the map, sizes of 32 bits, and strides of 64.
+
+    Sizes and strides lie in the key, of whose 64-bit words a kernel reads the lower half as a size: CUDA's hosts are
+    little-endian.
+    """
+    word = 0
+    for index, tensor in enumerate(tensors):
+        yield f"&maps[{index}]"
+        yield from (f"&key[{word + i}]" for i in range(1, 2 * tensor.rank))
+        yield "&one"
+        word += 2 * tensor.rank
 
 
 class _GridName:
@@ -131,52 +181,52 @@ class _GridName:
 
     def __init__(self, argument: Argument) -> None:
         self.name = argument.c_name
+        member = _member(argument)
         low, high = ctype(argument.type).bounds or (0, 0)
         self.limit = min(high, (1 << 63) - 1)
-        self.negative = f"{self.name} < 0" if low < 0 else f"{self.name} > INT64_MAX" if high > self.limit else ""
-        self.format = "%lld" if low < 0 else "%llu"
-        self.value = f"({'long long' if low < 0 else 'unsigned long long'}){self.name}"
+        self.negative = f"{member} < 0" if low < 0 else f"{member} > INT64_MAX" if high > self.limit else ""
+        self.format, self.value = _shown(argument)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A C function that computes the grid from the kernel's parameters, for the images whose grids are the same."""
+    """A C function that computes the grid from the arguments, for the images whose grids are the same."""
 
     name: str
     text: str
-    reads: tuple[str, ...]
     expressions: tuple[str, ...]
+
+    @property
+    def reads_arguments(self) -> bool:
+        return any("a->" in expression for expression in self.expressions)
+
+    @property
+    def reads_device(self) -> bool:
+        return any(re.search(rf"(?<!->)\b{NUM_SMS}\b", expression) for expression in self.expressions)
 
 
 def _grids(spec: KernelSpec, archs: Sequence[str]) -> dict[str, _Grid]:
     """The grid function of each architecture."""
-    passed = [argument for argument in spec.arguments if argument.hint != 1]
-    position = {argument.name: index for index, argument in enumerate(passed)}
-    by_name = {argument.name: argument for argument in spec.arguments}
     made: dict[tuple[str, ...], _Grid] = {}
     of_arch: dict[str, _Grid] = {}
     for arch in archs:
         expressions = spec.resolve(arch).grid_expressions
-        code = tuple(expression.to_c(lambda name: by_name[name].c_name) for expression in expressions)
+        code = tuple(expression.to_c(_spell(spec)) for expression in expressions)
         if code not in made:
-            reads = tuple(
-                f"const int64_t {by_name[name].c_name} = "
-                + (
-                    f"(int64_t)*(const {ctype(by_name[name].type).c} *)params[{position[name]}]"
-                    if name in position
-                    else "1"
-                )
-                for name in dict.fromkeys(name for expression in expressions for name in expression.names())
-            )
-            made[code] = _Grid(f"grid_{len(made)}", _c_comment(", ".join(e.text for e in expressions)), reads, code)
+            made[code] = _Grid(f"grid_{len(made)}", _c_comment(", ".join(e.text for e in expressions)), code)
         of_arch[arch] = made[code]
     return of_arch
 
 
-def _image(cubin: Cubin) -> dict[str, Any]:
+def _image(spec: KernelSpec, cubin: Cubin) -> dict[str, Any]:
     arch = ARCHS[cubin.arch]
     described = {name: getattr(cubin, name) for name in ("registers", "spilled", "shared", "threads", "code", "arch")}
-    return {**described, "capability": arch.capability, "exact": arch.exact, "ptxas": f"ptxas {cubin.ptxas}"}
+    tensors = [
+        {"name": tensor.name, "rank": tensor.rank, "item_size": tensor.item_size, **made}
+        for tensor, made in zip(spec.tensors, cubin.tensors, strict=True)
+    ]
+    compiled = {"capability": arch.capability, "exact": arch.exact, "ptxas": f"ptxas {cubin.ptxas}"}
+    return {**described, **compiled, "tensors": tensors}
 
 
 def emit_variant(spec: KernelSpec, cubins: Sequence[Cubin], stem: str) -> dict[str, str]:
@@ -193,8 +243,9 @@ def emit_variant(spec: KernelSpec, cubins: Sequence[Cubin], stem: str) -> dict[s
     grids = _grids(spec, [cubin.arch for cubin in cubins])
     values = {
         "v": _VariantView(spec),
+        "f": _FunctionView(spec),
         "header": f"{stem}.h",
-        "images": [_image(cubin) | {"grid": grids[cubin.arch].name} for cubin in cubins],
+        "images": [_image(spec, cubin) | {"grid": grids[cubin.arch].name} for cubin in cubins],
         "grids": list(dict.fromkeys(grids.values())),
         "symbol": cubins[0].symbol,
         "scratch": cubins[0].scratch,
@@ -212,28 +263,23 @@ def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: 
     Returns:
         File name to content.
     """
-    views = []
-    for name, algorithms in functions.items():
-        variants = [[_VariantView(spec) for spec in algorithm] for algorithm in algorithms]
-        arguments = algorithms[0][0].arguments
-        checked = {check.name for algorithm in variants for v in algorithm for check in v.checks}
-        views.append(
-            {
-                "name": name,
-                "kernel": algorithms[0][0].kernel,
-                "algorithms": variants,
-                "parameters": _parameters(arguments),
-                "names": ", ".join(argument.c_name for argument in arguments),
-                "members": [f"{ctype(argument.type).c} {argument.c_name}" for argument in arguments],
-                "packed_names": ", ".join(f"a->{argument.c_name}" for argument in arguments),
-                "unchecked": [a.c_name for a in arguments if a.c_name not in checked],
-            }
-        )
+    views = [_LibraryFunctionView(algorithms) for algorithms in functions.values()]
     summary = _c_comment(f"{stem}: {', '.join(functions)}.")
     guard = f"PYFMHA_LIBRARY_{re.sub('[^A-Za-z0-9]', '_', stem)}"
     values = {"functions": views, "summary": summary, "guard": guard, "header": f"{stem}.h"}
     files = {f"{stem}.{ending}": _render(f"library.{ending}.j2", **values) for ending in ("h", "c")}
     return files | runtime_files("h", "c")
+
+
+class _LibraryFunctionView(_FunctionView):
+    """What the library's templates read of a function: its variants too, and where each algorithm's end."""
+
+    def __init__(self, algorithms: Sequence[Sequence[KernelSpec]]) -> None:
+        super().__init__(algorithms[0][0])
+        specs = [spec for algorithm in algorithms for spec in algorithm]
+        self.kernels = ", ".join(dict.fromkeys(spec.kernel for spec in specs))
+        self.variants = [spec.variant for spec in specs]
+        self.ends = list(itertools.accumulate(map(len, algorithms)))
 
 
 def runtime_files(*endings: str) -> dict[str, str]:

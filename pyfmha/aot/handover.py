@@ -10,11 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pyfmha.aot.cubin import Cubin
 from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
 from pyfmha.arch import ARCHS
+from pyfmha.descriptors import Descriptor
 from pyfmha.errors import ManifestError, SpecError
 from pyfmha.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
 from pyfmha.spec import Argument, KernelSpec, Tuning
@@ -53,7 +55,11 @@ def describe_variant(spec: KernelSpec, cubins: Sequence[Cubin]) -> Variant:
     """The manifest entry of a compiled spec."""
     return Variant(
         name=spec.variant,
+        kernel=spec.kernel,
         hints={argument.name: argument.hint for argument in spec.arguments if argument.hint},
+        requires=tuple(condition.text for condition in spec.conditions),
+        archs=spec.archs,
+        tensors=tuple(map(str, spec.tensors)),
         images=tuple(_image(spec.resolve(cubin.arch), cubin) for cubin in cubins),
     )
 
@@ -65,6 +71,7 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
         constants=dict(spec.constants),
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
+        maxnreg=spec.maxnreg,
         grid=tuple(expression.text for expression in spec.grid_expressions),
         shared_limit=ARCHS[cubin.arch].shared_limit,
         size=len(cubin.code),
@@ -105,6 +112,10 @@ def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence
             "num_stages": spec.num_stages,
             "algorithm_name": spec.algorithm_name,
             "tunings": [vars(tuning) for tuning in spec.tunings],
+            "requires": spec.requires,
+            "archs": spec.archs,
+            "maxnreg": spec.maxnreg,
+            "descriptors": [vars(descriptor) for descriptor in spec.descriptors],
         },
         "variant": asdict(describe_variant(spec, cubins)),
         "sha256": {Path(file).name: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
@@ -174,13 +185,20 @@ def check_stem(path: Path) -> None:
         )
 
 
-def _spec(data: dict[str, object]) -> KernelSpec:
+def _spec(data: dict[str, Any]) -> KernelSpec:
     fields = dict(data)
     fields["source"] = Path(str(fields["source"]))
-    fields["arguments"] = tuple(Argument(*argument) for argument in fields["arguments"])  # type: ignore[attr-defined]
-    fields["constants"] = tuple((name, value) for name, value in fields["constants"])  # type: ignore[attr-defined]
+    fields["arguments"] = tuple(Argument(*argument) for argument in fields["arguments"])
+    fields["constants"] = tuple((name, value) for name, value in fields["constants"])
     fields["tunings"] = tuple(
         Tuning(**{**tuning, "constants": tuple((name, value) for name, value in tuning["constants"])})
-        for tuning in fields["tunings"]  # type: ignore[attr-defined]
+        for tuning in fields["tunings"]
     )
-    return KernelSpec(**fields)  # type: ignore[arg-type]
+    fields["requires"], fields["archs"] = tuple(fields["requires"]), tuple(fields["archs"])
+    fields["descriptors"] = tuple(map(_descriptor, fields["descriptors"]))
+    return KernelSpec(**fields)
+
+
+def _descriptor(data: dict[str, Any]) -> Descriptor:
+    parts = (tuple(data[name]) for name in ("shape", "strides", "block"))
+    return Descriptor(data["name"], data["base"], *parts)

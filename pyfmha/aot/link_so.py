@@ -89,7 +89,9 @@ def prepare_library(
 
 
 def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
-    """Functions by name; of each its algorithms in order of first appearance; of each its variants, most hints first.
+    """Functions by name; of each its algorithms in order of first appearance; of each its variants, as tried.
+
+    That is the order given, but those that serve every call come last.
 
     Raises:
         SpecError: two variants cannot share a function, or function names clash.
@@ -101,14 +103,9 @@ def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
         spec = variant.spec
         algorithms = functions.setdefault(spec.name, {})
         for other in (v for algorithm in algorithms.values() for v in algorithm):
-            _check_same_function(spec, other.spec)
-            if variant.source_digest != other.source_digest:
-                raise SpecError(
-                    f"{other.header} and {variant.header}, both of {spec.name}, were compiled from different versions"
-                    f" of {spec.source} or of a file it imports; delete the older one, or compile both again"
-                )
+            _check_same_function(variant, other)
         alike = algorithms.setdefault(spec.algorithm, [])
-        twins = [v for v in alike if v.variant.hints == variant.variant.hints]
+        twins = [v for v in alike if _served(v.spec) == _served(spec)]
         if not twins:
             alike.append(variant)
         elif twins[0].variant != variant.variant:
@@ -116,18 +113,41 @@ def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
                 f"{twins[0].header} and {variant.header} are two builds of the same variant of {spec.name}; name one"
             )
     _check_exports(list(functions))
-    return {
-        name: [sorted(alike, key=lambda v: -len(v.variant.hints)) for alike in algorithms.values()]
-        for name, algorithms in functions.items()
-    }
+    return {name: [_as_tried(alike) for alike in algorithms.values()] for name, algorithms in functions.items()}
 
 
-def _check_same_function(one: KernelSpec, other: KernelSpec) -> None:
-    if one.prototype != other.prototype or one.kernel != other.kernel:
-        described = [f"{s.kernel}({', '.join(f'{t} {n}' for n, t in s.prototype)})" for s in (other, one)]
+def _served(spec: KernelSpec) -> object:
+    """What decides which calls a variant serves, and where."""
+    return [argument.hint for argument in spec.arguments], set(spec.requires), set(spec.archs), spec.tensors
+
+
+def _as_tried(variants: Sequence[Handover]) -> list[Handover]:
+    """The variants of one algorithm in the order in which the dispatcher tries them."""
+    ordered = sorted(variants, key=lambda v: v.spec.unconditional)
+    last = ordered[-1].spec
+    needed = [v.spec.variant for v in ordered if not v.spec.optional]
+    if needed and last.optional:
         raise SpecError(
-            f"two different kernels claim the function name {one.name!r}: {' and '.join(described)};"
+            f"the last variant of an algorithm of {last.name}, {last.variant}, is for {', '.join(last.archs)} only, but"
+            f" {needed[-1]} before it is for all; give that one last"
+        )
+    return ordered
+
+
+def _check_same_function(one: Handover, other: Handover) -> None:
+    """Refuse variants that cannot share a function: others' names, or kernels that were not meant to."""
+    specs = (other.spec, one.spec)
+    together = one.spec.kernel == other.spec.kernel or all(spec.algorithm_name for spec in specs)
+    if one.spec.prototype != other.spec.prototype or not together:
+        described = [f"{s.kernel}({', '.join(f'{t} {n}' for n, t in s.prototype)})" for s in specs]
+        raise SpecError(
+            f"two different kernels claim the function name {one.spec.name!r}: {' and '.join(described)};"
             " give one another --out-name"
+        )
+    if one.spec.source == other.spec.source and one.source_digest != other.source_digest:
+        raise SpecError(
+            f"{other.header} and {one.header}, both of {one.spec.name}, were compiled from different versions"
+            f" of {one.spec.source} or of a file it imports; delete the older one, or compile both again"
         )
 
 

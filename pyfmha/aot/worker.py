@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
+
 
 class Refused(Exception):
     """A request that fails for a reason to report; ``kind`` names the exception the parent raises."""
@@ -127,35 +129,42 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     module, made_of = load_source(path)
     kernel = find_kernel(module, request["kernel"], path)
     names = [parameter.name for parameter in kernel.params]
-    arguments, constants = request["arguments"], dict(request["constants"])
-    given = [a["name"] for a in arguments] + list(constants)
-    if sorted(given) != sorted(names):
-        raise Refused(
-            "SpecError", f"kernel {request['kernel']} takes {', '.join(names)}; the spec gives {', '.join(given)}"
-        )
-    types = {a["name"]: a["type"] for a in arguments}
+    arguments, constants, descriptors = request["arguments"], dict(request["constants"]), request["descriptors"]
+    types = {d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors}
+    types |= {a["name"]: a["type"] for a in arguments}
+    _check_names(request["kernel"], names, [*types], [*constants])
     hints = {a["name"]: a["hint"] for a in arguments}
     constants |= {name: 1 for name, hint in hints.items() if hint == 1}
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature={name: "constexpr" if name in constants else types[name] for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if hints.get(name) == 16},
+        attrs={
+            (names.index(name),): [["tt.divisibility", hint]] for name, hint in hints.items() if hint not in (None, 1)
+        },
     )
     capability = request["capability"]
     # Triton 3.9 turned the fusion of multiply and add off by default; attention needs it for speed, and it rounds less.
     options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"], "enable_fp_fusion": True}
+    if request["maxnreg"] is not None:
+        options["maxnreg"] = request["maxnreg"]
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
         raise Refused("CompileError", f"{type(error).__name__}: {error}") from error
     code = bytes(compiled.asm["cubin"])
+    try:
+        tensors = described_tensors(compiled.metadata, descriptors)
+        scratch = _scratch_pointers(compiled, descriptors, sum(name not in constants for name in hints))
+    except UnsupportedDescriptor as error:
+        raise Refused("CompileError", str(error)) from error
     return {
         "code": base64.b64encode(code).decode(),
         "symbol": compiled.metadata.name,
         "threads": 32 * compiled.metadata.num_warps,  # read after compiling: specialised kernels are padded
         "shared": compiled.metadata.shared,
-        "scratch": _scratch_pointers(compiled, len(names) - len(constants)),
+        "scratch": scratch,
+        "tensors": tensors,
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
         "source": made_of[str(path)],
@@ -163,24 +172,38 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scratch_pointers(compiled: Any, arguments: int) -> int:
-    """How many scratch pointers follow the kernel's own arguments; it must be able to run with null ones."""
+def _check_names(kernel: str, names: list[str], given: list[str], constants: list[str]) -> None:
+    """Refuse a spec whose parameters are not the kernel's: descriptors, then arguments, in the kernel's order."""
+    if sorted([*given, *constants]) != sorted(names):
+        raise Refused(
+            "SpecError", f"kernel {kernel} takes {', '.join(names)}; the spec gives {', '.join([*given, *constants])}"
+        )
+    ordered = [name for name in names if name in given]
+    if ordered != given:
+        raise Refused(
+            "SpecError", f"kernel {kernel} takes {', '.join(ordered)} in this order; the spec gives {', '.join(given)}"
+        )
+
+
+def _scratch_pointers(compiled: Any, descriptors: list[dict[str, Any]], arguments: int) -> int:
+    """How many scratch pointers follow the kernel's own parameters; it must be able to run with null ones."""
     metadata = compiled.metadata
     for kind in ("global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, kind, 0):
             raise Refused(
                 "CompileError",
                 f"the kernel needs {getattr(metadata, kind)} bytes of {kind[:-5].replace('_', ' ')} a block (tensor"
-                " descriptors made on the device do): that cannot be compiled ahead of time yet; use pointers",
+                " descriptors made on the device do): that cannot be compiled ahead of time yet; use pointers, or"
+                " descriptors of the spec",
             )
     if getattr(metadata, "num_ctas", 1) != 1:
         raise Refused("CompileError", "thread-block clusters (num_ctas above 1) cannot be compiled ahead of time yet")
-    entry = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL)
-    extra = (entry.group(1).count(".param") if entry else -1) - arguments
+    own: int = arguments + sum(1 + 2 * d["rank"] for d in descriptors)
+    extra: int = parameter_count(compiled.asm["ptx"], descriptors) - own
     if not 0 <= extra <= 2:
         raise Refused(
             "CompileError",
-            f"the compiled kernel takes {extra} parameters beyond its {arguments}; this Triton is not known",
+            f"the compiled kernel takes {extra} parameters beyond its {own}; this Triton is not known",
         )
     return extra
 

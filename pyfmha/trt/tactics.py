@@ -25,7 +25,8 @@ class Tactic:
         id: positive, 31 bits.
         algo_id: its number in this build of the library.
         name: the names of its variants, joined by ``+``.
-        archs: for each variant, the architectures that it has code for.
+        archs: for each variant that a device needs, the architectures that it has code for. Variants for some
+            architectures only are passed over on others: they count together, as one, where there are no others.
     """
 
     id: int
@@ -34,7 +35,7 @@ class Tactic:
     archs: tuple[tuple[str, ...], ...]
 
     def runs_on(self, capability: int) -> bool:
-        """Whether every variant has code for a device of that compute capability (major * 10 + minor)."""
+        """Whether every variant needed has code for a device of that compute capability (major * 10 + minor)."""
         return all(arch_for(f"sm_{capability}", held) is not None for held in self.archs)
 
 
@@ -43,8 +44,13 @@ def tactic_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") & 0x7FFFFFFF or 1
 
 
-def _archs(variant: Variant) -> tuple[str, ...]:
-    return tuple(image.arch for image in variant.images if image.arch in ARCHS)
+def _archs(*variants: Variant) -> tuple[str, ...]:
+    return tuple(image.arch for variant in variants for image in variant.images if image.arch in ARCHS)
+
+
+def _needed_archs(algorithm: Sequence[Variant]) -> tuple[tuple[str, ...], ...]:
+    needed = [variant for variant in algorithm if not variant.archs]
+    return tuple(map(_archs, needed)) if needed else (_archs(*algorithm),)
 
 
 def tactics_of(function: Function) -> tuple[Tactic, ...]:
@@ -56,7 +62,7 @@ def tactics_of(function: Function) -> tuple[Tactic, ...]:
     tactics = []
     for algo_id, algorithm in enumerate(function.algorithms):
         name = "+".join(variant.name for variant in algorithm)
-        tactics.append(Tactic(tactic_id(name), algo_id, name, tuple(map(_archs, algorithm))))
+        tactics.append(Tactic(tactic_id(name), algo_id, name, _needed_archs(algorithm)))
     if len({tactic.id for tactic in tactics}) < len(tactics):
         raise PluginError(
             f"two algorithms of {function.name} have the same tactic id; change the tiles of one and build again"

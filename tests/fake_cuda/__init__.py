@@ -2,13 +2,16 @@
 
 import ctypes
 import hashlib
+import struct
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("fake_cuda.c")
-MAX_PARAMS = 32
-MAX_PARAM_BYTES = 16
+MAX_PARAMS = 128
+PARAM_BYTES = 4096
+MAP_BYTES = 128
 
 
 class _Launch(ctypes.Structure):
@@ -22,9 +25,47 @@ class _Launch(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("device", ctypes.c_int),
         ("param_count", ctypes.c_uint),
-        ("param_sizes", ctypes.c_uint * MAX_PARAMS),
-        ("params", (ctypes.c_ubyte * MAX_PARAM_BYTES) * MAX_PARAMS),
+        ("param_sizes", ctypes.c_ushort * MAX_PARAMS),
+        ("params", ctypes.c_ubyte * PARAM_BYTES),
     )
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """What a ``CUtensorMap`` was made of, as the driver was told: arrays innermost first, strides in bytes."""
+
+    address: int
+    small: bool  # bit 21 of the second word was cleared
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    data_type: int
+    swizzle: int
+    interleave: int
+    l2_promotion: int
+    fill: int
+
+    @classmethod
+    def read(cls, parameter: bytes) -> "TensorMap":
+        """From the 128 bytes that a kernel gets."""
+        assert len(parameter) == MAP_BYTES
+        address, flags, *numbers = struct.unpack_from("<QQ4Q5I5H5B6B", parameter)
+        strides, sizes, box, steps = numbers[:4], numbers[4:9], numbers[9:14], numbers[14:19]
+        rank, data_type, interleave, swizzle, l2_promotion, fill = numbers[19:]
+        assert flags | 1 << 21 == (1 << 64) - 1, "bits that no launcher may touch"
+        assert steps[:rank] == [1] * rank
+        return cls(
+            address,
+            not flags & 1 << 21,
+            tuple(sizes[:rank]),
+            tuple(strides[: rank - 1]),
+            tuple(box[:rank]),
+            data_type,
+            swizzle,
+            interleave,
+            l2_promotion,
+            fill,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,6 +106,10 @@ class FakeCuda:
 
     def set_device(self, device: int, capability: int, shared_optin: int = 232448) -> None:
         self.c.fake_set_device(device, capability, shared_optin)
+
+    def set_driver_version(self, version: int) -> None:
+        """As ``cuDriverGetVersion`` says it: 13000 is CUDA 13.0, which is what a reset sets."""
+        self.c.fake_set_driver_version(version)
 
     def use_context(self, device: int = 0) -> int:
         """Create a context and make it current on this thread."""
@@ -124,8 +169,15 @@ class FakeCuda:
             raw.shared,
             raw.stream or 0,
             raw.device,
-            tuple(bytes(raw.params[i][: raw.param_sizes[i]]) for i in range(raw.param_count)),
+            tuple(_parts(bytes(raw.params), raw.param_sizes[: raw.param_count])),
         )
+
+
+def _parts(content: bytes, sizes: list[int]) -> Iterator[bytes]:
+    start = 0
+    for size in sizes:
+        yield content[start : start + size]
+        start += size
 
 
 def build(output: Path, *flags: str) -> Path:

@@ -87,6 +87,7 @@ static unsigned long launch_count;
 static call_record calls[MAX_FUNCTIONS];
 static unsigned violations;
 static char last_violation[48];
+static int driver_version = 13000;
 static unsigned long generation; /* of fake_reset: a thread's current context does not survive one */
 
 static _Thread_local CUcontext current;
@@ -226,7 +227,7 @@ EXPORT CUresult cuInit(unsigned flags) {
 EXPORT CUresult cuDriverGetVersion(int *version) {
   CUresult status;
   ENTER(status, "cuDriverGetVersion", false, true);
-  if (status == SUCCESS) *version = 13000;
+  if (status == SUCCESS) *version = driver_version;
   return leave(status);
 }
 
@@ -422,15 +423,58 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
     launch->stream = stream;
     launch->device = function->module->context->device;
     launch->param_count = function->param_count;
-    for (unsigned i = 0; i < function->param_count; i++) {
+    for (unsigned i = 0, at = 0; i < function->param_count; i++) {
       const unsigned size = function->param_sizes[i];
-      launch->param_sizes[i] = size;
-      memcpy(launch->params[i], params[i], size < FAKE_MAX_PARAM_BYTES ? size : FAKE_MAX_PARAM_BYTES);
+      if (at + size > FAKE_PARAM_BYTES) abort(); /* more than a kernel can have */
+      launch->param_sizes[i] = (unsigned short)size;
+      memcpy(launch->params + at, params[i], size);
+      at += size;
     }
   }
   launch_count++;
   return leave(status);
 }
+
+#ifndef FAKE_WITHOUT_TENSOR_MAPS /* drivers before CUDA 12 lack it */
+/* See "cuTensorMapEncodeTiled" of the CUDA driver API for what it refuses. */
+static CUresult check_map(const void *map, int data_type, uint32_t rank, uint64_t address, const uint64_t *sizes,
+                          const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides, int swizzle) {
+  static const unsigned bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
+  if (rank < 1 || rank > 5 || data_type < 0 || data_type > 12 || (uintptr_t)map % 64 != 0) return INVALID_VALUE;
+  if (address == 0 || address % 16 != 0 || swizzle < 0 || swizzle > 3) return INVALID_VALUE;
+  for (uint32_t i = 0; i < rank; i++) {
+    if (sizes[i] == 0 || sizes[i] > UINT64_C(1) << 32 || box[i] == 0 || box[i] > 256) return INVALID_VALUE;
+    if (element_strides[i] == 0 || element_strides[i] > 8) return INVALID_VALUE;
+    if (i + 1 < rank && (strides[i] == 0 || strides[i] % 16 != 0 || strides[i] >= UINT64_C(1) << 40)) return INVALID_VALUE;
+  }
+  const unsigned inner = box[0] * bytes[data_type];
+  return inner % 16 != 0 || (swizzle != 0 && inner > 16u << swizzle) ? INVALID_VALUE : SUCCESS;
+}
+
+EXPORT CUresult cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, void *address, const uint64_t *sizes,
+                                       const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides,
+                                       int interleave, int swizzle, int l2_promotion, int fill) {
+  CUresult status;
+  ENTER(status, "cuTensorMapEncodeTiled", false, true);
+  if (status == SUCCESS)
+    status = check_map(map, data_type, rank, (uintptr_t)address, sizes, strides, box, element_strides, swizzle);
+  if (status != SUCCESS) return leave(status);
+  fake_map made = {.address = (uintptr_t)address, .flags = UINT64_MAX, .rank = (uint8_t)rank, .data_type = (uint8_t)data_type};
+  made.interleave = (uint8_t)interleave;
+  made.swizzle = (uint8_t)swizzle;
+  made.l2_promotion = (uint8_t)l2_promotion;
+  made.fill = (uint8_t)fill;
+  for (uint32_t i = 0; i < rank; i++) {
+    made.sizes[i] = (uint32_t)sizes[i];
+    made.box[i] = (uint16_t)box[i];
+    made.element_strides[i] = (uint8_t)element_strides[i];
+    if (i + 1 < rank) made.strides[i] = strides[i];
+  }
+  memset(map, 0, 128);
+  memcpy(map, &made, sizeof made);
+  return leave(status);
+}
+#endif
 
 EXPORT CUresult cuGetErrorString(CUresult status, const char **text) {
   switch (status) {
@@ -459,6 +503,7 @@ EXPORT void fake_reset(void) {
   if (modules == NULL || launches == NULL) abort();
   for (int i = 0; i < MAX_DEVICES; i++) devices[i] = (device){.capability = 90, .shared_optin = 232448};
   device_count = 2;
+  driver_version = 13000;
   initialized = false;
   for (unsigned i = 0; i < module_count; i++) modules[i].alive = false;
   memset(contexts, 0, sizeof contexts);
@@ -485,6 +530,12 @@ EXPORT void fake_set_device_count(int count) {
 EXPORT void fake_set_device(CUdevice number, int capability, int shared_optin) {
   pthread_mutex_lock(&mutex);
   devices[number] = (device){.capability = capability, .shared_optin = shared_optin};
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_driver_version(int version) {
+  pthread_mutex_lock(&mutex);
+  driver_version = version;
   pthread_mutex_unlock(&mutex);
 }
 

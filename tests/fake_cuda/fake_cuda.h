@@ -16,7 +16,7 @@ typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
 
-enum { FAKE_MAX_PARAMS = 32, FAKE_MAX_PARAM_BYTES = 16 };
+enum { FAKE_MAX_PARAMS = 128, FAKE_PARAM_BYTES = 4096 };
 
 /* One launch, as the driver saw it. */
 typedef struct {
@@ -29,14 +29,26 @@ typedef struct {
   CUstream stream;
   CUdevice device;
   unsigned param_count;
-  unsigned param_sizes[FAKE_MAX_PARAMS];
-  unsigned char params[FAKE_MAX_PARAMS][FAKE_MAX_PARAM_BYTES];
+  unsigned short param_sizes[FAKE_MAX_PARAMS];
+  unsigned char params[FAKE_PARAM_BYTES]; /* one after the other */
 } fake_launch;
+
+/* What cuTensorMapEncodeTiled makes: not a GPU's map, but all that it was told. Arrays innermost first, 0 beyond the rank. */
+typedef struct {
+  uint64_t address;
+  uint64_t flags; /* all ones; launchers correct bit 21 for some drivers */
+  uint64_t strides[4];
+  uint32_t sizes[5];
+  uint16_t box[5];
+  uint8_t element_strides[5];
+  uint8_t rank, data_type, interleave, swizzle, l2_promotion, fill;
+} fake_map;
 
 /* Two sm_90 devices with nothing loaded, no current context, no faults, empty records. */
 void fake_reset(void);
 void fake_set_device_count(int count);
 void fake_set_device(CUdevice device, int capability, int shared_optin);
+void fake_set_driver_version(int version);
 
 CUcontext fake_create_context(CUdevice device);
 void fake_destroy_context(CUcontext context);

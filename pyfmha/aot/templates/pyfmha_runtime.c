@@ -28,6 +28,7 @@ enum {
   CAPABILITY_MAJOR = 75,          /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
   CAPABILITY_MINOR = 76,          /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
   MAX_DYNAMIC_SHARED = 8,         /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
+  MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
   SHARED_WITHOUT_OPTIN = 48 * 1024,
   MAX_GRID_YZ = 65535
 };
@@ -45,6 +46,10 @@ static struct {
   CUresult (*launch_kernel)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
                             void **, void **);
   CUresult (*get_error_string)(CUresult, const char **);
+  CUresult (*get_version)(int *);
+  CUresult (*tensor_map_encode)(pyfmha_map *, int, uint32_t, void *, const uint64_t *, const uint64_t *, const uint32_t *,
+                                const uint32_t *, int, int, int, int); /* cuTensorMapEncodeTiled, CUDA 12 and later */
+  int version;
   bool ready;
 } driver;
 
@@ -53,7 +58,9 @@ struct pyfmha_loaded {
   unsigned long long context_id; /* tells a context from a later one at the same address; 0 if the driver has no ids */
   CUmodule module;
   CUfunction function;
+  const pyfmha_kernel *kernel;
   const pyfmha_image *image;
+  int64_t num_sms;
   unsigned count; /* loads not yet undone */
   struct pyfmha_loaded *next;
 };
@@ -119,6 +126,7 @@ static CUresult open_driver(void) {
       {"cuFuncSetAttribute", &driver.func_set_attribute},
       {"cuLaunchKernel", &driver.launch_kernel},
       {"cuGetErrorString", &driver.get_error_string},
+      {"cuDriverGetVersion", &driver.get_version},
   };
   for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++)
     if (!find(library, needed[i].name, needed[i].slot)) {
@@ -126,9 +134,16 @@ static CUresult open_driver(void) {
       return pyfmha_fail(PYFMHA_SYMBOL_NOT_FOUND, "%s has no function %s: it is not a CUDA driver", path, needed[i].name);
     }
   find(library, "cuCtxGetId", &driver.ctx_get_id);
+  find(library, "cuTensorMapEncodeTiled", &driver.tensor_map_encode);
   CUresult status = driver.init(0);
   if (status != PYFMHA_SUCCESS) {
     driver_failed(status, "cuInit", path);
+    dlclose(library);
+    return status;
+  }
+  status = driver.get_version(&driver.version);
+  if (status != PYFMHA_SUCCESS) {
+    driver_failed(status, "cuDriverGetVersion", path);
     dlclose(library);
     return status;
   }
@@ -183,9 +198,14 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
 }
 
 static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *image, CUdevice device, struct pyfmha_loaded *loaded) {
-  int allowed = 0;
+  int allowed = 0, multiprocessors = 0;
   CUresult status = driver.device_get_attribute(&allowed, SHARED_MEMORY_OPTIN, device);
+  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&multiprocessors, MULTIPROCESSORS, device);
   if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", kernel->name);
+  loaded->num_sms = multiprocessors;
+  if (kernel->tensor_count > 0 && driver.tensor_map_encode == NULL)
+    return pyfmha_fail(PYFMHA_SYMBOL_NOT_FOUND, "%s makes tensor maps, for which this CUDA driver (version %d) has no cuTensorMapEncodeTiled: install one of CUDA 12 or later",
+                       kernel->name, driver.version);
   if (image->shared > (unsigned)(allowed < 0 ? 0 : allowed))
     return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s needs %u bytes of shared memory a block, device %d allows %d; build it for that device's own architecture",
                        kernel->name, image->shared, device, allowed);
@@ -202,6 +222,7 @@ static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *imag
   return status;
 }
 
+/* Passes over an optional kernel that the device has no code for. */
 static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long long id) {
   struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
   if (loaded != NULL) {
@@ -216,11 +237,12 @@ static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long
   if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&minor, CAPABILITY_MINOR, device);
   if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", kernel->name);
   const pyfmha_image *image = choose_image(kernel, major * 10 + minor);
-  if (image == NULL) return no_image(kernel, device, major * 10 + minor);
+  if (image == NULL) return kernel->optional ? PYFMHA_SUCCESS : no_image(kernel, device, major * 10 + minor);
   loaded = calloc(1, sizeof *loaded);
   if (loaded == NULL) return pyfmha_fail(PYFMHA_OUT_OF_MEMORY, "%s: out of host memory", kernel->name);
   loaded->context = context;
   loaded->context_id = id;
+  loaded->kernel = kernel;
   loaded->image = image;
   loaded->count = 1;
   status = load_image(kernel, image, device, loaded);
@@ -237,6 +259,7 @@ static CUresult unload_one(pyfmha_kernel *kernel, CUcontext context, unsigned lo
   struct pyfmha_loaded **link = &kernel->loaded;
   while (*link != NULL && ((*link)->context != context || (*link)->context_id != id)) link = &(*link)->next;
   struct pyfmha_loaded *loaded = *link;
+  if (loaded == NULL && kernel->optional) return PYFMHA_SUCCESS; /* load_one passed over it too */
   if (loaded == NULL)
     return pyfmha_fail(PYFMHA_INVALID_HANDLE, "unload_%s: %s is not loaded in this CUDA context", kernel->function, kernel->name);
   if (--loaded->count > 0) return PYFMHA_SUCCESS;
@@ -246,13 +269,33 @@ static CUresult unload_one(pyfmha_kernel *kernel, CUcontext context, unsigned lo
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuModuleUnload", kernel->name);
 }
 
-CUresult pyfmha_load(const char *function, pyfmha_kernel *const *kernels, size_t count) {
+static unsigned kernel_count(const pyfmha_function *function) { return function->ends[function->algorithm_count - 1]; }
+
+/* Whether any kernel of the function is loaded: all may be optional, and have no code for the device. */
+static bool any_loaded(const pyfmha_function *function, CUcontext context, unsigned long long id) {
+  for (unsigned i = 0; i < kernel_count(function); i++)
+    if (find_loaded(function->kernels[i], context, id) != NULL) return true;
+  return false;
+}
+
+static CUresult nothing_for_device(const pyfmha_function *function) {
+  CUdevice device = 0;
+  int major = 0, minor = 0;
+  CUresult status = driver.ctx_get_device(&device);
+  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&major, CAPABILITY_MAJOR, device);
+  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&minor, CAPABILITY_MINOR, device);
+  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", function->name);
+  return no_image(function->kernels[0], device, major * 10 + minor);
+}
+
+CUresult pyfmha_load(const pyfmha_function *function) {
+  pyfmha_kernel *const *kernels = function->kernels;
   CUcontext context;
   unsigned long long id;
   pthread_rwlock_wrlock(&lock);
   CUresult status = open_driver();
-  if (status == PYFMHA_SUCCESS) status = current_context(function, &context, &id);
-  for (size_t i = 0; status == PYFMHA_SUCCESS && i < count; i++) {
+  if (status == PYFMHA_SUCCESS) status = current_context(function->name, &context, &id);
+  for (unsigned i = 0; status == PYFMHA_SUCCESS && i < kernel_count(function); i++) {
     status = load_one(kernels[i], context, id);
     if (status != PYFMHA_SUCCESS) { /* all or none; the text keeps the cause, even where undoing fails too */
       char cause[sizeof pyfmha_error_text];
@@ -262,19 +305,22 @@ CUresult pyfmha_load(const char *function, pyfmha_kernel *const *kernels, size_t
       break;
     }
   }
+  if (status == PYFMHA_SUCCESS && !any_loaded(function, context, id)) status = nothing_for_device(function);
   pthread_rwlock_unlock(&lock);
   return status;
 }
 
-CUresult pyfmha_unload(const char *function, pyfmha_kernel *const *kernels, size_t count) {
+CUresult pyfmha_unload(const pyfmha_function *function) {
   CUcontext context;
   unsigned long long id;
   pthread_rwlock_wrlock(&lock);
-  CUresult status = driver.ready ? current_context(function, &context, &id)
-                                 : pyfmha_fail(PYFMHA_INVALID_HANDLE, "unload_%s: nothing is loaded", function);
+  CUresult status = driver.ready ? current_context(function->name, &context, &id)
+                                 : pyfmha_fail(PYFMHA_INVALID_HANDLE, "unload_%s: nothing is loaded", function->name);
+  if (status == PYFMHA_SUCCESS && !any_loaded(function, context, id))
+    status = pyfmha_fail(PYFMHA_INVALID_HANDLE, "unload_%s: it is not loaded in this CUDA context", function->name);
   if (status == PYFMHA_SUCCESS) {
-    for (size_t i = 0; i < count; i++) { /* carry on after a failure, and report the first */
-      const CUresult one = unload_one(kernels[i], context, id);
+    for (unsigned i = 0; i < kernel_count(function); i++) { /* carry on after a failure, and report the first */
+      const CUresult one = unload_one(function->kernels[i], context, id);
       if (status == PYFMHA_SUCCESS) status = one;
     }
   }
@@ -282,12 +328,134 @@ CUresult pyfmha_unload(const char *function, pyfmha_kernel *const *kernels, size
   return status;
 }
 
+/* ---------------------------------------------------- tensor maps (for TMA) */
+
+/* A thread keeps the maps of its latest launches, because making one costs as much as a launch does. */
+enum { KEPT_MAPS = 32 };
+typedef struct {
+  _Alignas(128) pyfmha_map maps[PYFMHA_MAX_TENSORS];
+  const pyfmha_image *image; /* whose maps they are; NULL: none */
+  uint64_t key[PYFMHA_KEY_WORDS];
+} kept_maps;
+static _Thread_local struct {
+  kept_maps entries[KEPT_MAPS];
+  unsigned latest; /* the entry found or made last */
+  unsigned oldest; /* the entry to make way next */
+} recent;
+
+/* The tensor's sizes and strides follow its base in the key. */
+static const uint64_t *next_tensor(const pyfmha_tensor *tensor, const uint64_t *key) { return key + 2 * tensor->rank; }
+
+static bool stride_fits(uint64_t stride, unsigned item_size) {
+  const uint64_t limit = UINT64_C(1) << 40; /* of cuTensorMapEncodeTiled, in bytes */
+  return stride > 0 && stride < limit / item_size && stride * item_size % 16 == 0;
+}
+
+/* Also gives dimensions of one element, whose stride says nothing, a stride that the driver takes. */
+bool pyfmha_tensors_fit(const pyfmha_tensor *tensors, unsigned count, uint64_t *key) {
+  for (unsigned t = 0; t < count; t++) {
+    const int rank = tensors[t].rank;
+    if (key[0] == 0 || key[0] % 16 != 0) return false;
+    for (int i = 1; i <= rank; i++)
+      if (key[i] - 1 >= INT32_MAX) return false; /* 1 to 2^31 - 1: the kernel's coordinates are 32-bit */
+    for (int i = 0; i < rank - 1; i++) {
+      if (key[1 + i] == 1) key[1 + rank + i] = 16;
+      if (!stride_fits(key[1 + rank + i], tensors[t].item_size)) return false;
+    }
+    key += 2 * rank;
+  }
+  return true;
+}
+
+CUresult pyfmha_refuse_tensors(const char *variant, const pyfmha_tensor *tensors, unsigned count, uint64_t *key) {
+  for (unsigned t = 0; t < count; t++) {
+    const pyfmha_tensor *tensor = &tensors[t];
+    if (pyfmha_tensors_fit(tensor, 1, key)) {
+      key += 2 * tensor->rank;
+      continue;
+    }
+    if (key[0] == 0 || key[0] % 16 != 0)
+      return pyfmha_fail(PYFMHA_MISALIGNED_ADDRESS, "%s: the base of tensor %s is 0x%llx; it must be a multiple of 16, and not 0", variant,
+                         tensor->name, (unsigned long long)key[0]);
+    for (int i = 1; i <= tensor->rank; i++)
+      if (key[i] - 1 >= INT32_MAX)
+        return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: dimension %d of tensor %s has %lld elements, allowed is 1 to 2147483647", variant,
+                           i - 1, tensor->name, (long long)key[i]);
+    for (int i = 0; i < tensor->rank - 1; i++)
+      if (!stride_fits(key[1 + tensor->rank + i], tensor->item_size))
+        return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: dimension %d of tensor %s has a stride of %lld elements of %u bytes; it must be a positive multiple of 16 bytes below 2^40",
+                           variant, i, tensor->name, (long long)key[1 + tensor->rank + i], tensor->item_size);
+  }
+  return PYFMHA_SUCCESS;
+}
+
+/* Drivers to 13.1 make maps of tensors below 128 KiB that must have this bit cleared, says Triton 3.9, and clears it
+ * (backends/nvidia/driver.c, fillTMADescriptorTiled, after CUTLASS's commit b7ecaa6). */
+static void correct_small_map(pyfmha_map *map, int rank, const uint64_t *sizes, const uint64_t *strides, unsigned item_size) {
+  const uint64_t small = 128 * 1024;
+  uint64_t last = (sizes[0] - 1) * item_size; /* the offset of the last element, in bytes */
+  if (driver.version > 13010) return;
+  for (int i = 1; i < rank && last < small; i++) {
+    if (sizes[i] > small) return;
+    last += strides[i - 1] < small ? (sizes[i] - 1) * strides[i - 1] : sizes[i] > 1 ? small : 0;
+  }
+  if (last + 1 < small) map->words[1] &= ~(UINT64_C(1) << 21);
+}
+
+static CUresult encode_one(const char *variant, const pyfmha_tensor *tensor, const uint64_t *key, pyfmha_map *map) {
+  static const uint32_t ones[PYFMHA_MAX_RANK] = {1, 1, 1, 1, 1};
+  enum { INTERLEAVE_NONE = 0, PROMOTE_256_BYTES = 3, FILL_ZEROS = 0 };
+  const int rank = tensor->rank;
+  uint64_t sizes[PYFMHA_MAX_RANK], strides[PYFMHA_MAX_RANK]; /* the driver's order: innermost first, strides in bytes */
+  uint32_t box[PYFMHA_MAX_RANK];
+  for (int i = 0; i < rank; i++) {
+    sizes[i] = key[rank - i];
+    box[i] = tensor->box[rank - 1 - i];
+    if (i < rank - 1) strides[i] = key[2 * rank - 1 - i] * tensor->item_size;
+  }
+  const CUresult status = driver.tensor_map_encode(map, tensor->data_type, (uint32_t)rank, (void *)(uintptr_t)key[0], sizes, strides, box, ones,
+                                                   INTERLEAVE_NONE, tensor->swizzle, PROMOTE_256_BYTES, FILL_ZEROS);
+  if (status != PYFMHA_SUCCESS)
+    return pyfmha_fail(status, "cuTensorMapEncodeTiled failed for tensor %s of %s: CUDA error %d, %s", tensor->name, variant, (int)status,
+                       driver_says(status));
+  correct_small_map(map, rank, sizes, strides, tensor->item_size);
+  return PYFMHA_SUCCESS;
+}
+
+CUresult pyfmha_encode(const struct pyfmha_loaded *loaded, const uint64_t *key, const pyfmha_map **maps) {
+  const pyfmha_kernel *kernel = loaded->kernel;
+  const size_t size = kernel->key_words * sizeof *key;
+  for (unsigned i = 0; i < KEPT_MAPS; i++) { /* layers that take turns find theirs just after the one before */
+    kept_maps *entry = &recent.entries[(recent.latest + i) % KEPT_MAPS];
+    if (entry->image != loaded->image || memcmp(entry->key, key, size) != 0) continue;
+    recent.latest = (recent.latest + i) % KEPT_MAPS;
+    *maps = entry->maps;
+    return PYFMHA_SUCCESS;
+  }
+  kept_maps *entry = &recent.entries[recent.oldest];
+  entry->image = NULL; /* until all of it is made */
+  const uint64_t *one = key;
+  for (unsigned t = 0; t < kernel->tensor_count; t++) {
+    const pyfmha_tensor *tensor = &loaded->image->tensors[t];
+    const CUresult status = encode_one(kernel->name, tensor, one, &entry->maps[t]);
+    if (status != PYFMHA_SUCCESS) return status;
+    one = next_tensor(tensor, one);
+  }
+  memcpy(entry->key, key, size);
+  entry->image = loaded->image;
+  recent.latest = recent.oldest;
+  recent.oldest = (recent.oldest + 1) % KEPT_MAPS;
+  *maps = entry->maps;
+  return PYFMHA_SUCCESS;
+}
+
 /* --------------------------------------------------------------- launching */
 
-static CUresult compute_grid(const char *name, const pyfmha_image *image, void *const *params, int64_t grid[3], bool *empty) {
+static CUresult compute_grid(const struct pyfmha_loaded *loaded, const void *arguments, int64_t grid[3], bool *empty) {
   static const int64_t limits[3] = {INT32_MAX, MAX_GRID_YZ, MAX_GRID_YZ};
+  const char *name = loaded->kernel->name;
   *empty = false;
-  if (!image->grid(params, grid))
+  if (!loaded->image->grid(arguments, loaded->num_sms, grid))
     return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the grid overflows 64 bits or divides by zero for these arguments", name);
   for (int i = 0; i < 3; i++) {
     if (grid[i] < 0) return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i], (long long)limits[i]);
@@ -300,32 +468,95 @@ static CUresult compute_grid(const char *name, const pyfmha_image *image, void *
   return PYFMHA_SUCCESS;
 }
 
-static CUresult launch_loaded(pyfmha_kernel *kernel, CUstream stream, void **params) {
-  CUcontext context;
-  unsigned long long id;
+CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params) {
   int64_t grid[3];
   bool empty;
-  if (!driver.ready)
-    return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded: call load_%s() once on each device first", kernel->name,
-                       kernel->function);
-  CUresult status = current_context(kernel->function, &context, &id);
-  if (status != PYFMHA_SUCCESS) return status;
-  const struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
-  if (loaded == NULL)
-    return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded in the current CUDA context: call load_%s() there first",
-                       kernel->name, kernel->function);
-  status = compute_grid(kernel->name, loaded->image, params, grid, &empty);
+  CUresult status = compute_grid(loaded, arguments, grid, &empty);
   if (status != PYFMHA_SUCCESS || empty) return status;
+  void **given;
+  memcpy(&given, &params, sizeof given); /* the driver only reads through it, but its prototype has no const */
   status = driver.launch_kernel(loaded->function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], loaded->image->threads,
-                                1, 1, loaded->image->shared, stream, params, NULL);
-  return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernel", kernel->name);
+                                1, 1, loaded->image->shared, stream, given, NULL);
+  return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernel", loaded->kernel->name);
 }
 
-CUresult pyfmha_launch(pyfmha_kernel *kernel, CUstream stream, void **params) {
+static CUresult no_algorithm(const pyfmha_function *function, int algo_id) {
+  return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: algo_id is %d, allowed is 0 to %d", function->name, algo_id, function->algorithm_count - 1);
+}
+
+/* The next variant, from a place on, that serves the arguments, and its key; the end if there is none. */
+static unsigned next_serving(const pyfmha_function *function, unsigned from, unsigned end, const void *arguments, uint64_t *key) {
+  while (from < end && !function->kernels[from]->serves(arguments, key)) from++;
+  return from;
+}
+
+/* Why an algorithm launches nothing: what its last variant lacks; or, where those that serve are optional, that. */
+static CUresult refused(const pyfmha_function *function, int algo_id, bool passed_over, const void *arguments) {
+  uint64_t key[PYFMHA_KEY_WORDS];
+  const pyfmha_kernel *last = function->kernels[function->ends[algo_id] - 1];
+  if (!passed_over || !last->optional) return last->refuse(arguments, key);
+  return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU,
+                     "%s: the variants of algorithm %d that serve these arguments are for other devices, or load_%s() was not called in this CUDA context",
+                     function->name, algo_id, function->name);
+}
+
+/* The caller holds the lock. */
+static CUresult dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
+  uint64_t key[PYFMHA_KEY_WORDS]; /* written by the variant that serves, if it has descriptors */
+  const unsigned begin = algo_id == 0 ? 0 : function->ends[algo_id - 1], end = function->ends[algo_id];
+  unsigned i = next_serving(function, begin, end, arguments, key);
+  if (i == end) return refused(function, algo_id, false, arguments);
+  if (!driver.ready)
+    return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded: call load_%s() once on each device first", function->kernels[i]->name,
+                       function->name);
+  CUcontext context;
+  unsigned long long id;
+  const CUresult status = current_context(function->name, &context, &id);
+  if (status != PYFMHA_SUCCESS) return status;
+  for (; i < end; i = next_serving(function, i + 1, end, arguments, key)) {
+    const pyfmha_kernel *kernel = function->kernels[i];
+    const struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
+    if (loaded != NULL) return kernel->launch(loaded, arguments, key);
+    if (!kernel->optional)
+      return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded in the current CUDA context: call load_%s() there first", kernel->name,
+                         function->name);
+  }
+  return refused(function, algo_id, true, arguments);
+}
+
+CUresult pyfmha_dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
+  if (algo_id < 0 || algo_id >= function->algorithm_count) return no_algorithm(function, algo_id);
   pthread_rwlock_rdlock(&lock);
-  const CUresult status = launch_loaded(kernel, stream, params);
+  const CUresult status = dispatch(function, algo_id, arguments);
   pthread_rwlock_unlock(&lock);
   return status;
+}
+
+/* Whether a kernel is loaded in the current context; a driver that fails, or is not there, has nothing loaded. */
+static bool is_loaded(const pyfmha_kernel *kernel) {
+  CUcontext context = NULL;
+  unsigned long long id = 0;
+  if (!driver.ready || driver.ctx_get_current(&context) != PYFMHA_SUCCESS || context == NULL) return false;
+  if (driver.ctx_get_id != NULL && driver.ctx_get_id(context, &id) != PYFMHA_SUCCESS) return false;
+  return find_loaded(kernel, context, id) != NULL;
+}
+
+CUresult pyfmha_choose(const pyfmha_function *function, int algo_id, const void *arguments, const char **variant) {
+  *variant = NULL;
+  if (algo_id < 0 || algo_id >= function->algorithm_count) return no_algorithm(function, algo_id);
+  uint64_t key[PYFMHA_KEY_WORDS];
+  const unsigned end = function->ends[algo_id];
+  bool passed_over = false;
+  pthread_rwlock_rdlock(&lock);
+  unsigned i = next_serving(function, algo_id == 0 ? 0 : function->ends[algo_id - 1], end, arguments, key);
+  for (; i < end; i = next_serving(function, i + 1, end, arguments, key)) {
+    if (!function->kernels[i]->optional || is_loaded(function->kernels[i])) break;
+    passed_over = true;
+  }
+  pthread_rwlock_unlock(&lock);
+  if (i == end) return refused(function, algo_id, passed_over, arguments);
+  *variant = function->kernels[i]->name;
+  return PYFMHA_SUCCESS;
 }
 
 /* ------------------------------------------------------------- conversions */

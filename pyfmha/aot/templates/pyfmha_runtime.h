@@ -33,27 +33,65 @@ typedef int CUresult; /* the driver's status; 0 is success, and its other values
 #define PYFMHA_INVALID_HANDLE ((CUresult)400)
 #define PYFMHA_MISALIGNED_ADDRESS ((CUresult)716)
 
+enum {
+  PYFMHA_MAX_RANK = 5,
+  PYFMHA_MAX_TENSORS = 6, /* of one kernel */
+  PYFMHA_KEY_WORDS = PYFMHA_MAX_TENSORS * 2 * PYFMHA_MAX_RANK
+};
+
+/* What a tensor map is made of, beside the arguments; the numbers are cuda.h's. */
+typedef struct {
+  const char *name;
+  int rank;
+  unsigned item_size; /* bytes */
+  int data_type;
+  int swizzle;
+  uint32_t box[PYFMHA_MAX_RANK]; /* outermost first */
+} pyfmha_tensor;
+
+/* A CUtensorMap. */
+typedef struct {
+  uint64_t words[16];
+} pyfmha_map;
+
 /* Machine code of one variant for one architecture. */
 typedef struct {
   int capability;      /* major * 10 + minor */
   bool exact;          /* runs on that capability only; otherwise on later minor revisions too */
   unsigned threads;    /* threads a block */
   unsigned shared;     /* bytes of dynamic shared memory a block */
-  bool (*grid)(void *const *params, int64_t grid[3]); /* false: overflows or divides by zero */
+  bool (*grid)(const void *arguments, int64_t num_sms, int64_t grid[3]); /* false: overflows or divides by zero */
+  const pyfmha_tensor *tensors; /* its tensor descriptors; NULL: none */
   const unsigned char *code;
 } pyfmha_image;
 
 struct pyfmha_loaded; /* the variant in one CUDA context */
 
-/* One variant: the same kernel, specialised one way, for every architecture it was built for. */
+/* One variant: the same kernel, specialised one way, for every architecture it was built for. Its functions take the
+ * struct of its function's arguments, and the key: what its tensor descriptors are made from, up to PYFMHA_KEY_WORDS.
+ * Of each descriptor: base, sizes, strides in elements but the last, which is 1. */
 typedef struct {
   const char *name;
   const char *function; /* the C function it belongs to, for messages */
   const char *symbol;   /* the kernel's name inside the machine code */
   const pyfmha_image *images;
   size_t image_count;
+  unsigned tensor_count;
+  unsigned key_words;
+  bool optional; /* a device without code for it goes to the algorithm's next variant */
+  bool (*serves)(const void *arguments, uint64_t *key); /* fills in the key where it serves */
+  CUresult (*refuse)(const void *arguments, uint64_t *key); /* records why it does not serve */
+  CUresult (*launch)(const struct pyfmha_loaded *loaded, const void *arguments, const uint64_t *key);
   struct pyfmha_loaded *loaded; /* guarded by the runtime's lock */
 } pyfmha_kernel;
+
+/* One C function: its variants, algorithm by algorithm, and where in that list each algorithm ends. */
+typedef struct {
+  const char *name;
+  pyfmha_kernel *const *kernels;
+  const unsigned *ends;
+  int algorithm_count;
+} pyfmha_function;
 
 /* Text of the last failure on this thread; "" where there was none. Valid until the thread's next failure. The text is
  * shared by all libraries that a program is linked with; one that was opened with dlopen(RTLD_LOCAL) has its own. */
@@ -62,12 +100,24 @@ PYFMHA_EXPORT const char *pyfmha_last_error(void);
 /* Record a failure's text and return its status. */
 CUresult pyfmha_fail(CUresult status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Load into the current context every kernel of the list, or none. Counted: each load asks for one unload. */
-CUresult pyfmha_load(const char *function, pyfmha_kernel *const *kernels, size_t count);
-CUresult pyfmha_unload(const char *function, pyfmha_kernel *const *kernels, size_t count);
+/* Load into the current context every kernel of the function, or none; an optional one without code for the device is
+ * passed over. Counted: each load asks for one unload. */
+CUresult pyfmha_load(const pyfmha_function *function);
+CUresult pyfmha_unload(const pyfmha_function *function);
 
-/* Launch; an empty grid launches nothing and succeeds. Never loads, allocates or synchronises. */
-CUresult pyfmha_launch(pyfmha_kernel *kernel, CUstream stream, void **params);
+/* Launch the first variant of an algorithm that serves the arguments and is loaded. Never loads, allocates or
+ * synchronises. */
+CUresult pyfmha_dispatch(const pyfmha_function *function, int algo_id, const void *arguments);
+
+/* Name the variant that would be launched; whether an optional one is loaded is asked, of the others it is assumed. */
+CUresult pyfmha_choose(const pyfmha_function *function, int algo_id, const void *arguments, const char **variant);
+
+/* For variants. The maps of all their descriptors, kept by this thread while it launches with the same few keys. */
+bool pyfmha_tensors_fit(const pyfmha_tensor *tensors, unsigned count, uint64_t *key);
+CUresult pyfmha_refuse_tensors(const char *variant, const pyfmha_tensor *tensors, unsigned count, uint64_t *key);
+CUresult pyfmha_encode(const struct pyfmha_loaded *loaded, const uint64_t *key, const pyfmha_map **maps);
+/* An empty grid launches nothing and succeeds. */
+CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params);
 
 /* float to the bits of fp16 and bf16, rounded to nearest even; NaN stays NaN. */
 uint16_t pyfmha_to_fp16(float value);

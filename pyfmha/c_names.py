@@ -1,0 +1,59 @@
+"""Names in the generated C: which an argument or a function cannot have."""
+
+import re
+
+from pyfmha.errors import SpecError
+
+# Words that may not be an argument's or a function's name in the generated C.
+_WORDS = frozenset(
+    """
+    auto break case char const continue default do double else enum extern float for goto if inline int long
+    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+    bool true false stream algo_id variant kernel kernels images refuse scratch params grid bad CUstream
+    CUresult CUdeviceptr NULL errno int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t
+    INT64_MAX INT64_C linux unix asm
+    alignas alignof and and_eq bitand bitor catch class compl const_cast constexpr decltype delete dynamic_cast
+    explicit export friend mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
+    public reinterpret_cast static_assert static_cast template this thread_local throw try typeid typename using
+    virtual wchar_t xor xor_eq typeof EOF SIZE_MAX INT8_MAX INT16_MAX INT32_MAX INT64_MIN UINT8_MAX UINT16_MAX
+    UINT32_MAX UINT64_MAX UINT64_C INT32_C UINT32_C intptr_t uintptr_t ptrdiff_t offsetof
+    """.split()  # noqa: SIM905  (a list would take a line a word)
+)
+
+# Functions of the C library which an exported function of that name would replace.
+_FUNCTIONS = frozenset(
+    """
+    main malloc calloc realloc free abort exit atexit getenv memcpy memmove memset memcmp strlen strcmp strcpy
+    printf snprintf vsnprintf fprintf puts dlopen dlsym dlclose dlerror open close read write signal time
+    abs labs llabs fabs exp exp2 exp10 expm1 log log2 log10 log1p pow pow10 sqrt cbrt hypot sin cos tan asin acos atan
+    atan2 sinh cosh tanh asinh acosh atanh sincos erf erfc gamma lgamma tgamma ceil floor round lround llround trunc
+    rint lrint llrint nearbyint fmin fmax fdim fma fmod drem remainder remquo ldexp frexp modf scalb scalbn scalbln
+    logb ilogb copysign nextafter nexttoward significand signbit nan j0 j1 jn y0 y1 yn ffs index rindex bcmp bcopy
+    bzero alloca toupper tolower isalnum isalpha isblank iscntrl isdigit isgraph islower isprint ispunct isspace
+    isupper isxdigit strcat strncat strncpy strncmp strchr strrchr strstr strspn strcspn strpbrk strdup strndup
+    stpcpy memchr mempcpy putchar putc fputs fputc fwrite scanf sscanf fscanf vprintf vfprintf vsprintf sprintf
+    aligned_alloc posix_memalign execl execv fork div ldiv rand srand system qsort bsearch
+    """.split()  # noqa: SIM905  (a list would take a line a word)
+)
+
+
+def c_argument_name(name: str) -> str:
+    """An argument's name in C: its own, with an underscore where that is a word of C or of the generated code."""
+    taken = name in _WORDS or name.startswith(("pyfmha_", "PYFMHA_")) or name.endswith("_bits")
+    return f"{name}_" if taken else name
+
+
+def check_function_name(name: str) -> None:
+    """Refuse a C function name that would not compile or would clash with the library's own.
+
+    Raises:
+        SpecError: saying why.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _WORDS:
+        raise SpecError(
+            f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit"
+        )
+    if name.rstrip("fl") in _FUNCTIONS or name in _FUNCTIONS or name.startswith("pthread_"):
+        raise SpecError(f"function name {name!r} is a function of the C library, which it would replace; use another")
+    if name.startswith(("pyfmha_", "_")):
+        raise SpecError(f"function name {name!r}: names starting with 'pyfmha_' or '_' are kept for the library itself")

@@ -1,0 +1,131 @@
+"""The Hopper variants of the production functions: ``kernels/fmha_sm90.py``, with the settings of each.
+
+They serve what TMA can load and what most launches ask for; everything else falls through to the portable variants of
+the same function. They have been compiled, and run in an emulator of Gluon, but on no GPU yet: :func:`variants` is left
+out of a library unless it is asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyfmha.descriptors import Descriptor
+from pyfmha.errors import SpecError
+from pyfmha.spec import Argument, KernelSpec
+
+ARCH = "sm_90"
+KERNEL = "fmha_fwd_sm90"
+KERNEL_FILE = "fmha_sm90.py"
+DTYPES = ("fp16", "bf16")
+HEAD_SIZES = (64, 128, 256)
+ROWS = 64
+"""Queries of one consumer warpgroup."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the kernel is cut.
+
+    Attributes:
+        block_n: keys of one step.
+        consumers: warpgroups that compute, 1 to 3, of 64 queries each.
+        stages: blocks of K and V in flight.
+        own_out: whether Out has a buffer of its own in shared memory, or Q's.
+        programs: persistent programs for each multiprocessor.
+        maxnreg: registers a thread at the launch; consumers and producer share them out anew.
+        consumer_registers, producer_registers: what each then has; a lone consumer takes the rest.
+        requires: conditions beyond those of the kernel, where another setting serves better.
+    """
+
+    block_n: int
+    consumers: int
+    stages: int = 2
+    own_out: bool = True
+    programs: int = 1
+    maxnreg: int = 168
+    consumer_registers: int = 240
+    producer_registers: int = 24
+    requires: tuple[str, ...] = ()
+
+
+# By padded head size, in the order in which they are tried. ../shared/HOPPER.md has measured a prototype: two small
+# programs an SM hide each other's start and end where rows are short; two consumers win where they are long.
+SETTINGS: dict[int, tuple[Setting, ...]] = {
+    64: (Setting(128, 1, programs=2, maxnreg=128, requires=("q_len < 4096",)), Setting(128, 2)),
+    128: (Setting(128, 2),),
+    256: (Setting(64, 2, own_out=False),),
+}
+
+
+def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+    """The Hopper variants that go before the portable ones of a function.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
+
+    Raises:
+        SpecError: the settings do not fit the kernel.
+    """
+    dtype = dict(base.prototype)["Q"].removeprefix("*")
+    if dtype not in DTYPES:
+        return ()
+    settings = SETTINGS.get(padded, ())
+    return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in (False, True))
+
+
+def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:
+    if setting.consumers not in (1, 2, 3):
+        raise SpecError(f"{base.name}: {setting.consumers} consumers: use 1, 2 or 3")
+    constants = (
+        ("BLOCK_D", padded),
+        ("BLOCK_N", setting.block_n),
+        ("CONSUMERS", setting.consumers),
+        ("STAGES", setting.stages),
+        ("CAUSAL", causal),
+        ("PING_PONG", setting.consumers > 1),
+        ("OWN_OUT", setting.own_out),
+        ("CONSUMER_REGISTERS", setting.consumer_registers),
+        ("PRODUCER_REGISTERS", setting.producer_registers),
+    )
+    return KernelSpec(
+        source=base.source.with_name(KERNEL_FILE),
+        kernel=KERNEL,
+        name=base.name,
+        arguments=tuple(Argument(argument.name, argument.type) for argument in base.arguments),
+        constants=constants,
+        # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
+        grid=f"min(num_sms * {setting.programs}, cdiv(q_len, CONSUMERS * {ROWS}) * num_heads * batch_size)",
+        num_warps=4,
+        num_stages=1,
+        maxnreg=setting.maxnreg,
+        archs=(ARCH,),
+        requires=(*_served(causal), *setting.requires),
+        descriptors=_descriptors(padded, setting.block_n),
+        algorithm_name=base.algorithm_name,
+    )
+
+
+def _served(causal: bool) -> Sequence[str]:
+    right = 0 if causal else -1
+    return (
+        "q_lengths == 0",
+        "kv_lengths == 0",
+        "ragged == 0",
+        "softcap == 0",
+        "sm_scale > 0",
+        "window_left == -1",
+        f"window_right == {right}",
+    )
+
+
+def _descriptors(padded: int, block_n: int) -> tuple[Descriptor, ...]:
+    def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
+        strides = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
+        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, "head_size"), strides, (1, 1, rows, padded))
+
+    return (
+        tensor("out", "Out", "num_heads", "q_len", ROWS),
+        tensor("q", "Q", "num_heads", "q_len", ROWS),
+        tensor("k", "K", "num_kv_heads", "kv_len", block_n),
+        tensor("v", "V", "num_kv_heads", "kv_len", block_n),
+    )

@@ -1,20 +1,16 @@
 """Runs any Triton kernel on the CPU, under Triton's interpreter, on numpy arrays and without PyTorch.
 
 Triton decides once, when it is imported, whether kernels are compiled or interpreted (``TRITON_INTERPRET=1``). So
-there are two ways in: :func:`run_interpreted` for a process that interprets, and :func:`run_in_subprocess` for any
-other, which hands the work to a Python process of its own.
+there are two ways in: :func:`run_interpreted` for a process that interprets, and
+:func:`pyfmha.interpreter_process.run_in_subprocess` for any other, which hands the work to a process of its own.
 
 Triton's interpreter gets bfloat16 wrong; while a kernel runs here, :func:`pyfmha.bfloat16.exact_bfloat16` mends that.
 """
 
 import importlib
 import importlib.util
-import json
-import operator
 import os
-import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyfmha.bfloat16 import exact_bfloat16
-from pyfmha.errors import InterpreterError, KernelSourceError, OutputError, PyfmhaError
+from pyfmha.errors import InterpreterError, KernelSourceError
 
 Array = npt.NDArray[Any]
 
@@ -58,8 +54,7 @@ class Tensor:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise InterpreterError(f"unknown dtype {self.dtype!r}: use one of {', '.join(_DTYPES)}")
+        _check_dtype(self.dtype)
         storage = _DTYPES[self.dtype][0]
         if self.array.dtype != storage:
             raise InterpreterError(f"{self.dtype} is stored as {storage}, got an array of {self.array.dtype}")
@@ -69,7 +64,22 @@ class Tensor:
             raise InterpreterError(f"offset {self.offset} is outside an array of {self.array.size} elements")
 
 
-Argument = Tensor | Array | int | float
+@dataclass(frozen=True)
+class Null:
+    """A null pointer to elements of type ``dtype``, one of :class:`Tensor`'s. A kernel may test it, not follow it."""
+
+    dtype: str
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise InterpreterError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
+
+
+Argument = Tensor | Null | Array | int | float
 Constant = int | float | bool | str | None
 
 
@@ -114,131 +124,9 @@ def run_interpreted(
             raise InterpreterError(f"{kernel_name} failed under the interpreter: {error}") from error
 
 
-def run_in_subprocess(
-    path: str | os.PathLike[str],
-    kernel_name: str,
-    grid: tuple[int, ...],
-    args: Mapping[str, Argument],
-    constexprs: Mapping[str, Constant] | None = None,
-    *,
-    python: str = sys.executable,
-) -> None:
-    """As :func:`run_interpreted`, in a fresh process of ``python``, whatever this process did with Triton.
-
-    Raises:
-        InterpreterError, KernelSourceError: as there; or an argument or constant cannot be handed to another process.
-        OutputError: the temporary folder, which hands the arrays over, cannot be written.
-    """
-    arrays: dict[str, Array] = {}
-    described: dict[str, Any] = {}
-    for name, value in args.items():
-        if isinstance(value, np.ndarray):
-            value = _as_tensor(value)
-        if isinstance(value, Tensor):
-            # The same array under two names must stay one array over there.
-            key = next((k for k, array in arrays.items() if array is value.array), f"array{len(arrays)}")
-            arrays[key] = value.array
-            described[name] = {"array": key, "dtype": value.dtype, "offset": value.offset}
-        else:
-            described[name] = _plain(value, int | float, f"argument {name}", "an array, a Tensor or a number")
-    constants = {
-        name: _plain(value, int | float | str | None, f"constant {name}", "a number, a text or None")
-        for name, value in (constexprs or {}).items()
-    }
-    try:
-        sizes = [operator.index(size) for size in grid]
-    except TypeError:
-        raise InterpreterError(f"grid is {grid!r}: pass one to three integers") from None
-    job = {"path": os.path.abspath(path), "kernel": kernel_name, "grid": sizes, "args": described,
-           "constexprs": constants}  # fmt: skip
-    try:
-        with tempfile.TemporaryDirectory(prefix="pyfmha-") as folder:
-            Path(folder, "job.json").write_text(json.dumps(job))
-            np.savez(Path(folder, "in.npz"), **arrays)  # type: ignore[arg-type]  # numpy's stub misreads **
-            _run_worker(python, Path(folder))
-            with np.load(Path(folder, "out.npz")) as results:
-                for key, array in arrays.items():
-                    if array.flags.writeable:
-                        array[...] = results[key]
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(_NO_FOLDER.format(error)) from error
-
-
-def _plain(value: object, kinds: Any, what: str, wanted: str) -> Any:
-    """A value that JSON holds; numpy's numbers become Python's."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, kinds):
-        raise InterpreterError(f"{what} is a {type(value).__name__}: pass {wanted}")
-    return value
-
-
-_NO_FOLDER = (
-    "the interpreter's arrays cannot go through a temporary folder: {} (is the disk full? TMPDIR names another folder)"
-)
-
-# Not `-m`: that would look for every module in the current folder first, whatever lies there.
-_START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.interpreter import main; main()"
-
-
-def _run_worker(python: str, folder: Path) -> None:
-    """Run the job in ``folder``; raises where it leaves no result there."""
-    parent = str(Path(__file__).resolve().parents[1])
-    search = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}
-    command = [python, "-c", _START, str(folder)]
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            check=False,
-        )  # fmt: skip
-    except OSError as error:
-        raise InterpreterError(f"{python} does not start: {error.strerror}") from None
-    kind = message = ""
-    with suppress(OSError, ValueError):  # not there, or the disk was too full for it
-        kind, message = json.loads((folder / "error.json").read_text())
-    if kind:
-        known: dict[str, type[PyfmhaError]] = {e.__name__: e for e in (KernelSourceError, OutputError)}
-        raise known.get(kind, InterpreterError)(message)
-    if done.returncode != 0 or not (folder / "out.npz").is_file():
-        said = done.stderr[-2000:].strip() or "nothing"
-        raise InterpreterError(
-            f"the interpreter's process ended with {done.returncode}, without a result; it said:\n{said}"
-        )
-
-
-def main() -> None:
-    """The other side of :func:`run_in_subprocess`: does the job in the folder that the command line names."""
-    folder = Path(sys.argv[1])
-    try:
-        try:
-            _work(folder)
-        except OSError as error:
-            raise OutputError(_NO_FOLDER.format(error)) from error
-    except PyfmhaError as error:
-        sys.stderr.write(f"{error}\n")
-        with suppress(OSError):
-            (folder / "out.npz").unlink(missing_ok=True)  # half of it fills the disk
-            (folder / "error.json").write_text(json.dumps([type(error).__name__, str(error)]))
-        raise SystemExit(1) from None
-
-
-def _work(folder: Path) -> None:
-    job = json.loads((folder / "job.json").read_text())
-    with np.load(folder / "in.npz") as stored:
-        arrays = {key: stored[key] for key in stored.files}
-    args = {
-        name: Tensor(arrays[value["array"]], value["dtype"], value["offset"]) if isinstance(value, dict) else value
-        for name, value in job["args"].items()
-    }
-    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, job["constexprs"])
-    np.savez(folder / "out.npz", **arrays)
-
-
 _WRONG_MODE = (
     "Triton compiles kernels in this process, it does not interpret them: set TRITON_INTERPRET=1 before Triton is "
-    "first imported, or use pyfmha.interpreter.run_in_subprocess"
+    "first imported, or use pyfmha.interpreter_process.run_in_subprocess"
 )
 
 
@@ -325,7 +213,12 @@ def _state(file: str) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _as_tensor(array: Array) -> Tensor:
+def as_tensor(array: Array) -> Tensor:
+    """An array as a :class:`Tensor` of its own dtype.
+
+    Raises:
+        InterpreterError: Triton has no type for it.
+    """
     if array.dtype.name not in _NAME_OF:
         raise InterpreterError(f"no Triton type for a numpy array of {array.dtype}: use {', '.join(_NAME_OF)}")
     return Tensor(array, _NAME_OF[array.dtype.name])
@@ -333,9 +226,11 @@ def _as_tensor(array: Array) -> Tensor:
 
 def _convert(name: str, value: Argument, interpreter: Any) -> Any:
     if isinstance(value, np.ndarray):
-        value = _as_tensor(value)
+        value = as_tensor(value)
     if isinstance(value, Tensor):
-        return _Pointer(value)
+        return _Pointer(value.dtype, value.array, value.offset)
+    if isinstance(value, Null):
+        return _Pointer(value.dtype, np.empty(0, _DTYPES[value.dtype][0]), None)
     if isinstance(value, bool | int | np.integer):
         return value if isinstance(value, bool) else int(value)
     if isinstance(value, float | np.floating):
@@ -362,25 +257,28 @@ _TORCH_DTYPES = {name: _TorchDtype(torch_name) for name, (_, torch_name) in _DTY
 class _Pointer:
     """What the interpreter asks of a PyTorch tensor. It already is on the CPU, so every copy is the object itself."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.dtype = _TORCH_DTYPES[tensor.dtype]
-        self._tensor = tensor
+    def __init__(self, dtype: str, array: Array, offset: int | None) -> None:
+        """A pointer to an element of an array, or to nothing where the offset is None."""
+        self.dtype = _TORCH_DTYPES[dtype]
+        self._array = array
+        self._offset = offset
 
     def data_ptr(self) -> int:
-        array = self._tensor.array
-        return int(array.ctypes.data) + self._tensor.offset * array.itemsize
+        if self._offset is None:
+            return 0
+        return int(self._array.ctypes.data) + self._offset * self._array.itemsize
 
     def element_size(self) -> int:
-        return self._tensor.array.itemsize
+        return self._array.itemsize
 
     def storage_offset(self) -> int:
         return 0
 
     def size(self) -> tuple[int, ...]:
-        return self._tensor.array.shape
+        return self._array.shape
 
     def stride(self) -> tuple[int, ...]:
-        return tuple(step // self.element_size() for step in self._tensor.array.strides)
+        return tuple(step // self.element_size() for step in self._array.strides)
 
     def untyped_storage(self) -> "_Pointer":
         return self

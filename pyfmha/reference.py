@@ -1,5 +1,6 @@
 """Attention in float64 with numpy: the independent yardstick of every kernel, the formula and nothing more."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,101 @@ def attention_float64(
             result.row_max[head][part] = largest
             result.row_sum[head][part] = total
     return result
+
+
+def attend(
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    sm_scale: float,
+    softcap: float = 0.0,
+    window_left: int = -1,
+    window_right: int = -1,
+    bottom_right: bool = False,
+    q_lengths: Sequence[int] | None = None,
+    kv_lengths: Sequence[int] | None = None,
+    cu_seqlens_q: Sequence[int] | None = None,
+    cu_seqlens_kv: Sequence[int] | None = None,
+) -> tuple[Floats, Floats]:
+    """Attention with everything that the production kernel serves, in float64 and by its definition.
+
+    Query i of a sequence of q_n queries and kv_n keys sees key j if ``i + d - window_left <= j <= i + d +
+    window_right``, where d is ``kv_n - q_n`` with ``bottom_right``, else 0, and a window of -1 has no bound. Its score
+    is ``sm_scale * q . k``, or ``softcap * tanh(that / softcap)``.
+
+    Args:
+        q: [batch, query heads, query seq, head size]; ragged: [query tokens, query heads, head size].
+        k: [batch, key heads, key seq, head size]; ragged: [key tokens, key heads, head size]. Each key head serves
+            as many query heads in a row.
+        v: as k.
+        q_lengths, kv_lengths: [batch], how much of each sequence counts, clamped to the tensor; None for all of it.
+        cu_seqlens_q, cu_seqlens_kv: [sequences + 1], makes the batch ragged: where each sequence begins and the last
+            ends, clamped to the tensor and made non-decreasing by a running maximum.
+
+    Returns:
+        out, of q's shape, and the natural logarithm of the sum of exp(score): [batch, query heads, query seq]; ragged
+        [query heads, query tokens]. Queries without keys, and those that do not count, get zeros and minus infinity.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
+    ragged = cu_seqlens_q is not None and cu_seqlens_kv is not None
+    tokens, heads = (0, 1) if ragged else (2, 1)
+    if q.ndim != 4 - ragged or k.shape != v.shape or k.ndim != q.ndim or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} are no attention, ragged={ragged}")
+    if k.shape[heads] == 0 or q.shape[heads] % k.shape[heads] or (not ragged and q.shape[0] != k.shape[0]):
+        raise ValueError(f"q {q.shape}, k {k.shape}: batch or heads do not fit")
+    out = np.zeros(q.shape)
+    lse = np.full((q.shape[1], q.shape[0]) if ragged else q.shape[:3], -np.inf)
+    group = q.shape[heads] // k.shape[heads]
+    if cu_seqlens_q is not None and cu_seqlens_kv is not None:
+        q_ends, kv_ends = _ends(cu_seqlens_q, q.shape[tokens]), _ends(cu_seqlens_kv, k.shape[tokens])
+        spans = [(q_ends[b], q_ends[b + 1], kv_ends[b], kv_ends[b + 1]) for b in range(len(q_ends) - 1)]
+        parts = [
+            (out[a:b, h], lse[h, a:b], q[a:b, h], k[c:d, h // group], v[c:d, h // group])
+            for a, b, c, d in spans
+            for h in range(q.shape[heads])
+        ]
+    else:
+        counts = [_counts(given, x.shape[0], x.shape[tokens]) for given, x in ((q_lengths, q), (kv_lengths, k))]
+        parts = [
+            (out[b, h, :m], lse[b, h, :m], q[b, h, :m], k[b, h // group, :n], v[b, h // group, :n])
+            for b, (m, n) in enumerate(zip(*counts, strict=True))
+            for h in range(q.shape[heads])
+        ]
+    for part in parts:
+        _attend_one(*part, sm_scale, softcap, window_left, window_right, bottom_right)
+    return out, lse
+
+
+def _ends(cu_seqlens: Sequence[int], total: int) -> list[int]:
+    clamped = [min(max(int(end), 0), total) for end in cu_seqlens]
+    return [max(clamped[: i + 1]) for i in range(len(clamped))]
+
+
+def _counts(lengths: Sequence[int] | None, batch: int, seq: int) -> list[int]:
+    return [seq] * batch if lengths is None else [min(max(int(length), 0), seq) for length in lengths]
+
+
+def _attend_one(
+    out: Floats, lse: Floats, q: Floats, k: Floats, v: Floats,
+    sm_scale: float, softcap: float, window_left: int, window_right: int, bottom_right: bool,
+) -> None:  # fmt: skip
+    """One head of one sequence: ``out`` [m, head size] and ``lse`` [m] are filled in, q by q."""
+    offset = len(k) - len(q) if bottom_right else 0
+    for i in range(len(q)):
+        first = max(i + offset - window_left, 0) if window_left >= 0 else 0
+        last = min(i + offset + window_right, len(k) - 1) if window_right >= 0 else len(k) - 1
+        seen = slice(first, max(last + 1, first))
+        scores = sm_scale * (k[seen] @ q[i])
+        if softcap > 0:
+            scores = softcap * np.tanh(scores / softcap)
+        if scores.size:
+            weights = np.exp(scores - scores.max())
+            out[i] = weights @ v[seen] / weights.sum()
+            lse[i] = scores.max() + np.log(weights.sum())
 
 
 def relative_error(actual: npt.ArrayLike, expected: npt.ArrayLike) -> float:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pyfmha.attention import KERNEL, Attention, kernel_path
 from pyfmha.bfloat16 import STORAGE, bf16_from_float, float_from_bf16
 from pyfmha.errors import SpecError
-from pyfmha.interpreter import Tensor, run_in_subprocess
+from pyfmha.interpreter import Tensor
+from pyfmha.interpreter_process import run_in_subprocess
 from pyfmha.runtime.device import Device, DeviceArray, Event, Stream, device_arrays
 from pyfmha.runtime.library import Function
 

@@ -89,6 +89,15 @@ _MMA_SYNC: _Table = {
 
 _TABLES = {"sm_90": _HOPPER, "sm_100": _BLACKWELL}
 
+# Where the production kernel, which holds strides and limits besides, needs other tiles.
+_FORWARD: dict[str, _Table] = {
+    "sm_90": {
+        ("half", 256): Tile(128, 32, 8, 2),
+        ("tf32x3", 64): Tile(128, 32, 8, 2),
+        ("tf32x3", 256): Tile(16, 16, 8, 2),
+    },
+}
+
 
 def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str = "tf32x3") -> Tile:
     """The tile the attention kernel is built with.
@@ -122,3 +131,30 @@ def generic_tile(head_size: int) -> Tile:
     keep registers from spilling; they also compile in half the time of the tuned ones.
     """
     return Tile(16, 16, 4, 1) if head_size >= 128 else Tile(32, 32, 4, 1)
+
+
+def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
+    """The tile of the production kernel (kernels/fmha_fwd.py): as :func:`tile_for`, except where that would spill.
+
+    Not measured on a GPU yet: chosen by registers, spills and shared memory of the compiled code.
+
+    Args:
+        dtype: fp16, bf16 or fp32.
+        head_size: padded: 32, 64, 128 or 256.
+        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+
+    Raises:
+        SpecError: there is no tile for that combination.
+    """
+    key = ("tf32x3" if dtype == "fp32" else "half", head_size)
+    usual = tile_for(dtype, head_size, arch, causal=True)
+    return _FORWARD.get(parse_arch(arch).name, {}).get(key, usual)
+
+
+def forward_generic_tile(head_size: int) -> Tile:
+    """The tile of the production kernel's generic variant: that of :func:`generic_tile`, but with more warps at 256.
+
+    With four warps fp16 spills 24 bytes a thread there on sm_90; fp32 spills with either, 864 bytes instead of 1080.
+    """
+    tile = generic_tile(head_size)
+    return Tile(tile.block_m, tile.block_n, 8, 1) if head_size == 256 else tile

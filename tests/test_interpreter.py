@@ -11,7 +11,8 @@ from numpy.random import default_rng
 
 from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
 from pyfmha.errors import InterpreterError, KernelSourceError, OutputError
-from pyfmha.interpreter import Tensor, run_in_subprocess, run_interpreted
+from pyfmha.interpreter import Null, Tensor, run_interpreted
+from pyfmha.interpreter_process import run_in_subprocess
 
 KERNELS = """
     import triton
@@ -48,6 +49,10 @@ KERNELS = """
         tl.store(X, a * 2)
 
     @triton.jit
+    def maybe(X, Y):
+        tl.store(Y, tl.load(X, mask=tl.cast(X, tl.int64) != 0, other=5))
+
+    @triton.jit
     def broken(X):
         tl.store(X, tl.arange(0, 3))
 """
@@ -75,6 +80,17 @@ def test_the_same_array_twice_stays_one(kernels: Path, run) -> None:
     args = {"X": Tensor(x, "fp32"), "Y": Tensor(x, "fp32", 4), "factor": 2.0, "n": 4}
     run(kernels, "scale", (1,), args, {"BLOCK": 4})
     np.testing.assert_array_equal(x, [0, 1, 2, 3, 0, 2, 4, 6])
+
+
+@pytest.mark.parametrize("run", [run_interpreted, run_in_subprocess])
+def test_a_kernel_can_tell_a_null_pointer(kernels: Path, run) -> None:
+    y = np.zeros(1, np.int32)
+    run(kernels, "maybe", (1,), {"X": np.array([3], np.int32), "Y": y})
+    assert y.tolist() == [3]
+    run(kernels, "maybe", (1,), {"X": Null("i32"), "Y": y})
+    assert y.tolist() == [5]
+    with pytest.raises(InterpreterError, match="unknown dtype 'int'"):
+        Null("int")
 
 
 def test_the_whole_grid_runs(kernels: Path) -> None:
@@ -163,7 +179,8 @@ def test_a_process_that_compiles_is_refused_and_has_the_other_way(kernels: Path,
         {first}
         import numpy as np
         from pyfmha.errors import InterpreterError
-        from pyfmha.interpreter import run_in_subprocess, run_interpreted
+        from pyfmha.interpreter import run_interpreted
+        from pyfmha.interpreter_process import run_in_subprocess
         x = np.zeros(2, np.int32)
         for setting in (None, "1"):
             if setting and {first!r} != "pass":

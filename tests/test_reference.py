@@ -90,3 +90,99 @@ def test_bfloat16_special_values() -> None:
     # A NaN whose set bits all lie in the half that is cut off.
     hidden = np.array([0x7F800001, 0xFF800001], np.uint32).view(np.float32)
     assert np.isnan(float_from_bf16(bf16_from_float(hidden))).all()
+
+
+def by_the_letter(q, k, v, visible, sm_scale, softcap):
+    """One query head, q [m, d], k and v [n, d], with the set of keys of each query: plain Python."""
+    out, lse = [[0.0] * len(v[0]) if len(v) else [0.0] * len(q[0]) for _ in q], [-math.inf] * len(q)
+    for i, keys in enumerate(visible):
+        scores = {j: sm_scale * sum(a * b for a, b in zip(q[i], k[j], strict=True)) for j in keys}
+        if softcap:
+            scores = {j: softcap * math.tanh(score / softcap) for j, score in scores.items()}
+        if scores:
+            total = sum(math.exp(score) for score in scores.values())
+            lse[i] = math.log(total)
+            out[i] = [sum(math.exp(s) * v[j][d] for j, s in scores.items()) / total for d in range(len(v[0]))]
+    return out, lse
+
+
+# Queries, keys, options, and which keys each query sees, counted by hand.
+VISIBLE = [
+    (3, 3, {}, [{0, 1, 2}] * 3),
+    (3, 3, {"window_right": 0}, [{0}, {0, 1}, {0, 1, 2}]),
+    (2, 4, {"window_right": 0}, [{0}, {0, 1}]),
+    (2, 4, {"window_right": 0, "bottom_right": True}, [{0, 1, 2}, {0, 1, 2, 3}]),
+    (4, 2, {"window_right": 0, "bottom_right": True}, [set(), set(), {0}, {0, 1}]),
+    (4, 2, {"window_left": 1}, [{0, 1}, {0, 1}, {1}, set()]),
+    (3, 5, {"window_left": 0, "window_right": 0}, [{0}, {1}, {2}]),
+    (3, 5, {"window_left": 0, "window_right": 0, "bottom_right": True}, [{2}, {3}, {4}]),
+    (3, 5, {"window_left": 1, "window_right": 2}, [{0, 1, 2}, {0, 1, 2, 3}, {1, 2, 3, 4}]),
+    (2, 0, {"window_right": 0}, [set(), set()]),
+]
+
+
+@pytest.mark.parametrize(("m", "n", "options", "visible"), VISIBLE)
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_attend_matches_plain_loops_over_keys_counted_by_hand(m, n, options, visible, softcap) -> None:
+    rng = default_rng(3)
+    q, k, v = rng.standard_normal((1, 4, m, 3)), *rng.standard_normal((2, 1, 2, n, 3))
+    out, lse = reference.attend(q, k, v, sm_scale=0.7, softcap=softcap, **options)
+    for h in range(4):
+        exact = by_the_letter(q[0, h], k[0, h // 2], v[0, h // 2], visible, 0.7, softcap)
+        np.testing.assert_allclose(out[0, h], exact[0], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(lse[0, h], exact[1], rtol=1e-12)
+
+
+def test_attend_with_lengths_ignores_padding() -> None:
+    rng = default_rng(4)
+    q, k, v = (rng.standard_normal((4, 2, 6, 3)) for _ in range(3))
+    for x, name in ((q, "q"), (k, "k"), (v, "k")):
+        for b, n in enumerate((4, 0, 6, 6) if name == "q" else (5, 6, 0, 6)):
+            x[b, :, n:] = np.nan
+    out, lse = reference.attend(q, k, v, sm_scale=0.5, q_lengths=[4, -7, 6, 99], kv_lengths=[5, 6, 0, 2**31])
+    assert (out[0, :, 4:] == 0).all() and np.isneginf(lse[0, :, 4:]).all()  # noqa: PT018
+    assert (out[1:3] == 0).all() and np.isneginf(lse[1:3]).all()  # noqa: PT018
+    for b, m, n in ((0, 4, 5), (3, 6, 6)):
+        for h in range(2):
+            exact = by_the_letter(q[b, h, :m], k[b, h, :n], v[b, h, :n], [set(range(n))] * m, 0.5, 0.0)
+            np.testing.assert_allclose(out[b, h, :m], exact[0], rtol=1e-12)
+            np.testing.assert_allclose(lse[b, h, :m], exact[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cu_q", "cu_kv", "spans"),
+    [
+        ([0, 2, 5], [0, 3, 6], [(0, 2, 0, 3), (2, 5, 3, 6)]),
+        ([1, 4, 4, 5], [2, 2, 3, 5], [(1, 4, 2, 2), (4, 5, 3, 5)]),
+        ([0, 4, 2, 99], [-5, 3, 99, 1], [(0, 4, 0, 3), (4, 6, 6, 6)]),
+        ([3], [3], []),
+    ],
+)
+def test_attend_ragged(cu_q, cu_kv, spans) -> None:
+    rng = default_rng(5)
+    q, k, v = rng.standard_normal((6, 2, 3)), *rng.standard_normal((2, 6, 1, 3))
+    out, lse = reference.attend(q, k, v, sm_scale=0.5, cu_seqlens_q=cu_q, cu_seqlens_kv=cu_kv)
+    exact_out, exact_lse = np.zeros(q.shape), np.full((2, 6), -np.inf)
+    for a, b, c, d in spans:
+        for h in range(2):
+            rows = by_the_letter(q[a:b, h], k[c:d, 0], v[c:d, 0], [set(range(d - c))] * (b - a), 0.5, 0.0)
+            exact_out[a:b, h], exact_lse[h, a:b] = rows
+    np.testing.assert_allclose(out, exact_out, rtol=1e-12)
+    np.testing.assert_allclose(lse, exact_lse, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "ragged"),
+    [
+        ((1, 3, 4, 5), (1, 2, 4, 5), False),
+        ((1, 2, 4, 5), (2, 2, 4, 5), False),
+        ((1, 2, 4, 5), (1, 2, 4, 6), False),
+        ((1, 2, 4, 5), (1, 0, 4, 5), False),
+        ((4, 2, 5), (4, 2, 5), False),
+        ((1, 4, 2, 5), (1, 4, 2, 5), True),
+    ],
+)
+def test_attend_refuses_shapes_that_do_not_fit(q, k, ragged) -> None:
+    options = {"cu_seqlens_q": [0, 4], "cu_seqlens_kv": [0, 4]} if ragged else {}
+    with pytest.raises(ValueError, match=r"no attention|do not fit"):
+        reference.attend(np.zeros(q), np.zeros(k), np.zeros(k), sm_scale=1.0, **options)

@@ -2,9 +2,9 @@
 
 Importing it does nothing but define names; what needs Triton, CUDA or TensorRT is imported when it is used.
 
-- :func:`register`, :func:`add_attention`: the plugin in TensorRT; :class:`EngineConfig`, :func:`build_engine`,
-  :func:`build_plan`, :func:`save_engine`, :func:`read_engine`: engines; :class:`Session`: run any engine;
-  :class:`DirectSession`: run the plugin without an engine.
+- :func:`register`, :func:`add_attention`, :func:`add_attention_packed`: the plugin in TensorRT;
+  :class:`EngineConfig`, :func:`build_engine`, :func:`build_plan`, :func:`save_engine`, :func:`read_engine`: engines;
+  :class:`Session`: run any engine; :class:`DirectSession`: run the plugin without an engine.
 - :class:`Library`, :class:`Function`: a built library, to launch from.
 - :class:`KernelSpec`, :class:`Argument`: describe a kernel to compile; :mod:`pyfmha.aot` compiles and links.
 - :class:`Attention`, :func:`family`: the attention kernels.
@@ -21,7 +21,7 @@ from pyfmha.runtime.library import Function, Library
 from pyfmha.spec import Argument, KernelSpec
 
 if TYPE_CHECKING:
-    from pyfmha.trt import DirectSession, add_attention, register
+    from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
     from pyfmha.trt.engine import EngineConfig, build_engine, build_plan
     from pyfmha.trt.saved import read_engine, save_engine
     from pyfmha.trt.session import Session
@@ -39,6 +39,7 @@ __all__ = [
     "PyfmhaError",
     "Session",
     "add_attention",
+    "add_attention_packed",
     "build_engine",
     "build_plan",
     "family",
@@ -53,6 +54,7 @@ _LAZY = {
     "EngineConfig": "pyfmha.trt.engine",
     "Session": "pyfmha.trt.session",
     "add_attention": "pyfmha.trt",
+    "add_attention_packed": "pyfmha.trt",
     "build_engine": "pyfmha.trt.engine",
     "build_plan": "pyfmha.trt.engine",
     "read_engine": "pyfmha.trt.saved",

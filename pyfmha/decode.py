@@ -36,13 +36,15 @@ LEAST_KEYS = 512
 KEYS_OF_SPLIT = 128
 """The fewest keys worth a program of their own."""
 
-PROGRAMS_OF_SM = 2
-"""Programs for each multiprocessor: two hide each other's start and end."""
+PROGRAMS = 264
+"""Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
+every device, so that the workspace that an engine is built with will do wherever it runs, and results do not change."""
 
 # 16 rows are the least that tensor cores take. A block of K and one of V fill 32 KiB; three in flight, in two programs
 # an SM, are several times what the latency of memory needs, and fit the shared memory of every architecture served.
 _BLOCK_BYTES = 16 * 1024
 _ROWS = 16
+_ALIGNMENT = 16  # of each part of the workspace
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Decode:
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:
         return tuple(
-            Argument(name, kind.replace("T", self.dtype), forward._hint(name, kind) if hinted else None)
+            Argument(name, kind.replace("T", self.dtype), forward.hint(name, kind) if hinted else None)
             for name, kind in ARGUMENTS
         )
 
@@ -181,8 +183,8 @@ class Decoding:
         return (*self.call.scalars()[:-1], self.splits)
 
 
-def decoding_for(call: Call, multiprocessors: int) -> Decoding | None:
-    """How to split a problem on a device with so many multiprocessors; None where :mod:`pyfmha.forward` serves better.
+def decoding_for(call: Call) -> Decoding | None:
+    """How to split a problem; None where :mod:`pyfmha.forward` serves better.
 
     Raises:
         SpecError: the head size is not served.
@@ -190,7 +192,19 @@ def decoding_for(call: Call, multiprocessors: int) -> Decoding | None:
     queries = call.q_len * (call.num_heads // call.num_kv_heads)
     if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
         return None
-    programs = call.batch_size * call.num_kv_heads * -(-queries // 16)
+    programs = call.batch_size * call.num_kv_heads * -(-queries // _ROWS)
     most = -(-call.kv_len // KEYS_OF_SPLIT)
-    splits = min(max(PROGRAMS_OF_SM * multiprocessors // programs, 1), most)
+    splits = min(max(PROGRAMS // programs, 1), most)
     return Decoding(call, Decode("fp16", call.head_size).padded, splits)
+
+
+def most_workspace_bytes(batch_size: int, num_heads: int, q_len: int, head_size: int) -> int:
+    """Bytes of Partial and Statistics that suffice for every problem of up to these sizes.
+
+    Fewer queries are split more often, so the largest problem may not be the one that needs most. But each program
+    writes at most a tile of rows, and where there are more programs than aimed at, nothing is split.
+    """
+    most_queries = min(q_len, MOST_QUERIES)
+    rows = max(PROGRAMS * _ROWS, batch_size * num_heads * most_queries)
+    padded = Decode("fp16", head_size).padded
+    return 4 * rows * padded + 4 * 3 * rows + _ALIGNMENT

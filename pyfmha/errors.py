@@ -16,6 +16,7 @@
     |-- InterpreterError            Triton's interpreter cannot run here
     |-- PluginError                 TensorRT, or the plugin's fields or tactics, cannot be used as asked
     |-- EngineError                 an engine cannot be built, saved, loaded or run as asked
+    |-- BenchError                  results of the benchmark cannot be read or compared
     `-- GraphApiError               TensorRT-LLM is missing, or has no graph API
 
 Each message says what was got, what is allowed and, where there is one, the command to run next.
@@ -84,6 +85,10 @@ class PluginError(PyfmhaError):
 
 class EngineError(PyfmhaError):
     """An engine cannot be built, saved, loaded or run as asked."""
+
+
+class BenchError(PyfmhaError):
+    """Results of the benchmark cannot be read, or not be compared."""
 
 
 class GraphApiError(PyfmhaError):

@@ -13,6 +13,7 @@ from pyfmha import attention
 from pyfmha.arch import ARCHS
 from pyfmha.attention import DTYPES
 from pyfmha.errors import SpecError
+from pyfmha.hopper import variants as hopper_variants
 from pyfmha.spec import Argument, KernelSpec, Tuning
 from pyfmha.tiles import Tile, forward_generic_tile, forward_tile
 
@@ -78,12 +79,14 @@ class Forward:
         """The C function: ``fmha_fwd_d64_fp16``."""
         return f"fmha_fwd_d{self.padded}_{self.dtype}"
 
-    def specs(self) -> tuple[KernelSpec, ...]:
+    def specs(self, *, hopper: bool = False) -> tuple[KernelSpec, ...]:
         """What to compile, in the order in which the launcher tries them; the last serves everything.
 
         The first two want pointers at multiples of 16 bytes, strides and head size at multiples of 8 elements; one is
-        for no soft cap, the other for one. Kernels for a single architecture go before them, with ``archs`` set, into
-        the same algorithm; once there are such, an algorithm "portable" without them follows (a plugin's tactic).
+        for no soft cap, the other for one.
+
+        Args:
+            hopper: puts the variants of :mod:`pyfmha.hopper`, which only sm_90 runs, before them.
         """
         tiles = {arch: forward_tile(self.dtype, self.padded, arch) for arch in ARCHS}
         first, *others = tiles.items()
@@ -92,10 +95,12 @@ class Forward:
             for arch, tile in others
             if tile != first[1]
         )
+        generic = self._spec(forward_generic_tile(self.padded), (), "any", hinted=False)
         return (
+            *(hopper_variants(generic, self.padded) if hopper else ()),
             self._spec(first[1], tunings, "never", hinted=True),
             self._spec(first[1], tunings, "always", hinted=True),
-            self._spec(forward_generic_tile(self.padded), (), "any", hinted=False),
+            generic,
         )
 
     def _spec(self, tile: Tile, tunings: tuple[Tuning, ...], softcap: str, *, hinted: bool) -> KernelSpec:
@@ -126,7 +131,7 @@ class Forward:
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:
         return tuple(
-            Argument(name, kind.replace("T", self.dtype), _hint(name, kind) if hinted else None)
+            Argument(name, kind.replace("T", self.dtype), hint(name, kind) if hinted else None)
             for name, kind in ARGUMENTS
         )
 

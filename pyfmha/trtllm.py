@@ -13,10 +13,9 @@ from typing import Any
 
 from pyfmha.errors import GraphApiError, PluginError
 from pyfmha.trt.creator import register
-from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.fields import DATA_TYPES, Problem, creation_fields
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.plugin import NAME
+from pyfmha.trt.network import add_layer
+from pyfmha.trt.problem import DATA_TYPES, Problem
 from pyfmha.trt.shapes import INPUTS
 
 LAST_RELEASE = "1.3.0rc20"
@@ -83,18 +82,9 @@ def flash_attention_op(
     # TensorRT-LLM always runs on the full library, whatever else is installed.
     trt = find_module(_tensorrt())
     creator = register(trt)
-    fields = creation_fields(trt, Problem(num_heads, head_size, DATA_TYPES[kind], softmax_scale, causal))
-    with collect_failures() as failures:
-        plugin = creator.create_plugin(NAME, fields.collection, trt.TensorRTPhase.BUILD)
-        layer = api.default_trtnet().add_plugin_v3(tensors, [], plugin)
-        # A failure inside TensorRT shows only in what it answers for the output.
-        out = None if layer is None else layer.get_output(0)
-        rank = -1 if out is None else len(out.shape)
-    if failures:
-        raise failures[-1].error
-    if out is None or rank != 4:
-        raise PluginError(f"TensorRT refused to add {NAME}; its log says why")
-    return api.create_tensor(out, layer)
+    problem = Problem(num_heads, head_size, DATA_TYPES[kind], softmax_scale, causal)
+    layer, outputs = add_layer(trt, api.default_trtnet(), creator, problem, dict(zip(INPUTS, tensors, strict=True)))
+    return api.create_tensor(outputs[0], layer)
 
 
 def _tensorrt() -> Any:

@@ -8,7 +8,16 @@ from forward_runs import GUARD, LARGEST, LIMITS, Problem, check_guards, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfmha.decode import ARGUMENTS, COMBINE_KERNEL, KERNEL_FILE, SPLIT_KERNEL, Decode, Decoding, decoding_for
+from pyfmha.decode import (
+    ARGUMENTS,
+    COMBINE_KERNEL,
+    KERNEL_FILE,
+    SPLIT_KERNEL,
+    Decode,
+    Decoding,
+    decoding_for,
+    most_workspace_bytes,
+)
 from pyfmha.errors import SpecError
 from pyfmha.forward import Call, kernel_path
 from pyfmha.interpreter import Null, Tensor, run_interpreted
@@ -114,14 +123,14 @@ def test_no_keys_give_zeros() -> None:
     ("q_len", "kv_len", "batch", "splits"),
     [
         (1, 4096, 1, 32),  # 8 key heads: as many splits as there are pieces of 128 keys
-        (1, 32768, 1, 33),  # 2 programs for each of 132 multiprocessors
+        (1, 32768, 1, 33),  # 264 programs
         (1, 32768, 16, 2),
         (1, 32768, 400, 1),
         (16, 4096, 1, 8),
     ],
 )
 def test_splits_fill_the_device(q_len: int, kv_len: int, batch: int, splits: int) -> None:
-    decoding = decoding_for(Call(batch, 32, 8, q_len, kv_len, 128, 0.1), 132)
+    decoding = decoding_for(Call(batch, 32, 8, q_len, kv_len, 128, 0.1))
 
     assert decoding is not None
     assert decoding.splits == splits
@@ -139,7 +148,7 @@ def test_splits_fill_the_device(q_len: int, kv_len: int, batch: int, splits: int
     ids=["many queries", "few keys", "no queries", "no batch", "ragged"],
 )
 def test_what_is_not_split(call: Call) -> None:
-    assert decoding_for(call, 132) is None
+    assert decoding_for(call) is None
 
 
 def test_functions_are_those_of_the_next_padded_size() -> None:
@@ -147,3 +156,19 @@ def test_functions_are_those_of_the_next_padded_size() -> None:
     assert Decode("fp16", 1).combine_name == "fmha_combine_d64_fp16"
     with pytest.raises(SpecError, match="257"):
         Decode("fp16", 257)
+
+
+@given(
+    heads=st.sampled_from([(32, 8), (8, 8), (64, 1), (6, 2), (1, 1)]),
+    batch=st.integers(1, 300),
+    q_len=st.integers(1, 64),
+    kv_len=st.integers(512, 40000),
+    head_size=st.integers(1, 256),
+)
+def test_the_workspace_of_the_largest_sizes_suffices_for_smaller_ones(heads, batch, q_len, kv_len, head_size) -> None:
+    decoding = decoding_for(Call(batch, *heads, q_len, kv_len, head_size, 0.1))
+
+    if decoding is not None:
+        needed = -(-decoding.partial_bytes // 16) * 16 + decoding.statistics_bytes
+        for more in (0, 100):
+            assert needed <= most_workspace_bytes(batch + more, heads[0], q_len + more, head_size)

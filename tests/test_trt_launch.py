@@ -3,17 +3,17 @@
 import gc
 import struct
 import threading
+import time
 import timeit
 from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda, Launch
-from trt_double import BF16, FLOAT
+from trt_double import BF16, FLOAT, Tensor
 from trt_double.scene import BINDINGS, HEADS, SCALE, SIZE, Scene, tensors
 
 import pyfmha.trt
 from pyfmha.runtime.library import Library
-from pyfmha.trt.launch import workspace_bytes
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -119,7 +119,8 @@ def test_odd_row_counts_keep_both_statistics_aligned(
     launch = fake_cuda.launches()[0]
     assert struct.unpack("<Q", launch.params[2])[0] == WORKSPACE + 16
     assert variant_of(attention_library, launch)[2] is True
-    assert workspace_bytes(3) == 28
+    largest = [Tensor((-1, 3, -1, SIZE), largest=(1, 3, 1, SIZE))] * 4
+    assert scene.calls.workspace(plugin, largest[:3], largest[3:]) == 28
 
 
 def test_an_empty_batch_launches_nothing(scene: Scene, fake_cuda: FakeCuda) -> None:
@@ -236,7 +237,8 @@ def test_cpp_destroys(scene: Scene, fake_cuda: FakeCuda) -> None:
 def test_what_python_drops_is_given_back(attention_library: Library, fake_cuda: FakeCuda) -> None:
     from pyfmha.trt import standin
     from pyfmha.trt.creator import make_creator
-    from pyfmha.trt.fields import Problem, creation_fields
+    from pyfmha.trt.fields import creation_fields
+    from pyfmha.trt.problem import Problem
 
     start(fake_cuda)
     made_fields = creation_fields(standin, Problem(HEADS, SIZE, "fp16", SCALE))
@@ -297,19 +299,26 @@ def test_eight_contexts_on_eight_threads(scene: Scene, fake_cuda: FakeCuda) -> N
     assert fake_cuda.modules_loaded() == 0
 
 
-def microseconds(call: Any, number: int = 1500) -> float:
-    return min(timeit.repeat(call, number=number, repeat=5)) / number * 1e6
+def microseconds(call: Any, number: int = 500) -> float:
+    """Of this thread's processor time: what else the machine does is not counted."""
+    return timeit.timeit(call, number=number, timer=time.thread_time) / number * 1e6
 
 
 @pytest.mark.parametrize("name", BINDINGS[1:])
 def test_host_time_of_enqueue(name: str, attention_library: Library, fake_cuda: FakeCuda) -> None:
     """Through the binding from C++. The fake driver's own time is in it; a slow machine is allowed for by comparing."""
     scene = Scene(pytest.importorskip(name), attention_library)
-    start(fake_cuda)
-    plugin = scene.running()
-    ours = microseconds(scene.calls.prepared_enqueue(plugin, [Q, K, V], [OUT], WORKSPACE, STREAM))
-    launched = fake_cuda.launch_count()
-    plugin.enqueue = lambda *arguments: None
-    empty = microseconds(scene.calls.prepared_enqueue(plugin, [Q, K, V], [OUT], WORKSPACE, STREAM))
-    assert fake_cuda.launch_count() == launched == 7500
+    times: dict[str, list[float]] = {}
+    for _ in range(2):  # the first time, the memory that the fake driver keeps its records in is new to it
+        fake_cuda.reset()
+        start(fake_cuda)
+        plugin = scene.running()
+        enqueues = {"ours": plugin.enqueue, "empty": lambda *arguments: None}
+        times = {which: [] for which in enqueues}
+        for which, enqueue in [*enqueues.items()] * 15:  # by turns: the best of each under the same load
+            plugin.enqueue = enqueue
+            call = scene.calls.prepared_enqueue(plugin, [Q, K, V], [OUT], WORKSPACE, STREAM)
+            times[which].append(microseconds(call))
+    ours, empty = (min(times[which]) for which in ("ours", "empty"))
+    assert fake_cuda.launch_count() == 15 * 500
     assert ours < 2 * empty, f"enqueue takes {ours:.2f} us, an empty override {empty:.2f} us"

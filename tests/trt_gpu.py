@@ -3,9 +3,10 @@
     python tests/trt_gpu.py aot_out/libpyfmha.so --out results.json
 
 The library needs fp16, bf16 and fp32 of head size 64 for this GPU (``pyfmha build --head-size 64``); whatever else it
-holds is checked, too. Needs pyfmha installed, and ``tensorrt_lean`` or another binding; without one, the tests' double
-takes its place and the host cost is not measured. Times are compared with torch's and Triton's, and the host cost needs
-a C compiler. Half a minute on an H100. Exit code 1 if a check failed, 2 if there is nothing to check with.
+holds is checked, too, with every feature where it holds ``fmha_fwd_*``. Needs pyfmha installed, and ``tensorrt_lean``
+or another binding; without one, the tests' double takes its place and the host cost is not measured. Times are compared
+with torch's and Triton's, and the host cost needs a C compiler. Half a minute on an H100, and more for the features.
+Exit code 1 if a check failed, 2 if there is nothing to check with.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import numpy as np
 import trt_gpu_times
 from trt_double.binding import make_binding
 from trt_double.scene import calls_of
+from trt_gpu_features import check_features
 from trt_gpu_parts import LIMITS, Attached, Report, error_of, random_case, run_once
 
 import pyfmha
@@ -214,6 +216,7 @@ def run(library: Library, device: Device, trt: Any, why_double: str) -> Report:
     parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
         (check_graph, (*plugin, device)),
         (check_numerics, both),
+        (check_features, both),
         (check_two_contexts, (*plugin, device)),
         (check_growth, (*plugin, device)),
         (check_direct_session, (report, library, trt)),

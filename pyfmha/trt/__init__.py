@@ -4,13 +4,16 @@ from pyfmha.errors import PluginError
 from pyfmha.trt.creator import find_library, register
 from pyfmha.trt.direct import DirectSession
 from pyfmha.trt.failures import Failure, collect_failures, last_failure
-from pyfmha.trt.network import add_attention
+from pyfmha.trt.network import add_attention, add_attention_packed
+from pyfmha.trt.problem import Features
 
 __all__ = [
     "DirectSession",
     "Failure",
+    "Features",
     "PluginError",
     "add_attention",
+    "add_attention_packed",
     "collect_failures",
     "find_library",
     "last_failure",

@@ -12,9 +12,11 @@ import numpy as np
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
 from pyfmha.trt.failures import report
-from pyfmha.trt.fields import ATTRIBUTES, Problem, Stored, read_fields
+from pyfmha.trt.fields import ATTRIBUTES, Stored, read_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.plugin import NAME, VERSION, Origin, PluginBehaviour
+from pyfmha.trt.problem import Problem
+from pyfmha.trt.tactics import tactics_of
 
 LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
 
@@ -42,7 +44,7 @@ class CreatorBehaviour:
         self.plugin_version = VERSION
         self.plugin_namespace = namespace
         # Names and types without data. The binding copies pointers only: what they point to must live here.
-        empty = {"INT32": np.empty(0, np.int32), "FLOAT32": np.empty(0, np.float32)}
+        empty = {"INT32": np.empty(0, np.int32), "FLOAT32": np.empty(0, np.float32), "CHAR": np.empty(0, np.int8)}
         self._fields = [
             self.trt.PluginField(name, empty[kind], getattr(self.trt.PluginFieldType, kind))
             for name, kind in ATTRIBUTES.items()
@@ -69,16 +71,17 @@ class CreatorBehaviour:
             if stored is None:
                 stored = Stored.of(function)
             stored.check(function)
-            return self.plugin_class(Origin(problem, self.library, stored, name or NAME, self.plugin_namespace))
+            origin = Origin(problem, self.library, stored, tactics_of(function), name or NAME, self.plugin_namespace)
+            return self.plugin_class(origin)
         except Exception as error:
             raise report("create_plugin", f"{NAME} layer {name!r}", error) from error
 
     def _served(self, problem: Problem) -> str:
-        name = problem.member.name
+        name = problem.function_name
         if name not in self.library:
             raise PluginError(
                 f"{self.library.path} does not hold {name}, which serves {problem}; it holds {', '.join(self.library)}."
-                f" Add it: pyfmha build --dtype {problem.dtype} --head-size {problem.head_size}"
+                f" Add it: pyfmha build --dtype {problem.dtype} --head-size {problem.padded_size}"
             )
         return name
 

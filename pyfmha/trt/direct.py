@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyfmha.attention import HEAD_SIZES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
 from pyfmha.trt.creator import find_library, make_creator
-from pyfmha.trt.fields import Problem, creation_fields
+from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.shapes import INPUTS, OUTPUTS, TENSORS
+from pyfmha.trt.problem import Features, Problem
+from pyfmha.trt.shapes import INT32, Forms, Shape, TensorForm, forms_of
 
 Array = NDArray[Any]
 
@@ -29,17 +31,19 @@ class DirectSession:
     exceptions are raised.
 
     Args:
-        num_heads: heads of Q, K and V.
+        num_heads: heads of Q, and of K and V.
         head_size: elements of one head.
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
         causal: whether a query sees only keys at its own position and before.
         scale: of Q K^T; by default 1 / sqrt(head size).
+        features: what the first kernel does not do, Skv other than Sq included; None for the first kernel.
         library: as :func:`pyfmha.trt.register`.
         trt_module: whose classes to use; by default the first installed, or :mod:`pyfmha.trt.standin` where none is.
         device: number of the GPU.
         tactic: which algorithm: one of :attr:`tactics`, or 0 for the first.
 
     Attributes:
+        forms: names, types and axes of the inputs and outputs.
         tactics: ids of the algorithms with code for the GPU.
         workspace_bytes: bytes of workspace for the shape last prepared.
 
@@ -57,22 +61,25 @@ class DirectSession:
         dtype: str = "fp16",
         causal: bool = True,
         scale: float | None = None,
+        features: Features | None = None,
         library: Library | Path | str | None = None,
         trt_module: Any = None,
         device: int = 0,
         tactic: int = 0,
     ) -> None:
         self._trt = trt_module if trt_module is not None else _installed_or_standin()
-        self.problem = Problem(
-            num_heads, head_size, dtype, 1 / math.sqrt(head_size) if scale is None else scale, causal
-        )
+        if features is None and 1 <= head_size <= 256 and head_size not in HEAD_SIZES:
+            features = Features(num_heads)
+        scale = 1 / math.sqrt(head_size) if scale is None else scale
+        self.problem = Problem(num_heads, head_size, dtype, scale, causal, features)
+        self.forms = forms_of(self.problem)
         creator = make_creator(self._trt, find_library(library))
         phases = self._trt.TensorRTPhase
         fields = creation_fields(self._trt, self.problem)
         built = creator.create_plugin("DirectSession", fields.collection, phases.BUILD)
         loaded = creator.create_plugin("DirectSession", built.get_fields_to_serialize(), phases.RUNTIME)
         self._workspace: DeviceArray | None = None
-        self._prepared: tuple[int, int] | None = None
+        self._prepared: list[Shape] | None = None
         self.workspace_bytes = 0
         self._device: Device | None = Device(device)
         try:
@@ -93,31 +100,44 @@ class DirectSession:
         """Change the algorithm: one of :attr:`tactics`, or 0 for the first."""
         self.plugin.set_tactic(tactic)
 
-    def prepare(self, batch_size: int, seq_len: int) -> None:
-        """Get ready for a shape: workspace and launch. :meth:`run` does it by itself."""
+    def prepare(self, batch_size: int, seq_len: int, kv_len: int | None = None) -> None:
+        """Get ready for a shape: workspace and launch. :meth:`run` does it by itself.
+
+        Args:
+            batch_size: sequences.
+            seq_len: rows of Q: Sq, or with cu_seqlens all tokens.
+            kv_len: rows of K and V, by default as many.
+        """
+        known = {"batch": batch_size, "batch + 1": batch_size + 1}
+        known |= dict.fromkeys(("seq", "Sq", "tokens", "Q tokens"), seq_len)
+        known |= dict.fromkeys(("Skv", "KV tokens"), seq_len if kv_len is None else kv_len)
+        self._prepare(self.forms, [_shape_of(form, known) for form in self.forms.all])
+
+    def _prepare(self, forms: Forms, shapes: list[Shape]) -> None:
         self._open().make_current()
-        shape = (batch_size, self.problem.num_heads, seq_len, self.problem.head_size)
-        dynamic = [self._dynamic_desc(shape) for _ in TENSORS]
-        needed = self.plugin.get_workspace_size(dynamic[:3], dynamic[3:])
+        dynamic = [self._dynamic_desc(form, shape) for form, shape in zip(forms.all, shapes, strict=True)]
+        count = len(forms.inputs)
+        needed = self.plugin.get_workspace_size(dynamic[:count], dynamic[count:])
         descs = [desc.desc for desc in dynamic]
         self._prepared = None
-        self.plugin.on_shape_change(descs[:3], descs[3:])
+        self.plugin.on_shape_change(descs[:count], descs[count:])
         if self._workspace is None or self._workspace.nbytes < needed:
             if self._workspace is not None:
                 self._open().synchronize()  # a launch on any stream may still be writing to it
                 self._workspace.free()
             self._workspace = DeviceArray((needed,), np.uint8)
         self.workspace_bytes = needed
-        self._prepared = batch_size, seq_len
+        self._prepared = shapes
 
     def enqueue(self, pointers: Mapping[str, int], stream: int) -> None:
         """Launch for the shape prepared, and return at once; the session's context must be current.
 
         Args:
-            pointers: device addresses of ``"Q"``, ``"K"``, ``"V"`` and ``"Out"``, each of the prepared shape.
+            pointers: device addresses by the names in :attr:`forms`, ``"Q"``, ``"K"``, ``"V"`` and ``"Out"`` for the
+                first kernel, each of the prepared shape.
             stream: a ``CUstream`` as an integer. Launches share the session's workspace, so they must not overlap.
         """
-        inputs, outputs = [pointers[name] for name in INPUTS], [pointers[name] for name in OUTPUTS]
+        inputs, outputs = ([pointers[form.name] for form in forms] for forms in (self.forms.inputs, self.forms.outputs))
         workspace = 0 if self._workspace is None else self._workspace.pointer
         self.plugin.enqueue([], [], inputs, outputs, workspace, stream)
 
@@ -125,29 +145,30 @@ class DirectSession:
         """Attention on host arrays.
 
         Args:
-            inputs: ``"Q"``, ``"K"`` and ``"V"``, each [batch, heads, seq, head size], float16, float32, or bfloat16 as
-                uint16.
+            inputs: those of :attr:`forms` by name; for the first kernel ``"Q"``, ``"K"`` and ``"V"``, each [batch,
+                heads, seq, head size]. Floating-point ones are float16, float32, or bfloat16 as uint16.
 
         Returns:
-            ``"Out"``, of the same shape and type.
+            The outputs by name: ``"Out"``, of the type of Q, and ``"Lse"``, float32, where it is asked for.
 
         Raises:
             SpecError: names, shapes or types do not fit.
             PyfmhaError: the plugin or the driver failed.
         """
-        shape = self._check(inputs)
+        forms, shapes = self._check(inputs)
         device = self._open()
         device.make_current()
-        if self._prepared != (shape[0], shape[2]):
-            self.prepare(shape[0], shape[2])
-        arrays = {name: DeviceArray.of(inputs[name]) for name in INPUTS}
-        arrays["Out"] = DeviceArray(shape, STORAGE[self.problem.dtype])
+        if self._prepared != shapes:
+            self._prepare(forms, shapes)
+        arrays = {form.name: DeviceArray.of(inputs[form.name]) for form in forms.inputs}
+        for form, shape in zip(forms.outputs, shapes[len(arrays) :], strict=True):
+            arrays[form.name] = DeviceArray(shape, self._storage(form))
         with device_arrays(*arrays.values()):
             # A copy from pageable memory may still be under way, and the stream would not wait for it.
             device.synchronize()
             self.enqueue({name: array.pointer for name, array in arrays.items()}, self._stream.handle)
             self._stream.synchronize()
-            return {name: arrays[name].to_host() for name in OUTPUTS}
+            return {form.name: arrays[form.name].to_host() for form in forms.outputs}
 
     def close(self) -> None:
         """Give everything back; harmless when repeated."""
@@ -173,28 +194,36 @@ class DirectSession:
             raise PluginError("the session is closed")
         return self._device
 
-    def _dynamic_desc(self, shape: tuple[int, ...]) -> Any:
+    def _dynamic_desc(self, form: TensorForm, shape: Shape) -> Any:
         dynamic = self._trt.DynamicPluginTensorDesc()
         desc = self._trt.PluginTensorDesc()
         desc.dims = dynamic.min = dynamic.opt = dynamic.max = self._trt.Dims(shape)
-        desc.type = self._trt.DataType(self.problem.type_id)
+        desc.type = self._trt.DataType(form.type_id)
         dynamic.desc = desc
         return dynamic
 
-    def _check(self, inputs: Mapping[str, Array]) -> tuple[int, ...]:
-        storage = np.dtype(STORAGE[self.problem.dtype])
-        if set(inputs) != set(INPUTS):
-            raise SpecError(f"inputs are {', '.join(inputs) or 'missing'}; give {', '.join(INPUTS)}")
-        shape = inputs["Q"].shape
-        wanted = f"{storage} [batch, {self.problem.num_heads}, seq, {self.problem.head_size}]"
-        for name, array in inputs.items():
-            fits = array.ndim == 4 and (array.shape[1], array.shape[3]) == (
-                self.problem.num_heads,
-                self.problem.head_size,
-            )
-            if array.dtype != storage or not fits or array.shape != shape:
-                raise SpecError(f"{name} is {array.dtype} {list(array.shape)}; Q, K and V must all be {wanted}")
-        return shape
+    def _storage(self, form: TensorForm) -> np.dtype[Any]:
+        if form.type_id == INT32:
+            return np.dtype(np.int32)
+        return np.dtype(np.float32 if form.name == "Lse" else STORAGE[self.problem.dtype])
+
+    def _check(self, inputs: Mapping[str, Array]) -> tuple[Forms, list[Shape]]:
+        """The forms and shapes of all tensors, for inputs that fit."""
+        names = [form.name for form in self.forms.inputs]
+        if set(inputs) != set(names):
+            raise SpecError(f"inputs are {', '.join(inputs) or 'missing'}; give {', '.join(names)}")
+        forms = forms_of(self.problem, inputs[names[0]].ndim)
+        known: dict[str, int] = {}
+        for form in forms.inputs:
+            array, storage = inputs[form.name], self._storage(form)
+            if array.dtype != storage or not form.fits(array.shape, known):
+                wanted = ", ".join(f"{other} {self._storage(other)}" for other in forms.inputs)
+                raise SpecError(f"{form.name} is {array.dtype} {list(array.shape)}; inputs must be {wanted}")
+        return forms, [_shape_of(form, known) for form in forms.all]
+
+
+def _shape_of(form: TensorForm, known: Mapping[str, int]) -> Shape:
+    return tuple(known[name] if size is None else size for name, size in form.axes)
 
 
 def _installed_or_standin() -> Any:

@@ -1,96 +1,48 @@
 """The plugin's fields: what it is created with, and what an engine stores of it."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyfmha.attention import Attention
-from pyfmha.errors import PluginError, SpecError
+from pyfmha.attention import HEAD_SIZES
+from pyfmha.errors import PluginError
 from pyfmha.manifest import SCHEMA, Function
+from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
 
-ATTRIBUTES = {
+EARLIER = {
     "num_heads": "INT32",
     "head_size": "INT32",
     "type_id": "INT32",
     "softmax_scale": "FLOAT32",
     "causal": "INT32",
 }
+"""The first five attributes and their types. A plugin created with no others launches the first kernel."""
+
+NEWER = {
+    "num_kv_heads": "INT32",
+    "layout": "CHAR",
+    "bottom_right": "INT32",
+    "window_left": "INT32",
+    "window_right": "INT32",
+    "softcap": "FLOAT32",
+    "return_lse": "INT32",
+    "q_lengths": "INT32",
+    "kv_lengths": "INT32",
+    "cu_seqlens": "INT32",
+}
+"""Those of :class:`pyfmha.trt.problem.Features`, all optional; one of them is enough for the kernel that has them."""
+
+ATTRIBUTES = {**EARLIER, **NEWER}
 """Creation attributes and their types, as ``creator.field_names`` lists them: all that TensorRT's ONNX parser reads."""
 
 STORED = {"pyfmha_schema": "INT32", "pyfmha_prototype": "CHAR", "pyfmha_algorithms": "CHAR"}
 """What an engine stores besides, to know a library that it cannot use."""
 
-OPTIONAL = {"causal": 1}
-DATA_TYPES = {0: "fp32", 1: "fp16", 7: "bf16"}
-"""``int(trt.DataType)`` of FLOAT, HALF and BF16 (NvInferRuntimeBase.h, enum DataType)."""
-
-TYPE_NAMES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_TYPE_IDS = {dtype: number for number, dtype in DATA_TYPES.items()}
-_NUMPY = {"INT32": np.int32, "FLOAT32": np.float32}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The attention that one plugin serves.
-
-    Attributes:
-        num_heads: heads of Q, K and V.
-        head_size: elements of one head.
-        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
-        softmax_scale: factor of Q K^T.
-        causal: whether a query sees only keys at its own position and before.
-
-    Raises:
-        PluginError: on creation, for values that no kernel serves.
-    """
-
-    num_heads: int
-    head_size: int
-    dtype: str
-    softmax_scale: float
-    causal: bool = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_heads < 1 << 31:
-            raise PluginError(f"num_heads is {self.num_heads}; give 1 or more")
-        # The kernel would serve 0 as well, but there it is nearly always a float64 read as float32.
-        if not math.isfinite(self.softmax_scale) or self.softmax_scale == 0:
-            raise PluginError(
-                f"softmax_scale is {self.softmax_scale}; give a finite float32 other than 0, usually 1/sqrt(head_size)"
-                " (float64 data in a FLOAT32 field is misread)"
-            )
-        try:
-            Attention(self.dtype, self.head_size, self.causal)
-        except SpecError as error:
-            raise PluginError(str(error)) from None
-
-    @property
-    def member(self) -> Attention:
-        """The member of the family that serves it."""
-        return Attention(self.dtype, self.head_size, self.causal)
-
-    @property
-    def type_id(self) -> int:
-        """``int(trt.DataType)`` of its tensors."""
-        return _TYPE_IDS[self.dtype]
-
-    def attributes(self) -> dict[str, int | float]:
-        """The creation attributes by name."""
-        return {
-            "num_heads": self.num_heads,
-            "head_size": self.head_size,
-            "type_id": self.type_id,
-            "softmax_scale": self.softmax_scale,
-            "causal": int(self.causal),
-        }
-
-    def __str__(self) -> str:
-        kind = "causal" if self.causal else "full"
-        return f"{self.dtype}, {self.num_heads} heads of size {self.head_size}, {kind}, scale {self.softmax_scale:g}"
+OPTIONAL = {"causal", *NEWER}
+_FLAGS = ("bottom_right", "return_lse", "q_lengths", "kv_lengths", "cu_seqlens")
+_NUMPY = {"INT32": np.int32, "FLOAT32": np.float32, "CHAR": np.int8}
 
 
 @dataclass(frozen=True)
@@ -155,7 +107,7 @@ def read_fields(trt: Any, collection: Iterable[Any] | None, *, stored: bool) -> 
     if missing:
         foreign = "; the engine was not built by pyfmha" if stored and set(missing) <= set(STORED) else ""
         raise PluginError(f"missing field {', '.join(missing)}{foreign}; needed are {_listed(allowed)}")
-    return _problem({**OPTIONAL, **values}), _stored(values) if stored else None
+    return _problem(values), _stored(values) if stored else None
 
 
 def _listed(fields: dict[str, str]) -> str:
@@ -176,16 +128,40 @@ def _problem(values: dict[str, Any]) -> Problem:
     if values["type_id"] not in DATA_TYPES:
         known = ", ".join(f"{number} ({TYPE_NAMES[dtype]})" for number, dtype in sorted(DATA_TYPES.items()))
         raise PluginError(f"type_id is {values['type_id']}; allowed is int(trt.DataType): {known}")
-    if values["causal"] not in (0, 1):
+    causal = values.get("causal", 1)
+    if causal not in (0, 1, 2):
         raise PluginError(
-            f"causal is {values['causal']}; allowed are 1 (a query sees no later key) and 0 (it sees all)"
+            f"causal is {causal}; allowed are 1 (a query sees no later key), 2 (so, aligned to the last query and key)"
+            " and 0 (it sees all)"
         )
+    newer = any(name in values for name in NEWER) or causal == 2 or values["head_size"] not in HEAD_SIZES
     return Problem(
         values["num_heads"],
         values["head_size"],
         DATA_TYPES[values["type_id"]],
         values["softmax_scale"],
-        bool(values["causal"]),
+        causal != 0,
+        _features(values, causal) if newer else None,
+    )
+
+
+def _features(values: dict[str, Any], causal: int) -> Features:
+    for name in _FLAGS:
+        if values.get(name, 0) not in (0, 1):
+            raise PluginError(f"{name} is {values[name]}; allowed are 0 and 1")
+    ragged = bool(values.get("cu_seqlens", 0))
+    if causal == 2 and values.get("bottom_right", 1) == 0:
+        raise PluginError("causal is 2, which is aligned bottom right, and bottom_right is 0; leave one of them out")
+    return Features(
+        num_kv_heads=values.get("num_kv_heads", values["num_heads"]),
+        layout=values.get("layout", "bshd" if ragged else "bhsd"),
+        bottom_right=causal == 2 or bool(values.get("bottom_right", 0)),
+        window=(values.get("window_left", -1), values.get("window_right", -1)),
+        softcap=values.get("softcap", 0.0),
+        return_lse=bool(values.get("return_lse", 0)),
+        q_lengths=bool(values.get("q_lengths", 0)),
+        kv_lengths=bool(values.get("kv_lengths", 0)),
+        cu_seqlens=ragged,
     )
 
 
@@ -223,7 +199,7 @@ def _array(kind: str, value: int | float | str) -> Any:
 
 def creation_fields(trt: Any, problem: Problem) -> FieldCollection:
     """The fields with which a user creates the plugin."""
-    return FieldCollection(trt, dict(problem.attributes()))
+    return FieldCollection(trt, problem.attributes())
 
 
 def stored_fields(trt: Any, problem: Problem, stored: Stored) -> FieldCollection:

@@ -1,68 +1,109 @@
-"""A launch with everything but its pointers prepared, and the hold on a function's machine code that it needs."""
+"""A launch with everything but its addresses prepared, and the hold on a function's machine code that it needs."""
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from pyfmha.errors import LaunchError, PluginError, PyfmhaError
 from pyfmha.runtime.library import Function
 from pyfmha.trt.current import Context, current_context, made_current
 from pyfmha.trt.failures import LOGGER
+from pyfmha.trt.plan import Plan
 
 Enqueue = Callable[[Any, Any, Sequence[int], Sequence[int], int, int], None]
 """``enqueue(input_desc, output_desc, inputs, outputs, workspace, stream)``, as TensorRT calls it."""
 
 FailedCall = Callable[[], Callable[[Exception], Exception] | None]
 
-_ALIGNMENT = 16  # of each part of the workspace: what the hinted variants ask of a pointer
+_TEMPLATE = """
+def make(pack, launch, check, failed, no_workspace, offsets):
+    {offset_names} = offsets
+
+    def enqueue(input_desc, output_desc, inputs, outputs, workspace, stream):
+        try:
+            {inputs} = inputs
+            {outputs} = outputs
+            {workspace}
+            pack(stream, {pointers})
+            status = launch()
+            if status:
+                check(status)
+        except Exception as error:
+            raise failed(error) from error
+
+    return enqueue
+"""
 
 
-def statistics_bytes(rows: int) -> int:
-    """Bytes from L to M in the workspace, for batch * heads * seq rows: one float32 each, aligned."""
-    return -(-rows * 4 // _ALIGNMENT) * _ALIGNMENT
+@cache
+def _maker(sources: tuple[tuple[str, int, bool], ...], num_inputs: int, num_outputs: int, needs_workspace: bool) -> Any:
+    """Makes the ``enqueue`` for one pattern of pointers: source, index and whether there is an offset.
+
+    Written as text, as ``dataclasses`` does, because each pattern is a few names in a call then: one function for all
+    of them would build and pick apart tuples, 0.5 us of the 6 that the host has for an enqueue.
+    """
+    names = {"input": "i{}", "output": "o{}", "workspace": "workspace", "null": "0"}
+    terms: list[str] = []
+    offset_names: list[str] = []
+    for source, index, moved in sources:
+        term = names[source].format(index)
+        if moved:
+            offset_names.append(f"d{len(offset_names)}")
+            term += f" + {offset_names[-1]}"
+        terms.append(term)
+    text = _TEMPLATE.format(
+        offset_names=_unpacked(offset_names),
+        inputs=_unpacked([f"i{index}" for index in range(num_inputs)]),
+        outputs=_unpacked([f"o{index}" for index in range(num_outputs)]),
+        workspace="if not workspace: raise no_workspace" if needs_workspace else "",
+        pointers=", ".join(terms),
+    )
+    made: dict[str, Any] = {}
+    exec(compile(text, "<enqueue>", "exec"), made)
+    return made["make"]
 
 
-def workspace_bytes(rows: int) -> int:
-    """Bytes of workspace: L and M, the kernel's float32 sum and maximum of each row."""
-    return statistics_bytes(rows) + 4 * rows
+def _unpacked(names: Sequence[str]) -> str:
+    return f"[{', '.join(names)}]"
 
 
-def bind(
-    function: Function, batch: int, num_heads: int, seq: int, scale: float, algo_id: int, failed: FailedCall
-) -> Enqueue:
+def bind(function: Function, plan: Plan, algo_id: int, failed: FailedCall) -> Enqueue:
     """Prepare a launch: what it returns is the plugin's ``enqueue`` for one shape, and all that runs in it.
 
-    It packs the pointers with the rest and calls C once, without another call in Python between.
+    It fills in the addresses and calls C, without another call in Python between. What it fills in is its own: like the
+    execution context that it belongs to, it is for one thread at a time.
 
     Args:
         function: what to launch, loaded.
-        batch, num_heads, seq, scale, algo_id: its arguments beside the pointers.
+        plan: its arguments.
+        algo_id: which of its algorithms.
         failed: a weak reference to what makes of an exception the one to raise.
     """
-    pack, launch_packed = function.pack, function.launch_packed
-    rows = batch * num_heads * seq
-    offset, needed = statistics_bytes(rows), workspace_bytes(rows)
 
-    def enqueue(
-        input_desc: Any, output_desc: Any, inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int
-    ) -> None:
-        try:
-            q, k, v = inputs
-            if not workspace and needed:
-                raise PluginError(
-                    f"TensorRT gave no workspace, {needed} bytes are needed: get_workspace_size failed or was not asked"
-                )
-            m = workspace + offset
-            status = launch_packed(
-                pack(stream, outputs[0], workspace, m, q, k, v, scale, batch, num_heads, seq, algo_id)
-            )
-            if status:
-                function.check(status, LaunchError)
-        except Exception as error:
-            report = failed()
-            assert report is not None, "called on a plugin that is gone"
-            raise report(error) from error
+    def report(error: Exception) -> Exception:
+        made = failed()
+        assert made is not None, "called on a plugin that is gone"
+        return made(error)
 
+    prepared = function.prepare(*[0] * len(plan.pointers), *plan.scalars, algo_id=algo_id)
+    make = _maker(
+        tuple((pointer.source, pointer.index, pointer.offset != 0) for pointer in plan.pointers),
+        plan.num_inputs,
+        plan.num_outputs,
+        plan.workspace_bytes > 0,
+    )
+    enqueue: Enqueue = make(
+        prepared.pack,
+        prepared.launch,
+        lambda status: function.check(status, LaunchError),
+        report,
+        PluginError(
+            f"TensorRT gave no workspace, {plan.workspace_bytes} bytes are needed: get_workspace_size failed or was not"
+            " asked"
+        ),
+        [pointer.offset for pointer in plan.pointers if pointer.offset],
+    )
     return enqueue
 
 

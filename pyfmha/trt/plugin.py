@@ -17,20 +17,22 @@ from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.runtime.library import Library
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
-from pyfmha.trt.fields import FieldCollection, Problem, Stored, stored_fields
-from pyfmha.trt.launch import Enqueue, Hold, bind, release_when_collected, workspace_bytes
+from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
+from pyfmha.trt.launch import Enqueue, Hold, bind, release_when_collected
+from pyfmha.trt.plan import Plan, plan_of
+from pyfmha.trt.problem import Problem
 from pyfmha.trt.shapes import (
-    INPUTS,
-    OUTPUTS,
-    batch_and_seq,
-    check_count,
+    Forms,
+    Shape,
     check_expressions,
     check_type,
     check_types,
+    forms_of,
     largest,
+    output_expressions,
     sizes,
 )
-from pyfmha.trt.tactics import Tactic, choose, tactics_of
+from pyfmha.trt.tactics import Tactic, choose
 
 NAME = "TritonFlashAttention"
 VERSION = "1"
@@ -46,6 +48,7 @@ class Origin:
         problem: what it serves.
         library: with which code.
         stored: what its engine stores: of this library where it was built, of an earlier one where it was loaded.
+        tactics: the function's algorithms.
         layer: the name that TensorRT gave it.
         namespace: that of its creator.
     """
@@ -53,6 +56,7 @@ class Origin:
     problem: Problem
     library: Library
     stored: Stored
+    tactics: tuple[Tactic, ...]
     layer: str
     namespace: str
 
@@ -78,28 +82,30 @@ class PluginBehaviour:
         for base in self.trt_bases:
             base.__init__(self)
         self.origin = origin
-        self._function = origin.library[origin.problem.member.name]
-        self._tactics = tactics_of(self._function.manifest)
+        self._function = origin.library[origin.problem.function_name]
+        self._tactics = origin.tactics
         self._stored_fields: FieldCollection | None = None
         self.tactic: Tactic = self._tactics[0]
         self._workspace_failure: PyfmhaError | None = None
-        self._shape: tuple[int, int] | None = None
+        self._forms = forms_of(origin.problem)
+        self._shapes: list[Shape] | None = None
+        self._plan: Plan | None = None
         self._launch: Enqueue | None = None
         self._hold: Hold | None = None
         self.plugin_name = NAME
         self.plugin_version = VERSION
         self.plugin_namespace = origin.namespace
-        self.num_outputs = len(OUTPUTS)
+        self.num_outputs = len(self._forms.outputs)
         self.timing_cache_id = self._timing_cache_id()
 
     def _timing_cache_id(self) -> str:
-        attributes = {**self.origin.problem.attributes(), "softmax_scale": self.origin.problem.softmax_scale.hex()}
-        listed = " ".join(f"{name}={value}" for name, value in attributes.items())
+        attributes = self.origin.problem.attributes().items()
+        listed = " ".join(f"{name}={v.hex() if isinstance(v, float) else v}" for name, v in attributes)
         return f"{NAME} {VERSION} {listed} build={self.origin.library.manifest.build_id}"
 
     def describe(self) -> str:
         """Who it is, for messages: name, layer, what it serves, and the shape last prepared."""
-        shape = "" if self._shape is None else f", [{self._shape[0]}, {self._shape[1]}] batch and seq"
+        shape = "" if self._plan is None else f", {self._plan.sizes}"
         return f"{NAME} layer {self.origin.layer!r} ({self.origin.problem}{shape})"
 
     # ------------------------------------------------------------------ the object
@@ -130,26 +136,29 @@ class PluginBehaviour:
 
     @guarded
     def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
-        """The type of Out: that of Q, K and V, which must be the plugin's."""
-        check_count(input_types, OUTPUTS)
-        for name, kind in zip(INPUTS, input_types, strict=True):
-            check_type(self.origin.problem, name, kind)
-        return [input_types[0]]
+        """The types of the outputs: of Out that of Q, K and V, which must be the plugin's, of Lse FLOAT."""
+        self._forms.check_count(input_types)
+        for form, kind in zip(self._forms.inputs, input_types, strict=True):
+            check_type(self.origin.problem, form, kind)
+        lse = [self.trt.DataType.FLOAT] if len(self._forms.outputs) > 1 else []
+        return [input_types[0], *lse]
 
     @guarded
     def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expr_builder: Any) -> list[Any]:
-        """The shape of Out: that of Q."""
-        check_count([*inputs, *shape_inputs], OUTPUTS)
-        for name, dims in zip(INPUTS, inputs, strict=True):
-            check_expressions(self.origin.problem, name, dims)
-        return [inputs[0]]
+        """The shapes of the outputs, of the inputs' own sizes."""
+        self._forms.check_count([*inputs, *shape_inputs])
+        forms = self._forms_for(inputs)
+        check_expressions(forms, inputs)
+        if self.origin.problem.features is None:
+            return [inputs[0]]
+        return [self.trt.DimsExprs(dims) for dims in output_expressions(forms, inputs, expr_builder.constant)]
 
     @guarded
     def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
-        """Whether a tensor's type and format will do: the plugin's type, linear."""
-        check_count(in_out[:num_inputs], in_out[num_inputs:])
+        """Whether a tensor's type and format will do: the type of its form, linear."""
+        self._forms.check_count(in_out[:num_inputs], in_out[num_inputs:])
         desc = in_out[pos].desc
-        return int(desc.type) == self.origin.problem.type_id and bool(desc.format == self.trt.TensorFormat.LINEAR)
+        return int(desc.type) == self._forms.all[pos].type_id and bool(desc.format == self.trt.TensorFormat.LINEAR)
 
     @guarded
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -176,8 +185,7 @@ class PluginBehaviour:
         failure is answered with more than there is, remembered, and raised where exceptions count.
         """
         try:
-            batch, seq = self._largest(inputs, outputs)
-            return workspace_bytes(batch * self.origin.problem.num_heads * seq)
+            return self._largest(inputs, outputs).workspace_bytes
         except Exception as error:
             self._workspace_failure = report("get_workspace_size", self.describe(), error)
             return IMPOSSIBLE_BYTES
@@ -214,17 +222,20 @@ class PluginBehaviour:
 
         TensorRT also calls it when only an address has changed, in the midst of inference: nothing is prepared anew.
         """
-        prepared, shape = self._launch, self._shape
+        prepared, plan, earlier = self._launch, self._plan, self._shapes
         self._arm(None)  # what was prepared before must not run if this fails
-        self._shape = None
+        self._plan = self._shapes = None
         if self._workspace_failure is not None:
             raise PluginError(f"its workspace is unknown, because of an earlier failure: {self._workspace_failure}")
-        check_types(self.origin.problem, inputs, outputs)
-        self._shape = batch_and_seq(
-            self.origin.problem, [sizes(desc.dims) for desc in inputs], [sizes(desc.dims) for desc in outputs]
-        )
+        self._forms.check_count(inputs, outputs)
+        descs = [*inputs, *outputs]
+        check_types(self.origin.problem, self._forms.all, descs)
+        shapes = [sizes(desc.dims) for desc in descs]
+        if plan is None or shapes != earlier:
+            plan, prepared = self._planned(shapes), None
+        self._plan, self._shapes = plan, shapes
         self._hold_code()
-        if prepared is not None and self._shape == shape:
+        if prepared is not None:
             self._arm(prepared)
         else:
             self._prepare()
@@ -245,9 +256,9 @@ class PluginBehaviour:
 
         Args:
             input_desc, output_desc: not looked at: ``on_shape_change`` has seen them.
-            inputs: addresses of Q, K, V.
-            outputs: address of Out.
-            workspace: address of :func:`pyfmha.trt.launch.workspace_bytes` bytes.
+            inputs: addresses, in the order of :func:`pyfmha.trt.shapes.forms_of`.
+            outputs: address of Out, and of Lse where it is asked for.
+            workspace: address of :attr:`pyfmha.trt.plan.Plan.workspace_bytes` bytes.
             stream: the ``CUstream`` as an integer.
         """
         error = PluginError("no shape is prepared: on_shape_change was not called on this object, or failed")
@@ -268,11 +279,8 @@ class PluginBehaviour:
             earlier.release()
 
     def _prepare(self) -> None:
-        assert self._shape is not None
-        problem = self.origin.problem
-        batch, seq = self._shape
-        settings = (batch, problem.num_heads, seq, problem.softmax_scale, self.tactic.algo_id)
-        self._arm(bind(self._function, *settings, weakref.WeakMethod(self._enqueue_failed)))
+        assert self._plan is not None
+        self._arm(bind(self._function, self._plan, self.tactic.algo_id, weakref.WeakMethod(self._enqueue_failed)))
 
     def _arm(self, launch: Enqueue | None) -> None:
         self._launch = launch
@@ -281,6 +289,19 @@ class PluginBehaviour:
         else:
             self.__dict__["enqueue"] = launch
 
-    def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[int, int]:
-        """Batch and seq of the largest shapes that are asked for."""
-        return batch_and_seq(self.origin.problem, list(map(largest, inputs)), list(map(largest, outputs)))
+    def _forms_for(self, first: Sequence[Any]) -> Forms:
+        """The forms for what is given: the number of dimensions of the first input tells the packed ones apart."""
+        features = self.origin.problem.features
+        if features is None or features.layout != "packed" or not first:
+            return self._forms
+        return forms_of(self.origin.problem, len(first[0]))
+
+    def _planned(self, shapes: Sequence[Shape]) -> Plan:
+        """The launch for the shapes of all tensors."""
+        count = len(self._forms.inputs)
+        return plan_of(self.origin.problem, self._forms_for(shapes), shapes[:count], shapes[count:])
+
+    def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Plan:
+        """The launch for the largest shapes that are asked for."""
+        self._forms.check_count(inputs, outputs)
+        return self._planned(list(map(largest, [*inputs, *outputs])))

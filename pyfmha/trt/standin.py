@@ -16,6 +16,7 @@ class DataType(IntEnum):
 
     FLOAT = 0
     HALF = 1
+    INT32 = 3
     BF16 = 7
 
 

@@ -149,7 +149,8 @@ class DimsExprs(list):
 
 
 class IExprBuilder:
-    pass
+    def constant(self, value: int) -> IDimensionExpr:
+        return IDimensionExpr(value)
 
 
 class _Made(type):
@@ -200,12 +201,13 @@ class ITensor:
 
 
 class _Layer:
-    def __init__(self, output: ITensor, plugin: Any) -> None:
+    def __init__(self, outputs: list[ITensor], plugin: Any) -> None:
         self.name = "(Unnamed Layer* 0) [PluginV3]"
-        self._output, self.plugin = output, plugin
+        self._outputs, self.plugin = outputs, plugin
+        self.inputs: list[ITensor] = []
 
-    def get_output(self, index: int) -> ITensor:
-        return self._output
+    def get_output(self, index: int) -> ITensor | None:
+        return self._outputs[index] if index < len(self._outputs) else None
 
 
 class INetworkDefinition:
@@ -224,8 +226,14 @@ class INetworkDefinition:
             return None
         kinds = calls.output_types(copy, [int(tensor.dtype) for tensor in inputs])
         shapes = calls.output_shapes(copy, [[None if size < 0 else size for size in t.shape] for t in inputs])
-        shape = () if kinds is None or shapes is None else tuple(-1 if size is None else size for size in shapes[0])
-        self.layers.append(_Layer(ITensor("output", DataType((kinds or [0])[0]), shape), copy))
+        if kinds is None or shapes is None:
+            kinds, shapes = [0] * copy.num_outputs, [[]] * copy.num_outputs
+        outputs = [
+            ITensor("output", DataType(kind), tuple(-1 if size is None else size for size in shape))
+            for kind, shape in zip(kinds, shapes, strict=True)
+        ]
+        self.layers.append(_Layer(outputs, copy))
+        self.layers[-1].inputs = list(inputs)
         return self.layers[-1]
 
 
@@ -365,7 +373,15 @@ class DoubleCalls:
         return self._try(plugin, "get_output_shapes", None, use, inputs, [], IExprBuilder())
 
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool:
-        return self._try(plugin, "supports_format_combination", False, bool, position, self._dynamic(tensors), 3)
+        return self._try(
+            plugin,
+            "supports_format_combination",
+            False,
+            bool,
+            position,
+            self._dynamic(tensors),
+            len(tensors) - plugin.num_outputs,
+        )
 
     def configure(self, plugin: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         return self._status(plugin, "configure_plugin", self._dynamic(inputs), self._dynamic(outputs))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyfmha.runtime.library import Library
-from trt_double.scene import BINDINGS, Scene, build_library, open_binding
+from trt_double.scene import BINDINGS, Scene, build_forward_library, build_library, open_binding
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,20 @@ def attention_library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def attention_library(attention_library_path: Path, tmp_path: Path) -> Library:
     """It, in a fresh state: a copy, so that its driver is not open and nothing is loaded."""
     return Library(shutil.copy(attention_library_path, tmp_path / "libfresh.so"))
+
+
+@pytest.fixture(scope="session")
+def forward_library_path(attention_library_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small library of the first kernel and of stand-ins for ``fmha_fwd_*``, for sm_90."""
+    folder = tmp_path_factory.mktemp("forward_library")
+    shutil.copytree(attention_library_path.parent / "cache", folder / "cache")  # the first kernel is compiled already
+    return build_forward_library(folder)
+
+
+@pytest.fixture
+def forward_library(forward_library_path: Path, tmp_path: Path) -> Library:
+    """It, in a fresh state."""
+    return Library(shutil.copy(forward_library_path, tmp_path / "libforward.so"))
 
 
 @pytest.fixture(params=BINDINGS)

@@ -13,8 +13,9 @@ import numpy as np
 from pyfmha.aot import build
 from pyfmha.arch import parse_archs
 from pyfmha.attention import Attention
+from pyfmha.forward import ARGUMENTS, Forward
 from pyfmha.runtime.library import Library
-from pyfmha.spec import KernelSpec
+from pyfmha.spec import Argument, KernelSpec
 from pyfmha.trt import register
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Calls, Field, Tensor
 from trt_double.binding import DoubleCalls, make_binding
@@ -43,6 +44,38 @@ def build_library(folder: Path) -> Path:
     return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
 
 
+FORWARDS = (*(Forward(dtype, SIZE) for dtype in ("fp16", "bf16", "fp32")), Forward("fp16", 128))
+FORWARD_KERNEL = Path(__file__).with_name("forward_kernel.py")
+
+
+def _standin(member: Forward, block: int) -> KernelSpec:
+    arguments = tuple(
+        Argument(name, kind.replace("T", member.dtype), 16 if name in ("Out", "Q", "K", "V") else None)
+        for name, kind in ARGUMENTS
+    )
+    return KernelSpec(
+        source=FORWARD_KERNEL,
+        kernel="forward",
+        name=member.name,
+        arguments=arguments,
+        constants=(("HEAD_SIZE", member.padded), ("BLOCK", block)),
+        grid="cdiv(q_len, BLOCK), num_heads, batch_size",
+        num_warps=1,
+        num_stages=1,
+        algorithm_name=f"block{block}",
+    )
+
+
+def build_forward_library(folder: Path) -> Path:
+    """The first kernel's causal fp16, and stand-ins for :data:`FORWARDS`, of whose first there are two algorithms."""
+    wanted = specs(MEMBERS[:1])
+    for number, member in enumerate(FORWARDS):
+        for block in (256, 512) if number == 0 else (256,):
+            spec = _standin(member, block)
+            wanted += [spec.generic()] if number else [spec, spec.generic()]
+    return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
+
+
 def open_binding(name: str) -> tuple[ModuleType | None, str]:
     """A binding by name, or None and the reason."""
     if name == "double":
@@ -68,11 +101,21 @@ def text(name: str, value: str) -> Field:
     return Field(name, CHAR, len(value) + 1, value.encode() + b"\0")
 
 
-def fields(**changes: float | None) -> list[Field]:
+def fields(**changes: float | str | None) -> list[Field]:
     """The fields of the tests' plugin, with some changed, or left out where None."""
-    values = {"num_heads": HEADS, "head_size": SIZE, "type_id": HALF, "softmax_scale": SCALE, **changes}
-    kinds = {"softmax_scale": FLOAT32}
-    return [number(name, kinds.get(name, INT32), value) for name, value in values.items() if value is not None]
+    values: dict[str, float | str | None] = {
+        "num_heads": HEADS,
+        "head_size": SIZE,
+        "type_id": HALF,
+        "softmax_scale": SCALE,
+        **changes,
+    }
+    kinds = {"softmax_scale": FLOAT32, "softcap": FLOAT32}
+    return [
+        text(name, value) if isinstance(value, str) else number(name, kinds.get(name, INT32), value)
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def tensors(batch: int = 2, seq: int = 100, kind: int = HALF, heads: int = HEADS, size: int = SIZE) -> list[Tensor]:
@@ -104,7 +147,7 @@ class Scene:
         self.calls = calls_of(trt)
         self.creator = register(trt, namespace=self.namespace, library=library)
 
-    def built(self, **changes: float | None) -> Any:
+    def built(self, **changes: float | str | None) -> Any:
         """A plugin of the build phase."""
         plugin = self.calls.create(self.creator, "layer 7", fields(**changes), BUILD)
         assert plugin is not None

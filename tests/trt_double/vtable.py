@@ -8,10 +8,14 @@ destructors of the Itanium C++ ABI.
 """
 
 import ctypes
+import functools
 import gc
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from pyfmha.trt.plugin import PluginBehaviour
 from trt_double import Field, Tensor
 
 _POINTER = ctypes.c_void_p
@@ -49,6 +53,30 @@ class _Collection(ctypes.Structure):
 
 
 _ELEMENT = {0: 2, 1: 4, 2: 8, 3: 1, 4: 2, 5: 4, 6: 1, 8: 1, 10: 8}  # bytes an element, by PluginFieldType
+
+
+_made: list[weakref.ref[Any]] = []
+_lock = threading.Lock()
+
+
+def _living() -> list[Any]:
+    """The plugins that there are."""
+    with _lock:
+        _made[:] = [known for known in _made if known() is not None]
+        return [plugin for known in _made if (plugin := known()) is not None]
+
+
+def _remember(start: Any) -> Any:
+    @functools.wraps(start)
+    def remembered(self: Any, *arguments: Any) -> None:
+        start(self, *arguments)
+        with _lock:
+            _made.append(weakref.ref(self))
+
+    return remembered
+
+
+PluginBehaviour.__init__ = _remember(PluginBehaviour.__init__)  # type: ignore[method-assign]
 
 
 def pointers(instance: Any, count: int) -> list[int]:
@@ -93,7 +121,10 @@ class _Expressions:
         self._kept: list[Any] = []
         runtime = ctypes.CDLL("libstdc++.so.6")
         information = ctypes.addressof(_POINTER.in_dll(runtime, "_ZTVN10__cxxabiv117__class_type_infoE")) + 16
-        self._type = self._keep((_POINTER * 2)(information, self._keep(b"N8nvinfer114IDimensionExprE\0")))
+        self._type, self._builder_type = (
+            self._keep((_POINTER * 2)(information, self._keep(name)))
+            for name in (b"N8nvinfer114IDimensionExprE\0", b"N8nvinfer112IExprBuilderE\0")
+        )
         self._values: dict[int, int | None] = {}
 
     def _keep(self, what: Any) -> int:
@@ -115,6 +146,15 @@ class _Expressions:
         address = self._keep((_POINTER * 2)(own + 16, implementation))
         self._values[address] = value
         return address
+
+    def builder(self) -> int:
+        """An IExprBuilder that makes constants; its other function is never called."""
+        unused = ctypes.CFUNCTYPE(None, _POINTER)(lambda this: None)
+        constant = ctypes.CFUNCTYPE(_POINTER, _POINTER, ctypes.c_int64)(lambda this, value: self.make(value))
+        self._kept += [unused, constant]
+        table = self._keep((_POINTER * 3)(*(ctypes.cast(entry, _POINTER) for entry in (unused, unused, constant))))
+        own = self._keep((_POINTER * 4)(None, self._builder_type, None, None))
+        return self._keep((_POINTER * 2)(own + 16, self._keep((_POINTER * 1)(table))))
 
     def value(self, address: int) -> int | None:
         return self._values[address]
@@ -144,12 +184,17 @@ class RealCalls:
     def _object(self, address: int | None) -> Any | None:
         if not address:
             return None
-        found = [
-            # by type(o), because isinstance also asks an object's __class__, which some compute
-            o
-            for o in gc.get_objects()
-            if issubclass(type(o), self.trt.IPluginV3) and pointers(o, 4)[0] == address
-        ]
+        # Those made by the plugin's own __init__ first: gc.get_objects() shows half-made tuples of other threads, and
+        # Python fails to finish a tuple that somebody else holds (SystemError in tupleobject.c).
+        for candidates in (_living, gc.get_objects):
+            found = [
+                # by type(o), because isinstance also asks an object's __class__, which some compute
+                o
+                for o in candidates()
+                if issubclass(type(o), self.trt.IPluginV3) and pointers(o, 4)[0] == address
+            ]
+            if found:
+                break
         assert len(found) == 1, "the C++ object has no Python object"
         return found[0]
 
@@ -172,26 +217,27 @@ class RealCalls:
     def output_types(self, plugin: Any, types: Sequence[int]) -> list[int] | None:
         ints = ctypes.POINTER(ctypes.c_int32)
         call = self._function(plugin, _BUILD, 5, ctypes.c_int32, ints, ctypes.c_int32, ints, ctypes.c_int32)
-        out = (ctypes.c_int32 * 1)(-1)
-        status = call(out, 1, (ctypes.c_int32 * len(types))(*types), len(types))
+        count = int(plugin.num_outputs)
+        out = (ctypes.c_int32 * count)(*[-1] * count)
+        status = call(out, count, (ctypes.c_int32 * len(types))(*types), len(types))
         return list(out) if status == 0 else None
 
     def output_shapes(self, plugin: Any, shapes: Sequence[Sequence[int | None]]) -> list[list[int | None]] | None:
         expressions = _Expressions()
         made = [_DimsExprs(len(shape), (_POINTER * 8)(*(expressions.make(size) for size in shape))) for shape in shapes]
         inputs = (_DimsExprs * len(made))(*made)
-        outputs = (_DimsExprs * 1)()
+        count = int(plugin.num_outputs)
+        outputs = (_DimsExprs * count)()
         dims, number = ctypes.POINTER(_DimsExprs), ctypes.c_int32
         call = self._function(plugin, _BUILD, 6, number, dims, number, dims, number, dims, number, _POINTER)
-        builder = self.trt.IExprBuilder()
-        if call(inputs, len(made), None, 0, outputs, 1, pointers(builder, 1)[0]) != 0:
+        if call(inputs, len(made), None, 0, outputs, count, expressions.builder()) != 0:
             return None
         return [[expressions.value(out.d[axis]) for axis in range(out.nb)] for out in outputs]
 
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool:
         number = ctypes.c_int32
         call = self._function(plugin, _BUILD, 7, ctypes.c_bool, number, _POINTER, number, number)
-        return bool(call(position, _dynamic(tensors), 3, len(tensors) - 3))
+        return bool(call(position, _dynamic(tensors), len(tensors) - plugin.num_outputs, plugin.num_outputs))
 
     def configure(self, plugin: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         number = ctypes.c_int32
@@ -228,7 +274,7 @@ class RealCalls:
     ) -> Any:
         """A function of no arguments that enqueues, for timing."""
         call = self._function(plugin, _RUNTIME, 6, ctypes.c_int32, *[_POINTER] * 6)
-        descs = _descs([Tensor((1,) * 4)] * 4)
+        descs = _descs([Tensor((1,) * 4)] * 8)  # as many as any plugin of ours has
         sources = (_POINTER * len(inputs))(*inputs)
         targets = (_POINTER * len(outputs))(*outputs)
         return lambda: call(descs, descs, sources, targets, workspace, stream)

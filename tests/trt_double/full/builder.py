@@ -129,6 +129,7 @@ class Builder:
         for layer in network.layers:
             # Names may have been changed since the layer was added.
             layer.op.inputs, layer.op.output = [t.name for t in layer.sources], layer.get_output(0).name
+            layer.op.more = [t.name for t in layer.outputs[1:]]
             layer.op.name = layer.name
             if layer.weights is not None:
                 values = layer.weights.read()
@@ -139,8 +140,7 @@ class Builder:
             layers.append(entry)
         tensors = {t.name: [int(t.dtype), list(t.shape)] for t in network.inputs}
         tensors |= {
-            layer.get_output(0).name: [int(layer.get_output(0).dtype), list(layer.get_output(0).shape)]
-            for layer in network.layers
+            tensor.name: [int(tensor.dtype), list(tensor.shape)] for layer in network.layers for tensor in layer.outputs
         }
         plan = {
             "version": self.trt.__version__,
@@ -167,7 +167,8 @@ class Builder:
             layer.plugin,
             Refused("Error Code 10: Could not find any implementation for node"),
         )
-        kinds = [int(t.dtype) for t in layer.sources] + [int(layer.get_output(0).dtype)]
+        kinds = [int(t.dtype) for t in [*layer.sources, *layer.outputs]]
+        count = len(layer.sources)
         workspace, tactic, key = 0, 0, ""
         for profile in profiles:
             shapes = {
@@ -176,21 +177,21 @@ class Builder:
             }
             own = [list(t.shape) for t in layer.sources]
             every = {
-                which: [*found, list(axes_shape(layer.op.params["axes"], found))]
+                which: [*found, *(list(axes_shape(axes, found)) for axes in layer.op.params["axes"])]
                 for which, found in {**shapes, "own": own}.items()
             }
             wide = [Tensor(tuple(s), k, 0, tuple(m)) for s, k, m in zip(every["own"], kinds, every["max"], strict=True)]
             opt = [Tensor(tuple(s), k) for s, k in zip(every["opt"], kinds, strict=True)]
             if not all(calls.supports(plugin, position, wide) for position in range(len(wide))):
                 raise lost
-            if calls.configure(plugin, wide[:-1], wide[-1:]) != 0:
+            if calls.configure(plugin, wide[:count], wide[count:]) != 0:
                 raise lost
             tactics = calls.tactics(plugin)
             if not tactics:
                 raise lost
             assert len(set(tactics)) == len(tactics), "tactics are not unique"
             assert all(t > 0 for t in tactics), "tactics must be positive"
-            wanted = calls.workspace(plugin, wide[:-1], wide[-1:])
+            wanted = calls.workspace(plugin, wide[:count], wide[count:])
             if wanted > 1 << 40:
                 raise lost
             workspace = max(workspace, wanted)
@@ -198,7 +199,10 @@ class Builder:
             if config.cache is not None and config.cache.entries.get(key) in tactics:
                 tactic = config.cache.entries[key]
             else:
-                timed = {number: self._time(calls, plugin, number, opt, workspace) for number in tactics}
+                timed = {
+                    number: self._time(calls, plugin, number, (opt[:count], opt[count:]), workspace)
+                    for number in tactics
+                }
                 if None in timed.values():
                     raise lost
                 tactic = min(timed, key=lambda number: (timed[number], number))
@@ -212,23 +216,26 @@ class Builder:
         fields = [[f.name, f.type, f.length, base64.b64encode(f.data).decode()] for f in stored.read()]
         return {"core": calls.core(plugin), "fields": fields, "tactic": tactic, "workspace": workspace}
 
-    def _time(self, calls: Any, plugin: Any, tactic: int, opt: list[Tensor], workspace: int) -> float | None:
+    def _time(
+        self, calls: Any, plugin: Any, tactic: int, opt: tuple[list[Tensor], list[Tensor]], workspace: int
+    ) -> float | None:
         device = gpu()
         attached = calls.attach(plugin)
         if attached is None or calls.set_tactic(attached, tactic) != 0:
             return None
-        sizes = [int(np.prod(t.shape)) * np.dtype(STORAGE[t.type]).itemsize for t in opt]
+        count = len(opt[0])
+        sizes = [int(np.prod(t.shape)) * np.dtype(STORAGE[t.type]).itemsize for t in (*opt[0], *opt[1])]
         pointers = [device.allocate(size) for size in [*sizes, max(workspace, 1)]]
         stream = device.handle()
         device.streams[stream] = []
-        for pointer, size in zip(pointers[:3], sizes, strict=False):
+        for pointer, size in zip(pointers[:count], sizes, strict=False):
             device.array(pointer, (size,), "u1")[:] = 0
         try:
-            if calls.on_shape_change(attached, opt[:-1], opt[-1:]) != 0:
+            if calls.on_shape_change(attached, *opt) != 0:
                 return None
             before = device.clock
             device.cuda.begin_capture()  # the timing of a plugin that loads or waits here goes wrong
-            status = calls.enqueue(attached, pointers[:3], pointers[3:4], pointers[4], stream)
+            status = calls.enqueue(attached, pointers[:count], pointers[count:-1], pointers[-1], stream)
             device.cuda.end_capture()
             return device.clock - before if status == 0 and device.finish(stream) == 0 else None
         finally:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from fake_cuda import FakeCuda, Launch
 
 from pyfmha.attention import Attention
 from pyfmha.bfloat16 import STORAGE
+from pyfmha.forward import ARGUMENTS, Forward
+from pyfmha.reference import attend
 from pyfmha.run import attention_on_cpu, to_float, to_storage
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_ADDRESS = 0, 1, 2, 400, 700
@@ -41,7 +44,7 @@ class Fault(Exception):
 class Kernel:
     """What a piece of machine code is, by its library's manifest."""
 
-    member: Attention
+    member: Attention | Forward
 
 
 def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tuple[Any, Any, Any]:
@@ -54,6 +57,48 @@ def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tu
     weights = np.exp(scores - row_max[..., None])
     row_sum = weights.sum(-1)
     return np.einsum("bhqk,bhkd->bhqd", weights, v) / row_sum[..., None], row_sum, row_max
+
+
+def emulated_forward(memory: Callable[..., Any], launch: Launch, dtype: str) -> None:
+    """What ``fmha_fwd_*`` writes, by the reference, from the very arguments that reached the driver.
+
+    Args:
+        memory: gives the array at an address.
+        launch: with the kernel's parameters, see :data:`pyfmha.forward.ARGUMENTS`.
+        dtype: of Q, K, V and Out.
+    """
+    kinds = "QQQQQQQQQffiiiiiiqqqqqqqqqqqqiiii"
+    values = [struct.unpack(f"<{kind}", raw[: struct.calcsize(kind)])[0] for kind, raw in zip(kinds, launch.params)]  # noqa: B905
+    given = dict(zip((name for name, _ in ARGUMENTS), values, strict=True))
+    batch, ragged, size = given["batch_size"], given["ragged"], given["head_size"]
+
+    def tensor(name: str, heads: int, rows: int) -> Any:
+        """[batch, heads, rows, head size] through the strides; one batch where it is ragged."""
+        steps = [given[f"{name.lower()}_stride_{axis}"] for axis in "bhs"]
+        shape = (1 if ragged else batch, heads, rows, size)
+        last = sum((n - 1) * step for n, step in zip(shape, [*steps, 1], strict=True)) if all(shape) else -1
+        flat = memory(given[name], (last + 1,), STORAGE[dtype])
+        return np.lib.stride_tricks.as_strided(flat, shape, [flat.itemsize * step for step in (*steps, 1)])
+
+    heads, kv_heads = given["num_heads"], given["num_kv_heads"]
+    q = tensor("Q", heads, given["q_len"])
+    k, v = (tensor(name, kv_heads, given["kv_len"]) for name in "KV")
+    out = tensor("Out", heads, given["q_len"])
+    lengths = {
+        name: memory(given[name], (batch + ragged,), np.int32).tolist()
+        for name in ("q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_kv")
+        if given[name]
+    }
+    numbers = [to_float(np.ascontiguousarray(x), dtype) for x in (q, k, v)]
+    if ragged:
+        numbers = [x[0].transpose(1, 0, 2) for x in numbers]
+    exact, lse = attend(
+        *numbers, sm_scale=given["sm_scale"], softcap=given["softcap"], window_left=given["window_left"],
+        window_right=given["window_right"], bottom_right=bool(given["bottom_right"]), **lengths,
+    )  # fmt: skip
+    out[...] = to_storage(exact.transpose(1, 0, 2)[None] if ragged else exact, dtype)
+    if given["Lse"]:
+        memory(given["Lse"], lse.shape, np.float32)[...] = lse
 
 
 class Gpu:
@@ -163,10 +208,14 @@ class Gpu:
     def learn(self, manifest: Path) -> None:
         """Read which machine code of a library is which attention."""
         for function in json.loads(manifest.read_text())["functions"]:
-            found = re.fullmatch(r"fmha_d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"])
+            found = re.fullmatch(r"fmha_(fwd_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"])
             if found is None:
                 continue
-            member = Attention(found[2], int(found[1]), not found[4], "tf32" if found[3] else "tf32x3")
+            member = (
+                Forward(found[3], int(found[2]))
+                if found[1]
+                else Attention(found[3], int(found[2]), not found[5], "tf32" if found[4] else "tf32x3")
+            )
             for algorithm in function["algorithms"]:
                 for variant in algorithm:
                     for image in variant["images"]:
@@ -177,6 +226,9 @@ class Gpu:
             library = Path(os.environ.get("PYFMHA_LIBRARY", "aot_out/libpyfmha.so"))
             self.learn(library.with_name("manifest.json"))
         member = self._kernels[launch.image_sha256].member
+        if isinstance(member, Forward):
+            emulated_forward(self.array, launch, member.dtype)
+            return KERNEL_MS
         numbers = [int.from_bytes(value, "little") for value in launch.params]
         scale = float(np.frombuffer(launch.params[6], np.float32)[0])
         batch, heads, seq = numbers[7:10]

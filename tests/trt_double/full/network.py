@@ -64,8 +64,9 @@ class Op:
     Attributes:
         kind: a key of :data:`COMPUTE`, or ``"plugin"``.
         inputs: names of tensors.
-        output: name of the one output.
+        output: name of the first output.
         params: JSON.
+        more: names of other outputs.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Op:
     inputs: list[str]
     output: str
     params: dict[str, Any] = field(default_factory=dict)
+    more: list[str] = field(default_factory=list)
 
 
 def _attention(values: list[np.ndarray], params: Mapping[str, Any]) -> np.ndarray:
@@ -92,18 +94,18 @@ COMPUTE: dict[str, Callable[[list[np.ndarray], Mapping[str, Any]], np.ndarray]] 
 class Layer:
     def __init__(self, op: Op, output: ITensor, plugin: Any = None, weights: Weights | None = None) -> None:
         self.op, self.plugin, self.weights = op, plugin, weights
-        self.name, self._output = op.name, output
+        self.name, self.outputs = op.name, [output]
         self.set: dict[int, ITensor] = {}
         self.sources: list[ITensor] = []
         self.decomposable = False
 
     def get_output(self, index: int) -> ITensor:
-        return self._output
+        return self.outputs[index]
 
     def set_input(self, index: int, tensor: ITensor) -> None:
         self.sources[index:] = [tensor]
         self.op.inputs[index:] = [tensor.name]
-        self._output.shape = (-1,) * int(np.prod(tensor.shape))
+        self.outputs[0].shape = (-1,) * int(np.prod(tensor.shape))
 
 
 class Network:
@@ -170,8 +172,15 @@ class Network:
             return None
         kinds = calls.output_types(copy, [int(tensor.dtype) for tensor in inputs])
         axes = None if kinds is None else output_axes(calls, copy, [tensor.shape for tensor in inputs])
-        shape = () if axes is None else axes_shape(axes, [tensor.shape for tensor in inputs])
-        layer = self._add("plugin", inputs, DataType((kinds or [0])[0]), shape, axes=axes)
+        if kinds is None or axes is None:
+            layer = self._add("plugin", inputs, DataType(0), (), axes=axes)
+            layer.outputs *= copy.num_outputs
+        else:
+            shapes = [axes_shape(own, [tensor.shape for tensor in inputs]) for own in axes]
+            layer = self._add("plugin", inputs, DataType(kinds[0]), shapes[0], axes=axes)
+            for kind, shape in zip(kinds[1:], shapes[1:], strict=True):
+                name = f"{layer.outputs[0].name}_{len(layer.outputs)}"
+                layer.outputs.append(ITensor(name, DataType(kind), shape))
         layer.plugin = copy
         return layer
 
@@ -180,17 +189,17 @@ Axis = int | list[int]
 """Of an output: its size, or [input, axis] of the one that it equals."""
 
 
-def output_axes(calls: Any, plugin: Any, shapes: Sequence[Sequence[int]]) -> list[Axis] | None:
-    """Where the plugin's output gets each of its sizes from."""
+def output_axes(calls: Any, plugin: Any, shapes: Sequence[Sequence[int]]) -> list[list[Axis]] | None:
+    """Where the plugin's outputs get each of their sizes from."""
     inputs = [DimsExprs(IDimensionExpr(None if size < 0 else size) for size in shape) for shape in shapes]
     found = {id(size): [i, axis] for i, dims in enumerate(inputs) for axis, size in enumerate(dims)}
 
-    def use(outputs: Any) -> list[Axis]:
+    def use(outputs: Any) -> list[list[Axis]]:
         if len(outputs) != plugin.num_outputs or not all(isinstance(dims, DimsExprs) for dims in outputs):
             raise RuntimeError("Return value could not be interpreted as std::vector<DimsExprs>")
-        return [found[id(size)] for size in outputs[0]]
+        return [[found.get(id(size), size.value) for size in dims] for dims in outputs]
 
-    axes: list[Axis] | None = calls._try(plugin, "get_output_shapes", None, use, inputs, [], IExprBuilder())
+    axes: list[list[Axis]] | None = calls._try(plugin, "get_output_shapes", None, use, inputs, [], IExprBuilder())
     return axes
 
 

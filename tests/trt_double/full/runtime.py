@@ -132,6 +132,9 @@ class Context:
         largest = self._all_shapes({n: tuple(s[2]) for n, s in self.plan["profiles"][0]["shapes"].items()}, {})
         for layer in self.plan["layers"]:
             name = layer["output"]
+            for other in layer["more"]:
+                if other not in self.plan["outputs"]:
+                    self._own[other] = device.allocate(max(self._nbytes(other, largest[other]), 1))
             if layer["kind"] == "plugin":
                 # Of the size that was asked for and not a byte more.
                 self._own[f"{name} workspace"] = device.allocate(max(layer["params"]["workspace"], 1))
@@ -162,7 +165,8 @@ class Context:
             if None in sources and kind != "constant":
                 shape = None
             elif kind == "plugin":
-                shape = axes_shape(params["axes"], sources)
+                shape, *others = (axes_shape(axes, sources) for axes in params["axes"])
+                found.update(zip(layer["more"], others, strict=True))
             elif kind == "constant":
                 shape = tuple(params["shape"])
             elif kind == "product":
@@ -247,16 +251,18 @@ class Context:
 
     def _run_plugin(self, layer: dict[str, Any], shapes: dict[str, Any], stream: int) -> bool:
         calls, plugin, output = self.engine.trt.double.calls, self.plugins[layer["output"]], layer["output"]
-        tensors = [Tensor(shapes[name], int(self._dtype(name))) for name in [*layer["inputs"], output]]
-        pointers = [self._address(name) for name in [*layer["inputs"], output]]
+        names, count = [*layer["inputs"], output, *layer["more"]], len(layer["inputs"])
+        tensors = [Tensor(shapes[name], int(self._dtype(name))) for name in names]
+        pointers = [self._address(name) for name in names]
         # On the hot path, after a change of shapes or addresses.
         if self._prepared.get(output) != (tensors, pointers):
             self._prepared.pop(output, None)
-            if calls.on_shape_change(plugin, tensors[:-1], tensors[-1:]) != 0:
+            if calls.on_shape_change(plugin, tensors[:count], tensors[count:]) != 0:
                 self._error("IExecutionContext::enqueueV3: Error Code 2: Internal Error (onShapeChange failed)")
                 return False
             self._prepared[output] = (tensors, pointers)
-        if calls.enqueue(plugin, pointers[:-1], pointers[-1:], self._own[f"{output} workspace"], stream) != 0:
+        workspace = self._own[f"{output} workspace"]
+        if calls.enqueue(plugin, pointers[:count], pointers[count:], workspace, stream) != 0:
             self._error("IExecutionContext::enqueueV3: Error Code 2: Internal Error (enqueue failed)")
             return False
         gpu().drain()

@@ -1,0 +1,229 @@
+"""Part of ``trt_gpu.py``: everything that ``fmha_fwd_*`` serves, through the plugin, against float64."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from trt_double import BUILD, FLOAT, RUNTIME, Calls, Tensor
+from trt_double.scene import fields
+from trt_gpu_parts import LIMITS, TYPE_IDS, Guarded, Report, error_of, last_error
+
+from pyfmha.attention import DTYPES
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.forward import Forward
+from pyfmha.reference import attend
+from pyfmha.run import to_float, to_storage
+from pyfmha.runtime.device import Device, Stream
+from pyfmha.runtime.library import Library
+
+INT32 = 3  # trt.DataType
+HEAD_SIZES = (1, 32, 40, 64, 72, 80, 96, 100, 128, 160, 256)
+LSE_LIMIT = 1e-3  # absolute: of a natural logarithm around 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination of features.
+
+    Attributes:
+        fields: of the plugin.
+        reference: what :func:`pyfmha.reference.attend` is told.
+        heads, kv_heads, batch, rows, columns: sizes; of a ragged batch all tokens.
+        misaligned: whether Q begins one element past a multiple of 256 bytes.
+    """
+
+    fields: dict[str, float | str] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+    heads: int = 4
+    kv_heads: int = 2
+    batch: int = 2
+    rows: int = 65
+    columns: int = 130
+    misaligned: bool = False
+
+
+FULL, CAUSAL = {"causal": 0}, {"window_right": 0}
+RAGGED = {"cu_seqlens_q": [0, 33, 33, 70, 99], "cu_seqlens_kv": [2, 7, 70, 71, 190]}
+SAME = {"cu_seqlens_q": RAGGED["cu_seqlens_q"], "cu_seqlens_kv": RAGGED["cu_seqlens_q"]}
+CASES = {
+    "full, one head": Case(FULL, {}, 1, 1),
+    "causal": Case({}, CAUSAL, kv_heads=4),
+    "grouped heads": Case(FULL),
+    "multi-query": Case({}, CAUSAL, 8, 1),
+    "bottom right": Case({"causal": 2}, {**CAUSAL, "bottom_right": True}),
+    "more queries than keys": Case({"causal": 2}, {**CAUSAL, "bottom_right": True}, rows=130, columns=65),
+    "decoding": Case(
+        {"causal": 2, "kv_lengths": 1}, {**CAUSAL, "bottom_right": True, "kv_lengths": [300, 7]}, 8, 2, 2, 1, 333
+    ),
+    "window": Case({**FULL, "window_left": 9, "window_right": 3}, {"window_left": 9, "window_right": 3}),
+    "causal window": Case(
+        {"causal": 2, "window_left": 20}, {**CAUSAL, "window_left": 20, "bottom_right": True}, rows=129, columns=257
+    ),
+    "window of one key": Case({**FULL, "window_left": 0, "window_right": 0}, {"window_left": 0, "window_right": 0}),
+    "soft cap": Case({"softcap": 1.5}, {**CAUSAL, "softcap": 1.5}),
+    "bshd": Case({"layout": "bshd"}, CAUSAL),
+    "packed, an axis of 3": Case({"layout": "packed"}, CAUSAL, kv_heads=4, columns=65),
+    "packed, grouped heads": Case({"layout": "packed"}, CAUSAL, columns=65),
+    "lengths": Case(
+        {**FULL, "q_lengths": 1, "kv_lengths": 1}, {"q_lengths": [65, 12, 0], "kv_lengths": [77, 0, 130]}, batch=3
+    ),
+    "lengths out of range": Case(
+        {"q_lengths": 1, "kv_lengths": 1}, {**CAUSAL, "q_lengths": [-3, 99], "kv_lengths": [999, 40]}
+    ),
+    "ragged": Case({"cu_seqlens": 1, "causal": 2}, {**CAUSAL, "bottom_right": True, **RAGGED}, rows=100, columns=200),
+    "ragged, packed": Case({"cu_seqlens": 1, "layout": "packed"}, {**CAUSAL, **SAME}, 4, 2, 2, 100, 100),
+    "everything": Case(
+        {"causal": 2, "layout": "bshd", "window_left": 33, "softcap": 2.0, "q_lengths": 1, "kv_lengths": 1},
+        {**CAUSAL, "bottom_right": True, "window_left": 33, "softcap": 2.0, "q_lengths": [50, 65],
+         "kv_lengths": [130, 61]},
+    ),
+    "misaligned": Case({}, CAUSAL, misaligned=True),
+    "misaligned ragged": Case({"cu_seqlens": 1}, {**CAUSAL, **RAGGED}, rows=100, columns=200, misaligned=True),
+    "no keys": Case(FULL, {}, columns=0),
+}  # fmt: skip
+"""Each with a log-sum-exp."""
+
+
+def _storage(values: Any, layout: object) -> Any:
+    return np.ascontiguousarray(values.swapaxes(1, 2)) if layout != "bhsd" and values.ndim == 4 else values
+
+
+def _poisoned(case: Case, k: Any, v: Any, dtype: str) -> None:
+    """NaN in keys and values that do not count."""
+    nan = to_storage(np.array(np.nan), dtype)
+    ends = case.reference.get("cu_seqlens_kv")
+    for tensor in (k, v):
+        if ends is not None:
+            tensor[: ends[0]] = tensor[ends[-1] :] = nan
+        for number, length in enumerate(case.reference.get("kv_lengths", [])):
+            tensor[number, :, max(length, 0) :] = nan
+
+
+@lru_cache(maxsize=8)
+def data_of(name: str, dtype: str, size: int) -> tuple[tuple[Any, ...], Any, Any]:
+    """The inputs in the plugin's order, and Out, as it is stored, and Lse in float64."""
+    case, random = CASES[name], np.random.default_rng([size, len(name)])
+    ragged, layout = "cu_seqlens" in case.fields, case.fields.get("layout", "bhsd")
+    if ragged:
+        shapes = [(case.rows, case.heads), (case.columns, case.kv_heads), (case.columns, case.kv_heads)]
+    else:
+        shapes = [
+            (case.batch, heads, n) for heads, n in ((case.heads, case.rows), *[(case.kv_heads, case.columns)] * 2)
+        ]
+    natural = [to_storage(random.standard_normal((*shape, size)), dtype) for shape in shapes]
+    if layout != "packed":  # where a packed tensor's padding is that of Q as well
+        _poisoned(case, *natural[1:], dtype)
+    out, lse = attend(*(to_float(x, dtype) for x in natural), sm_scale=size**-0.5, **case.reference)
+    inputs = [_storage(x, layout) for x in natural]
+    if layout == "packed":
+        packed = np.concatenate(inputs, axis=-2)
+        if case.kv_heads == case.heads:
+            packed = packed.reshape(*packed.shape[:-2], 3, case.heads, size)
+        inputs = [packed]
+    lengths = [np.array(value, np.int32) for value in case.reference.values() if isinstance(value, list)]
+    return (*inputs, *lengths), _storage(out, "bshd" if layout == "packed" else layout), lse
+
+
+class Featured:
+    """A plugin of an execution context for one case; see :class:`trt_gpu_parts.Attached`."""
+
+    def __init__(self, calls: Calls, creator: Any, name: str, dtype: str, size: int, tactic: int = 0) -> None:
+        case = CASES[name]
+        self.calls, self.name, self.dtype, self.size, self.case = calls, name, dtype, size, case
+        values = {"num_kv_heads": case.kv_heads, "return_lse": 1, "type_id": TYPE_IDS[dtype], "head_size": size}
+        made = fields(num_heads=case.heads, softmax_scale=size**-0.5, **values, **case.fields)
+        built = calls.create(creator, name, made, BUILD)
+        if built is None:
+            raise last_error()
+        gc.collect()
+        stored = calls.stored_fields(built)
+        assert stored is not None
+        loaded = calls.create(creator, name, stored.read(), RUNTIME)
+        self.tactics = calls.tactics(loaded) or []
+        self.plugin: Any = calls.attach(loaded)
+        if self.plugin is None or calls.set_tactic(self.plugin, tactic):
+            raise last_error()
+        self._kept = built, loaded
+
+    def run(self, device: Device, stream: Stream) -> tuple[float, float, bool]:
+        """One launch: errors of Out and of Lse, and whether no byte outside was written."""
+        inputs, exact, exact_lse = data_of(self.name, self.dtype, self.size)
+        kind, calls = TYPE_IDS[self.dtype], self.calls
+        given = [Tensor(x.shape, INT32 if x.dtype == np.int32 else kind) for x in inputs]
+        wanted = [Tensor(exact.shape, kind), Tensor(exact_lse.shape, FLOAT)]
+        if calls.on_shape_change(self.plugin, given, wanted):
+            raise last_error()
+        shift = inputs[0].itemsize if self.case.misaligned else 0
+        arrays = [Guarded.of(x, 0 if index else shift) for index, x in enumerate(inputs)]
+        out = Guarded(exact.size * np.dtype(STORAGE[self.dtype]).itemsize)
+        lse = Guarded(4 * exact_lse.size)
+        workspace = Guarded(calls.workspace(self.plugin, given, wanted))
+        everything = [*arrays, out, lse, workspace]
+        try:
+            device.synchronize()  # the stream does not wait for the copies
+            pointers = [memory.pointer for memory in arrays], [out.pointer, lse.pointer]
+            if calls.enqueue(self.plugin, *pointers, workspace.pointer, stream.handle):
+                raise last_error()
+            stream.synchronize()
+            error = error_of(out.read(exact.shape, STORAGE[self.dtype]), self.dtype, exact)
+            return (
+                error,
+                lse_error(lse.read(exact_lse.shape, np.float32), exact_lse),
+                all(m.intact() for m in everything),
+            )
+        finally:
+            for memory in everything:
+                memory.free()
+
+    def close(self) -> None:
+        """Give the loaded code back."""
+        self.plugin.destroy()
+
+
+def lse_error(actual: Any, exact: Any) -> float:
+    """The largest difference; infinite where not the same queries see no key, or one is NaN."""
+    empty = np.isneginf(exact)
+    if not np.array_equal(np.isneginf(actual), empty) or np.isnan(actual).any():
+        return float("inf")
+    return float(np.abs(actual[~empty] - exact[~empty]).max(initial=0.0))
+
+
+def _runs(library: Library) -> Iterator[tuple[str, str, int]]:
+    for dtype in DTYPES:
+        for size in HEAD_SIZES:
+            if Forward(dtype, size).name in library:
+                yield from ((name, dtype, size) for name in CASES)
+
+
+def check_features(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
+    """Every feature, dtype and head size that the library serves, each with every tactic: a check for each feature."""
+    stream, rows = Stream(), report.results.setdefault("features", [])
+    for name, dtype, size in _runs(library):
+        first = Featured(calls, creator, name, dtype, size)
+        tactics = first.tactics
+        first.close()
+        for tactic in tactics:
+            row = {"feature": name, "dtype": dtype, "head_size": size, "tactic": tactic}
+            featured = Featured(calls, creator, name, dtype, size, tactic)
+            try:
+                error, lse, clean = featured.run(device, stream)
+                row |= {"algorithm": featured.plugin.tactic.name, "error": error, "lse_error": lse, "clean": clean}
+                rows.append({**row, "passed": error <= LIMITS[dtype] and lse <= LSE_LIMIT and clean})
+            finally:
+                featured.close()
+    stream.close()
+    if not rows:
+        report.skip("features", "the library holds no fmha_fwd function: pyfmha build")
+        return
+    for name in CASES:
+        mine = [row for row in rows if row["feature"] == name]
+        bad = [row for row in mine if not row["passed"]]
+        worst = {d: max((row["error"] for row in mine if row["dtype"] == d), default=0.0) for d in DTYPES}
+        listed = ", ".join(f"{dtype} {error:.1e}" for dtype, error in worst.items())
+        detail = (
+            f"{len(bad)} of {len(mine)}: {bad[:2]}" if bad else f"{listed}, lse {max(r['lse_error'] for r in mine):.1e}"
+        )
+        report.check(f"feature: {name}, {len(mine)} runs", not bad, detail)

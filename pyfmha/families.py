@@ -50,6 +50,6 @@ def library_specs(
             specs += pair.specs()
     if not specs:
         raise SpecError(
-            f"nothing to build: the basic kernels have head sizes {', '.join(map(str, HEAD_SIZES))}; others need forward"
+            f"nothing to build: basic kernels have head sizes {', '.join(map(str, HEAD_SIZES))}; others need forward"
         )
     return specs

@@ -136,7 +136,7 @@ class Forward:
         )
 
 
-def _hint(name: str, kind: str) -> int | None:
+def hint(name: str, kind: str) -> int | None:
     """What the fast variants want: loads of 16 bytes, which the rows of Q, K, V and Out allow."""
     if kind == "*T":
         return 16

@@ -1,0 +1,161 @@
+"""The Hopper variants of the production functions on the fake driver: when they are launched, and what is instead."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cuda import FakeCuda, Launch, TensorMap
+from helpers import SUCCESS, CLibrary
+
+from pyfmha.aot import build
+from pyfmha.arch import parse_archs
+from pyfmha.errors import SpecError
+from pyfmha.families import DEFAULT, KERNELS, library_specs
+from pyfmha.forward import Call, Forward, strides
+from pyfmha.hopper import HEAD_SIZES, SETTINGS, variants
+
+pytest.importorskip("triton")
+
+FUNCTION = "fmha_fwd_d64_fp16"
+POINTERS = {"Out": 1 << 30, "Lse": 0, "Q": 2 << 30, "K": 3 << 30, "V": 4 << 30}
+LENGTHS = {"q_lengths": 0, "kv_lengths": 0, "cu_seqlens_q": 0, "cu_seqlens_kv": 0}
+HOPPER, PORTABLE = "fmha_fwd_sm90", "fused_attention_forward"
+
+
+def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **changes: Any) -> tuple[Any, ...]:
+    """Arguments of a launch that a Hopper variant serves, but for the changes."""
+    sizes = {"batch_size": 2, "num_heads": 8, "num_kv_heads": 2, "q_len": 300, "kv_len": 300, "head_size": 64}
+    sizes |= {name: changes.pop(name) for name in list(changes) if name in sizes}
+    q = strides(layout, sizes["batch_size"], sizes["num_heads"], sizes["q_len"], sizes["head_size"])
+    kv = strides(layout, sizes["batch_size"], sizes["num_kv_heads"], sizes["kv_len"], sizes["head_size"])
+    given = {"sm_scale": 0.125, "q_strides": q, "k_strides": kv, "v_strides": kv, "out_strides": q, **changes}
+    return (*(POINTERS | LENGTHS | (pointers or {})).values(), *Call(**sizes, **given).scalars())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The function with all its variants, for Hopper and for another architecture."""
+    folder = tmp_path_factory.mktemp("hopper")
+    return build(library_specs(["hopper"], ["fp16"], [64]), parse_archs(["sm_80", "sm_90"]), folder).library
+
+
+@pytest.fixture
+def loaded(built: Path, tmp_path: Path, fake_cuda: FakeCuda) -> CLibrary:
+    library = CLibrary(Path(shutil.copy(built, tmp_path / "hopper.so")))
+    fake_cuda.use_context()
+    assert library.load(FUNCTION) == SUCCESS, library.error()
+    return library
+
+
+def launched(library: CLibrary, fake_cuda: FakeCuda, given: tuple[Any, ...]) -> Launch:
+    assert library.launch(FUNCTION, *given) == SUCCESS, library.error()
+    return fake_cuda.launches()[-1]
+
+
+@pytest.mark.parametrize("right", [-1, 0])
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_plain_attention_is_launched_through_tma(
+    loaded: CLibrary, fake_cuda: FakeCuda, layout: str, right: int
+) -> None:
+    launch = launched(loaded, fake_cuda, arguments(layout, window_right=right))
+
+    assert launch.kernel == HOPPER
+    out, q, k, v = (TensorMap.read(launch.params[9 * i]) for i in range(4))
+    assert [one.address for one in (out, q, k, v)] == [POINTERS[name] for name in ("Out", "Q", "K", "V")]
+    assert out.sizes == q.sizes == (64, 300, 8, 2)
+    assert k.sizes == v.sizes == (64, 300, 2, 2)
+    in_bytes = {"bhsd": (128, 300 * 128, 8 * 300 * 128), "bshd": (8 * 128, 128, 300 * 8 * 128)}
+    assert q.strides == in_bytes[layout]
+    assert (q.box, k.box) == ((64, 64, 1, 1), (64, 128, 1, 1))
+
+
+def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    """Short rows: tiles of 64, two programs for each of the fake device's multiprocessors; long ones: 128, one."""
+    launches = [
+        launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch))
+        for q_len, batch in ((65, 1), (300, 200), (4096, 1), (4096, 200))
+    ]
+
+    assert [launch.grid[1:] for launch in launches] == [(1, 1)] * 4
+    sms = launches[3].grid[0]
+    assert [launch.grid[0] for launch in launches] == [16, 2 * sms, min(sms, 256), sms]
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"Q": (2 << 30) + 2}, {}),
+        ({"Out": (1 << 30) + 8}, {}),
+        ({"kv_lengths": 1 << 20}, {}),
+        ({"q_lengths": 1 << 20}, {}),
+        ({}, {"head_size": 63}),
+        ({}, {"softcap": 30.0}),
+        ({}, {"window_left": 128}),
+        ({}, {"window_right": 3}),
+        ({}, {"sm_scale": -0.125}),
+        ({}, {"sm_scale": 0.0}),
+        ({}, {"ragged": True}),
+        ({}, {"kv_len": 0}),
+        ({}, {"k_strides": (1 << 20, 1 << 18, 0)}),
+        ({}, {"v_strides": (1 << 40, 1 << 18, 64)}),
+        ({}, {"q_strides": (1 << 20, 1 << 18, 68)}),
+    ],
+    ids=str,
+)
+def test_what_a_hopper_variant_cannot_take_is_served_by_another(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    launch = launched(loaded, fake_cuda, arguments(pointers=pointers, **changes))
+
+    assert launch.kernel == PORTABLE
+
+
+def test_head_sizes_below_the_padded_one_are_cut_by_the_descriptor(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    launch = launched(loaded, fake_cuda, arguments(head_size=40))
+
+    assert launch.kernel == HOPPER
+    assert TensorMap.read(launch.params[9]).sizes == (40, 300, 8, 2)
+
+
+def test_another_architecture_has_the_portable_variants(built: Path, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+    library = CLibrary(Path(shutil.copy(built, tmp_path / "ampere.so")))
+    fake_cuda.set_device(0, 80)
+    fake_cuda.use_context()
+    assert library.load(FUNCTION) == SUCCESS, library.error()
+
+    assert launched(library, fake_cuda, arguments()).kernel == PORTABLE
+
+
+def test_a_library_holds_hopper_variants_only_if_asked() -> None:
+    def kernels(specs: Any) -> set[str]:
+        return {spec.kernel for spec in specs}
+
+    assert "hopper" not in DEFAULT
+    assert HOPPER not in kernels(library_specs())
+    assert kernels(library_specs(["hopper"])) == {HOPPER, PORTABLE}
+    assert HOPPER not in kernels(library_specs(["hopper"], ["fp32"]))
+
+
+def test_settings_fit_their_kernels() -> None:
+    assert set(SETTINGS) == set(HEAD_SIZES)
+    for size in HEAD_SIZES:
+        made = variants(Forward("bf16", size).specs()[-1], size)
+        assert len(made) == 2 * len(SETTINGS[size])
+        assert SETTINGS[size][-1].requires == (), "the last setting serves every length"
+        for spec in made:
+            assert spec.archs == ("sm_90",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((["first"],), f"first.*{', '.join(KERNELS)}"),
+        ((["basic"], ["fp8"]), "fp8"),
+        ((["basic"], ["fp16"], [257]), "257"),
+        ((["basic"], ["fp16"], [96]), "nothing to build"),
+    ],
+)
+def test_families_that_are_not_served_are_refused(settings: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        library_specs(*settings)

@@ -6,7 +6,8 @@ out of a library unless it is asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 from pyfmha.descriptors import Descriptor
 from pyfmha.errors import SpecError
@@ -30,7 +31,8 @@ class Setting:
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K and V in flight.
         own_out: whether Out has a buffer of its own in shared memory, or Q's.
-        programs: persistent programs for each multiprocessor.
+        programs: persistent programs for each multiprocessor; 0 for one program a tile.
+        ping_pong: whether consumers take turns at the tensor cores.
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
         consumer_registers, producer_registers: what each then has; a lone consumer takes the rest.
         requires: conditions beyond those of the kernel, where another setting serves better.
@@ -41,6 +43,7 @@ class Setting:
     stages: int = 2
     own_out: bool = True
     programs: int = 1
+    ping_pong: bool = True
     maxnreg: int = 168
     consumer_registers: int = 240
     producer_registers: int = 24
@@ -56,12 +59,49 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
 }
 
 
-def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+SHARED_OF_SM = 227 * 1024
+"""Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
+
+# Registers of each number of consumers: all that 64 Ki of them allow. And which numbers are worth trying.
+_REGISTERS = {
+    1: Setting(128, 1, maxnreg=128),
+    2: Setting(128, 2),
+    3: Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
+}
+_SWEPT = {64: (1, 2, 3), 128: (2,), 256: (2,)}
+
+
+def sweep(padded: int) -> list[Setting]:
+    """Settings worth timing on a GPU, for a padded head size: those that fit its shared memory."""
+    block_n = SETTINGS[padded][0].block_n
+    made = []
+    for consumers, stages, own_out, persistent in product(_SWEPT[padded], (2, 3), (True, False), (True, False)):
+        programs = 1 if consumers > 1 else 2
+        rows = consumers * ROWS * (2 if own_out else 1) + 2 * stages * block_n
+        if programs * (rows * padded * 2 + 1024) > SHARED_OF_SM:
+            continue
+        setting = replace(_REGISTERS[consumers], block_n=block_n, stages=stages, own_out=own_out)
+        setting = replace(setting, programs=programs if persistent else 0)
+        made += [replace(setting, ping_pong=turns) for turns in ((True, False) if consumers > 1 else (False,))]
+    return made
+
+
+def sweep_specs(base: KernelSpec, padded: int) -> list[KernelSpec]:
+    """Each setting of :func:`sweep` as an algorithm of a function; ``pyfmha bench`` times algorithms side by side."""
+    return [
+        spec
+        for index, setting in enumerate(sweep(padded))
+        for spec in variants(replace(base, algorithm_name=f"sweep_{index}"), padded, (setting,))
+    ]
+
+
+def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None = None) -> tuple[KernelSpec, ...]:
     """The Hopper variants that go before the portable ones of a function.
 
     Args:
         base: a portable variant without hints: it lends its name, arguments and algorithm.
         padded: head size of its blocks.
+        settings: by default those of :data:`SETTINGS`.
 
     Raises:
         SpecError: the settings do not fit the kernel.
@@ -69,7 +109,7 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     dtype = dict(base.prototype)["Q"].removeprefix("*")
     if dtype not in DTYPES:
         return ()
-    settings = SETTINGS.get(padded, ())
+    settings = SETTINGS.get(padded, ()) if settings is None else settings
     return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in (False, True))
 
 
@@ -82,11 +122,12 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("CONSUMERS", setting.consumers),
         ("STAGES", setting.stages),
         ("CAUSAL", causal),
-        ("PING_PONG", setting.consumers > 1),
+        ("PING_PONG", setting.ping_pong and setting.consumers > 1),
         ("OWN_OUT", setting.own_out),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
     )
+    tiles = f"cdiv(q_len, CONSUMERS * {ROWS}) * num_heads * batch_size"
     return KernelSpec(
         source=base.source.with_name(KERNEL_FILE),
         kernel=KERNEL,
@@ -94,7 +135,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         arguments=tuple(Argument(argument.name, argument.type) for argument in base.arguments),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
-        grid=f"min(num_sms * {setting.programs}, cdiv(q_len, CONSUMERS * {ROWS}) * num_heads * batch_size)",
+        grid=f"min(num_sms * {setting.programs}, {tiles})" if setting.programs else tiles,
         num_warps=4,
         num_stages=1,
         maxnreg=setting.maxnreg,
@@ -120,7 +161,7 @@ def _served(causal: bool) -> Sequence[str]:
 
 def _descriptors(padded: int, block_n: int) -> tuple[Descriptor, ...]:
     def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
-        strides = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
+        strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
         return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, "head_size"), strides, (1, 1, rows, padded))
 
     return (

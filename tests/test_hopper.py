@@ -13,7 +13,7 @@ from pyfmha.arch import parse_archs
 from pyfmha.errors import SpecError
 from pyfmha.families import DEFAULT, KERNELS, library_specs
 from pyfmha.forward import Call, Forward, strides
-from pyfmha.hopper import HEAD_SIZES, SETTINGS, variants
+from pyfmha.hopper import HEAD_SIZES, SETTINGS, sweep, sweep_specs, variants
 
 pytest.importorskip("triton")
 
@@ -159,3 +159,13 @@ def test_settings_fit_their_kernels() -> None:
 def test_families_that_are_not_served_are_refused(settings: tuple[Any, ...], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         library_specs(*settings)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_a_sweep_has_every_setting_as_an_algorithm_of_its_own(head_size: int) -> None:
+    settings = sweep(head_size)
+    specs = sweep_specs(Forward("fp16", head_size).specs()[-1], head_size)
+
+    assert len(set(settings)) == len(settings) >= 4
+    assert len({spec.algorithm for spec in specs}) == len(settings)
+    assert len({spec.variant for spec in specs}) == 2 * len(settings)

@@ -1,102 +1,26 @@
 """The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
 
-import errno
-import io
-import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 import pyfmha
 from pyfmha.aot import Compiler, build, compile_kernel, link, make_spec
 from pyfmha.arch import ARCHS, Arch, parse_archs
-from pyfmha.attention import DTYPES, HEAD_SIZES, family, family_specs
-from pyfmha.errors import PyfmhaError, SpecError
+from pyfmha.attention import DTYPES, HEAD_SIZES, family
+from pyfmha.cli_base import Dtypes, Group, Spread, console, errors, reported
+from pyfmha.cli_gpu import bench_command, verify_command
+from pyfmha.errors import SpecError
+from pyfmha.families import DEFAULT, KERNELS, library_specs
 from pyfmha.manifest import arch_for
 from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
 
-
-class _Console(Console):
-    """Leaves a reader that went away to :func:`_reporting`; rich would end with 1, which is for failed checks."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-# Piped output has no width of its own: a table cut to 80 columns would lose the names.
-WIDE = None if os.isatty(1) else 160
-console = _Console(width=WIDE, highlight=False, emoji=False)
-errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-
-
-@contextmanager
-def _reporting() -> Iterator[None]:
-    """Turn errors into one message and exit code 2, an interruption into 130, a reader that went away into 141."""
-    try:
-        yield
-    except BrokenPipeError:
-        _release_output()
-        raise SystemExit(128 + signal.SIGPIPE) from None
-    except (PyfmhaError, OSError) as error:
-        unwritten = _release_output()
-        message = str(error) if isinstance(error, PyfmhaError) else _in_words(error, unwritten)
-        with suppress(OSError):
-            errors.print(Text.assemble(("error:", "red"), " ", message))
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        with suppress(OSError):
-            errors.print("interrupted; earlier output is as it was")
-        raise SystemExit(130) from None
-
-
-def _release_output() -> bool:
-    """Point standard output at nothing if it cannot be written: Python would fail at its end to write the rest."""
-    if not isinstance(sys.stdout, io.TextIOWrapper):  # closed from the start, or a double
-        return False
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
-        return True
-    return False
-
-
-def _in_words(error: OSError, unwritten: bool) -> str:
-    """An operating system's error that nothing closer to it described."""
-    what = error.strerror or str(error)
-    if unwritten:
-        return f"the output cannot be written: {what}"
-    if error.filename is not None:
-        what = f"{os.fsdecode(error.filename)}: {what}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        folder = os.environ.get("TMPDIR") or "/tmp"
-        what += f" (for the output, or for a temporary file in {folder}; TMPDIR names another folder)"
-    return what
-
-
-class _Group(typer.core.TyperGroup):
-    """Reports what fails outside a command: in help or usage."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # paths need not be text in the output's encoding
-            sys.stdout.reconfigure(errors="backslashreplace")
-        with _reporting():
-            return super().main(*args, **kwargs)
-
-
 app = typer.Typer(
     name="pyfmha",
-    cls=_Group,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fused multi-head attention for TensorRT in pure Python: compile Triton kernels ahead of time, anywhere.",
     no_args_is_help=True,
@@ -104,34 +28,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-
-
-class _Spread(typer.core.TyperCommand):
-    """Lets one option take several values: ``--arch sm_80 sm_90`` is ``--arch sm_80 --arch sm_90``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        several = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread: list[str] = []
-        name = ""
-        for argument in args:
-            if argument.startswith("-"):
-                name = argument.partition("=")[0]
-                spread += [argument]
-            else:
-                spread += [name, argument] if name in several and spread[-1] != name else [argument]
-        return super().parse_args(ctx, spread)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """A command's errors are reported, and a polite kill cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    with _reporting():
-        yield
 
 
 def _no_code(gpu: str, option: str) -> str:
@@ -187,20 +83,17 @@ Archs = Annotated[
         "--arch", help=f"Architecture, one or several: {', '.join(ARCHS)}. Default: the GPU's, else sm_80 and sm_90."
     ),
 ]
-Dtypes = Annotated[
-    list[str] | None,
-    typer.Option("--dtype", help=f"Of Q, K, V and Out, one or several: {', '.join(DTYPES)}. Default: all."),
-]
+_FAMILIES = "; ".join(f"{name}, {what}" for name, what in KERNELS.items())
 HeadSizes = Annotated[
     list[int] | None,
-    typer.Option("--head-size", help=f"One or several: {', '.join(map(str, HEAD_SIZES))}. Default: all."),
+    typer.Option("--head-size", help="One or several, 1 to 256. Default: 32, 64, 128, 256, which serve all others."),
 ]
 Folder = Annotated[Path, typer.Option("-o", "--out", help="Folder for the library.")]
 Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler processes. Default: one a CPU.")]
 
 
 @app.command("compile")
-@_reported()
+@reported()
 def compile_command(
     path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
     kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
@@ -258,7 +151,7 @@ def compile_command(
 
 
 @app.command("link")
-@_reported()
+@reported()
 def link_command(
     headers: Annotated[list[Path], typer.Argument(help="The .h files that compile wrote.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--out", help="Path of the results, without ending.")],
@@ -274,23 +167,27 @@ def link_command(
     console.print(f"{output}.so" if library else f"{output}.c", markup=False, soft_wrap=True)
 
 
-@app.command("build", cls=_Spread)
-@_reported()
+@app.command("build", cls=Spread)
+@reported()
 def build_command(
     arch: Archs = None,
     dtype: Dtypes = None,
     head_size: HeadSizes = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Option("--kernels", help=f"{_FAMILIES}. One or several. Default: {', '.join(DEFAULT)}."),
+    ] = None,
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
 ) -> None:
-    """Build the attention family into one shared library with its manifest. Needs no GPU.
+    """Build the attention kernels into one shared library with its manifest. Needs no GPU.
 
-    Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128
+    Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128 --kernels forward decode
     """
     archs, why = (parse_archs(arch), "") if arch else default_archs()
     if why:
         console.print(f"Building {why}.", markup=False, soft_wrap=True)
-    specs = family_specs(family(dtype or DTYPES, head_size or HEAD_SIZES))
+    specs = library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
     with progress_bar(errors, "compiling") as progress:
         result = build(specs, archs, out, jobs=jobs, progress=progress)
     done = (
@@ -303,7 +200,7 @@ def build_command(
 
 
 @app.command("inspect")
-@_reported()
+@reported()
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A library (.so) or a manifest (.json).")] = Path("aot_out/libpyfmha.so"),
 ) -> None:
@@ -314,8 +211,8 @@ def inspect_command(
     console.print(audit(manifest))
 
 
-@app.command("demo", cls=_Spread)
-@_reported()
+@app.command("demo", cls=Spread)
+@reported()
 def demo_command(
     arch: Archs = None,
     dtype: Dtypes = None,
@@ -338,24 +235,12 @@ def demo_command(
         raise typer.Exit(1)
 
 
-@app.command("verify", cls=_Spread)
-@_reported()
-def verify_command(
-    dtype: Dtypes = None,
-    head_size: Annotated[int, typer.Option("--head-size", help="Of the engines.")] = 64,
-) -> None:
-    """Build and run TensorRT engines with the plugin, on this GPU, and check them against float64.
-
-    Needs the full tensorrt, a GPU, and the library that pyfmha build makes. The table is for a bug report.
-    """
-    from pyfmha.verify import run_verify
-
-    if not run_verify(console, dtype or DTYPES, head_size):
-        raise typer.Exit(1)
+app.command("verify", cls=Spread)(verify_command)
+app.command("bench", cls=Spread)(bench_command)
 
 
 @app.callback(invoke_without_command=True)
-@_reported()
+@reported()
 def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         console.print(f"pyfmha {pyfmha.__version__}")

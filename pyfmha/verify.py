@@ -1,11 +1,9 @@
-"""``pyfmha verify``: engines of one attention layer, built and run with the TensorRT installed, against float64.
+"""The second half of ``pyfmha verify``: engines of one attention layer, built and run with the TensorRT installed.
 
-For those who have the full TensorRT, which the project's own machines have not: one command, and a table for a bug
-report.
+For those who have the full TensorRT, which the project's own machines have not.
 """
 
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import pyfmha
-from pyfmha.attention import DTYPES
 from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.reference import attention_float64, relative_error
 from pyfmha.run import random_inputs, to_float
@@ -24,8 +20,8 @@ from pyfmha.trt.creator import find_library
 from pyfmha.trt.engine import EngineConfig, build_engine
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.session import Session
+from pyfmha.verify_cases import LIMITS
 
-LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
 SHAPES = tuple((batch, seq) for seq in (1, 17, 127, 128, 129, 512) for batch in (1, 8))
 NUM_HEADS = 4
 
@@ -135,19 +131,24 @@ def chosen_tactics() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def run_verify(console: Console, dtypes: Sequence[str] = DTYPES, head_size: int = 64, trt_module: Any = None) -> bool:
-    """Print the table; returns whether everything passed."""
-    trt, library = _find_builder(trt_module), find_library()
-    device = Device()
-    console.print(
-        f"pyfmha {pyfmha.__version__}, {trt.__name__} {trt.__version__}, Python {platform.python_version()};"
-        f" {device.name} ({device.arch}), driver for CUDA {device.driver_version};"
-        f" library {library.manifest.build_id[:12]} for {', '.join(library.manifest.archs())},"
-        f" Triton {library.manifest.triton}",
-        markup=False,
-        soft_wrap=True,
-    )
-    device.close()
+def engine_versions(trt_module: Any = None) -> str:
+    """TensorRT's name and version, if it can build engines.
+
+    Raises:
+        PluginError: no TensorRT is installed.
+        EngineError: it only runs engines.
+    """
+    trt = _find_builder(trt_module)
+    return f"{trt.__name__} {trt.__version__}"
+
+
+def print_engines(console: Console, dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> bool:
+    """Build and run the engines and print their table; returns whether everything passed.
+
+    Raises:
+        EngineError, PluginError, DriverError, LibraryError: as :func:`verify`.
+    """
+    trt = _find_builder(trt_module)
     table = Table(title=f"Engines of one attention layer, {NUM_HEADS} heads of size {head_size}, against float64")
     for heading in ("dtype", "mask", "batch", "seq"):
         table.add_column(heading)

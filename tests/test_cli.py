@@ -100,14 +100,18 @@ BAD_COMPILES = {
     ),
     "bad hint": (
         (*COMPILE, "-s", SIGNATURE.replace("*fp32:16", "*fp32:8"), "-g", GRID, "-t", "sm_90"),
-        r"hint :8 is unknown; use :16",
+        r"\*fp32 cannot carry the hint :8; pointers take :16 only",
     ),
     "bad grid": ((*COMPILE, "-s", SIGNATURE, "-g", "n_blocks", "-t", "sm_90"), r"'n_blocks' is no integer argument"),
     "bad warps": ((*COMPILE, "-s", SIGNATURE, "-g", GRID, "-t", "sm_90", "-w", "3"), r"num_warps is 3; use 1, 2, 4"),
     "nothing to link": (("link", "missing.h", "-o", "aot_out/x"), r"missing.json cannot be read"),
     "no library": (("inspect",), r"no library at aot_out/libpyfmha.so; build it: pyfmha build"),
     "unknown dtype": (("build", "--arch", "sm_90", "--dtype", "fp8"), r"dtype 'fp8' is not served"),
-    "unknown head size": (("build", "--arch", "sm_90", "--head-size", "80"), r"head size 80 is not served"),
+    "unknown head size": (("build", "--arch", "sm_90", "--head-size", "257"), r"head size is 257: use an integer"),
+    "unknown kernels": (
+        ("build", "--arch", "sm_90", "--kernels", "fast"),
+        r"kernels fast are unknown: use one of basic",
+    ),
 }
 
 
@@ -201,8 +205,8 @@ def test_a_full_disk_is_named_with_the_folder(monkeypatch: pytest.MonkeyPatch) -
 
 
 DAMAGED = {
-    "markup": '{"schema": 1, "build_id": "[/b]", "pyfmha": "[/b]", "triton": "[/b]", "functions": []}',
-    "surrogate": '{"schema": 1, "build_id": "\\ud800", "pyfmha": "0", "triton": "3", "functions": []}',
+    "markup": '{"schema": 2, "build_id": "[/b]", "pyfmha": "[/b]", "triton": "[/b]", "functions": []}',
+    "surrogate": '{"schema": 2, "build_id": "\\ud800", "pyfmha": "0", "triton": "3", "functions": []}',
     "deep": "[" * 100_000,
     "true": '{"schema": true, "build_id": "a", "pyfmha": "0", "triton": "3", "functions": []}',
     "markup for a schema": '{"schema": "[/b]"}',
@@ -322,7 +326,7 @@ def test_what_no_option_takes_is_refused(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([name] for name in ("compile", "link", "build", "inspect", "demo", "verify"))]
+    "command", [[], *([name] for name in ("compile", "link", "build", "inspect", "demo", "verify", "bench"))]
 )
 def test_h_is_help_everywhere(command: list[str]) -> None:
     helped = [CliRunner().invoke(app, [*command, option]) for option in ("-h", "--help")]
@@ -332,13 +336,14 @@ def test_h_is_help_everywhere(command: list[str]) -> None:
 
 
 def test_several_values_after_one_option(project: Path) -> None:
-    done = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", "-o", "out")
+    few = ("--kernels", "basic", "-o", "out")
+    done = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", *few)
 
     assert done.returncode == 0, done.stderr
     library = Library(project / "out/libpyfmha.so")
     assert library.manifest.archs() == ("sm_80", "sm_90")
     assert list(library) == ["fmha_d32_fp16", "fmha_d32_fp16_full"]
-    again = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", "-o", "out")
+    again = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", *few)
     assert "up to date, nothing done" in again.stdout
     inspected = run(project, "inspect", "out/manifest.json")
     assert inspected.returncode == 0
@@ -368,5 +373,7 @@ def test_help_names_every_command_and_version() -> None:
     helped = CliRunner().invoke(app, ["--help"])
     versioned = CliRunner().invoke(app, ["--version"])
 
-    assert all(command in helped.output for command in ("compile", "link", "build", "inspect", "demo"))
+    assert all(
+        command in helped.output for command in ("compile", "link", "build", "inspect", "demo", "verify", "bench")
+    )
     assert versioned.output == f"pyfmha {pyfmha.__version__}\n"

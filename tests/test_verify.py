@@ -1,4 +1,4 @@
-"""``pyfmha verify`` as users start it, with doubles in the place of TensorRT and the GPU."""
+"""``pyfmha verify --only engine`` as users start it, with doubles in the place of TensorRT and the GPU."""
 
 import subprocess
 import sys
@@ -15,11 +15,13 @@ from trt_double.full.fixtures import example_environment
 from pyfmha.attention import DTYPES
 from pyfmha.manifest import read_manifest
 from pyfmha.trt.failures import LOGGER
-from pyfmha.verify import LIMITS, SHAPES, chosen_tactics
+from pyfmha.verify import SHAPES, chosen_tactics
+from pyfmha.verify_cases import LIMITS
 
 pytest_plugins = ["trt_double.fixtures"]
 
 SIZE = 32
+ENGINES = ("--only", "engine", "--head-size", str(SIZE))
 FEW = ((1, 1), (2, 17), (1, 40))
 """In the place of :data:`SHAPES`: numpy's reference of all of them takes too long here."""
 
@@ -43,7 +45,7 @@ def verify(fake_driver: FakeCuda, attention_library_path: Path) -> Verify:
         libcuda: Path | None = fake_driver.path,
         **settings: str,
     ) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", f"{VERIFY}{before}\nmain()", "verify", "--head-size", str(SIZE), *arguments]
+        command = [sys.executable, "-c", f"{VERIFY}{before}\nmain()", "verify", *ENGINES, *arguments]
         environment = {**example_environment(libcuda, library), **settings}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 

@@ -1,0 +1,80 @@
+"""Random Q, K and V on the device, in several sets."""
+
+from typing import Any
+
+import numpy as np
+
+from pyfmha.bench.cells import ITEM_SIZE, Cell
+from pyfmha.bench.protocol import Floats
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.errors import DriverError
+from pyfmha.run import to_float, to_storage
+from pyfmha.runtime.device import DeviceArray
+
+SETS = 3
+MOST_BYTES = 8 << 30
+"""Of all sets; where the tensors are larger, there are fewer sets."""
+
+POOL = 4194301
+"""Random numbers in stock: a prime, so that no two rows of a tensor are alike. Fresh ones for every tensor would take
+numpy longer than all the rest."""
+
+SLACK = 16
+"""Elements behind each tensor, for contenders whose tensors begin some elements later."""
+
+
+def pool(dtype: str, seed: int, size: int = POOL) -> Any:
+    """Standard normal numbers in the storage type of a dtype."""
+    return to_storage(np.random.default_rng(seed).standard_normal(size, np.float32), dtype)
+
+
+class DeviceInputs:
+    """Sets of Q, K and V; see :class:`pyfmha.bench.protocol.Inputs`.
+
+    Args:
+        cell: whose.
+        pools: random numbers for Q, K and V, see :func:`pool`.
+
+    Raises:
+        DriverError: on creation, where the device has not the memory.
+    """
+
+    def __init__(self, cell: Cell, pools: dict[str, Any]) -> None:
+        self.cell = cell
+        sizes = {name: int(np.prod(cell.shape(name), dtype=np.int64)) + SLACK for name in "QKV"}
+        nbytes = sum(sizes.values()) * ITEM_SIZE[cell.dtype]
+        self.count = min(max(MOST_BYTES // nbytes, 1), SETS)
+        self.arrays: list[dict[str, DeviceArray]] = []
+        try:
+            for index in range(self.count):
+                self.arrays.append({})
+                for name, size in sizes.items():
+                    array = DeviceArray((size,), STORAGE[cell.dtype])
+                    self.arrays[index][name] = array
+                    array.write(np.resize(np.roll(pools[name], -index * 1000003), size))
+        except DriverError:
+            self.close()
+            raise
+
+    def pointer(self, index: int, tensor: str, shift: int = 0) -> int:
+        """The address of a tensor, or of that which begins some elements later."""
+        return self.arrays[index][tensor].pointer + shift * ITEM_SIZE[self.cell.dtype]
+
+    def rows(self, index: int, tensor: str, batch: int, head: int, rows: Any, shift: int = 0) -> Floats:
+        """See :meth:`pyfmha.bench.protocol.Inputs.rows`."""
+        _, heads, seq, size = self.cell.shape(tensor)
+        first = (batch * heads + head) * seq * size + shift
+        stored = self.arrays[index][tensor].read(
+            first * ITEM_SIZE[self.cell.dtype], (seq, size), STORAGE[self.cell.dtype]
+        )
+        return to_float(stored[rows], self.cell.dtype)
+
+    def host(self, index: int, tensor: str) -> Any:
+        """A copy of a tensor, [batch, heads, seq, head size], in its storage type."""
+        return self.arrays[index][tensor].read(0, self.cell.shape(tensor), STORAGE[self.cell.dtype])
+
+    def close(self) -> None:
+        """Free them; harmless when repeated."""
+        for arrays in self.arrays:
+            for array in arrays.values():
+                array.free()

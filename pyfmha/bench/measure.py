@@ -1,0 +1,198 @@
+"""Measuring a cell: prepare every contender, check what it computes, time all of them in turns, check again."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from pyfmha.bench.cells import Cell
+from pyfmha.bench.figures import launches_of, middle, noise
+from pyfmha.bench.protocol import Contender, Floats, Gpu, Inputs, MissingError, Prepared
+from pyfmha.bench.results import Measured, Row
+from pyfmha.errors import PyfmhaError
+from pyfmha.reference import attend, relative_error
+from pyfmha.verify_cases import LIMITS
+
+ROUNDS = 5
+ROUND_US = 30_000.0
+FEWEST, MOST = 5, 100
+HOST_ROUNDS = 3
+HOST_CALLS = 30
+
+WHOLE = 1 << 24
+"""Products of the scores up to which every row of the output is checked; beyond, a sample."""
+SAMPLED_HEADS, SAMPLED_ROWS = 6, 24
+
+Sample = list[tuple[int, int, list[int]]]
+FAILURES = (MissingError, PyfmhaError, RuntimeError, MemoryError)
+"""What a contender may raise; torch raises RuntimeError for what a backend lacks and for memory."""
+
+
+@dataclass
+class _Contest:
+    """One contender while it is measured."""
+
+    contender: Contender
+    prepared: Prepared | None
+    row: Row
+    count: int = 0
+    rounds: list[list[float]] = field(default_factory=list)
+
+    def fail(self, why: str, *, wrong: bool = False) -> None:
+        self.row = replace(self.row, missing=why, wrong=wrong, us=None, noise=None, host_us=None, graph_us=None)
+        self.prepared = None
+
+
+def sample_of(cell: Cell) -> Sample:
+    """Which rows of the output are checked: (batch, head, rows). All of them where that is quick, else a sample."""
+    heads = [(b, h) for b in range(cell.batch) for h in range(cell.heads)]
+    if len(heads) * cell.pairs * cell.head_size <= WHOLE:
+        return [(b, h, list(range(cell.seq))) for b, h in heads]
+    generator = np.random.default_rng(cell.seq)
+    chosen = {0, len(heads) - 1, *generator.integers(0, len(heads), SAMPLED_HEADS - 2).tolist()}
+    edges = {0, cell.seq - 1, *(row for row in (1, 63, 64, 127, 128) if row < cell.seq)}
+    rows = sorted(edges | set(generator.integers(0, cell.seq, SAMPLED_ROWS).tolist()))
+    return [(*heads[index], rows) for index in sorted(chosen)]
+
+
+def exact_rows(inputs: Inputs, index: int, sample: Sample, shift: int) -> Floats:
+    """The sampled rows in float64, one below the other."""
+    cell, parts = inputs.cell, []
+    for batch, head, rows in sample:
+        q = inputs.rows(index, "Q", batch, head, rows, shift)
+        kv_head = head // (cell.heads // cell.kv_heads)
+        k, v = (inputs.rows(index, name, batch, kv_head, slice(0, cell.kv_seq), shift) for name in "KV")
+        for query, row in zip(q, rows, strict=True):
+            seen = slice(0, row + 1 if cell.causal else cell.kv_seq)
+            out, _ = attend(query[None, None, None], k[None, None, seen], v[None, None, seen], sm_scale=cell.sm_scale)
+            parts.append(out[0, 0])
+    return np.concatenate(parts)
+
+
+def measure_cell(gpu: Gpu, cell: Cell, contenders: Sequence[Contender], progress: Callable[[str], None]) -> Measured:
+    """Time every contender at one cell, in turns, so that a GPU that warms up is the same for all.
+
+    Args:
+        gpu: the device.
+        cell: what to compute.
+        contenders: who computes it; one that cannot gets a row that says why.
+        progress: called with a contender's title before it is prepared.
+    """
+    with ExitStack() as stack:
+        try:
+            inputs = gpu.inputs(cell)
+        except PyfmhaError as error:  # no memory
+            return Measured(cell, tuple(Row(c.key, c.title, missing=_first_line(error)) for c in contenders))
+        stack.callback(inputs.close)
+        check = _Check(gpu, inputs)
+        contests = [_prepare(gpu, cell, contender, inputs, check, stack, progress) for contender in contenders]
+        for number in range(ROUNDS):
+            for contest in _running(contests):
+                _guarded(contest, partial(_round, gpu, contest, number))
+        for contest in _running(contests):
+            _guarded(contest, partial(_finish, gpu, contest, check))
+        return Measured(cell, tuple(contest.row for contest in contests))
+
+
+def _running(contests: Sequence[_Contest]) -> Iterator[_Contest]:
+    return (contest for contest in contests if contest.prepared is not None)
+
+
+def _guarded(contest: _Contest, step: Callable[[], object]) -> None:
+    try:
+        step()
+    except FAILURES as error:
+        contest.fail(_first_line(error))
+
+
+class _Check:
+    """Compares outputs with float64, which is computed once for a set of inputs."""
+
+    def __init__(self, gpu: Gpu, inputs: Inputs) -> None:
+        self._gpu, self._inputs = gpu, inputs
+        self._sample = sample_of(inputs.cell)
+        self._exact: dict[tuple[int, int], Floats] = {}
+
+    def error(self, prepared: Prepared, index: int) -> float:
+        """Relative error of the output of the last launch, which read a set of inputs."""
+        key = index % prepared.sets, prepared.shift
+        if key not in self._exact:
+            self._exact[key] = exact_rows(self._inputs, key[0], self._sample, key[1])
+        self._gpu.synchronize()
+        got = np.concatenate([prepared.rows(batch, head, rows) for batch, head, rows in self._sample])
+        return relative_error(got, self._exact[key])
+
+    def passes(self, contest: _Contest, prepared: Prepared, index: int) -> bool:
+        """Whether the output is right; notes the error, and fails the contest where not."""
+        error = self.error(prepared, index)
+        limit = LIMITS[self._inputs.cell.dtype] * contest.contender.strictness
+        if not error <= limit:
+            contest.fail(f"wrong output: relative error {error:.1e}, limit {limit:.0e}", wrong=True)
+            return False
+        contest.row = replace(contest.row, error=max(error, contest.row.error or 0.0))
+        return True
+
+
+def _prepare(
+    gpu: Gpu, cell: Cell, contender: Contender, inputs: Inputs, check: _Check, stack: ExitStack,
+    progress: Callable[[str], None],
+) -> _Contest:  # fmt: skip
+    progress(contender.title)
+    contest = _Contest(contender, None, Row(contender.key, contender.title))
+
+    def start() -> None:
+        prepared = contender.prepare(cell, inputs)
+        stack.callback(prepared.close)
+        contest.prepared = prepared
+        contest.row = replace(contest.row, variant=prepared.variant)
+        with prepared.active():
+            prepared.launch(0)
+        if check.passes(contest, prepared, 0):
+            with prepared.active():
+                first = statistics.median(gpu.cold_us(lambda: prepared.launch(0), prepared.stream, 3))
+            contest.count = launches_of(first, ROUND_US, FEWEST, MOST)
+
+    _guarded(contest, start)
+    return contest
+
+
+def _round(gpu: Gpu, contest: _Contest, number: int) -> None:
+    prepared = contest.prepared
+    assert prepared is not None
+    index = number % prepared.sets
+    with prepared.active():
+        contest.rounds.append(gpu.cold_us(lambda: prepared.launch(index), prepared.stream, contest.count))
+
+
+def _finish(gpu: Gpu, contest: _Contest, check: _Check) -> None:
+    """The times on the host and as a graph; and the check of what the timed launches left behind."""
+    prepared = contest.prepared
+    assert prepared is not None
+    us = middle(contest.rounds)
+    last = (ROUNDS - 1) % prepared.sets
+    if not check.passes(contest, prepared, last):
+        return
+    host = []
+    with prepared.active():
+        for _ in range(HOST_ROUNDS):
+            gpu.synchronize()
+            host.append(gpu.host_us(lambda: prepared.launch(0), launches_of(us, ROUND_US, FEWEST, HOST_CALLS)))
+        gpu.synchronize()
+    contest.row = replace(contest.row, us=us, noise=noise(contest.rounds), host_us=statistics.median(host))
+    try:
+        with prepared.active():
+            replay = prepared.capture()
+            graph = statistics.median(gpu.cold_us(replay, prepared.stream, contest.count))
+    except FAILURES as error:
+        contest.row = replace(contest.row, missing=f"no CUDA graph: {_first_line(error)}")
+        return
+    if check.passes(contest, prepared, 0):
+        contest.row = replace(contest.row, graph_us=graph)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

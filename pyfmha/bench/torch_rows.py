@@ -1,0 +1,249 @@
+"""The rows that need PyTorch: its attention backends (cuDNN and others) and the first kernel by Triton's JIT.
+
+Torch sees the very inputs that ours read, and launches on the same stream. Nothing here imports it before a row asks.
+"""
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from pyfmha.attention import KERNEL, kernel_path
+from pyfmha.bench.cells import Cell
+from pyfmha.bench.clock import Clock
+from pyfmha.bench.inputs import DeviceInputs
+from pyfmha.bench.ours import first_kernel_serves
+from pyfmha.bench.protocol import Contender, Floats, MissingError
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.runtime.device import Stream
+from pyfmha.tiles import tile_for
+
+BACKENDS = {
+    "cudnn": ("CUDNN_ATTENTION", "torch, cuDNN"),
+    "flash": ("FLASH_ATTENTION", "torch, FlashAttention-2"),
+    "efficient": ("EFFICIENT_ATTENTION", "torch, memory-efficient"),
+    "math": ("MATH", "torch, math"),
+}
+
+MOST_SCORES = 8 << 30
+"""Bytes of the scores up to which the math backend, which keeps all of them several times, is asked."""
+
+MATMUL = 8192
+"""Rows, columns and depth of the product that stands for what the tensor cores reach."""
+
+
+def find_torch() -> Any:
+    """The module; raises MissingError where it is not installed or sees no GPU."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingError("torch is not installed: pip install 'pyfmha[bench]'") from None
+    if not torch.cuda.is_available():
+        raise MissingError("this torch sees no GPU")
+    return torch
+
+
+class _DeviceMemory:
+    """Memory of ours as torch takes it over: the CUDA array interface, version 3, which has no bfloat16."""
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: str) -> None:
+        kind = np.dtype(np.int16 if dtype == "bf16" else STORAGE[dtype]).str
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": kind, "data": (pointer, False), "version": 3}
+
+
+def tensors_of(torch: Any, inputs: DeviceInputs) -> list[list[Any]]:
+    """Q, K and V of each set, as torch's tensors on the same memory."""
+    cell = inputs.cell
+
+    def tensor(index: int, name: str) -> Any:
+        memory = _DeviceMemory(inputs.pointer(index, name), cell.shape(name), cell.dtype)
+        found = torch.as_tensor(memory, device="cuda")
+        return found.view(torch.bfloat16) if cell.dtype == "bf16" else found
+
+    return [[tensor(index, name) for name in "QKV"] for index in range(inputs.count)]
+
+
+class PreparedTorch:
+    """A call of torch; see :class:`pyfmha.bench.protocol.Prepared`.
+
+    Args:
+        torch: the module.
+        stream: where it launches.
+        call: computes a set of inputs and returns Out.
+        sets: how many sets there are.
+        settings: makes a context that the calls need.
+    """
+
+    variant, shift = "", 0
+
+    def __init__(
+        self, torch: Any, stream: Stream, call: Callable[[int], Any], sets: int,
+        settings: Callable[[], AbstractContextManager[Any]],
+    ) -> None:  # fmt: skip
+        self.stream, self.sets, self._call, self._torch = stream, sets, call, torch
+        self._external = torch.cuda.ExternalStream(stream.handle)
+        self._settings = settings
+        self._graph: Any = None
+        self._out: Any = None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Our stream is torch's current one, and the backend is chosen: neither is part of a launch."""
+        with self._torch.cuda.stream(self._external), self._settings():
+            yield
+
+    def launch(self, index: int) -> None:
+        """Queue it."""
+        self._out = self._call(index)
+
+    def rows(self, batch: int, head: int, rows: list[int]) -> Floats:
+        """See the protocol."""
+        found: Floats = self._out[batch, head, rows].double().cpu().numpy()
+        return found
+
+    def capture(self) -> Callable[[], object]:
+        """See the protocol."""
+        self._graph = self._torch.cuda.CUDAGraph()
+        with self._settings(), self._torch.cuda.graph(self._graph, stream=self._external):
+            self._out = self._call(0)
+
+        return self._graph.replay  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Give torch's memory back, for the other contenders."""
+        self._out = self._graph = None
+        self._torch.cuda.synchronize()
+        self._torch.cuda.empty_cache()
+
+
+class Sdpa:
+    """``torch.nn.functional.scaled_dot_product_attention`` by one backend.
+
+    Args:
+        key: of :data:`BACKENDS`.
+        stream: where to launch.
+    """
+
+    strictness = 10.0
+    """Others may round more than ours: the math backend keeps the weights in 16 bits."""
+
+    def __init__(self, key: str, stream: Stream) -> None:
+        self.key = key
+        self._backend, self.title = BACKENDS[key]
+        self._stream = stream
+
+    def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
+        """See the protocol."""
+        torch = find_torch()
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        scores = 2 * cell.batch * cell.heads * cell.seq * cell.kv_seq
+        if self.key == "math" and scores > MOST_SCORES:
+            raise MissingError(f"left out: its scores take {scores / 2**30:.0f} GiB")
+        tensors = tensors_of(torch, inputs)
+        attention = torch.nn.functional.scaled_dot_product_attention
+        options: dict[str, Any] = {"is_causal": cell.causal, "scale": cell.sm_scale}
+        if cell.heads != cell.kv_heads:
+            options["enable_gqa"] = True
+
+        def call(index: int) -> Any:
+            return attention(*tensors[index], **options)
+
+        prepared = PreparedTorch(
+            torch, self._stream, call, inputs.count, lambda: sdpa_kernel(getattr(SDPBackend, self._backend))
+        )
+        with _explained(), prepared.active():
+            prepared.launch(0)
+        return prepared
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Torch's error for a backend that does not serve a problem says nothing; its warnings say why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except RuntimeError as error:
+            said = [str(warning.message).splitlines()[0] for warning in caught]
+            why = [line for line in said if "not used because" not in line and "disabled" not in line]
+            raise MissingError(why[0] if why else (str(error).splitlines() or ["torch failed"])[0]) from error
+
+
+class Jit:
+    """The first kernel, compiled and launched by Triton at run time."""
+
+    key, title, strictness = "jit", "first kernel, Triton JIT", 1.0
+
+    def __init__(self, stream: Stream, arch: str) -> None:
+        self._stream, self._arch = stream, arch
+
+    def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
+        """See the protocol."""
+        torch = find_torch()
+        if importlib.util.find_spec("triton") is None:
+            raise MissingError("triton is not installed: pip install 'pyfmha[aot]'")
+        member = first_kernel_serves(cell)
+        tile = tile_for(cell.dtype, cell.head_size, self._arch, cell.causal, member.precision)
+        kernel = _load_kernel()
+        tensors = tensors_of(torch, inputs)
+        rows = cell.batch * cell.heads
+        out = torch.full_like(tensors[0][0], float("nan"))
+        row_sum, row_max = (torch.empty(rows, cell.seq, device="cuda") for _ in range(2))
+        grid = (-(-cell.seq // tile.block_m), min(rows, 65535), -(-rows // 65535))
+        constants = {
+            "BLOCK_M": tile.block_m, "BLOCK_DMODEL": cell.head_size, "BLOCK_N": tile.block_n, "CAUSAL": cell.causal,
+            "PRECISION": member.precision, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+        }  # fmt: skip
+        numbers = (cell.sm_scale, cell.batch, cell.heads, cell.seq)
+
+        def call(index: int) -> Any:
+            kernel[grid](out, row_sum, row_max, *tensors[index], *numbers, **constants)
+            return out
+
+        torch.cuda.synchronize()
+        return PreparedTorch(torch, self._stream, call, inputs.count, _nothing)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _load_kernel() -> Any:
+    found = importlib.util.spec_from_file_location("fmha_triton", kernel_path())
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return getattr(module, KERNEL)
+
+
+def torch_contenders(stream: Stream, arch: str) -> list[Contender]:
+    """Every row that needs torch."""
+    return [*(Sdpa(key, stream) for key in BACKENDS), Jit(stream, arch)]
+
+
+def matmul_tflops(clock: Clock, dtype: str) -> float:
+    """10**12 operations a second of a product of two random square matrices of :data:`MATMUL`, by torch.
+
+    Raises:
+        MissingError: there is no torch.
+        RuntimeError: it failed.
+    """
+    torch = find_torch()
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    external = torch.cuda.ExternalStream(clock.stream.handle)
+    with torch.cuda.stream(external):
+        a, b = (torch.randn(MATMUL, MATMUL, device="cuda").to(kind) for _ in range(2))
+        multiply = functools.partial(torch.mm, a, b, out=torch.empty_like(a))
+        clock.cold_us(multiply, clock.stream, 3)
+        times = sorted(clock.cold_us(multiply, clock.stream, 15))
+        del a, b, multiply
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return 2 * MATMUL**3 / times[len(times) // 2] / 1e6

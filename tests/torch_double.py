@@ -1,0 +1,132 @@
+"""The part of torch that the benchmark uses, on the fake GPU's memory.
+
+It computes with numpy, at once, though time passes on the stream.
+
+``install`` puts it in the place of torch. Which backends serve what is made up: FlashAttention refuses float32.
+"""
+
+import sys
+import warnings
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+from pyfmha.reference import attend
+
+
+class Tensor:
+    """Numbers with the name of a dtype; bfloat16 as float32 that it was rounded to."""
+
+    def __init__(self, values: Any, dtype: str) -> None:
+        self.values, self.dtype = values, dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def view(self, dtype: str) -> "Tensor":
+        assert (self.dtype, dtype) == ("<i2", "bfloat16")
+        return Tensor(float_from_bf16(self.values.view(np.uint16)), "bfloat16")
+
+    def to(self, dtype: str) -> "Tensor":
+        return Tensor(self.values, dtype)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return Tensor(self.values[index], self.dtype)
+
+    def double(self) -> "Tensor":
+        return Tensor(self.values.astype(np.float64), "float64")
+
+    def cpu(self) -> "Tensor":
+        return self
+
+    def numpy(self) -> Any:
+        return self.values
+
+
+class Log:
+    """What was called."""
+
+    def __init__(self) -> None:
+        self.backend: list[str] = []
+        self.streams: list[int] = []
+        self.options: list[dict[str, Any]] = []
+        self.replays = 0
+        self.graphs: list[Any] = []
+
+
+def install(monkeypatch: Any, gpu: Any) -> Log:
+    """Put the double in the place of torch."""
+    log = Log()
+    torch: Any = ModuleType("torch")
+    attention: Any = ModuleType("torch.nn.attention")
+
+    def as_tensor(memory: Any, device: str) -> Tensor:
+        assert device == "cuda"
+        found = memory.__cuda_array_interface__
+        assert found["version"] == 3
+        return Tensor(gpu.array(found["data"][0], found["shape"], found["typestr"]), found["typestr"])
+
+    @contextmanager
+    def stream(external: Any) -> Any:
+        log.streams.append(external.pointer)
+        try:
+            yield
+        finally:
+            log.streams.pop()
+
+    @contextmanager
+    def sdpa_kernel(backend: str) -> Any:
+        log.backend.append(backend)
+        try:
+            yield
+        finally:
+            log.backend.pop()
+
+    @contextmanager
+    def graph(made: Any, stream: Any) -> Any:
+        assert log.streams[-1] == stream.pointer
+        log.graphs.append(made)
+        yield
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        log.options.append({"backend": log.backend[-1], "stream": log.streams[-1], **options})
+        if log.backend[-1] == "FLASH" and q.dtype == "<f4":
+            warnings.warn("Flash attention kernel not used because:", stacklevel=1)
+            warnings.warn("Expected query, key and value to be half (Triggered internally)", stacklevel=1)
+            raise RuntimeError("No available kernel. Aborting execution.")
+        assert options.get("enable_gqa", False) == (q.shape[1] != k.shape[1])
+        right = 0 if options["is_causal"] else -1
+        gpu.push(log.streams[-1], lambda: 0.07)
+        out, _ = attend(q.values, k.values, v.values, sm_scale=options["scale"], window_right=right)
+        rounded = float_from_bf16(bf16_from_float(out)) if q.dtype == "bfloat16" else out.astype(q.values.dtype)
+        return Tensor(rounded, q.dtype)
+
+    def replay() -> None:
+        gpu.push(log.streams[-1], lambda: 0.06)
+        log.replays += 1
+
+    torch.Tensor, torch.float16, torch.bfloat16 = Tensor, "float16", "bfloat16"
+    torch.as_tensor = as_tensor
+    torch.full_like = lambda tensor, value: Tensor(np.full_like(tensor.values, value), tensor.dtype)
+    torch.empty = lambda *shape, device: Tensor(np.empty(shape, np.float32), "float32")
+    torch.randn = lambda *shape, device: Tensor(np.zeros((1, 1)), "float32")
+    torch.empty_like = lambda tensor: tensor
+    torch.mm = lambda a, b, out: gpu.push(log.streams[-1], lambda: 2.0)
+    torch.backends = SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 91900))
+    torch.cuda = SimpleNamespace(
+        is_available=lambda: True, ExternalStream=lambda pointer: SimpleNamespace(pointer=pointer), stream=stream,
+        CUDAGraph=lambda: SimpleNamespace(replay=replay), graph=graph, synchronize=gpu.finish_all,
+        empty_cache=lambda: None,
+    )  # fmt: skip
+    attention.sdpa_kernel = sdpa_kernel
+    attention.SDPBackend = SimpleNamespace(
+        CUDNN_ATTENTION="CUDNN", FLASH_ATTENTION="FLASH", EFFICIENT_ATTENTION="EFFICIENT", MATH="MATH"
+    )
+    torch.nn = SimpleNamespace(functional=SimpleNamespace(scaled_dot_product_attention=sdpa), attention=attention)
+    for name, module in (("torch", torch), ("torch.nn", torch.nn), ("torch.nn.attention", attention)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return log

@@ -40,6 +40,11 @@ PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
 every device, so that the workspace that an engine is built with will do wherever it runs, and results do not change."""
 
+WORKSPACE_RULE = 1
+"""The number of :func:`most_workspace_bytes` together with :func:`decoding_for`. An engine keeps what the former said
+when it was built, so a change after which the latter may ask for more, or at other times, takes the next number:
+engines of another number do not decode."""
+
 # 16 rows are the least that tensor cores take. A block of K and one of V fill 32 KiB; three in flight, in two programs
 # an SM, are several times what the latency of memory needs, and fit the shared memory of every architecture served.
 _BLOCK_BYTES = 16 * 1024

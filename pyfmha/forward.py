@@ -82,8 +82,8 @@ class Forward:
     def specs(self, *, hopper: bool = False) -> tuple[KernelSpec, ...]:
         """What to compile, in the order in which the launcher tries them; the last serves everything.
 
-        The first two want pointers at multiples of 16 bytes, strides and head size at multiples of 8 elements; one is
-        for no soft cap, the other for one.
+        All but the last want pointers at multiples of 16 bytes, strides and head size at multiples of 8 elements; one
+        is for no soft cap, another for one. In fp32, where models have none, the generic variant serves soft caps too.
 
         Args:
             hopper: puts the variants of :mod:`pyfmha.hopper`, which only sm_90 runs, before them.
@@ -95,11 +95,11 @@ class Forward:
             for arch, tile in others
             if tile != first[1]
         )
-        generic = self._spec(forward_generic_tile(self.padded), (), "any", hinted=False)
+        generic = self._spec(forward_generic_tile(self.dtype, self.padded), (), "any", hinted=False)
         return (
             *(hopper_variants(generic, self.padded) if hopper else ()),
             self._spec(first[1], tunings, "never", hinted=True),
-            self._spec(first[1], tunings, "always", hinted=True),
+            *([self._spec(first[1], tunings, "always", hinted=True)] if self.dtype != "fp32" else []),
             generic,
         )
 

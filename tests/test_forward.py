@@ -22,7 +22,7 @@ SAMPLE = [
     ("sm_89", Forward("fp16", 256), 1),
     ("sm_90", Forward("fp16", 256), 0),
     ("sm_90", Forward("bf16", 128), 1),
-    ("sm_90", Forward("fp32", 32), 2),
+    ("sm_90", Forward("fp32", 32), 1),
     ("sm_100", Forward("fp16", 64), 0),
     ("sm_120", Forward("fp32", 64), 0),
 ]

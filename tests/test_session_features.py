@@ -5,6 +5,7 @@ arrays themselves.
 """
 
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import trt_gpu_features
 from trt_double.binding import DataType, make_binding
+from trt_double.full import make_full
 from trt_double.full.gpu import Gpu
 from trt_double.scene import Scene
 from trt_gpu_features import check_features
@@ -80,6 +82,15 @@ def library(forward_library_path: Path, gpu: Gpu, tmp_path: Path, monkeypatch: p
     """The stand-ins' library, which the fake GPU knows."""
     gpu.learn(forward_library_path.with_name("manifest.json"))
     path = Path(shutil.copy(forward_library_path, tmp_path / "libforward.so"))
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(path))
+    return Library(path)
+
+
+@pytest.fixture
+def decodes(decode_library_path: Path, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """The library with stand-ins for decoding, in the place of the other."""
+    gpu.learn(decode_library_path.with_name("manifest.json"))
+    path = Path(shutil.copy(decode_library_path, tmp_path / "libdecode.so"))
     monkeypatch.setenv("PYFMHA_LIBRARY", str(path))
     return Library(path)
 
@@ -200,6 +211,100 @@ def test_session_as_a_cuda_graph_with_lengths_that_change(trt11: Any, library: L
     assert gpu.replays == 3
 
 
+def decoded(rows: int, keys: int, batch: int = 1, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Q, K and V, fp16, grouped; and Out and Lse."""
+    shapes = [(batch, HQ, rows, D), *[(batch, HKV, keys, D)] * 2]
+    inputs = {
+        name: numbers("fp16", *shape, seed=seed + i) for i, (name, shape) in enumerate(zip("QKV", shapes, strict=True))
+    }
+    out, lse = attend(*(to_float(x, "fp16") for x in inputs.values()), sm_scale=D**-0.5)
+    return inputs, {"Out": out, "Lse": lse}
+
+
+SHAPES = ((1, 600), (5, 9), (2, 1000, 3), (33, 600), (32, 600), (1, 600))
+"""Of whose some are decoded: not the second and the fourth."""
+
+
+def test_a_direct_session_decodes(decodes: Library, gpu: Gpu) -> None:
+    settings = {"num_heads": HQ, "head_size": D, "causal": False, "features": Features(HKV, return_lse=True)}
+    with DirectSession(**settings, library=decodes, trt_module=standin) as session:
+        launched = [0]
+        for seed, shape in enumerate(SHAPES):
+            inputs, expected = decoded(*shape, seed=seed)
+            check(session.run(inputs), expected, "fp16")
+            launched.append(gpu.cuda.launch_count())
+            assert (session.workspace_bytes > 0) is (launched[-1] - launched[-2] == 2)
+        assert np.diff(launched).tolist() == [2, 1, 2, 1, 2, 2]
+    assert gpu.live()["memory"] == gpu.live()["modules"] == 0
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_session_decodes(trt11: Any, decodes: Library, gpu: Gpu, cuda_graph: bool) -> None:
+    ranges = {
+        name: ((1, heads, 1, D), (1, heads, 1, D), (3, heads, most, D))
+        for name, heads, most in (("Q", HQ, 40), ("K", HKV, 1000), ("V", HKV, 1000))
+    }
+
+    def define(network: Any) -> None:
+        q, k, v = (
+            network.add_input(name, DataType.HALF, (-1, shape[1], -1, D)) for name, (*_, shape) in ranges.items()
+        )
+        out, lse = add_attention(network, q, k, v, causal=False, return_lse=True)
+        out.name, lse.name = "Out", "Lse"
+        network.mark_output(out)
+        network.mark_output(lse)
+
+    with Session(build_plan(trt11, define, ranges).plan, trt_module=trt11, cuda_graph=cuda_graph) as session:
+        before = gpu.cuda.launch_count()
+        for seed, shape in enumerate(SHAPES):
+            for again in range(3):
+                inputs, expected = decoded(*shape, seed=seed + 10 * again)
+                check(session.run(inputs), expected, "fp16")
+        if not cuda_graph:
+            assert gpu.cuda.launch_count() - before == 3 * (2 + 1 + 2 + 1 + 2 + 2)
+    assert gpu.replays == (12 if cuda_graph else 0)
+
+
+def test_an_engine_without_room_runs_on_a_library_that_decodes(
+    trt11: Any, library: Library, decode_library_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workspace is one byte here: two launches that wrote to it would be a fault."""
+    inputs, expected = decoded(1, 600)
+
+    def define(network: Any) -> None:
+        q, k, v = (network.add_input(name, DataType.HALF, array.shape) for name, array in inputs.items())
+        out, lse = add_attention(network, q, k, v, causal=False, return_lse=True)
+        out.name, lse.name = "Out", "Lse"
+        network.mark_output(out)
+        network.mark_output(lse)
+
+    plan = build_plan(trt11, define, {}).plan
+    gpu.learn(decode_library_path.with_name("manifest.json"))
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(decode_library_path))
+    later = make_full("trt_later", "11.1.0")
+    before = gpu.cuda.launch_count()
+    with Session(plan, trt_module=later) as session:
+        check(session.run(inputs), expected, "fp16")
+    assert gpu.cuda.launch_count() - before == 1
+    del sys.modules["trt_later"]
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_decoding_as_it_is_checked_on_a_gpu(
+    request: pytest.FixtureRequest, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, decoding: bool
+) -> None:
+    library = request.getfixturevalue("decodes" if decoding else "library")
+    monkeypatch.setattr(trt_gpu_features, "HEAD_SIZES", (72,))
+    monkeypatch.setattr(trt_gpu_features, "DTYPES", ("fp16",))
+    cases = {name: case for name, case in trt_gpu_features.CASES.items() if case.decoded}
+    monkeypatch.setattr(trt_gpu_features, "CASES", cases)
+    scene, report, device = Scene(make_binding(), library), Report(), Device()
+    check_features(report, scene.calls, scene.creator, library, device)
+    device.close()
+    assert report.passed, report.results["checks"]
+    assert [row["split"] for row in report.results["features"]] == [decoding] * len(cases)
+
+
 def test_the_checks_made_on_a_gpu(
     library: Library, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +312,8 @@ def test_the_checks_made_on_a_gpu(
     monkeypatch.setattr(trt_gpu_features, "HEAD_SIZES", (72,))
     monkeypatch.setattr(trt_gpu_features, "DTYPES", ("fp16",))
     scene, report, device = Scene(make_binding(), library), Report(), Device()
+    cases = {name: case for name, case in trt_gpu_features.CASES.items() if not case.decoded}
+    monkeypatch.setattr(trt_gpu_features, "CASES", cases)
     check_features(report, scene.calls, scene.creator, library, device)
     assert report.passed, report.results["checks"]
     assert len(report.results["features"]) == len(trt_gpu_features.CASES)

@@ -261,6 +261,10 @@ def test_every_newer_field_changes_the_cache_id(scene: Scene) -> None:
         ({"softcap": -1.0}, "softcap is -1.0; give a finite number above 0, or 0 for none"),
         ({"softcap": float("inf")}, "softcap is inf"),
         ({"softcap": float("nan")}, "softcap is nan"),
+        (
+            {"softcap": 1e-40},
+            "softcap is 9.99.*e-41; give a finite number above 0, or 0 for none .*1.2e-38 at the least",
+        ),
         ({"return_lse": 2}, "return_lse is 2; allowed are 0 and 1"),
         ({"q_lengths": -1}, "q_lengths is -1; allowed are 0 and 1"),
         ({"cu_seqlens": 1, "q_lengths": 1}, "cu_seqlens excludes q_lengths and kv_lengths"),
@@ -523,6 +527,7 @@ BAD_NETWORKS: list[tuple[dict[str, Any], str]] = [
     ({"window": (1, 2, 3)}, r"window is \(1, 2, 3\); give \(left, right\)"),
     ({"window": (-2, 0)}, "window_left is -2"),
     ({"softcap": -1.0}, "softcap is -1.0"),
+    ({"softcap": 1e-50}, "softcap is 1e-50; give a finite number above 0"),  # 0 as a float32, which is none
     ({"layout": "sbhd"}, "layout is 'sbhd'; allowed are bhsd and bshd"),
     ({"layout": "packed"}, "use add_attention_packed"),
     ({"cu_seqlens_q": "lengths"}, "cu_seqlens_q is given and cu_seqlens_kv is not; give both"),

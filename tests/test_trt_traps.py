@@ -97,7 +97,7 @@ def test_2_a_failed_workspace_is_no_zero(scene: Scene, fake_cuda: FakeCuda) -> N
 
 
 def test_2_a_failure_that_is_no_error_of_ours(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module, "plan_of", lambda *arguments: 1 // 0)
+    monkeypatch.setattr(plugin_module, "plan_of", lambda *arguments, **keywords: 1 // 0)
     largest = dynamic()
     assert scene.calls.workspace(scene.built(), largest[:3], largest[3:]) > 1 << 60
     assert "ZeroDivisionError" in str(pyfmha.trt.last_failure().error)

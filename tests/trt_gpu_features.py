@@ -13,6 +13,7 @@ from trt_gpu_parts import LIMITS, TYPE_IDS, Guarded, Report, error_of, last_erro
 
 from pyfmha.attention import DTYPES
 from pyfmha.bfloat16 import STORAGE
+from pyfmha.decode import Decode
 from pyfmha.forward import Forward
 from pyfmha.reference import attend
 from pyfmha.run import to_float, to_storage
@@ -33,6 +34,7 @@ class Case:
         reference: what :func:`pyfmha.reference.attend` is told.
         heads, kv_heads, batch, rows, columns: sizes; of a ragged batch all tokens.
         misaligned: whether Q begins one element past a multiple of 256 bytes.
+        decoded: whether the keys are to be split, where the library has the functions for it.
     """
 
     fields: dict[str, float | str] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Case:
     rows: int = 65
     columns: int = 130
     misaligned: bool = False
+    decoded: bool = False
 
 
 FULL, CAUSAL = {"causal": 0}, {"window_right": 0}
@@ -83,6 +86,20 @@ CASES = {
     "misaligned": Case({}, CAUSAL, misaligned=True),
     "misaligned ragged": Case({"cu_seqlens": 1}, {**CAUSAL, **RAGGED}, rows=100, columns=200, misaligned=True),
     "no keys": Case(FULL, {}, columns=0),
+    "decoding 600 keys": Case(FULL, {}, 8, 2, 1, 1, 600, decoded=True),
+    "decoding 4096 keys": Case(
+        {"causal": 2}, {**CAUSAL, "bottom_right": True}, 8, 2, 1, 3, 4096, decoded=True,
+    ),
+    "decoding with lengths": Case(
+        {"causal": 2, "kv_lengths": 1}, {**CAUSAL, "bottom_right": True, "kv_lengths": [4096, 0, 517]}, 8, 2, 3, 1,
+        4096, decoded=True,
+    ),
+    "decoding in a window": Case(
+        {"causal": 2, "layout": "bshd", "window_left": 70, "softcap": 2.0, "q_lengths": 1, "kv_lengths": 1},
+        {**CAUSAL, "bottom_right": True, "window_left": 70, "softcap": 2.0, "q_lengths": [16, 0, 9],
+         "kv_lengths": [600, 600, 37]}, 8, 2, 3, 16, 600, decoded=True,
+    ),
+    "decoding, misaligned": Case(FULL, {}, 8, 2, 1, 1, 600, misaligned=True, decoded=True),
 }  # fmt: skip
 """Each with a log-sum-exp."""
 
@@ -210,8 +227,11 @@ def check_features(report: Report, calls: Calls, creator: Any, library: Library,
             featured = Featured(calls, creator, name, dtype, size, tactic)
             try:
                 error, lse, clean = featured.run(device, stream)
+                split = " parts" in featured.plugin.describe()
                 row |= {"algorithm": featured.plugin.tactic.name, "error": error, "lse_error": lse, "clean": clean}
-                rows.append({**row, "passed": error <= LIMITS[dtype] and lse <= LSE_LIMIT and clean})
+                row |= {"split": split}
+                as_wanted = split == (CASES[name].decoded and Decode(dtype, size).combine_name in library)
+                rows.append({**row, "passed": error <= LIMITS[dtype] and lse <= LSE_LIMIT and clean and as_wanted})
             finally:
                 featured.close()
     stream.close()

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pyfmha.decode import ARGUMENTS, WORKSPACE_RULE
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
-from pyfmha.trt.failures import report
+from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import ATTRIBUTES, Stored, read_fields
 from pyfmha.trt.modules import find_module
+from pyfmha.trt.plan import pair_of
 from pyfmha.trt.plugin import NAME, VERSION, Origin, PluginBehaviour
 from pyfmha.trt.problem import Problem
 from pyfmha.trt.tactics import tactics_of
@@ -68,13 +70,35 @@ class CreatorBehaviour:
         try:
             problem, stored = read_fields(self.trt, fields, stored=phase == self.trt.TensorRTPhase.RUNTIME)
             function = self.library[self._served(problem)].manifest
+            pair = self._pair(problem)
             if stored is None:
-                stored = Stored.of(function)
+                stored = Stored.of(function, WORKSPACE_RULE if pair else 0)
             stored.check(function)
-            origin = Origin(problem, self.library, stored, tactics_of(function), name or NAME, self.plugin_namespace)
+            origin = Origin(
+                problem=problem,
+                library=self.library,
+                stored=stored,
+                tactics=tactics_of(function),
+                pair=pair if stored.decode == WORKSPACE_RULE else (),
+                layer=name or NAME,
+                namespace=self.plugin_namespace,
+            )
+            if (stored.decode == WORKSPACE_RULE) != bool(pair):
+                missing = "the library here has" if pair else "the engine has, the library here lacks"
+                LOGGER.info("%s layer %r does not decode: only %s what it takes", NAME, origin.layer, missing)
             return self.plugin_class(origin)
         except Exception as error:
             raise report("create_plugin", f"{NAME} layer {name!r}", error) from error
+
+    def _pair(self, problem: Problem) -> tuple[str, ...]:
+        """The two functions that decode a problem, if the library holds them as this version calls them."""
+        pair = pair_of(problem)
+        if pair is None:
+            return ()
+        wanted = [(name, kind.replace("T", problem.dtype)) for name, kind in ARGUMENTS]
+        names = (pair.split_name, pair.combine_name)
+        held = all(name in self.library and list(self.library[name].manifest.arguments) == wanted for name in names)
+        return names if held else ()
 
     def _served(self, problem: Problem) -> str:
         name = problem.function_name

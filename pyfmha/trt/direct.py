@@ -93,7 +93,10 @@ class DirectSession:
 
     @property
     def algorithm(self) -> str:
-        """The names of the variants that may run, one for aligned pointers and the generic one."""
+        """The names of the variants that may run, one for aligned pointers and the generic one.
+
+        Shapes that are decoded run others, see :class:`pyfmha.trt.plugin.PluginBehaviour`.
+        """
         return str(self.plugin.tactic.name)
 
     def set_tactic(self, tactic: int) -> None:
@@ -125,6 +128,7 @@ class DirectSession:
             if self._workspace is not None:
                 self._open().synchronize()  # a launch on any stream may still be writing to it
                 self._workspace.free()
+                self._workspace = None  # not to be used, should there be no memory for the next
             self._workspace = DeviceArray((needed,), np.uint8)
         self.workspace_bytes = needed
         self._prepared = shapes

@@ -37,10 +37,16 @@ NEWER = {
 ATTRIBUTES = {**EARLIER, **NEWER}
 """Creation attributes and their types, as ``creator.field_names`` lists them: all that TensorRT's ONNX parser reads."""
 
-STORED = {"pyfmha_schema": "INT32", "pyfmha_prototype": "CHAR", "pyfmha_algorithms": "CHAR"}
-"""What an engine stores besides, to know a library that it cannot use."""
+STORED = {
+    "pyfmha_schema": "INT32",
+    "pyfmha_prototype": "CHAR",
+    "pyfmha_algorithms": "CHAR",
+    "pyfmha_decode": "INT32",
+}
+"""What an engine stores besides, to know a library that it cannot use. The last is missing in an engine without room
+for decoding, so that earlier versions of this package still load it, and this one loads theirs."""
 
-OPTIONAL = {"causal", *NEWER}
+OPTIONAL = {"causal", *NEWER, "pyfmha_decode"}
 _FLAGS = ("bottom_right", "return_lse", "q_lengths", "kv_lengths", "cu_seqlens")
 _NUMPY = {"INT32": np.int32, "FLOAT32": np.float32, "CHAR": np.int8}
 
@@ -53,17 +59,21 @@ class Stored:
         schema: the manifest's schema version.
         prototype: the C function with its arguments.
         algorithms: the names of its algorithms, see :class:`pyfmha.trt.tactics.Tactic`.
+        decode: :data:`pyfmha.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that TensorRT was
+            asked for their workspace; else 0. Without, the workspace's address belongs to somebody else, and need not
+            be null: only what is stored tells whether it may be written to.
     """
 
     schema: int
     prototype: str
     algorithms: tuple[str, ...]
+    decode: int = 0
 
     @classmethod
-    def of(cls, function: Function) -> "Stored":
+    def of(cls, function: Function, decode: int = 0) -> "Stored":
         """The entry for a function of the library in use."""
         algorithms = tuple("+".join(variant.name for variant in algorithm) for algorithm in function.algorithms)
-        return cls(SCHEMA, prototype(function), algorithms)
+        return cls(SCHEMA, prototype(function), algorithms, decode)
 
     def check(self, function: Function) -> None:
         """Compare with the library in use.
@@ -167,7 +177,7 @@ def _features(values: dict[str, Any], causal: int) -> Features:
 
 def _stored(values: dict[str, Any]) -> Stored:
     algorithms = tuple(name for name in values["pyfmha_algorithms"].split(";") if name)
-    return Stored(values["pyfmha_schema"], values["pyfmha_prototype"], algorithms)
+    return Stored(values["pyfmha_schema"], values["pyfmha_prototype"], algorithms, values.get("pyfmha_decode", 0))
 
 
 class FieldCollection:
@@ -209,4 +219,6 @@ def stored_fields(trt: Any, problem: Problem, stored: Stored) -> FieldCollection
         "pyfmha_prototype": stored.prototype,
         "pyfmha_algorithms": ";".join(stored.algorithms),
     }
+    if stored.decode:
+        extra["pyfmha_decode"] = stored.decode
     return FieldCollection(trt, {**problem.attributes(), **extra})

@@ -1,12 +1,14 @@
 """From a problem and the shapes of its tensors to a launch: which addresses, in which order, and every other argument.
 
 This is all that the plugin knows of the kernels' arguments. A kernel that needs workspace says here how much, and
-where in it each of its parts begins.
+where in it each of its parts begins. Where few queries see many keys there are two launches of the same arguments: the
+pair of :mod:`pyfmha.decode` in the place of ``fmha_fwd_*``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pyfmha.decode import LEAST_KEYS, MOST_QUERIES, Decode, decoding_for, most_workspace_bytes
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.forward import Call, strides
 from pyfmha.trt.problem import Problem
@@ -36,7 +38,7 @@ NULL = Pointer("null")
 
 @dataclass(frozen=True)
 class Plan:
-    """One launch, but for its addresses.
+    """One launch, or the two of decoding, but for the addresses.
 
     Attributes:
         pointers: the C function's pointers, which are its first arguments.
@@ -44,6 +46,7 @@ class Plan:
         num_inputs, num_outputs: how many addresses TensorRT gives.
         workspace_bytes: how much workspace it needs.
         sizes: what the shape is, for messages.
+        split: whether it is the two of decoding, see :func:`pair_of`.
     """
 
     pointers: tuple[Pointer, ...]
@@ -52,15 +55,19 @@ class Plan:
     num_outputs: int
     workspace_bytes: int
     sizes: str
+    split: bool = False
 
 
-def plan_of(problem: Problem, forms: Forms, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Plan:
+def plan_of(
+    problem: Problem, forms: Forms, inputs: Sequence[Shape], outputs: Sequence[Shape], *, may_split: bool = False
+) -> Plan:
     """The launch for some shapes.
 
     Args:
         problem: what the plugin serves.
         forms: of its tensors, by :func:`pyfmha.trt.shapes.forms_of` for the rank of the first input.
         inputs, outputs: their shapes.
+        may_split: whether the pair of :func:`pair_of` is there, and room for what it writes.
 
     Raises:
         PluginError: the shapes are not those of the forms, or too large.
@@ -69,7 +76,7 @@ def plan_of(problem: Problem, forms: Forms, inputs: Sequence[Shape], outputs: Se
     if problem.features is None:
         return _first(problem, found["batch"], found["seq"])
     try:
-        return _forward(problem, forms, found)
+        return _forward(problem, forms, found, may_split)
     except SpecError as error:
         raise PluginError(str(error)) from None
 
@@ -99,7 +106,7 @@ def _first(problem: Problem, batch: int, seq: int) -> Plan:
 # ---------------------------------------------------------------- fmha_fwd_*
 
 
-def _forward(problem: Problem, forms: Forms, found: Mapping[str, int]) -> Plan:
+def _forward(problem: Problem, forms: Forms, found: Mapping[str, int], may_split: bool) -> Plan:
     features = problem.features
     assert features is not None
     rows, columns = (_first_of(found, names) for names in (("Sq", "Q tokens"), ("Skv", "KV tokens")))
@@ -123,13 +130,20 @@ def _forward(problem: Problem, forms: Forms, found: Mapping[str, int]) -> Plan:
         bottom_right=features.bottom_right,
         ragged=features.cu_seqlens,
     )
+    pointers = _forward_pointers(problem, forms)
+    sizes = f"batch {batch}, Sq {rows}, Skv {columns}" + (" in all" if features.cu_seqlens else "")
+    counts = len(forms.inputs), len(forms.outputs)
+    decoding = decoding_for(call) if may_split else None
+    if decoding is None:
+        return Plan(pointers, call.scalars(), *counts, workspace_bytes=0, sizes=sizes)
+    statistics = -(-decoding.partial_bytes // _ALIGNMENT) * _ALIGNMENT
     return Plan(
-        pointers=_forward_pointers(problem, forms),
-        scalars=call.scalars(),
-        num_inputs=len(forms.inputs),
-        num_outputs=len(forms.outputs),
-        workspace_bytes=0,
-        sizes=f"batch {batch}, Sq {rows}, Skv {columns}" + (" in all" if features.cu_seqlens else ""),
+        (*pointers[:-2], Pointer("workspace"), Pointer("workspace", offset=statistics)),
+        decoding.scalars(),
+        *counts,
+        workspace_bytes=statistics + decoding.statistics_bytes,
+        sizes=f"{sizes} in {decoding.splits} parts",
+        split=True,
     )
 
 
@@ -163,3 +177,49 @@ def _forward_pointers(problem: Problem, forms: Forms) -> tuple[Pointer, ...]:
         at["V"] = Pointer("input", 0, (problem.num_heads + problem.kv_heads) * head)
     order = ("Out", "Lse", "Q", "K", "V", "q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_kv")
     return tuple(at.get(name, NULL) for name in order)
+
+
+# ---------------------------------------------------------------- fmha_split_*, fmha_combine_*
+
+
+def pair_of(problem: Problem) -> Decode | None:
+    """The functions of decoding for a problem; None where no shape that it can have is decoded.
+
+    A ragged batch is not, nor are queries that are as many as the keys, as those of a packed tensor.
+    """
+    features = problem.features
+    if features is None or features.cu_seqlens or features.layout == "packed" or _most_rows(problem) < 1:
+        return None
+    return Decode(problem.dtype, problem.head_size)
+
+
+def split_workspace_bytes(
+    problem: Problem, forms: Forms, smallest: Sequence[Shape], largest: Sequence[Shape], num_inputs: int
+) -> int:
+    """Bytes of workspace that suffice for every shape between two, where :func:`pair_of` answers; 0 if none is split.
+
+    It is not what the largest shape needs: fewer queries than the most are split where the most are not, and into more
+    parts.
+
+    Args:
+        problem: what the plugin serves.
+        forms: of its tensors.
+        smallest: the lower bounds of all tensors' sizes; one that is not known is -1.
+        largest: the upper bounds.
+        num_inputs: how many of the tensors are inputs.
+
+    Raises:
+        PluginError: the largest are not those of the forms.
+    """
+    found = measure(forms, largest[:num_inputs], largest[num_inputs:])
+    names = [name for name, _ in forms.inputs[0].axes]
+    fewest = max(smallest[0][names.index("Sq")], 1) if len(smallest[0]) == len(names) else 1
+    most = min(found["Sq"], _most_rows(problem))
+    if fewest > most or found["Skv"] < LEAST_KEYS or not found["batch"]:
+        return 0
+    return most_workspace_bytes(found["batch"], problem.num_heads, most, problem.head_size)
+
+
+def _most_rows(problem: Problem) -> int:
+    """Up to how many queries a sequence is decoded: all of those that share a key head count."""
+    return MOST_QUERIES // (problem.num_heads // problem.kv_heads)

@@ -19,7 +19,7 @@ from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
 from pyfmha.trt.launch import Enqueue, Hold, bind, release_when_collected
-from pyfmha.trt.plan import Plan, plan_of
+from pyfmha.trt.plan import Plan, plan_of, split_workspace_bytes
 from pyfmha.trt.problem import Problem
 from pyfmha.trt.shapes import (
     Forms,
@@ -31,6 +31,7 @@ from pyfmha.trt.shapes import (
     largest,
     output_expressions,
     sizes,
+    smallest,
 )
 from pyfmha.trt.tactics import Tactic, choose
 
@@ -49,6 +50,7 @@ class Origin:
         library: with which code.
         stored: what its engine stores: of this library where it was built, of an earlier one where it was loaded.
         tactics: the function's algorithms.
+        pair: names of the functions that decode: in the library, and with room in the engine; or none.
         layer: the name that TensorRT gave it.
         namespace: that of its creator.
     """
@@ -57,6 +59,7 @@ class Origin:
     library: Library
     stored: Stored
     tactics: tuple[Tactic, ...]
+    pair: tuple[str, ...]
     layer: str
     namespace: str
 
@@ -66,7 +69,9 @@ class PluginBehaviour:
 
     Attributes:
         origin: what it is made of.
-        tactic: the algorithm to launch; the first, until TensorRT chooses.
+        tactic: the algorithm to launch; the first, until TensorRT chooses. Shapes that are decoded run the same pair of
+            functions whatever it is: TensorRT measures tactics at one shape of a profile, and how to split the keys
+            follows from the shape at hand, without a choice.
     """
 
     trt: ClassVar[Any]
@@ -83,6 +88,7 @@ class PluginBehaviour:
             base.__init__(self)
         self.origin = origin
         self._function = origin.library[origin.problem.function_name]
+        self._pair = [origin.library[name] for name in origin.pair]
         self._tactics = origin.tactics
         self._stored_fields: FieldCollection | None = None
         self.tactic: Tactic = self._tactics[0]
@@ -101,7 +107,8 @@ class PluginBehaviour:
     def _timing_cache_id(self) -> str:
         attributes = self.origin.problem.attributes().items()
         listed = " ".join(f"{name}={v.hex() if isinstance(v, float) else v}" for name, v in attributes)
-        return f"{NAME} {VERSION} {listed} build={self.origin.library.manifest.build_id}"
+        decode = f" decode={self.origin.stored.decode}" if self.origin.pair else ""
+        return f"{NAME} {VERSION} {listed} build={self.origin.library.manifest.build_id}{decode}"
 
     def describe(self) -> str:
         """Who it is, for messages: name, layer, what it serves, and the shape last prepared."""
@@ -179,13 +186,14 @@ class PluginBehaviour:
         return served
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        """Bytes of workspace for the largest shape.
+        """Bytes of workspace for the largest shape, and for every other of the profile that is decoded.
 
         An exception here would be taken for 0 bytes, and the kernel would write into somebody else's memory. So a
         failure is answered with more than there is, remembered, and raised where exceptions count.
         """
         try:
-            return self._largest(inputs, outputs).workspace_bytes
+            needed = self._largest(inputs, outputs).workspace_bytes
+            return max(needed, self._split_bytes([*inputs, *outputs])) if self._pair else needed
         except Exception as error:
             self._workspace_failure = report("get_workspace_size", self.describe(), error)
             return IMPOSSIBLE_BYTES
@@ -272,7 +280,7 @@ class PluginBehaviour:
     def _hold_code(self) -> None:
         if self._hold is not None and self._hold.context.is_current():
             return
-        hold = Hold(self._function)
+        hold = Hold([self._function, *self._pair])
         earlier, self._hold = self._hold, hold
         release_when_collected(self, hold)
         if earlier is not None:
@@ -280,7 +288,10 @@ class PluginBehaviour:
 
     def _prepare(self) -> None:
         assert self._plan is not None
-        self._arm(bind(self._function, self._plan, self.tactic.algo_id, weakref.WeakMethod(self._enqueue_failed)))
+        steps = [(self._function, self.tactic.algo_id)]
+        if self._plan.split:
+            steps = [(function, 0) for function in self._pair]
+        self._arm(bind(steps, self._plan, weakref.WeakMethod(self._enqueue_failed)))
 
     def _arm(self, launch: Enqueue | None) -> None:
         self._launch = launch
@@ -299,7 +310,13 @@ class PluginBehaviour:
     def _planned(self, shapes: Sequence[Shape]) -> Plan:
         """The launch for the shapes of all tensors."""
         count = len(self._forms.inputs)
-        return plan_of(self.origin.problem, self._forms_for(shapes), shapes[:count], shapes[count:])
+        forms = self._forms_for(shapes)
+        return plan_of(self.origin.problem, forms, shapes[:count], shapes[count:], may_split=bool(self._pair))
+
+    def _split_bytes(self, descs: Sequence[Any]) -> int:
+        """What the shapes of a profile that are decoded need at the most."""
+        bounds = list(map(smallest, descs)), list(map(largest, descs))
+        return split_workspace_bytes(self.origin.problem, self._forms, *bounds, len(self._forms.inputs))
 
     def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Plan:
         """The launch for the largest shapes that are asked for."""

@@ -23,6 +23,7 @@ LAYOUTS = ("bhsd", "bshd", "packed")
 
 _TYPE_IDS = {dtype: number for number, dtype in DATA_TYPES.items()}
 _INT32_MAX = (1 << 31) - 1
+_SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class Features:
         for name, size in zip(("window_left", "window_right"), self.window, strict=True):
             if not -1 <= size <= _INT32_MAX:
                 raise PluginError(f"{name} is {size}; give 0 or more keys, or -1 for no limit")
-        if not (math.isfinite(self.softcap) and self.softcap >= 0):
-            raise PluginError(f"softcap is {self.softcap}; give a finite number above 0, or 0 for none")
+        # Below, it would be 0 as a float32, or to a kernel that flushes such numbers to 0: no soft cap, without a word.
+        if self.softcap != 0 and not _SMALLEST <= self.softcap < math.inf:
+            raise PluginError(
+                f"softcap is {self.softcap}; give a finite number above 0, or 0 for none (as a float32, so"
+                f" {_SMALLEST:.1e} at the least)"
+            )
         if self.cu_seqlens and (self.q_lengths or self.kv_lengths):
             raise PluginError(
                 "cu_seqlens excludes q_lengths and kv_lengths: cumulative lengths are for sequences without padding,"

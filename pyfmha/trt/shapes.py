@@ -213,6 +213,14 @@ def largest(desc: Any) -> Shape:
     return tuple(map(max, own, bounds)) if len(own) == len(bounds) else bounds or own
 
 
+def smallest(desc: Any) -> Shape:
+    """The lower bounds of a ``DynamicPluginTensorDesc``, -1 where one is not known."""
+    own, bounds = sizes(desc.desc.dims), sizes(desc.min)
+    if len(own) != len(bounds):
+        return own or bounds
+    return tuple(bound if size < 0 else min(size, bound) for size, bound in zip(own, bounds, strict=True))
+
+
 def measure(forms: Forms, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Mapping[str, int]:
     """The sizes of all axes by name.
 

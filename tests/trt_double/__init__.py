@@ -26,6 +26,7 @@ class Tensor:
     type: int = HALF
     format: int = LINEAR
     largest: tuple[int, ...] | None = None
+    smallest: tuple[int, ...] | None = None  # the largest, if not given
 
 
 @dataclass(frozen=True)

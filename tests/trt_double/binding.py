@@ -336,6 +336,8 @@ class DoubleCalls:
             dynamic = self.trt.DynamicPluginTensorDesc()
             dynamic.desc = self._desc(tensor)
             dynamic.min = dynamic.opt = dynamic.max = self.trt.Dims(tensor.largest or tensor.shape)
+            if tensor.smallest is not None:
+                dynamic.min = self.trt.Dims(tensor.smallest)
             made.append(dynamic)
         return made
 

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from pyfmha.runtime.library import Library
-from trt_double.scene import BINDINGS, Scene, build_forward_library, build_library, open_binding
+from trt_double.scene import (
+    BINDINGS,
+    Scene,
+    build_decode_library,
+    build_forward_library,
+    build_library,
+    open_binding,
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +41,20 @@ def forward_library_path(attention_library_path: Path, tmp_path_factory: pytest.
 def forward_library(forward_library_path: Path, tmp_path: Path) -> Library:
     """It, in a fresh state."""
     return Library(shutil.copy(forward_library_path, tmp_path / "libforward.so"))
+
+
+@pytest.fixture(scope="session")
+def decode_library_path(forward_library_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small library of stand-ins for ``fmha_fwd_*``, ``fmha_split_*`` and ``fmha_combine_*``, for sm_90."""
+    folder = tmp_path_factory.mktemp("decode_library")
+    shutil.copytree(forward_library_path.parent / "cache", folder / "cache")
+    return build_decode_library(folder)
+
+
+@pytest.fixture
+def decode_library(decode_library_path: Path, tmp_path: Path) -> Library:
+    """It, in a fresh state."""
+    return Library(shutil.copy(decode_library_path, tmp_path / "libdecode.so"))
 
 
 @pytest.fixture(params=BINDINGS)

@@ -1,4 +1,5 @@
-"""A kernel with the prototype of ``fmha_fwd_*`` that compiles in no time: what it computes is not looked at."""
+"""Kernels with the prototypes of ``fmha_fwd_*``, ``fmha_split_*`` and ``fmha_combine_*`` that compile in no time: what
+they compute is not looked at."""
 
 import triton
 import triton.language as tl
@@ -45,3 +46,46 @@ def forward(
     # Nobody runs it. Without a mask the code differs with what is promised of the pointers, as the real one does.
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE))
+
+
+@triton.jit
+def decode(
+    Out,
+    Lse,
+    Q,
+    K,
+    V,
+    q_lengths,
+    kv_lengths,
+    Partial,
+    Statistics,
+    sm_scale,
+    softcap,
+    batch_size,
+    num_heads,
+    num_kv_heads,
+    q_len,
+    kv_len,
+    head_size,
+    q_stride_b,
+    q_stride_h,
+    q_stride_s,
+    k_stride_b,
+    k_stride_h,
+    k_stride_s,
+    v_stride_b,
+    v_stride_h,
+    v_stride_s,
+    out_stride_b,
+    out_stride_h,
+    out_stride_s,
+    window_left,
+    window_right,
+    bottom_right,
+    splits,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE + 1000 * (1 + LAST)))

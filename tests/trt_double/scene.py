@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha import decode
 from pyfmha.aot import build
 from pyfmha.arch import parse_archs
 from pyfmha.attention import Attention
+from pyfmha.decode import Decode
 from pyfmha.forward import ARGUMENTS, Forward
 from pyfmha.runtime.library import Library
 from pyfmha.spec import Argument, KernelSpec
@@ -46,6 +48,40 @@ def build_library(folder: Path) -> Path:
 
 FORWARDS = (*(Forward(dtype, SIZE) for dtype in ("fp16", "bf16", "fp32")), Forward("fp16", 128))
 FORWARD_KERNEL = Path(__file__).with_name("forward_kernel.py")
+
+
+DECODES = (Decode("fp16", SIZE), Decode("fp16", 128))
+
+
+def _pair_standins(pair: Decode) -> list[KernelSpec]:
+    """The split with hints and without, and what combines."""
+    arguments = tuple(Argument(name, kind.replace("T", pair.dtype)) for name, kind in decode.ARGUMENTS)
+    hinted = tuple(Argument(a.name, a.type, 16 if a.name in ("Out", "Q", "K", "V") else None) for a in arguments)
+    split = KernelSpec(
+        source=FORWARD_KERNEL,
+        kernel="decode",
+        name=pair.split_name,
+        arguments=hinted,
+        constants=(("HEAD_SIZE", pair.padded), ("BLOCK", 128), ("LAST", 0)),
+        grid="splits * cdiv(q_len * (num_heads / num_kv_heads), 16), batch_size * num_kv_heads, 1",
+        num_warps=1,
+        num_stages=1,
+        algorithm_name="default",
+    )
+    constants = (("HEAD_SIZE", pair.padded), ("BLOCK", 128), ("LAST", 1))
+    grid = "batch_size * num_heads * q_len"
+    combine = replace(split, name=pair.combine_name, arguments=arguments, constants=constants, grid=grid)
+    return [split, split.generic(), combine]
+
+
+def build_decode_library(folder: Path) -> Path:
+    """Stand-ins for ``fmha_fwd_*`` of two head sizes, of whose first there are two algorithms, and for decoding."""
+    first = [_standin(FORWARDS[0], block) for block in (256, 512)]  # as in the library without decoding
+    wanted = [variant for spec in first for variant in (spec, spec.generic())]
+    wanted.append(_standin(FORWARDS[-1], 256).generic())
+    for pair in DECODES:
+        wanted += _pair_standins(pair)
+    return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
 
 
 def _standin(member: Forward, block: int) -> KernelSpec:

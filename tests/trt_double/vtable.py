@@ -109,9 +109,11 @@ def _descs(tensors: Sequence[Tensor]) -> Any:
 
 
 def _dynamic(tensors: Sequence[Tensor]) -> Any:
-    bounds = [_dims(tensor.largest or tensor.shape) for tensor in tensors]
-    pairs = zip(tensors, bounds, strict=True)
-    return (_DynamicDesc * len(tensors))(*(_DynamicDesc(_desc(tensor), dims, dims, dims) for tensor, dims in pairs))
+    made = []
+    for tensor in tensors:
+        most = tensor.largest or tensor.shape
+        made.append(_DynamicDesc(_desc(tensor), _dims(tensor.smallest or most), _dims(most), _dims(most)))
+    return (_DynamicDesc * len(tensors))(*made)
 
 
 class _Expressions:

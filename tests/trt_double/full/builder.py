@@ -180,7 +180,10 @@ class Builder:
                 which: [*found, *(list(axes_shape(axes, found)) for axes in layer.op.params["axes"])]
                 for which, found in {**shapes, "own": own}.items()
             }
-            wide = [Tensor(tuple(s), k, 0, tuple(m)) for s, k, m in zip(every["own"], kinds, every["max"], strict=True)]
+            wide = [
+                Tensor(tuple(own), kind, 0, tuple(most), tuple(least))
+                for own, kind, most, least in zip(every["own"], kinds, every["max"], every["min"], strict=True)
+            ]
             opt = [Tensor(tuple(s), k) for s, k in zip(every["opt"], kinds, strict=True)]
             if not all(calls.supports(plugin, position, wide) for position in range(len(wide))):
                 raise lost

@@ -22,6 +22,7 @@ from fake_cuda import FakeCuda, Launch
 
 from pyfmha.attention import Attention
 from pyfmha.bfloat16 import STORAGE
+from pyfmha.decode import Decode
 from pyfmha.forward import ARGUMENTS, Forward
 from pyfmha.reference import attend
 from pyfmha.run import attention_on_cpu, to_float, to_storage
@@ -44,7 +45,8 @@ class Fault(Exception):
 class Kernel:
     """What a piece of machine code is, by its library's manifest."""
 
-    member: Attention | Forward
+    member: Attention | Forward | Decode
+    combines: bool = False  # the second of decoding's two
 
 
 def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tuple[Any, Any, Any]:
@@ -59,26 +61,81 @@ def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tu
     return np.einsum("bhqk,bhkd->bhqd", weights, v) / row_sum[..., None], row_sum, row_max
 
 
+def _given(launch: Launch) -> dict[str, Any]:
+    """The arguments by name, see :data:`pyfmha.forward.ARGUMENTS`."""
+    kinds = "QQQQQQQQQffiiiiiiqqqqqqqqqqqqiiii"
+    values = [struct.unpack(f"<{kind}", raw[: struct.calcsize(kind)])[0] for kind, raw in zip(kinds, launch.params)]  # noqa: B905
+    return dict(zip((name for name, _ in ARGUMENTS), values, strict=True))
+
+
+def _workspace(memory: Callable[..., Any], given: dict[str, Any], padded: int) -> tuple[Any, Any]:
+    """Partial [splits, queries, padded head size] and Statistics [2 * splits + 1, queries] of decoding."""
+    splits, queries = given["ragged"], given["batch_size"] * given["num_heads"] * given["q_len"]
+    partial = memory(given["cu_seqlens_q"], (splits, queries, padded), np.float32)
+    return partial, memory(given["cu_seqlens_kv"], (2 * splits + 1, queries), np.float32)
+
+
+def emulated_split(memory: Callable[..., Any], launch: Launch, member: Decode) -> None:
+    """What ``fmha_split_*`` writes, but that every part has an equal share of the result."""
+    given = _given(launch)
+    partial, statistics = _workspace(memory, given, member.padded)
+    splits, size = given["ragged"], given["head_size"]
+    given |= {"cu_seqlens_q": 0, "cu_seqlens_kv": 0, "ragged": 0}
+    _, exact, lse = _computed(memory, given, member.dtype)
+    flat = exact.reshape(-1, size)
+    empty = np.isneginf(lse.reshape(-1))
+    partial[:, :, size:] = np.nan  # not to be read
+    partial[:, :, :size] = flat / splits
+    statistics[:splits] = np.where(empty, -1e30, lse.reshape(-1))
+    statistics[splits:-1] = np.where(empty, 0, 1 / splits)
+    statistics[-1] = 1.0
+
+
+def emulated_combine(memory: Callable[..., Any], launch: Launch, member: Decode) -> None:
+    """What ``fmha_combine_*`` makes of what :func:`emulated_split` writes, and of nothing else."""
+    given = _given(launch)
+    partial, statistics = _workspace(memory, given, member.padded)
+    splits, size = given["ragged"], given["head_size"]
+    given["ragged"] = 0  # where the number of parts was
+    shape = given["batch_size"], given["num_heads"], given["q_len"]
+    out = _tensor(memory, given, "Out", given["num_heads"], given["q_len"], member.dtype)
+    out[...] = to_storage(partial[:, :, :size].sum(0).reshape(*shape, size), member.dtype)
+    if given["Lse"]:
+        held = statistics[splits:-1].sum(0)
+        lse = np.where(held > 0, statistics[:splits].max(0), -np.inf)
+        memory(given["Lse"], shape, np.float32)[...] = lse.reshape(shape)
+
+
 def emulated_forward(memory: Callable[..., Any], launch: Launch, dtype: str) -> None:
     """What ``fmha_fwd_*`` writes, by the reference, from the very arguments that reached the driver.
 
     Args:
         memory: gives the array at an address.
-        launch: with the kernel's parameters, see :data:`pyfmha.forward.ARGUMENTS`.
+        launch: with the kernel's parameters.
         dtype: of Q, K, V and Out.
     """
-    kinds = "QQQQQQQQQffiiiiiiqqqqqqqqqqqqiiii"
-    values = [struct.unpack(f"<{kind}", raw[: struct.calcsize(kind)])[0] for kind, raw in zip(kinds, launch.params)]  # noqa: B905
-    given = dict(zip((name for name, _ in ARGUMENTS), values, strict=True))
-    batch, ragged, size = given["batch_size"], given["ragged"], given["head_size"]
+    given = _given(launch)
+    out, exact, lse = _computed(memory, given, dtype)
+    out[...] = to_storage(exact.transpose(1, 0, 2)[None] if given["ragged"] else exact, dtype)
+    if given["Lse"]:
+        memory(given["Lse"], lse.shape, np.float32)[...] = lse
+
+
+def _tensor(memory: Callable[..., Any], given: dict[str, Any], name: str, heads: int, rows: int, dtype: str) -> Any:
+    """[batch, heads, rows, head size] through the strides; one batch where it is ragged."""
+    steps = [given[f"{name.lower()}_stride_{axis}"] for axis in "bhs"]
+    shape = (1 if given["ragged"] else given["batch_size"], heads, rows, given["head_size"])
+    last = sum((n - 1) * step for n, step in zip(shape, [*steps, 1], strict=True)) if all(shape) else -1
+    flat = memory(given[name], (last + 1,), STORAGE[dtype])
+    return np.lib.stride_tricks.as_strided(flat, shape, [flat.itemsize * step for step in (*steps, 1)])
+
+
+def _computed(memory: Callable[..., Any], given: dict[str, Any], dtype: str) -> tuple[Any, Any, Any]:
+    """Out's memory, and what Out and Lse should be."""
+    batch, ragged = given["batch_size"], given["ragged"]
 
     def tensor(name: str, heads: int, rows: int) -> Any:
-        """[batch, heads, rows, head size] through the strides; one batch where it is ragged."""
-        steps = [given[f"{name.lower()}_stride_{axis}"] for axis in "bhs"]
-        shape = (1 if ragged else batch, heads, rows, size)
-        last = sum((n - 1) * step for n, step in zip(shape, [*steps, 1], strict=True)) if all(shape) else -1
-        flat = memory(given[name], (last + 1,), STORAGE[dtype])
-        return np.lib.stride_tricks.as_strided(flat, shape, [flat.itemsize * step for step in (*steps, 1)])
+        return _tensor(memory, given, name, heads, rows, dtype)
 
     heads, kv_heads = given["num_heads"], given["num_kv_heads"]
     q = tensor("Q", heads, given["q_len"])
@@ -96,9 +153,7 @@ def emulated_forward(memory: Callable[..., Any], launch: Launch, dtype: str) -> 
         *numbers, sm_scale=given["sm_scale"], softcap=given["softcap"], window_left=given["window_left"],
         window_right=given["window_right"], bottom_right=bool(given["bottom_right"]), **lengths,
     )  # fmt: skip
-    out[...] = to_storage(exact.transpose(1, 0, 2)[None] if ragged else exact, dtype)
-    if given["Lse"]:
-        memory(given["Lse"], lse.shape, np.float32)[...] = lse
+    return out, exact, lse
 
 
 class Gpu:
@@ -208,24 +263,31 @@ class Gpu:
     def learn(self, manifest: Path) -> None:
         """Read which machine code of a library is which attention."""
         for function in json.loads(manifest.read_text())["functions"]:
-            found = re.fullmatch(r"fmha_(fwd_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"])
+            found = re.fullmatch(
+                r"fmha_(fwd_|split_|combine_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"]
+            )
             if found is None:
                 continue
+            kinds = {"fwd_": Forward, "split_": Decode, "combine_": Decode}
             member = (
-                Forward(found[3], int(found[2]))
+                kinds[found[1]](found[3], int(found[2]))
                 if found[1]
                 else Attention(found[3], int(found[2]), not found[5], "tf32" if found[4] else "tf32x3")
             )
             for algorithm in function["algorithms"]:
                 for variant in algorithm:
                     for image in variant["images"]:
-                        self._kernels[image["sha256"]] = Kernel(member)
+                        self._kernels[image["sha256"]] = Kernel(member, found[1] == "combine_")
 
     def _run_kernel(self, launch: Launch) -> float:
         if launch.image_sha256 not in self._kernels:
             library = Path(os.environ.get("PYFMHA_LIBRARY", "aot_out/libpyfmha.so"))
             self.learn(library.with_name("manifest.json"))
-        member = self._kernels[launch.image_sha256].member
+        known = self._kernels[launch.image_sha256]
+        member = known.member
+        if isinstance(member, Decode):
+            (emulated_combine if known.combines else emulated_split)(self.array, launch, member)
+            return KERNEL_MS
         if isinstance(member, Forward):
             emulated_forward(self.array, launch, member.dtype)
             return KERNEL_MS

@@ -156,7 +156,7 @@ def test_a_configuration_out_of_range_is_refused(values: dict[str, Any], text: s
 
 
 def test_a_head_size_without_kernels_is_refused_with_those_there_are(trt11: Any, gpu: Gpu) -> None:
-    with pytest.raises(PyfmhaError, match="does not hold fmha_fwd_d64_fp16.*pyfmha build --dtype fp16 --head-size 64"):
+    with pytest.raises(PyfmhaError, match=r"does not hold fmha_fwd_d64_fp16.*pyfmha build --dtype fp16 --head-size 64"):
         build_engine(EngineConfig(2, 48, 1, 8), trt_module=trt11)
     assert gpu.live() == NOTHING
 

@@ -12,8 +12,9 @@ from helpers import STRICT, gcc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyfmha.aot.emit_c import TEMPLATES, c_string
+from pyfmha.aot.emit_c import TEMPLATES, c_string, emit_library
 from pyfmha.aot.link_so import link
+from pyfmha.spec import Argument, KernelSpec
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,21 @@ class TestItCompiles:
             done = gcc(*STRICT, "-D_GNU_SOURCE", "-isystem", cuda, "-include", "cuda.h", "-fsyntax-only", source)
 
             assert (done.returncode, done.stderr) == (0, "")
+
+    def test_whatever_its_arguments_and_functions_are_called(self, tmp_path: Path) -> None:
+        """Names that end as those of the library's own tables, which they must not hide."""
+        tables = ("function", "kernels", "ends")
+        arguments = tuple(Argument(name, "i32") for name in ("n", *(f"f_{table}" for table in tables)))
+        functions = {
+            name: [[KernelSpec(Path("kernel.py"), "kernel", name, arguments, (), "n")]]
+            for name in ("f", "g", *(f"g_{table}" for table in tables))
+        }
+        for name, text in emit_library(functions, "named").items():
+            (tmp_path / name).write_text(text)
+
+        done = gcc(*STRICT, "-fsyntax-only", tmp_path / "named.c")
+
+        assert (done.returncode, done.stderr) == (0, "")
 
     @pytest.mark.parametrize("prefix", ["", "#include <cuda.h>\n"])
     def test_its_header_serves_cpp(self, sources: Path, tmp_path: Path, prefix: str) -> None:

@@ -187,6 +187,26 @@ class TestWhatGoesTogether:
             for given in ([last, *order], [*order, last], [order[0], last, *order[1:]]):
                 assert group(given) == {"add": [[*order, last]]}
 
+    def test_more_hints_are_tried_before_those_that_would_hide_them(self, headers: list[Path]) -> None:
+        """In whatever order a glob gives them; others stay in the order given."""
+        hinted, generic = headers
+        spec = read_handover(hinted).spec
+
+        def with_hints(header: Path, *hints: int | None, **changes: object) -> Handover:
+            arguments = (replace(argument, hint=hint) for argument, hint in zip(spec.arguments, hints, strict=True))
+            return self.named(header, arguments=tuple(arguments), **changes)
+
+        none = with_hints(generic, None, None, None, None)
+        eight, sixteen = (with_hints(hinted, 16, None, None, hint) for hint in (8, 16))
+        pointer, other = with_hints(hinted, 16, None, None, None), with_hints(hinted, None, 16, None, 1)
+        for order in itertools.permutations([none, pointer, eight, sixteen, other]):
+            ((found,),) = group(order).values()
+            assert [v for v in found if v is not other] == [sixteen, eight, pointer, none]
+        assert group([other, pointer, none]) == {"add": [[other, pointer, none]]}
+        assert group([pointer, other, none]) == {"add": [[pointer, other, none]]}
+        special = with_hints(hinted, 16, None, None, 16, requires=("n >= 64",))
+        assert group([pointer, special, none]) == {"add": [[pointer, special, none]]}
+
     def test_an_algorithm_cannot_end_for_some_devices_only(self, headers: list[Path]) -> None:
         hinted, generic = headers
         some, every = self.named(generic, archs=("sm_90",)), self.named(hinted)

@@ -91,7 +91,8 @@ def prepare_library(
 def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
     """Functions by name; of each its algorithms in order of first appearance; of each its variants, as tried.
 
-    That is the order given, but those that serve every call come last.
+    That is the order given, but those that serve every call come last, and of those that differ in hints alone none
+    comes after one that would serve all its calls: globs on a command line give them in any order.
 
     Raises:
         SpecError: two variants cannot share a function, or function names clash.
@@ -123,7 +124,10 @@ def _served(spec: KernelSpec) -> object:
 
 def _as_tried(variants: Sequence[Handover]) -> list[Handover]:
     """The variants of one algorithm in the order in which the dispatcher tries them."""
-    ordered = sorted(variants, key=lambda v: v.spec.unconditional)
+    ordered: list[Handover] = []
+    for variant in sorted(variants, key=lambda v: v.spec.unconditional):
+        hiding = (index for index, other in enumerate(ordered) if _hides(other.spec, variant.spec))
+        ordered.insert(next(hiding, len(ordered)), variant)
     last = ordered[-1].spec
     needed = [v.spec.variant for v in ordered if not v.spec.optional]
     if needed and last.optional:
@@ -132,6 +136,13 @@ def _as_tried(variants: Sequence[Handover]) -> list[Handover]:
             f" {needed[-1]} before it is for all; give that one last"
         )
     return ordered
+
+
+def _hides(one: KernelSpec, other: KernelSpec) -> bool:
+    """Whether a variant serves all calls of another that has the same conditions and more hints."""
+    alike = _served(one.generic()) == _served(other.generic())
+    hints = ((a.hint, b.hint) for a, b in zip(one.arguments, other.arguments, strict=True))
+    return alike and all(a in (None, b) or (a, b) == (8, 16) for a, b in hints)
 
 
 def _check_same_function(one: Handover, other: Handover) -> None:

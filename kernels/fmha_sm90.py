@@ -72,6 +72,17 @@ def _pass_turn(x, consumer: gl.constexpr):
 
 
 @gluon.jit
+def _hold(x):
+    """Returns x, of at least 0 or NaN, which is then computed before any wait that follows.
+
+    Left alone, ptxas moves the wait for a product ahead of the arithmetic that should run beside it: nothing it knows
+    of ties them. A store does, which is never carried out.
+    """
+    asm: gl.constexpr = "{.reg .pred p; setp.lt.f32 p, $1, 0fBF800000; @p st.shared.b32 [$1], $1; mov.b32 $0, $1;}"
+    return gl.inline_asm_elementwise(asm, "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
 def _tile_count(tiles):
     """How many of all tiles this program takes."""
     program = gl.program_id(0)
@@ -104,6 +115,13 @@ def _tile(turn, row_tiles, heads, section, CAUSAL: gl.constexpr):
         head = index // row_tiles
         row_tile = index % row_tiles
     return row_tile, head
+
+
+@gluon.jit
+def _section(kv_len, group, heads, BLOCK_D: gl.constexpr):
+    """Query heads whose K and V fill a section: at most all, so that their tiles are never more than 32 bits hold."""
+    kv_bytes = kv_len.to(gl.int64) * (BLOCK_D * 4)
+    return gl.minimum(gl.maximum(SECTION_BYTES // kv_bytes, 1) * group, heads).to(gl.int32)
 
 
 @gluon.jit
@@ -218,11 +236,12 @@ def _step(
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     weights, m, row_sum, alpha = _weigh(scores, m, row_sum, scale, shift, ends, key, MASKED, S_LAYOUT, BLOCK_N)
-    acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+    row_sum = _hold(row_sum)
+    next_p = gl.convert_layout(weights.to(v_smem.dtype), P_LAYOUT, assert_trivial=True)
+    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
     mbarrier.arrive(v_free.index(before), count=1)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
-    p = gl.convert_layout(weights.to(v_smem.dtype), P_LAYOUT, assert_trivial=True)
-    return acc, p, m, row_sum
+    return acc, next_p, m, row_sum
 
 
 @gluon.jit
@@ -476,8 +495,7 @@ def fmha_fwd_sm90(
     offset = bottom_right * (kv_len - q_len)
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
-    kv_bytes = kv_len.to(gl.int64) * (BLOCK_D * 4)
-    section = gl.maximum(SECTION_BYTES // kv_bytes, 1).to(gl.int32) * group
+    section = _section(kv_len, group, batch_size * num_heads, BLOCK_D)
     sizes = (num_heads, group, q_len, kv_len, offset, row_tiles, batch_size * num_heads, section)
     descriptors = (q_desc, k_desc, v_desc, out_desc)
     dtype: gl.constexpr = q_desc.dtype

@@ -315,7 +315,9 @@ class Machine:
         assert all(value is not None for value in values), "a product is read before it is complete"
         return values[0] if len(values) == 1 else tuple(values)
 
-    def named_barrier(self, asm: str, _constraints: str, arguments: Sequence[Any], **_: Any) -> Any:
+    def inline_asm(self, asm: str, _constraints: str, arguments: Sequence[Any], **_: Any) -> Any:
+        if "st.shared" in asm:  # to hold the compiler back: it does nothing
+            return arguments[0]
         found = re.fullmatch(r"bar\.(sync|arrive) (\d+), (\d+);", asm)
         assert found, asm
         arrived = self.named.setdefault(int(found[2]), [0, 0])  # warpgroups arrived, completions
@@ -392,7 +394,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "abs": _quiet(np.abs),
         "load": _load,
         "store": _store,
-        "inline_asm_elementwise": machine.named_barrier,
+        "inline_asm_elementwise": machine.inline_asm,
         "allocate_shared_memory": _allocate,
         "warp_specialize": lambda parts, warps, registers: machine.run(
             [lambda part=part: part[0](*part[1]) for part in parts]

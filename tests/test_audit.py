@@ -105,3 +105,15 @@ def test_the_hopper_kernel_loads_by_tma_and_shares_registers_out(
     assert found["UTMALDG"] >= 3, "Q, K and V are loaded by TMA"
     assert found["UTMASTG"] >= 1, "Out is stored by TMA"
     assert found["USETMAXREG"] >= 2, "the producer gives registers to the consumers"
+
+
+@pytest.mark.parametrize("name", [name for name in PRODUCTION if name.startswith("hopper")])
+def test_the_hopper_kernel_takes_exponentials_while_a_product_runs(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    listing = disassembled(cubins[name], tmp_path)
+    # From the wait for the scores to the wait for the product with V, which was issued before.
+    beside = re.findall(r"DEPBAR\.LE gsb0, 0x1\b(.*?)DEPBAR\.LE gsb0, 0x0\b", listing, re.DOTALL)
+
+    assert beside
+    assert all(part.count("MUFU.EX2") >= 64 for part in beside)  # 64 rows by 128 keys over 128 threads

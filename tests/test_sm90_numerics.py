@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gluon_emulator import DTYPES, FP32, INT32, Deadlock, Descriptor, Machine, Pointer, launch, load_kernel
+from gluon_emulator import DTYPES, FP32, INT32, Deadlock, Descriptor, Machine, Pointer, launch, load_kernel, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,6 +178,16 @@ def test_any_problem(data: st.DataObject) -> None:
     )
 
 
+@pytest.mark.parametrize(("heads", "group"), [(32, 32), (64, 8)])
+def test_few_keys_and_many_rows_stay_within_32_bits(heads: int, group: int) -> None:
+    """Few keys leave room in the cache for more heads than there are; those times the rows' tiles pass 2**31."""
+    section = load_kernel(KERNEL, Machine(0))["_section"]
+    held = section(*(tensor(value, np.int32) for value in (1, group, heads)), 64)
+
+    assert held == heads
+    assert held.dtype == np.int32
+
+
 def test_lse_may_be_left_out() -> None:
     out, lse, wanted, _ = run(lse=False)
 
@@ -202,8 +212,10 @@ MUTANTS = {
         "    if PING",
     ),
     "V is freed before its product is complete": (
-        "    acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n    mbarrier.arrive(v_free.index(before), count=1)\n",
-        "    mbarrier.arrive(v_free.index(before), count=1)\n    acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n",
+        "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
+        "    mbarrier.arrive(v_free.index(before), count=1)\n",
+        "    mbarrier.arrive(v_free.index(before), count=1)\n"
+        "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
     ),
     "V is not waited for": ("    mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)\n", ""),
     "Q is overwritten while in use": ("            mbarrier.wait(q_free.index(c), (turn & 1) ^ 1)\n", ""),

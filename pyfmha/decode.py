@@ -135,9 +135,13 @@ class Decode:
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:
         return tuple(
-            Argument(name, kind.replace("T", self.dtype), forward.hint(name, kind) if hinted else None)
+            Argument(name, kind.replace("T", self.dtype), _hint(name, kind) if hinted else None)
             for name, kind in ARGUMENTS
         )
+
+
+def _hint(name: str, kind: str) -> int | None:
+    return _ALIGNMENT if name == "Partial" else forward.hint(name, kind)
 
 
 def decode_family(dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZES) -> list[Decode]:

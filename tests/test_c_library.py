@@ -376,6 +376,16 @@ class TestSharedMemory:
         assert library.load("product") == SUCCESS
         assert library.launch("product", X, Y, Z, 256, 256) == SUCCESS
 
+    def test_a_device_that_will_not_favour_shared_memory_serves_all_the_same(
+        self, library: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
+        fake_cuda.use_context()
+        fake_cuda.fail("cuFuncSetAttribute", INVALID_VALUE, after=1)
+
+        assert library.load("product") == SUCCESS
+        assert fake_cuda.calls("cuFuncSetAttribute") == 2
+        assert library.launch("product", X, Y, Z, 256, 256) == SUCCESS
+
     def test_a_failing_opt_in_leaves_nothing_loaded(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
         fake_cuda.use_context()
         fake_cuda.fail("cuFuncSetAttribute", INVALID_VALUE)

@@ -29,7 +29,8 @@ enum { /* CUdevice_attribute, CUfunction_attribute */
   CAPABILITY_MAJOR = 75,
   CAPABILITY_MINOR = 76,
   SHARED_OPTIN = 97,
-  MAX_DYNAMIC_SHARED = 8
+  MAX_DYNAMIC_SHARED = 8,
+  SHARED_CARVEOUT = 9
 };
 enum { MACHINE_CUDA = 190, ABI_NEW_FLAGS = 8, SHARED_DEFAULT = 48 * 1024 };
 enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES = 1 << 14, MAX_FUNCTIONS = 64 };
@@ -384,10 +385,10 @@ EXPORT CUresult cuFuncSetAttribute(CUfunction function, int attribute, int value
   CUresult status;
   ENTER(status, "cuFuncSetAttribute", true, false);
   if (status == SUCCESS && (function == NULL || !function->module->alive)) status = INVALID_HANDLE;
-  if (status == SUCCESS &&
-      (attribute != MAX_DYNAMIC_SHARED || value < 0 || value > devices[function->module->context->device].shared_optin))
+  const int most = attribute == SHARED_CARVEOUT ? 100 : devices[function != NULL ? function->module->context->device : 0].shared_optin;
+  if (status == SUCCESS && ((attribute != MAX_DYNAMIC_SHARED && attribute != SHARED_CARVEOUT) || value < 0 || value > most))
     status = INVALID_VALUE;
-  if (status == SUCCESS) function->shared_allowed = (unsigned)value;
+  if (status == SUCCESS && attribute == MAX_DYNAMIC_SHARED) function->shared_allowed = (unsigned)value;
   return leave(status);
 }
 

@@ -28,6 +28,7 @@ enum {
   CAPABILITY_MAJOR = 75,          /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
   CAPABILITY_MINOR = 76,          /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
   MAX_DYNAMIC_SHARED = 8,         /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
+  SHARED_CARVEOUT = 9,            /* CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT */
   MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
   SHARED_WITHOUT_OPTIN = 48 * 1024,
   MAX_GRID_YZ = 65535
@@ -216,7 +217,10 @@ static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *imag
     driver_failed(status, "cuModuleGetFunction", kernel->name);
   } else if (image->shared > SHARED_WITHOUT_OPTIN) {
     status = driver.func_set_attribute(loaded->function, MAX_DYNAMIC_SHARED, (int)image->shared);
-    if (status != PYFMHA_SUCCESS) driver_failed(status, "cuFuncSetAttribute (shared memory)", kernel->name);
+    if (status != PYFMHA_SUCCESS)
+      driver_failed(status, "cuFuncSetAttribute (shared memory)", kernel->name);
+    else /* room for several blocks an SM, at the cost of L1 cache: a wish, without which only speed is lost */
+      (void)driver.func_set_attribute(loaded->function, SHARED_CARVEOUT, 100);
   }
   if (status != PYFMHA_SUCCESS) driver.module_unload(loaded->module);
   return status;

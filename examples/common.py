@@ -19,9 +19,6 @@ LOG_LEVELS = {
 }
 """TensorRT's severities; its messages come through Python's logging, from the logger ``pyfmha.tensorrt``."""
 
-LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
-"""Largest relative Frobenius error against float64 that passes, as in ``pyfmha demo``."""
-
 
 def positive(text: str) -> int:
     """An argument that counts something."""

@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 from benchmark import Problem, run_benchmark
-from common import LIMITS, add_log_level, positive, run_program
+from common import add_log_level, positive, run_program
 
 from pyfmha.errors import EngineError
-from pyfmha.reference import attention_float64, relative_error
+from pyfmha.reference import LIMITS, attention_float64, relative_error
 from pyfmha.run import random_inputs, to_float
 from pyfmha.trt.saved import Saved, read_engine
 from pyfmha.trt.session import Session

@@ -14,7 +14,8 @@ into memory traffic, so all arithmetic is the safe one of fmha_fwd.py: finite in
 
 import triton
 import triton.language as tl
-from fmha_fwd import BFLOAT16_MAX, FLOAT_MAX, LN_2, LOG2_E, LOWEST, WIDE_SHIFT, _normalise_rows, _tanh
+from fmha_fwd import _tanh
+from fmha_triton import BFLOAT16_MAX, FLOAT_MAX, LN_2, LOG2_E, LOWEST, WIDE_SHIFT, _normalise_rows
 
 
 @triton.jit

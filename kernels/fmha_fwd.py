@@ -20,20 +20,18 @@ reach queries of the same tile that do not see its key.
 
 import triton
 import triton.language as tl
+from fmha_triton import (
+    BFLOAT16_MAX,
+    FAST_LIMIT,
+    FLOAT_MAX,
+    LN_2,
+    LOG2_E,
+    LOWEST,
+    SAFE_BLOCK_N,
+    WIDE_SHIFT,
+    _normalise_rows,
+)
 
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-FLOAT_MAX: tl.constexpr = tl.constexpr(3.4028234663852886e38)
-BFLOAT16_MAX: tl.constexpr = tl.constexpr(3.3895313892515355e38)
-# Scores, in units of log2, that the fast loop accepts. At 2**20 the rounding of m is at most 2**-4.
-FAST_LIMIT: tl.constexpr = tl.constexpr(1048576.0)
-# In bf16 and fp32 values may reach FLOAT_MAX, and the sum of p * v would overflow although the mean does not.
-# Weights are therefore at most 2**-24, which costs nothing: it is part of the addend of the same multiply-add.
-WIDE_SHIFT: tl.constexpr = tl.constexpr(24.0)
-# Keys at a time in the safe loop: so few that it needs no more registers than the fast one.
-SAFE_BLOCK_N: tl.constexpr = tl.constexpr(16)
-# Below every score of the safe loop, yet near enough that the difference is finite: -2**126.
-LOWEST: tl.constexpr = tl.constexpr(-8.507059173023462e37)
 # The least factor of q . k inside tanh: 2**-100. Below it products lose bits as subnormal numbers; where softcap would
 # ask for less, a smaller one does, and differs only for q . k beyond 2**88.
 LEAST_BEND: tl.constexpr = tl.constexpr(7.888609052210118e-31)
@@ -199,17 +197,6 @@ def _attend(
             K += BLOCK_N * k_stride
             V += BLOCK_N * v_stride
     return acc, row_sum, m
-
-
-@triton.jit
-def _normalise_rows(q):
-    """q with every row scaled by an exact power of two to below 2**-10, and the factor that undoes it but for 2**12."""
-    largest = tl.max(tl.abs(q.to(tl.float32)), 1)
-    # Powers of two straight from the exponent bits; 2**-126 and 2**126 are the outermost with exact inverses.
-    exponent = tl.minimum(tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 1), 253)
-    down = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-    up = (exponent << 23).to(tl.float32, bitcast=True)
-    return (q.to(tl.float32) * down[:, None] * (1.0 / 4096.0)).to(q.dtype), up
 
 
 @triton.jit

@@ -64,3 +64,19 @@ def parse_arch(text: str) -> Arch:
 def parse_archs(texts: Iterable[str]) -> tuple[Arch, ...]:
     """Several architectures, each once, in ascending order."""
     return tuple(sorted({parse_arch(text) for text in texts}))
+
+
+def arch_for(gpu: str, held: Iterable[str]) -> str | None:
+    """The architecture, of those held, whose code a GPU of architecture ``gpu`` runs; None where there is none.
+
+    Its own, else the newest before it of the same major capability, unless that is exact: sm_87 runs code for sm_86.
+    """
+
+    def capability(arch: str) -> int:
+        return int(arch.removeprefix("sm_"))
+
+    def runs(arch: str) -> bool:
+        older = capability(arch) // 10 == capability(gpu) // 10 and capability(arch) <= capability(gpu)
+        return arch == gpu or (older and arch in ARCHS and not ARCHS[arch].exact)
+
+    return max(filter(runs, held), key=capability, default=None)

@@ -7,13 +7,12 @@ import typer
 
 import pyfmha
 from pyfmha.aot import Compiler, build, compile_kernel, link, make_spec
-from pyfmha.arch import ARCHS, Arch, parse_archs
+from pyfmha.arch import ARCHS, Arch, arch_for, parse_archs
 from pyfmha.attention import DTYPES, HEAD_SIZES, family
 from pyfmha.cli_base import Dtypes, Group, Spread, console, errors, reported
 from pyfmha.cli_gpu import bench_command, verify_command
 from pyfmha.errors import SpecError
 from pyfmha.families import DEFAULT, KERNELS, library_specs
-from pyfmha.manifest import arch_for
 from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe

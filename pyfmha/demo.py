@@ -9,18 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pyfmha.aot import build
-from pyfmha.arch import Arch
+from pyfmha.arch import Arch, arch_for
 from pyfmha.attention import Attention, family_specs
-from pyfmha.manifest import arch_for
-from pyfmha.reference import attention_float64, relative_error
+from pyfmha.reference import LIMITS, attention_float64, relative_error
 from pyfmha.report import audit, progress_bar
 from pyfmha.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
 from pyfmha.runtime.device import Device, find_gpu
 from pyfmha.runtime.library import Library
 from pyfmha.trt import DirectSession
-
-LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5, "tf32": 2e-3}
-"""Largest relative Frobenius error against float64 that passes; "tf32" is fp32 multiplied as plain tf32."""
 
 GPU_SHAPE = (4, 16, 1000)
 CPU_SHAPE = (1, 2, 150)

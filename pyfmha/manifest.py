@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
 
 SCHEMA = 2
@@ -133,22 +132,6 @@ def _archs(algorithm: Iterable[Variant]) -> set[str]:
     variants = list(algorithm)
     needed = [{image.arch for image in variant.images} for variant in variants if not variant.archs]
     return set.intersection(*needed) if needed else {image.arch for variant in variants for image in variant.images}
-
-
-def arch_for(gpu: str, held: Iterable[str]) -> str | None:
-    """The architecture, of those held, whose code a GPU of architecture ``gpu`` runs; None where there is none.
-
-    Its own, else the newest before it of the same major capability, unless that is exact: sm_87 runs code for sm_86.
-    """
-
-    def capability(arch: str) -> int:
-        return int(arch.removeprefix("sm_"))
-
-    def runs(arch: str) -> bool:
-        older = capability(arch) // 10 == capability(gpu) // 10 and capability(arch) <= capability(gpu)
-        return arch == gpu or (older and arch in ARCHS and not ARCHS[arch].exact)
-
-    return max(filter(runs, held), key=capability, default=None)
 
 
 def parse_manifest(text: str, origin: str) -> Manifest:

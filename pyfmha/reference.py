@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5, "tf32": 2e-3}
+"""Largest relative Frobenius error against float64 that passes; "tf32" is fp32 multiplied as plain tf32."""
+
 # Queries at a time: scores of 256 x 2048 float64 take 4 MiB a head.
 _ROWS = 256
 

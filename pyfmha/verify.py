@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pyfmha.errors import EngineError, PyfmhaError
-from pyfmha.reference import attention_float64, relative_error
+from pyfmha.reference import LIMITS, attention_float64, relative_error
 from pyfmha.run import random_inputs, to_float
 from pyfmha.runtime.device import Device
 from pyfmha.trt.creator import find_library
 from pyfmha.trt.engine import EngineConfig, build_engine
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.session import Session
-from pyfmha.verify_cases import LIMITS
 
 SHAPES = tuple((batch, seq) for seq in (1, 17, 127, 128, 129, 512) for batch in (1, 8))
 NUM_HEADS = 4

@@ -12,11 +12,8 @@ import numpy as np
 
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.forward import Call, Strides
-from pyfmha.reference import Floats, attend, relative_error
+from pyfmha.reference import LIMITS, Floats, attend, relative_error
 from pyfmha.run import to_float, to_storage
-
-LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5, "tf32": 2e-3}
-"""Largest relative Frobenius error against float64 that passes; "tf32" is fp32 multiplied as plain tf32."""
 
 LSE_LIMIT = 2e-5
 """Largest error of the log-sum-exp, for each 1 + its size: it is float32, and exp2 on a GPU has 2 units in the last."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.arch import arch_for
 from pyfmha.attention import DTYPES, family
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.conditions import parse_condition
@@ -18,7 +19,7 @@ from pyfmha.decode import Decoding, decode_family
 from pyfmha.errors import DriverError, LibraryError, PyfmhaError
 from pyfmha.forward import forward_family
 from pyfmha.manifest import Function as FunctionManifest
-from pyfmha.manifest import Variant, arch_for
+from pyfmha.manifest import Variant
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.library import Function, Library
 from pyfmha.verify_cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyfmha.arch import ARCHS, parse_arch, parse_archs
+from pyfmha.arch import ARCHS, arch_for, parse_arch, parse_archs
 from pyfmha.errors import SpecError
 
 
@@ -34,3 +34,22 @@ def test_the_shared_memory_limits_are_those_of_the_programming_guide() -> None:
 
 def test_code_from_9_0_on_runs_on_its_own_capability_only() -> None:
     assert [name for name, arch in ARCHS.items() if arch.exact] == ["sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "runs"),
+    [
+        ("sm_80", "sm_80"),
+        ("sm_86", "sm_86"),
+        ("sm_87", "sm_86"),
+        ("sm_88", "sm_86"),
+        ("sm_89", "sm_89"),
+        ("sm_90", "sm_90"),
+        ("sm_75", None),
+        ("sm_103", None),
+        ("sm_121", None),
+    ],
+)
+def test_the_code_that_a_gpu_runs(gpu: str, runs: str | None) -> None:
+    assert arch_for(gpu, ARCHS) == runs
+    assert arch_for(gpu, ["sm_90", "sm_80"]) == (gpu if gpu == "sm_90" else "sm_80" if gpu.startswith("sm_8") else None)

@@ -8,9 +8,8 @@ from helpers import CLibrary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyfmha.arch import ARCHS
 from pyfmha.errors import ManifestError
-from pyfmha.manifest import SCHEMA, Manifest, arch_for, parse_manifest, read_manifest
+from pyfmha.manifest import SCHEMA, Manifest, parse_manifest, read_manifest
 
 EMPTY = Manifest("id", "0", "3", ())
 
@@ -183,22 +182,3 @@ def test_names_of_the_users_own_need_not_be_ascii(manifest: Manifest) -> None:
 def test_text_too_deep_or_large_to_read_is_refused(text: str) -> None:
     with pytest.raises(ManifestError, match="some/file is not"):
         parse_manifest(text, "some/file")
-
-
-@pytest.mark.parametrize(
-    ("gpu", "runs"),
-    [
-        ("sm_80", "sm_80"),
-        ("sm_86", "sm_86"),
-        ("sm_87", "sm_86"),
-        ("sm_88", "sm_86"),
-        ("sm_89", "sm_89"),
-        ("sm_90", "sm_90"),
-        ("sm_75", None),
-        ("sm_103", None),
-        ("sm_121", None),
-    ],
-)
-def test_the_code_that_a_gpu_runs(gpu: str, runs: str | None) -> None:
-    assert arch_for(gpu, ARCHS) == runs
-    assert arch_for(gpu, ["sm_90", "sm_80"]) == (gpu if gpu == "sm_90" else "sm_80" if gpu.startswith("sm_8") else None)

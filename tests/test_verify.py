@@ -14,9 +14,9 @@ from trt_double.full.fixtures import example_environment
 
 from pyfmha.attention import DTYPES
 from pyfmha.manifest import read_manifest
+from pyfmha.reference import LIMITS
 from pyfmha.trt.failures import LOGGER
 from pyfmha.verify import SHAPES, chosen_tactics
-from pyfmha.verify_cases import LIMITS
 
 pytest_plugins = ["trt_double.fixtures"]
 

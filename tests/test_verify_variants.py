@@ -17,10 +17,10 @@ from pyfmha.bfloat16 import STORAGE
 from pyfmha.cli import app
 from pyfmha.forward import ARGUMENTS
 from pyfmha.manifest import Manifest, Variant
-from pyfmha.reference import attend
+from pyfmha.reference import LIMITS, attend
 from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.library import Library
-from pyfmha.verify_cases import LIMITS, Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify_cases import Case, decode_cases, first_cases, forward_cases
 from pyfmha.verify_variants import serving
 
 pytest_plugins = ["verify_standins"]

@@ -29,12 +29,13 @@ import trt_gpu_times
 from trt_double.binding import make_binding
 from trt_double.scene import calls_of
 from trt_gpu_features import check_features
-from trt_gpu_parts import LIMITS, Attached, Report, error_of, random_case, run_once
+from trt_gpu_parts import Attached, Report, error_of, random_case, run_once
 
 import pyfmha
 import pyfmha.trt
 from pyfmha.attention import DTYPES, HEAD_SIZES, Attention
 from pyfmha.errors import DriverError, PyfmhaError
+from pyfmha.reference import LIMITS
 from pyfmha.runtime.device import Device, DeviceArray, Stream, _call
 from pyfmha.runtime.graph import Graph
 from pyfmha.runtime.library import Library

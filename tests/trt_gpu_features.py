@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from trt_double import BUILD, FLOAT, RUNTIME, Calls, Tensor
 from trt_double.scene import fields
-from trt_gpu_parts import LIMITS, TYPE_IDS, Guarded, Report, error_of, last_error
+from trt_gpu_parts import TYPE_IDS, Guarded, Report, error_of, last_error
 
 from pyfmha.attention import DTYPES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.decode import Decode
 from pyfmha.forward import Forward
-from pyfmha.reference import attend
+from pyfmha.reference import LIMITS, attend
 from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.device import Device, Stream
 from pyfmha.runtime.library import Library

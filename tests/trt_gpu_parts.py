@@ -24,9 +24,6 @@ from pyfmha.runtime.device import Device, DeviceArray, Stream
 TYPE_IDS = {"fp32": 0, "fp16": 1, "bf16": 7}
 """``int(trt.DataType)``."""
 
-LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
-"""Largest relative error against float64, as for ``pyfmha verify``."""
-
 CALL_MANY = Path(__file__).parent / "trt_double" / "call_many.c"
 _RUNTIME_PART, _ON_SHAPE_CHANGE, _ENQUEUE = 3, 5, 6  # position of IPluginV3OneRuntime, slots of its functions
 _GUARD, _PATTERN = 256, 0xA5

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trt_gpu_parts import LIMITS, Attached, Loops, Report, error_of, is_real, random_case
+from trt_gpu_parts import Attached, Loops, Report, error_of, is_real, random_case
 
 from pyfmha.attention import KERNEL, Attention, kernel_path
+from pyfmha.reference import LIMITS
 from pyfmha.runtime.device import Device, DeviceArray, Event, Stream
 from pyfmha.runtime.library import Library
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 import pyfmha
+from pyfmha.arch import arch_for
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.clock import Clock, multiprocessors
 from pyfmha.bench.compare import compare
@@ -23,7 +24,6 @@ from pyfmha.bench.table import print_changes, print_results
 from pyfmha.bench.tensorrt_row import TensorrtLayer
 from pyfmha.bench.torch_rows import find_torch, matmul_tflops, torch_contenders
 from pyfmha.errors import LibraryError, PyfmhaError, SpecError
-from pyfmha.manifest import arch_for
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library

@@ -13,8 +13,7 @@ from pyfmha.bench.figures import launches_of, middle, noise
 from pyfmha.bench.protocol import Contender, Floats, Gpu, Inputs, MissingError, Prepared
 from pyfmha.bench.results import Measured, Row
 from pyfmha.errors import PyfmhaError
-from pyfmha.reference import attend, relative_error
-from pyfmha.verify_cases import LIMITS
+from pyfmha.reference import LIMITS, attend, relative_error
 
 ROUNDS = 5
 ROUND_US = 30_000.0

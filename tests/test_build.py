@@ -326,7 +326,8 @@ project.second.write_text(text)
 # Stops at a certain moment, after printing a line with the process ids of its children. Where there are any, it goes on
 # once one of them has ended, because an interrupted build ends them and then waits for its threads.
 STOP = """
-import os, select, threading
+import os, select, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests with & has it ignored
 def stop():
     tasks = Path("/proc/self/task").iterdir()
     children = [pid for task in tasks for pid in (task / "children").read_text().split()]

@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/pyfmha demo
 
+# A file's tests stay together: they share what they build.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ class Setting:
     requires: tuple[str, ...] = ()
 
 
-# By padded head size, in the order in which they are tried. ../shared/HOPPER.md has measured a prototype: two small
+# By padded head size, in the order in which they are tried. Measured on a prototype: two small
 # programs an SM hide each other's start and end where rows are short; two consumers win where they are long.
 SETTINGS: dict[int, tuple[Setting, ...]] = {
     64: (Setting(128, 1, programs=2, maxnreg=128, requires=("q_len < 4096",)), Setting(128, 2)),

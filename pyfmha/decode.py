@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyfmha import forward
+from pyfmha.abi import ELEMENT_SIZES
 from pyfmha.attention import DTYPES
 from pyfmha.forward import Call, Forward
 from pyfmha.spec import Argument, KernelSpec
@@ -45,11 +46,13 @@ WORKSPACE_RULE = 1
 when it was built, so a change after which the latter may ask for more, or at other times, takes the next number:
 engines of another number do not decode."""
 
+ALIGNMENT = 16
+"""Bytes, of each part of the workspace: what the hinted variants ask of a pointer."""
+
 # 16 rows are the least that tensor cores take. A block of K and one of V fill 32 KiB; three in flight, in two programs
 # an SM, are several times what the latency of memory needs, and fit the shared memory of every architecture served.
 _BLOCK_BYTES = 16 * 1024
 _ROWS = 16
-_ALIGNMENT = 16  # of each part of the workspace
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,9 @@ class Decode:
         )
 
     def _tile(self) -> Tile:
-        item_size = 4 if self.dtype == "fp32" else 2
         # Three products of tf32 for one of fp32 hold their operands three times: with 4 warps they would spill.
         warps = 8 if self.dtype == "fp32" and self.padded > HEAD_SIZES[0] else 4
-        return Tile(_ROWS, _BLOCK_BYTES // (self.padded * item_size), warps, 3)
+        return Tile(_ROWS, _BLOCK_BYTES // (self.padded * ELEMENT_SIZES[self.dtype]), warps, 3)
 
     def _split(self, tile: Tile, *, hinted: bool) -> KernelSpec:
         heads = "batch_size * num_kv_heads"
@@ -141,7 +143,7 @@ class Decode:
 
 
 def _hint(name: str, kind: str) -> int | None:
-    return _ALIGNMENT if name == "Partial" else forward.hint(name, kind)
+    return ALIGNMENT if name == "Partial" else forward.hint(name, kind)
 
 
 def decode_family(dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZES) -> list[Decode]:
@@ -216,4 +218,4 @@ def most_workspace_bytes(batch_size: int, num_heads: int, q_len: int, head_size:
     most_queries = min(q_len, MOST_QUERIES)
     rows = max(PROGRAMS * _ROWS, batch_size * num_heads * most_queries)
     padded = Decode("fp16", head_size).padded
-    return 4 * rows * padded + 4 * 3 * rows + _ALIGNMENT
+    return 4 * rows * padded + 4 * 3 * rows + ALIGNMENT

@@ -92,7 +92,7 @@ def rows_of(clock: Clock, cell: Cell, contenders: list[Any]) -> dict[str, Row]:
 def test_our_rows(timer: Clock, bench_gpu: Gpu, forward_library_path: Path, cell: Cell) -> None:
     before = bench_gpu.live()
 
-    rows = rows_of(timer, cell, our_contenders(Library(forward_library_path), timer.stream, 132, generic=True))
+    rows = rows_of(timer, cell, our_contenders(Library(forward_library_path), timer.stream, generic=True))
 
     assert set(rows) == {"ours", "ours-algorithm1", "ours-generic", "ours-decode", "ours-first"}
     name = f"fmha_fwd_d32_{cell.dtype}"
@@ -127,7 +127,7 @@ def test_a_kernel_that_computes_nothing_is_found_out(
 ) -> None:
     monkeypatch.setattr(gpu_module, "emulated_forward", lambda *_: None)
 
-    rows = rows_of(timer, CAUSAL, our_contenders(Library(forward_library_path), timer.stream, 132, generic=False))
+    rows = rows_of(timer, CAUSAL, our_contenders(Library(forward_library_path), timer.stream, generic=False))
 
     assert (rows["ours"].us, rows["ours"].wrong) == (None, True)
     assert rows["ours"].missing == "wrong output: relative error nan, limit 5e-04"
@@ -137,7 +137,7 @@ def test_a_kernel_that_computes_nothing_is_found_out(
 def test_a_function_that_the_library_lacks_is_named(timer: Clock, forward_library_path: Path) -> None:
     cell = Cell("bf16", 1, 2, 2, 16, 1000, 128, False)
 
-    rows = rows_of(timer, cell, our_contenders(Library(forward_library_path), timer.stream, 132, generic=False))
+    rows = rows_of(timer, cell, our_contenders(Library(forward_library_path), timer.stream, generic=False))
 
     for key, name in (("ours", "fmha_fwd_d128_bf16"), ("ours-decode", "fmha_split_d128_bf16")):
         assert rows[key].missing == f"the library has no {name}; add it: pyfmha build --dtype bf16 --head-size 128"
@@ -173,7 +173,7 @@ def test_decoding(verify_gpu: Gpu, verify_library_path: Path, monkeypatch: pytes
     cell = Cell("fp16", 2, 8, 2, 1, 600, 64, False)
     with Device() as device:
         clock = Clock(device)
-        rows = rows_of(clock, cell, [Decoded(Library(verify_library_path), clock.stream, 132)])
+        rows = rows_of(clock, cell, [Decoded(Library(verify_library_path), clock.stream)])
         clock.close()
 
     row = rows["ours-decode"]

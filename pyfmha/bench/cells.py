@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pyfmha.abi import ELEMENT_SIZES
 from pyfmha.attention import DTYPES
 from pyfmha.errors import SpecError
 
-ITEM_SIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
 MOST_HEAD_SIZE = 256
 
 BOUND_BY_MEMORY = 100
@@ -88,7 +88,7 @@ class Cell:
         """One pass over Q, K, V and Out; keys that no query sees are not counted."""
         seen = min(self.kv_seq, self.seq) if self.causal else self.kv_seq
         rows = 2 * self.heads * self.seq + 2 * self.kv_heads * seen
-        return ITEM_SIZE[self.dtype] * self.batch * rows * self.head_size
+        return ELEMENT_SIZES[self.dtype] * self.batch * rows * self.head_size
 
     @property
     def bound_by_memory(self) -> bool:

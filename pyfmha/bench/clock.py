@@ -18,11 +18,6 @@ COPY_BYTES = 1 << 29
 COPIES = 11
 
 
-def multiprocessors(device: Device) -> int:
-    """How many multiprocessors a device has."""
-    return _attribute(device, "MULTIPROCESSOR_COUNT")
-
-
 def _attribute(device: Device, name: str) -> int:
     kind = getattr(_driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
     return int(_call("cuDeviceGetAttribute", kind, device._device))

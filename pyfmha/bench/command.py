@@ -13,7 +13,7 @@ from rich.console import Console
 import pyfmha
 from pyfmha.arch import arch_for
 from pyfmha.bench.cells import Cell
-from pyfmha.bench.clock import Clock, multiprocessors
+from pyfmha.bench.clock import Clock
 from pyfmha.bench.compare import compare
 from pyfmha.bench.measure import measure_cell
 from pyfmha.bench.ours import our_contenders
@@ -104,7 +104,7 @@ def _check_code(library: Library, device: Device) -> None:
 def all_contenders(library: Library, clock: Clock, device: Device, *, generic: bool) -> list[Contender]:
     """Everything that computes attention here, or would if it were installed."""
     stream = clock.stream
-    ours = our_contenders(library, stream, multiprocessors(device), generic=generic)
+    ours = our_contenders(library, stream, generic=generic)
     return [*ours, *torch_contenders(stream, device.arch), TensorrtLayer()]
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.bench.cells import ITEM_SIZE, Cell
+from pyfmha.abi import ELEMENT_SIZES
+from pyfmha.bench.cells import Cell
 from pyfmha.bench.protocol import Floats
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError
@@ -42,7 +43,7 @@ class DeviceInputs:
     def __init__(self, cell: Cell, pools: dict[str, Any]) -> None:
         self.cell = cell
         sizes = {name: int(np.prod(cell.shape(name), dtype=np.int64)) + SLACK for name in "QKV"}
-        nbytes = sum(sizes.values()) * ITEM_SIZE[cell.dtype]
+        nbytes = sum(sizes.values()) * ELEMENT_SIZES[cell.dtype]
         self.count = min(max(MOST_BYTES // nbytes, 1), SETS)
         self.arrays: list[dict[str, DeviceArray]] = []
         try:
@@ -58,14 +59,14 @@ class DeviceInputs:
 
     def pointer(self, index: int, tensor: str, shift: int = 0) -> int:
         """The address of a tensor, or of that which begins some elements later."""
-        return self.arrays[index][tensor].pointer + shift * ITEM_SIZE[self.cell.dtype]
+        return self.arrays[index][tensor].pointer + shift * ELEMENT_SIZES[self.cell.dtype]
 
     def rows(self, index: int, tensor: str, batch: int, head: int, rows: Any, shift: int = 0) -> Floats:
         """See :meth:`pyfmha.bench.protocol.Inputs.rows`."""
         _, heads, seq, size = self.cell.shape(tensor)
         first = (batch * heads + head) * seq * size + shift
         stored = self.arrays[index][tensor].read(
-            first * ITEM_SIZE[self.cell.dtype], (seq, size), STORAGE[self.cell.dtype]
+            first * ELEMENT_SIZES[self.cell.dtype], (seq, size), STORAGE[self.cell.dtype]
         )
         return to_float(stored[rows], self.cell.dtype)
 

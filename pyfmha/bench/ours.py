@@ -4,8 +4,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from pyfmha.abi import ELEMENT_SIZES
 from pyfmha.attention import HEAD_SIZES, Attention
-from pyfmha.bench.cells import ITEM_SIZE, Cell
+from pyfmha.bench.cells import Cell
 from pyfmha.bench.inputs import SLACK, DeviceInputs
 from pyfmha.bench.protocol import Contender, Floats, MissingError
 from pyfmha.bfloat16 import STORAGE
@@ -86,7 +87,7 @@ class PreparedOurs:
         """See the protocol."""
         _, heads, seq, size = self._cell.shape("Out")
         first = (batch * heads + head) * seq * size + self.shift
-        stored = self._out.read(first * ITEM_SIZE[self._cell.dtype], (seq, size), STORAGE[self._cell.dtype])
+        stored = self._out.read(first * ELEMENT_SIZES[self._cell.dtype], (seq, size), STORAGE[self._cell.dtype])
         return to_float(stored[rows], self._cell.dtype)
 
     def capture(self) -> Callable[[], object]:
@@ -129,7 +130,7 @@ class Production:
         shift = int(self._generic)
         (out,) = _allocate(cell)
         numbers = call_of(cell).scalars()
-        pointer = out.pointer + shift * ITEM_SIZE[cell.dtype]
+        pointer = out.pointer + shift * ELEMENT_SIZES[cell.dtype]
         arguments: list[Arguments] = [
             (pointer, 0, *(inputs.pointer(index, name, shift) for name in "QKV"), 0, 0, 0, 0, *numbers)
             for index in range(inputs.count)
@@ -142,8 +143,8 @@ class Decoded:
 
     key, title, strictness = "ours-decode", "ours, split + combine", 1.0
 
-    def __init__(self, library: Library, stream: Stream, multiprocessors: int) -> None:
-        self._library, self._stream, self._multiprocessors = library, stream, multiprocessors
+    def __init__(self, library: Library, stream: Stream) -> None:
+        self._library, self._stream = library, stream
 
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedOurs:
         """See the protocol."""
@@ -215,11 +216,11 @@ def _allocate(cell: Cell, *further: int) -> list[DeviceArray]:
     return made
 
 
-def our_contenders(library: Library, stream: Stream, multiprocessors: int, *, generic: bool) -> list[Contender]:
+def our_contenders(library: Library, stream: Stream, *, generic: bool) -> list[Contender]:
     """The rows of a library: as many algorithms as the production function that has the most."""
     functions: list[Any] = [library[name] for name in library if name.startswith("fmha_fwd_")]
     algorithms = max((len(function.manifest.algorithms) for function in functions), default=1)
     rows: list[Contender] = [Production(library, stream, number) for number in range(algorithms)]
     if generic:
         rows.append(Production(library, stream, generic=True))
-    return [*rows, Decoded(library, stream, multiprocessors), First(library, stream)]
+    return [*rows, Decoded(library, stream), First(library, stream)]

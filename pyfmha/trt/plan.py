@@ -8,14 +8,12 @@ pair of :mod:`pyfmha.decode` in the place of ``fmha_fwd_*``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pyfmha.decode import LEAST_KEYS, MOST_QUERIES, Decode, decoding_for, most_workspace_bytes
+from pyfmha.abi import ELEMENT_SIZES
+from pyfmha.decode import ALIGNMENT, LEAST_KEYS, MOST_QUERIES, Decode, decoding_for, most_workspace_bytes
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.forward import Call, strides
 from pyfmha.trt.problem import Problem
 from pyfmha.trt.shapes import Forms, Shape, measure
-
-ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_ALIGNMENT = 16  # of each part of the workspace: what the hinted variants ask of a pointer
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def plan_of(
 
 def statistics_bytes(rows: int) -> int:
     """Bytes from L to M in the workspace, for batch * heads * seq rows: one float32 each, aligned."""
-    return -(-rows * 4 // _ALIGNMENT) * _ALIGNMENT
+    return -(-rows * 4 // ALIGNMENT) * ALIGNMENT
 
 
 def _first(problem: Problem, batch: int, seq: int) -> Plan:
@@ -136,7 +134,7 @@ def _forward(problem: Problem, forms: Forms, found: Mapping[str, int], may_split
     decoding = decoding_for(call) if may_split else None
     if decoding is None:
         return Plan(pointers, call.scalars(), *counts, workspace_bytes=0, sizes=sizes)
-    statistics = -(-decoding.partial_bytes // _ALIGNMENT) * _ALIGNMENT
+    statistics = -(-decoding.partial_bytes // ALIGNMENT) * ALIGNMENT
     return Plan(
         (*pointers[:-2], Pointer("workspace"), Pointer("workspace", offset=statistics)),
         decoding.scalars(),
@@ -171,7 +169,7 @@ def _forward_pointers(problem: Problem, forms: Forms) -> tuple[Pointer, ...]:
     at = {form.name: Pointer("input", index) for index, form in enumerate(forms.inputs)}
     at |= {form.name: Pointer("output", index) for index, form in enumerate(forms.outputs)}
     if "QKV" in at:
-        head = problem.head_size * ITEM_SIZES[problem.dtype]
+        head = problem.head_size * ELEMENT_SIZES[problem.dtype]
         at["Q"] = at["QKV"]
         at["K"] = Pointer("input", 0, problem.num_heads * head)
         at["V"] = Pointer("input", 0, (problem.num_heads + problem.kv_heads) * head)

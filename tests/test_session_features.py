@@ -4,7 +4,9 @@ The fake GPU computes from the addresses and strides that reach the driver; what
 arrays themselves.
 """
 
+import json
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import trt_gpu_features
+from fake_cuda import FakeCuda
+from helpers import TESTS
 from trt_double.binding import DataType, make_binding
 from trt_double.full import make_full
+from trt_double.full.fixtures import example_environment
 from trt_double.full.gpu import Gpu
 from trt_double.scene import Scene
 from trt_gpu_features import check_features
@@ -324,6 +329,22 @@ def test_the_checks_made_on_a_gpu(
     check_features(wrong, scene.calls, scene.creator, library, device)
     device.close()
     assert [check["passed"] for check in wrong.results["checks"]] == [True, False, False]
+
+
+def test_one_part_of_the_checks_made_on_a_gpu(
+    fake_driver: FakeCuda, forward_library_path: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    command = [TESTS / "trt_gpu.py", forward_library_path, "--binding", "missing", "--only", "features"]
+    done = subprocess.run(
+        [sys.executable, *command, "--out", results],
+        capture_output=True, text=True, check=False, env=example_environment(fake_driver.path, forward_library_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(results.read_text())
+    assert written["passed"]
+    assert list(written["parts"]) == ["features"]
+    assert len({(row["feature"], row["dtype"]) for row in written["features"]}) == 3 * len(trt_gpu_features.CASES)
 
 
 def test_what_a_session_is_not_given(trt11: Any, library: Library) -> None:

@@ -1,18 +1,21 @@
 """The plugin on a GPU, called through the C++ code of a real TensorRT binding, as an execution context calls it.
 
-    python tests/trt_gpu.py aot_out/libpyfmha.so --out results.json
+    python tests/trt_gpu.py aot_out/libpyfmha.so --out results.json [--only graph features ...]
 
 The library needs fp16, bf16 and fp32 of head size 64 for this GPU (``pyfmha build --head-size 64``); whatever else it
 holds is checked, too, with every feature where it holds ``fmha_fwd_*``. Needs pyfmha installed, and ``tensorrt_lean``
 or another binding; without one, the tests' double takes its place and the host cost is not measured. Times are compared
-with torch's and Triton's, and the host cost needs a C compiler. Half a minute on an H100, and more for the features.
-Exit code 1 if a check failed, 2 if there is nothing to check with.
+with torch's and Triton's, and the host cost needs a C compiler. Each part has a time, and all of them have --limit: a
+part that has used up its own stops, which is a failed check; one that hangs ends the script, with the place where it
+hangs. Exit code 1 if a check failed or the script was ended, 2 if there is nothing to check with.
 """
 
 import argparse
+import faulthandler
+import gc
 import importlib
+import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -20,12 +23,16 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+# Before numpy is there. The matrices of the references are small: threads for them wait for each other only.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import trt_gpu_times
+from trt_double import Calls
 from trt_double.binding import make_binding
 from trt_double.scene import calls_of
 from trt_gpu_features import check_features
@@ -43,18 +50,25 @@ from pyfmha.trt import DirectSession, standin
 
 EDGES = [(batch, seq) for batch in (1, 8) for seq in (1, 17, 127, 128, 129, 512)]
 MISALIGNED_SEQS = (17, 129)
+TURNS = 10_000
+LIMIT = 120.0
+GRACE = 15.0
+"""Seconds that a part has to notice that its time is over: more than the compilation of a kernel takes."""
 
 
-def check_numerics(report: Report, calls: Any, creator: Any, library: Library, device: Device) -> None:
+def check_numerics(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """Every function and tactic against float64, between guard bytes, also with a misaligned Q."""
     stream, rows, worst = Stream(), report.results.setdefault("numerics", []), dict.fromkeys(DTYPES, 0.0)
     members = [Attention(d, s, c) for d in DTYPES for s in HEAD_SIZES for c in (True, False)]
     for member in members:
         if member.name not in library:
             continue
+        report.progress(f"numerics: {len(rows)} runs, {member.name}")
         first = Attached(calls, creator, member.dtype, 3, member.head_size, member.causal)
         first.close()
         for tactic in first.tactics:
+            if report.late():
+                break
             attached = Attached(calls, creator, member.dtype, 3, member.head_size, member.causal, tactic)
             for batch, seq in EDGES if member.head_size == 64 else [(2, 129)]:
                 for misaligned in (False, True) if seq in MISALIGNED_SEQS else (False,):
@@ -74,7 +88,7 @@ def check_numerics(report: Report, calls: Any, creator: Any, library: Library, d
     )
 
 
-def check_graph(report: Report, calls: Any, creator: Any, device: Device) -> None:
+def check_graph(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """Captured by pyfmha.runtime.graph, replayed with contents that copies in the stream's order change."""
     attached, stream = Attached(calls, creator, "fp16", 4, 64, True), Stream()
     shape = attached.shape(2, 300)
@@ -116,7 +130,7 @@ def check_graph(report: Report, calls: Any, creator: Any, device: Device) -> Non
     stream.close()
 
 
-def check_two_contexts(report: Report, calls: Any, creator: Any, device: Device) -> None:
+def check_two_contexts(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """Two contexts, each with its thread and stream, shapes that change at every turn."""
     problems: list[object] = []
 
@@ -125,6 +139,8 @@ def check_two_contexts(report: Report, calls: Any, creator: Any, device: Device)
             device.make_current()
             attached, stream = Attached(calls, creator, "fp16", 4, 64, bool(number)), Stream()
             for turn in range(60):
+                if report.late():
+                    break
                 batch, seq = 1 + turn % 3, 33 + 61 * (turn % 5) + number
                 error, clean = run_once(attached, batch, seq, 100 * number + turn, device, stream)
                 if not error <= LIMITS["fp16"] or not clean:
@@ -138,11 +154,13 @@ def check_two_contexts(report: Report, calls: Any, creator: Any, device: Device)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            thread.join(1)
+            report.progress("two contexts")
     report.check("two contexts on two streams and threads, 60 runs each", not problems, problems[:1] or "")
 
 
-def check_growth(report: Report, calls: Any, creator: Any, device: Device, turns: int = 10_000) -> None:
+def check_growth(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """Shapes that alternate, and what that costs in device memory: nothing."""
     attached, stream = Attached(calls, creator, "fp16", 4, 64, True), Stream()
     arrays = [DeviceArray(attached.shape(4, 256), np.float16) for _ in range(4)]
@@ -152,15 +170,19 @@ def check_growth(report: Report, calls: Any, creator: Any, device: Device, turns
     device.synchronize()
     out, *inputs = (array.pointer for array in arrays)
 
-    def alternate(count: int) -> None:
+    def alternate(count: int) -> int:
         for turn in range(count):
+            if turn % 100 == 0 and report.late():
+                return turn
+            report.progress(f"growth: {turn} of {count}")
             attached.prepare(*((4, 256) if turn % 2 else (1, 17)))
             attached.enqueue(inputs, out, workspace.pointer, stream.handle)
         stream.synchronize()
+        return count
 
     alternate(100)
     free = _call("cuMemGetInfo")[0]
-    alternate(turns)
+    turns = alternate(TURNS)
     grown = free - _call("cuMemGetInfo")[0]
     report.check(f"{turns} alternating shapes without growth of device memory", grown <= 0, f"{grown} bytes")
     attached.close()
@@ -169,9 +191,9 @@ def check_growth(report: Report, calls: Any, creator: Any, device: Device, turns
     stream.close()
 
 
-def check_direct_session(report: Report, library: Library, trt: Any) -> None:
+def check_session(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """DirectSession without any TensorRT, and with the binding."""
-    for module in (standin, trt):
+    for module in (standin, calls.trt):
         worst = 0.0
         with DirectSession(num_heads=4, head_size=64, library=library, trt_module=module) as session:
             for batch, seq in ((1, 17), (2, 129), (1, 512)):
@@ -198,42 +220,69 @@ def about(device: Device, library: Library, trt: Any) -> dict[str, Any]:
         driver = answer[0] if answer else None
     found: dict[str, Any] = {"device": device.name, "arch": device.arch, "driver": driver}
     found |= {"driver_cuda": device.driver_version, "python": platform.python_version(), "numpy": np.__version__}
-    for name in ("torch", "triton"):
-        found[name] = importlib.import_module(name).__version__ if importlib.util.find_spec(name) else None
+    found |= {name: _version(name) for name in ("torch", "triton")}
     found |= {"binding": f"{trt.__name__} {trt.__version__}", "pyfmha": pyfmha.__version__}
     return found | {"built_by_triton": library.manifest.triton, "build_id": library.manifest.build_id}
 
 
-def run(library: Library, device: Device, trt: Any, why_double: str) -> Report:
-    """All checks; what one raises is its failure, and the others go on."""
-    report = Report(**about(device, library, trt))
+def _version(name: str) -> str | None:
+    """A package's version without its import: torch's takes seconds, and makes the garbage collector slow."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(name).__version__)
+
+
+class Part(NamedTuple):
+    """One part: what it does, the seconds that it has, several times what it took where measured, what it needs."""
+
+    check: Callable[[Report, Calls, Any, Library, Device], None]
+    seconds: float
+    torch: bool = False
+
+
+PARTS = {
+    "graph": Part(check_graph, 10),
+    "numerics": Part(check_numerics, 20),
+    "features": Part(check_features, 25),
+    "contexts": Part(check_two_contexts, 10),
+    "growth": Part(check_growth, 10),
+    "session": Part(check_session, 10),
+    "host": Part(trt_gpu_times.measure_host, 25),
+    "capture": Part(trt_gpu_times.check_torch_capture, 20, torch=True),
+    "times": Part(trt_gpu_times.compare_times, 50, torch=True),
+}
+
+
+def run(
+    library: Library, device: Device, trt: Any, why_double: str, only: Collection[str], limit: float, out: Path | None
+) -> Report:
+    """The checks of some parts; what one raises is its failure, and the others go on."""
+    report = Report(out, **about(device, library, trt))
     report.line(", ".join(f"{name} {value}" for name, value in report.results.items() if isinstance(value, str)))
     if why_double:
         report.skip("the real binding", why_double)
     made, calls = pyfmha.trt.register(trt, library=library), calls_of(trt)
     creator = trt.get_plugin_registry().get_creator("TritonFlashAttention", "1", "")
     report.check("the registry gives the creator back", creator is made)
-    plugin, both = (report, calls, creator), (report, calls, creator, library, device)
-    parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
-        (check_graph, (*plugin, device)),
-        (check_numerics, both),
-        (check_features, both),
-        (check_two_contexts, (*plugin, device)),
-        (check_growth, (*plugin, device)),
-        (check_direct_session, (report, library, trt)),
-        (trt_gpu_times.measure_host, both),
-    ]
-    if report.results["torch"] and report.results["triton"]:
-        parts += [(trt_gpu_times.check_torch_capture, plugin), (trt_gpu_times.compare_times, both)]
-    else:
-        report.skip("capture by torch, times beside Triton's and torch's", "torch or triton is not installed")
-    for part, arguments in parts:
-        try:
-            part(*arguments)
-        except Exception as error:
-            traceback.print_exc()
-            report.check(part.__name__, False, repr(error))
-    report.results |= {"seconds": round(report.seconds(), 1), "passed": report.passed}
+    for name, part in PARTS.items():
+        if name not in only:
+            continue
+        if part.torch and not (report.results["torch"] and report.results["triton"]):
+            report.skip(name, "torch or triton is not installed")
+            continue
+        left = max(limit - report.seconds(), 0.0)
+        faulthandler.dump_traceback_later(max(min(part.seconds + GRACE, left), 1.0), exit=True)
+        # The plugins' creation collects garbage, hundreds of times: modules and leftovers are not to be gone through.
+        gc.collect()
+        gc.freeze()
+        with report.part(name, min(part.seconds, 0.9 * left)):
+            part.check(report, calls, creator, library, device)
+        faulthandler.cancel_dump_traceback_later()
+    report.results["finished"] = True
+    report.save()
     return report
 
 
@@ -242,18 +291,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path, help="libpyfmha.so, or the folder it is in")
     parser.add_argument("--binding", default="tensorrt_lean", help="the TensorRT module (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--out", type=Path, help="JSON file for the results, written as they come")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all of it (default: %(default)s)")
     options = parser.parse_args()
     os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # as the library is built
     path = options.library / "libpyfmha.so" if options.library.is_dir() else options.library
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        report = run(Library(path), Device(), *find_binding(options.binding))
+        binding = find_binding(options.binding)
+        report = run(Library(path), Device(), *binding, options.only, options.limit, options.out)
     except PyfmhaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report.results, indent=1) + "\n")
     checks = report.results["checks"]
     failed = [entry["name"] for entry in checks if not entry["passed"]]
     skipped = len(report.results["skipped"])

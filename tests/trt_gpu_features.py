@@ -2,8 +2,10 @@
 
 import gc
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from trt_gpu_parts import TYPE_IDS, Guarded, Report, error_of, last_error
 from pyfmha.attention import DTYPES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.decode import Decode
+from pyfmha.errors import PyfmhaError
 from pyfmha.forward import Forward
 from pyfmha.reference import LIMITS, attend
 from pyfmha.run import to_float, to_storage
@@ -21,7 +24,12 @@ from pyfmha.runtime.device import Device, Stream
 from pyfmha.runtime.library import Library
 
 INT32 = 3  # trt.DataType
-HEAD_SIZES = (1, 32, 40, 64, 72, 80, 96, 100, 128, 160, 256)
+HEAD_SIZES = (1, 72, 128, 32, 80, 160, 40, 96, 256, 64, 100)
+"""Neighbours differ much, because a case takes some neighbours."""
+
+SIZES_OF_A_CASE = 3
+"""With each dtype, at the least."""
+
 LSE_LIMIT = 1e-3  # absolute: of a natural logarithm around 5
 
 
@@ -119,7 +127,7 @@ def _poisoned(case: Case, k: Any, v: Any, dtype: str) -> None:
             tensor[number, :, max(length, 0) :] = nan
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)  # the tactics of a function come one after the other
 def data_of(name: str, dtype: str, size: int) -> tuple[tuple[Any, ...], Any, Any]:
     """The inputs in the plugin's order, and Out, as it is stored, and Lse in float64."""
     case, random = CASES[name], np.random.default_rng([size, len(name)])
@@ -130,7 +138,7 @@ def data_of(name: str, dtype: str, size: int) -> tuple[tuple[Any, ...], Any, Any
         shapes = [
             (case.batch, heads, n) for heads, n in ((case.heads, case.rows), *[(case.kv_heads, case.columns)] * 2)
         ]
-    natural = [to_storage(random.standard_normal((*shape, size)), dtype) for shape in shapes]
+    natural = [to_storage(random.standard_normal((*shape, size), np.float32), dtype) for shape in shapes]
     if layout != "packed":  # where a packed tensor's padding is that of Q as well
         _poisoned(case, *natural[1:], dtype)
     out, lse = attend(*(to_float(x, dtype) for x in natural), sm_scale=size**-0.5, **case.reference)
@@ -147,7 +155,7 @@ def data_of(name: str, dtype: str, size: int) -> tuple[tuple[Any, ...], Any, Any
 class Featured:
     """A plugin of an execution context for one case; see :class:`trt_gpu_parts.Attached`."""
 
-    def __init__(self, calls: Calls, creator: Any, name: str, dtype: str, size: int, tactic: int = 0) -> None:
+    def __init__(self, calls: Calls, creator: Any, name: str, dtype: str, size: int) -> None:
         case = CASES[name]
         self.calls, self.name, self.dtype, self.size, self.case = calls, name, dtype, size, case
         values = {"num_kv_heads": case.kv_heads, "return_lse": 1, "type_id": TYPE_IDS[dtype], "head_size": size}
@@ -161,17 +169,17 @@ class Featured:
         loaded = calls.create(creator, name, stored.read(), RUNTIME)
         self.tactics = calls.tactics(loaded) or []
         self.plugin: Any = calls.attach(loaded)
-        if self.plugin is None or calls.set_tactic(self.plugin, tactic):
+        if self.plugin is None or not self.tactics:
             raise last_error()
         self._kept = built, loaded
 
-    def run(self, device: Device, stream: Stream) -> tuple[float, float, bool]:
+    def run(self, tactic: int, device: Device, stream: Stream) -> tuple[float, float, bool]:
         """One launch: errors of Out and of Lse, and whether no byte outside was written."""
         inputs, exact, exact_lse = data_of(self.name, self.dtype, self.size)
         kind, calls = TYPE_IDS[self.dtype], self.calls
         given = [Tensor(x.shape, INT32 if x.dtype == np.int32 else kind) for x in inputs]
         wanted = [Tensor(exact.shape, kind), Tensor(exact_lse.shape, FLOAT)]
-        if calls.on_shape_change(self.plugin, given, wanted):
+        if calls.set_tactic(self.plugin, tactic) or calls.on_shape_change(self.plugin, given, wanted):
             raise last_error()
         shift = inputs[0].itemsize if self.case.misaligned else 0
         arrays = [Guarded.of(x, 0 if index else shift) for index, x in enumerate(inputs)]
@@ -208,42 +216,100 @@ def lse_error(actual: Any, exact: Any) -> float:
     return float(np.abs(actual[~empty] - exact[~empty]).max(initial=0.0))
 
 
-def _runs(library: Library) -> Iterator[tuple[str, str, int]]:
-    for dtype in DTYPES:
-        for size in HEAD_SIZES:
-            if Forward(dtype, size).name in library:
-                yield from ((name, dtype, size) for name in CASES)
+def sizes_of(dtype: str, served: tuple[int, ...]) -> dict[str, list[int]]:
+    """The head sizes that each case runs with: some, but the cases of one kind have all of them together.
+
+    The kinds are dense and decoded, aligned and not. Each dtype begins elsewhere.
+
+    Args:
+        dtype: which.
+        served: the head sizes to share out.
+    """
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for name, case in CASES.items():
+        kinds.setdefault((case.decoded, case.misaligned), []).append(name)
+    shared = {}
+    for names in kinds.values():
+        count = min(max(SIZES_OF_A_CASE, -(-len(served) // len(names))), len(served))
+        for turn, name in enumerate(names, start=DTYPES.index(dtype)):
+            shared[name] = [served[(turn * count + index) % len(served)] for index in range(count)]
+    return shared
+
+
+def _runs(library: Library) -> list[tuple[str, str, int]]:
+    """Case, dtype and head size of all that the library serves."""
+    served = {dtype: tuple(size for size in HEAD_SIZES if Forward(dtype, size).name in library) for dtype in DTYPES}
+    shared = {dtype: sizes_of(dtype, served[dtype]) for dtype in DTYPES}
+    return [(name, dtype, size) for name in CASES for dtype in DTYPES for size in shared[dtype][name]]
+
+
+@contextmanager
+def _loaded(library: Library, runs: list[tuple[str, str, int]]) -> Iterator[None]:
+    """Keep the machine code of some runs loaded, which else each plugin would load anew."""
+    names = set()
+    for _, dtype, size in runs:
+        pair = Decode(dtype, size)
+        names |= {Forward(dtype, size).name, pair.split_name, pair.combine_name}
+    with ExitStack() as held:
+        for name in sorted(names & set(library)):
+            library[name].load()
+            held.callback(library[name].unload)
+        yield
+
+
+def _rows(
+    calls: Calls, creator: Any, library: Library, device: Device, stream: Stream, run: tuple[str, str, int]
+) -> Iterator[dict[str, Any]]:
+    """What comes of each tactic for one case, dtype and head size."""
+    name, dtype, size = run
+    wanted = CASES[name].decoded and Decode(dtype, size).combine_name in library
+    featured = Featured(calls, creator, name, dtype, size)
+    try:
+        for tactic in featured.tactics:
+            error, lse, clean = featured.run(tactic, device, stream)
+            split = " parts" in featured.plugin.describe()
+            row = {"feature": name, "dtype": dtype, "head_size": size, "tactic": tactic}
+            row |= {"algorithm": featured.plugin.tactic.name, "error": error, "lse_error": lse, "clean": clean}
+            passed = error <= LIMITS[dtype] and lse <= LSE_LIMIT and clean and split == wanted
+            yield {**row, "split": split, "passed": passed}
+    finally:
+        featured.close()
+
+
+def _failed(run: tuple[str, str, int], error: PyfmhaError) -> dict[str, Any]:
+    name, dtype, size = run
+    row = {"feature": name, "dtype": dtype, "head_size": size, "error": float("inf"), "lse_error": float("inf")}
+    return {**row, "failure": str(error), "passed": False}
 
 
 def check_features(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
-    """Every feature, dtype and head size that the library serves, each with every tactic: a check for each feature."""
-    stream, rows = Stream(), report.results.setdefault("features", [])
-    for name, dtype, size in _runs(library):
-        first = Featured(calls, creator, name, dtype, size)
-        tactics = first.tactics
-        first.close()
-        for tactic in tactics:
-            row = {"feature": name, "dtype": dtype, "head_size": size, "tactic": tactic}
-            featured = Featured(calls, creator, name, dtype, size, tactic)
-            try:
-                error, lse, clean = featured.run(device, stream)
-                split = " parts" in featured.plugin.describe()
-                row |= {"algorithm": featured.plugin.tactic.name, "error": error, "lse_error": lse, "clean": clean}
-                row |= {"split": split}
-                as_wanted = split == (CASES[name].decoded and Decode(dtype, size).combine_name in library)
-                rows.append({**row, "passed": error <= LIMITS[dtype] and lse <= LSE_LIMIT and clean and as_wanted})
-            finally:
-                featured.close()
-    stream.close()
-    if not rows:
+    """Every feature with every dtype and some head sizes, each with every tactic: a check for each feature."""
+    runs = _runs(library)
+    if not runs:
         report.skip("features", "the library holds no fmha_fwd function: pyfmha build")
         return
-    for name in CASES:
-        mine = [row for row in rows if row["feature"] == name]
-        bad = [row for row in mine if not row["passed"]]
-        worst = {d: max((row["error"] for row in mine if row["dtype"] == d), default=0.0) for d in DTYPES}
-        listed = ", ".join(f"{dtype} {error:.1e}" for dtype, error in worst.items())
-        detail = (
-            f"{len(bad)} of {len(mine)}: {bad[:2]}" if bad else f"{listed}, lse {max(r['lse_error'] for r in mine):.1e}"
-        )
-        report.check(f"feature: {name}, {len(mine)} runs", not bad, detail)
+    stream, rows = Stream(), report.results.setdefault("features", [])
+    with _loaded(library, runs):
+        for name, group in groupby(runs, key=lambda run: run[0]):
+            if report.late():
+                break
+            begin = len(rows)
+            for run in group:
+                report.progress(f"features: {len(rows)} rows of {len(runs)} runs, {name}, {run[1]} d{run[2]}")
+                try:
+                    rows.extend(_rows(calls, creator, library, device, stream, run))
+                except PyfmhaError as error:
+                    rows.append(_failed(run, error))
+                    device.synchronize()  # raises if the context is lost, in which nothing else can run
+            _judge(report, name, rows[begin:])
+    stream.close()
+
+
+def _judge(report: Report, name: str, rows: list[dict[str, Any]]) -> None:
+    """The check for one feature."""
+    bad = [row for row in rows if not row["passed"]]
+    worst = {d: max((row["error"] for row in rows if row["dtype"] == d), default=0.0) for d in DTYPES}
+    listed = ", ".join(f"{dtype} {error:.1e}" for dtype, error in worst.items())
+    lse = max((row["lse_error"] for row in rows), default=0.0)
+    detail = f"{len(bad)} of {len(rows)}: {bad[:2]}" if bad else f"{listed}, lse {lse:.1e}"
+    report.check(f"feature: {name}, {len(rows)} runs", bool(rows) and not bad, detail)

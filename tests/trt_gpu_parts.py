@@ -3,10 +3,13 @@
 import ctypes
 import functools
 import gc
+import json
 import math
 import subprocess
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +30,67 @@ TYPE_IDS = {"fp32": 0, "fp16": 1, "bf16": 7}
 CALL_MANY = Path(__file__).parent / "trt_double" / "call_many.c"
 _RUNTIME_PART, _ON_SHAPE_CHANGE, _ENQUEUE = 3, 5, 6  # position of IPluginV3OneRuntime, slots of its functions
 _GUARD, _PATTERN = 256, 0xA5
+_SILENCE = 5.0  # seconds without a line, after which there is one about progress
 
 
 class Report:
     """Checks as they are made, printed at once, and what was measured.
 
+    Args:
+        path: JSON file, written after each check, each part and each line about progress: a kill loses little.
+        about: what everything is measured on and with.
+
     Attributes:
-        results: what goes to the JSON file.
+        results: what goes to the JSON file; ``passed`` there means that it is finished, too.
     """
 
-    def __init__(self, **about: Any) -> None:
-        self._start = time.monotonic()
-        self.results: dict[str, Any] = {**about, "checks": [], "skipped": []}
+    def __init__(self, path: Path | None = None, **about: Any) -> None:
+        self._path = path
+        self._start = self._spoken = time.monotonic()
+        self._end, self._stopped = math.inf, False
+        self.results: dict[str, Any] = {**about, "checks": [], "skipped": [], "parts": {}, "finished": False}
+
+    @contextmanager
+    def part(self, name: str, seconds: float) -> Iterator[None]:
+        """A block that has so much time, whose exceptions are failed checks; writes the file at its end."""
+        begun = self.seconds()
+        self._end, self._stopped = begun + seconds, False
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.check(name, False, repr(error))
+        if self._stopped:
+            self.check(f"{name}: all of it within {seconds:.0f} s", False, "stopped before its end")
+        self._end = math.inf
+        self.results["parts"][name] = round(self.seconds() - begun, 1)
+        self.save()
+
+    def late(self) -> bool:
+        """Whether the part's time is over: it is to stop then, which is a failed check of its own."""
+        over = self.seconds() > self._end
+        self._stopped |= over
+        return over
+
+    def progress(self, text: str) -> None:
+        """Say how far it is, if nothing was said for some seconds: a hang is seen by silence."""
+        if time.monotonic() - self._spoken >= _SILENCE:
+            self.line(f"...  {self.seconds():6.1f}s  {text}")
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        self.results |= {"seconds": round(self.seconds(), 1), "passed": self.results["finished"] and self.passed}
+        if self._path is not None:
+            written = self._path.with_name(f"{self._path.name}.part")
+            written.write_text(json.dumps(self.results, indent=1) + "\n")
+            written.replace(self._path)
 
     def check(self, name: str, passed: bool, detail: object = "") -> None:
         """Record a check."""
         self.results["checks"].append({"name": name, "passed": bool(passed), "detail": str(detail)})
         self.line(f"{'ok  ' if passed else 'FAIL'} {self.seconds():6.1f}s  {name}  {detail}")
+        self.save()
 
     def skip(self, name: str, reason: str) -> None:
         """Record a check that cannot be made here."""
@@ -52,6 +99,7 @@ class Report:
 
     def line(self, text: str) -> None:
         """Print a line at once."""
+        self._spoken = time.monotonic()
         print(text, flush=True)
 
     def seconds(self) -> float:
@@ -172,8 +220,9 @@ class Guarded:
 
     def intact(self) -> bool:
         """Whether the guards are as they were."""
-        raw, end = self._array.to_host(), self._begin + self._nbytes
-        return bool((raw[: self._begin] == _PATTERN).all() and (raw[end:] == _PATTERN).all())
+        end = self._begin + self._nbytes
+        guards = [(0, self._begin), (end, self._array.nbytes - end)]
+        return all((self._array.read(at, (count,), np.uint8) == _PATTERN).all() for at, count in guards)
 
     def free(self) -> None:
         """Give it back."""

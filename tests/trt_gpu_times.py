@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trt_double import Calls
 from trt_gpu_parts import Attached, Loops, Report, error_of, is_real, random_case
 
 from pyfmha.attention import KERNEL, Attention, kernel_path
@@ -41,7 +42,7 @@ def _pointers(tensors: list[Any]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def check_torch_capture(report: Report, calls: Any, creator: Any) -> None:
+def check_torch_capture(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """Captured by torch in its strictest mode, which forbids allocating and waiting to all threads."""
     import torch
 
@@ -113,7 +114,7 @@ def _host_us(call: Callable[[], object], device: Device, count: int = 200, round
     return best
 
 
-def measure_host(report: Report, calls: Any, creator: Any, library: Library, device: Device) -> None:
+def measure_host(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """What the host spends on a launch of the smallest kernel, through the binding's C++ code and otherwise."""
     name = "host cost of enqueue through the binding"
     if not is_real(calls):
@@ -204,13 +205,16 @@ def _gpu_us(call: Callable[[], object], stream: Stream) -> float:
     return statistics.median(times)
 
 
-def compare_times(report: Report, calls: Any, creator: Any, library: Library, device: Device) -> None:
+def compare_times(report: Report, calls: Calls, creator: Any, library: Library, device: Device) -> None:
     """Time on the GPU of the plugin's tactics, of the same kernel compiled by Triton at run time, and of torch."""
     rows = report.results.setdefault("times", [])
     stream = Stream()
     for dtype, batch, heads, seq, size in WORKLOADS:
         for causal in (False, True):
+            if report.late():
+                break
             member = Attention(dtype, size, causal)
+            report.progress(f"times: {member.name}")
             if member.name not in library:
                 report.skip(f"time of {member.name}", "it is not in the library")
                 continue

@@ -1,8 +1,7 @@
 """The Hopper variants of the production functions: ``kernels/fmha_sm90.py``, with the settings of each.
 
 They serve what TMA can load and what most launches ask for; everything else falls through to the portable variants of
-the same function. They have been compiled, and run in an emulator of Gluon, but on no GPU yet: :func:`variants` is left
-out of a library unless it is asked for.
+the same function.
 """
 
 from collections.abc import Sequence
@@ -30,59 +29,61 @@ class Setting:
         block_n: keys of one step.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K and V in flight.
-        own_out: whether Out has a buffer of its own in shared memory, or Q's.
+        q_slots: 2 to load the queries of the next tile while one is computed, or 1.
         programs: persistent programs for each multiprocessor; 0 for one program a tile.
         ping_pong: whether consumers take turns at the tensor cores.
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
         consumer_registers, producer_registers: what each then has; a lone consumer takes the rest.
         requires: conditions beyond those of the kernel, where another setting serves better.
+        masks: with which values of CAUSAL it is compiled.
     """
 
     block_n: int
     consumers: int
     stages: int = 2
-    own_out: bool = True
+    q_slots: int = 2
     programs: int = 1
     ping_pong: bool = True
     maxnreg: int = 168
     consumer_registers: int = 240
     producer_registers: int = 24
     requires: tuple[str, ...] = ()
+    masks: tuple[bool, ...] = (False, True)
 
 
-# By padded head size, in the order in which they are tried. Measured on a prototype: two small
-# programs an SM hide each other's start and end where rows are short; two consumers win where they are long.
+# By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room for a
+# second program on the multiprocessor: each hides where the other starts and ends.
 SETTINGS: dict[int, tuple[Setting, ...]] = {
-    64: (Setting(128, 1, programs=2, maxnreg=128, requires=("q_len < 4096",)), Setting(128, 2)),
-    128: (Setting(128, 2),),
-    256: (Setting(64, 2, own_out=False),),
+    64: (Setting(128, 1, programs=2, maxnreg=128),),
+    128: (Setting(64, 1, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)), Setting(128, 2)),
+    256: (Setting(64, 2, q_slots=1),),
 }
 
 
 SHARED_OF_SM = 227 * 1024
 """Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
 
-# Registers of each number of consumers: all that 64 Ki of them allow. And which numbers are worth trying.
-_REGISTERS = {
-    1: Setting(128, 1, maxnreg=128),
-    2: Setting(128, 2),
-    3: Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
+_SWEPT: dict[int, tuple[Setting, ...]] = {
+    64: (
+        Setting(128, 1, programs=2, maxnreg=128),
+        Setting(64, 1, programs=3, maxnreg=80),
+        Setting(128, 2),
+        Setting(64, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
+    ),
+    128: (Setting(64, 1, programs=2, maxnreg=128), Setting(128, 2)),
+    256: (Setting(64, 2),),
 }
-_SWEPT = {64: (1, 2, 3), 128: (2,), 256: (2,)}
 
 
 def sweep(padded: int) -> list[Setting]:
     """Settings worth timing on a GPU, for a padded head size: those that fit its shared memory."""
-    block_n = SETTINGS[padded][0].block_n
     made = []
-    for consumers, stages, own_out, persistent in product(_SWEPT[padded], (2, 3), (True, False), (True, False)):
-        programs = 1 if consumers > 1 else 2
-        rows = consumers * ROWS * (2 if own_out else 1) + 2 * stages * block_n
-        if programs * (rows * padded * 2 + 1024) > SHARED_OF_SM:
+    for base, stages, q_slots, persistent in product(_SWEPT[padded], (2, 3), (2, 1), (True, False)):
+        rows = base.consumers * ROWS * q_slots + 2 * stages * base.block_n
+        if base.programs * (rows * padded * 2 + 1024) > SHARED_OF_SM:
             continue
-        setting = replace(_REGISTERS[consumers], block_n=block_n, stages=stages, own_out=own_out)
-        setting = replace(setting, programs=programs if persistent else 0)
-        made += [replace(setting, ping_pong=turns) for turns in ((True, False) if consumers > 1 else (False,))]
+        setting = replace(base, stages=stages, q_slots=q_slots, programs=base.programs if persistent else 0)
+        made += [replace(setting, ping_pong=turns) for turns in ((True, False) if base.consumers > 1 else (False,))]
     return made
 
 
@@ -110,7 +111,7 @@ def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None =
     if dtype not in DTYPES:
         return ()
     settings = SETTINGS.get(padded, ()) if settings is None else settings
-    return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in (False, True))
+    return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in setting.masks)
 
 
 def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:
@@ -123,11 +124,12 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("STAGES", setting.stages),
         ("CAUSAL", causal),
         ("PING_PONG", setting.ping_pong and setting.consumers > 1),
-        ("OWN_OUT", setting.own_out),
+        ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
     )
-    tiles = f"cdiv(q_len, CONSUMERS * {ROWS}) * num_heads * batch_size"
+    tiles = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
+    units = f"cdiv({tiles}, 2)" if causal else tiles  # that a program takes at a time
     return KernelSpec(
         source=base.source.with_name(KERNEL_FILE),
         kernel=KERNEL,
@@ -135,7 +137,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         arguments=tuple(Argument(argument.name, argument.type) for argument in base.arguments),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
-        grid=f"min(num_sms * {setting.programs}, {tiles})" if setting.programs else tiles,
+        grid=f"min(num_sms * {setting.programs}, {units})" if setting.programs else units,
         num_warps=4,
         num_stages=1,
         maxnreg=setting.maxnreg,

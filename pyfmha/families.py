@@ -12,11 +12,11 @@ KERNELS = {
     "basic": "fmha_d*: equal, contiguous Q, K and V (the first kernel)",
     "forward": "fmha_fwd_d*: every feature",
     "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
-    "hopper": "sm_90 variants of fmha_fwd_d*; not yet run on a GPU, so only if asked for",
+    "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
 }
 """The families by name, with what they are."""
 
-DEFAULT = ("basic", "forward", "decode")
+DEFAULT = ("basic", "forward", "decode", "hopper")
 """The families that a library holds if none are named."""
 
 

@@ -89,7 +89,7 @@ def add_attention(
     features = _features(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
     problem = Problem(heads, size, dtype, _scale(scale, size), causal is not False, features)
     creator = register(trt, namespace=namespace, library=library)
-    problem = _simplest(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
+    problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
     _, outputs = add_layer(trt, network, creator, problem, {**tensors, **lengths}, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
 
@@ -188,17 +188,14 @@ def add_layer(
     return layer, outputs
 
 
-def _simplest(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
-    """The problem for the first kernel, where that serves it: no newer feature is used, Q, K and V are of one shape.
-
-    They are where no size is -1. Where sizes are -1 they are taken to be, as ever, if the library has no other kernel.
-    """
-    if problem.features != Features(problem.num_heads) or problem.head_size not in HEAD_SIZES or len(set(shapes)) > 1:
+def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
+    """The problem for the first kernel, where a library has no other and that serves it: no newer feature is used, Q, K
+    and V are of one shape. Where sizes are -1, they are taken to be."""
+    newer = problem.features != Features(problem.num_heads) or problem.head_size not in HEAD_SIZES
+    if newer or len(set(shapes)) > 1 or problem.function_name in library:
         return problem
     first = replace(problem, features=None)
-    if problem.function_name in library and (-1 in shapes[0] or first.function_name not in library):
-        return problem
-    return first
+    return first if first.function_name in library else problem
 
 
 def _module(network: Any, trt_module: Any) -> Any:

@@ -6,16 +6,22 @@ part of the keys of one key head, and packs into its rows all the queries that r
 that shares the key head. fused_attention_combine weighs the partial results of each query by their sums, as Dao et al.,
 "Flash-Decoding" (2023), do.
 
-Between the two, in float32 and for N = batch * num_heads * q_len queries numbered in that order: Partial [splits, N,
-BLOCK_D], the sums of weight * v, and Statistics: [splits, N] maxima, [splits, N] sums of weights, [N] factors. A score
+Between the two, in float32 and for N = batch * num_heads * q_len queries numbered in that order: Partial [N, splits,
+BLOCK_D], the sums of weight * v, and Statistics: [N, splits] maxima, [N, splits] sums of weights, [N] factors. A score
 in units of log2 is factor * maximum; keeping the two apart makes differences exact for scores of any size. Time goes
 into memory traffic, so all arithmetic is the safe one of fmha_fwd.py: finite input never gives NaN or infinity.
+
+PDL (sm_90 and later): with programmatic dependent launch, the second kernel's programs start as soon as all of the
+first's have, and find their code and arguments fetched when these end. Until then they touch no memory.
 """
 
 import triton
 import triton.language as tl
 from fmha_fwd import _tanh
 from fmha_triton import BFLOAT16_MAX, FLOAT_MAX, LN_2, LOG2_E, LOWEST, WIDE_SHIFT, _normalise_rows
+
+# Programs of combine that fetch its code early: about one an SM, since those of an SM share what was fetched.
+WARMING: tl.constexpr = tl.constexpr(128)
 
 
 @triton.jit
@@ -33,6 +39,22 @@ def _length(lengths, batch, longest):
     """The length of a sequence, clamped to the tensor; all of it where lengths is null."""
     length = tl.load(lengths + batch, mask=tl.cast(lengths, tl.int64) != 0, other=longest)
     return tl.minimum(tl.maximum(length, 0), longest)
+
+
+@triton.jit
+def _prefetch(base, row, stride, end, head_size, COLUMNS: tl.constexpr):
+    """Ask for the rows [row, end) at base, of head_size elements, to be in the L2 cache soon; does not wait."""
+    LINE: tl.constexpr = 128 // (base.dtype.element_ty.primitive_bitwidth // 8)
+    column = tl.arange(0, COLUMNS // LINE) * LINE
+    wanted = (row < end)[:, None] & (column < head_size)[None, :]
+    tl.inline_asm_elementwise(
+        "{ .reg .pred wanted; setp.ne.s32 wanted, $2, 0; @wanted prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l,r",
+        [base + row.to(tl.int64)[:, None] * stride + column[None, :], wanted.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -74,10 +96,16 @@ def fused_attention_split(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr = "tf32x3",
+    PREFETCH: tl.constexpr = 0,
+    PDL: tl.constexpr = False,
 ):
     """Grid: (splits * tiles, a, b), a * b at least batch_size * num_kv_heads, tiles of BLOCK_M of the q_len * group
     queries that share a key head. Writes Partial and Statistics; Out and Lse are the other kernel's.
+
+    The first PREFETCH keys, a power of two, are asked for before it waits for the queries.
     """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     WIDE: tl.constexpr = Q.dtype.element_ty != tl.float16
     shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
     q_len = tl.cast(q_len, tl.int32)
@@ -108,9 +136,17 @@ def fused_attention_split(
     begin = tl.minimum(begin.to(tl.int64) + split.to(tl.int64) * span, kv_n).to(tl.int32)
 
     wide_batch = batch.to(tl.int64)
+    K += wide_batch * k_stride_b + kv_head.to(tl.int64) * k_stride_h
+    V += wide_batch * v_stride_b + kv_head.to(tl.int64) * v_stride_h
+    k_stride = tl.cast(k_stride_s, tl.int64)
+    v_stride = tl.cast(v_stride_s, tl.int64)
     q_rows = wide_batch * q_stride_b + head.to(tl.int64) * q_stride_h + i.to(tl.int64) * q_stride_s
     in_queries = (i < q_n)[:, None] & in_columns[None, :]
     q = tl.load(Q + q_rows[:, None] + columns[None, :], mask=in_queries, other=0.0)
+    if PREFETCH:
+        first_keys = begin + tl.arange(0, PREFETCH)
+        _prefetch(K, first_keys, k_stride, end, head_size, BLOCK_D)
+        _prefetch(V, first_keys, v_stride, end, head_size, BLOCK_D)
     if sm_scale < 0:
         q = -q
     scale = tl.minimum(tl.abs(sm_scale) * LOG2_E, FLOAT_MAX)
@@ -124,10 +160,6 @@ def fused_attention_split(
         factor = tl.zeros([BLOCK_M], tl.float32) + factor
     last_factor = tl.where(softcap > 0, tl.minimum(softcap * LOG2_E, FLOAT_MAX), factor)
 
-    K += wide_batch * k_stride_b + kv_head.to(tl.int64) * k_stride_h
-    V += wide_batch * v_stride_b + kv_head.to(tl.int64) * v_stride_h
-    k_stride = tl.cast(k_stride_s, tl.int64)
-    v_stride = tl.cast(v_stride_s, tl.int64)
     keys = tl.arange(0, BLOCK_N)
     m = tl.full([BLOCK_M], LOWEST, tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -153,7 +185,7 @@ def fused_attention_split(
 
     queries = tl.cast(batch_size, tl.int64) * num_heads * q_len
     query = (wide_batch * num_heads + head) * q_len + i
-    place = split.to(tl.int64) * queries + query
+    place = query * splits + split
     partial = place[:, None] * BLOCK_D + columns[None, :]
     tl.store(Partial + partial, acc, mask=(i < q_len)[:, None] & in_columns[None, :])
     tl.store(Statistics + place, m, mask=i < q_len)
@@ -199,49 +231,67 @@ def fused_attention_combine(
     splits,
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Grid: (batch_size * num_heads * q_len): one program a query, which takes SPLITS partial results at a time."""
     WIDE: tl.constexpr = Out.dtype.element_ty != tl.float16
     shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
-    query = tl.program_id(0).to(tl.int64)
-    queries = tl.cast(batch_size, tl.int64) * num_heads * q_len
-    if query >= queries:
-        return
-    factor = tl.load(Statistics + 2 * splits * queries + query)
-    m = tl.full([SPLITS], LOWEST, tl.float32)
-    for first in range(0, splits, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        place = split.to(tl.int64) * queries + query
-        m = tl.maximum(m, tl.load(Statistics + place, mask=split < splits, other=LOWEST))
-    largest = tl.max(m, 0)
-    columns = tl.arange(0, BLOCK_D)
-    total = tl.zeros([SPLITS], tl.float32)
-    acc = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(0, splits, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        place = split.to(tl.int64) * queries + query
-        held = split < splits
-        weight = tl.exp2((tl.load(Statistics + place, mask=held, other=LOWEST) - largest) * factor)
-        weight = tl.where(held, weight, 0.0)
-        total += weight * tl.load(Statistics + splits * queries + place, mask=held, other=0.0)
-        partial = place[:, None] * BLOCK_D + columns[None, :]
-        in_partial = held[:, None] & (columns < head_size)[None, :]
-        acc += tl.sum(weight[:, None] * tl.load(Partial + partial, mask=in_partial, other=0.0), 0)
-    row_sum = tl.sum(total, 0)
-    if WIDE:
-        acc *= 2.0  # V was halved
     if Out.dtype.element_ty == tl.float16:
         most: tl.constexpr = 65504.0
     elif Out.dtype.element_ty == tl.bfloat16:
         most: tl.constexpr = BFLOAT16_MAX
     else:
         most: tl.constexpr = FLOAT_MAX
-    out = tl.where(row_sum != 0, tl.clamp(acc * (1.0 / row_sum), -most, most, propagate_nan=tl.PropagateNan.ALL), 0.0)
-    i = query % q_len
-    head = query // q_len % num_heads
-    batch = query // q_len // num_heads
-    Out += batch * out_stride_b + head * out_stride_h + i * out_stride_s
-    tl.store(Out + columns, out.to(Out.dtype.element_ty), mask=columns < head_size)
-    if tl.cast(Lse, tl.int64) != 0:
-        score = tl.minimum(tl.maximum(largest * factor, -FLOAT_MAX), FLOAT_MAX)
-        tl.store(Lse + query, tl.where(row_sum != 0, (score + tl.log2(row_sum) + shift) * LN_2, float("-inf")))
+    program = tl.program_id(0).to(tl.uint32)  # 32 bits, in which a division costs a fraction of that in 64
+    row = program // tl.cast(q_len, tl.uint32)
+    batch = row // tl.cast(num_heads, tl.uint32)
+    i = (program - row * tl.cast(q_len, tl.uint32)).to(tl.int64)
+    head = (row - batch * tl.cast(num_heads, tl.uint32)).to(tl.int64)
+    Out += batch.to(tl.int64) * out_stride_b + head * out_stride_h + i * out_stride_s
+    query = program.to(tl.int64)
+    queries = tl.cast(batch_size, tl.int64) * num_heads * q_len
+    if query >= queries:
+        return
+    maxima = Statistics + query * splits
+    sums = maxima + queries * splits
+    factors = Statistics + 2 * queries * splits
+    Partial += query * splits * BLOCK_D
+    columns = tl.arange(0, BLOCK_D)
+
+    # There is one turn, the last. Before it, while the other kernel may still run, the first programs take one that
+    # reads and writes nothing but fetches all the code. To write the turns out twice would defeat that, so their number
+    # must not be a constant: `last` is 1.
+    last = tl.minimum(splits, 1)
+    for turn in range(last - (program < WARMING).to(tl.int32) if PDL else last, last + 1):
+        counts = turn == last
+        if PDL:
+            if counts:
+                tl.extra.cuda.gdc_wait()
+        held_splits = tl.where(counts, splits, 0)
+        in_columns = columns < tl.where(counts, head_size, 0)
+        factor = tl.load(factors + query, mask=counts, other=0.0)
+        m = LOWEST
+        row_sum = 0.0
+        acc = tl.zeros([BLOCK_D], tl.float32)
+        for first in range(0, splits, SPLITS):
+            split = first + tl.arange(0, SPLITS)
+            held = split < held_splits
+            split_m = tl.load(maxima + split, mask=held, other=LOWEST)
+            split_sum = tl.load(sums + split, mask=held, other=0.0)
+            partial = split.to(tl.int64)[:, None] * BLOCK_D + columns[None, :]
+            split_acc = tl.load(Partial + partial, mask=held[:, None] & in_columns[None, :], other=0.0)
+            m_new = tl.maximum(m, tl.max(split_m, 0))
+            weight = tl.exp2((split_m - m_new) * factor)
+            alpha = tl.exp2((m - m_new) * factor)
+            row_sum = row_sum * alpha + tl.sum(weight * split_sum, 0)
+            acc = acc * alpha + tl.sum(weight[:, None] * split_acc, 0)
+            m = m_new
+        if WIDE:
+            acc *= 2.0  # V was halved
+        out = tl.clamp(acc * (1.0 / row_sum), -most, most, propagate_nan=tl.PropagateNan.ALL)
+        out = tl.where(row_sum != 0, out, 0.0)
+        tl.store(Out + columns, out.to(Out.dtype.element_ty), mask=in_columns)
+        if tl.cast(Lse, tl.int64) != 0:
+            score = tl.minimum(tl.maximum(m * factor, -FLOAT_MAX), FLOAT_MAX)
+            lse = tl.where(row_sum != 0, (score + tl.log2(row_sum) + shift) * LN_2, float("-inf"))
+            tl.store(Lse + query, lse, mask=counts)

@@ -5,9 +5,9 @@ the arguments. The algorithm is that of Shah et al., "FlashAttention-3" (2024): 
 of K and V blocks; each consumer warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and
 lets the product of the last block's weights with V run while it takes the exponentials of the next block.
 
-Programs are persistent: program p of n takes the tiles p, n + p, 2n + p, ...; of causal attention pairs of tiles, a long
-one and a short one, so that every program gets as much to do. Programs beside each other share heads, which thus stay
-in the L2 cache. While a consumer finishes one tile, the loads of its next are already under way.
+Programs are persistent: program p of n takes the tiles p, n + p, 2n + p, ...; of causal attention pairs of tiles, a
+long one and a short one, so that every program gets as much to do. Programs beside each other share heads, which thus
+stay in the L2 cache. While a consumer finishes one tile, the loads of its next are already under way.
 
 Descriptors are [batch, heads, seq, head size], so that a block past the end of a sequence, or past the head size, reads
 zeros instead of the next head, and is not written past either. Any strides a descriptor can take will do.
@@ -37,8 +37,8 @@ FAST_LIMIT: gl.constexpr = gl.constexpr(1048576.0)
 LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)
 ROWS: gl.constexpr = gl.constexpr(64)  # of one consumer: the M of wgmma
 SLOW_ROWS: gl.constexpr = gl.constexpr(16)  # computed at a time where it is slow: so few that nothing spills
-# A row notes the tiles to compute again in the bits of a word. Where a program has more, several share a bit, and are then
-# all computed again.
+# A row notes the tiles to compute again in the bits of a word. Where a program has more, several share a bit, and are
+# then all computed again.
 NOTES: gl.constexpr = gl.constexpr(32)
 NOTE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -99,21 +99,22 @@ def _hold(x):
 def _copy(x, zero):
     """A copy in other registers, made here: zero is 0, which the compiler does not know."""
     zeros = gl.full(x.shape, zero, gl.int32, layout=x.type.layout)
-    return gl.inline_asm_elementwise(
-        "xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2
-    )
+    return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2)
 
 
 @gluon.jit
 def _tile_count(row_tiles, heads, CAUSAL: gl.constexpr):
     """How many of all tiles this program takes."""
     tiles = row_tiles * heads
-    units = (tiles + 1) // 2 if CAUSAL else tiles
     program = gl.program_id(0)
     programs = gl.num_programs(0)
-    count = units // programs + (program < units % programs).to(gl.int32)
-    if CAUSAL:  # the last unit may be a single tile
-        count = 2 * count - ((tiles % 2 != 0) & (program == (units - 1) % programs)).to(gl.int32)
+    count = tiles // programs + (program < tiles % programs).to(gl.int32)
+    if CAUSAL:
+        if tiles > programs:
+            units = (tiles + 1) // 2
+            count = 2 * (units // programs + (program < units % programs).to(gl.int32))
+            # The last unit may be a single tile.
+            count -= ((tiles % 2 != 0) & (program == (units - 1) % programs)).to(gl.int32)
     return count
 
 
@@ -121,24 +122,26 @@ def _tile_count(row_tiles, heads, CAUSAL: gl.constexpr):
 def _tile(turn, row_tiles, heads, CAUSAL: gl.constexpr):
     """The turn-th tile of this program: its place among the tiles of rows, and its head of batch * heads.
 
-    Causal tiles go in units of two that together are as long as every other unit: a long one and a short one of the
-    same head. An odd number of tiles a head leaves one in the middle, which goes with that of the next head.
+    Causal tiles, where there are more than programs, go in units of two that together are as long as every other unit:
+    a long one and a short one of the same head. An odd number of tiles a head leaves one in the middle, which goes
+    with that of the next head.
     """
+    programs = gl.num_programs(0)
+    unit = turn * programs + gl.program_id(0)
+    head = unit // row_tiles
+    row_tile = unit % row_tiles
     if CAUSAL:
-        unit = turn // 2 * gl.num_programs(0) + gl.program_id(0)
-        odd = row_tiles % 2  # then two heads share their units
-        units = row_tiles * (1 + odd) // 2
-        first_head = unit // units * (1 + odd)
-        shared = odd * (first_head + 1 < heads).to(gl.int32)
-        index = unit % units  # from the longest
-        if turn % 2 != 0:
-            index = (row_tiles << shared) - 1 - index
-        row_tile = row_tiles - 1 - (index >> shared)
-        head = first_head + (index & shared)
-    else:
-        unit = turn * gl.num_programs(0) + gl.program_id(0)
-        head = unit // row_tiles
-        row_tile = unit % row_tiles
+        if row_tiles * heads > programs:
+            unit = turn // 2 * programs + gl.program_id(0)
+            odd = row_tiles % 2  # then two heads share their units
+            units = row_tiles * (1 + odd) // 2
+            first_head = unit // units * (1 + odd)
+            shared = odd * (first_head + 1 < heads).to(gl.int32)
+            index = unit % units  # from the longest
+            if turn % 2 != 0:
+                index = (row_tiles << shared) - 1 - index
+            row_tile = row_tiles - 1 - (index >> shared)
+            head = first_head + (index & shared)
     return row_tile, head
 
 
@@ -185,7 +188,8 @@ def _load(work, SHAPE: gl.constexpr):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
                     mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D * 2)
-                    tma.async_load(q_desc, [batch, q_head, first_row + c * ROWS, 0], q_ready.index(slot), q_smem.index(slot))
+                    place = [batch, q_head, first_row + c * ROWS, 0]
+                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot))
             mbarrier.wait(v_free.index(stage), phase)
             mbarrier.expect(v_ready.index(stage), BLOCK_N * BLOCK_D * 2)
             tma.async_load(v_desc, [batch, kv_head, key, 0], v_ready.index(stage), v_smem.index(stage))
@@ -335,8 +339,8 @@ def _compute_slowly(
 
 @gluon.jit
 def _narrow(out, dtype: gl.constexpr):
-    """Rounded to fp16 or bf16, at most its largest finite value: a mean never exceeds the largest value it is made of, but
-    the rounded one may, by enough to become infinite. NaN stays NaN."""
+    """Rounded to fp16 or bf16, but at most its largest finite value: the mean of V never exceeds what it is made of,
+    but the rounded one may, by enough to become infinite. NaN stays NaN."""
     if dtype == gl.float16:
         asm: gl.constexpr = "cvt.rn.satfinite.f16x2.f32 $0, $2, $1;"
         return gl.inline_asm_elementwise(asm, "=r,r,r", [out], dtype=gl.float16, is_pure=True, pack=2)

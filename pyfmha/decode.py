@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from pyfmha import forward
 from pyfmha.abi import ELEMENT_SIZES
+from pyfmha.arch import ARCHS
 from pyfmha.attention import DTYPES
 from pyfmha.forward import Call, Forward
-from pyfmha.spec import Argument, KernelSpec
+from pyfmha.spec import DEPENDENT_CAPABILITY, Argument, Constant, KernelSpec, Tuning
 from pyfmha.tiles import Tile
 
 HEAD_SIZES = (64, 128, 256)
@@ -53,6 +54,9 @@ ALIGNMENT = 16
 # an SM, are several times what the latency of memory needs, and fit the shared memory of every architecture served.
 _BLOCK_BYTES = 16 * 1024
 _ROWS = 16
+
+_PARTS_AT_A_TIME = 32
+"""Parts that the second launch loads together. Most problems have no more, so that they wait for memory once."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,10 @@ class Decode:
             ("BLOCK_D", self.padded),
             ("BLOCK_N", tile.block_n),
             ("PRECISION", "tf32x3"),
+            ("PREFETCH", 0),
+            ("PDL", False),
         )
+        prefetch = tile.block_n * (tile.num_stages - 1) if hinted else 0  # what the loop starts with
         return KernelSpec(
             source=forward.kernel_path().with_name(KERNEL_FILE),
             kernel=SPLIT_KERNEL,
@@ -119,20 +126,24 @@ class Decode:
             f" cdiv({heads}, 65535)",
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            tunings=_tunings(tile.num_warps, tile.num_stages, PREFETCH=prefetch, PDL=True),
             algorithm_name="default",
         )
 
     def _combine(self) -> KernelSpec:
+        warps = 8 if self.padded == HEAD_SIZES[-1] else 4
         return KernelSpec(
             source=forward.kernel_path().with_name(KERNEL_FILE),
             kernel=COMBINE_KERNEL,
             name=self.combine_name,
             arguments=self._arguments(hinted=False),
-            constants=(("BLOCK_D", self.padded), ("SPLITS", 16)),
+            constants=(("BLOCK_D", self.padded), ("SPLITS", _PARTS_AT_A_TIME), ("PDL", False)),
             grid="batch_size * num_heads * q_len",
-            num_warps=4,
+            num_warps=warps,
             num_stages=1,
+            tunings=_tunings(warps, 1, PDL=True),
             algorithm_name="default",
+            programmatic_dependent_launch=True,
         )
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:
@@ -140,6 +151,12 @@ class Decode:
             Argument(name, kind.replace("T", self.dtype), _hint(name, kind) if hinted else None)
             for name, kind in ARGUMENTS
         )
+
+
+def _tunings(num_warps: int, num_stages: int, **constants: Constant) -> tuple[Tuning, ...]:
+    """The same warps and stages, with constants for the architectures that have programmatic dependent launch."""
+    able = [name for name, arch in ARCHS.items() if arch.capability >= DEPENDENT_CAPABILITY]
+    return tuple(Tuning(name, tuple(constants.items()), num_warps, num_stages) for name in able)
 
 
 def _hint(name: str, kind: str) -> int | None:

@@ -51,8 +51,8 @@ class Setting:
     masks: tuple[bool, ...] = (False, True)
 
 
-# By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room for a
-# second program on the multiprocessor: each hides where the other starts and ends.
+# By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
+# for a second program on the multiprocessor: each hides where the other starts and ends.
 SETTINGS: dict[int, tuple[Setting, ...]] = {
     64: (Setting(128, 1, programs=2, maxnreg=128),),
     128: (Setting(64, 1, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)), Setting(128, 2)),
@@ -129,7 +129,6 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("PRODUCER_REGISTERS", setting.producer_registers),
     )
     tiles = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
-    units = f"cdiv({tiles}, 2)" if causal else tiles  # that a program takes at a time
     return KernelSpec(
         source=base.source.with_name(KERNEL_FILE),
         kernel=KERNEL,
@@ -137,7 +136,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         arguments=tuple(Argument(argument.name, argument.type) for argument in base.arguments),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
-        grid=f"min(num_sms * {setting.programs}, {units})" if setting.programs else units,
+        grid=f"min(num_sms * {setting.programs}, {tiles})" if setting.programs else tiles,
         num_warps=4,
         num_stages=1,
         maxnreg=setting.maxnreg,

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyfmha.errors import ManifestError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the manifest and of the C interface it describes. Another version is refused, never guessed at."""
 
 
@@ -33,6 +33,7 @@ class Image:
         shared: bytes of shared memory a block.
         shared_limit: bytes a block may ask for on that architecture.
         threads: threads a block.
+        dependent: it is launched by programmatic dependent launch, see :class:`pyfmha.spec.KernelSpec`.
         size: bytes of code.
         sha256: of the code.
         ptxas: version of the assembler, which decides the oldest driver that can load the code.
@@ -49,6 +50,7 @@ class Image:
     shared: int
     shared_limit: int
     threads: int
+    dependent: bool
     size: int
     sha256: str
     ptxas: str
@@ -202,6 +204,12 @@ def _number(value: object) -> int:
     return value
 
 
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false expected, got {reprlib.repr(value)}")
+    return value
+
+
 def _arch(value: object) -> str:
     arch = text_from_data(value)
     if not re.fullmatch(r"sm_[0-9]{1,4}", arch):
@@ -232,6 +240,7 @@ def _image(data: dict[str, Any]) -> Image:
         shared=_number(data["shared"]),
         shared_limit=_number(data["shared_limit"]),
         threads=_number(data["threads"]),
+        dependent=_flag(data["dependent"]),
         size=_number(data["size"]),
         sha256=text_from_data(data["sha256"]),
         ptxas=text_from_data(data["ptxas"]),

@@ -22,6 +22,8 @@ Constant = int | float | bool | str | None
 HINTS = (1, 8, 16)
 TENSOR_CAPABILITY = 90
 """The first compute capability (major * 10 + minor) with the Tensor Memory Accelerator."""
+DEPENDENT_CAPABILITY = 90
+"""The first with programmatic dependent launch."""
 HINTS_ALLOWED = "use :16 or :8 (a multiple of it) or :1 (equal to 1)"
 
 
@@ -97,6 +99,11 @@ class KernelSpec:
         archs: the only architectures that it is for. Such a variant is optional: a library, or a device, without its
             code goes to the algorithm's next. Empty: for all, and needed on all.
         maxnreg: registers a thread at most; None leaves it to the assembler.
+        programmatic_dependent_launch: it is launched with CUDA's attribute of that name on architectures that have it,
+            sm_90 and later: its blocks may start before the kernel before it in the stream has ended. There it must
+            wait, ``tl.extra.cuda.gdc_wait()``, before it touches memory that others write or read; a kernel before it
+            says when the blocks may start, ``tl.extra.cuda.gdc_launch_dependents()``. For older architectures those
+            words must not be in the kernel: a constant that :attr:`tunings` set can leave them out.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -118,6 +125,7 @@ class KernelSpec:
     archs: tuple[str, ...] = ()
     maxnreg: int | None = None
     descriptors: tuple[Descriptor, ...] = ()
+    programmatic_dependent_launch: bool = False
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     _tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
@@ -154,6 +162,9 @@ class KernelSpec:
             raise SpecError(f"{self.name}: num_stages is {self.num_stages}; use 1 to 16")
         if self.maxnreg is not None and (type(self.maxnreg) is not int or self.maxnreg not in range(8, 256)):
             raise SpecError(f"{self.name}: maxnreg is {self.maxnreg}; use 8 to 255, or None")
+        if type(self.programmatic_dependent_launch) is not bool:
+            got = self.programmatic_dependent_launch
+            raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
         if not self.arguments:
             raise SpecError(f"{self.name}: the kernel takes no run-time argument, so it can have no effect")
         if len(self.descriptors) > MAX_DESCRIPTORS:
@@ -241,6 +252,10 @@ class KernelSpec:
         """Whether it is to be compiled for an architecture."""
         return not self.archs or arch in self.archs
 
+    def is_dependent_on(self, arch: str) -> bool:
+        """Whether it is launched by programmatic dependent launch on an architecture."""
+        return self.programmatic_dependent_launch and ARCHS[arch].capability >= DEPENDENT_CAPABILITY
+
     def resolve(self, arch: str) -> "KernelSpec":
         """The spec for one architecture: its tuning applied, its name kept."""
         tuning = next((tuning for tuning in self.tunings if tuning.arch == arch), None)
@@ -303,6 +318,8 @@ class KernelSpec:
         described: list[Any] = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         if self.requires or self.archs or self.descriptors:  # the others keep the names that they have always had
             described += [self.requires, self.archs, [asdict(descriptor) for descriptor in self.descriptors]]
+        if self.programmatic_dependent_launch:
+            described.append("programmatic dependent launch")
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":

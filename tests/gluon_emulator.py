@@ -5,173 +5,48 @@ partition of `warp_specialize` on a thread of its own. Only one thread runs at a
 product a seeded random choice says which goes on, so that one seed is one interleaving, and a deadlock is noticed.
 
 What is asynchronous on the GPU happens as late as the kernel's waits allow, or at a random moment before: TMA copies at
-any time until their barrier completes, wgmma's reads of shared memory when the kernel waits for the product, TMA
-stores' when it waits for the store. So a buffer that is freed too early, or read too early, gives wrong numbers.
-Loads and stores through pointers are checked against the bounds of their arrays.
+any time until their barrier completes, wgmma's reads of shared memory when the kernel waits for the product. A TMA
+store reads shared memory at the latest when the kernel waits for that; what it read reaches global memory at the latest
+when the kernel waits for all of the store, which may be never: then it does so when the program ends. So a buffer that
+is freed too early, or read too early, gives wrong numbers. Loads and stores through pointers are checked against the
+bounds of their arrays, and assembly does what its text says.
 
-Not modelled: layouts, registers, proxies and fences, and that 128 threads make a warpgroup. Elements of bf16 and fp16
-are held as float32 and rounded by `.to`.
+Not modelled: layouts, registers, that 128 threads make a warpgroup, and of fences only that there is one between what a
+partition stores in shared memory and the TMA store of it.
 """
 
 import random
 import re
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+from gluon_values import (
+    BF16,
+    FP16,
+    FP32,
+    INT32,
+    INT64,
+    LARGEST,
+    WRITES,
+    Barrier,
+    Descriptor,
+    DType,
+    Pointer,
+    Product,
+    Shared,
+    Store,
+    Tensor,
+    converted,
+    tensor,
+)
 
 
 class Deadlock(Exception):
     """Every partition waits for a barrier."""
-
-
-class DType:
-    """A Gluon element type."""
-
-    def __init__(self, name: str, numpy: Any) -> None:
-        self.name = name
-        self.numpy = np.dtype(numpy)
-
-    def rounded(self, values: Any) -> Any:
-        if self.name == "bf16":
-            return float_from_bf16(bf16_from_float(np.asarray(values, np.float32)))
-        if self.name == "fp16":
-            with np.errstate(over="ignore"):
-                return np.asarray(values).astype(np.float16).astype(np.float32)
-        return np.asarray(values).astype(self.numpy)
-
-
-FP16, BF16, FP32 = DType("fp16", np.float32), DType("bf16", np.float32), DType("fp32", np.float32)
-INT32, INT64 = DType("i32", np.int32), DType("i64", np.int64)
-DTYPES = {"fp16": FP16, "bf16": BF16}
-
-
-class Tensor(np.ndarray):
-    """A value of the kernel, scalars included; integer division rounds toward zero, as on the GPU."""
-
-    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> "Tensor":
-        return np.asarray(array).view(Tensor)
-
-    def to(self, dtype: DType, bitcast: bool = False) -> "Tensor":
-        plain = np.array(self)
-        return tensor(plain.view(dtype.numpy) if bitcast else dtype.rounded(plain))
-
-    def __floordiv__(self, other: Any) -> Any:
-        quotient = np.abs(np.asarray(self)) // np.abs(np.asarray(other))
-        return tensor(np.where((np.asarray(self) < 0) == (np.asarray(other) < 0), quotient, -quotient), self.dtype)
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return tensor(other, self.dtype) // self
-
-    def __mod__(self, other: Any) -> Any:
-        return self - (self // other) * other
-
-
-def tensor(values: Any, dtype: Any = None) -> Tensor:
-    return np.array(values, dtype).view(Tensor)
-
-
-class Pointer:
-    """Addresses within one array; null where there is none."""
-
-    def __init__(self, array: Any, dtype: DType, offset: Any = 0) -> None:
-        self.array = array
-        self.dtype = types.SimpleNamespace(element_ty=dtype)
-        self.offset = tensor(offset, np.int64)
-
-    def __add__(self, offset: Any) -> "Pointer":
-        return Pointer(self.array, self.dtype.element_ty, np.asarray(self.offset) + np.asarray(offset, np.int64))
-
-    def __getitem__(self, key: Any) -> "Pointer":
-        return Pointer(self.array, self.dtype.element_ty, self.offset[key])
-
-    def to(self, dtype: DType) -> int:
-        return 0 if self.array is None else 4096
-
-    def at(self, mask: Any) -> tuple[Any, Any]:
-        mask = np.broadcast_to(np.asarray(mask), self.offset.shape)
-        used = np.asarray(self.offset)[mask]
-        assert self.array is not None, "a null pointer is used"
-        assert used.size == 0 or (used.min() >= 0 and used.max() < self.array.size), "an address is out of bounds"
-        return mask, np.where(mask, np.asarray(self.offset), 0)
-
-
-class Descriptor:
-    """A TMA descriptor of an array of four dimensions with any strides."""
-
-    def __init__(self, array: Any, dtype: DType, rows: int, columns: int) -> None:
-        self.array = array
-        self.dtype = dtype
-        self.box = (1, 1, rows, columns)
-        self.layout = "shared"
-
-    def region(self, coordinates: Sequence[Any]) -> tuple[Any, Any]:
-        """Slices of the array and of the box where they overlap."""
-        starts = [int(c) for c in coordinates]
-        array, box = [], []
-        for start, length, size in zip(starts, self.box, self.array.shape, strict=True):
-            low, high = max(start, 0), max(min(start + length, size), max(start, 0))
-            array.append(slice(low, high))
-            box.append(slice(low - start, high - start))
-        return tuple(array), tuple(box)
-
-
-class Shared:
-    """A buffer in shared memory, or a part of one."""
-
-    def __init__(self, array: Any, dtype: DType) -> None:
-        self.array = array
-        self.dtype = dtype
-
-    def index(self, place: Any) -> "Shared":
-        assert 0 <= int(place) < self.array.shape[0]
-        return Shared(self.array[int(place)], self.dtype)
-
-    def reshape(self, shape: Sequence[int]) -> "Shared":
-        view = self.array.reshape(tuple(shape))
-        assert np.shares_memory(view, self.array)
-        return Shared(view, self.dtype)
-
-    def permute(self, order: Sequence[int]) -> "Shared":
-        return Shared(self.array.transpose(order), self.dtype)
-
-    def store(self, value: Any) -> None:
-        self.array[...] = value
-
-    def load(self, layout: Any) -> Tensor:
-        return tensor(self.array.copy())
-
-
-class Barrier:
-    """An mbarrier: a phase ends when all arrivals and all bytes expected have come."""
-
-    def __init__(self) -> None:
-        self.count = self.pending = self.bytes = self.phase = 0
-
-    def settle(self) -> None:
-        if self.count and self.pending == 0 and self.bytes == 0:
-            self.phase += 1
-            self.pending = self.count
-
-
-class Product:
-    """A wgmma that has been issued."""
-
-    def __init__(self, a: Any, b: Shared, acc: Any, use_acc: bool) -> None:
-        self.operands = a, b, acc, use_acc
-        self.value: Tensor | None = None
-
-    def complete(self) -> None:
-        a, b, acc, use_acc = self.operands
-        left = np.asarray(a.array if isinstance(a, Shared) else a, np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):
-            product = left @ np.asarray(b.array, np.float32)
-            self.value = tensor(product + np.asarray(acc) if use_acc else product, np.float32)
 
 
 class Machine:
@@ -180,7 +55,8 @@ class Machine:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.lock = threading.Condition()
-        self.copies: list[Callable[[], None]] = []
+        self.copies: list[Callable[[], None] | Store] = []
+        self.copy_rate = 1.0
         self.program, self.programs = 0, 1
         self.local = threading.local()
         self.named: dict[int, list[int]] = {}
@@ -203,8 +79,6 @@ class Machine:
         if self.failure is not None:
             raise self.failure
         assert not any(thread.is_alive() for thread in threads)
-        while self.copies:
-            self.copies.pop()()
 
     def _body(self, me: int, body: Callable[[], None]) -> None:
         self.local.me, self.local.products, self.local.stores = me, [], []
@@ -231,7 +105,7 @@ class Machine:
         while self.waiting and self.failure is None:
             ready = [i for i, condition in self.waiting.items() if condition()]
             if self.copies and (not ready or self.random.random() < self.copy_rate):
-                self.copies.pop(self.random.randrange(len(self.copies)))()
+                self._copy()
                 continue
             if not ready:
                 self.failure = Deadlock(f"partitions {sorted(self.waiting)} of program {self.program} all wait")
@@ -239,6 +113,25 @@ class Machine:
             self.current = self.random.choices(ready, [self.pace[i] for i in ready])[0]
             break
         self.lock.notify_all()
+
+    def _copy(self) -> None:
+        """Let one of the copies under way get on."""
+        copy = self.copies.pop(self.random.randrange(len(self.copies)))
+        if not isinstance(copy, Store):
+            copy()
+        elif copy.taken is None:
+            copy.take()
+            self.copies.append(copy)
+        else:
+            copy.write()
+
+    def end(self) -> None:
+        """The program ends, and with it its shared memory, which nothing may need any more."""
+        for copy in self.copies:
+            assert isinstance(copy, Store), "the program ends before what it loads has come"
+            assert copy.taken is not None, "the program ends before Out has left shared memory"
+            copy.write()
+        self.copies = []
 
     def switch(self, condition: Callable[[], bool] = lambda: True) -> None:
         """Let another partition run, and come back when a condition holds."""
@@ -282,20 +175,24 @@ class Machine:
         self.switch()
 
     def store_box(self, descriptor: Descriptor, coordinates: Any, source: Shared) -> None:
-        def copy() -> None:
-            array, box = descriptor.region(coordinates)
-            descriptor.array[array] = source.array[box]
-
-        self.copies.append(copy)
-        self.local.stores.append(copy)
+        store = Store(descriptor, coordinates, source)
+        self.copies.append(store)
+        self.local.stores.append(store)
         self.switch()
 
     def store_wait(self, pending: int) -> None:
+        """Until shared memory has been read, and no longer."""
         assert pending == 0
-        for copy in self.local.stores:
-            if copy in self.copies:
-                self.copies.remove(copy)
-                copy()
+        for store in self.local.stores:
+            store.take()
+        self.switch()
+
+    def await_stores(self) -> None:
+        """Until they have reached global memory."""
+        for store in self.local.stores:
+            if store in self.copies:
+                self.copies.remove(store)
+                store.write()
         self.local.stores = []
         self.switch()
 
@@ -315,21 +212,75 @@ class Machine:
         assert all(value is not None for value in values), "a product is read before it is complete"
         return values[0] if len(values) == 1 else tuple(values)
 
-    def inline_asm(self, asm: str, _constraints: str, arguments: Sequence[Any], **_: Any) -> Any:
-        if "st.shared" in asm:  # to hold the compiler back: it does nothing
-            return arguments[0]
-        found = re.fullmatch(r"bar\.(sync|arrive) (\d+), (\d+);", asm)
-        assert found, asm
-        arrived = self.named.setdefault(int(found[2]), [0, 0])  # warpgroups arrived, completions
+    def named_barrier(self, number: int, threads: int, sync: bool) -> None:
+        """A warpgroup comes to a barrier of the block, and waits there for the others if it is to."""
+        arrived = self.named.setdefault(number, [0, 0])  # warpgroups arrived, completions
         arrived[0] += 1
-        if arrived[0] * 128 == int(found[3]):
+        if arrived[0] * 128 == threads:
             arrived[0], arrived[1] = 0, arrived[1] + 1
-        elif found[1] == "sync":
+        elif sync:
             seen = arrived[1]
             self.switch(lambda: arrived[1] > seen)
-            return arguments[0]
+            return
         self.switch()
-        return arguments[0]
+
+    def inline_asm(self, asm: str, _constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
+        asm = " ".join(asm.split())
+        if found := re.fullmatch(r"bar\.(sync|arrive) (\d+), (\d+);", asm):
+            self.named_barrier(int(found[2]), int(found[3]), found[1] == "sync")
+            return arguments[0]
+        if asm == "cp.async.bulk.wait_group 0; mov.b32 $0, $1;":
+            self.await_stores()
+            return arguments[0]
+        for pattern, function in ASSEMBLY.items():
+            if found := re.fullmatch(pattern, asm):
+                return function(found, dtype, *arguments)
+        raise AssertionError(f"the emulator does not know this assembly: {asm}")
+
+    def load(self, pointer: Pointer, mask: Any = True, other: float = 0.0) -> Tensor:
+        self._lag()
+        mask, offset = pointer.at(mask)
+        return tensor(np.where(mask, pointer.array[offset], other), pointer.array.dtype)
+
+    def store(self, pointer: Pointer, value: Any, mask: Any = True) -> None:
+        self._lag()
+        mask, offset = pointer.at(mask)
+        pointer.array[offset[mask]] = np.broadcast_to(np.asarray(value), mask.shape)[mask]
+
+    def _lag(self) -> None:
+        outside = getattr(self.local, "me", None) is None
+        if outside and self.copies and self.random.random() < self.copy_rate:
+            self._copy()
+
+
+def _hold(_found: Any, _dtype: Any, x: Tensor) -> Tensor:
+    """A store that is never carried out, to hold the compiler back."""
+    assert not (np.asarray(x) < 0).any(), "the store that should never be carried out is"
+    return x
+
+
+def _copy_bits(_found: Any, _dtype: Any, x: Tensor, other: Tensor) -> Tensor:
+    """Of every two values, which share a register, exclusive or with the first of two integers."""
+    assert x.element is not None, "only two values of 16 bits share a register"
+    first = np.asarray(other, np.int32).reshape(-1, 2)[:, 0].view(np.uint32)
+    masks = np.stack([first & 0xFFFF, first >> 16], -1).astype(np.uint16).reshape(x.shape)
+    return converted(x.element.from_bits(x.element.bits(x) ^ masks), x.element)
+
+
+def _narrow(found: Any, dtype: DType, x: Tensor) -> Tensor:
+    """Two values to 16 bits; the first operand goes to the upper half, which is the second value."""
+    wanted = FP16 if found[2] == "f16x2" else BF16
+    assert dtype is wanted
+    pairs = np.asarray(x).reshape(-1, 2)[:, [int(found[4]) - 1, int(found[3]) - 1]].reshape(x.shape)
+    largest = LARGEST[wanted] if found[1] else np.inf
+    return converted(np.clip(pairs, -largest, largest), wanted)  # NaN stays NaN
+
+
+ASSEMBLY: dict[str, Callable[..., Tensor]] = {
+    r"\{ .*setp\.lt\.f32 p, both, 0fBF800000; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
+    r"xor\.b32 \$0, \$1, \$2;": _copy_bits,
+    r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
+}
 
 
 def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
@@ -343,16 +294,6 @@ def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
 
 def _init(barrier: Any, count: int) -> None:
     barrier.array[0].count = barrier.array[0].pending = count
-
-
-def _load(pointer: Pointer, mask: Any = True, other: float = 0.0) -> Tensor:
-    mask, offset = pointer.at(mask)
-    return tensor(np.where(mask, pointer.array[offset], other), pointer.array.dtype)
-
-
-def _store(pointer: Pointer, value: Any, mask: Any = True) -> None:
-    mask, offset = pointer.at(mask)
-    pointer.array[offset[mask]] = np.broadcast_to(np.asarray(value), mask.shape)[mask]
 
 
 def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -392,8 +333,8 @@ def _language(machine: Machine) -> types.ModuleType:
         "exp2": _quiet(np.exp2),
         "log2": _quiet(np.log2),
         "abs": _quiet(np.abs),
-        "load": _load,
-        "store": _store,
+        "load": machine.load,
+        "store": machine.store,
         "inline_asm_elementwise": machine.inline_asm,
         "allocate_shared_memory": _allocate,
         "warp_specialize": lambda parts, warps, registers: machine.run(
@@ -414,10 +355,11 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
     modules = {name: types.ModuleType(name) for name in names}
     gl = _language(machine)
     gluon: Any = modules["triton.experimental.gluon"]
-    gluon.jit, gluon.language = lambda function: function, gl
+    gluon.jit = gluon.constexpr_function = lambda function: function
+    gluon.language = gl
     vars(modules["triton.experimental"])["gluon"] = gluon
     hopper: Any = types.ModuleType("hopper")
-    hopper.fence_async_shared = lambda: None
+    hopper.fence_async_shared = WRITES.fence
     hopper.mbarrier = types.SimpleNamespace(
         MBarrierLayout=lambda: "barrier",
         init=_init,
@@ -444,9 +386,15 @@ def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         return modules[name]
 
-    namespace: dict[str, Any] = {"__builtins__": {**vars(__import__("builtins")), "__import__": find}}
+    builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
+    namespace: dict[str, Any] = {"__builtins__": builtins}
     exec(compile(path.read_text(), str(path), "exec"), namespace)
     return namespace
+
+
+def _range(*bounds: Any) -> Iterator[Tensor]:
+    """A loop of the kernel counts in int32."""
+    return (tensor(i, np.int32) for i in range(*map(int, bounds)))
 
 
 def launch(machine: Machine, kernel: Callable[..., None], programs: int, *arguments: Any, **constants: Any) -> None:
@@ -456,6 +404,7 @@ def launch(machine: Machine, kernel: Callable[..., None], programs: int, *argume
         machine.named.clear()
         with np.errstate(all="ignore"):
             kernel(*map(_scalar, arguments), **constants)
+        machine.end()
 
 
 def _scalar(value: Any) -> Any:

@@ -6,6 +6,7 @@ Speed itself needs a GPU; this notices on any machine when a change, or another 
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,29 +27,73 @@ SHARED_OF_SM = 233472  # 228 KiB, of which each block's runtime takes 1 KiB more
 
 @dataclass(frozen=True)
 class Budget:
-    """How many blocks of a kernel must fit a multiprocessor; which multiply it uses, at least how often."""
+    """What a kernel may cost.
+
+    Attributes:
+        blocks: how many must fit a multiprocessor.
+        multiply, count: the instruction that multiplies, and how often it is there at least.
+        batches: groups in which wgmma is issued at most; 0 for three to a group.
+        spilled: bytes of local memory a thread.
+        loop: loads and stores of local memory in the loop, where nothing is masked.
+        exponentials: those of a thread in a step of a Hopper kernel, which run beside a product.
+    """
 
     blocks: int
     multiply: str
     count: int
+    batches: int = 0
+    spilled: int = 0
+    loop: int = 0
+    exponentials: int = 0
 
 
 def forward(dtype: str, head_size: int) -> KernelSpec:
     return Forward(dtype, head_size).specs()[0]
 
 
-def hopper_full(dtype: str, head_size: int, setting: int = 0) -> KernelSpec:
-    return hopper.variants(Forward(dtype, head_size).specs()[-1], head_size)[2 * setting]
+# Bytes spilled and uses of them in the loop, by head size, mask and consumers. Around the loop a causal kernel has more
+# to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for; 8 uses
+# are 1.5 % of a step's instructions, and all of those fit twice into the time of its products. At head size 256 the
+# accumulator alone has 128 of 240 registers; most of what is spilled there, the slow rows at the end spill.
+SPILLED = {(64, True, 1): (64, 0), (128, True, 2): (128, 8), (256, False, 2): (400, 2)}
 
 
-# 64x64 tiles: two products of 4 steps of 16. A Hopper kernel's loop has 4 + 8 (or 8 + 8) of them, and two more outside.
+def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[str, tuple[KernelSpec, Budget]]:
+    """The Hopper kernels of a head size, with the budgets that follow from their settings.
+
+    A step multiplies 64 rows by 16 columns of Q at a time with K, and by 16 keys with V; outside the loop the first
+    product with K and the last with V stand once more. 128 threads take exponentials of 64 rows.
+    """
+    kernels = {}
+    for setting in hopper.SETTINGS[head_size]:
+        made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))
+        for causal, spec in zip(setting.masks, made, strict=True):
+            spilled, loop = SPILLED.get((head_size, causal, setting.consumers), (0, 0))
+            budget = Budget(
+                blocks=max(setting.programs, 1),
+                multiply="HGMMA",
+                count=setting.consumers * 2 * (head_size + setting.block_n) // 16,
+                batches=setting.consumers * 4,
+                spilled=spilled,
+                loop=loop,
+                exponentials=setting.block_n // 2,
+            )
+            if causal in masks:
+                mask = "causal" if causal else "full"
+                kernels[f"hopper {dtype} {head_size} {mask} {setting.consumers}x{setting.block_n}"] = spec, budget
+    return kernels
+
+
+# The portable kernels: 64x64 tiles, two products of 4 steps of 16.
 PRODUCTION = {
     "forward fp16 64": (forward("fp16", 64), Budget(3, "HGMMA", 8)),
     "forward bf16 128": (forward("bf16", 128), Budget(2, "HGMMA", 12)),
-    "hopper fp16 64": (hopper_full("fp16", 64), Budget(2, "HGMMA", 24)),
-    "hopper bf16 128": (hopper_full("bf16", 128), Budget(1, "HGMMA", 32)),
     "split fp16 128": (Decode("fp16", 128).specs()[0], Budget(2, "HMMA", 16)),
+    **hopper_kernels("fp16", 64, (False, True)),
+    **hopper_kernels("bf16", 128, (False, True)),
+    **hopper_kernels("fp16", 256, (False,)),
 }
+HOPPER = [name for name in PRODUCTION if name.startswith("hopper")]
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +117,42 @@ def opcodes(listing: str) -> Counter[str]:
     return Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", listing, re.MULTILINE))
 
 
+@dataclass(frozen=True)
+class Step:
+    """The loop of one consumer, up to the wait for its scores and from there on, without what masks them."""
+
+    before: str
+    after: str
+
+
+def steps(listing: str) -> list[Step]:
+    """The loops over keys of a Hopper kernel: from the label that is jumped back to, to that jump."""
+    found = []
+    for wait in re.finditer(r"DEPBAR\.LE gsb0, 0x1\b", listing):
+        for jump in re.finditer(r"\bBRA\S* .*?(\.L_x_\d+)", listing[wait.end() :]):
+            label = listing.find(f"\n{jump[1]}:")
+            if label < wait.start():
+                after = listing[wait.start() : wait.end() + jump.start()]
+                masks = re.search(r"\bBRA\S* [^\n]*?(\.L_x_\d+).*?\n\1:", after, re.DOTALL)
+                after = after if masks is None else after[: masks.start()] + after[masks.end() :]
+                found.append(Step(listing[label : wait.start()], after))
+                break
+    return found
+
+
 @pytest.mark.parametrize("name", PRODUCTION)
-def test_tensor_cores_are_used_and_nothing_spills(name: str, cubins: dict[str, Cubin], tmp_path: Path) -> None:
+def test_tensor_cores_are_used_and_little_spills(name: str, cubins: dict[str, Cubin], tmp_path: Path) -> None:
     _, budget = PRODUCTION[name]
     listing = disassembled(cubins[name], tmp_path)
     found = opcodes(listing)
 
     assert found["EXIT"] >= 1, "the listing was not understood"
     assert found[budget.multiply] >= budget.count
-    assert found["STL"] == found["LDL"] == 0, "registers are spilled to local memory"
-    assert cubins[name].spilled == 0
+    assert cubins[name].spilled <= budget.spilled
+    assert budget.spilled or found["STL"] == found["LDL"] == 0, "registers are spilled to local memory"
     # ptxas ends a batch of wgmma with "gsb0"; where it cannot keep them asynchronous, it ends every one so.
-    assert len(re.findall(r"HGMMA.*gsb0", listing)) <= found["HGMMA"] // 3, "wgmma runs one at a time"
+    batches = len(re.findall(r"HGMMA.*gsb0", listing))
+    assert batches <= (budget.batches or found["HGMMA"] // 3), "wgmma runs one at a time"
 
 
 @pytest.mark.parametrize("name", PRODUCTION)
@@ -96,7 +165,7 @@ def test_enough_blocks_fit_a_multiprocessor(name: str, cubins: dict[str, Cubin])
     assert budget.blocks * (cubin.shared + 1024) <= SHARED_OF_SM
 
 
-@pytest.mark.parametrize("name", [name for name in PRODUCTION if name.startswith("hopper")])
+@pytest.mark.parametrize("name", HOPPER)
 def test_the_hopper_kernel_loads_by_tma_and_shares_registers_out(
     name: str, cubins: dict[str, Cubin], tmp_path: Path
 ) -> None:
@@ -107,13 +176,18 @@ def test_the_hopper_kernel_loads_by_tma_and_shares_registers_out(
     assert found["USETMAXREG"] >= 2, "the producer gives registers to the consumers"
 
 
-@pytest.mark.parametrize("name", [name for name in PRODUCTION if name.startswith("hopper")])
+@pytest.mark.parametrize("name", HOPPER)
 def test_the_hopper_kernel_takes_exponentials_while_a_product_runs(
     name: str, cubins: dict[str, Cubin], tmp_path: Path
 ) -> None:
-    listing = disassembled(cubins[name], tmp_path)
-    # From the wait for the scores to the wait for the product with V, which was issued before.
-    beside = re.findall(r"DEPBAR\.LE gsb0, 0x1\b(.*?)DEPBAR\.LE gsb0, 0x0\b", listing, re.DOTALL)
+    spec, budget = PRODUCTION[name]
+    found = steps(disassembled(cubins[name], tmp_path))
 
-    assert beside
-    assert all(part.count("MUFU.EX2") >= 64 for part in beside)  # 64 rows by 128 keys over 128 threads
+    assert len(found) == dict(spec.constants)["CONSUMERS"]
+    for step in found:
+        assert opcodes(step.before)["HGMMA"] == budget.count // len(found) // 2, "both products are issued first"
+        # From the wait for the scores to the wait for the product with V, which was issued before.
+        beside, _ = step.after.split("DEPBAR.LE gsb0, 0x0", maxsplit=1)
+        assert beside.count("MUFU.EX2") >= budget.exponentials
+        local = opcodes(step.before + step.after)
+        assert local["STL"] + local["LDL"] <= budget.loop, "the loop spills"

@@ -1,6 +1,9 @@
 """Both kernels of decoding, one after the other under Triton's interpreter, against float64."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,7 +28,39 @@ from pyfmha.reference import relative_error
 from pyfmha.run import to_float
 
 
-def decode(problem: Problem, splits: int, factor: float = 1.0) -> tuple[Any, Any, Any, Any]:
+@contextmanager
+def dependent_launch(wait: str) -> Iterator[list[int]]:
+    """The two instructions of programmatic dependent launch, which the interpreter lacks, and a memory that must not be
+    touched before `wait`; yields how many programs have called it."""
+    cuda = pytest.importorskip("triton.language").extra.cuda
+    builder = pytest.importorskip("triton.runtime.interpreter").InterpreterBuilder
+    load, store, start = builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx
+    open_for, waits = [wait != "gdc_wait"], [0]
+
+    def called() -> None:
+        waits[0] += 1
+        open_for[0] = True
+
+    def starting(self: Any, *index: int) -> None:
+        open_for[0] = wait != "gdc_wait"
+        start(self, *index)
+
+    def loading(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        assert open_for[0] or not mask.data.any(), "read before the wait"
+        return load(self, pointers, mask, *rest)
+
+    def storing(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        assert open_for[0] or not mask.data.any(), "written before the wait"
+        return store(self, pointers, value, mask, *rest)
+
+    with (
+        mock.patch.object(cuda, wait, called),
+        mock.patch.multiple(builder, create_masked_load=loading, create_masked_store=storing, set_grid_idx=starting),
+    ):
+        yield waits
+
+
+def decode(problem: Problem, splits: int, factor: float = 1.0, pdl: bool = False) -> tuple[Any, Any, Any, Any]:
     """Out and Lse of both launches, and what they should be; all guards checked."""
     p = problem
     made = place(p)
@@ -48,10 +83,15 @@ def decode(problem: Problem, splits: int, factor: float = 1.0) -> tuple[Any, Any
     args |= dict(zip([name for name, _ in ARGUMENTS][9:], decoding.scalars(), strict=True))
     integers = {name: value for name, value in args.items() if isinstance(value, int)}
     split, _, combine = Decode(p.dtype, p.head_size).specs()
-    for spec, kernel, smaller in ((split, SPLIT_KERNEL, {"BLOCK_N": 16}), (combine, COMBINE_KERNEL, {"SPLITS": 2})):
+    for spec, kernel, smaller, word in (
+        (split, SPLIT_KERNEL, {"BLOCK_N": 16}, "gdc_launch_dependents"),
+        (combine, COMBINE_KERNEL, {"SPLITS": 2}, "gdc_wait"),
+    ):
         grid = tuple(expression.evaluate(integers) for expression in spec.grid_expressions)
         path = kernel_path().with_name(KERNEL_FILE)
-        run_interpreted(path, kernel, grid, args, dict(spec.constants) | smaller)
+        with dependent_launch(word) if pdl else nullcontext([int(np.prod(grid))]) as said:
+            run_interpreted(path, kernel, grid, args, dict(spec.constants) | smaller | {"PDL": pdl})
+        assert said == [np.prod(grid)], "every program says it, once"
     check_guards(p, made, lse)
     for array in workspace.values():
         assert (array.view(np.uint8)[: 4 * GUARD] == 0xFF).all(), "wrote before the workspace"
@@ -78,6 +118,18 @@ def check(problem: Problem, splits: int, factor: float = 1.0) -> None:
 @pytest.mark.parametrize("splits", [1, 3, 7])
 def test_one_query_of_grouped_heads(dtype: str, splits: int) -> None:
     check(Problem(dtype, 1, 8, 2, 1, 70, 64, right=0, bottom_right=True), splits)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_launched_early_it_touches_nothing_before_the_wait(dtype: str) -> None:
+    problem = Problem(dtype, 2, 4, 2, 3, 70, 40, q_lengths=(2, 3))
+
+    out, lse, exact_out, _ = decode(problem, 5, pdl=True)
+
+    assert relative_error(out, exact_out) <= LIMITS[dtype]
+    usual_out, usual_lse, _, _ = decode(problem, 5)
+    assert (out == usual_out).all()
+    assert (lse == usual_lse).all()
 
 
 @settings(max_examples=15, deadline=None)

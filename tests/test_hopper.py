@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 FUNCTION = "fmha_fwd_d64_fp16"
 POINTERS = {"Out": 1 << 30, "Lse": 0, "Q": 2 << 30, "K": 3 << 30, "V": 4 << 30}
 LENGTHS = {"q_lengths": 0, "kv_lengths": 0, "cu_seqlens_q": 0, "cu_seqlens_kv": 0}
+SMS = 132  # multiprocessors of the fake device
 HOPPER, PORTABLE = "fmha_fwd_sm90", "fused_attention_forward"
 
 
@@ -71,15 +72,13 @@ def test_plain_attention_is_launched_through_tma(
 
 
 def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
-    """Short rows: tiles of 64, two programs for each of the fake device's multiprocessors; long ones: 128, one."""
+    """Tiles of 64 rows, two programs for each multiprocessor."""
     launches = [
         launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch))
-        for q_len, batch in ((65, 1), (300, 200), (4096, 1), (4096, 200))
+        for q_len, batch in ((65, 1), (1000, 1), (4096, 1), (300, 200))
     ]
 
-    assert [launch.grid[1:] for launch in launches] == [(1, 1)] * 4
-    sms = launches[3].grid[0]
-    assert [launch.grid[0] for launch in launches] == [16, 2 * sms, min(sms, 256), sms]
+    assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 128, 2 * SMS, 2 * SMS)]
 
 
 @pytest.mark.parametrize(
@@ -131,20 +130,58 @@ def test_a_library_holds_hopper_variants_only_if_asked() -> None:
     def kernels(specs: Any) -> set[str]:
         return {spec.kernel for spec in specs}
 
-    assert "hopper" not in DEFAULT
-    assert HOPPER not in kernels(library_specs())
+    assert (HOPPER in kernels(library_specs())) == ("hopper" in DEFAULT)
+    assert HOPPER not in kernels(library_specs([name for name in KERNELS if name != "hopper"]))
     assert kernels(library_specs(["hopper"])) == {HOPPER, PORTABLE}
     assert HOPPER not in kernels(library_specs(["hopper"], ["fp32"]))
 
 
 def test_settings_fit_their_kernels() -> None:
     assert set(SETTINGS) == set(HEAD_SIZES)
-    for size in HEAD_SIZES:
+    for size, settings in SETTINGS.items():
         made = variants(Forward("bf16", size).specs()[-1], size)
-        assert len(made) == 2 * len(SETTINGS[size])
-        assert SETTINGS[size][-1].requires == (), "the last setting serves every length"
+        assert len(made) == sum(len(setting.masks) for setting in settings)
+        assert (settings[-1].requires, set(settings[-1].masks)) == ((), {False, True}), "the last one serves the rest"
         for spec in made:
             assert spec.archs == ("sm_90",)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_registers_are_shared_out_within_what_a_multiprocessor_has(head_size: int) -> None:
+    for setting in {*SETTINGS[head_size], *sweep(head_size)}:
+        programs = max(setting.programs, 1)
+        # Each part is a warpgroup, the producer too, though only one of its warps works.
+        assert programs * setting.maxnreg * 128 * (setting.consumers + 1) <= 65536
+        if setting.consumers > 1:  # a lone consumer takes what the producer leaves
+            shared_out = setting.consumers * setting.consumer_registers + setting.producer_registers
+            assert shared_out <= setting.maxnreg * (setting.consumers + 1)
+
+
+def served_by(head_size: int, **changes: Any) -> dict[str, Any]:
+    """Constants of the first Hopper variant that serves a call."""
+    base = Forward("fp16", head_size).specs()[-1]
+    values = dict(zip((name for name, _ in base.prototype), arguments(head_size=head_size, **changes), strict=True))
+    found = [
+        dict(spec.constants)
+        for spec in variants(base, head_size)
+        if all(condition.holds(values) for condition in spec.conditions)
+    ]
+    return found[0]
+
+
+def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128() -> None:
+    short, long = 512, 8192
+
+    for q_len, right, consumers in ((short, 0, 1), (long, 0, 2), (short, -1, 2), (long, -1, 2)):
+        found = served_by(128, q_len=q_len, window_right=right)
+        assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("right", [-1, 0])
+def test_every_length_is_served(head_size: int, right: int) -> None:
+    for q_len in (1, 64, 1000, 1023, 1024, 1025, 4095, 4096, 1 << 20):
+        assert served_by(head_size, q_len=q_len, window_right=right)["CAUSAL"] == (right == 0)
 
 
 @pytest.mark.parametrize(
@@ -168,4 +205,4 @@ def test_a_sweep_has_every_setting_as_an_algorithm_of_its_own(head_size: int) ->
 
     assert len(set(settings)) == len(settings) >= 4
     assert len({spec.algorithm for spec in specs}) == len(settings)
-    assert len({spec.variant for spec in specs}) == 2 * len(settings)
+    assert len({spec.variant for spec in specs}) == sum(len(setting.masks) for setting in settings)

@@ -151,6 +151,7 @@ def test_text_and_schema_are_checked(case: str) -> None:
         ("size", 10**400),
         ("size", 1 << 63),
         ("registers", True),
+        ("dependent", 1),
         ("arch", "x"),
         ("arch", "sm_"),
         ("arch", "sm_٣"),

@@ -1,130 +1,38 @@
 """The Hopper kernel's numbers and barriers, in the emulator: every tile, mask, stride and phase, but not its speed."""
 
-import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gluon_emulator import DTYPES, FP32, INT32, Deadlock, Descriptor, Machine, Pointer, launch, load_kernel, tensor
+from gluon_emulator import Deadlock, Machine, load_kernel
+from gluon_values import tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sm90_runs import KERNEL, LOUD, TOLERANCE, check, check_schedule, largest, largest_bf16, loud, run
 
-from pyfmha.reference import attend, relative_error
-
-KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_sm90.py"
-TOLERANCE = {"fp16": 5e-4, "bf16": 4e-3}
+from pyfmha.reference import relative_error
 
 
-def make(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, layout: str, scale: float = 1.0) -> Any:
-    """A [batch, heads, seq, head size] array of values of the dtype, laid out as asked for, within guards of NaN."""
-    values = DTYPES[dtype].rounded(rng.standard_normal(shape) * scale)
-    batch, heads, seq, size = shape
-    stored = (batch, heads, seq, size) if layout == "bhsd" else (batch, seq, heads, size)
-    memory = np.full(int(np.prod(stored)) + 32, np.nan, np.float32)
-    view = memory[16:-16].reshape(stored)
-    view = view if layout == "bhsd" else view.transpose(0, 2, 1, 3)
-    view[...] = values
-    return memory, view
+def loud_head(q: Any, k: Any, v: Any) -> None:
+    loud(q[0, 33], k[0, 33], v)
 
 
-def run(
-    *,
-    seed: int = 0,
-    batch: int = 1,
-    heads: int = 2,
-    kv_heads: int | None = None,
-    q_len: int = 64,
-    kv_len: int | None = None,
-    head_size: int = 64,
-    causal: bool | str = False,
-    dtype: str = "fp16",
-    layout: str = "bhsd",
-    consumers: int = 2,
-    block_n: int = 64,
-    stages: int = 2,
-    ping_pong: bool | None = None,
-    own_out: bool = True,
-    programs: int = 1,
-    block_d: int = 64,
-    scale: float = 1.0,
-    lse: bool = True,
-) -> tuple[Any, Any, Any, Any]:
-    """Run the kernel; returns Out, Lse and what they should be."""
-    rng = np.random.default_rng(seed)
-    kv_heads, kv_len = kv_heads or heads, kv_len or q_len
-    sm_scale = 0.125
-    (q_memory, q), (k_memory, k), (v_memory, v) = (
-        make(rng, (batch, h, s, head_size), dtype, layout, scale)
-        for h, s in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
-    )
-    out_memory, out = make(rng, (batch, heads, q_len, head_size), dtype, layout)
-    lse_memory = np.full(batch * heads * q_len, 7.0, np.float32)
-    machine = Machine(seed)
-    kernel = load_kernel(KERNEL, machine)["fmha_fwd_sm90"]
-    element = DTYPES[dtype]
-
-    def strides(array: Any) -> list[Any]:
-        return [np.int64(stride // 4) for stride in array.strides[:3]]
-
-    launch(
-        machine,
-        kernel,
-        programs,
-        Descriptor(out, element, 64, block_d),
-        Descriptor(q, element, 64, block_d),
-        Descriptor(k, element, block_n, block_d),
-        Descriptor(v, element, block_n, block_d),
-        Pointer(out_memory, element, 16),
-        Pointer(lse_memory if lse else None, FP32),
-        *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
-        *(Pointer(None, INT32) for _ in range(4)),
-        sm_scale,
-        0.0,
-        batch,
-        heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_size,
-        *strides(q),
-        *strides(k),
-        *strides(v),
-        *strides(out),
-        -1,
-        0 if causal else -1,
-        int(causal == "bottom-right"),
-        0,
-        BLOCK_D=block_d,
-        BLOCK_N=block_n,
-        CONSUMERS=consumers,
-        STAGES=stages,
-        CAUSAL=bool(causal),
-        PING_PONG=consumers > 1 if ping_pong is None else ping_pong,
-        OWN_OUT=own_out,
-        CONSUMER_REGISTERS=240,
-        PRODUCER_REGISTERS=24,
-    )
-    assert np.isnan(out_memory[:16]).all()
-    assert np.isnan(out_memory[-16:]).all()
-    wanted, wanted_lse = attend(
-        q, k, v, sm_scale=sm_scale, window_right=0 if causal else -1, bottom_right=causal == "bottom-right"
-    )
-    return out, lse_memory.reshape(batch, heads, q_len), wanted, wanted_lse
+DIAGONAL = {"q_len": 300, "kv_len": 340, "causal": "bottom-right", "heads": 1}
+ONE_SLOT = {**DIAGONAL, "q_slots": 1}
+SHORT = {"q_len": 100, "kv_len": 50, "heads": 6}
+WIDE = {**DIAGONAL, "block_d": 128, "block_n": 128}
+FEW_KEYS = {**LOUD, "q_len": 70, "kv_len": 5, "heads": 1}
+MANY_TILES = {**LOUD, "change": loud_head, "q_len": 5, "heads": 35, "consumers": 1}
 
 
-def check(dtype: str = "fp16", **settings: Any) -> None:
-    out, lse, wanted, wanted_lse = run(dtype=dtype, **settings)
-    assert np.isfinite(out).all()
-    assert relative_error(out, wanted) < TOLERANCE[dtype]
-    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("q_slots", [1, 2])
 @pytest.mark.parametrize("causal", [False, True, "bottom-right"])
 @pytest.mark.parametrize("consumers", [1, 2, 3])
-def test_every_number_of_consumers(seed: int, causal: bool | str, consumers: int) -> None:
-    check(seed=seed, causal=causal, consumers=consumers, q_len=300, kv_len=200, programs=2)
+def test_every_number_of_consumers(q_slots: int, causal: bool | str, consumers: int) -> None:
+    check(seed=q_slots, q_slots=q_slots, causal=causal, consumers=consumers, q_len=300, kv_len=200, programs=2)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +48,17 @@ def test_every_number_of_consumers(seed: int, causal: bool | str, consumers: int
         {"q_len": 64, "kv_len": 256, "causal": "bottom-right", "block_n": 64, "programs": 7},
         {"heads": 6, "kv_heads": 2, "batch": 2, "q_len": 70, "causal": True, "programs": 3},
         {"heads": 3, "kv_heads": 1, "q_len": 200, "programs": 2},
+        {"heads": 3, "q_len": 300, "causal": True, "programs": 4},
         {"layout": "bshd", "batch": 2, "q_len": 100, "causal": True},
         {"head_size": 40, "q_len": 100},
         {"head_size": 72, "block_d": 128, "q_len": 100, "causal": True, "layout": "bshd"},
-        {"head_size": 256, "block_d": 256, "q_len": 80, "own_out": False},
+        {"head_size": 256, "block_d": 256, "q_len": 80, "q_slots": 1},
         {"stages": 3, "q_len": 260, "causal": True},
         {"ping_pong": False, "q_len": 260, "causal": True, "consumers": 3},
-        {"own_out": False, "q_len": 200, "causal": True},
+        {"q_slots": 1, "q_len": 200, "causal": True},
         {"dtype": "bf16", "q_len": 200, "causal": True},
+        {"head_size": 128, "block_d": 128, "block_n": 128, "q_len": 200, "kv_len": 300, "causal": True},
+        {"head_size": 128, "block_d": 128, "block_n": 128, "q_len": 70, "kv_len": 300, "dtype": "bf16"},
     ],
     ids=str,
 )
@@ -171,21 +82,11 @@ def test_any_problem(data: st.DataObject) -> None:
         consumers=consumers,
         stages=data.draw(st.integers(2, 3)),
         ping_pong=consumers > 1 and data.draw(st.booleans()),
-        own_out=data.draw(st.booleans()),
+        q_slots=data.draw(st.integers(1, 2)),
         programs=data.draw(st.integers(1, 5)),
         layout=data.draw(st.sampled_from(["bhsd", "bshd"])),
         head_size=8 * data.draw(st.integers(1, 8)),
     )
-
-
-@pytest.mark.parametrize(("heads", "group"), [(32, 32), (64, 8)])
-def test_few_keys_and_many_rows_stay_within_32_bits(heads: int, group: int) -> None:
-    """Few keys leave room in the cache for more heads than there are; those times the rows' tiles pass 2**31."""
-    section = load_kernel(KERNEL, Machine(0))["_section"]
-    held = section(*(tensor(value, np.int32) for value in (1, group, heads)), 64)
-
-    assert held == heads
-    assert held.dtype == np.int32
 
 
 def test_lse_may_be_left_out() -> None:
@@ -206,43 +107,255 @@ def test_the_largest_inputs_stay_finite(dtype: str, scale: float, causal: bool) 
     assert relative_error(out / scale, wanted / scale) < TOLERANCE[dtype]
 
 
-MUTANTS = {
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_rows_beside_one_that_leaves_the_range_stay_right(consumers: int, causal: bool) -> None:
+    def change(q: Any, _k: Any, _v: Any) -> None:
+        q[0, 1, 70] *= 2.0**100
+
+    check(dtype="bf16", q_len=200, kv_len=90, consumers=consumers, causal=causal, change=change)
+
+
+def test_more_tiles_than_notes_have_bits() -> None:
+    """Tiles then share a bit: those that need it are computed again, and others with them."""
+    check(**MANY_TILES)
+
+
+@pytest.mark.parametrize(("dtype", "change"), [("fp16", largest), ("bf16", largest_bf16)])
+def test_a_mean_of_the_largest_values_is_not_rounded_to_infinity(dtype: str, change: Callable[..., None]) -> None:
+    check(dtype=dtype, change=change)
+
+
+def test_nan_stays_in_its_row() -> None:
+    def change(q: Any, _k: Any, _v: Any) -> None:
+        q[0, 0, 70, 3] = np.nan
+
+    out, lse, wanted, wanted_lse = run(q_len=150, causal=True, change=change)
+
+    assert np.isnan(out[0, 0, 70]).all()
+    assert np.isnan(lse[0, 0, 70])
+    others = np.isfinite(wanted_lse)
+    assert others.sum() == 2 * 150 - 1
+    assert relative_error(out[others], wanted[others]) < TOLERANCE["fp16"]
+    np.testing.assert_allclose(lse[others], wanted_lse[others], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 20), st.booleans())
+def test_every_tile_is_taken_once_and_programs_get_as_much_to_do(
+    row_tiles: int, heads: int, programs: int, causal: bool
+) -> None:
+    check_schedule(row_tiles, heads, programs, causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 1)])
+def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, causal: bool) -> None:
+    machine = Machine(0)
+    kernel = load_kernel(KERNEL, machine)
+    machine.programs = 264
+
+    def tiles(program: int, dtype: Any) -> list[int]:
+        machine.program = program
+        sizes = tensor(row_tiles, dtype), tensor(heads, dtype)
+        count = kernel["_tile_count"](*sizes, causal)
+        turns = 0, 1, int(count) // 2, int(count) - 2, int(count) - 1
+        return [int(count), *(int(x) for turn in turns for x in kernel["_tile"](tensor(turn, dtype), *sizes, causal))]
+
+    for program in (0, 131, 263):
+        assert tiles(program, np.int32) == tiles(program, np.int64)
+
+
+# What is replaced by what, and the problem that shows it.
+MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "the first K is not waited for": (
+        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        k_t",
+        "        k_t",
+        DIAGONAL,
+    ),
     "K is not waited for": (
         "    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n    if PING",
         "    if PING",
+        DIAGONAL,
     ),
     "V is freed before its product is complete": (
         "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
         "    mbarrier.arrive(v_free.index(before), count=1)\n",
         "    mbarrier.arrive(v_free.index(before), count=1)\n"
         "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
+        DIAGONAL,
     ),
-    "V is not waited for": ("    mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)\n", ""),
-    "Q is overwritten while in use": ("            mbarrier.wait(q_free.index(c), (turn & 1) ^ 1)\n", ""),
-    "the phase of K is wrong": ("mbarrier.wait(k_free.index(stage), phase)", "mbarrier.wait(k_free.index(stage), 0)"),
-    "Out is overwritten while it is stored": ("            tma.store_wait(0)  # of the tile before", "            # "),
-    "the last row of tiles is lost": ("row_tiles - 1 - inside // held", "row_tiles - 2 - inside // held"),
+    "the last V is freed before its product is complete": (
+        "        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n        mbarrier.arrive(v_free.index(last), count=1)\n",
+        "        mbarrier.arrive(v_free.index(last), count=1)\n        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n",
+        DIAGONAL,
+    ),
+    "the first K is freed before its product is complete": (
+        "        scores = warpgroup_mma_wait(0, deps=(scores,))\n"
+        "        mbarrier.arrive(k_free.index(stage), count=1)\n",
+        "        mbarrier.arrive(k_free.index(stage), count=1)\n"
+        "        scores = warpgroup_mma_wait(0, deps=(scores,))\n",
+        SHORT,
+    ),
+    "V is not waited for": (
+        "    mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)\n",
+        "",
+        DIAGONAL,
+    ),
+    "the last V is not waited for": (
+        "        mbarrier.wait(v_ready.index(last), ((step - 1) // STAGES) & 1)\n",
+        "",
+        DIAGONAL,
+    ),
+    "keys that a consumer passes over are not freed": (
+        "                mbarrier.arrive(k_free.index(step % STAGES), count=1)\n",
+        "",
+        DIAGONAL,
+    ),
+    "a consumer that passes over keys keeps its turn": (
+        "_pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)",
+        "pass",
+        DIAGONAL,
+    ),
+    "the phase of K is wrong": (
+        "mbarrier.wait(k_free.index(stage), phase)",
+        "mbarrier.wait(k_free.index(stage), 0)",
+        DIAGONAL,
+    ),
+    "Q is not waited for": (
+        "        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)\n",
+        "",
+        SHORT,
+    ),
+    "Q is overwritten while in use": (
+        "                    mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)\n",
+        "",
+        SHORT,
+    ),
+    "the producer waits for the phase of a single slot": (
+        "mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)",
+        "mbarrier.wait(q_free.index(slot), (turn & 1) ^ 1)",
+        DIAGONAL,
+    ),
+    "a consumer waits for the phase of a single slot": (
+        "mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)",
+        "mbarrier.wait(q_ready.index(slot), turn & 1)",
+        DIAGONAL,
+    ),
+    "the slot in use is freed": (
+        "q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER)",
+        "q_free.index(turn % Q_SLOTS * CONSUMERS + CONSUMER)",
+        DIAGONAL,
+    ),
+    "no slot is freed": (
+        "                mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)\n",
+        "",
+        DIAGONAL,
+    ),
+    "a slot is freed before Out has left it": (
+        "                tma.store_wait(0)\n                mbarrier.arrive(q_free",
+        "                mbarrier.arrive(q_free",
+        SHORT,
+    ),
+    "the only slot is freed before Out has left it": (
+        "            tma.store_wait(0)\n            mbarrier.arrive(q_free.index(slot)",
+        "            mbarrier.arrive(q_free.index(slot)",
+        ONE_SLOT,
+    ),
+    "the program ends before Out has left its slot": (
+        "    tma.store_wait(0)\n    if gl.max",
+        "    if gl.max",
+        SHORT,
+    ),
+    "no fence makes Out visible": ("        fence_async_shared()\n", "", DIAGONAL),
     "a masked block is taken for unmasked": (
-        "masked = gl.minimum(masked, blocks - 1) if CAUSAL else 0",
-        "masked = 0",
+        "masked = block >= unmasked if CAUSAL else False",
+        "masked = False",
+        {**DIAGONAL, "block_n": 32},
     ),
-    "a key too many": ("gl.minimum(rows + (offset + 1), kv_len)", "gl.minimum(rows + (offset + 2), kv_len)"),
+    "one masked block too few": (
+        "first_row + offset + 1, kv_len), 0)",
+        "first_row + offset + 1 + ROWS, kv_len), 0)",
+        DIAGONAL,
+    ),
+    "the last keys are not masked": (
+        "block * BLOCK_N, block >= unmasked, S_LAYOUT",
+        "block * BLOCK_N, False, S_LAYOUT",
+        {"kv_len": 100},
+    ),
+    "a key too many": ("gl.minimum(rows + (offset + 1), kv_len)", "gl.minimum(rows + (offset + 2), kv_len)", DIAGONAL),
+    "the sums are not rescaled": ("row_sum * factor[:, None] + parts", "row_sum + parts", DIAGONAL),
+    "a column's weights are left out of the sums": (
+        "gl.sum(gl.sum(parts, 3), 1)",
+        "gl.sum(parts, 1)[:, :, 0]",
+        DIAGONAL,
+    ),
+    "the copy of the weights differs": ("Lse, sm_scale, ragged)", "Lse, sm_scale, q_len)", WIDE),
+    "weights are multiplied as float32": (
+        "        p = p.to(v_smem.dtype)\n    else",
+        "        p = p\n    else",
+        DIAGONAL,
+    ),
+    "the halves of Out change places": ("satfinite.f16x2.f32 $0, $2, $1", "satfinite.f16x2.f32 $0, $1, $2", DIAGONAL),
+    "fp16 beyond the largest becomes infinite": ("rn.satfinite.f16x2", "rn.f16x2", {"change": largest}),
+    "bf16 beyond the largest becomes infinite": (
+        "rn.satfinite.bf16x2",
+        "rn.bf16x2",
+        {"change": largest_bf16, "dtype": "bf16"},
+    ),
+    "what holds the exponentials may be negative": ("row_sum = _hold(row_sum)", "row_sum = -_hold(-row_sum)", DIAGONAL),
+    "Out may be written after it was computed again": ("_written(noted)", "noted", FEW_KEYS),
+    "no rows are noted": ("noted = noted | gl.where(leaving", "noted = noted & gl.where(leaving", FEW_KEYS),
+    "another consumer's rows are computed again": ("row_tile * CONSUMERS + part", "row_tile * CONSUMERS", FEW_KEYS),
+    "there are more notes than bits": ("noted >> (turn % NOTES)", "noted >> turn", MANY_TILES),
+}
+
+SCHEDULES = {
+    "the last row of tiles is lost": ("row_tiles - 1 - (index >> shared)", "row_tiles - 2 - (index >> shared)"),
+    "a tile is computed twice": ("(tiles % 2 != 0) & (program", "(tiles < 0) & (program"),
+    "the last unit is lost": ("units = (tiles + 1) // 2", "units = tiles // 2"),
+    "a program takes a tile too many": ("(program < units % programs)", "(program <= units % programs)"),
+    "another program has the single tile": ("(units - 1) % programs)", "units % programs)"),
+    "the last head has the tiles of two": ("odd * (first_head + 1 < heads).to(gl.int32)", "odd"),
+    "the other tile is of another length": ("(row_tiles << shared) - 1 - index", "(row_tiles << shared) - 2 - index"),
+    "programs get long tiles only": (
+        "            if turn % 2 != 0:\n                index = (row_tiles << shared) - 1 - index\n",
+        "            index = index * 2 + turn % 2\n",
+    ),
+    "few tiles go in pairs, too": ("if row_tiles * heads > programs:", "if row_tiles * heads > 0:"),
+    "tiles of rows and heads are mixed up": ("row_tile = unit % row_tiles", "row_tile = unit % heads"),
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulator would find what it is there to find."""
-    right, wrong = MUTANTS[mutant]
+def altered(right: str, wrong: str, folder: Path) -> Path:
     source = KERNEL.read_text()
     assert source.count(right) == 1, "the kernel has changed: adapt the mutant"
-    path = tmp_path / "mutant.py"
+    path = folder / "mutant.py"
     path.write_text(source.replace(right, wrong))
-    monkeypatch.setattr(sys.modules[__name__], "KERNEL", path)
+    return path
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
+    """The emulator would find what it is there to find."""
+    right, wrong, problem = MUTANTS[mutant]
+    path = altered(right, wrong, tmp_path)
 
     for seed in range(40):
         try:
-            check(seed=seed, q_len=300, kv_len=340, causal="bottom-right", heads=1)
+            check(source=path, seed=seed, **problem)
         except (AssertionError, Deadlock):
             return
     pytest.fail("no interleaving showed the fault")
+
+
+@pytest.mark.parametrize("mutant", SCHEDULES)
+def test_a_faulty_schedule_is_noticed(mutant: str, tmp_path: Path) -> None:
+    path = altered(*SCHEDULES[mutant], tmp_path)
+
+    def check_all() -> None:
+        for row_tiles, heads, programs, causal in product((4, 5), (3, 4), (2, 3, 24), (False, True)):
+            check_schedule(row_tiles, heads, programs, causal, path)
+
+    with pytest.raises(AssertionError):
+        check_all()

@@ -462,9 +462,7 @@ def test_the_production_kernel_serves_all_where_the_library_holds_it(
 
 
 @pytest.mark.parametrize("shape", [KNOWN, DYNAMIC])
-def test_a_library_of_the_first_kernel_alone_serves_as_ever(
-    attention_library: Library, shape: tuple[int, ...]
-) -> None:
+def test_a_library_of_the_first_kernel_alone_serves_as_ever(attention_library: Library, shape: tuple[int, ...]) -> None:
     network, tensors = network_of(shape, shape, shape)
     add_attention(network, *tensors, library=attention_library)
     assert network.layers[0].plugin.origin.problem.features is None

@@ -114,7 +114,7 @@ def test_engines_that_cannot_be_built(verify: Verify) -> None:
     assert verdicts == [row for rows in {**good, **bad}.values() for row in rows]
     for dtype in ("bf16", "fp32"):
         assert f"{dtype} full, the engine: " in done.stdout
-        assert f"libpyfmha.so does not hold fmha_d32_{dtype}_full" in done.stdout
+        assert f"libpyfmha.so does not hold fmha_fwd_d32_{dtype}" in done.stdout
         assert f"pyfmha build --dtype {dtype} --head-size 32" in done.stdout
     assert "2 of 14 failed" in done.stdout
 

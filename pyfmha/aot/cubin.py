@@ -245,6 +245,7 @@ class Compiler:
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
             "maxnreg": spec.maxnreg,
+            "dependent": spec.is_dependent_on(arch.name),
             "capability": arch.capability,
         }
         try:

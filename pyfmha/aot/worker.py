@@ -152,6 +152,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
         raise Refused("CompileError", f"{type(error).__name__}: {error}") from error
+    _check_wait(request, compiled.asm["ptx"])
     code = bytes(compiled.asm["cubin"])
     try:
         tensors = described_tensors(compiled.metadata, descriptors)
@@ -182,6 +183,16 @@ def _check_names(kernel: str, names: list[str], given: list[str], constants: lis
     if ordered != given:
         raise Refused(
             "SpecError", f"kernel {kernel} takes {', '.join(ordered)} in this order; the spec gives {', '.join(given)}"
+        )
+
+
+def _check_wait(request: dict[str, Any], ptx: str) -> None:
+    """Refuse a kernel that starts before the one before it has ended, and never waits for that."""
+    if request["dependent"] and "griddepcontrol.wait" not in ptx:
+        raise Refused(
+            "CompileError",
+            "it is for programmatic dependent launch, so it may start before the kernel before it has ended, but never"
+            " waits for that: call tl.extra.cuda.gdc_wait() before anything that depends on other kernels",
         )
 
 

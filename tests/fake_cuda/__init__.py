@@ -24,6 +24,7 @@ class _Launch(ctypes.Structure):
         ("shared", ctypes.c_uint),
         ("stream", ctypes.c_void_p),
         ("device", ctypes.c_int),
+        ("dependent", ctypes.c_int),
         ("param_count", ctypes.c_uint),
         ("param_sizes", ctypes.c_ushort * MAX_PARAMS),
         ("params", ctypes.c_ubyte * PARAM_BYTES),
@@ -70,7 +71,10 @@ class TensorMap:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that reached the driver; ``params`` are the bytes that the kernel would have read."""
+    """One launch that reached the driver.
+
+    ``params`` are the bytes that the kernel would have read; ``dependent`` is programmatic dependent launch.
+    """
 
     kernel: str
     image_sha256: str
@@ -79,6 +83,7 @@ class Launch:
     shared: int
     stream: int
     device: int
+    dependent: bool
     params: tuple[bytes, ...]
 
 
@@ -169,6 +174,7 @@ class FakeCuda:
             raw.shared,
             raw.stream or 0,
             raw.device,
+            bool(raw.dependent),
             tuple(_parts(bytes(raw.params), raw.param_sizes[: raw.param_count])),
         )
 

@@ -392,7 +392,8 @@ EXPORT CUresult cuFuncSetAttribute(CUfunction function, int attribute, int value
   return leave(status);
 }
 
-static CUresult check_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared) {
+static CUresult check_launch(CUfunction function, const fake_launch_config *config) {
+  const unsigned *grid = config->grid, *block = config->block;
   if (function == NULL || !function->module->alive) return INVALID_HANDLE;
   const CUcontext context = current_context();
   if (context == NULL || function->module->context != context || function->module->context_id != context->id)
@@ -401,28 +402,21 @@ static CUresult check_launch(CUfunction function, const unsigned grid[3], const 
     if (grid[i] == 0 || grid[i] > (i == 0 ? 0x7fffffffu : 65535u) || block[i] == 0) return INVALID_VALUE;
   const unsigned threads = block[0] * block[1] * block[2];
   if (threads > 1024 || (function->threads_required != 0 && threads != function->threads_required)) return INVALID_VALUE;
-  return shared > function->shared_allowed ? INVALID_VALUE : SUCCESS;
+  return config->shared > function->shared_allowed ? INVALID_VALUE : SUCCESS;
 }
 
-EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                               unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **params,
-                               void **extra) {
-  CUresult status;
-  ENTER(status, "cuLaunchKernel", true, true);
-  const unsigned grid[3] = {grid_x, grid_y, grid_z}, block[3] = {block_x, block_y, block_z};
-  if (status == SUCCESS && extra != NULL) status = INVALID_VALUE;
-  if (status == SUCCESS) status = check_launch(function, grid, block, shared);
-  if (status != SUCCESS) return leave(status);
+static void record_launch(CUfunction function, const fake_launch_config *config, void **params, int dependent) {
   if (launch_count < MAX_LAUNCHES) {
     fake_launch *launch = &launches[launch_count];
     launch->kernel = function->name;
     launch->image = function->module->image;
     launch->image_size = function->module->image_size;
-    memcpy(launch->grid, grid, sizeof grid);
-    memcpy(launch->block, block, sizeof block);
-    launch->shared = shared;
-    launch->stream = stream;
+    memcpy(launch->grid, config->grid, sizeof launch->grid);
+    memcpy(launch->block, config->block, sizeof launch->block);
+    launch->shared = config->shared;
+    launch->stream = config->stream;
     launch->device = function->module->context->device;
+    launch->dependent = dependent;
     launch->param_count = function->param_count;
     for (unsigned i = 0, at = 0; i < function->param_count; i++) {
       const unsigned size = function->param_sizes[i];
@@ -433,8 +427,39 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
     }
   }
   launch_count++;
+}
+
+EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                               unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **params,
+                               void **extra) {
+  CUresult status;
+  ENTER(status, "cuLaunchKernel", true, true);
+  const fake_launch_config config = {
+      {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, stream, .attributes = NULL, .attribute_count = 0};
+  if (status == SUCCESS && extra != NULL) status = INVALID_VALUE;
+  if (status == SUCCESS) status = check_launch(function, &config);
+  if (status == SUCCESS) record_launch(function, &config, params, 0);
   return leave(status);
 }
+
+#ifndef FAKE_WITHOUT_LAUNCH_ATTRIBUTES /* drivers before CUDA 11.8 lack it */
+/* Knows one attribute, and takes it of a device that has it only. */
+EXPORT CUresult cuLaunchKernelEx(const fake_launch_config *config, CUfunction function, void **params, void **extra) {
+  enum { PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+  CUresult status;
+  ENTER(status, "cuLaunchKernelEx", true, true);
+  int dependent = 0;
+  if (status == SUCCESS && extra != NULL) status = INVALID_VALUE;
+  for (unsigned i = 0; status == SUCCESS && i < config->attribute_count; i++) {
+    if (config->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION) status = INVALID_VALUE;
+    dependent = config->attributes[i].value;
+  }
+  if (status == SUCCESS) status = check_launch(function, config);
+  if (status == SUCCESS && dependent && devices[function->module->context->device].capability < 90) status = INVALID_VALUE;
+  if (status == SUCCESS) record_launch(function, config, params, dependent);
+  return leave(status);
+}
+#endif
 
 #ifndef FAKE_WITHOUT_TENSOR_MAPS /* drivers before CUDA 12 lack it */
 /* See "cuTensorMapEncodeTiled" of the CUDA driver API for what it refuses. */

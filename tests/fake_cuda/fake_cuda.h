@@ -28,10 +28,25 @@ typedef struct {
   unsigned shared;
   CUstream stream;
   CUdevice device;
+  int dependent; /* whether it may start before the kernel before it has ended */
   unsigned param_count;
   unsigned short param_sizes[FAKE_MAX_PARAMS];
   unsigned char params[FAKE_PARAM_BYTES]; /* one after the other */
 } fake_launch;
+
+/* What cuLaunchKernelEx takes, laid out as cuda.h's CUlaunchConfig and CUlaunchAttribute. */
+typedef struct {
+  int id;
+  char unused[4];
+  int value;
+  char more[60];
+} fake_launch_attribute;
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  CUstream stream;
+  const fake_launch_attribute *attributes;
+  unsigned attribute_count;
+} fake_launch_config;
 
 /* What cuTensorMapEncodeTiled makes: not a GPU's map, but all that it was told. Arrays innermost first, 0 beyond the rank. */
 typedef struct {

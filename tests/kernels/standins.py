@@ -26,6 +26,7 @@ def decode(
     out_stride_b, out_stride_h, out_stride_s, window_left, window_right, bottom_right, splits,
     BLOCK_M: tl.constexpr, WHICH: tl.constexpr,
 ):  # fmt: skip
+    tl.extra.cuda.gdc_wait()
     tl.store(Out + tl.arange(0, BLOCK_M), tl.load(Q + tl.arange(0, BLOCK_M)) * (sm_scale + WHICH))
 
 

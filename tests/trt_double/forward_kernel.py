@@ -87,5 +87,7 @@ def decode(
     BLOCK: tl.constexpr,
     LAST: tl.constexpr,
 ):
+    if LAST:
+        tl.extra.cuda.gdc_wait()
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE + 1000 * (1 + LAST)))

@@ -70,7 +70,14 @@ def _pair_standins(pair: Decode) -> list[KernelSpec]:
     )
     constants = (("HEAD_SIZE", pair.padded), ("BLOCK", 128), ("LAST", 1))
     grid = "batch_size * num_heads * q_len"
-    combine = replace(split, name=pair.combine_name, arguments=arguments, constants=constants, grid=grid)
+    combine = replace(
+        split,
+        name=pair.combine_name,
+        arguments=arguments,
+        constants=constants,
+        grid=grid,
+        programmatic_dependent_launch=True,
+    )
     return [split, split.generic(), combine]
 
 

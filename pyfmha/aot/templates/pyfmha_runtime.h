@@ -60,6 +60,7 @@ typedef struct {
   bool exact;          /* runs on that capability only; otherwise on later minor revisions too */
   unsigned threads;    /* threads a block */
   unsigned shared;     /* bytes of dynamic shared memory a block */
+  bool dependent;      /* by programmatic dependent launch: its blocks may start before the kernel before it has ended */
   bool (*grid)(const void *arguments, int64_t num_sms, int64_t grid[3]); /* false: overflows or divides by zero */
   const pyfmha_tensor *tensors; /* its tensor descriptors; NULL: none */
   const unsigned char *code;

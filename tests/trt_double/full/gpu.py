@@ -68,41 +68,44 @@ def _given(launch: Launch) -> dict[str, Any]:
     return dict(zip((name for name, _ in ARGUMENTS), values, strict=True))
 
 
-def _workspace(memory: Callable[..., Any], given: dict[str, Any], padded: int) -> tuple[Any, Any]:
-    """Partial [splits, queries, padded head size] and Statistics [2 * splits + 1, queries] of decoding."""
+def _workspace(memory: Callable[..., Any], given: dict[str, Any], padded: int) -> tuple[Any, Any, Any, Any]:
+    """Partial [queries, splits, padded head size] of decoding; of Statistics, maxima and sums [queries, splits], and
+    factors [queries].
+    """
     splits, queries = given["ragged"], given["batch_size"] * given["num_heads"] * given["q_len"]
-    partial = memory(given["cu_seqlens_q"], (splits, queries, padded), np.float32)
-    return partial, memory(given["cu_seqlens_kv"], (2 * splits + 1, queries), np.float32)
+    partial = memory(given["cu_seqlens_q"], (queries, splits, padded), np.float32)
+    statistics = memory(given["cu_seqlens_kv"], ((2 * splits + 1) * queries,), np.float32)
+    maxima, sums = statistics[: 2 * splits * queries].reshape(2, queries, splits)
+    return partial, maxima, sums, statistics[2 * splits * queries :]
 
 
 def emulated_split(memory: Callable[..., Any], launch: Launch, member: Decode) -> None:
     """What ``fmha_split_*`` writes, but that every part has an equal share of the result."""
     given = _given(launch)
-    partial, statistics = _workspace(memory, given, member.padded)
+    partial, maxima, sums, factors = _workspace(memory, given, member.padded)
     splits, size = given["ragged"], given["head_size"]
     given |= {"cu_seqlens_q": 0, "cu_seqlens_kv": 0, "ragged": 0}
     _, exact, lse = _computed(memory, given, member.dtype)
     flat = exact.reshape(-1, size)
     empty = np.isneginf(lse.reshape(-1))
     partial[:, :, size:] = np.nan  # not to be read
-    partial[:, :, :size] = flat / splits
-    statistics[:splits] = np.where(empty, -1e30, lse.reshape(-1))
-    statistics[splits:-1] = np.where(empty, 0, 1 / splits)
-    statistics[-1] = 1.0
+    partial[:, :, :size] = flat[:, None] / splits
+    maxima[...] = np.where(empty, -1e30, lse.reshape(-1))[:, None]
+    sums[...] = np.where(empty, 0, 1 / splits)[:, None]
+    factors[...] = 1.0
 
 
 def emulated_combine(memory: Callable[..., Any], launch: Launch, member: Decode) -> None:
     """What ``fmha_combine_*`` makes of what :func:`emulated_split` writes, and of nothing else."""
     given = _given(launch)
-    partial, statistics = _workspace(memory, given, member.padded)
-    splits, size = given["ragged"], given["head_size"]
+    partial, maxima, sums, _ = _workspace(memory, given, member.padded)
+    size = given["head_size"]
     given["ragged"] = 0  # where the number of parts was
     shape = given["batch_size"], given["num_heads"], given["q_len"]
     out = _tensor(memory, given, "Out", given["num_heads"], given["q_len"], member.dtype)
-    out[...] = to_storage(partial[:, :, :size].sum(0).reshape(*shape, size), member.dtype)
+    out[...] = to_storage(partial[:, :, :size].sum(1).reshape(*shape, size), member.dtype)
     if given["Lse"]:
-        held = statistics[splits:-1].sum(0)
-        lse = np.where(held > 0, statistics[:splits].max(0), -np.inf)
+        lse = np.where(sums.sum(1) > 0, maxima.max(1), -np.inf)
         memory(given["Lse"], shape, np.float32)[...] = lse.reshape(shape)
 
 

@@ -1,0 +1,217 @@
+"""The values that a Gluon kernel works with, on the CPU: see gluon_emulator.py.
+
+Elements of bf16 and fp16 are held as float32, rounded by `.to` and by assembly; such a tensor knows its element type.
+"""
+
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+
+
+class DType:
+    """A Gluon element type."""
+
+    def __init__(self, name: str, numpy: Any) -> None:
+        self.name = name
+        self.numpy = np.dtype(numpy)
+
+    def rounded(self, values: Any) -> Any:
+        if self.name == "bf16":
+            return float_from_bf16(bf16_from_float(np.asarray(values, np.float32)))
+        if self.name == "fp16":
+            with np.errstate(over="ignore"):
+                return np.asarray(values).astype(np.float16).astype(np.float32)
+        return np.asarray(values).astype(self.numpy)
+
+    def bits(self, values: Any) -> Any:
+        """16-bit values as uint16."""
+        values = np.asarray(values, np.float32)
+        return bf16_from_float(values) if self.name == "bf16" else values.astype(np.float16).view(np.uint16)
+
+    def from_bits(self, bits: Any) -> Any:
+        bits = np.asarray(bits, np.uint16)
+        return float_from_bf16(bits) if self.name == "bf16" else bits.view(np.float16).astype(np.float32)
+
+
+FP16, BF16, FP32 = DType("fp16", np.float32), DType("bf16", np.float32), DType("fp32", np.float32)
+INT32, INT64 = DType("i32", np.int32), DType("i64", np.int64)
+DTYPES = {"fp16": FP16, "bf16": BF16}
+LARGEST = {FP16: 65504.0, BF16: float(float_from_bf16(np.uint16(0x7F7F)))}
+
+
+class Tensor(np.ndarray):
+    """A value of the kernel, scalars included; integer division rounds toward zero, as on the GPU.
+
+    Attributes:
+        element: the 16-bit type of its elements, where it was made by a conversion.
+    """
+
+    element: DType | None = None
+    type = types.SimpleNamespace(layout="layout")
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.element = getattr(source, "element", None)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> "Tensor":
+        return np.asarray(array).view(Tensor)
+
+    def to(self, dtype: DType, bitcast: bool = False) -> "Tensor":
+        plain = np.array(self)
+        return tensor(plain.view(dtype.numpy)) if bitcast else converted(plain, dtype)
+
+    def __floordiv__(self, other: Any) -> Any:
+        quotient = np.abs(np.asarray(self)) // np.abs(np.asarray(other))
+        return tensor(np.where((np.asarray(self) < 0) == (np.asarray(other) < 0), quotient, -quotient), self.dtype)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return tensor(other, self.dtype) // self
+
+    def __mod__(self, other: Any) -> Any:
+        return self - (self // other) * other
+
+
+def tensor(values: Any, dtype: Any = None) -> Tensor:
+    return np.array(values, dtype).view(Tensor)
+
+
+def converted(values: Any, dtype: DType) -> Tensor:
+    """Values rounded to an element type."""
+    result = tensor(dtype.rounded(values))
+    result.element = dtype if dtype in LARGEST else None
+    return result
+
+
+class Pointer:
+    """Addresses within one array; null where there is none."""
+
+    def __init__(self, array: Any, dtype: DType, offset: Any = 0) -> None:
+        self.array = array
+        self.dtype = types.SimpleNamespace(element_ty=dtype)
+        self.offset = tensor(offset, np.int64)
+
+    def __add__(self, offset: Any) -> "Pointer":
+        return Pointer(self.array, self.dtype.element_ty, np.asarray(self.offset) + np.asarray(offset, np.int64))
+
+    def __getitem__(self, key: Any) -> "Pointer":
+        return Pointer(self.array, self.dtype.element_ty, self.offset[key])
+
+    def to(self, dtype: DType) -> int:
+        return 0 if self.array is None else 4096
+
+    def at(self, mask: Any) -> tuple[Any, Any]:
+        mask = np.broadcast_to(np.asarray(mask), self.offset.shape)
+        used = np.asarray(self.offset)[mask]
+        assert self.array is not None, "a null pointer is used"
+        assert used.size == 0 or (used.min() >= 0 and used.max() < self.array.size), "an address is out of bounds"
+        return mask, np.where(mask, np.asarray(self.offset), 0)
+
+
+class Descriptor:
+    """A TMA descriptor of an array of four dimensions with any strides."""
+
+    def __init__(self, array: Any, dtype: DType, rows: int, columns: int) -> None:
+        self.array = array
+        self.dtype = dtype
+        self.box = (1, 1, rows, columns)
+        self.layout = "shared"
+
+    def region(self, coordinates: Sequence[Any]) -> tuple[Any, Any]:
+        """Slices of the array and of the box where they overlap."""
+        starts = [int(c) for c in coordinates]
+        array, box = [], []
+        for start, length, size in zip(starts, self.box, self.array.shape, strict=True):
+            low, high = max(start, 0), max(min(start + length, size), max(start, 0))
+            array.append(slice(low, high))
+            box.append(slice(low - start, high - start))
+        return tuple(array), tuple(box)
+
+
+class Writes(threading.local):
+    """What a partition has stored in shared memory and not made visible to TMA yet."""
+
+    unfenced = False
+
+    def fence(self) -> None:
+        self.unfenced = False
+
+
+WRITES = Writes()
+
+
+class Shared:
+    """A buffer in shared memory, or a part of one."""
+
+    def __init__(self, array: Any, dtype: DType) -> None:
+        self.array = array
+        self.dtype = dtype
+
+    def index(self, place: Any) -> "Shared":
+        assert 0 <= int(place) < self.array.shape[0]
+        return Shared(self.array[int(place)], self.dtype)
+
+    def reshape(self, shape: Sequence[int]) -> "Shared":
+        view = self.array.reshape(tuple(shape))
+        assert np.shares_memory(view, self.array)
+        return Shared(view, self.dtype)
+
+    def permute(self, order: Sequence[int]) -> "Shared":
+        return Shared(self.array.transpose(order), self.dtype)
+
+    def store(self, value: Tensor) -> None:
+        assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"
+        self.array[...] = value
+        WRITES.unfenced = True
+
+    def load(self, layout: Any) -> Tensor:
+        return tensor(self.array.copy())
+
+
+class Barrier:
+    """An mbarrier: a phase ends when all arrivals and all bytes expected have come."""
+
+    def __init__(self) -> None:
+        self.count = self.pending = self.bytes = self.phase = 0
+
+    def settle(self) -> None:
+        if self.count and self.pending == 0 and self.bytes == 0:
+            self.phase += 1
+            self.pending = self.count
+
+
+class Product:
+    """A wgmma that has been issued."""
+
+    def __init__(self, a: Any, b: Shared, acc: Any, use_acc: bool) -> None:
+        assert (a.dtype if isinstance(a, Shared) else a.element) is b.dtype, "operands of different types"
+        self.operands = a, b, acc, use_acc
+        self.value: Tensor | None = None
+
+    def complete(self) -> None:
+        a, b, acc, use_acc = self.operands
+        left = np.asarray(a.array if isinstance(a, Shared) else a, np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product = left @ np.asarray(b.array, np.float32)
+            self.value = tensor(product + np.asarray(acc) if use_acc else product, np.float32)
+
+
+class Store:
+    """A TMA store on its way: first it reads shared memory, later what it read arrives in global memory."""
+
+    def __init__(self, descriptor: Descriptor, coordinates: Sequence[Any], source: Shared) -> None:
+        assert not WRITES.unfenced, "TMA stores what no fence has made visible to it"
+        self.array, self.box = descriptor.region(coordinates)
+        self.target, self.source = descriptor.array, source.array
+        self.taken: Any = None
+
+    def take(self) -> None:
+        if self.taken is None:
+            self.taken = self.source[self.box].copy()
+
+    def write(self) -> None:
+        self.take()
+        self.target[self.array] = self.taken

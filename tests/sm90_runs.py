@@ -1,0 +1,165 @@
+"""Runs the Hopper kernel in the emulator and holds it against float64; shared by the tests of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gluon_emulator import Machine, launch, load_kernel
+from gluon_values import BF16, DTYPES, FP32, INT32, Descriptor, Pointer, tensor
+
+from pyfmha.reference import attend, relative_error
+
+KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_sm90.py"
+TOLERANCE = {"fp16": 5e-4, "bf16": 4e-3}
+
+
+def make(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, layout: str, scale: float = 1.0) -> Any:
+    """A [batch, heads, seq, head size] array of values of the dtype, laid out as asked for, within guards of NaN."""
+    values = DTYPES[dtype].rounded(rng.standard_normal(shape) * scale)
+    batch, heads, seq, size = shape
+    stored = (batch, heads, seq, size) if layout == "bhsd" else (batch, seq, heads, size)
+    memory = np.full(int(np.prod(stored)) + 32, np.nan, np.float32)
+    view = memory[16:-16].reshape(stored)
+    view = view if layout == "bhsd" else view.transpose(0, 2, 1, 3)
+    view[...] = values
+    return memory, view
+
+
+def run(
+    *,
+    source: Path = KERNEL,
+    seed: int = 0,
+    batch: int = 1,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    q_len: int = 64,
+    kv_len: int | None = None,
+    head_size: int = 64,
+    causal: bool | str = False,
+    dtype: str = "fp16",
+    layout: str = "bhsd",
+    consumers: int = 2,
+    block_n: int = 64,
+    stages: int = 2,
+    ping_pong: bool | None = None,
+    q_slots: int = 2,
+    programs: int = 1,
+    block_d: int = 64,
+    sm_scale: float = 0.125,
+    scale: float = 1.0,
+    lse: bool = True,
+    change: Callable[[Any, Any, Any], None] = lambda q, k, v: None,
+) -> tuple[Any, Any, Any, Any]:
+    """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V."""
+    rng = np.random.default_rng(seed)
+    kv_heads, kv_len = kv_heads or heads, kv_len or q_len
+    (q_memory, q), (k_memory, k), (v_memory, v) = (
+        make(rng, (batch, h, s, head_size), dtype, layout, scale)
+        for h, s in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
+    )
+    change(q, k, v)
+    out_memory, out = make(rng, (batch, heads, q_len, head_size), dtype, layout)
+    lse_memory = np.full(batch * heads * q_len, 7.0, np.float32)
+    machine = Machine(seed)
+    kernel = load_kernel(source, machine)["fmha_fwd_sm90"]
+    element = DTYPES[dtype]
+
+    def strides(array: Any) -> list[Any]:
+        return [np.int64(stride // 4) for stride in array.strides[:3]]
+
+    launch(
+        machine,
+        kernel,
+        programs,
+        Descriptor(out, element, 64, block_d),
+        Descriptor(q, element, 64, block_d),
+        Descriptor(k, element, block_n, block_d),
+        Descriptor(v, element, block_n, block_d),
+        Pointer(out_memory, element, 16),
+        Pointer(lse_memory if lse else None, FP32),
+        *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
+        *(Pointer(None, INT32) for _ in range(4)),
+        sm_scale,
+        0.0,
+        batch,
+        heads,
+        kv_heads,
+        q_len,
+        kv_len,
+        head_size,
+        *strides(q),
+        *strides(k),
+        *strides(v),
+        *strides(out),
+        -1,
+        0 if causal else -1,
+        int(causal == "bottom-right"),
+        0,
+        BLOCK_D=block_d,
+        BLOCK_N=block_n,
+        CONSUMERS=consumers,
+        STAGES=stages,
+        CAUSAL=bool(causal),
+        PING_PONG=consumers > 1 if ping_pong is None else ping_pong,
+        Q_SLOTS=q_slots,
+        CONSUMER_REGISTERS=240,
+        PRODUCER_REGISTERS=24,
+    )
+    assert np.isnan(out_memory[:16]).all()
+    assert np.isnan(out_memory[-16:]).all()
+    wanted, wanted_lse = attend(
+        q, k, v, sm_scale=sm_scale, window_right=0 if causal else -1, bottom_right=causal == "bottom-right"
+    )
+    return out, lse_memory.reshape(batch, heads, q_len), wanted, wanted_lse
+
+
+def check(dtype: str = "fp16", **problem: Any) -> None:
+    out, lse, wanted, wanted_lse = run(dtype=dtype, **problem)
+    assert np.isfinite(out).all()
+    assert relative_error(out, wanted) < TOLERANCE[dtype]
+    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-4, atol=1e-4)
+
+
+def check_schedule(row_tiles: int, heads: int, programs: int, causal: bool, source: Path = KERNEL) -> None:
+    """Every tile of every head is taken by one program, once, and no program has more than a unit more than another."""
+    machine = Machine(0)
+    kernel = load_kernel(source, machine)
+    machine.programs = programs
+    sizes = tensor(row_tiles, np.int32), tensor(heads, np.int32)
+    taken: list[tuple[int, int]] = []
+    work = []
+    for machine.program in range(programs):
+        count = int(kernel["_tile_count"](*sizes, causal))
+        tiles = [tuple(map(int, kernel["_tile"](tensor(turn, np.int32), *sizes, causal))) for turn in range(count)]
+        taken += tiles
+        work.append(sum(row_tile + 1 if causal else 1 for row_tile, _ in tiles))
+    assert sorted(taken) == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
+    assert max(work) - min(work) <= (row_tiles + 1 if causal else 1)
+
+
+def loud(q: Any, k: Any, _v: Any) -> None:
+    """Products of bf16 that pass float32's range; a small scale brings them back: :data:`LOUD`."""
+    q *= 2.0**66
+    k *= 2.0**62
+
+
+LOUD = {"dtype": "bf16", "sm_scale": 2.0**-20, "change": loud, "head_size": 32}
+"""All rows leave the range of the fast arithmetic, whose numbers are then NaN; Lse is finite."""
+
+
+def largest(q: Any, k: Any, v: Any) -> None:
+    """Values all as large as fp16 goes, and all weights but one a little above 0.5, where fp16 rounds them up."""
+    _all_largest(q, k, v, 65504.0, 2.0**-12)
+
+
+def largest_bf16(q: Any, k: Any, v: Any) -> None:
+    """The same of bf16."""
+    _all_largest(q, k, v, 255 * 2.0**120, 2.0**-9)
+
+
+def _all_largest(q: Any, k: Any, v: Any, value: float, half_step: float) -> None:
+    q[...], k[...], v[...] = 0, 0, value
+    score = np.log(0.5 + 1.2 * half_step) / 0.125
+    q[..., :2] = 1
+    k[..., 1:, 0], k[..., 1:, 1] = -5.5, BF16.rounded(score + 5.5)

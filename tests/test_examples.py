@@ -192,7 +192,7 @@ OLD_GPU = "import os; os.environ['FAKE_GPU_DEVICES'] = '80'"
         ((), NO_TENSORRT, ("TensorRT is not installed",)),
         ((), NO_GPU, ("cuInit failed",)),
         ((), OLD_GPU, ("sm_80", "built for sm_90", "pyfmha build --arch sm_80")),
-        (("--head_size", "64"), "", ("does not hold fmha_d64_fp16", "pyfmha build --dtype fp16 --head-size 64")),
+        (("--head_size", "64"), "", ("does not hold fmha_fwd_d64_fp16", "pyfmha build --dtype fp16 --head-size 64")),
     ],
     ids=["no TensorRT", "no GPU", "no code for the GPU", "no kernel in the library"],
 )

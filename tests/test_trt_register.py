@@ -176,7 +176,7 @@ def test_add_full_attention_in_a_namespace(double: Any, attention_library: Libra
         ((-1, HEADS, SIZE), HALF, r"must be \[batch, heads, seq, head size\]"),
         ((-1, HEADS, -1, SIZE), 3, "must be of type FLOAT, HALF, BF16"),
         ((-1, HEADS, -1, 48), HALF, "does not hold fmha_fwd_d64_fp16"),
-        ((-1, HEADS, -1, 128), HALF, "does not hold fmha_d128_fp16"),
+        ((-1, HEADS, -1, 128), HALF, "does not hold fmha_fwd_d128_fp16"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

@@ -13,9 +13,9 @@ Descriptors are [batch, heads, seq, head size], so that a block past the end of 
 zeros instead of the next head, and is not written past either. Any strides a descriptor can take will do.
 
 Arithmetic is fast within the range that fmha_triton.py explains. Rows that leave it are noted, and computed again when
-all tiles are done, one key at a time, in arithmetic that stays finite for any finite input. That
-part stands outside the consumers, whose registers it would fill with strides and pointers. NaN in the input takes the
-same path, hundreds of times slower.
+all tiles are done, one key at a time, in arithmetic that stays finite for any finite input; so Out must not overlap the
+inputs. That part stands outside the consumers, whose registers it would fill with strides and pointers. NaN in the
+input takes the same path, hundreds of times slower.
 """
 
 from triton.experimental import gluon
@@ -448,6 +448,8 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_free.index(last), count=1)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
+        if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+            acc = gl.where((factor != 0)[:, None], acc, 0.0)
         out_part = q_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_D]).store(_narrow(acc * factor[:, None], v_smem.dtype))
         fence_async_shared()

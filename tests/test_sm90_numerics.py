@@ -126,6 +126,18 @@ def test_a_mean_of_the_largest_values_is_not_rounded_to_infinity(dtype: str, cha
     check(dtype=dtype, change=change)
 
 
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_a_row_without_keys_is_zero_even_where_v_is_nan(consumers: int) -> None:
+    def broken(_q: Any, _k: Any, v: Any) -> None:
+        v[..., 40, 3] = np.nan
+        v[..., 41, 4] = np.inf
+
+    out, lse, _, _ = run(q_len=150, kv_len=80, causal="bottom-right", consumers=consumers, change=broken)
+
+    assert (out[:, :, :70] == 0).all()
+    assert np.isneginf(lse[:, :, :70]).all()
+
+
 def test_nan_stays_in_its_row() -> None:
     def change(q: Any, _k: Any, _v: Any) -> None:
         q[0, 0, 70, 3] = np.nan

@@ -63,15 +63,15 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
 SHARED_OF_SM = 227 * 1024
 """Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
 
-_SWEPT: dict[int, tuple[Setting, ...]] = {
+# What is built, for every call, and what else is worth trying.
+_BUILT = {size: tuple(replace(s, requires=(), masks=(False, True)) for s in made) for size, made in SETTINGS.items()}
+_SWEPT = _BUILT | {
     64: (
-        Setting(128, 1, programs=2, maxnreg=128),
+        *_BUILT[64],
         Setting(64, 1, programs=3, maxnreg=80),
         Setting(128, 2),
         Setting(64, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
     ),
-    128: (Setting(64, 1, programs=2, maxnreg=128), Setting(128, 2)),
-    256: (Setting(64, 2),),
 }
 
 

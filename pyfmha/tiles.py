@@ -133,9 +133,10 @@ def generic_tile(head_size: int) -> Tile:
 
 
 def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
-    """The tile of the production kernel (kernels/fmha_fwd.py): as :func:`tile_for`, except where that would spill.
+    """The tile of the production kernel (kernels/fmha_fwd.py): as :func:`tile_for`, except where that would spill much.
 
-    Not measured on a GPU yet: chosen by registers, spills and shared memory of the compiled code.
+    Those of fp32 at head sizes 64 and 128 were chosen by time on an H100 (kernels/NOTES.md), the others by registers,
+    spills and shared memory of the compiled code.
 
     Args:
         dtype: fp16, bf16 or fp32.

@@ -4,6 +4,9 @@
     python examples/build.py --num_heads 32 --head_size 64 --max_batch_size 8 --max_seq_len 512 --dtype float16
     python examples/run.py --num_heads 32 --head_size 64 --batch_size 8 --seq_len 512
 
+    python examples/build.py --num_heads 32 --num_kv_heads 8 --head_size 128 --max_kv_seq_len 4096 --align bottom-right
+    python examples/run.py --num_heads 32 --head_size 128 --seq_len 1 --kv_seq_len 4096
+
 Needs numpy, cuda-python, the full tensorrt and a GPU. Writes fmha.engine, config.json and the timing cache, each whole
 or not at all. Exit code 0: written; 2: an error, said on stderr.
 """
@@ -15,7 +18,37 @@ from pathlib import Path
 from common import DTYPES, add_log_level, positive, run_program
 
 from pyfmha.trt.engine import VERBOSITIES, EngineConfig, build_engine
+from pyfmha.trt.network import ALIGNMENTS
+from pyfmha.trt.problem import LAYOUTS
 from pyfmha.trt.saved import TIMING_CACHE_FILE, read_timing_cache, save_engine
+
+FEATURES = (
+    *("num_kv_heads", "max_kv_seq_len", "align", "window", "softcap", "layout", "return_lse"),
+    *("q_lengths", "kv_lengths", "cu_seqlens"),
+)
+"""Fields of ``EngineConfig`` that only the plugin has."""
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """The options :data:`FEATURES`, fields of ``EngineConfig``."""
+    group = parser.add_argument_group("features", "of the library's functions fmha_fwd_*")
+    group.add_argument("--num_kv_heads", type=positive, help="heads of K and V; default: num_heads")
+    group.add_argument("--max_kv_seq_len", type=positive, help="keys, 1 up to this; default: max_seq_len")
+    group.add_argument("--align", choices=ALIGNMENTS, help="what --causal and --window align; default: top-left")
+    group.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        default=(-1, -1),
+        metavar=("LEFT", "RIGHT"),
+        help="keys that a query sees beside its own position; -1 for no limit",
+    )
+    group.add_argument("--softcap", type=float, default=0.0, help="scores become softcap * tanh(score / softcap)")
+    group.add_argument("--layout", choices=LAYOUTS, help="default: bhsd; packed: one input QKV")
+    group.add_argument("--return_lse", action="store_true", help="an output Lse, the log-sum-exp of the scores")
+    group.add_argument("--q_lengths", action="store_true", help="an input q_lengths, INT32 [batch]")
+    group.add_argument("--kv_lengths", action="store_true", help="an input kv_lengths, INT32 [batch]")
+    group.add_argument("--cu_seqlens", action="store_true", help="sequences behind each other, without padding")
 
 
 def parse() -> argparse.ArgumentParser:
@@ -27,6 +60,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--max_seq_len", type=positive, default=512, help="the engine serves 1 up to this")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--causal", action=argparse.BooleanOptionalAction, default=True, help="default: causal")
+    add_features(parser)
     parser.add_argument(
         "--timing_cache",
         type=Path,
@@ -47,6 +81,7 @@ def main(options: argparse.Namespace) -> int:
         options.max_seq_len,
         DTYPES[options.dtype],
         options.causal,
+        **{name: getattr(options, name) for name in FEATURES},
     )
     timing_cache = options.timing_cache or options.output_dir / TIMING_CACHE_FILE
     begin = time.perf_counter()

@@ -2,6 +2,9 @@
 
     python examples/run.py --num_heads 32 --head_size 64 --batch_size 8 --seq_len 512 --log_level verbose --benchmark
 
+The engine's configuration says what it computes; the inputs are random, and so are the lengths of an engine that takes
+some, up to batch_size and seq_len.
+
 Needs numpy, cuda-python, TensorRT and a GPU; what else --benchmark times needs its own software, and a row whose
 software is missing says so. Exit code 0: the output is right; 1: it is not; 2: an error, said on stderr.
 """
@@ -11,10 +14,9 @@ from pathlib import Path
 
 from benchmark import Problem, run_benchmark
 from common import add_log_level, positive, run_program
+from exact import exact_outputs, judge, make_inputs
 
 from pyfmha.errors import EngineError
-from pyfmha.reference import LIMITS, attention_float64, relative_error
-from pyfmha.run import random_inputs, to_float
 from pyfmha.trt.saved import Saved, read_engine
 from pyfmha.trt.session import Session
 
@@ -24,6 +26,9 @@ def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=positive, default=8)
     parser.add_argument("--seq_len", type=positive, default=512)
+    parser.add_argument(
+        "--kv_seq_len", type=positive, help="keys, for an engine with --max_kv_seq_len; default: seq_len"
+    )
     parser.add_argument("--num_heads", type=positive, default=32)
     parser.add_argument("--head_size", type=positive, default=64)
     parser.add_argument("--engine_dir", type=Path, default=Path("engine"), help="build.py's output_dir")
@@ -35,17 +40,29 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
-def check_fits(saved: Saved, num_heads: int, head_size: int) -> None:
+def check_fits(saved: Saved, options: argparse.Namespace) -> None:
     """Compare what is fixed in the engine with what is asked for.
 
     Raises:
         EngineError: they differ.
     """
-    config = saved.config
+    config, num_heads, head_size = saved.config, options.num_heads, options.head_size
     if (config.num_heads, config.head_size) != (num_heads, head_size):
         raise EngineError(
             f"{saved.path} was built for {config.num_heads} heads of size {config.head_size}, not {num_heads} of"
             f" {head_size}; build another: python examples/build.py --num_heads {num_heads} --head_size {head_size}"
+        )
+    other_keys = options.kv_seq_len not in (None, options.seq_len)
+    if config.layout == "packed" and other_keys:
+        raise EngineError(
+            f"kv_seq_len is {options.kv_seq_len}, seq_len {options.seq_len}; {saved.path} takes layout 'packed', which"
+            " has as many keys as queries: leave --kv_seq_len out"
+        )
+    if options.benchmark and (config.extras or other_keys):
+        asked = [*config.extras, "kv_seq_len"] if other_keys else config.extras
+        raise EngineError(
+            f"--benchmark compares with what serves no {', '.join(asked)}; leave it out here, and time the library's"
+            " kernels with pyfmha bench"
         )
 
 
@@ -53,20 +70,18 @@ def main(options: argparse.Namespace) -> int:
     """Run, check, and time if asked."""
     saved = read_engine(options.engine_dir)
     config = saved.config
-    check_fits(saved, options.num_heads, options.head_size)
-    shape = (options.batch_size, options.num_heads, options.seq_len, options.head_size)
-    inputs = dict(zip(("Q", "K", "V"), random_inputs(config.dtype, shape, options.seed), strict=True))
+    check_fits(saved, options)
+    kv_seq_len = options.kv_seq_len or options.seq_len
+    inputs = make_inputs(config, options.batch_size, options.seq_len, kv_seq_len, options.seed)
     with Session(saved.path) as session:
-        out = session.run(inputs)["Out"]
-    exact = attention_float64(
-        *(to_float(x, config.dtype) for x in inputs.values()), sm_scale=config.scale, causal=config.causal
-    ).out
-    error = relative_error(to_float(out, config.dtype), exact)
-    passed = error <= LIMITS[config.dtype]
-    verdict = f"limit {LIMITS[config.dtype]:.0e}: {'passed' if passed else 'FAILED'}"
-    print(f"{list(shape)} {config.dtype}: relative error {error:.1e} against float64, {verdict}")
+        results = session.run(inputs)
+    exact = exact_outputs(config, inputs)
+    verdicts = judge(config, results, exact)
+    for text, _ in verdicts:
+        print(text)
+    passed = all(passed for _, passed in verdicts)
     if options.benchmark and passed:
-        run_benchmark(Problem(saved, inputs, exact), options.engine_dir)
+        run_benchmark(Problem(saved, inputs, exact["Out"]), options.engine_dir)
     return 0 if passed else 1
 
 

@@ -323,6 +323,16 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, change: Any, text: 
         read_engine(tmp_path)
 
 
+def test_a_configuration_from_before_the_features(tmp_path: Path) -> None:
+    save_engine(BUILT, SMALL, tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    earlier = ("num_heads", "head_size", "max_batch_size", "max_seq_len", "dtype", "causal", "softmax_scale", "layer")
+    kept = {name: data[name] for name in ("schema", "engine", "sha256", "tensorrt", *earlier)}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+
+    assert read_engine(tmp_path).config == SMALL
+
+
 def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no engine configuration at .*examples/build.py"):
         read_engine(tmp_path)

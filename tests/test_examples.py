@@ -252,6 +252,74 @@ def test_arguments_out_of_range(examples: Examples, tmp_path: Path) -> None:
     assert "0 is not 1 or more" in done.stderr
 
 
+FEATURES = (
+    *("--num_kv_heads", "1", "--max_kv_seq_len", "50", "--align", "bottom-right", "--window", "4", "-1"),
+    *("--softcap", "2", "--layout", "bshd", "--return_lse", "--kv_lengths"),
+)
+
+
+@pytest.fixture(scope="module")
+def with_features(fake_driver: FakeCuda, forward_library_path: Path) -> Examples:
+    return Examples(fake_driver.path, forward_library_path)
+
+
+def test_an_engine_with_features_is_built_and_checked(with_features: Examples, tmp_path: Path) -> None:
+    built = with_features.build(tmp_path, *FEATURES)
+    assert built.returncode == 0, built.stderr
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["num_kv_heads"], config["window"], config["softcap"], config["q_lengths"]) == (1, [4, -1], 2, False)
+    sizes = (*run_sizes(2, 17, tmp_path), "--kv_seq_len", "33")
+
+    done = with_features.run("run.py", *sizes)
+    wrong = with_features.run("run.py", *sizes, FAKE_GPU_KERNEL="wrong_lse")
+
+    assert done.returncode == 0, done.stderr
+    assert "[2, 17, 2, 32] fp16: relative error" in done.stdout
+    assert "log-sum-exp [2, 2, 17]: error" in done.stdout
+    assert done.stdout.count("passed") == 2
+    assert wrong.returncode == 1, wrong.stderr
+    assert (wrong.stdout.count("passed"), wrong.stdout.count("FAILED")) == (1, 1)
+    assert_error(
+        with_features.run("run.py", *sizes, "--benchmark"), "serves no num_kv_heads, max_kv_seq_len, align, window"
+    )
+
+
+def test_the_benchmark_is_of_equal_lengths(examples: Examples, engine: Path) -> None:
+    """Its other rows take keys to be as many as queries."""
+    done = examples.run("run.py", *run_sizes(1, 8, engine), "--kv_seq_len", "9", "--benchmark")
+
+    assert_error(done, "--benchmark compares with what serves no kv_seq_len")
+
+
+def test_a_packed_engine_with_lengths(with_features: Examples, tmp_path: Path) -> None:
+    features = ("--layout", "packed", "--q_lengths", "--kv_lengths", "--no-causal", "--dtype", "bfloat16")
+    assert with_features.build(tmp_path, *features).returncode == 0
+
+    done = with_features.run("run.py", *run_sizes(2, 17, tmp_path))
+
+    assert done.returncode == 0, done.stderr
+    assert "[2, 17, 2, 32] bf16: relative error" in done.stdout
+    assert_error(
+        with_features.run("run.py", *run_sizes(2, 17, tmp_path), "--kv_seq_len", "18"),
+        "kv_seq_len is 18, seq_len 17", "leave --kv_seq_len out",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--num_kv_heads", "3"), "num_heads is 2, num_kv_heads 3"),
+        (("--softcap", "-1"), "softcap is -1.0; give a finite number above 0"),
+        (("--layout", "packed", "--max_kv_seq_len", "50"), "leave max_kv_seq_len out"),
+    ],
+)
+def test_features_that_cannot_be(
+    with_features: Examples, tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    assert_error(with_features.build(tmp_path / "new", *arguments), text)
+    assert not (tmp_path / "new").exists()
+
+
 RUN_NOTEBOOK = """
 import sys
 import nbformat

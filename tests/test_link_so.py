@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pyfmha.aot.handover import Handover, read_handover
 from pyfmha.aot.link_so import group
 from pyfmha.arch import parse_archs
 from pyfmha.errors import ManifestError, OutputError, SpecError, ToolchainError
+from pyfmha.families import library_specs
 from pyfmha.manifest import SCHEMA, Manifest, read_manifest
 
 SIGNATURE = "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024"
@@ -206,6 +208,57 @@ class TestWhatGoesTogether:
         assert group([pointer, other, none]) == {"add": [[pointer, other, none]]}
         special = with_hints(hinted, 16, None, None, 16, requires=("n >= 64",))
         assert group([pointer, special, none]) == {"add": [[pointer, special, none]]}
+
+    def test_files_in_any_order_are_tried_in_one_order(self, headers: list[Path]) -> None:
+        """What serves all calls of another comes after it, whatever a glob puts first."""
+        hinted, generic = headers
+        wanted = [
+            self.named(generic, archs=("sm_90",), requires=("n >= 64", "n <= 1024")),
+            self.named(generic, archs=("sm_90",), requires=("n >= 64",)),
+            self.named(generic, archs=("sm_90", "sm_100"), requires=("n >= 64", "n <= 512")),
+            self.named(hinted, requires=("n >= 64",)),
+            self.named(hinted),
+            self.named(generic),
+        ]
+        other = self.named(hinted, algorithm_name="two")
+
+        for seed in range(40):
+            order = random.Random(seed).sample(wanted, len(wanted))
+            assert group(order, in_order=False) == {"add": [wanted]}
+        assert group([other, *wanted], in_order=False) == {"add": [[other], wanted]}
+        assert group([wanted[3], other, *wanted], in_order=False) == {"add": [wanted, [other]]}
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_default_librarys_variants_in_any_order(self, headers: list[Path], seed: int) -> None:
+        """None comes where another would serve all its calls, and those of sm_90 stay before the portable ones."""
+        made, wanted = (
+            read_handover(headers[0]),
+            [spec for spec in library_specs() if spec.name == "fmha_fwd_d128_fp16"],
+        )
+        given = [replace(made, spec=spec, variant=replace(made.variant, name=spec.variant)) for spec in wanted]
+        shuffled = random.Random(seed).sample(given, len(given))
+
+        (found,) = (v for algorithms in group(shuffled, in_order=False).values() for v in algorithms)
+
+        assert found == group(given, in_order=False)["fmha_fwd_d128_fp16"][0]
+        assert [bool(v.spec.archs) for v in found] == [bool(spec.archs) for spec in wanted]
+        conditions = [len(v.spec.requires) for v in found]
+        assert conditions == sorted(conditions, reverse=True)
+        assert conditions[0] > conditions[1]
+        assert found[-1].spec.unconditional
+
+    def test_linking_files_in_any_order_gives_one_library(
+        self, compiler: Compiler, headers: list[Path], tmp_path: Path
+    ) -> None:
+        spec = make_spec(compiler, KERNELS / "elementwise.py", "add", SIGNATURE, "cdiv(n, BLOCK)")
+        some = replace(spec, requires=("n >= 64",))
+        few = compile_kernel(compiler, some, ARCHS, tmp_path / "z" / "add", generic=False)
+
+        manifests = [link(given, tmp_path / "lib", library=False) for given in ([*headers, *few], [*few, *headers])]
+
+        assert manifests[0] == manifests[1]
+        ((variants,),) = (function.algorithms for function in manifests[0].functions)
+        assert [bool(v.requires) for v in variants] == [True, False, False]
 
     def test_an_algorithm_cannot_end_for_some_devices_only(self, headers: list[Path]) -> None:
         hinted, generic = headers

@@ -142,13 +142,98 @@ def test_the_layer_in_a_network(machine: Machine) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     wanted = [
-        "2 inputs; it takes Q, K, V",
-        "it must be HALF, BF16 or FLOAT",
-        "head size 48 is not served",
+        "2 inputs; it takes Q, K, V, or one that holds all of them",
+        "must be of type FLOAT, HALF, BF16, got Q",
+        "Q [-1, 2, -1, 32] has head size 32, 48 was asked for",
         "softmax_scale is 0.0",
-        "heads 2, the plugin was created for 3",
-        "Q has 3 dimensions",
+        "Q [-1, 2, -1, 32] has heads 2, 3 was asked for",
+        "Q, K and V must be [batch, heads, seq, head size]",
         "no attribute 'surprise'",
+    ]
+    assert len(lines) == len(wanted), lines
+    for line, text in zip(lines, wanted, strict=True):
+        assert text in line
+
+
+FEATURES = """
+import runpy, sys
+import tensorrt as trt
+from tensorrt_llm.builder import Builder
+from tensorrt_llm.network import net_guard
+from pyfmha import Session
+from pyfmha.errors import PyfmhaError
+from pyfmha.trtllm import FmhaLayer, flash_attention_op
+
+exact = runpy.run_path(sys.argv[1])
+for causal, settings, keys in [
+    ("bottom-right", dict(num_kv_heads=2, return_lse=True), 33),
+    (False, dict(window=(3, 1), align="bottom-right", softcap=1.5, layout="bshd"), 33),
+    (True, dict(q_lengths=True, kv_lengths=True, num_kv_heads=1, return_lse=True), None),
+    (True, dict(cu_seqlens=True, num_kv_heads=2), 33),
+    (True, dict(layout="packed", num_kv_heads=2, kv_lengths=True), None),
+]:
+    builder = Builder()
+    network = builder.create_network()
+    with net_guard(network):
+        layer = FmhaLayer(4, 20, 0.25, "float16", causal, **settings)
+        layer(*layer.prepare_inputs(3, 40, keys and 50))
+    plan = builder.build_engine(network, builder.create_builder_config(precision="float16"))
+    config = layer.engine_config(3, 40, keys and 50)
+    inputs = exact["make_inputs"](config, 2, 17, keys or 17, 0)
+    with Session(bytes(plan)) as session:
+        results = session.run(inputs)
+    results = {name.capitalize(): array for name, array in results.items()}
+    found = exact["judge"](config, results, exact["exact_outputs"](config, inputs))
+    assert [passed for _, passed in found] == [True] * (1 + config.return_lse), found
+
+network = Builder().create_network()
+with net_guard(network):
+    layer = FmhaLayer(4, 20, 0.25, "float16", num_kv_heads=2, kv_lengths=True)
+    q, k, v, lengths = layer.prepare_inputs(3, 40, 50)
+    assert network.inputs["K"] == [[1, 2, 1, 20], [2, 2, 25, 20], [3, 2, 50, 20]], network.inputs
+    assert network.inputs["kv_lengths"] == [[1], [2], [3]], network.inputs
+    out, lse = flash_attention_op(
+        4, 20, 0.25, [q, k, v], num_kv_heads=2, kv_lengths=lengths, return_lse=True, name="mine"
+    )
+    assert tuple(lse.trt_tensor.shape) == (-1, 4, -1) and lse.producer is out.producer
+    plain = flash_attention_op(4, 20, 0.25, [q, k, v], kv_lengths=lengths.trt_tensor)
+    names = [layer.name for layer in network.trt_network.layers]
+    assert names == ["mine", "Module/2"], names
+    qkv = network.trt_network.add_input("QKV", trt.DataType.HALF, (-1, -1, 8, 20))
+    for call in [
+        lambda: flash_attention_op(4, 20, 0.25, [q, k, v], num_kv_heads=4),
+        lambda: flash_attention_op(4, 20, 0.25, [q, k, v], softcap=-1.0),
+        lambda: flash_attention_op(4, 20, 0.25, [q, k, v], causal="top"),
+        lambda: flash_attention_op(4, 20, 0.25, [q, k, v], cu_seqlens_q=lengths),
+        lambda: flash_attention_op(4, 24, 0.25, [qkv], num_kv_heads=2),
+        lambda: flash_attention_op(6, 20, 0.25, [qkv], num_kv_heads=2),
+        lambda: layer(q, k, v),
+        lambda: FmhaLayer(4, 20, 0.25, "float16", num_kv_heads=3),
+    ]:
+        try:
+            call()
+        except PyfmhaError as error:
+            print(error)
+    assert len(network.trt_network.layers) == 2 + 1  # the one whose heads only TensorRT compares
+"""
+
+
+def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Path) -> None:
+    machine = Machine(fake_driver.path, forward_library_path)
+
+    done = machine.run("-c", FEATURES, EXAMPLES / "exact.py")
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    wanted = [
+        "K [-1, 2, -1, 20] has heads 2, 4 was asked for",
+        "softcap is -1.0; give a finite number above 0",
+        "causal is 'top'; allowed are True, False and 'bottom-right'",
+        "cu_seqlens_q is given and cu_seqlens_kv is not",
+        "QKV [-1, -1, 8, 20] has head size 20, 24 was asked for",
+        "QKV has heads + 2 * kv heads 8, the plugin was created for 10",
+        "3 inputs; it takes Q, K, V, kv_lengths",
+        "num_heads is 4, num_kv_heads 3; num_heads must be a multiple",
     ]
     assert len(lines) == len(wanted), lines
     for line, text in zip(lines, wanted, strict=True):

@@ -12,6 +12,7 @@ import pyfmha
 from pyfmha.aot.emit_c import emit_library, emit_manifest
 from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover
 from pyfmha.aot.staging import Staging, staging
+from pyfmha.arch import ARCHS
 from pyfmha.errors import SpecError, ToolchainError
 from pyfmha.manifest import Function, Manifest
 from pyfmha.spec import KernelSpec
@@ -44,7 +45,8 @@ def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Mani
 
     Args:
         headers: the ``.h`` files that :func:`pyfmha.aot.compile_kernel` wrote, with their ``.c`` and ``.json`` beside
-            them. Variants that share a function name become its algorithms, in the order given.
+            them. Variants that share a function name become its algorithms, in the order given; in which
+            order those of one algorithm are tried follows from what they are.
         output: path of the results without ending: ``output.c``, ``output.h``, ``output.json`` (the manifest) and
             ``output.so``, with ``pyfmha_runtime.c`` and ``.h`` beside them.
         library: whether to build ``output.so`` too, which needs a C compiler.
@@ -61,16 +63,22 @@ def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Mani
     check_stem(output)
     variants = [read_handover(header) for header in dict.fromkeys(headers) if not is_library(header)]
     with staging(output.parent) as stage:
-        names, manifest = prepare_library(stage, variants, output.name, library=library)
+        names, manifest = prepare_library(stage, variants, output.name, library=library, in_order=False)
         stage.publish(*names)
     return manifest
 
 
 def prepare_library(
-    stage: Staging, variants: Sequence[Handover], stem: str, *, library: bool, so_name: str | None = None
+    stage: Staging,
+    variants: Sequence[Handover],
+    stem: str,
+    *,
+    library: bool,
+    so_name: str | None = None,
+    in_order: bool = True,
 ) -> tuple[list[str], Manifest]:
     """Prepare a library's files; returns their names in the order to publish them, and the manifest."""
-    functions = group(variants)
+    functions = group(variants, in_order=in_order)
     by_name = {v.spec.variant: v for v in variants}
     specs = {name: [[v.spec for v in algorithm] for algorithm in algorithms] for name, algorithms in functions.items()}
     files = emit_library(specs, stem)
@@ -88,11 +96,12 @@ def prepare_library(
     return [*names, f"{stem}.json"], manifest
 
 
-def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
+def group(variants: Sequence[Handover], *, in_order: bool = True) -> dict[str, list[list[Handover]]]:
     """Functions by name; of each its algorithms in order of first appearance; of each its variants, as tried.
 
     That is the order given, but those that serve every call come last, and of those that differ in hints alone none
-    comes after one that would serve all its calls: globs on a command line give them in any order.
+    comes after one that would serve all its calls. With ``in_order`` False it follows from what they are, whatever the
+    order given: files come from globs, by name.
 
     Raises:
         SpecError: two variants cannot share a function, or function names clash.
@@ -114,12 +123,24 @@ def group(variants: Sequence[Handover]) -> dict[str, list[list[Handover]]]:
                 f"{twins[0].header} and {variant.header} are two builds of the same variant of {spec.name}; name one"
             )
     _check_exports(list(functions))
+    if not in_order:
+        for alike in (alike for algorithms in functions.values() for alike in algorithms.values()):
+            alike.sort(key=lambda v: (_rank(v.spec), v.variant.name))
     return {name: [_as_tried(alike) for alike in algorithms.values()] for name, algorithms in functions.items()}
 
 
 def _served(spec: KernelSpec) -> object:
     """What decides which calls a variant serves, and where."""
     return [argument.hint for argument in spec.arguments], set(spec.requires), set(spec.archs), spec.tensors
+
+
+def _rank(spec: KernelSpec) -> tuple[int, ...]:
+    """Where a variant belongs among those of its algorithm: not after one that serves all its calls and others.
+
+    Those for some architectures alone come first, then those with more conditions, then those with more hints.
+    """
+    hints = sum({None: 0, 8: 1}.get(argument.hint, 2) for argument in spec.arguments)
+    return len(spec.archs) or len(ARCHS) + 1, -len(set(spec.requires)), -len(spec.tensors), -hints
 
 
 def _as_tried(variants: Sequence[Handover]) -> list[Handover]:

@@ -4,76 +4,27 @@ Written for ``tensorrt`` 10.x, where strong typing is a flag of the network, and
 typed.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pyfmha.attention import DTYPES
-from pyfmha.bfloat16 import bf16_from_float
 from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
+from pyfmha.trt.config import EngineConfig, Range
+from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.messages import collect_errors, failure_of, logger_of
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.network import add_attention
+from pyfmha.trt.network import add_attention, add_attention_packed
+from pyfmha.trt.own_layer import add_tensorrt_attention
+from pyfmha.trt.problem import TYPE_NAMES
+from pyfmha.trt.shapes import INPUTS
 
-LAYERS = ("plugin", "tensorrt")
-"""Whose attention an engine has: this package's plugin, or TensorRT's own layer (from 10.14), to compare with."""
+__all__ = ["VERBOSITIES", "Built", "EngineConfig", "build_engine", "build_plan"]
 
 VERBOSITIES = ("layer_names_only", "detailed", "none")
-_TYPES = {"fp16": "HALF", "bf16": "BF16", "fp32": "FLOAT"}
-
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, optimum and largest shape of an input."""
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What an engine with one attention layer serves. Its inputs are Q, K, V, its output Out.
-
-    Attributes:
-        num_heads, head_size: fixed in the engine.
-        max_batch_size, max_seq_len: both may be from 1 up to these; TensorRT times tactics at the largest.
-        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
-        causal: whether a query sees only keys at its own position and before.
-        softmax_scale: factor of Q K^T; None is 1 / sqrt(head size).
-        layer: one of :data:`LAYERS`.
-
-    Raises:
-        EngineError: on creation, for values out of range.
-    """
-
-    num_heads: int
-    head_size: int
-    max_batch_size: int
-    max_seq_len: int
-    dtype: str = "fp16"
-    causal: bool = True
-    softmax_scale: float | None = None
-    layer: str = "plugin"
-
-    def __post_init__(self) -> None:
-        for name in ("num_heads", "head_size", "max_batch_size", "max_seq_len"):
-            if not 1 <= getattr(self, name) < 1 << 31:
-                raise EngineError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name, allowed in (("dtype", DTYPES), ("layer", LAYERS)):
-            if getattr(self, name) not in allowed:
-                raise EngineError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
-
-    @property
-    def scale(self) -> float:
-        """The factor of Q K^T."""
-        return 1 / math.sqrt(self.head_size) if self.softmax_scale is None else self.softmax_scale
-
-    def range(self) -> Range:
-        """The shapes that Q, K and V may have."""
-        largest = (self.max_batch_size, self.num_heads, self.max_seq_len, self.head_size)
-        return (1, self.num_heads, 1, self.head_size), largest, largest
 
 
 @dataclass(frozen=True)
@@ -207,24 +158,24 @@ def build_engine(
     trt = find_module(trt_module)
 
     def define(network: Any) -> Any:
-        shape = (-1, config.num_heads, -1, config.head_size)
-        kind = getattr(trt.DataType, _TYPES[config.dtype])
-        q, k, v = (network.add_input(name, kind, shape) for name in ("Q", "K", "V"))
-        kept = None
+        kept: Any = None
+        tensors = _add_inputs(trt, network, config)
         if config.layer == "plugin":
-            out = add_attention(
-                network, q, k, v, causal=config.causal, scale=config.scale, library=library, trt_module=trt
-            )
+            outputs = _add_plugin(trt, network, tensors, config, library)
         else:
-            out, kept = _add_tensorrt_attention(trt, network, q, k, v, config)
-        out.name = "Out"
-        network.mark_output(out)
+            out, kept = add_tensorrt_attention(
+                trt, network, *tensors.values(), dtype=config.dtype, scale=config.scale, causal=bool(config.causal)
+            )
+            outputs = (out,)
+        for name, output in zip(("Out", "Lse"), outputs, strict=False):
+            output.name = name
+            network.mark_output(output)
         return kept
 
     return build_plan(
         trt,
         define,
-        dict.fromkeys(("Q", "K", "V"), config.range()),
+        config.ranges(),
         timing_cache=timing_cache,
         profiling_verbosity=profiling_verbosity,
         version_compatible=version_compatible,
@@ -232,27 +183,39 @@ def build_engine(
     )
 
 
-def _add_tensorrt_attention(trt: Any, network: Any, q: Any, k: Any, v: Any, config: EngineConfig) -> tuple[Any, Any]:
-    """TensorRT's own layer: its output, and the memory that must live until the engine is built.
+def _add_inputs(trt: Any, network: Any, config: EngineConfig) -> dict[str, Any]:
+    tensors = {}
+    for name, axes in config.axes().items():
+        kind = TYPE_NAMES[config.dtype] if name in (*INPUTS, "QKV") else "INT32"
+        shape = tuple(-1 if size is None else size for _, size in axes)
+        tensors[name] = network.add_input(name, getattr(trt.DataType, kind), shape)
+    return tensors
 
-    It has no factor for the scores, so Q is scaled before it. It may be split into several kernels: without that
-    permission TensorRT refuses what none of its fused kernels serves.
-    """
-    if not hasattr(network, "add_attention"):
-        raise EngineError(f"{trt.__name__} {trt.__version__} has no attention layer of its own; 10.14 and newer have")
-    value = np.array([config.scale], np.float32)
-    data = bf16_from_float(value) if config.dtype == "bf16" else value.astype({"fp16": np.float16}.get(config.dtype))
-    weights = trt.Weights(q.dtype, data.ctypes.data, 1)
-    factor = network.add_constant((1, 1, 1, 1), weights).get_output(0)
-    scaled = network.add_elementwise(q, factor, trt.ElementWiseOperation.PROD).get_output(0)
-    softmax = trt.AttentionNormalizationOp.SOFTMAX
-    if hasattr(network, "add_attention_v2"):
-        kind = trt.CausalMaskKind.UPPER_LEFT if config.causal else trt.CausalMaskKind.NONE
-        layer = network.add_attention_v2(scaled, k, v, softmax, kind)
+
+def _check_other_length(config: EngineConfig, library: Library) -> None:
+    """Refuse a library with the first kernel alone: shapes of -1 do not tell add_attention that keys have a length of
+    their own."""
+    problem = config.problem
+    if problem.function_name not in library:
+        raise EngineError(
+            f"{library.path} does not hold {problem.function_name}, which serves max_kv_seq_len {config.max_kv_len}"
+            f" beside max_seq_len {config.max_seq_len}. Add it: pyfmha build --dtype {config.dtype} --head-size"
+            f" {problem.padded_size}"
+        )
+
+
+def _add_plugin(
+    trt: Any, network: Any, tensors: dict[str, Any], config: EngineConfig, library: Library | Path | str | None
+) -> tuple[Any, ...]:
+    if config.max_kv_len != config.max_seq_len:
+        _check_other_length(config, register(trt, library=library).library)
+    settings: dict[str, Any] = {
+        name: getattr(config, name) for name in ("causal", "scale", "align", "window", "softcap", "return_lse")
+    }
+    settings |= {name: tensor for name, tensor in tensors.items() if name not in (*INPUTS, "QKV")}
+    settings |= {"library": library, "trt_module": trt}
+    if config.layout == "packed":
+        made = add_attention_packed(network, tensors["QKV"], config.num_heads, config.num_kv_heads, **settings)
     else:
-        layer = network.add_attention(scaled, k, v, softmax, config.causal)
-    if layer is None:
-        raise EngineError(f"{trt.__name__} {trt.__version__} refused its own attention layer for {config}")
-    layer.decomposable = True
-    layer.name = "attention"
-    return layer.get_output(0), (data, weights)
+        made = add_attention(network, *(tensors[name] for name in INPUTS), layout=config.layout, **settings)
+    return made if config.return_lse else (made,)

@@ -1,7 +1,7 @@
 """Attention as a layer of a TensorRT network."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def add_attention(
     tensors = dict(zip(INPUTS, (q, k, v), strict=True))
     dtype = _dtype(tensors)
     heads, kv_heads, size = _heads(tensors, layout, ragged)
-    features = _features(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
+    features = features_of(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
     problem = Problem(heads, size, dtype, _scale(scale, size), causal is not False, features)
     creator = register(trt, namespace=namespace, library=library)
     problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
@@ -136,7 +136,7 @@ def add_attention_packed(
     lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     dtype = _dtype({"QKV": qkv})
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    features = _features(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
+    features = features_of(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
     shape = tuple(qkv.shape)
     size = shape[-1] if shape else -1
     if size < 1:
@@ -223,7 +223,7 @@ def _lengths(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: 
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _features(
+def features_of(
     kv_heads: int,
     layout: str,
     causal: bool | str,
@@ -231,8 +231,18 @@ def _features(
     window: tuple[int, int],
     softcap: float,
     return_lse: bool,
-    lengths: Tensors,
+    lengths: Collection[str],
 ) -> Features:
+    """The features that keywords of :func:`add_attention` ask for.
+
+    Args:
+        kv_heads, layout: with their defaults resolved.
+        causal, align, window, softcap, return_lse: as there.
+        lengths: the names of the lengths that are given.
+
+    Raises:
+        PluginError: a value is not allowed, or two do not go together.
+    """
     if causal not in (True, False, "bottom-right"):
         raise PluginError(f"causal is {causal!r}; allowed are True, False and 'bottom-right'")
     if align not in (None, *ALIGNMENTS):

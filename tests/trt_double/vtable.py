@@ -10,7 +10,6 @@ destructors of the Itanium C++ ABI.
 import ctypes
 import functools
 import gc
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -55,23 +54,16 @@ class _Collection(ctypes.Structure):
 _ELEMENT = {0: 2, 1: 4, 2: 8, 3: 1, 4: 2, 5: 4, 6: 1, 8: 1, 10: 8}  # bytes an element, by PluginFieldType
 
 
-_made: list[weakref.ref[Any]] = []
-_lock = threading.Lock()
-
-
-def _living() -> list[Any]:
-    """The plugins that there are."""
-    with _lock:
-        _made[:] = [known for known in _made if known() is not None]
-        return [plugin for known in _made if (plugin := known()) is not None]
+_made: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+"""The plugins that there are, by the address of their IPluginV3."""
 
 
 def _remember(start: Any) -> Any:
     @functools.wraps(start)
     def remembered(self: Any, *arguments: Any) -> None:
         start(self, *arguments)
-        with _lock:
-            _made.append(weakref.ref(self))
+        if type(type(self)).__name__ == "pybind11_type":  # and not of a double, which has no C++ objects
+            _made[pointers(self, 4)[0]] = self
 
     return remembered
 
@@ -188,17 +180,16 @@ class RealCalls:
             return None
         # Those made by the plugin's own __init__ first: gc.get_objects() shows half-made tuples of other threads, and
         # Python fails to finish a tuple that somebody else holds (SystemError in tupleobject.c).
-        for candidates in (_living, gc.get_objects):
-            found = [
-                # by type(o), because isinstance also asks an object's __class__, which some compute
-                o
-                for o in candidates()
-                if issubclass(type(o), self.trt.IPluginV3) and pointers(o, 4)[0] == address
-            ]
-            if found:
-                break
+        known = _made.get(address)
+        if known is not None and self._is_plugin(known):
+            return known
+        found = [o for o in gc.get_objects() if self._is_plugin(o) and pointers(o, 4)[0] == address]
         assert len(found) == 1, "the C++ object has no Python object"
         return found[0]
+
+    def _is_plugin(self, candidate: Any) -> bool:
+        # by type(), because isinstance also asks an object's __class__, which some compute
+        return issubclass(type(candidate), self.trt.IPluginV3)
 
     def create(self, creator: Any, name: str, fields: Sequence[Field], phase: int) -> Any | None:
         data = [ctypes.create_string_buffer(field.data, max(len(field.data), 1)) for field in fields]

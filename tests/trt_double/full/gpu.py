@@ -3,8 +3,8 @@
 Device memory is host memory, but work on a stream waits, in order, until somebody waits for it: who reads before, reads
 garbage. Contexts, modules and launches are ``fake_cuda.c``'s; a launch is taken from its records, and its effect on
 memory is computed by :func:`emulated_attention` (numpy, float32) from the very arguments that reached the driver,
-*not* by the kernel, unless ``FAKE_GPU_KERNEL=interpreter``, which runs the kernel's source under Triton's interpreter.
-Times are made up.
+*not* by the kernel, unless ``FAKE_GPU_KERNEL=interpreter``, which runs the first kernel's source under Triton's
+interpreter. ``FAKE_GPU_KERNEL=wrong`` makes Out wrong by 1 %, ``wrong_lse`` Lse by 0.01. Times are made up.
 """
 
 import ctypes
@@ -119,6 +119,8 @@ def emulated_forward(memory: Callable[..., Any], launch: Launch, dtype: str) -> 
     """
     given = _given(launch)
     out, exact, lse = _computed(memory, given, dtype)
+    mode = os.environ.get("FAKE_GPU_KERNEL")
+    exact, lse = exact * (1.01 if mode == "wrong" else 1.0), lse + (0.01 if mode == "wrong_lse" else 0.0)
     out[...] = to_storage(exact.transpose(1, 0, 2)[None] if given["ragged"] else exact, dtype)
     if given["Lse"]:
         memory(given["Lse"], lse.shape, np.float32)[...] = lse

@@ -118,6 +118,13 @@ class Network:
         self.inputs: list[ITensor] = []
         self.outputs: list[ITensor] = []
 
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> Layer:
+        return self.layers[index]
+
     def add_input(self, name: str, dtype: DataType, shape: Sequence[int]) -> ITensor:
         self.inputs.append(ITensor(name, DataType(dtype), tuple(shape)))
         return self.inputs[-1]

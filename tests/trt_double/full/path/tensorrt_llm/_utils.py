@@ -2,4 +2,5 @@ import tensorrt as trt
 
 
 def str_dtype_to_trt(dtype):
-    return {"float16": trt.DataType.HALF, "bfloat16": trt.DataType.BF16, "float32": trt.DataType.FLOAT}[dtype]
+    names = {"float16": "HALF", "bfloat16": "BF16", "float32": "FLOAT", "int32": "INT32"}
+    return getattr(trt.DataType, names[dtype])

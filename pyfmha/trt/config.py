@@ -1,0 +1,150 @@
+"""What an engine with one attention layer serves, checked before anything is built."""
+
+import math
+from dataclasses import dataclass
+
+from pyfmha.attention import DTYPES
+from pyfmha.errors import EngineError, PluginError
+from pyfmha.trt.network import features_of
+from pyfmha.trt.problem import Problem
+from pyfmha.trt.shapes import INPUTS, Axis, forms_of
+
+LAYERS = ("plugin", "tensorrt")
+"""Whose attention an engine has: this package's plugin, or TensorRT's own layer (from 10.14), to compare with."""
+
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Smallest, optimum and largest shape of an input."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine with one attention layer serves.
+
+    Its inputs are Q, K and V [batch, heads, seq, head size], or what ``layout`` and the lengths make of them, see
+    :meth:`axes`; its outputs are Out and, with ``return_lse``, Lse. What the fields after ``layer`` mean is said at
+    :func:`pyfmha.trt.add_attention`; only the plugin has them.
+
+    Attributes:
+        num_heads, head_size: fixed in the engine.
+        max_batch_size, max_seq_len: both may be from 1 up to these; TensorRT times tactics at the largest.
+        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` aligns the last
+            query with the last key.
+        softmax_scale: factor of Q K^T; None is 1 / sqrt(head size).
+        layer: one of :data:`LAYERS`.
+        num_kv_heads: heads of K and V; None is as many as of Q.
+        max_kv_seq_len: keys, from 1 up to this; None is ``max_seq_len``.
+        align, window, softcap, return_lse: as there.
+        layout: as there, or ``"packed"`` for one input QKV [batch, seq, heads + 2 * kv heads, head size].
+        q_lengths, kv_lengths: whether there is an input of that name, INT32 [batch].
+        cu_seqlens: whether there are the inputs cu_seqlens_q and cu_seqlens_kv, INT32 [batch + 1], so that [tokens] is
+            in the place of [batch, seq], with up to ``max_batch_size`` times the longest sequence.
+
+    Raises:
+        EngineError: on creation, for values out of range and for what does not go together.
+    """
+
+    num_heads: int
+    head_size: int
+    max_batch_size: int
+    max_seq_len: int
+    dtype: str = "fp16"
+    causal: bool | str = True
+    softmax_scale: float | None = None
+    layer: str = "plugin"
+    num_kv_heads: int | None = None
+    max_kv_seq_len: int | None = None
+    align: str | None = None
+    window: tuple[int, int] = (-1, -1)
+    softcap: float = 0.0
+    layout: str | None = None
+    return_lse: bool = False
+    q_lengths: bool = False
+    kv_lengths: bool = False
+    cu_seqlens: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", tuple(self.window))  # a list, where it comes from JSON
+        for name in ("num_heads", "head_size", "max_batch_size", "max_seq_len", "max_kv_seq_len"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 1 << 31:
+                raise EngineError(f"{name} is {value}; give 1 or more")
+        for name, allowed in (("dtype", DTYPES), ("layer", LAYERS)):
+            if getattr(self, name) not in allowed:
+                raise EngineError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        if self.layer == "tensorrt" and self.extras:
+            raise EngineError(f"layer 'tensorrt' does not serve {', '.join(self.extras)} here; layer 'plugin' does")
+        if self.layout == "packed" and self.max_kv_len != self.max_seq_len:
+            raise EngineError(
+                f"max_kv_seq_len is {self.max_kv_len}, max_seq_len {self.max_seq_len}; layout 'packed' has as many keys"
+                " as queries: leave max_kv_seq_len out"
+            )
+        if self.layer == "plugin":
+            try:
+                _ = self.problem
+            except PluginError as error:
+                raise EngineError(str(error)) from None
+
+    @property
+    def scale(self) -> float:
+        """The factor of Q K^T."""
+        return 1 / math.sqrt(self.head_size) if self.softmax_scale is None else self.softmax_scale
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of K and V."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def max_kv_len(self) -> int:
+        """The longest sequence of keys."""
+        return self.max_seq_len if self.max_kv_seq_len is None else self.max_kv_seq_len
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of what it asks for beyond attention over Q, K and V of one shape."""
+        asked = {
+            "num_kv_heads": self.kv_heads != self.num_heads,
+            "max_kv_seq_len": self.max_kv_len != self.max_seq_len,
+            "causal 'bottom-right'": isinstance(self.causal, str),
+            "align": self.align not in (None, "top-left"),
+            "window": self.window != (-1, -1),
+            "softcap": self.softcap != 0,
+            "layout": self.layout not in (None, "bhsd"),
+            **{name: getattr(self, name) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")},
+        }
+        return tuple(name for name, used in asked.items() if used)
+
+    @property
+    def problem(self) -> Problem:
+        """What the plugin is asked for.
+
+        Raises:
+            PluginError: it is not served; never once the configuration is made.
+        """
+        lengths = [name for name in ("q_lengths", "kv_lengths") if getattr(self, name)]
+        lengths += ["cu_seqlens_q", "cu_seqlens_kv"] if self.cu_seqlens else []
+        layout = self.layout or ("bshd" if self.cu_seqlens else "bhsd")
+        features = features_of(
+            self.kv_heads, layout, self.causal, self.align, self.window, self.softcap, self.return_lse, lengths
+        )
+        return Problem(self.num_heads, self.head_size, self.dtype, self.scale, self.causal is not False, features)
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        """The inputs by name: what each axis is, and its size where that is fixed."""
+        if self.layer == "plugin":
+            return {form.name: form.axes for form in forms_of(self.problem).inputs}
+        axes = (("batch", None), ("heads", self.num_heads), ("Sq", None), ("head size", self.head_size))
+        return dict.fromkeys(INPUTS, axes)
+
+    def ranges(self) -> dict[str, Range]:
+        """The shapes that the inputs may have."""
+        batch, rows, keys = self.max_batch_size, self.max_seq_len, self.max_kv_len
+        most = {"batch": batch, "batch + 1": batch + 1, "seq": rows, "Sq": rows, "Skv": keys}
+        most |= {"tokens": batch * rows, "Q tokens": batch * rows, "KV tokens": batch * keys}
+        made = {}
+        for name, axes in self.axes().items():
+            largest = tuple(most[axis] if size is None else size for axis, size in axes)
+            smallest = tuple((2 if axis == "batch + 1" else 1) if size is None else size for axis, size in axes)
+            made[name] = (smallest, largest, largest)
+        return made

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyfmha.errors import ManifestError
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the manifest and of the C interface it describes. Another version is refused, never guessed at."""
 
 
@@ -34,6 +34,7 @@ class Image:
         shared_limit: bytes a block may ask for on that architecture.
         threads: threads a block.
         dependent: it is launched by programmatic dependent launch, see :class:`pyfmha.spec.KernelSpec`.
+        cluster: the blocks along x form a thread-block cluster.
         size: bytes of code.
         sha256: of the code.
         ptxas: version of the assembler, which decides the oldest driver that can load the code.
@@ -51,6 +52,7 @@ class Image:
     shared_limit: int
     threads: int
     dependent: bool
+    cluster: bool
     size: int
     sha256: str
     ptxas: str
@@ -241,6 +243,7 @@ def _image(data: dict[str, Any]) -> Image:
         shared_limit=_number(data["shared_limit"]),
         threads=_number(data["threads"]),
         dependent=_flag(data["dependent"]),
+        cluster=_flag(data["cluster"]),
         size=_number(data["size"]),
         sha256=text_from_data(data["sha256"]),
         ptxas=text_from_data(data["ptxas"]),

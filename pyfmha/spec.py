@@ -24,6 +24,8 @@ TENSOR_CAPABILITY = 90
 """The first compute capability (major * 10 + minor) with the Tensor Memory Accelerator."""
 DEPENDENT_CAPABILITY = 90
 """The first with programmatic dependent launch."""
+CLUSTER_CAPABILITY = 90
+"""The first with thread-block clusters."""
 HINTS_ALLOWED = "use :16 or :8 (a multiple of it) or :1 (equal to 1)"
 
 
@@ -97,13 +99,15 @@ class KernelSpec:
             Different kernels can share a function only where all its variants have one.
         requires: what the variant asks of a call, see :mod:`pyfmha.conditions`; others go to the algorithm's next.
         archs: the only architectures that it is for. Such a variant is optional: a library, or a device, without its
-            code goes to the algorithm's next. Empty: for all, and needed on all.
+            code, or a driver too old to launch it, goes to the algorithm's next. Empty: for all, and needed on all.
         maxnreg: registers a thread at most; None leaves it to the assembler.
         programmatic_dependent_launch: it is launched with CUDA's attribute of that name on architectures that have it,
             sm_90 and later: its blocks may start before the kernel before it in the stream has ended. There it must
             wait, ``tl.extra.cuda.gdc_wait()``, before it touches memory that others write or read; a kernel before it
             says when the blocks may start, ``tl.extra.cuda.gdc_launch_dependents()``. For older architectures those
             words must not be in the kernel: a constant that :attr:`tunings` set can leave them out.
+        cluster: the programs along x, 1 to 8 of them, form a thread-block cluster. For sm_90 and later only. A call whose
+            grid has more along x is an error: let `requires` or the grid prevent it.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -126,6 +130,7 @@ class KernelSpec:
     maxnreg: int | None = None
     descriptors: tuple[Descriptor, ...] = ()
     programmatic_dependent_launch: bool = False
+    cluster: bool = False
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     _tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
@@ -165,6 +170,8 @@ class KernelSpec:
         if type(self.programmatic_dependent_launch) is not bool:
             got = self.programmatic_dependent_launch
             raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
+        if type(self.cluster) is not bool:
+            raise SpecError(f"{self.name}: cluster is {self.cluster!r}; use True or False")
         if not self.arguments:
             raise SpecError(f"{self.name}: the kernel takes no run-time argument, so it can have no effect")
         if len(self.descriptors) > MAX_DESCRIPTORS:
@@ -204,6 +211,8 @@ class KernelSpec:
             raise SpecError(
                 f"{self.name}: tensor descriptors need sm_90 or later, and archs to say so; archs is {self.archs!r}"
             )
+        if self.cluster and ([a for a in self.archs if ARCHS[a].capability < CLUSTER_CAPABILITY] or not self.archs):
+            raise SpecError(f"{self.name}: clusters need sm_90 or later, and archs to say so; archs is {self.archs!r}")
         for tuning in self.tunings:
             if tuning.arch not in ARCHS:
                 raise SpecError(f"{self.name}: a tuning is for {tuning.arch!r}; use one of {', '.join(ARCHS)}")
@@ -320,6 +329,8 @@ class KernelSpec:
             described += [self.requires, self.archs, [asdict(descriptor) for descriptor in self.descriptors]]
         if self.programmatic_dependent_launch:
             described.append("programmatic dependent launch")
+        if self.cluster:
+            described.append("cluster")
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":

@@ -205,8 +205,8 @@ def test_a_full_disk_is_named_with_the_folder(monkeypatch: pytest.MonkeyPatch) -
 
 
 DAMAGED = {
-    "markup": '{"schema": 3, "build_id": "[/b]", "pyfmha": "[/b]", "triton": "[/b]", "functions": []}',
-    "surrogate": '{"schema": 3, "build_id": "\\ud800", "pyfmha": "0", "triton": "3", "functions": []}',
+    "markup": '{"schema": 4, "build_id": "[/b]", "pyfmha": "[/b]", "triton": "[/b]", "functions": []}',
+    "surrogate": '{"schema": 4, "build_id": "\\ud800", "pyfmha": "0", "triton": "3", "functions": []}',
     "deep": "[" * 100_000,
     "true": '{"schema": true, "build_id": "a", "pyfmha": "0", "triton": "3", "functions": []}',
     "markup for a schema": '{"schema": "[/b]"}',

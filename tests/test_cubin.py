@@ -246,6 +246,38 @@ class TestCompile:
 
         assert type(caught.value) is CompileError
 
+    def test_what_is_wrong_in_a_function_that_the_kernel_calls_is_said(
+        self, compiler: Compiler, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "kernel.py"
+        file.write_text(
+            "import triton\nimport triton.language as tl\n\n@triton.jit\ndef inner(x):\n    return x + nowhere\n\n"
+            "@triton.jit\ndef outer(x):\n    return inner(x) * 2\n\n"
+            "@triton.jit\ndef f(X, n):\n    tl.store(X, outer(n))\n"
+        )
+        spec = make_spec(compiler, file, "f", "*fp32, i32", "1")
+
+        with pytest.raises(CompileError, match=r"tl\.store\(X, outer\(n\)\)") as caught:
+            compiler.compile(spec, SM_90)
+
+        reasons = str(caught.value).split("\ncaused by ")
+        assert len(reasons) == 3
+        assert "return inner(x) * 2" in reasons[1]
+        assert "return x + nowhere" in reasons[2]
+        assert "nowhere is not defined" in reasons[2]
+
+    def test_what_is_wrong_is_said_once(self, compiler: Compiler, tmp_path: Path) -> None:
+        file = tmp_path / "kernel.py"
+        file.write_text(
+            "import triton\nimport triton.language as tl\n\n@triton.jit\ndef f(X, n):\n"
+            "    tl.store(X + tl.arange(0, 100), n)\n"
+        )
+
+        with pytest.raises(CompileError) as caught:
+            compiler.compile(make_spec(compiler, file, "f", "*fp32, i32", "1"), SM_90)
+
+        assert str(caught.value).count("power of 2") == 1
+
     def test_a_spec_that_does_not_fit_the_kernel_is_refused(self, compiler: Compiler) -> None:
         spec = add_spec(compiler)
         other = KernelSpec(spec.source, "subtract", "x", spec.arguments[:3], spec.constants, "1")

@@ -139,6 +139,17 @@ class TestWithout:
 
         assert launched(library, fake_cuda).dependent == dependent
 
+    def test_a_driver_that_refuses_it(self, library: CLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        other = FakeCuda(fake.build(tmp_path / "libcuda_other.so", "-DFAKE_REFUSES_DEPENDENT_LAUNCH"))
+        other.reset()
+        other.use_context()
+        monkeypatch.setenv("PYFMHA_LIBCUDA", str(other.path))
+        assert library.load("follow") == SUCCESS
+
+        assert library.launch("follow", X, Y, 300) == SUCCESS, library.error()
+
+        assert [(launch.dependent, launch.grid) for launch in other.launches()] == [(False, (3, 2, 3))]
+
     @pytest.mark.parametrize(("wish", "dependent"), [("0", False), ("1", True), ("", True)])
     def test_the_user_may_forgo_it(
         self, library: CLibrary, fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, wish: str, dependent: bool
@@ -193,15 +204,21 @@ def test_the_launchers_structures_are_those_of_the_driver(tmp_path: Path, other:
     attribute, config = (
         ("CUlaunchAttribute", "CUlaunchConfig") if real else ("fake_launch_attribute", "fake_launch_config")
     )
-    value = "value.programmaticStreamSerializationAllowed" if real else "value"
-    pairs = [("launch_attribute", "id", attribute, "id"), ("launch_attribute", "value", attribute, value)]
+    serialization = "programmaticStreamSerializationAllowed" if real else "serialization"
+    axes = [f"clusterDim.{axis}" for axis in "xyz"] if real else [f"cluster[{i}]" for i in range(3)]
+    ours_theirs = [("serialization", serialization), *zip((f"cluster[{i}]" for i in range(3)), axes, strict=True)]
+    pairs = [("launch_attribute", "id", attribute, "id")]
+    pairs += [("launch_attribute", f"value.{ours}", attribute, f"value.{theirs}") for ours, theirs in ours_theirs]
     pairs += [
         ("launch_config", ours, config, theirs)
         for ours, theirs in zip(FIELDS, CUDA_FIELDS if real else FIELDS, strict=True)
     ]
     checks = [f"sizeof(launch_attribute) == sizeof({attribute})", f"sizeof(launch_config) == sizeof({config})"]
     checks += [f"offsetof({a}, {b}) == offsetof({c}, {d})" for a, b, c, d in pairs]
-    checks += ["STREAM_SERIALIZATION == (int)CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"] * real
+    if real:
+        checks += ["STREAM_SERIALIZATION == (int)CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"]
+        checks += ["CLUSTER_DIMENSION == (int)CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION"]
+        checks += ["NOT_SUPPORTED == (int)CUDA_ERROR_NOT_SUPPORTED"]
     source = tmp_path / "layout.c"
     lines = [f'#include "{other}"', f'#include "{TEMPLATES}/pyfmha_runtime.c"']
     source.write_text("\n".join(lines + [f'_Static_assert({check}, "layout");' for check in checks]) + "\n")

@@ -251,7 +251,7 @@ class TestEncoding:
 
         assert fake_cuda.violations() == (0, "")
 
-    def test_a_driver_without_tensor_maps_is_refused_at_load(
+    def test_a_driver_without_tensor_maps_runs_what_needs_none(
         self, library: CLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         old = FakeCuda(fake.build(tmp_path / "libcuda_11.so", "-DFAKE_WITHOUT_TENSOR_MAPS"))
@@ -259,8 +259,24 @@ class TestEncoding:
         old.use_context()
         monkeypatch.setenv("PYFMHA_LIBCUDA", str(old.path))
 
+        assert library.load("copy") == SUCCESS, library.error()
+        assert old.modules_loaded() == 1
+        assert kernel_for(library, old) == "copy_pointers"
+        assert library.launch("copy", *CALL, algo_id=1) == NO_BINARY_FOR_GPU
+        assert "that serve these arguments are for other devices or later drivers" in library.error()
+
+    def test_a_function_of_tensor_maps_alone_is_refused_by_such_a_driver(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        build([ALONE], parse_archs(["sm_90"]), tmp_path, jobs=1)
+        library = CLibrary(tmp_path / "libpyfmha.so")
+        old = FakeCuda(fake.build(tmp_path / "libcuda_11.so", "-DFAKE_WITHOUT_TENSOR_MAPS"))
+        old.reset()
+        old.use_context()
+        monkeypatch.setenv("PYFMHA_LIBCUDA", str(old.path))
+
         assert library.load("copy") == SYMBOL_NOT_FOUND
-        assert "cuTensorMapEncodeTiled" in library.error()
+        assert f"{ALONE.variant} makes tensor maps, which needs cuTensorMapEncodeTiled; this" in library.error()
         assert old.modules_loaded() == 0
 
 

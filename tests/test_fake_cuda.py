@@ -5,6 +5,7 @@ import ctypes
 import pytest
 from fake_cuda import FakeCuda, TensorMap
 from helpers import (
+    INVALID_CLUSTER_SIZE,
     INVALID_CONTEXT,
     INVALID_HANDLE,
     INVALID_IMAGE,
@@ -181,6 +182,76 @@ def test_a_primary_context_lives_as_long_as_it_is_retained(fake_cuda: FakeCuda) 
 
     statuses = [fake_cuda.c.cuDevicePrimaryCtxRelease_v2(1) for _ in range(3)]
     assert statuses == [SUCCESS, SUCCESS, INVALID_CONTEXT]
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("id", ctypes.c_int), ("unused", ctypes.c_int), ("value", ctypes.c_uint * 16))
+
+
+class _Config(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+CLUSTER, DEPENDENT = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, .._PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class TestLaunchAttributes:
+    def launch(
+        self, fake_cuda: FakeCuda, function: ctypes.c_void_p, *given: tuple[int, tuple[int, ...]], status: int = SUCCESS
+    ) -> None:
+        """Launch a grid of 6 x 2 x 4 blocks, which must return a status."""
+        values = (ctypes.c_uint64 * 16)()
+        params = (ctypes.c_void_p * 16)(*[ctypes.addressof(values)] * 16)
+        attributes = (_Attribute * max(len(given), 1))(
+            *(_Attribute(which, 0, (ctypes.c_uint * 16)(*value)) for which, value in given)
+        )
+        config = _Config((6, 2, 4), (128, 1, 1), 0, None, attributes, len(given))
+        assert fake_cuda.c.cuLaunchKernelEx(ctypes.byref(config), function, params, None) == status
+        assert fake_cuda.launch_count() == (status == SUCCESS)
+
+    def test_they_are_remembered(self, fake_cuda: FakeCuda, function: ctypes.c_void_p, arch: str) -> None:
+        able = arch == "sm_90"
+        self.launch(
+            fake_cuda,
+            function,
+            *((DEPENDENT, (1,)), (CLUSTER, (3, 1, 2))),
+            status=SUCCESS if able else INVALID_VALUE,
+        )
+
+        found = [(launch.dependent, launch.cluster, launch.grid) for launch in fake_cuda.launches()]
+        assert found == [(True, (3, 1, 2), (6, 2, 4))] * able
+
+    def test_a_launch_may_have_none(self, fake_cuda: FakeCuda, function: ctypes.c_void_p) -> None:
+        self.launch(fake_cuda, function)
+
+        (launch,) = fake_cuda.launches()
+        assert (launch.dependent, launch.cluster) == (False, None)
+
+    @pytest.mark.parametrize(
+        ("which", "value", "status"),
+        [
+            *((CLUSTER, cluster, INVALID_VALUE) for cluster in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (4, 1, 1), (1, 4, 1))),
+            (CLUSTER, (6, 2, 1), INVALID_CLUSTER_SIZE),
+            (5, (1, 1, 1), INVALID_VALUE),
+        ],
+    )
+    def test_what_a_driver_refuses_is_refused(
+        self, fake_cuda: FakeCuda, function: ctypes.c_void_p, which: int, value: tuple[int, ...], status: int
+    ) -> None:
+        self.launch(fake_cuda, function, (which, value), status=status)
+
+    @pytest.mark.parametrize("which", [CLUSTER, DEPENDENT])
+    def test_an_older_device_has_neither(
+        self, fake_cuda: FakeCuda, function: ctypes.c_void_p, arch: str, which: int
+    ) -> None:
+        self.launch(fake_cuda, function, (which, (1, 1, 1)), status=INVALID_VALUE if arch == "sm_80" else SUCCESS)
 
 
 GOOD_MAP = {

@@ -152,6 +152,8 @@ def test_text_and_schema_are_checked(case: str) -> None:
         ("size", 1 << 63),
         ("registers", True),
         ("dependent", 1),
+        ("cluster", 1),
+        ("cluster", None),
         ("arch", "x"),
         ("arch", "sm_"),
         ("arch", "sm_٣"),

@@ -226,7 +226,8 @@ def _image(spec: KernelSpec, cubin: Cubin) -> dict[str, Any]:
         for tensor, made in zip(spec.tensors, cubin.tensors, strict=True)
     ]
     compiled = {"capability": arch.capability, "exact": arch.exact, "ptxas": f"ptxas {cubin.ptxas}"}
-    return {**described, **compiled, "tensors": tensors, "dependent": spec.is_dependent_on(cubin.arch)}
+    launched = {"dependent": spec.is_dependent_on(cubin.arch), "cluster": spec.cluster}
+    return {**described, **compiled, **launched, "tensors": tensors}
 
 
 def emit_variant(spec: KernelSpec, cubins: Sequence[Cubin], stem: str) -> dict[str, str]:

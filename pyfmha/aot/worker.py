@@ -15,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -151,7 +151,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
-        raise Refused("CompileError", f"{type(error).__name__}: {error}") from error
+        raise Refused("CompileError", "\ncaused by ".join(_reasons(error))) from error
     _check_wait(request, compiled.asm["ptx"])
     code = bytes(compiled.asm["cubin"])
     try:
@@ -171,6 +171,18 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
+
+
+def _reasons(error: BaseException | None) -> Iterator[str]:
+    """What an exception says, then what those say that it was raised from, where that is not in it already.
+
+    Triton tells only there what is wrong inside a callee.
+    """
+    said = None
+    while error is not None:
+        if not said or not str(error) or str(error) not in said:
+            yield f"{type(error).__name__}: {error}"
+        said, error = str(error), error.__cause__
 
 
 def _check_names(kernel: str, names: list[str], given: list[str], constants: list[str]) -> None:
@@ -208,7 +220,10 @@ def _scratch_pointers(compiled: Any, descriptors: list[dict[str, Any]], argument
                 " descriptors of the spec",
             )
     if getattr(metadata, "num_ctas", 1) != 1:
-        raise Refused("CompileError", "thread-block clusters (num_ctas above 1) cannot be compiled ahead of time yet")
+        raise Refused(
+            "CompileError",
+            "num_ctas above 1 cannot be compiled ahead of time yet; clusters of programs can: cluster of the spec",
+        )
     own: int = arguments + sum(1 + 2 * d["rank"] for d in descriptors)
     extra: int = parameter_count(compiled.asm["ptx"], descriptors) - own
     if not 0 <= extra <= 2:

@@ -25,6 +25,7 @@ class _Launch(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("device", ctypes.c_int),
         ("dependent", ctypes.c_int),
+        ("cluster", ctypes.c_uint * 3),
         ("param_count", ctypes.c_uint),
         ("param_sizes", ctypes.c_ushort * MAX_PARAMS),
         ("params", ctypes.c_ubyte * PARAM_BYTES),
@@ -73,7 +74,8 @@ class TensorMap:
 class Launch:
     """One launch that reached the driver.
 
-    ``params`` are the bytes that the kernel would have read; ``dependent`` is programmatic dependent launch.
+    ``params`` are the bytes that the kernel would have read; ``dependent`` is programmatic dependent launch;
+    ``cluster`` the blocks of a cluster along x, y and z, None where it was launched without that attribute.
     """
 
     kernel: str
@@ -84,6 +86,7 @@ class Launch:
     stream: int
     device: int
     dependent: bool
+    cluster: tuple[int, ...] | None
     params: tuple[bytes, ...]
 
 
@@ -175,6 +178,7 @@ class FakeCuda:
             raw.stream or 0,
             raw.device,
             bool(raw.dependent),
+            tuple(raw.cluster) if any(raw.cluster) else None,
             tuple(_parts(bytes(raw.params), raw.param_sizes[: raw.param_count])),
         )
 

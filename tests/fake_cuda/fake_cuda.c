@@ -21,7 +21,9 @@ enum { /* CUresult */
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
   CONTEXT_IS_DESTROYED = 709,
-  STREAM_CAPTURE_UNSUPPORTED = 900
+  NOT_SUPPORTED = 801,
+  STREAM_CAPTURE_UNSUPPORTED = 900,
+  INVALID_CLUSTER_SIZE = 912
 };
 enum { /* CUdevice_attribute, CUfunction_attribute */
   MAX_THREADS_PER_BLOCK = 1,
@@ -405,7 +407,13 @@ static CUresult check_launch(CUfunction function, const fake_launch_config *conf
   return config->shared > function->shared_allowed ? INVALID_VALUE : SUCCESS;
 }
 
-static void record_launch(CUfunction function, const fake_launch_config *config, void **params, int dependent) {
+/* What a launch's attributes say. */
+typedef struct {
+  int dependent;
+  unsigned cluster[3]; /* zeros: not said */
+} launch_wishes;
+
+static void record_launch(CUfunction function, const fake_launch_config *config, void **params, const launch_wishes *wishes) {
   if (launch_count < MAX_LAUNCHES) {
     fake_launch *launch = &launches[launch_count];
     launch->kernel = function->name;
@@ -416,7 +424,8 @@ static void record_launch(CUfunction function, const fake_launch_config *config,
     launch->shared = config->shared;
     launch->stream = config->stream;
     launch->device = function->module->context->device;
-    launch->dependent = dependent;
+    launch->dependent = wishes->dependent;
+    memcpy(launch->cluster, wishes->cluster, sizeof launch->cluster);
     launch->param_count = function->param_count;
     for (unsigned i = 0, at = 0; i < function->param_count; i++) {
       const unsigned size = function->param_sizes[i];
@@ -438,25 +447,49 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
       {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, stream, .attributes = NULL, .attribute_count = 0};
   if (status == SUCCESS && extra != NULL) status = INVALID_VALUE;
   if (status == SUCCESS) status = check_launch(function, &config);
-  if (status == SUCCESS) record_launch(function, &config, params, 0);
+  if (status == SUCCESS) record_launch(function, &config, params, &(launch_wishes){0});
   return leave(status);
 }
 
 #ifndef FAKE_WITHOUT_LAUNCH_ATTRIBUTES /* drivers before CUDA 11.8 lack it */
-/* Knows one attribute, and takes it of a device that has it only. */
+/* The dimensions of a cluster are 1 or more and divide the grid's; 8 blocks are what every device with clusters takes. */
+static CUresult check_cluster(const unsigned *cluster, const unsigned *grid) {
+  unsigned long long blocks = 1;
+  for (int i = 0; i < 3; i++) {
+    if (cluster[i] == 0 || grid[i] % cluster[i] != 0) return INVALID_VALUE;
+    blocks *= cluster[i];
+  }
+  return blocks > 8 ? INVALID_CLUSTER_SIZE : SUCCESS;
+}
+
+static CUresult read_attribute(const fake_launch_attribute *attribute, const unsigned *grid, launch_wishes *wishes) {
+  enum { CLUSTER_DIMENSION = 4, PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+  switch (attribute->id) {
+    case CLUSTER_DIMENSION:
+      memcpy(wishes->cluster, attribute->value.cluster, sizeof wishes->cluster);
+      return check_cluster(wishes->cluster, grid);
+    case PROGRAMMATIC_STREAM_SERIALIZATION:
+      wishes->dependent = attribute->value.serialization;
+#ifdef FAKE_REFUSES_DEPENDENT_LAUNCH
+      return NOT_SUPPORTED;
+#endif
+      return SUCCESS;
+    default: return INVALID_VALUE;
+  }
+}
+
+/* Knows two attributes, and takes them of a device that has them only. */
 EXPORT CUresult cuLaunchKernelEx(const fake_launch_config *config, CUfunction function, void **params, void **extra) {
-  enum { PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
   CUresult status;
   ENTER(status, "cuLaunchKernelEx", true, true);
-  int dependent = 0;
+  launch_wishes wishes = {0};
   if (status == SUCCESS && extra != NULL) status = INVALID_VALUE;
-  for (unsigned i = 0; status == SUCCESS && i < config->attribute_count; i++) {
-    if (config->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION) status = INVALID_VALUE;
-    dependent = config->attributes[i].value;
-  }
   if (status == SUCCESS) status = check_launch(function, config);
-  if (status == SUCCESS && dependent && devices[function->module->context->device].capability < 90) status = INVALID_VALUE;
-  if (status == SUCCESS) record_launch(function, config, params, dependent);
+  for (unsigned i = 0; status == SUCCESS && i < config->attribute_count; i++)
+    status = read_attribute(&config->attributes[i], config->grid, &wishes);
+  if (status == SUCCESS && (wishes.dependent || wishes.cluster[0]) && devices[function->module->context->device].capability < 90)
+    status = INVALID_VALUE;
+  if (status == SUCCESS) record_launch(function, config, params, &wishes);
   return leave(status);
 }
 #endif

@@ -29,6 +29,7 @@ typedef struct {
   CUstream stream;
   CUdevice device;
   int dependent; /* whether it may start before the kernel before it has ended */
+  unsigned cluster[3]; /* blocks of a cluster along x, y, z; zeros: launched without that attribute */
   unsigned param_count;
   unsigned short param_sizes[FAKE_MAX_PARAMS];
   unsigned char params[FAKE_PARAM_BYTES]; /* one after the other */
@@ -38,8 +39,11 @@ typedef struct {
 typedef struct {
   int id;
   char unused[4];
-  int value;
-  char more[60];
+  union {
+    int serialization;
+    unsigned cluster[3];
+    char all[64];
+  } value;
 } fake_launch_attribute;
 typedef struct {
   unsigned grid[3], block[3], shared;

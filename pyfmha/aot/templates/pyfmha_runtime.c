@@ -30,16 +30,23 @@ enum {
   MAX_DYNAMIC_SHARED = 8,         /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
   SHARED_CARVEOUT = 9,            /* CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT */
   MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
+  CLUSTER_DIMENSION = 4,          /* CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION */
+  MAX_CLUSTER = 8,                /* blocks: the most that is portable (CUDA C Programming Guide, 5.2.1) */
   STREAM_SERIALIZATION = 6,       /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
   STREAM_SERIALIZATION_SINCE = 12030, /* the driver's version from which a stream capture takes it */
+  NOT_SUPPORTED = 801,            /* CUDA_ERROR_NOT_SUPPORTED */
   SHARED_WITHOUT_OPTIN = 48 * 1024,
   MAX_GRID_YZ = 65535
 };
 
-/* CUlaunchAttribute and CUlaunchConfig of cuda.h. */
+/* CUlaunchAttribute and CUlaunchConfig of cuda.h; the word aligns the union as it is there. */
 typedef struct {
   int id;
-  uint64_t value[8]; /* the lower half of the first word is what cuda.h has as an int */
+  union {
+    int serialization;   /* programmaticStreamSerializationAllowed */
+    unsigned cluster[3]; /* clusterDim: x, y, z */
+    uint64_t all[8];
+  } value;
 } launch_attribute;
 typedef struct {
   unsigned grid[3];
@@ -62,12 +69,13 @@ static struct {
   CUresult (*func_set_attribute)(CUfunction, int, int);
   CUresult (*launch_kernel)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
                             void **, void **);
-  CUresult (*launch_kernel_ex)(const launch_config *, CUfunction, void **, void **); /* NULL: without attributes */
+  CUresult (*launch_kernel_ex)(const launch_config *, CUfunction, void **, void **); /* CUDA 11.8 and later; NULL before */
   CUresult (*get_error_string)(CUresult, const char **);
   CUresult (*get_version)(int *);
   CUresult (*tensor_map_encode)(pyfmha_map *, int, uint32_t, void *, const uint64_t *, const uint64_t *, const uint32_t *,
                                 const uint32_t *, int, int, int, int); /* cuTensorMapEncodeTiled, CUDA 12 and later */
   int version;
+  bool may_depend; /* programmatic dependent launch can and may be used */
   bool ready;
 } driver;
 
@@ -79,7 +87,7 @@ struct pyfmha_loaded {
   const pyfmha_kernel *kernel;
   const pyfmha_image *image;
   int64_t num_sms;
-  bool dependent; /* the image is to be launched so, and the driver can */
+  bool dependent; /* the image is to be launched so, and this driver may know how */
   unsigned count; /* loads not yet undone */
   struct pyfmha_loaded *next;
 };
@@ -122,12 +130,11 @@ static bool find(void *library, const char *name, void *pointer_to_function) {
   return symbol != NULL;
 }
 
-/* cuLaunchKernelEx, if it is there and may be used. */
+/* cuLaunchKernelEx, if it is there, and whether kernels may be launched by it to start early. */
 static void find_launch_kernel_ex(void *library) {
   const char *wish = getenv("PYFMHA_PDL");
-  driver.launch_kernel_ex = NULL;
-  if (driver.version >= STREAM_SERIALIZATION_SINCE && (wish == NULL || strcmp(wish, "0") != 0))
-    find(library, "cuLaunchKernelEx", &driver.launch_kernel_ex);
+  const bool wanted = driver.version >= STREAM_SERIALIZATION_SINCE && (wish == NULL || strcmp(wish, "0") != 0);
+  driver.may_depend = find(library, "cuLaunchKernelEx", &driver.launch_kernel_ex) && wanted;
 }
 
 /* The caller holds the lock exclusively. A failure is not remembered: the next load tries again. */
@@ -225,16 +232,38 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
                      kernel->name, held, device, capability, capability, capability);
 }
 
+/* What launching an image needs that this driver has not, in words; NULL: nothing. */
+static const char *lacking(const pyfmha_kernel *kernel, const pyfmha_image *image) {
+  if (image->cluster && driver.launch_kernel_ex == NULL) return "is launched in clusters, which needs cuLaunchKernelEx";
+  if (kernel->tensor_count > 0 && driver.tensor_map_encode == NULL) return "makes tensor maps, which needs cuTensorMapEncodeTiled";
+  return NULL;
+}
+
+/* Why a kernel cannot run on a device: it has no image for it, or the driver lacks something. */
+static CUresult unable(const pyfmha_kernel *kernel, const pyfmha_image *image, CUdevice device, int capability) {
+  if (image == NULL) return no_image(kernel, device, capability);
+  return pyfmha_fail(PYFMHA_SYMBOL_NOT_FOUND, "%s %s; this CUDA driver (version %d) has no such function: install one of CUDA 12 or later",
+                     kernel->name, lacking(kernel, image), driver.version);
+}
+
+static CUresult current_device(const char *what, CUdevice *device, int *capability) {
+  int major = 0, minor = 0;
+  CUresult status = driver.ctx_get_device(device);
+  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuCtxGetDevice", what);
+  status = driver.device_get_attribute(&major, CAPABILITY_MAJOR, *device);
+  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&minor, CAPABILITY_MINOR, *device);
+  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", what);
+  *capability = major * 10 + minor;
+  return PYFMHA_SUCCESS;
+}
+
 static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *image, CUdevice device, struct pyfmha_loaded *loaded) {
   int allowed = 0, multiprocessors = 0;
   CUresult status = driver.device_get_attribute(&allowed, SHARED_MEMORY_OPTIN, device);
   if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&multiprocessors, MULTIPROCESSORS, device);
   if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", kernel->name);
   loaded->num_sms = multiprocessors;
-  loaded->dependent = image->dependent && driver.launch_kernel_ex != NULL;
-  if (kernel->tensor_count > 0 && driver.tensor_map_encode == NULL)
-    return pyfmha_fail(PYFMHA_SYMBOL_NOT_FOUND, "%s makes tensor maps, for which this CUDA driver (version %d) has no cuTensorMapEncodeTiled: install one of CUDA 12 or later",
-                       kernel->name, driver.version);
+  loaded->dependent = image->dependent && driver.may_depend;
   if (image->shared > (unsigned)(allowed < 0 ? 0 : allowed))
     return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s needs %u bytes of shared memory a block, device %d allows %d; build it for that device's own architecture",
                        kernel->name, image->shared, device, allowed);
@@ -255,7 +284,7 @@ static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *imag
   return status;
 }
 
-/* Passes over an optional kernel that the device has no code for. */
+/* Passes over an optional kernel that has no code for the device, or that the driver lacks something for. */
 static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long long id) {
   struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
   if (loaded != NULL) {
@@ -263,14 +292,12 @@ static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long
     return PYFMHA_SUCCESS;
   }
   CUdevice device = 0;
-  int major = 0, minor = 0;
-  CUresult status = driver.ctx_get_device(&device);
-  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuCtxGetDevice", kernel->name);
-  status = driver.device_get_attribute(&major, CAPABILITY_MAJOR, device);
-  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&minor, CAPABILITY_MINOR, device);
-  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", kernel->name);
-  const pyfmha_image *image = choose_image(kernel, major * 10 + minor);
-  if (image == NULL) return kernel->optional ? PYFMHA_SUCCESS : no_image(kernel, device, major * 10 + minor);
+  int capability = 0;
+  CUresult status = current_device(kernel->name, &device, &capability);
+  if (status != PYFMHA_SUCCESS) return status;
+  const pyfmha_image *image = choose_image(kernel, capability);
+  if (image == NULL || lacking(kernel, image) != NULL)
+    return kernel->optional ? PYFMHA_SUCCESS : unable(kernel, image, device, capability);
   loaded = calloc(1, sizeof *loaded);
   if (loaded == NULL) return pyfmha_fail(PYFMHA_OUT_OF_MEMORY, "%s: out of host memory", kernel->name);
   loaded->context = context;
@@ -304,21 +331,26 @@ static CUresult unload_one(pyfmha_kernel *kernel, CUcontext context, unsigned lo
 
 static unsigned kernel_count(const pyfmha_function *function) { return function->ends[function->algorithm_count - 1]; }
 
-/* Whether any kernel of the function is loaded: all may be optional, and have no code for the device. */
+/* Whether any kernel of the function is loaded: all may be optional, and passed over. */
 static bool any_loaded(const pyfmha_function *function, CUcontext context, unsigned long long id) {
   for (unsigned i = 0; i < kernel_count(function); i++)
     if (find_loaded(function->kernels[i], context, id) != NULL) return true;
   return false;
 }
 
-static CUresult nothing_for_device(const pyfmha_function *function) {
+/* Why all were passed over: what the driver lacks for the first with code for the device, if there is one. */
+static CUresult nothing_to_load(const pyfmha_function *function) {
   CUdevice device = 0;
-  int major = 0, minor = 0;
-  CUresult status = driver.ctx_get_device(&device);
-  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&major, CAPABILITY_MAJOR, device);
-  if (status == PYFMHA_SUCCESS) status = driver.device_get_attribute(&minor, CAPABILITY_MINOR, device);
-  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuDeviceGetAttribute", function->name);
-  return no_image(function->kernels[0], device, major * 10 + minor);
+  int capability = 0;
+  const CUresult status = current_device(function->name, &device, &capability);
+  if (status != PYFMHA_SUCCESS) return status;
+  const pyfmha_kernel *kernel = function->kernels[0];
+  const pyfmha_image *image = NULL;
+  for (unsigned i = 0; i < kernel_count(function) && image == NULL; i++) {
+    image = choose_image(function->kernels[i], capability);
+    if (image != NULL) kernel = function->kernels[i];
+  }
+  return unable(kernel, image, device, capability);
 }
 
 CUresult pyfmha_load(const pyfmha_function *function) {
@@ -338,7 +370,7 @@ CUresult pyfmha_load(const pyfmha_function *function) {
       break;
     }
   }
-  if (status == PYFMHA_SUCCESS && !any_loaded(function, context, id)) status = nothing_for_device(function);
+  if (status == PYFMHA_SUCCESS && !any_loaded(function, context, id)) status = nothing_to_load(function);
   pthread_rwlock_unlock(&lock);
   return status;
 }
@@ -484,35 +516,56 @@ CUresult pyfmha_encode(const struct pyfmha_loaded *loaded, const uint64_t *key, 
 
 /* --------------------------------------------------------------- launching */
 
+static CUresult grid_refused(const char *name, int axis, int64_t got, int64_t limit, bool cluster) {
+  return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld%s", name, 'x' + axis, (long long)got, (long long)limit,
+                     cluster && axis == 0 ? ", the blocks of a cluster" : "");
+}
+
 static CUresult compute_grid(const struct pyfmha_loaded *loaded, const void *arguments, int64_t grid[3], bool *empty) {
-  static const int64_t limits[3] = {INT32_MAX, MAX_GRID_YZ, MAX_GRID_YZ};
+  const bool cluster = loaded->image->cluster;
+  const int64_t limits[3] = {cluster ? MAX_CLUSTER : INT32_MAX, MAX_GRID_YZ, MAX_GRID_YZ};
   const char *name = loaded->kernel->name;
   *empty = false;
   if (!loaded->image->grid(arguments, loaded->num_sms, grid))
     return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the grid overflows 64 bits or divides by zero for these arguments", name);
   for (int i = 0; i < 3; i++) {
-    if (grid[i] < 0) return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i], (long long)limits[i]);
+    if (grid[i] < 0) return grid_refused(name, i, grid[i], limits[i], cluster);
     if (grid[i] == 0) *empty = true;
   }
   for (int i = 0; i < 3 && !*empty; i++)
-    if (grid[i] > limits[i])
-      return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: grid %c is %lld, allowed is 0 to %lld", name, 'x' + i, (long long)grid[i],
-                         (long long)limits[i]);
+    if (grid[i] > limits[i]) return grid_refused(name, i, grid[i], limits[i], cluster);
   return PYFMHA_SUCCESS;
 }
 
-/* Its blocks start as soon as all of the kernel before have triggered that or ended; the kernel itself waits for the rest. */
-static CUresult launch_dependent(const struct pyfmha_loaded *loaded, CUstream stream, const int64_t grid[3], void **params) {
-  launch_attribute serialization = {.id = STREAM_SERIALIZATION, .value = {1}};
-  const launch_config config = {
+/* With attributes. Of a dependent kernel, blocks start as soon as all of the kernel before have triggered that or ended;
+ * the kernel itself waits for the rest. That is a wish, which a driver may refuse; clusters are what the kernel relies on. */
+static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream, const int64_t grid[3], void **params) {
+  launch_attribute attributes[2] = {{0}};
+  unsigned count = 0;
+  if (loaded->image->cluster) {
+    launch_attribute *cluster = &attributes[count++];
+    cluster->id = CLUSTER_DIMENSION;
+    cluster->value.cluster[0] = (unsigned)grid[0];
+    cluster->value.cluster[1] = cluster->value.cluster[2] = 1;
+  }
+  if (loaded->dependent) { /* the last, to be left out if it is refused */
+    launch_attribute *serialization = &attributes[count++];
+    serialization->id = STREAM_SERIALIZATION;
+    serialization->value.serialization = 1;
+  }
+  launch_config config = {
       .grid = {(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]},
       .block = {loaded->image->threads, 1, 1},
       .shared = loaded->image->shared,
       .stream = stream,
-      .attributes = &serialization,
-      .attribute_count = 1,
+      .attributes = attributes,
+      .attribute_count = count,
   };
-  const CUresult status = driver.launch_kernel_ex(&config, loaded->function, params, NULL);
+  CUresult status = driver.launch_kernel_ex(&config, loaded->function, params, NULL);
+  if ((int)status == NOT_SUPPORTED && loaded->dependent) {
+    config.attribute_count--;
+    status = driver.launch_kernel_ex(&config, loaded->function, params, NULL);
+  }
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernelEx", loaded->kernel->name);
 }
 
@@ -523,7 +576,7 @@ CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, cons
   if (status != PYFMHA_SUCCESS || empty) return status;
   void **given;
   memcpy(&given, &params, sizeof given); /* the driver only reads through it, but its prototype has no const */
-  if (loaded->dependent) return launch_dependent(loaded, stream, grid, given);
+  if (loaded->dependent || loaded->image->cluster) return launch_with(loaded, stream, grid, given);
   status = driver.launch_kernel(loaded->function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], loaded->image->threads,
                                 1, 1, loaded->image->shared, stream, given, NULL);
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernel", loaded->kernel->name);
@@ -545,7 +598,7 @@ static CUresult refused(const pyfmha_function *function, int algo_id, bool passe
   const pyfmha_kernel *last = function->kernels[function->ends[algo_id] - 1];
   if (!passed_over || !last->optional) return last->refuse(arguments, key);
   return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU,
-                     "%s: the variants of algorithm %d that serve these arguments are for other devices, or load_%s() was not called in this CUDA context",
+                     "%s: the variants of algorithm %d that serve these arguments are for other devices or later drivers, or load_%s() was not called in this CUDA context",
                      function->name, algo_id, function->name);
 }
 

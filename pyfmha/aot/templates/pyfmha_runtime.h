@@ -61,6 +61,7 @@ typedef struct {
   unsigned threads;    /* threads a block */
   unsigned shared;     /* bytes of dynamic shared memory a block */
   bool dependent;      /* by programmatic dependent launch: its blocks may start before the kernel before it has ended */
+  bool cluster;        /* the blocks along x, 1 to 8, form one thread-block cluster */
   bool (*grid)(const void *arguments, int64_t num_sms, int64_t grid[3]); /* false: overflows or divides by zero */
   const pyfmha_tensor *tensors; /* its tensor descriptors; NULL: none */
   const unsigned char *code;
@@ -79,7 +80,7 @@ typedef struct {
   size_t image_count;
   unsigned tensor_count;
   unsigned key_words;
-  bool optional; /* a device without code for it goes to the algorithm's next variant */
+  bool optional; /* where device or driver cannot run it, calls go to the algorithm's next variant */
   bool (*serves)(const void *arguments, uint64_t *key); /* fills in the key where it serves */
   CUresult (*refuse)(const void *arguments, uint64_t *key); /* records why it does not serve */
   CUresult (*launch)(const struct pyfmha_loaded *loaded, const void *arguments, const uint64_t *key);
@@ -101,8 +102,8 @@ PYFMHA_EXPORT const char *pyfmha_last_error(void);
 /* Record a failure's text and return its status. */
 CUresult pyfmha_fail(CUresult status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Load into the current context every kernel of the function, or none; an optional one without code for the device is
- * passed over. Counted: each load asks for one unload. */
+/* Load into the current context every kernel of the function, or none; an optional one is passed over where it has no code
+ * for the device, or the driver is too old for how it is launched. Counted: each load asks for one unload. */
 CUresult pyfmha_load(const pyfmha_function *function);
 CUresult pyfmha_unload(const pyfmha_function *function);
 

@@ -1,7 +1,8 @@
 """The two functions of decoding: ``fmha_split_d128_fp16`` and ``fmha_combine_d128_fp16``, and when they pay.
 
 Attention of few queries over many keys is split over the keys, see ``kernels/fmha_decode.py``. Both functions take the
-same arguments, so that one :class:`Decoding` describes both launches.
+same arguments, so that one :class:`Decoding` describes both launches. On Hopper ``fmha_fwd_*`` itself decodes most of
+what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py``.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,12 @@ LEAST_KEYS = 512
 
 KEYS_OF_SPLIT = 128
 """The fewest keys worth a program of their own."""
+
+FEW_CLUSTERS = 4
+KEYS_OF_CLUSTER = 8192
+"""Where ``fmha_fwd_*`` decodes in one launch, a cluster of 8 programs has all the keys of a key head, up to 80 GB/s
+each on an H100. With so few key heads in all, splitting pays from so many keys on for each of them: measured 13.3
+against 13.5 us with one head and 8192 keys, 14.9 against 14.1 with two, 19.7 against 16.6 with four."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -211,14 +218,21 @@ class Decoding:
         return (*self.call.scalars()[:-1], self.splits)
 
 
-def decoding_for(call: Call) -> Decoding | None:
+def decoding_for(call: Call, *, in_one: bool = False) -> Decoding | None:
     """How to split a problem; None where :mod:`pyfmha.forward` serves better.
+
+    Args:
+        call: the problem.
+        in_one: whether ``fmha_fwd_*`` decodes it in one launch, see :func:`pyfmha.hopper.decodes`.
 
     Raises:
         SpecError: the head size is not served.
     """
     queries = call.q_len * (call.num_heads // call.num_kv_heads)
     if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
+        return None
+    key_heads = call.batch_size * call.num_kv_heads
+    if in_one and (key_heads >= FEW_CLUSTERS or call.kv_len <= KEYS_OF_CLUSTER * key_heads):
         return None
     programs = call.batch_size * call.num_kv_heads * -(-queries // _ROWS)
     most = -(-call.kv_len // KEYS_OF_SPLIT)

@@ -1,4 +1,5 @@
-"""The Hopper variants of the production functions: ``kernels/fmha_sm90.py``, with the settings of each.
+"""The Hopper variants of the production functions, with the settings of each: ``kernels/fmha_sm90.py``, and for one
+query a sequence ``kernels/fmha_decode_sm90.py``.
 
 They serve what TMA can load and what most launches ask for; everything else falls through to the portable variants of
 the same function.
@@ -10,6 +11,8 @@ from itertools import product
 
 from pyfmha.descriptors import Descriptor
 from pyfmha.errors import SpecError
+from pyfmha.manifest import Function
+from pyfmha.serving import serving
 from pyfmha.spec import Argument, KernelSpec
 
 ARCH = "sm_90"
@@ -17,6 +20,8 @@ KERNEL = "fmha_fwd_sm90"
 KERNEL_FILE = "fmha_sm90.py"
 DTYPES = ("fp16", "bf16")
 HEAD_SIZES = (64, 128, 256)
+DECODE_KERNEL = "fmha_decode_sm90"
+DECODE_KERNEL_FILE = "fmha_decode_sm90.py"
 ROWS = 64
 """Queries of one consumer warpgroup."""
 
@@ -58,6 +63,10 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     128: (Setting(64, 1, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)), Setting(128, 2)),
     256: (Setting(64, 2, q_slots=1),),
 }
+
+
+# Keys of one block of decoding, by padded head size, and blocks in flight: 128 KiB of K and V, once an SM.
+DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (64, 2)}
 
 
 SHARED_OF_SM = 227 * 1024
@@ -108,10 +117,54 @@ def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None =
         SpecError: the settings do not fit the kernel.
     """
     dtype = dict(base.prototype)["Q"].removeprefix("*")
-    if dtype not in DTYPES:
+    if dtype not in DTYPES or padded not in HEAD_SIZES:
         return ()
-    settings = SETTINGS.get(padded, ()) if settings is None else settings
+    if settings is None:
+        return (_decode(base, padded), *variants(base, padded, SETTINGS[padded]))
     return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in setting.masks)
+
+
+def _decode(base: KernelSpec, padded: int) -> KernelSpec:
+    """One query a sequence. A cluster computes up to 8 heads that share a key head; few clusters are larger ones."""
+    block_n, stages = DECODE_BLOCKS[padded]
+    heads = "num_kv_heads * cdiv(num_heads / num_kv_heads, 8)"
+    clusters = f"max(1, batch_size * {heads})"
+    ranks = f"1 + min(1, 64 / {clusters}) + 2 * min(1, 16 / {clusters}) + 4 * min(1, 8 / {clusters})"
+    return KernelSpec(
+        source=base.source.with_name(DECODE_KERNEL_FILE),
+        kernel=DECODE_KERNEL,
+        name=base.name,
+        arguments=tuple(Argument(a.name, a.type, _decode_hint(a.name)) for a in base.arguments),
+        constants=(("BLOCK_D", padded), ("BLOCK_N", block_n), ("WARPS", 4), ("STAGES", stages)),
+        grid=f"{ranks}, {heads}, batch_size",
+        num_warps=4,
+        num_stages=1,
+        archs=(ARCH,),
+        cluster=True,
+        # The limits: of the grid's y and z, and of keys whose weights in bf16 add up to less than 1.
+        requires=(
+            *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
+            *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
+        ),
+        descriptors=_descriptors(padded, block_n)[2:],
+        algorithm_name=base.algorithm_name,
+    )
+
+
+def decodes(manifest: Function, algorithm: int, arch: str, values: Sequence[float]) -> bool:
+    """Whether a launch of a production function is decoding in one launch.
+
+    Args:
+        manifest: of the function.
+        algorithm: which.
+        arch: whose code the device runs.
+        values: of the arguments, pointers as integers.
+    """
+    return any(variant.kernel == DECODE_KERNEL for variant in serving(manifest, algorithm, arch, values)[:1])
+
+
+def _decode_hint(name: str) -> int | None:
+    return 16 if name == "Q" else 8 if name == "head_size" or name.startswith("q_stride_") else None
 
 
 def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:

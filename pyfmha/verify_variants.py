@@ -4,7 +4,7 @@ A script uses it as the command does: :func:`verify_library` yields what each ca
 variant.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,12 @@ import numpy as np
 from pyfmha.arch import arch_for
 from pyfmha.attention import DTYPES, family
 from pyfmha.bfloat16 import STORAGE
-from pyfmha.conditions import parse_condition
 from pyfmha.decode import Decoding, decode_family
 from pyfmha.errors import DriverError, LibraryError, PyfmhaError
 from pyfmha.forward import forward_family
-from pyfmha.manifest import Function as FunctionManifest
-from pyfmha.manifest import Variant
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.library import Function, Library
+from pyfmha.serving import serving
 from pyfmha.verify_cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
 
 GUARD = 4096
@@ -128,35 +126,6 @@ class _Launched:
                 memory.array.free()
 
 
-def serving(manifest: FunctionManifest, algorithm: int, arch: str, values: Sequence[int | float]) -> tuple[str, ...]:
-    """The variants that may serve a launch, by the manifest; one, unless tensor descriptors have a say.
-
-    Args:
-        manifest: of the function.
-        algorithm: which.
-        arch: whose code the device runs.
-        values: of the arguments, pointers as integers.
-    """
-    types = dict(manifest.arguments)
-    named = dict(zip(types, values, strict=True))
-    found = []
-    for variant in manifest.algorithms[algorithm]:
-        if _serves(variant, arch, types, named):
-            found.append(variant.name)
-            if not variant.tensors:  # whether a descriptor can be made of them, the driver decides
-                break
-    return tuple(found)
-
-
-def _serves(variant: Variant, arch: str, types: Mapping[str, str], named: Mapping[str, int | float]) -> bool:
-    if variant.archs and arch not in variant.archs:
-        return False
-    for name, hint in variant.hints.items():
-        if (named[name] != 1) if hint == 1 else (named[name] % hint != 0):
-            return False
-    return all(parse_condition(text, types).holds(named) for text in variant.requires)
-
-
 def verify_library(library: Library, device: Device, dtypes: Sequence[str] = DTYPES) -> Iterator[Checked]:
     """Run every case with every algorithm of the attention functions that a library holds.
 
@@ -236,7 +205,7 @@ def check(functions: Sequence[Function], case: Case, algorithm: int, arch: str, 
             number = _algorithm_of(function, algorithm)
             variant = function.variant(*arguments, algo_id=number)
             ran.append(variant)
-            expected = serving(function.manifest, number, arch, arguments)
+            expected = [variant.name for variant in serving(function.manifest, number, arch, arguments)]
             if variant not in expected:
                 failure = f"{variant} ran, by the manifest it is {' or '.join(expected) or 'none'}"
         _launch(functions, arguments, algorithm, device)

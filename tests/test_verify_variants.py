@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from pyfmha.manifest import Manifest, Variant
 from pyfmha.reference import LIMITS, attend
 from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.library import Library
+from pyfmha.serving import serving
 from pyfmha.verify_cases import Case, decode_cases, first_cases, forward_cases
-from pyfmha.verify_variants import serving
 
 pytest_plugins = ["verify_standins"]
 
@@ -126,7 +127,7 @@ def test_a_driver_that_computes_nothing_fails(verify_gpu: Gpu, monkeypatch: pyte
 
 
 def test_the_wrong_variant_is_found(verify_gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyfmha.verify_variants.serving", lambda *_: ("another",))
+    monkeypatch.setattr("pyfmha.verify_variants.serving", lambda *_: (SimpleNamespace(name="another"),))
 
     done = verify("--only", "library", "--dtype", "fp32")
 
@@ -273,9 +274,8 @@ def test_which_variant_serves(verify_library_path: Path) -> None:
 
     def found(changed: Variant | None = None, **changes: float) -> tuple[str, ...]:
         algorithm = (changed or plain, capped, generic)
-        return serving(
-            replace(function, algorithms=(algorithm,)), 0, "sm_90", list({**values, **changes}.values())
-        )  # fmt: skip
+        only = replace(function, algorithms=(algorithm,))
+        return tuple(v.name for v in serving(only, 0, "sm_90", list({**values, **changes}.values())))
 
     assert found() == (plain.name,)
     assert found(softcap=1.0) == (capped.name,)

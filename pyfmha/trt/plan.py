@@ -5,7 +5,7 @@ where in it each of its parts begins. Where few queries see many keys there are 
 pair of :mod:`pyfmha.decode` in the place of ``fmha_fwd_*``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyfmha.abi import ELEMENT_SIZES
@@ -33,6 +33,11 @@ class Pointer:
 
 NULL = Pointer("null")
 
+InOne = Callable[[Sequence[float]], bool]
+"""Whether ``fmha_fwd_*`` decodes in one launch with these values of its arguments, on the device at hand."""
+
+_TYPICAL = 1 << 40  # an address: a multiple of 256, as TensorRT's are
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -57,7 +62,13 @@ class Plan:
 
 
 def plan_of(
-    problem: Problem, forms: Forms, inputs: Sequence[Shape], outputs: Sequence[Shape], *, may_split: bool = False
+    problem: Problem,
+    forms: Forms,
+    inputs: Sequence[Shape],
+    outputs: Sequence[Shape],
+    *,
+    may_split: bool = False,
+    in_one: InOne = lambda values: False,
 ) -> Plan:
     """The launch for some shapes.
 
@@ -66,6 +77,7 @@ def plan_of(
         forms: of its tensors, by :func:`pyfmha.trt.shapes.forms_of` for the rank of the first input.
         inputs, outputs: their shapes.
         may_split: whether the pair of :func:`pair_of` is there, and room for what it writes.
+        in_one: what need not be split.
 
     Raises:
         PluginError: the shapes are not those of the forms, or too large.
@@ -74,7 +86,7 @@ def plan_of(
     if problem.features is None:
         return _first(problem, found["batch"], found["seq"])
     try:
-        return _forward(problem, forms, found, may_split)
+        return _forward(problem, forms, found, may_split, in_one)
     except SpecError as error:
         raise PluginError(str(error)) from None
 
@@ -104,7 +116,7 @@ def _first(problem: Problem, batch: int, seq: int) -> Plan:
 # ---------------------------------------------------------------- fmha_fwd_*
 
 
-def _forward(problem: Problem, forms: Forms, found: Mapping[str, int], may_split: bool) -> Plan:
+def _forward(problem: Problem, forms: Forms, found: Mapping[str, int], may_split: bool, in_one: InOne) -> Plan:
     features = problem.features
     assert features is not None
     rows, columns = (_first_of(found, names) for names in (("Sq", "Q tokens"), ("Skv", "KV tokens")))
@@ -131,7 +143,8 @@ def _forward(problem: Problem, forms: Forms, found: Mapping[str, int], may_split
     pointers = _forward_pointers(problem, forms)
     sizes = f"batch {batch}, Sq {rows}, Skv {columns}" + (" in all" if features.cu_seqlens else "")
     counts = len(forms.inputs), len(forms.outputs)
-    decoding = decoding_for(call) if may_split else None
+    values = [0 if pointer == NULL else _TYPICAL + pointer.offset for pointer in pointers] + [*call.scalars()]
+    decoding = decoding_for(call, in_one=in_one(values)) if may_split else None
     if decoding is None:
         return Plan(pointers, call.scalars(), *counts, workspace_bytes=0, sizes=sizes)
     statistics = -(-decoding.partial_bytes // ALIGNMENT) * ALIGNMENT

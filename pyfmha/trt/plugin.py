@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pyfmha.arch import arch_for
 from pyfmha.errors import PluginError, PyfmhaError
+from pyfmha.hopper import decodes
 from pyfmha.runtime.library import Library
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
@@ -311,7 +313,17 @@ class PluginBehaviour:
         """The launch for the shapes of all tensors."""
         count = len(self._forms.inputs)
         forms = self._forms_for(shapes)
-        return plan_of(self.origin.problem, forms, shapes[:count], shapes[count:], may_split=bool(self._pair))
+        inputs, outputs = shapes[:count], shapes[count:]
+        may_split = bool(self._pair)
+        return plan_of(self.origin.problem, forms, inputs, outputs, may_split=may_split, in_one=self._decodes_in_one)
+
+    def _decodes_in_one(self, values: Sequence[float]) -> bool:
+        """Whether the function decodes in one launch on the current device; no where there is none, as in a build."""
+        if current_context() is None:
+            return False
+        held = self.origin.library.manifest.archs()
+        arch = arch_for(f"sm_{current_capability()}", held)
+        return arch is not None and decodes(self._function.manifest, self.tactic.algo_id, arch, values)
 
     def _split_bytes(self, descs: Sequence[Any]) -> int:
         """What the shapes of a profile that are decoded need at the most."""

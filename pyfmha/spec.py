@@ -106,8 +106,8 @@ class KernelSpec:
             wait, ``tl.extra.cuda.gdc_wait()``, before it touches memory that others write or read; a kernel before it
             says when the blocks may start, ``tl.extra.cuda.gdc_launch_dependents()``. For older architectures those
             words must not be in the kernel: a constant that :attr:`tunings` set can leave them out.
-        cluster: the programs along x, 1 to 8 of them, form a thread-block cluster. For sm_90 and later only. A call whose
-            grid has more along x is an error: let `requires` or the grid prevent it.
+        cluster: the programs along x, 1 to 8 of them, form a thread-block cluster. For sm_90 and later only. A call
+            whose grid has more along x is an error: let `requires` or the grid prevent it.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:

@@ -50,6 +50,11 @@ class FakeGpu:
         self.log.append((stream, count))
         return times
 
+    def copy_us(self, nbytes: int) -> float:
+        if not self.memory:
+            raise DriverError("cuMemAlloc failed: CUDA error 2, out of memory", 2)
+        return nbytes / 1e6  # at 1000 GB/s
+
     def host_us(self, launch: Callable[[], object], count: int) -> float:
         for _ in range(count):
             launch()

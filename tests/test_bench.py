@@ -274,6 +274,31 @@ def test_decoding_is_told_in_parts_of_copying() -> None:
     one = Measured(cell, (Row("ours", "ours", us, 0.01),))
 
     assert "50 % of copying" in printed(print_results, results(measured=(one,)))
+    told = printed(print_results, results(measured=(replace(one, copy_us=0.8 * us),)))
+    assert "80 % of a copy of as many bytes" in " ".join(told.replace("│", " ").split())
+
+
+def test_a_copy_is_timed_where_memory_bounds() -> None:
+    gpu = FakeGpu()
+    decoding = replace(TINY, seq=1, causal=False)
+
+    assert measure_cell(gpu, decoding, [], quiet).copy_us == decoding.nbytes / 1e6
+    assert (
+        measure_cell(gpu, replace(TINY, seq=4096, kv_seq=4096, batch=1, heads=1, kv_heads=1), [], quiet).copy_us is None
+    )
+    gpu.memory = False
+    assert measure_cell(gpu, decoding, [], quiet).copy_us is None
+
+
+@pytest.mark.parametrize("value", [0, -1.0, True, "fast"])
+def test_the_time_of_a_copy_is_a_time(value: object) -> None:
+    one = Measured(Cell("fp16", 1, 1, 1, 1, 64, 64, False), (), 1.0)
+    data = json.loads(results(measured=(one,)).to_json())
+    assert parse_results(json.dumps(data), "it").measured == (one,)
+    data["cells"][0]["copy_us"] = value
+
+    with pytest.raises(BenchError, match=r"it is damaged .*copy_us is"):
+        parse_results(json.dumps(data), "it")
 
 
 def test_the_comparison_is_printed() -> None:

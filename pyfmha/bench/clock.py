@@ -78,20 +78,25 @@ class Clock:
         return 1e6 * (time.perf_counter() - begin) / count
 
     def copy_gbps(self, nbytes: int = COPY_BYTES) -> float:
-        """10**9 bytes a second, read and written, of a copy of device memory.
+        """10**9 bytes a second, read and written, of a copy of so much device memory.
 
         Raises:
             DriverError: there is no memory for it.
         """
-        source = DeviceArray((nbytes,), "uint8")
+        return gigabytes(2 * nbytes, self.copy_us(2 * nbytes))
+
+    def copy_us(self, nbytes: int) -> float:
+        """See :meth:`pyfmha.bench.protocol.Gpu.copy_us`."""
+        half = max(nbytes // 2, 1)
+        source = DeviceArray((half,), "uint8")
         try:
-            target = DeviceArray((nbytes,), "uint8")
+            target = DeviceArray((half,), "uint8")
         except DriverError:
             source.free()
             raise
 
         def copy() -> None:
-            _call("cuMemcpyDtoDAsync", target.pointer, source.pointer, nbytes, self.stream._stream)
+            _call("cuMemcpyDtoDAsync", target.pointer, source.pointer, half, self.stream._stream)
 
         try:
             source.fill(1)
@@ -99,7 +104,7 @@ class Clock:
         finally:
             source.free()
             target.free()
-        return gigabytes(2 * nbytes, times[len(times) // 2])
+        return times[len(times) // 2]
 
     def close(self) -> None:
         """Free the buffer, the events and the stream."""

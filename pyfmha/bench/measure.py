@@ -12,7 +12,7 @@ from pyfmha.bench.cells import Cell
 from pyfmha.bench.figures import launches_of, middle, noise
 from pyfmha.bench.protocol import Contender, Floats, Gpu, Inputs, MissingError, Prepared
 from pyfmha.bench.results import Measured, Row
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import DriverError, PyfmhaError
 from pyfmha.reference import LIMITS, attend, relative_error
 
 ROUNDS = 5
@@ -93,7 +93,17 @@ def measure_cell(gpu: Gpu, cell: Cell, contenders: Sequence[Contender], progress
                 _guarded(contest, partial(_round, gpu, contest, number))
         for contest in _running(contests):
             _guarded(contest, partial(_finish, gpu, contest, check))
-        return Measured(cell, tuple(contest.row for contest in contests))
+        return Measured(cell, tuple(contest.row for contest in contests), _copy_us(gpu, cell))
+
+
+def _copy_us(gpu: Gpu, cell: Cell) -> float | None:
+    """The time of a copy of as many bytes, where memory bounds the cell and there is memory for it."""
+    if not cell.bound_by_memory:
+        return None
+    try:
+        return gpu.copy_us(cell.nbytes)
+    except DriverError:
+        return None
 
 
 def _running(contests: Sequence[_Contest]) -> Iterator[_Contest]:

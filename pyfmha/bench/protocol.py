@@ -104,6 +104,14 @@ class Gpu(Protocol):
         """Microseconds on the GPU of each of some launches, before each of which the L2 cache was overwritten."""
         ...
 
+    def copy_us(self, nbytes: int) -> float:
+        """Microseconds, as :meth:`cold_us`, of a copy of device memory that reads and writes so many bytes in all.
+
+        Raises:
+            DriverError: there is no memory for it.
+        """
+        ...
+
     def host_us(self, launch: Callable[[], object], count: int) -> float:
         """Microseconds on the host of a call, the mean of some that are made one after the other."""
         ...

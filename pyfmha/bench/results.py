@@ -54,10 +54,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell with its rows."""
+    """One cell with its rows.
+
+    Attributes:
+        cell: what was computed.
+        rows: by whom.
+        copy_us: microseconds of a copy that reads and writes as many bytes in all as the tensors have, where memory
+            bounds the cell: what a launch that short can reach.
+    """
 
     cell: Cell
     rows: tuple[Row, ...]
+    copy_us: float | None = None
 
     def row(self, contender: str) -> Row | None:
         """The row of a contender; None where there is none."""
@@ -114,7 +122,7 @@ class Results:
 
     def to_json(self) -> str:
         """As text that :func:`parse_results` reads back; what follows from the measured is there for people."""
-        cells = []
+        cells: list[dict[str, Any]] = []
         for one in self.measured:
             rows = [
                 {**asdict(row), "tflops": one.tflops(row), "gbps": one.gigabytes(row), "ratio": one.ratio(row)}
@@ -123,6 +131,8 @@ class Results:
             baseline = one.baseline
             against = None if baseline is None else baseline.contender
             cells.append({"name": one.cell.name, "cell": asdict(one.cell), "ratio_to": against, "rows": rows})
+            if one.copy_us is not None:
+                cells[-1]["copy_us"] = one.copy_us
         data = {"schema": SCHEMA, "facts": self.facts, "roof": asdict(self.roof), "cells": cells}
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -151,11 +161,18 @@ def parse_results(text: str, origin: str) -> Results:
     try:
         facts = {str(name): None if value is None else str(value) for name, value in data["facts"].items()}
         measured = tuple(
-            Measured(Cell(**entry["cell"]), tuple(_row(row) for row in entry["rows"])) for entry in data["cells"]
+            Measured(Cell(**entry["cell"]), tuple(map(_row, entry["rows"])), _time(entry.get("copy_us")))
+            for entry in data["cells"]
         )
         return Results(facts, Roof(**data["roof"]), measured)
     except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
         raise BenchError(f"{origin} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _time(value: Any) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf):
+        return value
+    raise ValueError(f"copy_us is {value!r}")
 
 
 def _row(data: dict[str, Any]) -> Row:

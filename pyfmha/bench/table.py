@@ -47,6 +47,8 @@ def _cells(one: Measured, row: Row, roof: Roof) -> list[Text]:
     note = row.missing
     if one.cell.bound_by_memory and roof.copy_gbps:
         share = f"{100 * (one.gigabytes(row) or 0.0) / roof.copy_gbps:.0f} % of copying"
+        if one.copy_us is not None:
+            share += f", {100 * one.copy_us / row.us:.0f} % of a copy of as many bytes"
         note = f"{share}; {note}" if note else share
     texts = [
         number(row.us), f"{100 * (row.noise or 0.0):.1f} %", number(row.host_us, 3), number(row.graph_us),

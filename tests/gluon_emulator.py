@@ -11,28 +11,26 @@ when the kernel waits for all of the store, which may be never: then it does so 
 is freed too early, or read too early, gives wrong numbers. Loads and stores through pointers are checked against the
 bounds of their arrays, and assembly does what its text says.
 
-Not modelled: layouts, registers, that 128 threads make a warpgroup, and of fences only that there is one between what a
-partition stores in shared memory and the TMA store of it.
+A product that the kernel does not wait for, because it returns complete, has read shared memory in the warp that goes
+on, in the others at the next barrier: until then nothing may overwrite what it reads.
+
+Not modelled: layouts, registers, that 128 threads make a warpgroup otherwise, and of fences only that there is one
+between what a partition stores in shared memory and the TMA store or such a product of it.
 """
 
 import random
 import re
 import threading
-import types
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from gluon_values import (
     BF16,
     FP16,
-    FP32,
-    INT32,
-    INT64,
     LARGEST,
-    WRITES,
-    Barrier,
+    USES,
+    Copy,
     Descriptor,
     DType,
     Pointer,
@@ -41,6 +39,7 @@ from gluon_values import (
     Store,
     Tensor,
     converted,
+    of_element,
     tensor,
 )
 
@@ -55,7 +54,7 @@ class Machine:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.lock = threading.Condition()
-        self.copies: list[Callable[[], None] | Store] = []
+        self.copies: list[Copy | Store] = []
         self.copy_rate = 1.0
         self.program, self.programs = 0, 1
         self.local = threading.local()
@@ -117,8 +116,8 @@ class Machine:
     def _copy(self) -> None:
         """Let one of the copies under way get on."""
         copy = self.copies.pop(self.random.randrange(len(self.copies)))
-        if not isinstance(copy, Store):
-            copy()
+        if isinstance(copy, Copy):
+            copy.come()
         elif copy.taken is None:
             copy.take()
             self.copies.append(copy)
@@ -128,10 +127,16 @@ class Machine:
     def end(self) -> None:
         """The program ends, and with it its shared memory, which nothing may need any more."""
         for copy in self.copies:
-            assert isinstance(copy, Store), "the program ends before what it loads has come"
+            assert not isinstance(copy, Copy), "the program ends before what it loads has come"
             assert copy.taken is not None, "the program ends before Out has left shared memory"
             copy.write()
         self.copies = []
+
+    def place(self, axis: int) -> int:
+        return self.program
+
+    def extent(self, axis: int) -> int:
+        return self.programs
 
     def switch(self, condition: Callable[[], bool] = lambda: True) -> None:
         """Let another partition run, and come back when a condition holds."""
@@ -149,7 +154,9 @@ class Machine:
     def wait(self, barrier: Any, parity: Any) -> None:
         self.switch(lambda: (barrier.array[0].phase & 1) != int(parity))
 
-    def expect(self, barrier: Any, size: Any) -> None:
+    def expect(self, barrier: Any, size: Any, pred: Any = True) -> None:
+        if not pred:
+            return
         barrier.array[0].bytes += int(size)
         barrier.array[0].pending -= 1
         barrier.array[0].settle()
@@ -161,8 +168,13 @@ class Machine:
         barrier.array[0].settle()
         self.switch()
 
-    def load_box(self, descriptor: Descriptor, coordinates: Any, barrier: Any, target: Shared) -> None:
+    def load_box(
+        self, descriptor: Descriptor, coordinates: Any, barrier: Any, target: Shared, pred: Any = True
+    ) -> None:
+        if not pred:
+            return
         assert target.array.shape == descriptor.box
+        USES.load(target.array)
 
         def copy() -> None:
             array, box = descriptor.region(coordinates)
@@ -171,7 +183,7 @@ class Machine:
             barrier.array[0].bytes -= target.array.size * 2
             barrier.array[0].settle()
 
-        self.copies.append(copy)
+        self.copies.append(Copy(getattr(self.local, "me", None), copy))
         self.switch()
 
     def store_box(self, descriptor: Descriptor, coordinates: Any, source: Shared) -> None:
@@ -196,9 +208,13 @@ class Machine:
         self.local.stores = []
         self.switch()
 
-    def product(self, a: Any, b: Shared, acc: Any, *, use_acc: bool = True, is_async: bool = False) -> Product:
-        assert is_async
+    def product(self, a: Any, b: Shared, acc: Any, *, use_acc: bool = True, is_async: bool = False) -> Any:
         issued = Product(a, b, acc, use_acc)
+        if not is_async:
+            USES.multiply(*(operand.array for operand in (a, b) if isinstance(operand, Shared)))
+            issued.complete()
+            self.switch()
+            return issued.value
         self.local.products.append(issued)
         self.switch()
         return issued
@@ -211,6 +227,11 @@ class Machine:
         values = [dep.value if isinstance(dep, Product) else dep for dep in deps]
         assert all(value is not None for value in values), "a product is read before it is complete"
         return values[0] if len(values) == 1 else tuple(values)
+
+    def barrier(self) -> None:
+        """Of a program without partitions: all its warps."""
+        USES.barrier()
+        self.switch()
 
     def named_barrier(self, number: int, threads: int, sync: bool) -> None:
         """A warpgroup comes to a barrier of the block, and waits there for the others if it is to."""
@@ -235,12 +256,12 @@ class Machine:
         for pattern, function in ASSEMBLY.items():
             if found := re.fullmatch(pattern, asm):
                 return function(found, dtype, *arguments)
-        raise AssertionError(f"the emulator does not know this assembly: {asm}")
+        raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
 
     def load(self, pointer: Pointer, mask: Any = True, other: float = 0.0) -> Tensor:
         self._lag()
         mask, offset = pointer.at(mask)
-        return tensor(np.where(mask, pointer.array[offset], other), pointer.array.dtype)
+        return of_element(np.where(mask, pointer.array[offset], other), pointer.dtype.element_ty)
 
     def store(self, pointer: Pointer, value: Any, mask: Any = True) -> None:
         self._lag()
@@ -283,131 +304,17 @@ ASSEMBLY: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
-    if layout == "barrier":
-        barriers = np.empty(shape, object)
-        barriers.reshape(-1)[:] = [Barrier() for _ in range(barriers.size)]
-        return Shared(barriers, dtype)
-    # Shared memory holds anything at first.
-    return Shared(np.full(shape, 0x5A5A5A5A if dtype is INT32 else np.nan, dtype.numpy), dtype)
-
-
-def _init(barrier: Any, count: int) -> None:
-    barrier.array[0].count = barrier.array[0].pending = count
-
-
-def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **_: Any) -> Tensor:
-        with np.errstate(all="ignore"):
-            return tensor(function(*arguments))
-
-    return call
-
-
-def _extreme(whole: Any, floating: Any) -> Callable[..., Any]:
-    return _quiet(lambda a, b: (whole if _result_type(a, b).kind == "i" else floating)(a, b))
-
-
-def _language(machine: Machine) -> types.ModuleType:
-    gl = types.ModuleType("triton.experimental.gluon.language")
-    layouts = ("SliceLayout", "NVMMADistributedLayout", "DotOperandLayout", "BlockedLayout", "SwizzledSharedLayout")
-    values: dict[str, Any] = {
-        "constexpr": lambda value: value,
-        "float16": FP16,
-        "bfloat16": BF16,
-        "float32": FP32,
-        "int32": INT32,
-        "int64": INT64,
-        "program_id": lambda axis: tensor(machine.program, np.int32),
-        "num_programs": lambda axis: tensor(machine.programs, np.int32),
-        "static_range": range,
-        "arange": lambda start, end, layout=None: tensor(np.arange(start, end), np.int32),
-        "full": lambda shape, value, dtype, layout=None: tensor(np.full(shape, value), dtype.numpy),
-        "zeros": lambda shape, dtype, layout=None: tensor(np.zeros(shape), dtype.numpy),
-        "convert_layout": lambda value, layout, assert_trivial=False: value,
-        "minimum": _extreme(np.minimum, np.fmin),
-        "maximum": _extreme(np.maximum, np.fmax),
-        "max": lambda x, axis: tensor(np.fmax.reduce(np.asarray(x), axis)),
-        "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=x.dtype)),
-        "where": lambda c, a, b: tensor(np.where(*(np.asarray(x) for x in (c, a, b))), _result_type(a, b)),
-        "exp2": _quiet(np.exp2),
-        "log2": _quiet(np.log2),
-        "abs": _quiet(np.abs),
-        "load": machine.load,
-        "store": machine.store,
-        "inline_asm_elementwise": machine.inline_asm,
-        "allocate_shared_memory": _allocate,
-        "warp_specialize": lambda parts, warps, registers: machine.run(
-            [lambda part=part: part[0](*part[1]) for part in parts]
-        ),
-        **{name: lambda *_, **__: "layout" for name in layouts},
-    }
-    vars(gl).update(values)
-    return gl
-
-
-def _result_type(*values: Any) -> Any:
-    return np.result_type(*(value if isinstance(value, int | float) else np.asarray(value).dtype for value in values))
-
-
-def _modules(machine: Machine) -> dict[str, types.ModuleType]:
-    names = "triton", "triton.experimental", "triton.experimental.gluon"
-    modules = {name: types.ModuleType(name) for name in names}
-    gl = _language(machine)
-    gluon: Any = modules["triton.experimental.gluon"]
-    gluon.jit = gluon.constexpr_function = lambda function: function
-    gluon.language = gl
-    vars(modules["triton.experimental"])["gluon"] = gluon
-    hopper: Any = types.ModuleType("hopper")
-    hopper.fence_async_shared = WRITES.fence
-    hopper.mbarrier = types.SimpleNamespace(
-        MBarrierLayout=lambda: "barrier",
-        init=_init,
-        wait=machine.wait,
-        expect=machine.expect,
-        arrive=machine.arrive,
-    )
-    hopper.tma = types.SimpleNamespace(
-        async_load=machine.load_box, async_store=machine.store_box, store_wait=machine.store_wait
-    )
-    hopper.warpgroup_mma, hopper.warpgroup_mma_wait = machine.product, machine.product_wait
-    return {
-        **modules,
-        "triton.experimental.gluon.language": gl,
-        "triton.experimental.gluon.language.nvidia": types.ModuleType("nvidia"),
-        "triton.experimental.gluon.language.nvidia.hopper": hopper,
-    }
-
-
-def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
-    """The names that a kernel's file defines, executed with the machine in the place of Triton."""
-    modules = _modules(machine)
-
-    def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        return modules[name]
-
-    builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
-    namespace: dict[str, Any] = {"__builtins__": builtins}
-    exec(compile(path.read_text(), str(path), "exec"), namespace)
-    return namespace
-
-
-def _range(*bounds: Any) -> Iterator[Tensor]:
-    """A loop of the kernel counts in int32."""
-    return (tensor(i, np.int32) for i in range(*map(int, bounds)))
-
-
 def launch(machine: Machine, kernel: Callable[..., None], programs: int, *arguments: Any, **constants: Any) -> None:
     """Run all programs of a grid, one after the other. Integers are passed as int32, those above it as int64."""
     machine.programs = programs
     for machine.program in range(programs):
         machine.named.clear()
         with np.errstate(all="ignore"):
-            kernel(*map(_scalar, arguments), **constants)
+            kernel(*map(scalar, arguments), **constants)
         machine.end()
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     if isinstance(value, int):
         return tensor(value, np.int32)
     return tensor(value, np.float32) if isinstance(value, float) else value

@@ -5,7 +5,7 @@ Elements of bf16 and fp16 are held as float32, rounded by `.to` and by assembly;
 
 import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,16 @@ class Tensor(np.ndarray):
     def __array_finalize__(self, source: Any) -> None:
         self.element = getattr(source, "element", None)
 
+    @property
+    def dtype(self) -> Any:  # what the kernel asks for; numpy itself does not come here
+        plain = np.asarray(self).dtype
+        return self.element or next((known for known in (FP32, INT32, INT64) if known.numpy == plain), plain)
+
+    def __neg__(self) -> "Tensor":
+        result = tensor(-np.asarray(self))
+        result.element = self.element
+        return result
+
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> "Tensor":
         return np.asarray(array).view(Tensor)
 
@@ -66,10 +76,10 @@ class Tensor(np.ndarray):
 
     def __floordiv__(self, other: Any) -> Any:
         quotient = np.abs(np.asarray(self)) // np.abs(np.asarray(other))
-        return tensor(np.where((np.asarray(self) < 0) == (np.asarray(other) < 0), quotient, -quotient), self.dtype)
+        return tensor(np.where((np.asarray(self) < 0) == (np.asarray(other) < 0), quotient, -quotient), quotient.dtype)
 
     def __rfloordiv__(self, other: Any) -> Any:
-        return tensor(other, self.dtype) // self
+        return tensor(other, np.asarray(self).dtype) // self
 
     def __mod__(self, other: Any) -> Any:
         return self - (self // other) * other
@@ -79,11 +89,16 @@ def tensor(values: Any, dtype: Any = None) -> Tensor:
     return np.array(values, dtype).view(Tensor)
 
 
-def converted(values: Any, dtype: DType) -> Tensor:
-    """Values rounded to an element type."""
-    result = tensor(dtype.rounded(values))
+def of_element(values: Any, dtype: DType | None) -> Tensor:
+    """Values that an element type holds exactly."""
+    result = tensor(values, dtype and dtype.numpy)
     result.element = dtype if dtype in LARGEST else None
     return result
+
+
+def converted(values: Any, dtype: DType) -> Tensor:
+    """Values rounded to an element type."""
+    return of_element(dtype.rounded(values), dtype)
 
 
 class Pointer:
@@ -131,16 +146,45 @@ class Descriptor:
         return tuple(array), tuple(box)
 
 
-class Writes(threading.local):
-    """What a partition has stored in shared memory and not made visible to TMA yet."""
+class Uses(threading.local):
+    """What a partition does in shared memory, and has not told the tensor cores, TMA or its own other warps yet.
 
-    unfenced = False
+    Attributes:
+        unfenced: what it stored, and no fence has made visible to TMA and wgmma.
+        fenced: what it stored before the last fence, but other warps perhaps did not yet.
+        read: what products read that are complete in one warp, but in others perhaps not.
+    """
+
+    def __init__(self) -> None:
+        self.unfenced: list[Any] = []
+        self.fenced: list[Any] = []
+        self.read: list[Any] = []
 
     def fence(self) -> None:
-        self.unfenced = False
+        self.fenced, self.unfenced = self.fenced + self.unfenced, []
+
+    def barrier(self) -> None:
+        self.fenced, self.read = [], []
+
+    def multiply(self, *operands: Any) -> None:
+        for operand in operands:
+            assert not _overlap(operand, self.unfenced), "wgmma reads what no fence has made visible to it"
+            assert not _overlap(operand, self.fenced), "wgmma reads what other warps may not have stored yet"
+        self.read += operands
+
+    def overwrite(self, target: Any) -> None:
+        assert not _overlap(target, self.read), "shared memory is overwritten that other warps may still read"
+
+    def load(self, target: Any) -> None:
+        self.overwrite(target)
+        assert not _overlap(target, self.unfenced + self.fenced), "TMA may come before what was stored earlier"
 
 
-WRITES = Writes()
+def _overlap(array: Any, others: Sequence[Any]) -> bool:
+    return any(np.may_share_memory(array, other) for other in others)
+
+
+USES = Uses()
 
 
 class Shared:
@@ -164,11 +208,12 @@ class Shared:
 
     def store(self, value: Tensor) -> None:
         assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"
+        USES.overwrite(self.array)
         self.array[...] = value
-        WRITES.unfenced = True
+        USES.unfenced.append(self.array)
 
     def load(self, layout: Any) -> Tensor:
-        return tensor(self.array.copy())
+        return of_element(self.array, self.dtype)
 
 
 class Barrier:
@@ -199,11 +244,19 @@ class Product:
             self.value = tensor(product + np.asarray(acc) if use_acc else product, np.float32)
 
 
+class Copy:
+    """Something that comes into a program's shared memory at some time."""
+
+    def __init__(self, program: int | None, come: Callable[[], None]) -> None:
+        self.program = program
+        self.come = come
+
+
 class Store:
     """A TMA store on its way: first it reads shared memory, later what it read arrives in global memory."""
 
     def __init__(self, descriptor: Descriptor, coordinates: Sequence[Any], source: Shared) -> None:
-        assert not WRITES.unfenced, "TMA stores what no fence has made visible to it"
+        assert not USES.unfenced, "TMA stores what no fence has made visible to it"
         self.array, self.box = descriptor.region(coordinates)
         self.target, self.source = descriptor.array, source.array
         self.taken: Any = None

@@ -1,11 +1,12 @@
-"""Runs the Hopper kernel in the emulator and holds it against float64; shared by the tests of it."""
+"""Runs the Hopper kernel in the emulator and holds it against float64; shared by the tests of it and of decoding."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gluon_emulator import Machine, launch, load_kernel
+from gluon_emulator import Machine, launch
+from gluon_language import load_kernel
 from gluon_values import BF16, DTYPES, FP32, INT32, Descriptor, Pointer, tensor
 
 from pyfmha.reference import attend, relative_error
@@ -163,3 +164,12 @@ def _all_largest(q: Any, k: Any, v: Any, value: float, half_step: float) -> None
     score = np.log(0.5 + 1.2 * half_step) / 0.125
     q[..., :2] = 1
     k[..., 1:, 0], k[..., 1:, 1] = -5.5, BF16.rounded(score + 5.5)
+
+
+def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
+    """A kernel's file with a fault."""
+    source = kernel.read_text()
+    assert source.count(right) == 1, "the kernel has changed: adapt the mutant"
+    path = folder / "mutant.py"
+    path.write_text(source.replace(right, wrong))
+    return path

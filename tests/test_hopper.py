@@ -14,6 +14,7 @@ from pyfmha.errors import SpecError
 from pyfmha.families import DEFAULT, KERNELS, library_specs
 from pyfmha.forward import Call, Forward, strides
 from pyfmha.hopper import HEAD_SIZES, SETTINGS, sweep, sweep_specs, variants
+from pyfmha.spec import KernelSpec
 
 pytest.importorskip("triton")
 
@@ -21,7 +22,7 @@ FUNCTION = "fmha_fwd_d64_fp16"
 POINTERS = {"Out": 1 << 30, "Lse": 0, "Q": 2 << 30, "K": 3 << 30, "V": 4 << 30}
 LENGTHS = {"q_lengths": 0, "kv_lengths": 0, "cu_seqlens_q": 0, "cu_seqlens_kv": 0}
 SMS = 132  # multiprocessors of the fake device
-HOPPER, PORTABLE = "fmha_fwd_sm90", "fused_attention_forward"
+HOPPER, DECODE, PORTABLE = "fmha_fwd_sm90", "fmha_decode_sm90", "fused_attention_forward"
 
 
 def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **changes: Any) -> tuple[Any, ...]:
@@ -110,6 +111,77 @@ def test_what_a_hopper_variant_cannot_take_is_served_by_another(
     assert launch.kernel == PORTABLE
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "grid"),
+    [
+        (1, 1, 1, (8, 1, 1)),
+        (1, 8, 8, (8, 8, 1)),
+        (1, 9, 9, (4, 9, 1)),
+        (2, 64, 8, (4, 8, 2)),
+        (1, 17, 17, (2, 17, 1)),
+        (64, 8, 1, (2, 1, 64)),
+        (1, 72, 4, (4, 12, 1)),  # 18 heads a key head: three parts
+        (65, 1, 1, (1, 1, 65)),
+        (300, 32, 8, (1, 8, 300)),
+    ],
+)
+def test_one_query_is_computed_by_clusters_of_which_few_are_larger(
+    loaded: CLibrary, fake_cuda: FakeCuda, batch: int, heads: int, kv_heads: int, grid: tuple[int, ...]
+) -> None:
+    sizes = {"batch_size": batch, "num_heads": heads, "num_kv_heads": kv_heads, "q_len": 1, "head_size": 40}
+    launch = launched(loaded, fake_cuda, arguments("bshd", **sizes))
+
+    assert launch.kernel == DECODE
+    assert launch.grid == grid
+    assert launch.cluster == (grid[0], 1, 1)
+    k, v = (TensorMap.read(launch.params[9 * i]) for i in range(2))
+    assert [one.address for one in (k, v)] == [POINTERS[name] for name in "KV"]
+    assert k.sizes == v.sizes == (40, 300, kv_heads, batch)
+    assert k.box == v.box == (64, 128, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"kv_lengths": 1 << 20}, {}),
+        ({"Lse": 1 << 20, "Out": (1 << 30) + 2}, {}),
+        ({}, {"window_left": 128, "window_right": 0, "bottom_right": True}),
+        ({}, {"sm_scale": -0.125}),
+        ({}, {"sm_scale": 0.0}),
+        ({}, {"q_strides": (1 << 20, 1 << 18, 8)}),
+    ],
+    ids=str,
+)
+def test_one_query_may_have_lengths_windows_and_any_scale(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    assert launched(loaded, fake_cuda, arguments(pointers=pointers, q_len=1, **changes)).kernel == DECODE
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"Q": (2 << 30) + 2}, {}),
+        ({"K": (3 << 30) + 8}, {}),
+        ({"q_lengths": 1 << 20}, {}),
+        ({}, {"softcap": 30.0}),
+        ({}, {"ragged": True}),
+        ({}, {"head_size": 63}),
+        ({}, {"q_strides": (1 << 20, 68, 64)}),
+        ({}, {"k_strides": (1 << 20, 68, 64)}),
+        ({}, {"kv_len": 0}),
+        ({}, {"kv_len": 8388609, "window_left": 3}),
+        ({}, {"num_heads": 65536, "num_kv_heads": 65536, "batch_size": 1, "sm_scale": 0.0}),
+        ({}, {"batch_size": 65536, "sm_scale": 0.0}),
+    ],
+    ids=str,
+)
+def test_of_one_query_what_clusters_cannot_take_is_served_by_another(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    assert launched(loaded, fake_cuda, arguments(pointers=pointers, **{"q_len": 1, **changes})).kernel == PORTABLE
+
+
 def test_head_sizes_below_the_padded_one_are_cut_by_the_descriptor(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
     launch = launched(loaded, fake_cuda, arguments(head_size=40))
 
@@ -132,17 +204,18 @@ def test_a_library_holds_hopper_variants_only_if_asked() -> None:
 
     assert (HOPPER in kernels(library_specs())) == ("hopper" in DEFAULT)
     assert HOPPER not in kernels(library_specs([name for name in KERNELS if name != "hopper"]))
-    assert kernels(library_specs(["hopper"])) == {HOPPER, PORTABLE}
+    assert kernels(library_specs(["hopper"])) == {HOPPER, DECODE, PORTABLE}
     assert HOPPER not in kernels(library_specs(["hopper"], ["fp32"]))
 
 
 def test_settings_fit_their_kernels() -> None:
     assert set(SETTINGS) == set(HEAD_SIZES)
     for size, settings in SETTINGS.items():
-        made = variants(Forward("bf16", size).specs()[-1], size)
+        decoding, *made = variants(Forward("bf16", size).specs()[-1], size)
+        assert (decoding.kernel, decoding.cluster) == (DECODE, True)
         assert len(made) == sum(len(setting.masks) for setting in settings)
         assert (settings[-1].requires, set(settings[-1].masks)) == ((), {False, True}), "the last one serves the rest"
-        for spec in made:
+        for spec in (decoding, *made):
             assert spec.archs == ("sm_90",)
 
 
@@ -157,31 +230,30 @@ def test_registers_are_shared_out_within_what_a_multiprocessor_has(head_size: in
             assert shared_out <= setting.maxnreg * (setting.consumers + 1)
 
 
-def served_by(head_size: int, **changes: Any) -> dict[str, Any]:
-    """Constants of the first Hopper variant that serves a call."""
+def served_by(head_size: int, **changes: Any) -> KernelSpec:
+    """The first Hopper variant that serves a call."""
     base = Forward("fp16", head_size).specs()[-1]
     values = dict(zip((name for name, _ in base.prototype), arguments(head_size=head_size, **changes), strict=True))
-    found = [
-        dict(spec.constants)
-        for spec in variants(base, head_size)
-        if all(condition.holds(values) for condition in spec.conditions)
-    ]
-    return found[0]
+    return next(
+        spec for spec in variants(base, head_size) if all(condition.holds(values) for condition in spec.conditions)
+    )
 
 
 def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128() -> None:
     short, long = 512, 8192
 
     for q_len, right, consumers in ((short, 0, 1), (long, 0, 2), (short, -1, 2), (long, -1, 2)):
-        found = served_by(128, q_len=q_len, window_right=right)
+        found = dict(served_by(128, q_len=q_len, window_right=right).constants)
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("right", [-1, 0])
 def test_every_length_is_served(head_size: int, right: int) -> None:
-    for q_len in (1, 64, 1000, 1023, 1024, 1025, 4095, 4096, 1 << 20):
-        assert served_by(head_size, q_len=q_len, window_right=right)["CAUSAL"] == (right == 0)
+    assert served_by(head_size, q_len=1, window_right=right).kernel == DECODE
+    for q_len in (2, 64, 1000, 1023, 1024, 1025, 4095, 4096, 1 << 20):
+        spec = served_by(head_size, q_len=q_len, window_right=right)
+        assert (spec.kernel, dict(spec.constants)["CAUSAL"]) == (HOPPER, right == 0)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gluon_emulator import Deadlock, Machine, load_kernel
+from gluon_emulator import Deadlock, Machine
+from gluon_language import load_kernel
 from gluon_values import tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sm90_runs import KERNEL, LOUD, TOLERANCE, check, check_schedule, largest, largest_bf16, loud, run
+from sm90_runs import KERNEL, LOUD, TOLERANCE, altered, check, check_schedule, largest, largest_bf16, loud, run
 
 from pyfmha.reference import relative_error
 
@@ -339,19 +340,11 @@ SCHEDULES = {
 }
 
 
-def altered(right: str, wrong: str, folder: Path) -> Path:
-    source = KERNEL.read_text()
-    assert source.count(right) == 1, "the kernel has changed: adapt the mutant"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    return path
-
-
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
     """The emulator would find what it is there to find."""
     right, wrong, problem = MUTANTS[mutant]
-    path = altered(right, wrong, tmp_path)
+    path = altered(KERNEL, right, wrong, tmp_path)
 
     for seed in range(40):
         try:
@@ -363,7 +356,7 @@ def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutant", SCHEDULES)
 def test_a_faulty_schedule_is_noticed(mutant: str, tmp_path: Path) -> None:
-    path = altered(*SCHEDULES[mutant], tmp_path)
+    path = altered(KERNEL, *SCHEDULES[mutant], tmp_path)
 
     def check_all() -> None:
         for row_tiles, heads, programs, causal in product((4, 5), (3, 4), (2, 3, 24), (False, True)):

@@ -1,0 +1,147 @@
+"""Stand-ins for the modules that a Gluon kernel imports, with a machine behind them: see gluon_emulator.py."""
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gluon_emulator import Machine
+from gluon_values import BF16, FP16, FP32, INT32, INT64, USES, Barrier, DType, Shared, Tensor, tensor
+
+
+def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
+    if layout == "barrier":
+        barriers = np.empty(shape, object)
+        barriers.reshape(-1)[:] = [Barrier() for _ in range(barriers.size)]
+        return Shared(barriers, dtype)
+    # Shared memory holds anything at first.
+    return Shared(np.full(shape, 0x5A5A5A5A if dtype is INT32 else np.nan, dtype.numpy), dtype)
+
+
+def _init(barrier: Any, count: int) -> None:
+    barrier.array[0].count = barrier.array[0].pending = count
+
+
+class _Int(int):
+    """A constant of the kernel's file, of which a function that the compiler calls takes the value."""
+
+    value = property(int)
+
+
+def _constexpr_function(function: Any) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        names = {name: _Int(value) if type(value) is int else value for name, value in function.__globals__.items()}
+        return types.FunctionType(function.__code__, names)(*arguments)
+
+    return call
+
+
+def _where(condition: Any, a: Any, b: Any) -> Tensor:
+    elements = {value.element for value in (a, b) if isinstance(value, Tensor)}
+    chosen = tensor(np.where(*(np.asarray(x) for x in (condition, a, b))), _result_type(a, b))
+    chosen.element = elements.pop() if len(elements) == 1 else None
+    return chosen
+
+
+def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **_: Any) -> Tensor:
+        with np.errstate(all="ignore"):
+            return tensor(function(*arguments))
+
+    return call
+
+
+def _extreme(whole: Any, floating: Any) -> Callable[..., Any]:
+    return _quiet(lambda a, b: (whole if _result_type(a, b).kind == "i" else floating)(a, b))
+
+
+def _language(machine: Machine) -> types.ModuleType:
+    gl = types.ModuleType("triton.experimental.gluon.language")
+    layouts = ("SliceLayout", "NVMMADistributedLayout", "DotOperandLayout", "BlockedLayout", "SwizzledSharedLayout")
+    values: dict[str, Any] = {
+        "constexpr": lambda value: value,
+        "float16": FP16,
+        "bfloat16": BF16,
+        "float32": FP32,
+        "int32": INT32,
+        "int64": INT64,
+        "program_id": lambda axis: tensor(machine.place(axis), np.int32),
+        "num_programs": lambda axis: tensor(machine.extent(axis), np.int32),
+        "static_range": range,
+        "arange": lambda start, end, layout=None: tensor(np.arange(start, end), np.int32),
+        "full": lambda shape, value, dtype, layout=None: tensor(np.full(shape, value), dtype.numpy),
+        "zeros": lambda shape, dtype, layout=None: tensor(np.zeros(shape), dtype.numpy),
+        "convert_layout": lambda value, layout, assert_trivial=False: value,
+        "minimum": _extreme(np.minimum, np.fmin),
+        "maximum": _extreme(np.maximum, np.fmax),
+        "max": lambda x, axis: tensor(np.fmax.reduce(np.asarray(x), axis)),
+        "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=np.asarray(x).dtype)),
+        "where": _where,
+        "exp2": _quiet(np.exp2),
+        "log2": _quiet(np.log2),
+        "abs": _quiet(np.abs),
+        "load": machine.load,
+        "store": machine.store,
+        "barrier": machine.barrier,
+        "inline_asm_elementwise": machine.inline_asm,
+        "allocate_shared_memory": _allocate,
+        "warp_specialize": lambda parts, warps, registers: machine.run(
+            [lambda part=part: part[0](*part[1]) for part in parts]
+        ),
+        "NVMMASharedLayout": types.SimpleNamespace(get_default_for=lambda *_: "layout"),
+        **{name: lambda *_, **__: "layout" for name in layouts},
+    }
+    vars(gl).update(values)
+    return gl
+
+
+def _result_type(*values: Any) -> Any:
+    return np.result_type(*(value if isinstance(value, int | float) else np.asarray(value).dtype for value in values))
+
+
+def _modules(machine: Machine) -> dict[str, types.ModuleType]:
+    names = "triton", "triton.experimental", "triton.experimental.gluon"
+    modules = {name: types.ModuleType(name) for name in names}
+    gl = _language(machine)
+    gluon: Any = modules["triton.experimental.gluon"]
+    gluon.jit, gluon.constexpr_function = lambda function: function, _constexpr_function
+    gluon.language = gl
+    vars(modules["triton.experimental"])["gluon"] = gluon
+    hopper: Any = types.ModuleType("hopper")
+    hopper.fence_async_shared = USES.fence
+    hopper.mbarrier = types.SimpleNamespace(
+        MBarrierLayout=lambda: "barrier",
+        init=_init,
+        wait=machine.wait,
+        expect=machine.expect,
+        arrive=machine.arrive,
+    )
+    hopper.tma = types.SimpleNamespace(
+        async_load=machine.load_box, async_store=machine.store_box, store_wait=machine.store_wait
+    )
+    hopper.warpgroup_mma, hopper.warpgroup_mma_wait = machine.product, machine.product_wait
+    return {
+        **modules,
+        "triton.experimental.gluon.language": gl,
+        "triton.experimental.gluon.language.nvidia": types.ModuleType("nvidia"),
+        "triton.experimental.gluon.language.nvidia.hopper": hopper,
+    }
+
+
+def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
+    """The names that a kernel's file defines, executed with the machine in the place of Triton."""
+    modules = _modules(machine)
+
+    def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        return modules[name]
+
+    builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
+    namespace: dict[str, Any] = {"__builtins__": builtins}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace
+
+
+def _range(*bounds: Any) -> Iterator[Tensor]:
+    """A loop of the kernel counts in int32."""
+    return (tensor(i, np.int32) for i in range(*map(int, bounds)))

@@ -13,6 +13,7 @@ The method is that of fmha_triton.py (Dao, "FlashAttention-2", 2023): a hot loop
 and a second, safe computation of those tiles that turn out to have left it. What holds there holds here: finite input
 never gives NaN or infinity, scores above FLOAT_MAX apart, which Lse cannot tell from it. Blocks of keys that
 every query of a tile sees go through the loop without masks, the others, at both ends, through the one with.
+Where fp32 is multiplied as parts in fp16 (fp16x3.py), the range is narrower, and the safe loop takes tf32x3.
 
 NaN and infinity beyond the lengths change nothing. Inside them, NaN reaches the outputs that it takes part in, and may
 reach queries of the same tile that do not see its key.
@@ -31,69 +32,12 @@ from fmha_triton import (
     WIDE_SHIFT,
     _normalise_rows,
 )
+from fp16x3 import LEAST_EXPONENT, SHIFT, add_weighted, power, precise_rows, prepare, scaled_scores
+from ragged import find_ragged
 
 # The least factor of q . k inside tanh: 2**-100. Below it products lose bits as subnormal numbers; where softcap would
 # ask for less, a smaller one does, and differs only for q . k beyond 2**88.
 LEAST_BEND: tl.constexpr = tl.constexpr(7.888609052210118e-31)
-
-
-@triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b)
-
-
-@triton.jit
-def _clamped(cu_seqlens, index, given, otherwise, total):
-    """Elements of cu_seqlens, clamped to [0, total]; `otherwise` where they are not given."""
-    return tl.minimum(tl.maximum(tl.load(cu_seqlens + index, mask=given, other=otherwise), 0), total)
-
-
-@triton.jit
-def _find_ragged(
-    cu_seqlens_q, cu_seqlens_kv, tile, batch_size, q_len, kv_len, BLOCK_M: tl.constexpr, SEGMENTS: tl.constexpr
-):  # fmt: skip
-    """The sequence of a tile of a ragged batch: first_row of the tile, q_start, q_n, kv_start, kv_n.
-
-    Sequence s is called segment s + 1. Segments 0 and batch_size + 1 are the rows before and after all sequences: they
-    have no keys, so their rows get what rows without keys get. Each segment has tiles of its own, at most
-    cdiv(q_len, BLOCK_M) + batch_size + 1 in all; tiles past the last find q_n = 0.
-    """
-    first_row = tile * 0
-    q_start = tile * 0
-    q_n = tile * 0
-    kv_start = tile * 0
-    kv_n = tile * 0
-    tiles_before = tile * 0
-    q_before = tile * 0
-    kv_before = tile * 0
-    first = tile * 0
-    while first < batch_size + 2:
-        segment = first + tl.arange(0, SEGMENTS)
-        given = segment <= batch_size
-        end = _clamped(cu_seqlens_q, segment, given, q_len, q_len)
-        end = tl.maximum(tl.associative_scan(end, 0, _larger), q_before)
-        begin_given = (segment > 0) & (segment <= batch_size + 1)
-        begin = _clamped(cu_seqlens_q, segment - 1, begin_given, tl.where(segment > 0, q_len, 0), q_len)
-        begin = tl.maximum(tl.associative_scan(begin, 0, _larger), q_before)
-        tiles = (end - begin) // BLOCK_M + ((end - begin) % BLOCK_M != 0).to(tl.int32)
-        tiles_end = tiles_before + tl.cumsum(tiles, 0)
-        hit = (tile >= tiles_end - tiles) & (tile < tiles_end)
-        kv_end = _clamped(cu_seqlens_kv, segment, given, 0, kv_len)
-        if tl.sum(hit.to(tl.int32), 0) != 0:
-            found = tl.sum(tl.where(hit, segment, 0), 0)
-            first_row = tl.sum(tl.where(hit, (tile - tiles_end + tiles) * BLOCK_M, 0), 0)
-            q_start = tl.sum(tl.where(hit, begin, 0), 0)
-            q_n = tl.sum(tl.where(hit, end - begin, 0), 0)
-            kv_start = tl.maximum(tl.max(tl.where(segment < found, kv_end, 0), 0), kv_before)
-            kv_n = tl.maximum(tl.max(tl.where(segment <= found, kv_end, 0), 0), kv_before) - kv_start
-            kv_n = tl.where((found > 0) & (found <= batch_size), kv_n, 0)
-            first = batch_size + 2
-        else:
-            tiles_before = tl.max(tiles_end, 0)
-            q_before = tl.max(end, 0)
-            kv_before = tl.maximum(tl.max(kv_end, 0), kv_before)
-            first += SEGMENTS
-    return first_row, q_start, q_n, kv_start, kv_n
 
 
 @triton.jit
@@ -147,15 +91,18 @@ def _bend(qk, bend, WIDE: tl.constexpr):
 
 @triton.jit
 def _attend(
-    acc, row_sum, m, q, K, V, k_stride, v_stride, scale, bend, shift, row_first, row_last, begin, count, left, skipped,
-    end, head_size, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    acc, row_sum, m, exponent, q, K, V, k_stride, v_stride, scale, bend, unit, largest_unit, shift, row_first, row_last,
+    begin, count, left, skipped, end, head_size, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The hot loop, over `count` blocks of keys from `begin` on. After `left` blocks the MASKED one skips some keys.
 
     The score in units of log2 is scale * q . k, or scale * tanh(bend * q . k) where bend > 0.
     The state: m is the running maximum in units of log2, plus shift; weights are exp2(score - m), at most 2**-shift;
     row_sum is their sum; acc is the sum of weight * v.
+
+    With fp16x3 (fp16x3.py), q, unit, largest_unit, scale and bend are what prepare gives, and acc is in units of
+    2**(exponent - 141).
     """
     keys = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
@@ -176,27 +123,41 @@ def _attend(
             V_block = V
         in_rows = start + keys < end
         k = _load_rows(K_block, k_offsets, in_rows, in_columns, MASKED)
-        qk = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        factor = scale
+        block_bend = bend
+        if PRECISION == "fp16x3":
+            qk, block_unit = scaled_scores(q[0], q[1], k, unit, largest_unit)
+            block_bend = bend * block_unit
+            if SOFTCAP == "never":
+                factor = scale * block_unit
+            elif SOFTCAP == "any":
+                factor = tl.where(bend > 0, scale, scale * block_unit)
+        else:
+            qk = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if SOFTCAP == "always":
-            qk = _bend(qk, bend, K.dtype.element_ty != tl.float16)
+            qk = _bend(qk, block_bend, K.dtype.element_ty != tl.float16)
         elif SOFTCAP == "any":
             if bend > 0:
-                qk = _bend(qk, bend, K.dtype.element_ty != tl.float16)
+                qk = _bend(qk, block_bend, K.dtype.element_ty != tl.float16)
         if MASKED:
             # A scale of zero makes NaN of it, which the safe loop mends.
             qk = tl.where(_visible(start + keys, row_first, row_last), qk, float("-inf"))
-        m_new = tl.maximum(m, tl.max(qk, 1) * scale + shift)
-        p = tl.exp2(qk * scale - m_new[:, None])
+        m_new = tl.maximum(m, tl.max(qk, 1) * factor + shift)
+        p = tl.exp2(qk * factor - m_new[:, None])
         alpha = tl.exp2(m - m_new)
         row_sum = row_sum * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
+        if PRECISION != "fp16x3":
+            acc = acc * alpha[:, None]
         v = _load_rows(V_block, v_offsets, in_rows, in_columns, MASKED)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        if PRECISION == "fp16x3":
+            acc, exponent = add_weighted(acc, alpha, p, v, exponent)
+        else:
+            acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = m_new
         if not MASKED:
             K += BLOCK_N * k_stride
             V += BLOCK_N * v_stride
-    return acc, row_sum, m
+    return acc, row_sum, m, exponent
 
 
 @triton.jit
@@ -278,12 +239,14 @@ def fused_attention_forward(
 
     head_size is at most BLOCK_D. sm_scale is any finite float32, softcap any not negative, 0 for none. SOFTCAP says
     what is known of it: "never" (it is 0), "always" (it is positive) or "any", which costs a branch in the hot loop
-    (and on sm_90, where ptxas then runs one wgmma at a time, a good deal more). PRECISION (tf32, tf32x3, ieee) is how
-    fp32 operands are multiplied; the other dtypes ignore it. SEGMENTS: sequences of a ragged batch that a program looks
-    at in one go.
+    (and on sm_90, where ptxas then runs one wgmma at a time, a good deal more). PRECISION (tf32, tf32x3, fp16x3, ieee)
+    is how fp32 operands are multiplied; the other dtypes ignore it, and must not have fp16x3. SEGMENTS: sequences of a
+    ragged batch that a program looks at in one go.
     """
     WIDE: tl.constexpr = Q.dtype.element_ty != tl.float16
-    shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
+    FP16X3: tl.constexpr = PRECISION == "fp16x3"
+    safe_shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
+    shift: tl.constexpr = SHIFT if FP16X3 else safe_shift
     # As a constant, 1 has no .to; and offsets can pass 2**31 elements.
     q_len = tl.cast(q_len, tl.int32)
     kv_len = tl.cast(kv_len, tl.int32)
@@ -304,7 +267,7 @@ def fused_attention_forward(
         tile = tl.num_programs(0) - 1 - tile  # the longest rows first, so that the last to finish are short
 
     if ragged != 0:
-        first_row, q_start, q_n, kv_start, kv_n = _find_ragged(
+        first_row, q_start, q_n, kv_start, kv_n = find_ragged(
             cu_seqlens_q, cu_seqlens_kv, tile, batch_size, q_len, kv_len, BLOCK_M, SEGMENTS
         )
         out_rows = q_n - first_row
@@ -357,23 +320,33 @@ def fused_attention_forward(
         bend = tl.minimum(tl.maximum(scale / cap, LEAST_BEND), FLOAT_MAX)
         scale = tl.minimum(cap, scale * (1.0 / LEAST_BEND))
 
+    unit = 0
+    largest_unit = 0
+    fast_scale = scale
+    fast_bend = bend
+    if FP16X3:
+        q, unit, largest_unit, fast_scale, fast_bend = prepare(q, scale, bend)
+
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], shift - FAST_LIMIT, tl.float32)
-    acc, row_sum, m = _attend(
-        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, row_first, row_last,
-        begin + left * BLOCK_N, right - left, 0, 0, end, head_size, BLOCK_M, BLOCK_N, BLOCK_D, False, SOFTCAP,
-        PRECISION,
+    exponent = tile * 0 + LEAST_EXPONENT
+    acc, row_sum, m, exponent = _attend(
+        acc, row_sum, m, exponent, q, K, V, k_stride_s, v_stride_s, fast_scale, fast_bend, unit, largest_unit, shift,
+        row_first, row_last, begin + left * BLOCK_N, right - left, 0, 0, end, head_size, BLOCK_M, BLOCK_N, BLOCK_D,
+        False, SOFTCAP, PRECISION,
     )  # fmt: skip
-    acc, row_sum, m = _attend(
-        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, row_first, row_last, begin,
-        blocks - (right - left), left, (right - left) * BLOCK_N, end, head_size, BLOCK_M, BLOCK_N, BLOCK_D, True,
-        SOFTCAP, PRECISION,
+    acc, row_sum, m, exponent = _attend(
+        acc, row_sum, m, exponent, q, K, V, k_stride_s, v_stride_s, fast_scale, fast_bend, unit, largest_unit, shift,
+        row_first, row_last, begin, blocks - (right - left), left, (right - left) * BLOCK_N, end, head_size, BLOCK_M,
+        BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION,
     )  # fmt: skip
     has_keys = (rows < rows_left) & (tl.maximum(row_first, begin) <= row_last)
     # row_sum is NaN where a dot product overflowed (or the input holds NaN); m is as it began where no score is higher.
     in_range = (tl.abs(m - shift) < FAST_LIMIT) & (row_sum > 0)
-    if Q.dtype.element_ty == tl.float32:
+    if FP16X3:
+        in_range &= precise_rows(acc, row_sum, exponent, head_size)
+    elif Q.dtype.element_ty == tl.float32:
         in_range &= tl.sum(acc * 0.0, 1) == 0  # tf32 rounds v within 2**-12 of FLOAT_MAX to infinity
     unsafe_rows = tl.sum((has_keys & ~in_range).to(tl.int32), 0)
     if unsafe_rows != 0:
@@ -381,9 +354,11 @@ def fused_attention_forward(
         # registers all through the hot loop (up to 30 more, and spills). A multiple of BLOCK_D keeps loads wide.
         zero = (tl.minimum(tl.maximum(unsafe_rows, 0), 1) - 1) * BLOCK_D
         acc, row_sum, m = _attend_safely(
-            Q, K, V, q_stride_s, k_stride_s, v_stride_s, sm_scale, scale, bend, shift, zero, row_first, row_last,
-            rows_left, begin, end, head_size, BLOCK_M, SAFE_BLOCK_N, BLOCK_D, SOFTCAP, PRECISION,
+            Q, K, V, q_stride_s, k_stride_s, v_stride_s, sm_scale, scale, bend, safe_shift, zero, row_first,
+            row_last, rows_left, begin, end, head_size, BLOCK_M, SAFE_BLOCK_N, BLOCK_D, SOFTCAP,
+            "tf32x3" if FP16X3 else PRECISION,
         )  # fmt: skip
+        exponent = tl.minimum(exponent, 0) + 141  # acc is in units of 1
 
     # A mean never exceeds its largest value, but the rounded one may, by enough to become infinite in Out's dtype.
     if Q.dtype.element_ty == tl.float16:
@@ -394,7 +369,10 @@ def fused_attention_forward(
         largest: tl.constexpr = FLOAT_MAX
     columns = tl.arange(0, BLOCK_D)
     stored = (rows < out_rows)[:, None] & (columns < head_size)[None, :]
-    out = tl.clamp(acc * (1.0 / row_sum)[:, None], -largest, largest, propagate_nan=tl.PropagateNan.ALL)
+    out = acc * (1.0 / row_sum)[:, None]
+    if FP16X3:
+        out *= power(exponent - 14)
+    out = tl.clamp(out, -largest, largest, propagate_nan=tl.PropagateNan.ALL)
     out = tl.where(has_keys[:, None], out, 0.0)
     token = q_start.to(tl.int64) + first_row
     Out += batch * out_stride_b + head.to(tl.int64) * out_stride_h + token * out_stride_s

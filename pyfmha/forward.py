@@ -6,7 +6,7 @@ is made of, and how a problem becomes the arguments of a launch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyfmha import attention
@@ -15,7 +15,7 @@ from pyfmha.attention import DTYPES
 from pyfmha.errors import SpecError
 from pyfmha.hopper import variants as hopper_variants
 from pyfmha.spec import Argument, KernelSpec, Tuning
-from pyfmha.tiles import Tile, forward_generic_tile, forward_tile
+from pyfmha.tiles import Tile, forward_generic_tile, forward_precision, forward_tile
 
 HEAD_SIZES = (32, 64, 128, 256)
 """Padded head sizes: a function serves every head size up to its own."""
@@ -83,33 +83,58 @@ class Forward:
         """What to compile, in the order in which the launcher tries them; the last serves everything.
 
         All but the last want pointers at multiples of 16 bytes, strides and head size at multiples of 8 elements; one
-        is for no soft cap, another for one. In fp32, where models have none, the generic variant serves soft caps too.
+        is for no soft cap, another for one. In fp32, where models have none, the latter is for those architectures
+        only where it gains most: those that multiply it as three products of fp16 (pyfmha.tiles).
 
         Args:
             hopper: puts the variants of :mod:`pyfmha.hopper`, which only sm_90 runs, before them.
         """
-        tiles = {arch: forward_tile(self.dtype, self.padded, arch) for arch in ARCHS}
-        first, *others = tiles.items()
-        tunings = tuple(
-            Tuning(arch, (("BLOCK_M", tile.block_m), ("BLOCK_N", tile.block_n)), tile.num_warps, tile.num_stages)
-            for arch, tile in others
-            if tile != first[1]
-        )
-        generic = self._spec(forward_generic_tile(self.dtype, self.padded), (), "any", hinted=False)
+        generic = self._spec(forward_generic_tile(self.dtype, self.padded), "any", hinted=False)
         return (
             *(hopper_variants(generic, self.padded) if hopper else ()),
-            self._spec(first[1], tunings, "never", hinted=True),
-            *([self._spec(first[1], tunings, "always", hinted=True)] if self.dtype != "fp32" else []),
+            self._tuned("never", list(ARCHS)),
+            *self._capped(),
             generic,
         )
 
-    def _spec(self, tile: Tile, tunings: tuple[Tuning, ...], softcap: str, *, hinted: bool) -> KernelSpec:
+    def _capped(self) -> tuple[KernelSpec, ...]:
+        """The variant for soft caps, if there is one."""
+        if self.dtype != "fp32":
+            return (self._tuned("always", list(ARCHS)),)
+        archs = [arch for arch in ARCHS if forward_precision("fp32", self.padded, arch) == "fp16x3"]
+        return (replace(self._tuned("always", archs), archs=tuple(archs)),) if archs else ()
+
+    def _tuned(self, softcap: str, archs: list[str]) -> KernelSpec:
+        """A variant with the settings of some architectures: the first one's, and tunings for those that differ."""
+        settings = {
+            arch: (forward_tile(self.dtype, self.padded, arch), forward_precision(self.dtype, self.padded, arch))
+            for arch in archs
+        }
+        (_, (first, precision)), *others = settings.items()
+        tunings = []
+        for arch, (tile, other) in others:
+            constants: tuple[tuple[str, int | str], ...] = (("BLOCK_M", tile.block_m), ("BLOCK_N", tile.block_n))
+            if other != precision:
+                constants = (*constants, ("PRECISION", other))
+            if (tile, other) != (first, precision):
+                tunings.append(Tuning(arch, constants, tile.num_warps, tile.num_stages))
+        return self._spec(first, softcap, hinted=True, tunings=tuple(tunings), precision=precision)
+
+    def _spec(
+        self,
+        tile: Tile,
+        softcap: str,
+        *,
+        hinted: bool,
+        tunings: tuple[Tuning, ...] = (),
+        precision: str = "tf32x3",
+    ) -> KernelSpec:
         constants = (
             ("BLOCK_M", tile.block_m),
             ("BLOCK_D", self.padded),
             ("BLOCK_N", tile.block_n),
             ("SOFTCAP", softcap),
-            ("PRECISION", "tf32x3"),
+            ("PRECISION", precision),
             ("SEGMENTS", 128),
         )
         heads = "num_heads * (batch_size - ragged * (batch_size - 1))"

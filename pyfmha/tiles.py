@@ -16,6 +16,11 @@ fp32     64            128x64 w8 s2  191 / 147 (EFF 283 / 201)      1322 / 790 (
 64 rows and 4 warps win on Hopper because several such blocks share an SM and hide each other's prologue and softmax;
 with 8 warps and 64 columns the kernel needs a little over 128 registers, so that only one block fits.
 
+The production kernel's fp32 by fp16x3 (Triton 3.9), at head sizes 32, 64 and 128: 123 / 86, 206 / 146 and 405 / 270 at
+(8, 32, 512, D), EFF 470 / 298, 550 / 352 and 813 / 514; 770 / 440, 1340 / 756 and 2769 / 1544 at (4, 32, 2048, D), EFF
+3434 / 1882, 3982 / 2203 and 5940 / 3201. Head size 256 has no registers for a second accumulator, without which
+rounding adds up to 3e-5 over 8192 keys; so it keeps tf32x3, a quarter of EFF's speed.
+
 The other architectures have not been measured. Their tiles are the largest that neither spill much nor pass the
 shared memory of a block (pyfmha.arch); without wgmma the queries of a tile stay in registers, which costs what the
 larger tiles would gain.
@@ -93,9 +98,15 @@ _TABLES = {"sm_90": _HOPPER, "sm_100": _BLACKWELL}
 _FORWARD: dict[str, _Table] = {
     "sm_90": {
         ("half", 256): Tile(128, 32, 8, 2),
+        ("fp16x3", 32): Tile(64, 64, 4, 3),
+        ("fp16x3", 64): Tile(64, 64, 4, 3),
+        ("fp16x3", 128): Tile(64, 32, 4, 3),
         ("tf32x3", 256): Tile(16, 16, 8, 2),
     },
 }
+# How the production kernel multiplies fp32: where wgmma has fp16 at twice the speed of tf32, and takes it from
+# registers or shared memory as it is, three products of fp16 halves are twice as fast as three of tf32 by mma.sync.
+_FORWARD_PRECISION = {("sm_90", head_size): "fp16x3" for head_size in (32, 64, 128)}
 
 
 def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str = "tf32x3") -> Tile:
@@ -132,11 +143,23 @@ def generic_tile(head_size: int) -> Tile:
     return Tile(16, 16, 4, 1) if head_size >= 128 else Tile(32, 32, 4, 1)
 
 
-def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
-    """The tile of the production kernel (kernels/fmha_fwd.py): as :func:`tile_for`, except where that would spill much.
+def forward_precision(dtype: str, head_size: int, arch: str) -> str:
+    """PRECISION of the production kernel: how fp32 is multiplied on an architecture; the other dtypes ignore it.
 
-    Those of fp32 at head sizes 64 and 128 were chosen by time on an H100 (kernels/NOTES.md), the others by registers,
-    spills and shared memory of the compiled code.
+    Args:
+        dtype: fp16, bf16 or fp32.
+        head_size: 32, 64, 128 or 256.
+        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+    """
+    return _FORWARD_PRECISION.get((parse_arch(arch).name, head_size), "tf32x3") if dtype == "fp32" else "tf32x3"
+
+
+def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
+    """The tile of the production kernel (kernels/fmha_fwd.py): as :func:`tile_for`, except where that would spill much,
+    and where fp32 is multiplied in another way (:func:`forward_precision`).
+
+    Those of fp32 at head sizes up to 128 on sm_90 were chosen by time on an H100 (kernels/NOTES.md), the others by
+    registers, spills and shared memory of the compiled code.
 
     Args:
         dtype: fp16, bf16 or fp32.
@@ -146,7 +169,7 @@ def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
     Raises:
         SpecError: there is no tile for that combination.
     """
-    key = ("tf32x3" if dtype == "fp32" else "half", head_size)
+    key = (forward_precision(dtype, head_size, arch) if dtype == "fp32" else "half", head_size)
     usual = tile_for(dtype, head_size, arch, causal=True)
     return _FORWARD.get(parse_arch(arch).name, {}).get(key, usual)
 

@@ -39,6 +39,8 @@ class Case:
         shift: by how many elements every tensor begins past a multiple of 16 bytes.
         gap: elements between two rows.
         largest: whether the inputs are the largest finite numbers; only NaN and infinity are errors then.
+        spread: channels differ: those of K and V are multiplied, those of Q divided, by powers of two whose exponents
+            have this standard deviation. Scores stay what they are.
         splits: of the keys, for decoding.
         limit_of: key of :data:`LIMITS`; by default the dtype.
     """
@@ -64,6 +66,7 @@ class Case:
     shift: int = 0
     gap: int = 0
     largest: bool = False
+    spread: float = 0.0
     splits: int = 1
     limit_of: str = ""
 
@@ -137,11 +140,18 @@ class Case:
             values = generator.choice([most, -most, most / 2, 1.0, 0.0], view.shape).astype(np.float32)
         else:
             values = generator.standard_normal(view.shape, np.float32)
+            values *= self._channels if name in "KV" else 1 / self._channels
         lengths, cu = (self.q_lengths, self.cu_q) if name == "Q" else (self.kv_lengths, self.cu_kv)
         for b in range(view.shape[0]):
             begin, end = _span(lengths, cu, b, view.shape[2])
             view[b, :, begin:end] = to_storage(values[b, :, begin:end], self.dtype)
         return store
+
+    @cached_property
+    def _channels(self) -> Any:
+        """The factor of each channel of K and V, [head size]: a power of two."""
+        exponents = np.random.default_rng(self.head_size).standard_normal(self.head_size) * self.spread
+        return np.exp2(np.rint(exponents)).astype(np.float32)
 
     @cached_property
     def exact(self) -> tuple[Floats, Floats]:
@@ -234,6 +244,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("largest inputs", {"largest": True}),
         ("largest inputs, soft cap", {"largest": True, "softcap": 5.0}),
         (f"head size {padded - 8}", {"head_size": padded - 8, "right": 0}),
+        *([(f"channels of sizes 2**{s:.0f}", {"spread": s}) for s in (2.0, 8.0)] if dtype == "fp32" else []),
     ]
     aligned = [replace(plain, name=name, **changes) for name, changes in features]
     picked = {

@@ -48,6 +48,7 @@ class Problem:
     softcap_mode: str = "any"
     extra_tiles: int = 0
     segments: int = 4
+    precision: str = "tf32x3"  # of fp32
 
     @property
     def ragged(self) -> bool:
@@ -140,6 +141,8 @@ def launch(problem: Problem, made: Tensors) -> tuple[np.ndarray, np.ndarray | No
     grid_values = {name: value for name, value in args.items() if isinstance(value, int)}
     spec = Forward(p.dtype, p.head_size).specs()[-1]
     constants = dict(spec.constants) | {"BLOCK_M": p.blocks[0], "BLOCK_N": p.blocks[1], "SOFTCAP": p.softcap_mode}
+    if p.dtype == "fp32":
+        constants["PRECISION"] = p.precision
     constants["SEGMENTS"] = p.segments  # few, so that a handful of sequences takes several looks
     # The grid as the launcher computes it, for tiles of this size.
     x = -(-p.q_len // p.blocks[0]) + int(p.ragged) * (call.batch_size + 1) + p.extra_tiles

@@ -34,7 +34,8 @@ class Budget:
         multiply, count: the instruction that multiplies, and how often it is there at least.
         batches: groups in which wgmma is issued at most; 0 for three to a group.
         spilled: bytes of local memory a thread.
-        loop: loads and stores of local memory in the loop, where nothing is masked.
+        loop: loads and stores of local memory in the loop, where nothing is masked. Of a portable kernel that spills,
+            in any of its two fast loops.
         exponentials: those of a thread in a step of a Hopper kernel, which run beside a product.
     """
 
@@ -88,6 +89,10 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
 PRODUCTION = {
     "forward fp16 64": (forward("fp16", 64), Budget(3, "HGMMA", 8)),
     "forward bf16 128": (forward("bf16", 128), Budget(2, "HGMMA", 12)),
+    # fp32 as three products of fp16, each of which waits for the one before, in each of two loops; and in the safe loop
+    # as three of tf32. What is spilled is where the loops begin and end.
+    "forward fp32 64": (forward("fp32", 64), Budget(2, "HGMMA", 2 * 24, batches=18)),
+    "forward fp32 128 capped": (Forward("fp32", 128).specs()[1], Budget(2, "HGMMA", 2 * 30, batches=18, spilled=32)),
     "split fp16 128": (Decode("fp16", 128).specs()[0], Budget(2, "HMMA", 16)),
     **hopper_kernels("fp16", 64, (False, True)),
     **hopper_kernels("bf16", 128, (False, True)),
@@ -155,6 +160,30 @@ def test_tensor_cores_are_used_and_little_spills(name: str, cubins: dict[str, Cu
     assert batches <= (budget.batches or found["HGMMA"] // 3), "wgmma runs one at a time"
 
 
+def fast_loops(listing: str) -> list[str]:
+    """The innermost loops that multiply fp16 by wgmma: from the label that is jumped back to, to that jump."""
+    found = []
+    for jump in re.finditer(r"\bBRA\S* .*?(\.L_x_\d+)", listing):
+        label = listing.find(f"\n{jump[1]}:", 0, jump.start())
+        body = listing[label : jump.end()]
+        if label >= 0 and re.search(r"HGMMA\S*\.F32 ", body) and not any(inner in body for inner in found):
+            found.append(body)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in PRODUCTION if name.startswith("forward fp32")])
+def test_fp32_is_multiplied_as_fp16_in_loops_that_do_not_spill(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    _, budget = PRODUCTION[name]
+    found = [opcodes(body) for body in fast_loops(disassembled(cubins[name], tmp_path))]
+
+    assert len(found) == 2, "with masks, and without"
+    for loop in found:
+        assert loop["HGMMA"] == budget.count // 2
+        assert loop["LDL"] + loop["STL"] <= budget.loop, "the loop spills"
+
+
 @pytest.mark.parametrize("name", PRODUCTION)
 def test_enough_blocks_fit_a_multiprocessor(name: str, cubins: dict[str, Cubin]) -> None:
     _, budget = PRODUCTION[name]
@@ -191,3 +220,69 @@ def test_the_hopper_kernel_takes_exponentials_while_a_product_runs(
         assert beside.count("MUFU.EX2") >= budget.exponentials
         local = opcodes(step.before + step.after)
         assert local["STL"] + local["LDL"] <= budget.loop, "the loop spills"
+
+
+DECODING = {
+    f"{dtype} {head_size}": hopper.variants(Forward(dtype, head_size).specs()[-1], head_size)[0]
+    for dtype, head_size in (("fp16", 64), ("fp16", 128), ("fp16", 256), ("bf16", 128))
+}
+RESERVED = 1024  # bytes of shared memory that the system takes of every block
+
+
+@pytest.fixture(scope="module")
+def decoding() -> dict[str, Cubin]:
+    with Compiler() as compiler:
+        made = compiler.compile_all([(spec, parse_arch("sm_90")) for spec in DECODING.values()], lambda *_: None)
+    return dict(zip(DECODING, made, strict=True))
+
+
+def static_shared(cubin: Cubin, folder: Path) -> int:
+    """Bytes of shared memory that the code itself sets aside, what the system takes included."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    path = folder / "code.cubin"
+    path.write_bytes(cubin.code)
+    usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"SHARED:(\d+)", usage)
+    return int(found)
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_multiplies_keys_by_8_queries_and_does_not_spill(
+    name: str, decoding: dict[str, Cubin], tmp_path: Path
+) -> None:
+    sizes = dict(DECODING[name].constants)
+    listing = disassembled(decoding[name], tmp_path)
+    found = opcodes(listing)
+
+    d, n = int(sizes["BLOCK_D"]), int(sizes["BLOCK_N"])
+    assert len(re.findall(r"HGMMA\.64x8x16\.F32", listing)) == found["HGMMA"] == 2 * (n // 64 * d // 16)
+    assert len(re.findall(r"HGMMA.*gsb0", listing)) == 2, "wgmma runs one at a time"
+    assert decoding[name].spilled == found["STL"] == found["LDL"] == 0
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_asks_for_the_queries_first_and_for_keys_before_it_waits(
+    name: str, decoding: dict[str, Cubin], tmp_path: Path
+) -> None:
+    listing = disassembled(decoding[name], tmp_path)
+    loads, waits = (
+        [found.start() for found in re.finditer(op, listing)] for op in (r"\bUTMALDG", r"\bSYNCS\.PHASECHK")
+    )
+
+    assert waits[0] > loads[2 * int(dict(DECODING[name].constants)["STAGES"]) - 1]
+    assert listing.index("LDG.E.128") < loads[0]
+    assert waits[0] > listing.index("UCGABAR_ARV"), "the cluster learns early that a program runs"
+    assert listing.index("UCGABAR_WAIT") < listing.index("STAS "), "nothing is put before all programs run"
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_what_decoding_shares_fits_and_leaves_the_swizzle_in_place(
+    name: str, decoding: dict[str, Cubin], tmp_path: Path
+) -> None:
+    static = static_shared(decoding[name], tmp_path)
+
+    assert static >= RESERVED + 4 * 8 * int(dict(DECODING[name].constants)["BLOCK_D"])
+    assert static % 1024 == 0, "what TMA writes would not begin where its swizzle does"
+    assert decoding[name].shared + static <= SHARED_OF_SM

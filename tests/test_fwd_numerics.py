@@ -15,12 +15,14 @@ from pyfmha.reference import relative_error
 from pyfmha.run import to_float, to_storage
 
 DTYPES = tuple(LIMITS)
+KINDS = (*((dtype, "tf32x3") for dtype in DTYPES), ("fp32", "fp16x3"))
+"""dtype, and how fp32 is multiplied."""
 
 lengths = st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 48, 49, 65, 70])
 heads = st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2), (6, 2)])
 bounds = st.sampled_from([-1, -1, 0, 1, 7, 16, 40, 2**31 - 1])
 common = {
-    "dtype": st.sampled_from(DTYPES),
+    "kind": st.sampled_from(KINDS),
     "heads": heads,
     "head_size": st.sampled_from([1, 3, 16, 32, 40, 72, 80, 96, 100]),
     "left": bounds,
@@ -33,8 +35,8 @@ common = {
 }
 
 
-def make(given_heads: tuple[int, int], **options: object) -> Problem:
-    return Problem(heads=given_heads[0], kv_heads=given_heads[1], **options)
+def make(given_heads: tuple[int, int], kind: tuple[str, str], **options: object) -> Problem:
+    return Problem(heads=given_heads[0], kv_heads=given_heads[1], dtype=kind[0], precision=kind[1], **options)
 
 
 @settings(max_examples=40)
@@ -95,6 +97,7 @@ def test_ragged(cu_q, cu_kv, heads, ordered, **options) -> None:
         Problem(head_size=256, q_len=18, kv_len=35, right=0),
         Problem(head_size=129, dtype="bf16"),
         Problem(head_size=250, dtype="fp32", softcap=5.0, softcap_mode="always"),
+        Problem(head_size=250, dtype="fp32", softcap=5.0, softcap_mode="always", precision="fp16x3"),
         Problem(softcap_mode="never", left=9, right=2, dtype="fp32", q_len=65, kv_len=70),
         Problem(softcap_mode="always", softcap=1e-3, scale=3.0),
         Problem(softcap_mode="always", softcap=3e38, dtype="fp32"),
@@ -150,7 +153,7 @@ def test_keys_that_no_query_sees_are_not_read() -> None:
     np.testing.assert_array_equal(out, launch(problem, clean)[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
 @pytest.mark.parametrize("softcap", [0.0, 30.0])
 @pytest.mark.parametrize(
     "options",
@@ -162,8 +165,8 @@ def test_keys_that_no_query_sees_are_not_read() -> None:
     ],
     ids=["causal", "window", "padding", "ragged"],
 )
-def test_finite_input_never_gives_nan_or_infinity(dtype, softcap, options) -> None:
-    problem = Problem(dtype=dtype, heads=2, head_size=40, softcap=softcap, scale=1.0, **options)
+def test_finite_input_never_gives_nan_or_infinity(dtype, precision, softcap, options) -> None:
+    problem = Problem(dtype=dtype, precision=precision, heads=2, head_size=40, softcap=softcap, scale=1.0, **options)
     made = place(problem)
     fill(problem, made)
     choices = [LARGEST[dtype], -LARGEST[dtype], LARGEST[dtype] / 2, 1.0, 0.0]
@@ -181,10 +184,10 @@ def test_finite_input_never_gives_nan_or_infinity(dtype, softcap, options) -> No
         assert (np.abs(lse[~empty]) <= softcap + np.log(70)).all()
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_capped_scores_are_right_where_products_overflow(dtype) -> None:
+@pytest.mark.parametrize(("dtype", "precision"), KINDS[1:])
+def test_capped_scores_are_right_where_products_overflow(dtype, precision) -> None:
     # q . k is beyond float32, so its tanh is 1 or -1; a partial sum may overflow the other way than the whole.
-    problem = Problem(dtype=dtype, q_len=16, kv_len=16, softcap=3.0, scale=1.0)
+    problem = Problem(dtype=dtype, precision=precision, q_len=16, kv_len=16, softcap=3.0, scale=1.0)
     made = place(problem)
     fill(problem, made)
     for name in "QK":
@@ -196,10 +199,12 @@ def test_capped_scores_are_right_where_products_overflow(dtype) -> None:
     np.testing.assert_allclose(lse, exact_lse, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_large_scores_without_cap_take_the_safe_way(dtype) -> None:
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_large_scores_without_cap_take_the_safe_way(dtype, precision) -> None:
     # Scores near 1e7: the hot loop refuses them. Each query has one key far above the rest, and one query has none.
-    problem = Problem(dtype=dtype, q_len=20, kv_len=19, head_size=24, right=0, bottom_right=True, scale=1e5)
+    problem = Problem(
+        dtype=dtype, precision=precision, q_len=20, kv_len=19, head_size=24, right=0, bottom_right=True, scale=1e5
+    )
     made = place(problem)
     fill(problem, made)
     out, lse = launch(problem, made)

@@ -65,21 +65,25 @@ def _join(thread):
 
 @gluon.jit
 def _put(address, barrier, rank, value, really):
-    """Send values to addresses of the shared memory of programs of the cluster, where `really` is not 0."""
+    """Send values to addresses of the shared memory of programs of the cluster, where `really` is not 0.
+
+    Two at a time, because each store costs the barrier an update: those of a pair of columns, which a thread holds side
+    by side, and which go side by side.
+    """
     asm: gl.constexpr = """
     {
         .reg .pred p;
         .reg .u32 there, counter;
-        setp.ne.s32 p, $5, 0;
-        mapa.shared::cluster.u32 there, $1, $3;
-        mapa.shared::cluster.u32 counter, $2, $3;
-        @p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], $4, [counter];
+        setp.ne.s32 p, $10, 0;
+        mapa.shared::cluster.u32 there, $2, $6;
+        mapa.shared::cluster.u32 counter, $4, $6;
+        @p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [there], {$8, $9}, [counter];
         mov.b32 $0, 0;
+        mov.b32 $1, 0;
     }"""
     value = value.to(gl.int32, bitcast=True)
-    gl.inline_asm_elementwise(
-        asm, "=r,r,r,r,r,r", [address, barrier, rank, value, really], dtype=gl.int32, is_pure=False, pack=1
-    )
+    arguments = [address, barrier, rank, value, really]
+    gl.inline_asm_elementwise(asm, "=r,=r,r,r,r,r,r,r,r,r,r,r", arguments, dtype=gl.int32, is_pure=False, pack=2)
 
 
 @gluon.jit
@@ -115,16 +119,11 @@ def _normalise(q):
 
 
 @gluon.jit
-def _fetch(descriptors, shared, ready, place, key, stage, really, BYTES: gl.constexpr):
+def _fetch(descriptors, shared, ready, place, key, stage, BYTES: gl.constexpr):
     """Have TMA load a block of K and one of V."""
-    mbarrier.expect(ready[0].index(stage), BYTES, pred=really)
-    tma.async_load(
-        descriptors[0], [place[0], place[1], key, 0], ready[0].index(stage), shared[0].index(stage), pred=really
-    )
-    mbarrier.expect(ready[1].index(stage), BYTES, pred=really)
-    tma.async_load(
-        descriptors[1], [place[0], place[1], key, 0], ready[1].index(stage), shared[1].index(stage), pred=really
-    )
+    for i in gl.static_range(2):
+        mbarrier.expect(ready[i].index(stage), BYTES)
+        tma.async_load(descriptors[i], [place[0], place[1], key, 0], ready[i].index(stage), shared[i].index(stage))
 
 
 @gluon.jit
@@ -296,9 +295,8 @@ def fmha_decode_sm90(
         gl.barrier()
         acc = warpgroup_mma(v.permute((1, 0)), p_smem.permute((1, 0)), acc)
         gl.barrier()
-        _fetch(
-            descriptors, shared, ready, place, begin + (turn + STAGES) * BLOCK_N, stage, turn + STAGES < count, BYTES
-        )
+        if turn + STAGES < count:
+            _fetch(descriptors, shared, ready, place, begin + (turn + STAGES) * BLOCK_N, stage, BYTES)
 
     found = (acc, m, gl.sum(sums, 0), factor)
     heads = (batch, kv_head * group, first_head, group, num_heads, head_size)

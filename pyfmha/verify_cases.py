@@ -217,6 +217,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
     plain = Case("", dtype, padded)
     grouped = {"heads": 6, "kv_heads": 2}
     ragged: dict[str, Any] = {**grouped, "q_len": 80, "kv_len": 90, "batch": 1}
+    one: dict[str, Any] = {"q_len": 1, "kv_len": 700, "heads": 8, "kv_heads": 2}
     features: list[tuple[str, dict[str, Any]]] = [
         ("seq 1", {"q_len": 1, "kv_len": 1}),
         ("seq 17 causal", {"q_len": 17, "kv_len": 17, "right": 0}),
@@ -244,6 +245,12 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("largest inputs", {"largest": True}),
         ("largest inputs, soft cap", {"largest": True, "softcap": 5.0}),
         (f"head size {padded - 8}", {"head_size": padded - 8, "right": 0}),
+        ("one query, 2600 keys", {**one, "kv_len": 2600, "batch": 1}),
+        ("one query, bshd, heads 18/2", {**one, "heads": 18, "layout": "bshd"}),
+        ("one query, lengths", {**one, "kv_lengths": (77, 0), "right": 0, "bottom_right": True}),
+        ("one query, window", {**one, "left": 130, "right": 0, "bottom_right": True}),
+        ("one query, batch 20", {**one, "kv_len": 90, "batch": 20}),
+        ("one query, largest inputs", {**one, "largest": True}),
         *([(f"channels of sizes 2**{s:.0f}", {"spread": s}) for s in (2.0, 8.0)] if dtype == "fp32" else []),
     ]
     aligned = [replace(plain, name=name, **changes) for name, changes in features]

@@ -25,9 +25,10 @@ PREPARE = (
 )
 JOIN = "barrier.cluster.wait.acquire.aligned; mov.b32 $0, $1;"
 PUT = (
-    "{ .reg .pred p; .reg .u32 there, counter; setp.ne.s32 p, $5, 0; mapa.shared::cluster.u32 there, $1, $3;"
-    " mapa.shared::cluster.u32 counter, $2, $3;"
-    " @p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], $4, [counter]; mov.b32 $0, 0; }"
+    "{ .reg .pred p; .reg .u32 there, counter; setp.ne.s32 p, $10, 0; mapa.shared::cluster.u32 there, $2, $6;"
+    " mapa.shared::cluster.u32 counter, $4, $6;"
+    " @p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [there], {$8, $9}, [counter];"
+    " mov.b32 $0, 0; mov.b32 $1, 0; }"
 )
 RECEIVE = (
     "{ .reg .pred done; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [$1], 0;"
@@ -134,6 +135,10 @@ class ClusterMachine(Machine):
         return tensor(thread)
 
     def _put(self, address: Any, barrier: Any, rank: Any, value: Any, really: Any) -> Tensor:
+        # One store for two columns, of which it reads the first's address, program and condition.
+        assert (address[..., 1::2] == address[..., ::2] + 4).all(), "a pair does not lie side by side"
+        assert (address[..., ::2] % 8 == 0).all(), "a pair is misaligned"
+        assert all((x[..., 1::2] == x[..., ::2]).all() for x in (barrier, rank, really)), "a pair is torn"
         for target in map(int, np.unique(rank[really != 0])):
             assert 0 <= target < self.grid[0], "there is no such program in the cluster"
             assert target in self.ready, "values are put into a program that may not run yet"

@@ -274,7 +274,7 @@ def test_decoding_asks_for_the_queries_first_and_for_keys_before_it_waits(
     assert waits[0] > loads[2 * int(dict(DECODING[name].constants)["STAGES"]) - 1]
     assert listing.index("LDG.E.128") < loads[0]
     assert waits[0] > listing.index("UCGABAR_ARV"), "the cluster learns early that a program runs"
-    assert listing.index("UCGABAR_WAIT") < listing.index("STAS "), "nothing is put before all programs run"
+    assert listing.index("UCGABAR_WAIT") < listing.index("STAS.64 "), "nothing is put before all programs run"
 
 
 @pytest.mark.parametrize("name", DECODING)

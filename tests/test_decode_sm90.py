@@ -267,7 +267,11 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "        fence_async_shared()\n        acc",
         {},
     ),
-    "a stage is fetched again before it is read": ("        gl.barrier()\n        _fetch(", "        _fetch(", LONG),
+    "a stage is fetched again before it is read": (
+        "        gl.barrier()\n        if turn +",
+        "        if turn +",
+        LONG,
+    ),
     "a block too many is fetched": ("turn + STAGES < count", "turn + STAGES <= count", LONG),
     "a block too many is fetched at first": (
         "v_smem.index(s), pred=s < count",
@@ -275,9 +279,9 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"kv_len": 8},
     ),
     "another block is fetched": ("begin + (turn + STAGES) * BLOCK_N", "begin + (turn + 1) * BLOCK_N", LONG),
-    "fewer bytes of K are expected": (
-        "mbarrier.expect(ready[0].index(stage), BYTES",
-        "mbarrier.expect(ready[0].index(stage), 64",
+    "fewer bytes are expected": (
+        "mbarrier.expect(ready[i].index(stage), BYTES",
+        "mbarrier.expect(ready[i].index(stage), 64",
         LONG,
     ),
     "more bytes are expected of TMA": ("BLOCK_N * BLOCK_D * 2", "BLOCK_N * BLOCK_D * 4", {}),

@@ -18,6 +18,7 @@ from pyfmha.bfloat16 import STORAGE
 from pyfmha.decode import Decode
 from pyfmha.errors import PyfmhaError
 from pyfmha.forward import Forward
+from pyfmha.hopper import DECODE_KERNEL
 from pyfmha.reference import LIMITS, attend
 from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.device import Device, Stream
@@ -42,7 +43,8 @@ class Case:
         reference: what :func:`pyfmha.reference.attend` is told.
         heads, kv_heads, batch, rows, columns: sizes; of a ragged batch all tokens.
         misaligned: whether Q begins one element past a multiple of 256 bytes.
-        decoded: whether the keys are to be split, where the library has the functions for it.
+        decoded: whether the keys are to be split, where the library has the functions for it, and does not decode in
+            one launch instead.
     """
 
     fields: dict[str, float | str] = field(default_factory=dict)
@@ -257,12 +259,21 @@ def _loaded(library: Library, runs: list[tuple[str, str, int]]) -> Iterator[None
         yield
 
 
+def _splits(case: Case, library: Library, device: Device, dtype: str, size: int) -> bool:
+    """Whether a case is to be two launches: where it has one query, Hopper's 16-bit variants decode in one."""
+    if not case.decoded or Decode(dtype, size).combine_name not in library:
+        return False
+    variants = [v for algorithm in library[Forward(dtype, size).name].manifest.algorithms for v in algorithm]
+    able = device.arch == "sm_90" and any(variant.kernel == DECODE_KERNEL for variant in variants)
+    return not (able and case.rows == 1 and size % 8 == 0 and "softcap" not in case.fields)
+
+
 def _rows(
     calls: Calls, creator: Any, library: Library, device: Device, stream: Stream, run: tuple[str, str, int]
 ) -> Iterator[dict[str, Any]]:
     """What comes of each tactic for one case, dtype and head size."""
     name, dtype, size = run
-    wanted = CASES[name].decoded and Decode(dtype, size).combine_name in library
+    wanted = _splits(CASES[name], library, device, dtype, size)
     featured = Featured(calls, creator, name, dtype, size)
     try:
         for tactic in featured.tactics:

@@ -206,7 +206,7 @@ def fmha_decode_sm90(
     begin = 0
     end = kv_n
     if (window_left & window_right) != -1:
-        diagonal = (bottom_right * (kv_n - 1)).to(gl.int64)
+        diagonal = gl.where(bottom_right != 0, kv_n - 1, 0).to(gl.int64)
         if window_right >= 0:
             end = gl.maximum(gl.minimum(diagonal + window_right + 1, kv_n), 0).to(gl.int32)
         if window_left >= 0:

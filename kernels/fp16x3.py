@@ -8,8 +8,9 @@ high . low + high . high; low . low is below what float32 holds.
 fp16 ends at 2**-24, so an element is off by 2**-23 of itself or by 2**-39 of the largest in its block, whichever is
 more. The latter shows where elements that matter are 2**16 times smaller than one that does not, as when a channel is
 large in K and small in Q. Scores that could suffer become NaN (scaled_scores), rows of the result are told by
-precise_rows; the caller computes them in another way. So the error of a row, relative to its norm, is float32's. That
-of a single element of it may be 2**-39 of the largest value seen besides.
+precise_rows; the caller computes them in another way. So the error of a row, relative to its norm, is float32's, but
+where nearly all of n keys have weights of less than some 2**-30 of the largest, whose value is 2**-15 of theirs: up to
+n * 2**-24. That of a single element of a row may be 2**-39 of the largest value seen besides.
 
 An exponent here is the biased one of float32, of the largest element of a block: e stands for elements below
 2**(e - 126), which 2**(141 - e) brings below 2**15. 255 is that of a block with NaN or infinity.
@@ -26,6 +27,8 @@ SHIFT: tl.constexpr = tl.constexpr(-14.0)
 # have a product of at most 2**30 units; at the limit that is a score of 2**17. One is off by at most 2**-25, which is
 # multiplied by up to 2**15 of the other: at worst 2**-23 of a score for each channel; some 2**-20 for all together.
 LARGEST_UNIT: tl.constexpr = tl.constexpr(127 + 17 - 30)
+# 2**60: a soft cap beyond it does what this one does to the scores that the fast loop accepts.
+LARGEST_CAP: tl.constexpr = tl.constexpr(1.152921504606847e18)
 
 
 @triton.jit
@@ -84,6 +87,9 @@ def prepare(q, scale, bend):
     only the significand stays; its exponent goes into the unit, so that no product of powers leaves float32.
     """
     capped = bend > 0
+    if capped:  # a larger cap would make much of products whose units are too small to be told apart
+        bend *= tl.where(scale > LARGEST_CAP, scale / LARGEST_CAP, 1.0)
+        scale = tl.minimum(scale, LARGEST_CAP)
     q_exponent = exponent_of(q)
     factor_exponent = exponent_field(tl.where(capped, bend, scale))
     # A factor without exponent, 0 or nearly, and queries that are not finite are left to the safe loop.
@@ -106,7 +112,7 @@ def scaled_scores(q_high, q_low, k, unit, largest_unit):
     product = multiply(q_high, q_low, tl.trans(high), tl.trans(low))
     unit += exponent
     precise = (unit <= largest_unit) & (exponent < 255)
-    # The least power of two instead of a lesser one: both make scores of less than 2**-88.
+    # The least power of two instead of a lesser one: both make scores of less than 2**-88, or with a cap of 2**-28.
     return product, tl.where(precise, power(tl.maximum(unit, 1)), float("nan"))
 
 

@@ -41,9 +41,10 @@ KEYS_OF_SPLIT = 128
 
 FEW_CLUSTERS = 4
 KEYS_OF_CLUSTER = 8192
-"""Where ``fmha_fwd_*`` decodes in one launch, a cluster of 8 programs has all the keys of a key head, up to 80 GB/s
-each on an H100. With so few key heads in all, splitting pays from so many keys on for each of them: measured 13.3
-against 13.5 us with one head and 8192 keys, 14.9 against 14.1 with two, 19.7 against 16.6 with four."""
+"""Where ``fmha_fwd_*`` decodes in one launch, a cluster of 8 programs has all the keys of a key head, which it reads at
+80 GB/s a program on an H100. With fewer key heads than this in all, splitting pays from so many keys on for each of
+them. Measured with 8192 keys, split and in one: 13.3 and 13.5 us with one key head, 14.9 and 14.1 with two, 19.7 and
+16.6 with four."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on

@@ -299,7 +299,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "the right end of the window is off by one": ("window_right + 1, kv_n", "window_right, kv_n", WINDOW),
     "the left end of the window is off by one": ("diagonal - window_left, 0", "diagonal - window_left + 1, 0", WINDOW),
-    "the window ends at the tensor's end": ("bottom_right * (kv_n - 1)", "bottom_right * (kv_len - 1)", WINDOW),
+    "the window ends at the tensor's end": ("bottom_right != 0, kv_n - 1", "bottom_right != 0, kv_len - 1", WINDOW),
     "programs begin a block apart": ("begin += rank * share * BLOCK_N", "begin += rank * BLOCK_N", {}),
     "blocks that are no whole share are lost": ("(blocks + ranks - 1) >> halvings", "blocks >> halvings", {}),
     "the first programs take all": ("gl.maximum(blocks - rank * share, 0), share)", "blocks, blocks)", {}),

@@ -58,7 +58,7 @@ powers = st.integers(-110, 110)
     q=powers,
     score=st.integers(-8, 1),
     v=st.integers(-100, 120),
-    softcap=st.sampled_from([0.0, 0.0, 3.0, 1e4]),
+    softcap=st.sampled_from([0.0, 0.0, 3.0, 1e4, 1e30]),
     mode=st.sampled_from(["any", "own"]),
     scale=st.sampled_from([0.125, -0.3, 1e-20, 1e12]),
     seed=st.integers(0, 9),
@@ -69,6 +69,17 @@ def test_powers_of_two_change_nothing(q, score, v, softcap, mode, scale, seed) -
     problem = replace(PROBLEM, softcap=softcap, softcap_mode=own if mode == "own" else mode, seed=seed, scale=scale)
     k = score - q - round(np.log2(abs(scale)))
     tensors = made(problem, 2.0**q, 2.0 ** max(min(k, 120), -120), 2.0**v)
+    out, lse = launch(problem, tensors)
+    exact, exact_lse = expected(problem, tensors)
+    assert relative_error(out, exact) <= FLOAT32
+    np.testing.assert_allclose(lse, exact_lse, rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("softcap", [1e20, 1e27, 1e38])
+@pytest.mark.parametrize("size", [0.3, 0.01, 1e-4])
+def test_a_soft_cap_beyond_all_scores_is_none(softcap, size) -> None:
+    problem = replace(PROBLEM, softcap=softcap, softcap_mode="always")
+    tensors = made(problem, size, size)
     out, lse = launch(problem, tensors)
     exact, exact_lse = expected(problem, tensors)
     assert relative_error(out, exact) <= FLOAT32

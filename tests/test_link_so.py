@@ -20,6 +20,7 @@ from pyfmha.aot.link_so import group
 from pyfmha.arch import parse_archs
 from pyfmha.errors import ManifestError, OutputError, SpecError, ToolchainError
 from pyfmha.families import library_specs
+from pyfmha.hopper import DECODE_KERNEL
 from pyfmha.manifest import SCHEMA, Manifest, read_manifest
 
 SIGNATURE = "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024"
@@ -242,9 +243,11 @@ class TestWhatGoesTogether:
 
         assert found == group(given, in_order=False)["fmha_fwd_d128_fp16"][0]
         assert [bool(v.spec.archs) for v in found] == [bool(spec.archs) for spec in wanted]
-        conditions = [len(v.spec.requires) for v in found]
+        assert found[0].spec.kernel == DECODE_KERNEL
+        conditions = [len(v.spec.requires) for v in found[1:]]
         assert conditions == sorted(conditions, reverse=True)
         assert conditions[0] > conditions[1]
+        assert [v.spec for v in found[:2]] == wanted[:2], "short causal rows, before any"
         assert found[-1].spec.unconditional
 
     def test_linking_files_in_any_order_gives_one_library(

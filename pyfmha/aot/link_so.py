@@ -137,10 +137,11 @@ def _served(spec: KernelSpec) -> object:
 def _rank(spec: KernelSpec) -> tuple[int, ...]:
     """Where a variant belongs among those of its algorithm: not after one that serves all its calls and others.
 
-    Those for some architectures alone come first, then those with more conditions, then those with more hints.
+    Those for some architectures alone come first: in clusters, which are for the few large rows that would leave most
+    of a device idle, then those with more conditions, then those with more hints.
     """
     hints = sum({None: 0, 8: 1}.get(argument.hint, 2) for argument in spec.arguments)
-    return len(spec.archs) or len(ARCHS) + 1, -len(set(spec.requires)), -len(spec.tensors), -hints
+    return len(spec.archs) or len(ARCHS) + 1, not spec.cluster, -len(set(spec.requires)), -len(spec.tensors), -hints
 
 
 def _as_tried(variants: Sequence[Handover]) -> list[Handover]:

@@ -624,8 +624,8 @@ def fmha_fwd_sm90(
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
-        noted = notes.index(part).load(NOTE)
-        if gl.max((noted != 0).to(gl.int32), 0) != 0:
+        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
+        if noted != 0:
             tensors = (Out, Lse, Q, K, V)
             strides = (
                 (q_stride_b, q_stride_h, q_stride_s),
@@ -634,7 +634,7 @@ def fmha_fwd_sm90(
                 (out_stride_b, out_stride_h, out_stride_s),
             )
             for turn in range(_tile_count(row_tiles, batch_size * num_heads, CAUSAL)):
-                if gl.max((noted >> (turn % NOTES)) & 1, 0) != 0:
+                if ((noted >> (turn % NOTES)) & 1) != 0:
                     row_tile, head = _tile(turn, row_tiles, batch_size * num_heads, CAUSAL)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):

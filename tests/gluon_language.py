@@ -76,6 +76,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "minimum": _extreme(np.minimum, np.fmin),
         "maximum": _extreme(np.maximum, np.fmax),
         "max": lambda x, axis: tensor(np.fmax.reduce(np.asarray(x), axis)),
+        "reduce_or": lambda x, axis: tensor(np.bitwise_or.reduce(np.asarray(x), axis)),
         "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=np.asarray(x).dtype)),
         "where": _where,
         "exp2": _quiet(np.exp2),

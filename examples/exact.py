@@ -7,7 +7,7 @@ import numpy as np
 from pyfmha.reference import LIMITS, attend, relative_error
 from pyfmha.run import to_float, to_storage
 from pyfmha.trt.config import EngineConfig
-from pyfmha.verify_cases import LSE_LIMIT
+from pyfmha.verify_cases import LSE_LIMIT, lse_error
 
 Arrays = dict[str, Any]
 
@@ -93,20 +93,11 @@ def judge(config: EngineConfig, results: Arrays, exact: Arrays) -> list[tuple[st
     error = relative_error(to_float(out, config.dtype), exact["Out"])
     verdicts = [(f"{list(out.shape)} {config.dtype}: relative error {error:.1e} against float64", error, limit)]
     if config.return_lse:
-        lse_error = _lse_error(results["Lse"], exact["Lse"])
-        text = f"log-sum-exp {list(results['Lse'].shape)}: error {lse_error:.1e} of 1 + its size"
-        verdicts.append((text, lse_error, LSE_LIMIT))
+        off = lse_error(results["Lse"], exact["Lse"])
+        text = f"log-sum-exp {list(results['Lse'].shape)}: error {off:.1e} of 1 + its size"
+        verdicts.append((text, off, LSE_LIMIT))
     return [(f"{text}, limit {most:.0e}: {_verdict(found <= most)}", found <= most) for text, found, most in verdicts]
 
 
 def _verdict(passed: bool) -> str:
     return "passed" if passed else "FAILED"
-
-
-def _lse_error(found: Any, exact: Any) -> float:
-    """The largest, for each 1 + its size; infinite unless just the rows without keys are minus infinity."""
-    empty = np.isneginf(exact)
-    if not np.array_equal(np.isneginf(found), empty):
-        return float("inf")
-    difference = np.abs(found[~empty] - exact[~empty]) / (1 + np.abs(exact[~empty]))
-    return float(difference.max(initial=0.0))

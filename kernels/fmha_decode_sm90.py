@@ -12,16 +12,12 @@ queries its 8 columns. As time goes into memory, all arithmetic is the safe one 
 gives NaN or infinity.
 """
 
+from fmha_sm90 import FLOAT_MAX, LN_2, LOG2_E, LOWEST, row_powers
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 
-LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
-LN_2: gl.constexpr = gl.constexpr(0.6931471805599453)
-FLOAT_MAX: gl.constexpr = gl.constexpr(3.4028234663852886e38)
 BFLOAT16_MAX: gl.constexpr = gl.constexpr(3.3895313892515355e38)
-# Below every score, yet near enough that the difference is finite: -2**126.
-LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)
 WIDE_SHIFT: gl.constexpr = gl.constexpr(24.0)
 HEADS: gl.constexpr = gl.constexpr(8)  # of one program: the least N of wgmma
 RANKS: gl.constexpr = gl.constexpr(8)  # the largest cluster that every device takes
@@ -111,11 +107,9 @@ def _get(address):
 @gluon.jit
 def _normalise(q):
     """bf16 queries below 2**-10, so that no product with finite keys is below LOWEST, and what undoes it."""
-    largest = gl.max(gl.abs(q.to(gl.float32)), 1)
-    exponent = gl.minimum(gl.maximum(largest.to(gl.int32, bitcast=True) >> 23, 1), 253)
-    down = ((254 - exponent) << 23).to(gl.float32, bitcast=True)
-    undo = (exponent << 23).to(gl.float32, bitcast=True)
-    return (q.to(gl.float32) * down[:, None] * (1.0 / 4096.0)).to(q.dtype), undo
+    wide = q.to(gl.float32)
+    down, undo = row_powers(wide)
+    return (wide * down[:, None] * (1.0 / 4096.0)).to(q.dtype), undo
 
 
 @gluon.jit
@@ -190,9 +184,9 @@ def fmha_decode_sm90(
         kv_head = kv_head // parts
 
     # The queries first: asked for after K and V, they would come after them.
-    Q_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [WARPS, 1], [1, 0])
-    q_rows = first_head + gl.arange(0, HEADS, layout=gl.SliceLayout(1, Q_LAYOUT))
-    q_columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, Q_LAYOUT))
+    BY_ROW: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [WARPS, 1], [1, 0])
+    q_rows = first_head + gl.arange(0, HEADS, layout=gl.SliceLayout(1, BY_ROW))
+    q_columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, BY_ROW))
     q_place = batch.to(gl.int64) * q_stride_b + (kv_head * group + q_rows).to(gl.int64) * q_stride_h
     q = gl.load(
         Q + q_place[:, None] + q_columns[None, :],
@@ -270,7 +264,6 @@ def fmha_decode_sm90(
     sums = gl.zeros([BLOCK_N, HEADS], gl.float32, layout=S_LAYOUT)  # one for each thread and row
     acc = gl.zeros([BLOCK_D, HEADS], gl.float32, layout=S_LAYOUT)
     no_scores = gl.zeros([BLOCK_N, HEADS], gl.float32, layout=S_LAYOUT)
-    V_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [WARPS, 1], [1, 0])
     for turn in range(count):
         stage = turn % STAGES
         phase = (turn // STAGES) & 1
@@ -289,8 +282,8 @@ def fmha_decode_sm90(
         mbarrier.wait(v_ready.index(stage), phase)
         v = v_smem.index(stage).reshape([BLOCK_N, BLOCK_D])
         if (end < kv_len) & (left < BLOCK_N):  # padding may be NaN, which a weight of 0 does not undo
-            rows = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, V_LAYOUT))
-            v.store(gl.where((rows < left)[:, None], v.load(V_LAYOUT), 0.0))
+            rows = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, BY_ROW))
+            v.store(gl.where((rows < left)[:, None], v.load(BY_ROW), 0.0))
         fence_async_shared()
         gl.barrier()
         acc = warpgroup_mma(v.permute((1, 0)), p_smem.permute((1, 0)), acc)

@@ -169,6 +169,14 @@ def _block_count(end_row, kv_len, offset, BLOCK_N: gl.constexpr, CAUSAL: gl.cons
 
 
 @gluon.jit
+def _tile_blocks(row_tile, sizes, SHAPE: gl.constexpr):
+    """Key blocks that some row of a tile sees: those that are loaded for it."""
+    num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
+    end_row = gl.minimum((row_tile + 1) * (ROWS * SHAPE[2]), q_len)
+    return _block_count(end_row, kv_len, offset, SHAPE[1], SHAPE[4])
+
+
+@gluon.jit
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do."""
     BLOCK_D: gl.constexpr = SHAPE[0]
@@ -189,7 +197,7 @@ def _load(work, SHAPE: gl.constexpr):
         q_head = head % num_heads
         kv_head = q_head // group
         first_row = row_tile * (ROWS * CONSUMERS)
-        blocks = _block_count(gl.minimum(first_row + ROWS * CONSUMERS, q_len), kv_len, offset, BLOCK_N, CAUSAL)
+        blocks = _tile_blocks(row_tile, sizes, SHAPE)
         for block in range(blocks):
             key = (blocks - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
@@ -219,15 +227,12 @@ def _load(work, SHAPE: gl.constexpr):
 @gluon.jit
 def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
     CAUSAL: gl.constexpr = SHAPE[4]
     num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
     barriers = 40
     for turn in range(_tile_count(row_tiles, heads, CAUSAL)):
         row_tile, head = _tile(turn, row_tiles, heads, CAUSAL)
-        end_row = gl.minimum((row_tile + 1) * (ROWS * CONSUMERS), q_len)
-        barriers += 2 * _block_count(end_row, kv_len, offset, BLOCK_N, CAUSAL) + 8
+        barriers += 2 * _tile_blocks(row_tile, sizes, SHAPE) + 8
     for i in range(0, barriers, 16):
         _keep_up(i, 16, NAME, WARPS)
 
@@ -303,6 +308,14 @@ def _step(
 
 
 @gluon.jit
+def row_powers(q):
+    """Powers of two for rows in float32: one that brings the largest normal element to 1 to 4, and its inverse."""
+    largest = gl.max(gl.abs(q), 1)
+    exponent = gl.minimum(gl.maximum(largest.to(gl.int32, bitcast=True) >> 23, 1), 253)
+    return ((254 - exponent) << 23).to(gl.float32, bitcast=True), (exponent << 23).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
 def _compute_slowly(
     tensors,
     strides,
@@ -331,10 +344,7 @@ def _compute_slowly(
     kv_head = q_head // group
     q_rows = Q + batch * q_strides[0] + q_head * q_strides[1] + rows.to(gl.int64) * q_strides[2]
     q = gl.load(q_rows[:, None] + columns[None, :], mask=inside, other=0.0).to(gl.float32)
-    largest = gl.max(gl.abs(q), 1)
-    exponent = gl.minimum(gl.maximum(largest.to(gl.int32, bitcast=True) >> 23, 1), 253)
-    down = ((254 - exponent) << 23).to(gl.float32, bitcast=True)
-    undo = (exponent << 23).to(gl.float32, bitcast=True)
+    down, undo = row_powers(q)
     q = q * down[:, None] * (1.0 / 4096.0)
     # 2**13: 2**12 left over from q, and the halved k. Scale comes first, for undo * 2**13 may be infinite.
     row_scale = gl.minimum(gl.minimum(sm_scale * LOG2_E, FLOAT_MAX) * undo * 8192.0, FLOAT_MAX)
@@ -419,7 +429,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         tile_row = row_tile * (ROWS * CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
         rows = first_row + gl.arange(0, ROWS, layout=ROW_LAYOUT)
-        loaded = _block_count(gl.minimum(tile_row + ROWS * CONSUMERS, q_len), kv_len, offset, BLOCK_N, CAUSAL)
+        loaded = _tile_blocks(row_tile, sizes, SHAPE)
         if CAUSAL:
             ends = gl.minimum(rows + (offset + 1), kv_len)  # keys below it are visible to a row
             blocks = gl.minimum(_block_count(first_row + ROWS, kv_len, offset, BLOCK_N, CAUSAL), loaded)

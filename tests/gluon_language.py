@@ -9,6 +9,8 @@ import numpy as np
 from gluon_emulator import Machine
 from gluon_values import BF16, FP16, FP32, INT32, INT64, USES, Barrier, DType, Shared, Tensor, tensor
 
+KERNELS = Path(__file__).parents[1] / "kernels"
+
 
 def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
     if layout == "barrier":
@@ -135,6 +137,9 @@ def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
     modules = _modules(machine)
 
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if name not in modules:  # another kernel
+            modules[name] = types.ModuleType(name)
+            vars(modules[name]).update(load_kernel(KERNELS / f"{name}.py", machine))
         return modules[name]
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}

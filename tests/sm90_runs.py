@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gluon_emulator import Machine, launch
+from gluon_emulator import Deadlock, Machine, launch
 from gluon_language import load_kernel
 from gluon_values import BF16, DTYPES, FP32, INT32, Descriptor, Pointer, tensor
 
@@ -173,3 +173,13 @@ def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
     path = folder / "mutant.py"
     path.write_text(source.replace(right, wrong))
     return path
+
+
+def is_noticed(check: Callable[..., None], kernel: Path, problem: dict[str, Any]) -> bool:
+    """Whether some interleaving of 40 shows a fault of a kernel: a check of the problem fails, or hangs."""
+    for seed in range(40):
+        try:
+            check(source=kernel, seed=seed, **problem)
+        except (AssertionError, Deadlock):
+            return True
+    return False

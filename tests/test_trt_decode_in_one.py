@@ -10,7 +10,7 @@ import pytest
 from fake_cuda import FakeCuda
 from trt_double import Tensor
 from trt_double.binding import make_binding
-from trt_double.scene import DECODES, FORWARDS, Scene, _pair_standins, _standin
+from trt_double.scene import DECODES, FORWARDS, Scene, pair_standins, standin
 
 import pyfmha.trt
 from pyfmha.aot import build
@@ -33,8 +33,8 @@ def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fmha_fwd_d128_fp16 with the variant that decodes, and stand-ins for everything else."""
     decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
     assert decoder.kernel == DECODE_KERNEL
-    others = replace(_standin(FORWARDS[-1], 256), algorithm_name=decoder.algorithm_name)
-    specs = [decoder, others, others.generic(), *_pair_standins(DECODES[-1])]
+    others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoder.algorithm_name)
+    specs = [decoder, others, others.generic(), *pair_standins(DECODES[-1])]
     return build(specs, parse_archs(["sm_90", "sm_100"]), tmp_path_factory.mktemp("in_one"), jobs=2).library
 
 

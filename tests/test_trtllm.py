@@ -40,6 +40,15 @@ def machine(fake_driver: FakeCuda, attention_library_path: Path) -> Machine:
     return Machine(fake_driver.path, attention_library_path)
 
 
+def check_lines(done: subprocess.CompletedProcess[str], wanted: list[str]) -> None:
+    """A program ended well, and each line it printed has its text."""
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(wanted), lines
+    for line, text in zip(lines, wanted, strict=True):
+        assert text in line
+
+
 @pytest.mark.parametrize("arguments", [(), ("--dtype", "bfloat16"), ("--no-causal",)])
 def test_the_programs_build_and_run(machine: Machine, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     limits = ("--max_batch_size", "2", "--max_seq_len", "40")
@@ -139,8 +148,6 @@ except AttributeError as error:
 def test_the_layer_in_a_network(machine: Machine) -> None:
     done = machine.run("-c", LAYER)
 
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
     wanted = [
         "2 inputs; it takes Q, K, V, or one that holds all of them",
         "must be of type FLOAT, HALF, BF16, got Q",
@@ -150,9 +157,7 @@ def test_the_layer_in_a_network(machine: Machine) -> None:
         "Q, K and V must be [batch, heads, seq, head size]",
         "no attribute 'surprise'",
     ]
-    assert len(lines) == len(wanted), lines
-    for line, text in zip(lines, wanted, strict=True):
-        assert text in line
+    check_lines(done, wanted)
 
 
 FEATURES = """
@@ -223,8 +228,6 @@ def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Pa
 
     done = machine.run("-c", FEATURES, EXAMPLES / "exact.py")
 
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
     wanted = [
         "K [-1, 2, -1, 20] has heads 2, 4 was asked for",
         "softcap is -1.0; give a finite number above 0",
@@ -235,6 +238,4 @@ def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Pa
         "3 inputs; it takes Q, K, V, kv_lengths",
         "num_heads is 4, num_kv_heads 3; num_heads must be a multiple",
     ]
-    assert len(lines) == len(wanted), lines
-    for line, text in zip(lines, wanted, strict=True):
-        assert text in line
+    check_lines(done, wanted)

@@ -143,8 +143,10 @@ def _forward(problem: Problem, forms: Forms, found: Mapping[str, int], may_split
     pointers = _forward_pointers(problem, forms)
     sizes = f"batch {batch}, Sq {rows}, Skv {columns}" + (" in all" if features.cu_seqlens else "")
     counts = len(forms.inputs), len(forms.outputs)
-    values = [0 if pointer == NULL else _TYPICAL + pointer.offset for pointer in pointers] + [*call.scalars()]
-    decoding = decoding_for(call, in_one=in_one(values)) if may_split else None
+    decoding = decoding_for(call) if may_split else None
+    if decoding is not None:
+        addresses = [0 if pointer == NULL else _TYPICAL + pointer.offset for pointer in pointers]
+        decoding = decoding_for(call, in_one=in_one([*addresses, *call.scalars()]))
     if decoding is None:
         return Plan(pointers, call.scalars(), *counts, workspace_bytes=0, sizes=sizes)
     statistics = -(-decoding.partial_bytes // ALIGNMENT) * ALIGNMENT

@@ -53,7 +53,7 @@ FORWARD_KERNEL = Path(__file__).with_name("forward_kernel.py")
 DECODES = (Decode("fp16", SIZE), Decode("fp16", 128))
 
 
-def _pair_standins(pair: Decode) -> list[KernelSpec]:
+def pair_standins(pair: Decode) -> list[KernelSpec]:
     """The split with hints and without, and what combines."""
     arguments = tuple(Argument(name, kind.replace("T", pair.dtype)) for name, kind in decode.ARGUMENTS)
     hinted = tuple(Argument(a.name, a.type, 16 if a.name in ("Out", "Q", "K", "V") else None) for a in arguments)
@@ -83,15 +83,15 @@ def _pair_standins(pair: Decode) -> list[KernelSpec]:
 
 def build_decode_library(folder: Path) -> Path:
     """Stand-ins for ``fmha_fwd_*`` of two head sizes, of whose first there are two algorithms, and for decoding."""
-    first = [_standin(FORWARDS[0], block) for block in (256, 512)]  # as in the library without decoding
+    first = [standin(FORWARDS[0], block) for block in (256, 512)]  # as in the library without decoding
     wanted = [variant for spec in first for variant in (spec, spec.generic())]
-    wanted.append(_standin(FORWARDS[-1], 256).generic())
+    wanted.append(standin(FORWARDS[-1], 256).generic())
     for pair in DECODES:
-        wanted += _pair_standins(pair)
+        wanted += pair_standins(pair)
     return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
 
 
-def _standin(member: Forward, block: int) -> KernelSpec:
+def standin(member: Forward, block: int) -> KernelSpec:
     arguments = tuple(
         Argument(name, kind.replace("T", member.dtype), 16 if name in ("Out", "Q", "K", "V") else None)
         for name, kind in ARGUMENTS
@@ -114,7 +114,7 @@ def build_forward_library(folder: Path) -> Path:
     wanted = specs(MEMBERS[:1])
     for number, member in enumerate(FORWARDS):
         for block in (256, 512) if number == 0 else (256,):
-            spec = _standin(member, block)
+            spec = standin(member, block)
             wanted += [spec.generic()] if number else [spec, spec.generic()]
     return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
 

@@ -204,7 +204,7 @@ class Case:
 
 
 def lse_error(found: Any, exact: Any) -> float:
-    """Error of a log-sum-exp, the largest for each 1 + its size; infinite unless it is -inf just where no key is seen."""
+    """Error of a log-sum-exp, the largest for each 1 + its size; infinite where -inf is not where it should be."""
     empty = np.isneginf(exact)
     if not np.array_equal(np.isneginf(found), empty):
         return float("inf")

@@ -1,9 +1,10 @@
 """Attention forward for Hopper (sm_90) in Gluon: TMA, warp-specialised, FlashAttention-3 shaped.
 
-The same function as fmha_fwd.py for dense batches of fp16 and bf16 without window and soft cap, see its docstring for
-the arguments. The algorithm is that of Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring
-of K and V blocks; each consumer warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and
-lets the product of the last block's weights with V run while it takes the exponentials of the next block.
+The same function as fmha_fwd.py for dense batches of fp16 and bf16 without soft cap, see its docstring for the
+arguments. Compiled GENERAL it serves lengths and windows of any width, else full or causal attention alone, faster. The
+algorithm is that of Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring of K and V blocks;
+each consumer warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and lets the product of
+the last block's weights with V run while it takes the exponentials of the next block.
 
 Programs are persistent: program p of n takes the tiles p, n + p, 2n + p, ...; of causal attention pairs of tiles, a
 long one and a short one, so that every program gets as much to do. Programs beside each other share heads, which thus
@@ -20,6 +21,7 @@ input takes the same path, hundreds of times slower.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -40,7 +42,16 @@ SLOW_ROWS: gl.constexpr = gl.constexpr(16)  # computed at a time where it is slo
 # A row notes the tiles to compute again in the bits of a word. Where a program has more, several share a bit, and are
 # then all computed again.
 NOTES: gl.constexpr = gl.constexpr(32)
+# Q is read and Out written once: their lines make room first, and those of K and V, which other programs read, stay.
+ONCE: gl.constexpr = gl.constexpr(CachePolicy(l2=FractionalEvictionPolicy("evict_first", 1.0)))
+# A window without a bound: further than any two places of sequences of at most 2**28.
+UNBOUNDED: gl.constexpr = gl.constexpr(2**29)
 NOTE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
+# How tiles are dealt out: one by one; in pairs of one head; in pairs of two heads, by which programs read half as many
+# heads at a time, and long and short tiles run side by side.
+SINGLES: gl.constexpr = gl.constexpr(0)
+PAIRS_OF_A_HEAD: gl.constexpr = gl.constexpr(1)
+PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
@@ -116,35 +127,49 @@ def _copy(x, zero):
     return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2)
 
 
+@gluon.constexpr_function
+def _order(causal, two_heads):
+    return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
+
+
 @gluon.jit
-def _tile_count(row_tiles, heads, CAUSAL: gl.constexpr):
-    """How many of all tiles this program takes."""
-    tiles = row_tiles * heads
+def _share(count):
+    """How many of a number of units, dealt out one by one, this program gets."""
     program = gl.program_id(0)
     programs = gl.num_programs(0)
-    count = tiles // programs + (program < tiles % programs).to(gl.int32)
-    if CAUSAL:
-        if tiles > programs:
-            units = (tiles + 1) // 2
-            count = 2 * (units // programs + (program < units % programs).to(gl.int32))
+    return count // programs + (program < count % programs).to(gl.int32)
+
+
+@gluon.jit
+def _tile_count(row_tiles, heads, ORDER: gl.constexpr):
+    """How many of all tiles this program takes."""
+    tiles = row_tiles * heads
+    count = _share(tiles)
+    if ORDER == PAIRS_OF_A_HEAD:
+        if tiles > gl.num_programs(0):
+            units = tiles - tiles // 2
+            count = 2 * _share(units)
             # The last unit may be a single tile.
-            count -= ((tiles % 2 != 0) & (program == (units - 1) % programs)).to(gl.int32)
+            count -= ((tiles % 2 != 0) & (gl.program_id(0) == (units - 1) % gl.num_programs(0))).to(gl.int32)
+    if ORDER == PAIRS_OF_TWO_HEADS:
+        count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
     return count
 
 
 @gluon.jit
-def _tile(turn, row_tiles, heads, CAUSAL: gl.constexpr):
+def _tile(turn, row_tiles, heads, ORDER: gl.constexpr):
     """The turn-th tile of this program: its place among the tiles of rows, and its head of batch * heads.
 
-    Causal tiles, where there are more than programs, go in units of two that together are as long as every other unit:
-    a long one and a short one of the same head. An odd number of tiles a head leaves one in the middle, which goes
-    with that of the next head.
+    Pairs are units of two tiles that together are as long as every other unit: a long one and a short one. Of the same
+    head, where there are more tiles than programs; an odd number of tiles a head leaves one in the middle, which goes
+    with that of the next head. Or of two heads side by side; of an odd number of heads the last one's tiles
+    come last, one by one.
     """
     programs = gl.num_programs(0)
     unit = turn * programs + gl.program_id(0)
     head = unit // row_tiles
     row_tile = unit % row_tiles
-    if CAUSAL:
+    if ORDER == PAIRS_OF_A_HEAD:
         if row_tiles * heads > programs:
             unit = turn // 2 * programs + gl.program_id(0)
             odd = row_tiles % 2  # then two heads share their units
@@ -156,70 +181,137 @@ def _tile(turn, row_tiles, heads, CAUSAL: gl.constexpr):
                 index = (row_tiles << shared) - 1 - index
             row_tile = row_tiles - 1 - (index >> shared)
             head = first_head + (index & shared)
+    if ORDER == PAIRS_OF_TWO_HEADS:
+        pairs = heads // 2
+        singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
+        unit = (turn + singles) // 2 * programs + gl.program_id(0)
+        pair = unit // row_tiles
+        row_tile = row_tiles - 1 - unit % row_tiles
+        head = 2 * pair
+        if (pair < pairs) & (turn % 2 != 0):
+            head += 1
+            row_tile = row_tiles - 1 - row_tile
     return row_tile, head
 
 
 @gluon.jit
-def _block_count(end_row, kv_len, offset, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """Key blocks that the rows below end_row see, but at least one, which then counts for nothing."""
-    end = kv_len
-    if CAUSAL:
-        end = gl.minimum(kv_len, end_row + offset)
-    return gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
+def _sequence(sizes, head, SHAPE: gl.constexpr):
+    """The sequence of a head: its queries and keys, and which keys query i sees where there are masks: those up to
+    i + newest and, if GENERAL, from i + oldest on."""
+    GENERAL: gl.constexpr = SHAPE[10]
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    bottom_right, q_lengths, kv_lengths, window_left, window_right = bounds
+    if GENERAL:
+        batch = head // num_heads
+        if q_lengths.to(gl.int64) != 0:
+            q_len = gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)
+        if kv_lengths.to(gl.int64) != 0:
+            kv_len = gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)
+    offset = bottom_right * (kv_len - q_len)
+    oldest = offset
+    newest = offset
+    if GENERAL:
+        oldest -= gl.minimum(gl.where(window_left < 0, UNBOUNDED, window_left), UNBOUNDED)
+        newest += gl.minimum(gl.where(window_right < 0, UNBOUNDED, window_right), UNBOUNDED)
+    return q_len, kv_len, oldest, newest
 
 
 @gluon.jit
-def _tile_blocks(row_tile, sizes, SHAPE: gl.constexpr):
+def _blocks(first_row, end_row, sequence, SHAPE: gl.constexpr):
+    """The blocks of keys that the rows first_row to end_row see, as their first and the one past the last; but at least
+    one, which then counts for nothing."""
+    BLOCK_N: gl.constexpr = SHAPE[1]
+    CAUSAL: gl.constexpr = SHAPE[4]
+    GENERAL: gl.constexpr = SHAPE[10]
+    q_len, kv_len, oldest, newest = sequence
+    end = kv_len
+    if CAUSAL:
+        end = gl.minimum(kv_len, gl.minimum(end_row, q_len) + newest)
+    end = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
+    first = 0
+    if GENERAL:
+        first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)
+    return first, end
+
+
+@gluon.jit
+def _tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
     """Key blocks that some row of a tile sees: those that are loaded for it."""
-    num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
-    end_row = gl.minimum((row_tile + 1) * (ROWS * SHAPE[2]), q_len)
-    return _block_count(end_row, kv_len, offset, SHAPE[1], SHAPE[4])
+    first_row = row_tile * (ROWS * SHAPE[2])
+    return _blocks(first_row, first_row + ROWS * SHAPE[2], sequence, SHAPE)
+
+
+@gluon.jit
+def _load_v(work, place, step, SHAPE: gl.constexpr):
+    """The block of V of one step."""
+    V_STAGES: gl.constexpr = SHAPE[8]
+    descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
+    q_desc, k_desc, v_desc, out_desc = descriptors
+    q_smem, k_smem, v_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
+    batch, head, key = place
+    stage = step % V_STAGES
+    mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
+    mbarrier.expect(v_ready.index(stage), SHAPE[1] * SHAPE[0] * 2)
+    tma.async_load(v_desc, [batch, head, key, 0], v_ready.index(stage), v_smem.index(stage))
 
 
 @gluon.jit
 def _load(work, SHAPE: gl.constexpr):
-    """The producer, which loads what the consumers use in the order in which they do."""
+    """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
+    too, so that the first keys of a tile are asked for before the last values of the one before."""
     BLOCK_D: gl.constexpr = SHAPE[0]
     BLOCK_N: gl.constexpr = SHAPE[1]
     CONSUMERS: gl.constexpr = SHAPE[2]
     STAGES: gl.constexpr = SHAPE[3]
-    CAUSAL: gl.constexpr = SHAPE[4]
+    ORDER: gl.constexpr = SHAPE[9]
     Q_SLOTS: gl.constexpr = SHAPE[6]
     descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
-    num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     step = 0
-    for turn in range(_tile_count(row_tiles, heads, CAUSAL)):
-        row_tile, head = _tile(turn, row_tiles, heads, CAUSAL)
+    v_place = (0, 0, 0)
+    for turn in range(_tile_count(row_tiles, heads, ORDER)):
+        row_tile, head = _tile(turn, row_tiles, heads, ORDER)
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
         first_row = row_tile * (ROWS * CONSUMERS)
-        blocks = _tile_blocks(row_tile, sizes, SHAPE)
-        for block in range(blocks):
-            key = (blocks - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
+        first_block, end_block = _tile_blocks(row_tile, _sequence(sizes, head, SHAPE), SHAPE)
+        for block in range(end_block - first_block):
+            key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
             phase = ((step // STAGES) & 1) ^ 1
+            if CONSUMERS == 1:
+                # All programs start at once, two an SM: what each needs first should not queue behind what can wait.
+                if step == 1:
+                    mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D * 2)
             tma.async_load(k_desc, [batch, kv_head, key, 0], k_ready.index(stage), k_smem.index(stage))
+            if Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
+                if step > 0:
+                    _load_v(work, v_place, step - 1, SHAPE)
             if block == 0:  # after the first keys, which need not wait for the rows of a tile before
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
                     mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D * 2)
                     place = [batch, q_head, first_row + c * ROWS, 0]
-                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot))
-            mbarrier.wait(v_free.index(stage), phase)
-            mbarrier.expect(v_ready.index(stage), BLOCK_N * BLOCK_D * 2)
-            tma.async_load(v_desc, [batch, kv_head, key, 0], v_ready.index(stage), v_smem.index(stage))
+                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
+            if Q_SLOTS > 1:
+                if step > 0:
+                    _load_v(work, v_place, step - 1, SHAPE)
+            v_place = (batch, kv_head, key)
             step += 1
             if CONSUMERS == 1:
                 _keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
             _keep_up(step, 8, 13, 1)
+    if step > 0:
+        _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
         _keep_up(step, 40, 13, 1)
 
@@ -227,12 +319,13 @@ def _load(work, SHAPE: gl.constexpr):
 @gluon.jit
 def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
-    CAUSAL: gl.constexpr = SHAPE[4]
-    num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
+    ORDER: gl.constexpr = SHAPE[9]
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     barriers = 40
-    for turn in range(_tile_count(row_tiles, heads, CAUSAL)):
-        row_tile, head = _tile(turn, row_tiles, heads, CAUSAL)
-        barriers += 2 * _tile_blocks(row_tile, sizes, SHAPE) + 8
+    for turn in range(_tile_count(row_tiles, heads, ORDER)):
+        row_tile, head = _tile(turn, row_tiles, heads, ORDER)
+        first_block, end_block = _tile_blocks(row_tile, _sequence(sizes, head, SHAPE), SHAPE)
+        barriers += 2 * (end_block - first_block) + 8
     for i in range(0, barriers, 16):
         _keep_up(i, 16, NAME, WARPS)
 
@@ -246,15 +339,19 @@ def _partial_sums(weights, BLOCK_N: gl.constexpr):
 
 @gluon.jit
 def _weigh(
-    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr
+    scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr,
 ):  # fmt: skip
     """Weights of one block of keys, and the running maximum (in units of log2, plus shift) and sums with it.
 
-    Where masked, a row sees only the keys below its end.
+    Where masked, a row sees only the keys below its end and, if GENERAL, from its begin on.
     """
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-        scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+        visible = columns[None, :] < (ends - key)[:, None]
+        if GENERAL:
+            visible = visible & (columns[None, :] >= (begins - key)[:, None])
+        scores = gl.where(visible, scores, float("-inf"))
     m_new = gl.maximum(m, gl.max(scores, 1) * scale + shift)
     weights = gl.exp2(scores * scale - m_new[:, None])
     alpha = gl.exp2(m - m_new)
@@ -264,8 +361,47 @@ def _weigh(
 
 
 @gluon.jit
+def _weigh_half(
+    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr
+):  # fmt: skip
+    """As `_weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
+    HALF: gl.constexpr = BLOCK_N // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
+    near = gl.convert_layout(near, LAYOUT, assert_trivial=True)
+    zeros = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
+    before = _partial_sums(zeros, HALF)
+    m = gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True)
+    ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
+    before = gl.convert_layout(row_sum, before.type.layout, assert_trivial=True)
+    near, m, sums, alpha = _weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False)
+    weights = gl.join(near, zeros).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
+    weights = gl.convert_layout(weights, S_LAYOUT, assert_trivial=True)
+    m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
+    alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
+    return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha
+
+
+@gluon.jit
+def _drop_padding(v_block, count, BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Set to zero what follows the first `count` rows of a block of V: padding behind a sequence may be
+    NaN, which a weight of 0 does not undo. Each consumer does so for itself, as none may wait for another here."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
+    HEIGHT: gl.constexpr = 16
+    rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
+    v = v_block.reshape([BLOCK_N, BLOCK_D])
+    for first in gl.static_range(0, BLOCK_N, HEIGHT):
+        if count < first + HEIGHT:
+            part = v.slice(first, HEIGHT)
+            part.store(gl.where((rows < count - first)[:, None], part.load(LAYOUT), 0.0))
+    fence_async_shared()
+    gl.barrier()
+
+
+@gluon.jit
 def _step(
-    acc, p, m, row_sum, q, shared, barriers, step, scale, shift: gl.constexpr, ends, key, masked, zero,
+    acc, p, m, row_sum, q, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked, values, zero,
     CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
@@ -276,16 +412,22 @@ def _step(
     STAGES: gl.constexpr = SHAPE[3]
     PING_PONG: gl.constexpr = SHAPE[5]
     LATE: gl.constexpr = SHAPE[7]
+    V_STAGES: gl.constexpr = SHAPE[8]
+    GENERAL: gl.constexpr = SHAPE[10]
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
     stage = step % STAGES
-    before = (step - 1) % STAGES
+    before = (step - 1) % V_STAGES
+    if GENERAL:
+        if values - key < 2 * BLOCK_N:
+            mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)
+            _drop_padding(v_smem.index(before), values - key - BLOCK_N, BLOCK_D, BLOCK_N)
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     if PING_PONG:
         m = _take_turn(m, CONSUMER)
     k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
     scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
-    mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)
+    mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)
     # In the shadow of the product above: converted or, where registers are few, copied to where wgmma reads them.
     if LATE:
         p = p.to(v_smem.dtype)
@@ -297,7 +439,9 @@ def _step(
         m = _pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
-    next_p, m, row_sum, alpha = _weigh(scores, m, row_sum, scale, shift, ends, key, masked, S_LAYOUT, BLOCK_N)
+    next_p, m, row_sum, alpha = _weigh(
+        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL
+    )
     row_sum = _hold(row_sum)
     if not LATE:
         next_p = next_p.to(v_smem.dtype)
@@ -324,17 +468,20 @@ def _compute_slowly(
     first_row,
     head_size,
     sm_scale,
-    BLOCK_D: gl.constexpr,
-    CAUSAL: gl.constexpr,
+    SHAPE: gl.constexpr,
 ):
     """A few rows of one head, key by key, finite for any finite input; writes Out and Lse itself.
 
     As fmha_triton.py does it: powers of two bring q, row by row, and k and v into range; scores are subtracted before
     they are scaled.
     """
+    BLOCK_D: gl.constexpr = SHAPE[0]
+    CAUSAL: gl.constexpr = SHAPE[4]
+    GENERAL: gl.constexpr = SHAPE[10]
     Out, Lse, Q, K, V = tensors
     q_strides, k_strides, v_strides, out_strides = strides
-    num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    q_n, kv_n, oldest, newest = _sequence(sizes, head, SHAPE)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
     rows = first_row + gl.arange(0, SLOW_ROWS, layout=gl.SliceLayout(1, LAYOUT))
     columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, LAYOUT))
@@ -352,18 +499,26 @@ def _compute_slowly(
     m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     acc = gl.zeros([SLOW_ROWS, BLOCK_D], gl.float32, layout=LAYOUT)
+    begin = 0
+    end = kv_n
+    if CAUSAL:
+        end = gl.minimum(kv_n, gl.minimum(first_row + SLOW_ROWS, q_n) + newest)
+    if GENERAL:
+        begin = gl.maximum(first_row + oldest, 0)
     k_row = K + batch * k_strides[0] + kv_head * k_strides[1] + columns
     v_row = V + batch * v_strides[0] + kv_head * v_strides[1] + columns
-    end = kv_len
-    if CAUSAL:
-        end = gl.minimum(kv_len, gl.minimum(first_row + SLOW_ROWS, q_len) + offset)
-    for key in range(end):
+    if GENERAL:
+        k_row += begin.to(gl.int64) * k_strides[2]
+        v_row += begin.to(gl.int64) * v_strides[2]
+    for key in range(begin, end):
         k = gl.load(k_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
         v = gl.load(v_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
         score = gl.sum(q * k[None, :], 1)
-        visible = rows < q_len
+        visible = rows < q_n
         if CAUSAL:
-            visible = visible & (key <= rows + offset)
+            visible = visible & (key <= rows + newest)
+        if GENERAL:
+            visible = visible & (key >= rows + oldest)
         m_new = gl.maximum(m, gl.where(visible, score, LOWEST))
         p = gl.where(visible, gl.exp2((score - m_new) * row_scale - shift), 0.0)
         alpha = gl.exp2((m - m_new) * row_scale)
@@ -406,6 +561,10 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     PING_PONG: gl.constexpr = SHAPE[5]
     Q_SLOTS: gl.constexpr = SHAPE[6]
     LATE: gl.constexpr = SHAPE[7]
+    V_STAGES: gl.constexpr = SHAPE[8]
+    ORDER: gl.constexpr = SHAPE[9]
+    GENERAL: gl.constexpr = SHAPE[10]
+    HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
@@ -414,7 +573,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
-    num_heads, group, q_len, kv_len, offset, row_tiles, heads = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     shift: gl.constexpr = _shift(v_smem.dtype)
     scale = gl.minimum(sm_scale * LOG2_E, FLOAT_MAX)
     if PING_PONG:
@@ -422,34 +581,49 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             _pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     step = 0
-    for turn in range(_tile_count(row_tiles, heads, CAUSAL)):
-        row_tile, head = _tile(turn, row_tiles, heads, CAUSAL)
+    for turn in range(_tile_count(row_tiles, heads, ORDER)):
+        row_tile, head = _tile(turn, row_tiles, heads, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
         tile_row = row_tile * (ROWS * CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
         rows = first_row + gl.arange(0, ROWS, layout=ROW_LAYOUT)
-        loaded = _tile_blocks(row_tile, sizes, SHAPE)
+        sequence = _sequence(sizes, head, SHAPE)
+        q_n, kv_n, oldest, newest = sequence
+        first_block, end_block = _tile_blocks(row_tile, sequence, SHAPE)
+        block = end_block - 1  # from right to left: the masked blocks first
+        begins = 0
+        unmasked_from = 0
         if CAUSAL:
-            ends = gl.minimum(rows + (offset + 1), kv_len)  # keys below it are visible to a row
-            blocks = gl.minimum(_block_count(first_row + ROWS, kv_len, offset, BLOCK_N, CAUSAL), loaded)
-            unmasked = gl.maximum(gl.minimum(first_row + offset + 1, kv_len), 0) // BLOCK_N
-            for _unused in range(loaded - blocks):  # keys only for the rows of the consumers below
+            ends = gl.minimum(rows + (newest + 1), kv_n)  # keys below it are visible to a row
+            if GENERAL:
+                ends = gl.where(rows < q_n, ends, 0)
+                begins = gl.maximum(rows + oldest, 0)
+                unmasked_from = (gl.maximum(first_row + (ROWS - 1) + oldest, 0) + (BLOCK_N - 1)) // BLOCK_N
+            unused, own_end = _blocks(first_row, first_row + ROWS, sequence, SHAPE)
+            own_end = gl.maximum(gl.minimum(own_end, end_block), first_block + 1)
+            unmasked = gl.maximum(gl.minimum(first_row + newest + 1, kv_n), 0) // BLOCK_N
+            if GENERAL:
+                unmasked = gl.where(first_row + ROWS <= q_n, unmasked, 0)
+            for _unused in range(end_block - own_end):  # keys only for the rows of the consumers below
                 if PING_PONG:
                     turn_taken = _take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
                     _pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
                 mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
                 mbarrier.arrive(k_free.index(step % STAGES), count=1)
-                mbarrier.wait(v_ready.index(step % STAGES), (step // STAGES) & 1)
-                mbarrier.arrive(v_free.index(step % STAGES), count=1)
+                mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
+                mbarrier.arrive(v_free.index(step % V_STAGES), count=1)
                 step += 1
+            block = own_end - 1
         else:
-            ends = rows * 0 + kv_len
-            blocks = loaded
-            unmasked = kv_len // BLOCK_N
+            ends = rows * 0 + kv_n
+            unmasked = kv_n // BLOCK_N
+        values = (block + 2) * BLOCK_N  # rows of V that are no padding
+        if GENERAL:
+            if kv_n < kv_len:
+                values = kv_n
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = _partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
-        block = blocks - 1  # from right to left: the masked blocks first
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
@@ -459,9 +633,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         )
         scores = warpgroup_mma_wait(0, deps=(scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
-        p, m, row_sum, alpha = _weigh(
-            scores, m, row_sum, scale, shift, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N
-        )
+        key = block * BLOCK_N
+        half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
+        if half:
+            p, m, row_sum, alpha = _weigh_half(scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N)
+        else:
+            masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
+            p, m, row_sum, alpha = _weigh(
+                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL
+            )
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -470,23 +650,29 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             p = p.to(v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
-        for _unused in range(1, blocks):
+        for _unused in range(block - first_block):
             block -= 1
             masked = block >= unmasked if CAUSAL else False
+            if GENERAL:
+                masked = masked | (block < unmasked_from)
             acc, p, m, row_sum = _step(
-                acc, p, m, row_sum, q, shared, barriers, step, scale, shift, ends, block * BLOCK_N, masked, zero,
+                acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block * BLOCK_N, masked,
+                values, zero,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
             step += 1
-        last = (step - 1) % STAGES
-        mbarrier.wait(v_ready.index(last), ((step - 1) // STAGES) & 1)
+        last = (step - 1) % V_STAGES
+        mbarrier.wait(v_ready.index(last), ((step - 1) // V_STAGES) & 1)
+        if GENERAL:
+            if values - block * BLOCK_N < BLOCK_N:
+                _drop_padding(v_smem.index(last), values - block * BLOCK_N, BLOCK_D, BLOCK_N)
         p = gl.convert_layout(p.to(v_smem.dtype), P_LAYOUT, assert_trivial=True)
         acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
-        leaving = (ends > 0) & (rows < q_len) & (in_range == 0)
+        leaving = (ends > begins) & (rows < q_len) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))
@@ -499,7 +685,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         out_part = q_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_D]).store(_narrow(acc * factor[:, None], v_smem.dtype))
         fence_async_shared()
-        tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part)
+        tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
         if Q_SLOTS == 1:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
@@ -563,7 +749,10 @@ def fmha_fwd_sm90(
     BLOCK_N: gl.constexpr,
     CONSUMERS: gl.constexpr,
     STAGES: gl.constexpr,
+    V_STAGES: gl.constexpr,
     CAUSAL: gl.constexpr,
+    TWO_HEADS: gl.constexpr,
+    GENERAL: gl.constexpr,
     PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -572,38 +761,55 @@ def fmha_fwd_sm90(
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
     Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q and Out, [1, 1, BLOCK_N, BLOCK_D] for K and V. window_right is 0
-    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. Lengths, ragged batches, softcap and
-    window_left are not served. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is
-    stored from the slot of its rows.
+    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. Ragged batches and softcap are not
+    served; lengths, window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len
+    of at most 2**28. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
+    see `_tile`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored from
+    the slot of its rows.
     """
-    offset = bottom_right * (kv_len - q_len)
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
-    sizes = (num_heads, group, q_len, kv_len, offset, row_tiles, batch_size * num_heads)
+    bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, batch_size * num_heads, bounds)
     descriptors = (q_desc, k_desc, v_desc, out_desc)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
     k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
-    v_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
         mbarrier.init(q_free.index(c), count=1)
     for s in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(s), count=1)
         mbarrier.init(k_free.index(s), count=CONSUMERS)
+    for s in gl.static_range(V_STAGES):
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_free.index(s), count=CONSUMERS)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free)
     work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged)
-    SHAPE: gl.constexpr = (BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, BLOCK_D + BLOCK_N <= 192)
+    LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
+    ORDER: gl.constexpr = _order(CAUSAL, TWO_HEADS)
+    SHAPE: gl.constexpr = (
+        BLOCK_D,
+        BLOCK_N,
+        CONSUMERS,
+        STAGES,
+        CAUSAL,
+        PING_PONG,
+        Q_SLOTS,
+        LATE,
+        V_STAGES,
+        ORDER,
+        GENERAL,
+    )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     if CONSUMERS == 1:
         gl.warp_specialize(
@@ -643,9 +849,9 @@ def fmha_fwd_sm90(
                 (v_stride_b, v_stride_h, v_stride_s),
                 (out_stride_b, out_stride_h, out_stride_s),
             )
-            for turn in range(_tile_count(row_tiles, batch_size * num_heads, CAUSAL)):
+            for turn in range(_tile_count(row_tiles, batch_size * num_heads, ORDER)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = _tile(turn, row_tiles, batch_size * num_heads, CAUSAL)
+                    row_tile, head = _tile(turn, row_tiles, batch_size * num_heads, ORDER)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        _compute_slowly(tensors, strides, sizes, head, row, head_size, sm_scale, BLOCK_D, CAUSAL)
+                        _compute_slowly(tensors, strides, sizes, head, row, head_size, sm_scale, SHAPE)

@@ -24,6 +24,8 @@ DECODE_KERNEL = "fmha_decode_sm90"
 DECODE_KERNEL_FILE = "fmha_decode_sm90.py"
 ROWS = 64
 """Queries of one consumer warpgroup."""
+LONGEST = 2**28
+"""Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +35,56 @@ class Setting:
     Attributes:
         block_n: keys of one step.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
-        stages: blocks of K and V in flight.
+        stages: blocks of K in flight.
+        v_stages: blocks of V in flight.
         q_slots: 2 to load the queries of the next tile while one is computed, or 1.
         programs: persistent programs for each multiprocessor; 0 for one program a tile.
+        two_heads: causal tiles in pairs of two heads, instead of one.
         ping_pong: whether consumers take turns at the tensor cores.
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
         consumer_registers, producer_registers: what each then has; a lone consumer takes the rest.
         requires: conditions beyond those of the kernel, where another setting serves better.
         masks: with which values of CAUSAL it is compiled.
+        general: whether it serves lengths, and windows of any width.
     """
 
     block_n: int
     consumers: int
     stages: int = 2
+    v_stages: int = 2
     q_slots: int = 2
     programs: int = 1
+    two_heads: bool = False
     ping_pong: bool = True
     maxnreg: int = 168
     consumer_registers: int = 240
     producer_registers: int = 24
     requires: tuple[str, ...] = ()
     masks: tuple[bool, ...] = (False, True)
+    general: bool = False
 
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends.
 SETTINGS: dict[int, tuple[Setting, ...]] = {
-    64: (Setting(128, 1, programs=2, maxnreg=128),),
-    128: (Setting(64, 1, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)), Setting(128, 2)),
-    256: (Setting(64, 2, q_slots=1),),
+    64: (
+        Setting(64, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len <= 384",), masks=(True,)),
+        Setting(
+            128, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len > 384", "q_len <= 512"), masks=(True,)
+        ),
+        Setting(128, 1, programs=2, maxnreg=128),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
+    ),
+    128: (
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
+        Setting(128, 2, v_stages=3),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
+    ),
+    256: (
+        Setting(64, 2, q_slots=1, masks=(False,)),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
+    ),
 }
 
 
@@ -73,7 +96,14 @@ SHARED_OF_SM = 227 * 1024
 """Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
 
 # What is built, for every call, and what else is worth trying.
-_BUILT = {size: tuple(replace(s, requires=(), masks=(False, True)) for s in made) for size, made in SETTINGS.items()}
+_BUILT = {
+    size: tuple(
+        dict.fromkeys(
+            replace(s, v_stages=2, two_heads=False, requires=(), masks=(False, True)) for s in made if not s.general
+        )
+    )
+    for size, made in SETTINGS.items()
+}
 _SWEPT = _BUILT | {
     64: (
         *_BUILT[64],
@@ -87,11 +117,13 @@ _SWEPT = _BUILT | {
 def sweep(padded: int) -> list[Setting]:
     """Settings worth timing on a GPU, for a padded head size: those that fit its shared memory."""
     made = []
-    for base, stages, q_slots, persistent in product(_SWEPT[padded], (2, 3), (2, 1), (True, False)):
-        rows = base.consumers * ROWS * q_slots + 2 * stages * base.block_n
+    for base, stages, v_stages, q_slots, persistent in product(_SWEPT[padded], (2, 3), (2, 3), (2, 1), (True, False)):
+        rows = base.consumers * ROWS * q_slots + (stages + v_stages) * base.block_n
         if base.programs * (rows * padded * 2 + 1024) > SHARED_OF_SM:
             continue
-        setting = replace(base, stages=stages, q_slots=q_slots, programs=base.programs if persistent else 0)
+        setting = replace(
+            base, stages=stages, v_stages=v_stages, q_slots=q_slots, programs=base.programs if persistent else 0
+        )
         made += [replace(setting, ping_pong=turns) for turns in ((True, False) if base.consumers > 1 else (False,))]
     return made
 
@@ -175,13 +207,19 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("BLOCK_N", setting.block_n),
         ("CONSUMERS", setting.consumers),
         ("STAGES", setting.stages),
+        ("V_STAGES", setting.v_stages),
         ("CAUSAL", causal),
+        ("TWO_HEADS", causal and setting.two_heads),
+        ("GENERAL", setting.general),
         ("PING_PONG", setting.ping_pong and setting.consumers > 1),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
     )
     tiles = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
+    most = f"num_sms * {setting.programs}"
+    if causal and setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
+        most = f"min({most}, max(num_sms, cdiv({tiles}, 2)))"
     return KernelSpec(
         source=base.source.with_name(KERNEL_FILE),
         kernel=KERNEL,
@@ -189,28 +227,23 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         arguments=tuple(Argument(argument.name, argument.type) for argument in base.arguments),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
-        grid=f"min(num_sms * {setting.programs}, {tiles})" if setting.programs else tiles,
+        grid=f"min({most}, {tiles})" if setting.programs else tiles,
         num_warps=4,
         num_stages=1,
         maxnreg=setting.maxnreg,
         archs=(ARCH,),
-        requires=(*_served(causal), *setting.requires),
+        requires=(*_served(causal, setting.general), *setting.requires),
         descriptors=_descriptors(padded, setting.block_n),
         algorithm_name=base.algorithm_name,
     )
 
 
-def _served(causal: bool) -> Sequence[str]:
+def _served(causal: bool, general: bool) -> Sequence[str]:
+    always = ("ragged == 0", "softcap == 0", "sm_scale > 0")
+    if general:
+        return (*always, f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
     right = 0 if causal else -1
-    return (
-        "q_lengths == 0",
-        "kv_lengths == 0",
-        "ragged == 0",
-        "softcap == 0",
-        "sm_scale > 0",
-        "window_left == -1",
-        f"window_right == {right}",
-    )
+    return (*always, "q_lengths == 0", "kv_lengths == 0", "window_left == -1", f"window_right == {right}")
 
 
 def _descriptors(padded: int, block_n: int) -> tuple[Descriptor, ...]:

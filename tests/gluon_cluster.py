@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from gluon_emulator import Machine, scalar
-from gluon_values import FP32, Barrier, Copy, Descriptor, DType, Shared, Tensor, tensor
+from gluon_values import FP32, Barrier, CachePolicy, Copy, Descriptor, DType, Shared, Tensor, tensor
 
 ADDRESS = 0x8000  # of the room that a kernel's assembly sets aside, in every program
 
@@ -103,11 +103,17 @@ class ClusterMachine(Machine):
         self.gone.add(me)
 
     def load_box(
-        self, descriptor: Descriptor, coordinates: Any, barrier: Any, target: Shared, pred: Any = True
+        self,
+        descriptor: Descriptor,
+        coordinates: Any,
+        barrier: Any,
+        target: Shared,
+        pred: Any = True,
+        cache_policy: CachePolicy | None = None,
     ) -> None:
         if pred:
             self.loading.add((self.local.me, id(barrier.array[0])))
-        super().load_box(descriptor, coordinates, barrier, target, pred)
+        super().load_box(descriptor, coordinates, barrier, target, pred, cache_policy)
 
     def wait(self, barrier: Any, parity: Any) -> None:
         super().wait(barrier, parity)

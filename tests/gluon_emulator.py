@@ -30,6 +30,7 @@ from gluon_values import (
     FP16,
     LARGEST,
     USES,
+    CachePolicy,
     Copy,
     Descriptor,
     DType,
@@ -169,8 +170,15 @@ class Machine:
         self.switch()
 
     def load_box(
-        self, descriptor: Descriptor, coordinates: Any, barrier: Any, target: Shared, pred: Any = True
+        self,
+        descriptor: Descriptor,
+        coordinates: Any,
+        barrier: Any,
+        target: Shared,
+        pred: Any = True,
+        cache_policy: CachePolicy | None = None,
     ) -> None:
+        _check_policy(cache_policy)
         if not pred:
             return
         assert target.array.shape == descriptor.box
@@ -186,7 +194,10 @@ class Machine:
         self.copies.append(Copy(getattr(self.local, "me", None), copy))
         self.switch()
 
-    def store_box(self, descriptor: Descriptor, coordinates: Any, source: Shared) -> None:
+    def store_box(
+        self, descriptor: Descriptor, coordinates: Any, source: Shared, cache_policy: CachePolicy | None = None
+    ) -> None:
+        _check_policy(cache_policy)
         store = Store(descriptor, coordinates, source)
         self.copies.append(store)
         self.local.stores.append(store)
@@ -274,6 +285,10 @@ class Machine:
         outside = getattr(self.local, "me", None) is None
         if outside and self.copies and self.random.random() < self.copy_rate:
             self._copy()
+
+
+def _check_policy(policy: Any) -> None:
+    assert policy is None or isinstance(policy, CachePolicy), "what is cached how is not said by a CachePolicy"
 
 
 def _hold(_found: Any, _dtype: Any, x: Tensor) -> Tensor:

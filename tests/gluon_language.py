@@ -7,7 +7,21 @@ from typing import Any
 
 import numpy as np
 from gluon_emulator import Machine
-from gluon_values import BF16, FP16, FP32, INT32, INT64, USES, Barrier, DType, Shared, Tensor, tensor
+from gluon_values import (
+    BF16,
+    FP16,
+    FP32,
+    INT32,
+    INT64,
+    USES,
+    Barrier,
+    CachePolicy,
+    DType,
+    FractionalEvictionPolicy,
+    Shared,
+    Tensor,
+    tensor,
+)
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 
@@ -46,6 +60,20 @@ def _where(condition: Any, a: Any, b: Any) -> Tensor:
     return chosen
 
 
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    assert x.ndim > 1, "a tensor is split along an axis besides others"
+    assert x.shape[-1] == 2, "a tensor is split along its last axis, of two values"
+    return x[..., 0], x[..., 1]
+
+
+def _join(a: Tensor, b: Tensor) -> Tensor:
+    assert a.shape == b.shape, "tensors of different shapes are joined"
+    assert a.dtype is b.dtype, "tensors of different types are joined"
+    joined = tensor(np.stack([a, b], -1))
+    joined.element = a.element
+    return joined
+
+
 def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **_: Any) -> Tensor:
         with np.errstate(all="ignore"):
@@ -81,6 +109,8 @@ def _language(machine: Machine) -> types.ModuleType:
         "reduce_or": lambda x, axis: tensor(np.bitwise_or.reduce(np.asarray(x), axis)),
         "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=np.asarray(x).dtype)),
         "where": _where,
+        "split": _split,
+        "join": _join,
         "exp2": _quiet(np.exp2),
         "log2": _quiet(np.log2),
         "abs": _quiet(np.abs),
@@ -111,6 +141,8 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
     gluon.jit, gluon.constexpr_function = lambda function: function, _constexpr_function
     gluon.language = gl
     vars(modules["triton.experimental"])["gluon"] = gluon
+    ampere: Any = types.ModuleType("ampere")
+    ampere.CachePolicy, ampere.FractionalEvictionPolicy = CachePolicy, FractionalEvictionPolicy
     hopper: Any = types.ModuleType("hopper")
     hopper.fence_async_shared = USES.fence
     hopper.mbarrier = types.SimpleNamespace(
@@ -128,6 +160,7 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
         **modules,
         "triton.experimental.gluon.language": gl,
         "triton.experimental.gluon.language.nvidia": types.ModuleType("nvidia"),
+        "triton.experimental.gluon.language.nvidia.ampere": ampere,
         "triton.experimental.gluon.language.nvidia.hopper": hopper,
     }
 

@@ -6,6 +6,7 @@ Elements of bf16 and fp16 are held as float32, rounded by `.to` and by assembly;
 import threading
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,13 @@ class Tensor(np.ndarray):
         plain = np.array(self)
         return tensor(plain.view(dtype.numpy)) if bitcast else converted(plain, dtype)
 
+    def permute(self, order: Sequence[int]) -> "Tensor":
+        return self.transpose(order)
+
     def __floordiv__(self, other: Any) -> Any:
-        quotient = np.abs(np.asarray(self)) // np.abs(np.asarray(other))
-        return tensor(np.where((np.asarray(self) < 0) == (np.asarray(other) < 0), quotient, -quotient), quotient.dtype)
+        a, b = np.asarray(self), np.asarray(other, np.asarray(self).dtype if isinstance(other, int) else None)
+        quotient, rest = np.divmod(a, b)
+        return tensor(quotient + ((rest != 0) & ((a < 0) != (b < 0))), quotient.dtype)
 
     def __rfloordiv__(self, other: Any) -> Any:
         return tensor(other, np.asarray(self).dtype) // self
@@ -99,6 +104,31 @@ def of_element(values: Any, dtype: DType | None) -> Tensor:
 def converted(values: Any, dtype: DType) -> Tensor:
     """Values rounded to an element type."""
     return of_element(dtype.rounded(values), dtype)
+
+
+@dataclass(frozen=True)
+class FractionalEvictionPolicy:
+    """Which lines of the L2 cache make room first."""
+
+    primary: str
+    fraction: float
+    secondary: str = "evict_unchanged"
+
+    def __post_init__(self) -> None:
+        first = "evict_unchanged", "evict_first"
+        assert self.primary in (*first, "evict_normal", "evict_last"), f"there is no eviction {self.primary}"
+        assert self.secondary in first, f"there is no second eviction {self.secondary}"
+        assert 0 < self.fraction <= 1, "of no lines, or of more than all"
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """How memory is cached: of TMA, in L2 alone."""
+
+    l2: FractionalEvictionPolicy
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.l2, FractionalEvictionPolicy)
 
 
 class Pointer:

@@ -43,6 +43,8 @@ def run(
     consumers: int = 2,
     block_n: int = 64,
     stages: int = 2,
+    v_stages: int = 2,
+    two_heads: bool = False,
     ping_pong: bool | None = None,
     q_slots: int = 2,
     programs: int = 1,
@@ -101,7 +103,9 @@ def run(
         BLOCK_N=block_n,
         CONSUMERS=consumers,
         STAGES=stages,
+        V_STAGES=v_stages,
         CAUSAL=bool(causal),
+        TWO_HEADS=two_heads,
         PING_PONG=consumers > 1 if ping_pong is None else ping_pong,
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
@@ -122,21 +126,47 @@ def check(dtype: str = "fp16", **problem: Any) -> None:
     np.testing.assert_allclose(lse, wanted_lse, rtol=1e-4, atol=1e-4)
 
 
-def check_schedule(row_tiles: int, heads: int, programs: int, causal: bool, source: Path = KERNEL) -> None:
-    """Every tile of every head is taken by one program, once, and no program has more than a unit more than another."""
+ORDERS = ("SINGLES", "PAIRS_OF_A_HEAD", "PAIRS_OF_TWO_HEADS")
+
+
+def check_schedule(row_tiles: int, heads: int, programs: int, order: str, source: Path = KERNEL) -> None:
+    """Every tile of every head is taken by one program, once, and no program has more than a unit more than another.
+
+    Args:
+        row_tiles: tiles of rows of a head.
+        heads: how many, over the batch.
+        programs: of the grid.
+        order: one of :data:`ORDERS`.
+        source: the kernel's file.
+    """
     machine = Machine(0)
     kernel = load_kernel(source, machine)
     machine.programs = programs
-    sizes = tensor(row_tiles, np.int32), tensor(heads, np.int32)
+    sizes = tensor(row_tiles, np.int32), tensor(heads, np.int32), kernel[order]
     taken: list[tuple[int, int]] = []
     work = []
+    paired = order != "SINGLES"
     for machine.program in range(programs):
-        count = int(kernel["_tile_count"](*sizes, causal))
-        tiles = [tuple(map(int, kernel["_tile"](tensor(turn, np.int32), *sizes, causal))) for turn in range(count)]
+        count = int(kernel["_tile_count"](*sizes))
+        tiles = [tuple(map(int, kernel["_tile"](tensor(turn, np.int32), *sizes))) for turn in range(count)]
         taken += tiles
-        work.append(sum(row_tile + 1 if causal else 1 for row_tile, _ in tiles))
+        work.append(sum(row_tile + 1 if paired else 1 for row_tile, _ in tiles))
+        if order == "PAIRS_OF_TWO_HEADS":
+            check_pairs(tiles, row_tiles, heads)
     assert sorted(taken) == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
-    assert max(work) - min(work) <= (row_tiles + 1 if causal else 1)
+    assert max(work) - min(work) <= (row_tiles + 1 if paired else 1)
+
+
+def check_pairs(tiles: list[tuple[int, int]], row_tiles: int, heads: int) -> None:
+    """What a program takes: pairs of two heads side by side, then single tiles of the last head where their number is
+    odd, from the longest."""
+    pairs = sum(head < heads // 2 * 2 for _, head in tiles) // 2
+    for (row, head), (other_row, other_head) in zip(tiles[: 2 * pairs : 2], tiles[1 : 2 * pairs : 2], strict=True):
+        assert head % 2 == 0
+        assert (other_row, other_head) == (row_tiles - 1 - row, head + 1)
+    singles = tiles[2 * pairs :]
+    assert all(head == heads - 1 for _, head in singles)
+    assert singles == sorted(singles, reverse=True)
 
 
 def loud(q: Any, k: Any, _v: Any) -> None:

@@ -56,7 +56,7 @@ def forward(dtype: str, head_size: int) -> KernelSpec:
 # to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for; 12 uses
 # are 2 % of a step's instructions, and all of those fit twice into the time of its products. At head size 256 the
 # accumulator alone has 128 of 240 registers; most of what is spilled there, the slow rows at the end spill.
-SPILLED = {(64, True, 1): (80, 0), (128, True, 2): (128, 12), (256, False, 2): (400, 2)}
+SPILLED = {(64, True, 1): (80, 0), (128, True, 2): (128, 12), (256, False, 2): (400, 2), (256, True, 2): (400, 2)}
 
 
 def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[str, tuple[KernelSpec, Budget]]:
@@ -81,7 +81,10 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
             )
             if causal in masks:
                 mask = "causal" if causal else "full"
-                kernels[f"hopper {dtype} {head_size} {mask} {setting.consumers}x{setting.block_n}"] = spec, budget
+                pairs = " in pairs of heads" if setting.two_heads else ""
+                name = f"hopper {dtype} {head_size} {mask} {setting.consumers}x{setting.block_n}{pairs}"
+                assert name not in kernels
+                kernels[name] = spec, budget
     return kernels
 
 
@@ -96,7 +99,7 @@ PRODUCTION = {
     "split fp16 128": (Decode("fp16", 128).specs()[0], Budget(2, "HMMA", 16)),
     **hopper_kernels("fp16", 64, (False, True)),
     **hopper_kernels("bf16", 128, (False, True)),
-    **hopper_kernels("fp16", 256, (False,)),
+    **hopper_kernels("fp16", 256, (False, True)),
 }
 HOPPER = [name for name in PRODUCTION if name.startswith("hopper")]
 

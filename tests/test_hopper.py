@@ -69,7 +69,9 @@ def test_plain_attention_is_launched_through_tma(
     assert k.sizes == v.sizes == (64, 300, 2, 2)
     in_bytes = {"bhsd": (128, 300 * 128, 8 * 300 * 128), "bshd": (8 * 128, 128, 300 * 8 * 128)}
     assert q.strides == in_bytes[layout]
-    assert (q.box, k.box) == ((64, 64, 1, 1), (64, 128, 1, 1))
+    block_n = dict(served_by(64, q_len=300, window_right=right).constants)["BLOCK_N"]
+    assert q.box == out.box == (64, 64, 1, 1)
+    assert k.box == v.box == (64, block_n, 1, 1)
 
 
 def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
@@ -80,6 +82,16 @@ def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibr
     ]
 
     assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 128, 2 * SMS, 2 * SMS)]
+
+
+def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    """But a program for each multiprocessor, where there are as many tiles, and no more than fit."""
+    launches = [
+        launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch, window_right=0))
+        for q_len, batch in ((65, 1), (1000, 1), (300, 4), (300, 8), (300, 200), (700, 2), (4096, 1))
+    ]
+
+    assert [launch.grid[0] for launch in launches] == [16, 128, SMS, 8 * 8 * 5 // 2, 2 * SMS, SMS, 2 * 128]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +226,9 @@ def test_settings_fit_their_kernels() -> None:
         decoding, *made = variants(Forward("bf16", size).specs()[-1], size)
         assert (decoding.kernel, decoding.cluster) == (DECODE, True)
         assert len(made) == sum(len(setting.masks) for setting in settings)
-        assert (settings[-1].requires, set(settings[-1].masks)) == ((), {False, True}), "the last one serves the rest"
+        for causal in (False, True):
+            *_, last = (setting for setting in settings if causal in setting.masks)
+            assert last.requires == (), "the last one serves the rest"
         for spec in (decoding, *made):
             assert spec.archs == ("sm_90",)
 
@@ -247,11 +261,30 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
+def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> None:
+    for q_len, right in ((2, 0), (512, 0), (513, 0), (8192, 0), (512, -1), (8192, -1)):
+        found = dict(served_by(64, q_len=q_len, window_right=right).constants)
+        assert (found["TWO_HEADS"], found["CAUSAL"]) == (right == 0 and q_len <= 512, right == 0)
+        assert found["BLOCK_N"] == (64 if right == 0 and q_len <= 384 else 128)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "right", "blocks"),
+    [(64, -1, (2, 2)), (64, 0, (2, 2)), (128, -1, (2, 3)), (128, 0, (2, 3)), (256, -1, (2, 2)), (256, 0, (2, 3))],
+)
+def test_more_blocks_of_values_are_in_flight_where_there_is_room(
+    head_size: int, right: int, blocks: tuple[int, int]
+) -> None:
+    for q_len in (512, 8192):
+        found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
+        assert (found["STAGES"], found["V_STAGES"]) == blocks
+
+
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("right", [-1, 0])
 def test_every_length_is_served(head_size: int, right: int) -> None:
     assert served_by(head_size, q_len=1, window_right=right).kernel == DECODE
-    for q_len in (2, 64, 1000, 1023, 1024, 1025, 4095, 4096, 1 << 20):
+    for q_len in (2, 64, 384, 385, 512, 513, 1000, 1023, 1024, 1025, 4095, 4096, 1 << 20):
         spec = served_by(head_size, q_len=q_len, window_right=right)
         assert (spec.kernel, dict(spec.constants)["CAUSAL"]) == (HOPPER, right == 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gluon_emulator import Machine
+from gluon_emulator import Deadlock, Machine
 from gluon_language import load_kernel
 from gluon_values import tensor
 from hypothesis import given, settings
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sm90_runs import (
     KERNEL,
     LOUD,
+    ORDERS,
     TOLERANCE,
     altered,
     check,
@@ -38,6 +39,8 @@ ONE_SLOT = {**DIAGONAL, "q_slots": 1}
 SHORT = {"q_len": 100, "kv_len": 50, "heads": 6}
 WIDE = {**DIAGONAL, "block_d": 128, "block_n": 128}
 FEW_KEYS = {**LOUD, "q_len": 70, "kv_len": 5, "heads": 1}
+STAGES = {**DIAGONAL, "v_stages": 3}
+HALF = {"heads": 1, "causal": "bottom-right", "block_n": 128, "consumers": 1, "q_len": 64, "kv_len": 64}
 MANY_TILES = {**LOUD, "change": loud_head, "q_len": 5, "heads": 35, "consumers": 1}
 
 
@@ -79,6 +82,78 @@ def test_shapes_layouts_and_settings(problem: dict[str, Any]) -> None:
     check(**problem)
 
 
+@pytest.mark.parametrize(("stages", "v_stages"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize("q_slots", [1, 2])
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_more_blocks_of_one_tensor_in_flight(consumers: int, q_slots: int, stages: int, v_stages: int) -> None:
+    for causal, seed in product((False, True, "bottom-right"), range(2)):
+        check(
+            **{"seed": seed, "consumers": consumers, "q_slots": q_slots, "stages": stages, "v_stages": v_stages},
+            **{"causal": causal, "q_len": 200, "kv_len": 330, "heads": 3, "programs": 2},
+        )
+
+
+@pytest.mark.parametrize("q_len", [1, 64, 130, 200, 448])
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_pairs_of_tiles_of_two_heads(heads: int, q_len: int) -> None:
+    for causal, block_n, programs in ((True, 128, 1), ("bottom-right", 64, 3)):
+        check(
+            **{"two_heads": True, "consumers": 1, "block_n": block_n, "causal": causal, "programs": programs},
+            **{"q_len": q_len, "kv_len": q_len + 30, "heads": heads},
+        )
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_pairs_of_tiles_of_two_heads_that_share_keys_in_a_batch(consumers: int) -> None:
+    problem = {"batch": 3, "heads": 3, "kv_heads": 1, "q_len": 150, "layout": "bshd", "v_stages": 3}
+
+    check(two_heads=True, causal=True, consumers=consumers, programs=4, **problem)
+
+
+# The rows of a tile, those of the second consumer where there are two; keys; and whether some tile takes a half alone.
+HALVES: dict[str, tuple[dict[str, Any], bool]] = {
+    "a half": ({}, True),
+    "one key more": ({"kv_len": 65}, False),
+    "one key less": ({"kv_len": 63}, True),
+    "one key": ({"kv_len": 1}, True),
+    "all keys": ({"kv_len": 128}, False),
+    "a block and a half": ({"kv_len": 192}, True),
+    "a key more than a block and a half": ({"kv_len": 193}, False),
+    "a key less than a block and a half": ({"kv_len": 191}, True),
+    "a key more than a block": ({"kv_len": 129}, True),
+    "from the left, a half": ({"causal": True, "kv_len": 300}, True),
+    "from the left, fewer keys than rows": ({"causal": True, "kv_len": 50}, True),
+    "few rows that see a half and more": ({"q_len": 5, "kv_len": 69}, False),
+    "tiles of a half and of a whole": ({"q_len": 200, "kv_len": 200, "heads": 3, "programs": 2}, True),
+    "rows without keys": ({"q_len": 100}, True),
+    "a tile without keys": ({"q_len": 150, "kv_len": 80}, True),
+    "a consumer that sees a half, and one that sees a whole": ({"q_len": 128, "kv_len": 128, "consumers": 2}, True),
+    "a consumer that sees a key more than a half, and one more than a whole": (
+        {"q_len": 128, "kv_len": 257, "consumers": 2},
+        True,
+    ),
+    "a half, and a consumer without rows": ({"consumers": 2}, True),
+    "a key more than a half, and a consumer without rows": ({"consumers": 2, "kv_len": 65}, False),
+    "no mask": ({"causal": False}, False),
+    "too wide for the registers": ({"block_d": 128}, False),
+    "narrow blocks": ({"block_n": 64, "kv_len": 32}, False),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_where_no_row_sees_the_second_half_of_the_first_block(case: str, tmp_path: Path) -> None:
+    changes, taken = HALVES[case]
+    counted = altered(KERNEL, "    near, far = gl.split(", "    assert False, 'taken'\n    _ = (", tmp_path)
+
+    for dtype in ("fp16", "bf16"):
+        check(**{**HALF, **changes, "dtype": dtype})
+    if taken:
+        with pytest.raises(AssertionError, match=r"^taken"):
+            run(source=counted, **{**HALF, **changes})
+    else:
+        run(source=counted, **{**HALF, **changes})
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_problem(data: st.DataObject) -> None:
@@ -94,12 +169,33 @@ def test_any_problem(data: st.DataObject) -> None:
         causal=data.draw(st.sampled_from([False, True, "bottom-right"])),
         consumers=consumers,
         stages=data.draw(st.integers(2, 3)),
+        v_stages=data.draw(st.integers(2, 3)),
+        two_heads=data.draw(st.booleans()),
+        block_n=data.draw(st.sampled_from([64, 128])),
         ping_pong=consumers > 1 and data.draw(st.booleans()),
         q_slots=data.draw(st.integers(1, 2)),
         programs=data.draw(st.integers(1, 5)),
         layout=data.draw(st.sampled_from(["bhsd", "bshd"])),
         head_size=8 * data.draw(st.integers(1, 8)),
     )
+
+
+def test_the_emulator_splits_and_joins_as_triton_does() -> None:
+    """Along the last axis, which has two values; each half a tensor of its own."""
+    gl: Any = load_kernel(KERNEL, Machine(0))["gl"]
+    values = tensor(np.arange(24).reshape(3, 4, 2), np.float32)
+
+    first, second = gl.split(values)
+    assert (first == np.arange(0, 24, 2).reshape(3, 4)).all()
+    assert (second == np.arange(1, 24, 2).reshape(3, 4)).all()
+    assert (gl.join(first, second) == values).all()
+    assert (gl.join(first, second).permute((2, 0, 1)) == np.stack([first, second])).all()
+    for wrong in (values.permute((2, 0, 1)), tensor([1.0, 2.0])):
+        with pytest.raises(AssertionError):
+            gl.split(wrong)
+    for wrong in (second[:, :2], tensor(second, np.int32)):
+        with pytest.raises(AssertionError):
+            gl.join(first, wrong)
 
 
 def test_lse_may_be_left_out() -> None:
@@ -129,9 +225,21 @@ def test_rows_beside_one_that_leaves_the_range_stay_right(consumers: int, causal
     check(dtype="bf16", q_len=200, kv_len=90, consumers=consumers, causal=causal, change=change)
 
 
-def test_more_tiles_than_notes_have_bits() -> None:
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_tiles_of_two_heads_are_computed_again(consumers: int) -> None:
+    for heads in (2, 3):
+
+        def change(q: Any, k: Any, v: Any, last: int = heads - 1) -> None:
+            loud(q[0, last], k[0, last], v)
+
+        problem = {**LOUD, "q_len": 200, "kv_len": 66, "heads": heads, "programs": 2, "change": change}
+        check(**problem, causal=True, two_heads=True, block_n=128, consumers=consumers)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_more_tiles_than_notes_have_bits(causal: bool) -> None:
     """Tiles then share a bit: those that need it are computed again, and others with them."""
-    check(**MANY_TILES)
+    check(**MANY_TILES, causal=causal, two_heads=causal)
 
 
 @pytest.mark.parametrize(("dtype", "change"), [("fp16", largest), ("bf16", largest_bf16)])
@@ -139,23 +247,28 @@ def test_a_mean_of_the_largest_values_is_not_rounded_to_infinity(dtype: str, cha
     check(dtype=dtype, change=change)
 
 
+@pytest.mark.parametrize("block_n", [64, 128])
 @pytest.mark.parametrize("consumers", [1, 2])
-def test_a_row_without_keys_is_zero_even_where_v_is_nan(consumers: int) -> None:
+def test_a_row_without_keys_is_zero_even_where_v_is_nan(consumers: int, block_n: int) -> None:
     def broken(_q: Any, _k: Any, v: Any) -> None:
         v[..., 40, 3] = np.nan
         v[..., 41, 4] = np.inf
 
-    out, lse, _, _ = run(q_len=150, kv_len=80, causal="bottom-right", consumers=consumers, change=broken)
+    problem = {"q_len": 150, "kv_len": 80, "causal": "bottom-right", "block_n": block_n, "change": broken}
+    out, lse, _, _ = run(**problem, consumers=consumers)
 
     assert (out[:, :, :70] == 0).all()
     assert np.isneginf(lse[:, :, :70]).all()
 
 
-def test_nan_stays_in_its_row() -> None:
+@pytest.mark.parametrize("settings", [{}, {"two_heads": True}, {"two_heads": True, "block_n": 128, "consumers": 1}])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nan_stays_in_its_row(wrong: float, settings: dict[str, Any]) -> None:
     def change(q: Any, _k: Any, _v: Any) -> None:
-        q[0, 0, 70, 3] = np.nan
+        q[0, 0, 70, 3] = wrong
 
-    out, lse, wanted, wanted_lse = run(q_len=150, causal=True, change=change)
+    with np.errstate(invalid="ignore"):  # of the reference
+        out, lse, wanted, wanted_lse = run(q_len=150, causal=True, change=change, **settings)
 
     assert np.isnan(out[0, 0, 70]).all()
     assert np.isnan(lse[0, 0, 70])
@@ -166,30 +279,40 @@ def test_nan_stays_in_its_row() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 20), st.booleans())
+@given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 20), st.sampled_from(ORDERS))
 def test_every_tile_is_taken_once_and_programs_get_as_much_to_do(
-    row_tiles: int, heads: int, programs: int, causal: bool
+    row_tiles: int, heads: int, programs: int, order: str
 ) -> None:
-    check_schedule(row_tiles, heads, programs, causal)
+    check_schedule(row_tiles, heads, programs, order)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 1)])
-def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, causal: bool) -> None:
+@pytest.mark.parametrize("row_tiles", range(1, 10))
+def test_tiles_of_two_heads_are_dealt_out_to_few_programs_and_to_many(row_tiles: int) -> None:
+    for heads in range(1, 6):
+        tiles = row_tiles * heads
+        for programs in {1, 2, 3, 5, max(tiles // 2, 1), tiles, tiles + 3}:
+            check_schedule(row_tiles, heads, programs, "PAIRS_OF_TWO_HEADS")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 2)])
+def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, order: str) -> None:
     machine = Machine(0)
     kernel = load_kernel(KERNEL, machine)
     machine.programs = 264
 
     def tiles(program: int, dtype: Any) -> list[int]:
         machine.program = program
-        sizes = tensor(row_tiles, dtype), tensor(heads, dtype)
-        count = kernel["_tile_count"](*sizes, causal)
+        sizes = tensor(row_tiles, dtype), tensor(heads, dtype), kernel[order]
+        count = kernel["_tile_count"](*sizes)
         turns = 0, 1, int(count) // 2, int(count) - 2, int(count) - 1
-        return [int(count), *(int(x) for turn in turns for x in kernel["_tile"](tensor(turn, dtype), *sizes, causal))]
+        return [int(count), *(int(x) for turn in turns for x in kernel["_tile"](tensor(turn, dtype), *sizes))]
 
     for program in (0, 131, 263):
         assert tiles(program, np.int32) == tiles(program, np.int64)
 
+
+LOAD_V = "            if Q_SLOTS > 1:\n                if step > 0:\n                    _load_v(work, "
 
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -213,7 +336,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "the last V is freed before its product is complete": (
         "        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n        mbarrier.arrive(v_free.index(last), count=1)\n",
         "        mbarrier.arrive(v_free.index(last), count=1)\n        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n",
-        DIAGONAL,
+        {**DIAGONAL, "stages": 3},
     ),
     "the first K is freed before its product is complete": (
         "        scores = warpgroup_mma_wait(0, deps=(scores,))\n"
@@ -223,14 +346,123 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         SHORT,
     ),
     "V is not waited for": (
-        "    mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)\n",
+        "    mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)\n",
         "",
         DIAGONAL,
     ),
     "the last V is not waited for": (
-        "        mbarrier.wait(v_ready.index(last), ((step - 1) // STAGES) & 1)\n",
+        "        mbarrier.wait(v_ready.index(last), ((step - 1) // V_STAGES) & 1)\n",
         "",
         DIAGONAL,
+    ),
+    "the producer waits for the phase of fewer blocks of V": (
+        "mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)",
+        "mbarrier.wait(v_free.index(stage), ((step // SHAPE[3]) & 1) ^ 1)",
+        STAGES,
+    ),
+    "V is not waited for until it is free": (
+        "    mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)\n",
+        "",
+        {**DIAGONAL, "stages": 3},
+    ),
+    "a consumer waits for the phase of fewer blocks of V": (
+        "mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)",
+        "mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)",
+        STAGES,
+    ),
+    "a consumer waits for the last V in the phase of fewer blocks": (
+        "mbarrier.wait(v_ready.index(last), ((step - 1) // V_STAGES) & 1)",
+        "mbarrier.wait(v_ready.index(last), ((step - 1) // STAGES) & 1)",
+        STAGES,
+    ),
+    "a consumer that passes over keys waits for the phase of fewer blocks": (
+        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)",
+        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // STAGES) & 1)",
+        {**STAGES, "heads": 3},
+    ),
+    "values that a consumer passes over are not freed": (
+        "                mbarrier.arrive(v_free.index(step % V_STAGES), count=1)\n",
+        "",
+        DIAGONAL,
+    ),
+    "V is that of the keys just loaded": (
+        f"{LOAD_V}v_place,",
+        f"{LOAD_V}(batch, kv_head, key),",
+        DIAGONAL,
+    ),
+    "V of the only slot is that of the keys just loaded": (
+        "has had its last values\n                if step > 0:\n                    _load_v(work, v_place,",
+        "\n                if step > 0:\n                    _load_v(work, (batch, kv_head, key),",
+        ONE_SLOT,
+    ),
+    "the last V of a head is that of the next": (
+        f"{LOAD_V}v_place,",
+        f"{LOAD_V}(batch, kv_head, v_place[2]),",
+        SHORT,
+    ),
+    "V goes where the next is to be": (
+        "                    _load_v(work, v_place, step - 1, SHAPE)\n            v_place",
+        "                    _load_v(work, v_place, step, SHAPE)\n            v_place",
+        DIAGONAL,
+    ),
+    "the last V is not loaded": (
+        "    if step > 0:\n        _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
+        "    if CONS",
+        SHORT,
+    ),
+    "a program without tiles loads V": (
+        "    if step > 0:\n        _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
+        "    _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
+        {"q_len": 64, "heads": 1, "programs": 2},
+    ),
+    "the first keys wait for the rows that come after them": ("if step == 1:", "if step == 0:", HALF),
+    "keys wait for rows that come much later": (
+        "mbarrier.wait(q_ready.index(0), 0)",
+        "mbarrier.wait(q_ready.index(0), 1)",
+        {**HALF, "kv_len": 300},
+    ),
+    "a half is taken though a key more is visible": (
+        "- key <= BLOCK_N // 2 if HALVES",
+        "- key <= BLOCK_N // 2 + 1 if HALVES",
+        {**HALF, "kv_len": 65},
+    ),
+    "a half is taken by what the first row sees": (
+        "half = gl.minimum(first_row + ROWS + offset",
+        "half = gl.minimum(first_row + 1 + offset",
+        {**HALF, "kv_len": 127},
+    ),
+    "a half is taken by what the first consumer sees": (
+        "half = gl.minimum(first_row + ROWS + offset",
+        "half = gl.minimum(tile_row + ROWS + offset",
+        {**HALF, "q_len": 128, "kv_len": 128, "consumers": 2},
+    ),
+    "a half is taken as if all began at the left": (
+        "half = gl.minimum(first_row + ROWS + offset",
+        "half = gl.minimum(first_row + ROWS",
+        {**HALF, "kv_len": 128},
+    ),
+    "the other half is taken": ("near, far = gl.split", "far, near = gl.split", HALF),
+    "every other key is taken": (
+        "gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))",
+        "gl.split(scores.reshape([ROWS, HALF, 2]))",
+        HALF,
+    ),
+    "the weights of a half go to the other": ("gl.join(near, zeros)", "gl.join(zeros, near)", HALF),
+    "the weights of a half go to every other key": (
+        "gl.join(near, zeros).permute((0, 2, 1)).reshape",
+        "gl.join(near, zeros).reshape",
+        HALF,
+    ),
+    "a half is not masked": ("ends, key, True, LAYOUT, HALF)", "ends, key, False, LAYOUT, HALF)", HALF),
+    "Out is cached by what is no policy": (
+        "out_part, cache_policy=ONCE",
+        "out_part, cache_policy='evict_first'",
+        SHORT,
+    ),
+    "Q is cached by what is no policy": (
+        "q_smem.index(slot), cache_policy=ONCE",
+        "q_smem.index(slot), cache_policy=0",
+        SHORT,
     ),
     "keys that a consumer passes over are not freed": (
         "                mbarrier.arrive(k_free.index(step % STAGES), count=1)\n",
@@ -304,8 +536,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "the last keys are not masked": (
-        "block * BLOCK_N, block >= unmasked, S_LAYOUT",
-        "block * BLOCK_N, False, S_LAYOUT",
+        "key, block >= unmasked, S_LAYOUT",
+        "key, False, S_LAYOUT",
         {"kv_len": 100},
     ),
     "a key too many": ("gl.minimum(rows + (offset + 1), kv_len)", "gl.minimum(rows + (offset + 2), kv_len)", DIAGONAL),
@@ -337,10 +569,10 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 SCHEDULES = {
     "the last row of tiles is lost": ("row_tiles - 1 - (index >> shared)", "row_tiles - 2 - (index >> shared)"),
-    "a tile is computed twice": ("(tiles % 2 != 0) & (program", "(tiles < 0) & (program"),
+    "a tile is computed twice": ("(tiles % 2 != 0) & (gl", "(tiles < 0) & (gl"),
     "the last unit is lost": ("units = (tiles + 1) // 2", "units = tiles // 2"),
-    "a program takes a tile too many": ("(program < units % programs)", "(program <= units % programs)"),
-    "another program has the single tile": ("(units - 1) % programs)", "units % programs)"),
+    "a program takes a tile too many": ("(program < count % programs)", "(program <= count % programs)"),
+    "another program has the single tile": ("(units - 1) % gl.num", "units % gl.num"),
     "the last head has the tiles of two": ("odd * (first_head + 1 < heads).to(gl.int32)", "odd"),
     "the other tile is of another length": ("(row_tiles << shared) - 1 - index", "(row_tiles << shared) - 2 - index"),
     "programs get long tiles only": (
@@ -348,6 +580,16 @@ SCHEDULES = {
         "            index = index * 2 + turn % 2\n",
     ),
     "few tiles go in pairs, too": ("if row_tiles * heads > programs:", "if row_tiles * heads > 0:"),
+    "both tiles of a pair are of one head": ("            head += 1\n", ""),
+    "both tiles of a pair are as long": (
+        "            head += 1\n            row_tile = row_tiles - 1 - row_tile\n",
+        "            head += 1\n",
+    ),
+    "an odd head is left out": ("_share((heads + 1) // 2 * row_tiles)", "_share(heads // 2 * row_tiles)"),
+    "the tiles of an odd head are paired": ("if (pair < pairs) & (turn % 2 != 0):", "if turn % 2 != 0:"),
+    "the tiles of an odd head are counted as pairs": ("(turn + singles) // 2", "turn // 2"),
+    "all tiles are single": ("gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)", "turn"),
+    "pairs overlap": ("head = 2 * pair", "head = pair"),
     "tiles of rows and heads are mixed up": ("row_tile = unit % row_tiles", "row_tile = unit % heads"),
 }
 
@@ -359,13 +601,28 @@ def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
     assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), problem), "no interleaving showed the fault"
 
 
+def test_values_are_asked_for_before_the_rows_that_wait_for_them_to_be_used(tmp_path: Path) -> None:
+    """A single slot is free only when the tile before has had its last values: loaded after, they would never come."""
+    late = altered(KERNEL, "if Q_SLOTS == 1:  #", "if Q_SLOTS == 0:  #", tmp_path)
+    late = altered(
+        late,
+        "            if Q_SLOTS > 1:\n                if step",
+        "            if Q_SLOTS > 0:\n                if step",
+        tmp_path,
+    )
+
+    run(source=late, **{**ONE_SLOT, "q_slots": 2})
+    with pytest.raises(Deadlock):
+        run(source=late, **ONE_SLOT)
+
+
 @pytest.mark.parametrize("mutant", SCHEDULES)
 def test_a_faulty_schedule_is_noticed(mutant: str, tmp_path: Path) -> None:
     path = altered(KERNEL, *SCHEDULES[mutant], tmp_path)
 
     def check_all() -> None:
-        for row_tiles, heads, programs, causal in product((4, 5), (3, 4), (2, 3, 24), (False, True)):
-            check_schedule(row_tiles, heads, programs, causal, path)
+        for row_tiles, heads, programs, order in product((4, 5), (3, 4), (2, 3, 24), ORDERS):
+            check_schedule(row_tiles, heads, programs, order, path)
 
     with pytest.raises(AssertionError):
         check_all()

@@ -90,6 +90,13 @@ def _barriers_asm(count, name, threads):
     return f"bar.sync {name}, {threads}; " * count + "mov.b32 $0, $1;"
 
 
+@gluon.constexpr_function
+def _tile_barriers(general):
+    """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
+    part of it."""
+    return 20 if general else 8
+
+
 @gluon.jit
 def _keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     """Barriers of a partition's own, for racecheck alone, which takes a warp that has passed fewer barriers than one it
@@ -248,7 +255,7 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
     descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     batch, head, key = place
     stage = step % V_STAGES
     mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
@@ -269,7 +276,7 @@ def _load(work, SHAPE: gl.constexpr):
     descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
@@ -309,11 +316,14 @@ def _load(work, SHAPE: gl.constexpr):
             if CONSUMERS == 1:
                 _keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
-            _keep_up(step, 8, 13, 1)
+            _keep_up(step, _tile_barriers(SHAPE[10]), 13, 1)
     if step > 0:
         _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
         _keep_up(step, 40, 13, 1)
+    else:
+        for _unused in gl.static_range(16):  # as `_keep_up`, for launches of few steps
+            gl.barrier()
 
 
 @gluon.jit
@@ -325,7 +335,7 @@ def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     for turn in range(_tile_count(row_tiles, heads, ORDER)):
         row_tile, head = _tile(turn, row_tiles, heads, ORDER)
         first_block, end_block = _tile_blocks(row_tile, _sequence(sizes, head, SHAPE), SHAPE)
-        barriers += 2 * (end_block - first_block) + 8
+        barriers += 2 * (end_block - first_block) + _tile_barriers(SHAPE[10])
     for i in range(0, barriers, 16):
         _keep_up(i, 16, NAME, WARPS)
 
@@ -384,19 +394,43 @@ def _weigh_half(
 
 
 @gluon.jit
-def _drop_padding(v_block, count, BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr):
-    """Set to zero what follows the first `count` rows of a block of V: padding behind a sequence may be
-    NaN, which a weight of 0 does not undo. Each consumer does so for itself, as none may wait for another here."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
+def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """Set to zero what follows the first `count` rows of a step's block of V, and tell the other consumers. Padding
+    behind a sequence may be NaN, which a weight of 0 does not undo.
+
+    It falls to the last consumer, which uses every block of a tile.
+    """
+    BLOCK_D: gl.constexpr = SHAPE[0]
+    BLOCK_N: gl.constexpr = SHAPE[1]
+    CONSUMERS: gl.constexpr = SHAPE[2]
+    V_STAGES: gl.constexpr = SHAPE[8]
     HEIGHT: gl.constexpr = 16
-    rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
-    v = v_block.reshape([BLOCK_N, BLOCK_D])
-    for first in gl.static_range(0, BLOCK_N, HEIGHT):
-        if count < first + HEIGHT:
-            part = v.slice(first, HEIGHT)
-            part.store(gl.where((rows < count - first)[:, None], part.load(LAYOUT), 0.0))
-    fence_async_shared()
-    gl.barrier()
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    stage = step % V_STAGES
+    if CONSUMER == CONSUMERS - 1:
+        if count < BLOCK_N:
+            mbarrier.wait(v_ready.index(stage), (step // V_STAGES) & 1)
+            LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
+            rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
+            v = v_smem.index(stage).reshape([BLOCK_N, BLOCK_D])
+            for first in gl.static_range(0, BLOCK_N, HEIGHT):
+                if count < first + HEIGHT:
+                    part = v.slice(first, HEIGHT)
+                    part.store(gl.where((rows < count - first)[:, None], part.load(LAYOUT), 0.0))
+            fence_async_shared()
+            gl.barrier()
+        if CONSUMERS > 1:
+            mbarrier.arrive(v_whole.index(stage), count=1)
+
+
+@gluon.jit
+def _wait_for_v(barriers, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """Wait until a step's block of V is there, and nothing of it padding."""
+    V_STAGES: gl.constexpr = SHAPE[8]
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
+    if SHAPE[10] and CONSUMER < SHAPE[2] - 1:
+        mbarrier.wait(v_whole.index(step % V_STAGES), (step // V_STAGES) & 1)
 
 
 @gluon.jit
@@ -415,19 +449,17 @@ def _step(
     V_STAGES: gl.constexpr = SHAPE[8]
     GENERAL: gl.constexpr = SHAPE[10]
     q_smem, k_smem, v_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     stage = step % STAGES
     before = (step - 1) % V_STAGES
     if GENERAL:
-        if values - key < 2 * BLOCK_N:
-            mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)
-            _drop_padding(v_smem.index(before), values - key - BLOCK_N, BLOCK_D, BLOCK_N)
+        _make_whole(v_smem, barriers, step - 1, values - key - BLOCK_N, CONSUMER, SHAPE)
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     if PING_PONG:
         m = _take_turn(m, CONSUMER)
     k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
     scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
-    mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)
+    _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
     # In the shadow of the product above: converted or, where registers are few, copied to where wgmma reads them.
     if LATE:
         p = p.to(v_smem.dtype)
@@ -572,7 +604,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, v_free = barriers
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     shift: gl.constexpr = _shift(v_smem.dtype)
     scale = gl.minimum(sm_scale * LOG2_E, FLOAT_MAX)
@@ -662,10 +694,9 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             )  # fmt: skip
             step += 1
         last = (step - 1) % V_STAGES
-        mbarrier.wait(v_ready.index(last), ((step - 1) // V_STAGES) & 1)
         if GENERAL:
-            if values - block * BLOCK_N < BLOCK_N:
-                _drop_padding(v_smem.index(last), values - block * BLOCK_N, BLOCK_D, BLOCK_N)
+            _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, SHAPE)
+        _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
         p = gl.convert_layout(p.to(v_smem.dtype), P_LAYOUT, assert_trivial=True)
         acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
@@ -782,6 +813,9 @@ def fmha_fwd_sm90(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_whole = v_ready  # not used where no consumer waits for another to drop padding
+    if GENERAL and CONSUMERS > 1:
+        v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
         mbarrier.init(q_free.index(c), count=1)
@@ -789,11 +823,13 @@ def fmha_fwd_sm90(
         mbarrier.init(k_ready.index(s), count=1)
         mbarrier.init(k_free.index(s), count=CONSUMERS)
     for s in gl.static_range(V_STAGES):
+        if GENERAL and CONSUMERS > 1:
+            mbarrier.init(v_whole.index(s), count=1)
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_free.index(s), count=CONSUMERS)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     shared = (q_smem, k_smem, v_smem)
-    barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free)
+    barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged)
     LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
     ORDER: gl.constexpr = _order(CAUSAL, TWO_HEADS)

@@ -15,7 +15,8 @@ A product that the kernel does not wait for, because it returns complete, has re
 on, in the others at the next barrier: until then nothing may overwrite what it reads.
 
 Not modelled: layouts, registers, that 128 threads make a warpgroup otherwise, and of fences only that there is one
-between what a partition stores in shared memory and the TMA store or such a product of it.
+between what a partition stores in shared memory and the TMA store or the product of it; before a product also a
+barrier.
 """
 
 import random
@@ -226,6 +227,7 @@ class Machine:
             issued.complete()
             self.switch()
             return issued.value
+        USES.visible(b.array)  # the other, where it is in shared memory, TMA loads over what was stored
         self.local.products.append(issued)
         self.switch()
         return issued
@@ -240,7 +242,7 @@ class Machine:
         return values[0] if len(values) == 1 else tuple(values)
 
     def barrier(self) -> None:
-        """Of a program without partitions: all its warps."""
+        """Of all warps of a partition, or of a program without."""
         USES.barrier()
         self.switch()
 

@@ -78,6 +78,13 @@ class Tensor(np.ndarray):
     def permute(self, order: Sequence[int]) -> "Tensor":
         return self.transpose(order)
 
+    # Values do not change: `x += y` makes another, and leaves what else is named as x was.
+    def __iadd__(self, other: Any) -> Any:
+        return self + other
+
+    def __isub__(self, other: Any) -> Any:
+        return self - other
+
     def __floordiv__(self, other: Any) -> Any:
         a, b = np.asarray(self), np.asarray(other, np.asarray(self).dtype if isinstance(other, int) else None)
         quotient, rest = np.divmod(a, b)
@@ -198,9 +205,12 @@ class Uses(threading.local):
 
     def multiply(self, *operands: Any) -> None:
         for operand in operands:
-            assert not _overlap(operand, self.unfenced), "wgmma reads what no fence has made visible to it"
-            assert not _overlap(operand, self.fenced), "wgmma reads what other warps may not have stored yet"
+            self.visible(operand)
         self.read += operands
+
+    def visible(self, operand: Any) -> None:
+        assert not _overlap(operand, self.unfenced), "wgmma reads what no fence has made visible to it"
+        assert not _overlap(operand, self.fenced), "wgmma reads what other warps may not have stored yet"
 
     def overwrite(self, target: Any) -> None:
         assert not _overlap(target, self.read), "shared memory is overwritten that other warps may still read"
@@ -235,6 +245,12 @@ class Shared:
 
     def permute(self, order: Sequence[int]) -> "Shared":
         return Shared(self.array.transpose(order), self.dtype)
+
+    def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
+        assert isinstance(start, int), "the compiler has to know where a part begins"
+        assert dim == 0
+        assert 0 <= start <= start + length <= self.array.shape[0]
+        return Shared(self.array[start : start + length], self.dtype)
 
     def store(self, value: Tensor) -> None:
         assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"

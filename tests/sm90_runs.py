@@ -1,6 +1,6 @@
 """Runs the Hopper kernel in the emulator and holds it against float64; shared by the tests of it and of decoding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,18 @@ def run(
     scale: float = 1.0,
     lse: bool = True,
     change: Callable[[Any, Any, Any], None] = lambda q, k, v: None,
+    general: bool = False,
+    window: tuple[int, int] | None = None,
+    bottom_right: bool = False,
+    q_lengths: Sequence[int] | None = None,
+    kv_lengths: Sequence[int] | None = None,
+    padding: float = np.nan,
 ) -> tuple[Any, Any, Any, Any]:
-    """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V."""
+    """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
+    lies behind their lengths is padding. What only the general kernel serves, it alone takes."""
+    bottom_right = bottom_right or causal == "bottom-right"
+    window = window or (-1, 0 if causal else -1)
+    assert general or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
     rng = np.random.default_rng(seed)
     kv_heads, kv_len = kv_heads or heads, kv_len or q_len
     (q_memory, q), (k_memory, k), (v_memory, v) = (
@@ -62,6 +72,10 @@ def run(
         for h, s in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
     )
     change(q, k, v)
+    for tensors, lengths in (((q,), q_lengths), ((k, v), kv_lengths)):
+        for b, length in enumerate(lengths or ()):
+            for padded in tensors:
+                padded[b, :, max(length, 0) :] = padding
     out_memory, out = make(rng, (batch, heads, q_len, head_size), dtype, layout)
     lse_memory = np.full(batch * heads * q_len, 7.0, np.float32)
     machine = Machine(seed)
@@ -82,7 +96,10 @@ def run(
         Pointer(out_memory, element, 16),
         Pointer(lse_memory if lse else None, FP32),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
-        *(Pointer(None, INT32) for _ in range(4)),
+        *(
+            Pointer(None if lengths is None else np.array(lengths, np.int32), INT32)
+            for lengths in (q_lengths, kv_lengths, None, None)
+        ),
         sm_scale,
         0.0,
         batch,
@@ -95,17 +112,17 @@ def run(
         *strides(k),
         *strides(v),
         *strides(out),
-        -1,
-        0 if causal else -1,
-        int(causal == "bottom-right"),
+        *window,
+        int(bottom_right),
         0,
         BLOCK_D=block_d,
         BLOCK_N=block_n,
         CONSUMERS=consumers,
         STAGES=stages,
         V_STAGES=v_stages,
-        CAUSAL=bool(causal),
+        CAUSAL=bool(causal) or general,
         TWO_HEADS=two_heads,
+        GENERAL=general,
         PING_PONG=consumers > 1 if ping_pong is None else ping_pong,
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
@@ -114,7 +131,13 @@ def run(
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()
     wanted, wanted_lse = attend(
-        q, k, v, sm_scale=sm_scale, window_right=0 if causal else -1, bottom_right=causal == "bottom-right"
+        *(q, k, v),
+        sm_scale=sm_scale,
+        window_left=window[0],
+        window_right=window[1],
+        bottom_right=bottom_right,
+        q_lengths=q_lengths,
+        kv_lengths=kv_lengths,
     )
     return out, lse_memory.reshape(batch, heads, q_len), wanted, wanted_lse
 
@@ -122,6 +145,7 @@ def run(
 def check(dtype: str = "fp16", **problem: Any) -> None:
     out, lse, wanted, wanted_lse = run(dtype=dtype, **problem)
     assert np.isfinite(out).all()
+    assert (out[np.isneginf(wanted_lse)] == 0).all()
     assert relative_error(out, wanted) < TOLERANCE[dtype]
     np.testing.assert_allclose(lse, wanted_lse, rtol=1e-4, atol=1e-4)
 

@@ -1,6 +1,7 @@
 """The Hopper variants of the production functions on the fake driver: when they are launched, and what is instead."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,13 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
     [
         ({"Q": (2 << 30) + 2}, {}),
         ({"Out": (1 << 30) + 8}, {}),
-        ({"kv_lengths": 1 << 20}, {}),
-        ({"q_lengths": 1 << 20}, {}),
         ({}, {"head_size": 63}),
         ({}, {"softcap": 30.0}),
-        ({}, {"window_left": 128}),
-        ({}, {"window_right": 3}),
+        ({}, {"q_len": 2**28 + 1, "window_left": 128}),
+        ({"kv_lengths": 1 << 20}, {"kv_len": 2**28 + 1}),
+        ({"kv_lengths": 1 << 20}, {"softcap": 30.0}),
+        ({"kv_lengths": 1 << 20}, {"sm_scale": -0.125}),
+        ({"q_lengths": 1 << 20}, {"ragged": True}),
         ({}, {"sm_scale": -0.125}),
         ({}, {"sm_scale": 0.0}),
         ({}, {"ragged": True}),
@@ -121,6 +123,53 @@ def test_what_a_hopper_variant_cannot_take_is_served_by_another(
     launch = launched(loaded, fake_cuda, arguments(pointers=pointers, **changes))
 
     assert launch.kernel == PORTABLE
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"kv_lengths": 1 << 20}, {}),
+        ({"q_lengths": 1 << 20}, {"window_right": 0}),
+        ({"kv_lengths": 1 << 20, "q_lengths": 2 << 20}, {"window_left": 0, "window_right": 0, "bottom_right": True}),
+        ({}, {"window_left": 128}),
+        ({}, {"window_left": 128, "window_right": 0}),
+        ({}, {"window_right": 3}),
+        ({"q_lengths": 1 << 20}, {"q_len": 1}),
+        ({}, {"q_len": 1, "kv_len": 8388609, "window_left": 3}),
+        ({}, {"kv_len": 2**28, "window_left": 2**31 - 1}),
+    ],
+    ids=str,
+)
+def test_lengths_and_windows_are_served_by_the_general_kernel(
+    loaded: CLibrary, fake_cuda: FakeCuda, layout: str, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, **changes}
+    launch = launched(loaded, fake_cuda, arguments(layout, pointers, **sizes))
+    spec = served_by(64, pointers, layout=layout, **sizes)
+
+    assert dict(spec.constants)["GENERAL"]
+    assert launch.kernel == HOPPER
+    assert launch.grid == (min(8 * 2 * -(-sizes["q_len"] // 64), SMS), 1, 1)
+    k, v = (TensorMap.read(launch.params[9 * i]) for i in (2, 3))
+    assert k.box == v.box == (64, dict(spec.constants)["BLOCK_N"], 1, 1)
+    assert k.sizes == v.sizes == (64, sizes["kv_len"], 2, 2)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_the_general_kernel_comes_last_and_serves_nothing_that_another_does(head_size: int) -> None:
+    *others, general = SETTINGS[head_size]
+
+    assert general.general
+    assert general.masks == (True,)
+    assert general.requires == ()
+    assert not any(setting.general for setting in others)
+    for right, q_len in product((-1, 0), (2, 300, 450, 2048)):
+        assert not dict(served_by(head_size, q_len=q_len, window_right=right).constants)["GENERAL"]
+    for changes in ({"window_left": 5}, {"window_right": 5}, {"window_left": 5, "window_right": 0}):
+        for q_len in (2, 300, 450, 2048):
+            found = dict(served_by(head_size, q_len=q_len, **changes).constants)
+            assert (found["GENERAL"], found["CAUSAL"], found["TWO_HEADS"]) == (True, True, False)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +224,13 @@ def test_one_query_may_have_lengths_windows_and_any_scale(
     [
         ({"Q": (2 << 30) + 2}, {}),
         ({"K": (3 << 30) + 8}, {}),
-        ({"q_lengths": 1 << 20}, {}),
         ({}, {"softcap": 30.0}),
         ({}, {"ragged": True}),
         ({}, {"head_size": 63}),
         ({}, {"q_strides": (1 << 20, 68, 64)}),
         ({}, {"k_strides": (1 << 20, 68, 64)}),
         ({}, {"kv_len": 0}),
-        ({}, {"kv_len": 8388609, "window_left": 3}),
+        ({}, {"kv_len": 2**28 + 1, "window_left": 3}),
         ({}, {"num_heads": 65536, "num_kv_heads": 65536, "batch_size": 1, "sm_scale": 0.0}),
         ({}, {"batch_size": 65536, "sm_scale": 0.0}),
     ],
@@ -229,6 +277,8 @@ def test_settings_fit_their_kernels() -> None:
         for causal in (False, True):
             *_, last = (setting for setting in settings if causal in setting.masks)
             assert last.requires == (), "the last one serves the rest"
+            *_, last = (setting for setting in settings if causal in setting.masks and not setting.general)
+            assert last.requires == (), "and of what is not general, another"
         for spec in (decoding, *made):
             assert spec.archs == ("sm_90",)
 
@@ -244,10 +294,11 @@ def test_registers_are_shared_out_within_what_a_multiprocessor_has(head_size: in
             assert shared_out <= setting.maxnreg * (setting.consumers + 1)
 
 
-def served_by(head_size: int, **changes: Any) -> KernelSpec:
+def served_by(head_size: int, pointers: dict[str, int] | None = None, **changes: Any) -> KernelSpec:
     """The first Hopper variant that serves a call."""
     base = Forward("fp16", head_size).specs()[-1]
-    values = dict(zip((name for name, _ in base.prototype), arguments(head_size=head_size, **changes), strict=True))
+    given = arguments(pointers=pointers, head_size=head_size, **changes)
+    values = dict(zip((name for name, _ in base.prototype), given, strict=True))
     return next(
         spec for spec in variants(base, head_size) if all(condition.holds(values) for condition in spec.conditions)
     )

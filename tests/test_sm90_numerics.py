@@ -42,6 +42,17 @@ FEW_KEYS = {**LOUD, "q_len": 70, "kv_len": 5, "heads": 1}
 STAGES = {**DIAGONAL, "v_stages": 3}
 HALF = {"heads": 1, "causal": "bottom-right", "block_n": 128, "consumers": 1, "q_len": 64, "kv_len": 64}
 MANY_TILES = {**LOUD, "change": loud_head, "q_len": 5, "heads": 35, "consumers": 1}
+# Lengths of a batch of 70 queries and 200 keys each: none, one, the borders of blocks, all, and beyond.
+LENGTHS: dict[str, Any] = {
+    **{"general": True, "batch": 13, "heads": 1, "q_len": 70, "kv_len": 200},
+    "q_lengths": (70, 70, 64, 65, 1, 2**31 - 1, 63, 69, 0, 70, -3, 66, 71),
+    "kv_lengths": (0, 1, 63, 64, 65, 127, 128, 129, 200, 201, 199, -5, 2**31 - 1),
+}
+FEW_LENGTHS = {"general": True, "batch": 3, "q_len": 100, "kv_len": 200, "q_lengths": (30, 80, 100)}
+FEW_LENGTHS |= {"kv_lengths": (150, 61, 200)}
+WINDOW = {"general": True, "heads": 1, "q_len": 150, "kv_len": 260, "window": (70, 20), "bottom_right": True}
+LOUD_WINDOW = {**LOUD, **WINDOW, "q_len": 40, "kv_len": 60, "window": (9, 2)}
+LOUD_LENGTHS = {**LOUD, **FEW_LENGTHS, "q_len": 40, "q_lengths": (30, 0, 40), "kv_len": 30, "kv_lengths": (20, 30, 5)}
 
 
 @pytest.mark.parametrize("q_slots", [1, 2])
@@ -180,6 +191,104 @@ def test_any_problem(data: st.DataObject) -> None:
     )
 
 
+# What the general kernel is compiled with, and more.
+GENERAL: dict[str, dict[str, Any]] = {
+    "head size 64": {"consumers": 1, "block_n": 128},
+    "head size 128": {"consumers": 1, "block_d": 128, "v_stages": 3},
+    "head size 256": {"q_slots": 1, "v_stages": 3, "dtype": "bf16"},
+    "two consumers of wide blocks": {"block_n": 128, "stages": 3},
+}
+WINDOWS = [
+    *((-1, -1), (-1, 0), (0, -1), (0, 0), (5, 0), (0, 7), (3, 9), (63, 64), (64, 63), (130, 1), (1, 130), (300, 2)),
+    *((2, 300), (2**31 - 1, 4), (4, 2**31 - 1), (2**31 - 1, 2**31 - 1), (-9, 20), (20, -(2**31))),
+]
+
+
+@pytest.mark.parametrize("bottom_right", [False, True])
+@pytest.mark.parametrize("setting", GENERAL)
+def test_lengths_within_and_beyond_the_tensors(setting: str, bottom_right: bool) -> None:
+    problem = {**GENERAL[setting], **LENGTHS, "bottom_right": bottom_right}
+    check(**problem)
+    check(**{**problem, "q_lengths": None}, window=(-1, 0), padding=np.inf)
+    check(**{**problem, "kv_lengths": None}, window=(30, 10), padding=1.0, programs=2)
+
+
+@pytest.mark.parametrize("bottom_right", [False, True])
+@pytest.mark.parametrize("setting", GENERAL)
+def test_windows_of_any_width(setting: str, bottom_right: bool) -> None:
+    first = (list(GENERAL).index(setting) + bottom_right) % 2
+    for index, window in enumerate(WINDOWS[first::2]):
+        q_len, kv_len = ((150, 260), (260, 150))[index % 2]
+        problem = {"heads": 1, "q_len": q_len, "kv_len": kv_len, "window": window, "bottom_right": bottom_right}
+        check(general=True, **GENERAL[setting], **problem)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_any_general_problem(data: st.DataObject) -> None:
+    batch, consumers = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    kv_heads = data.draw(st.integers(1, 2))
+    lengths = st.none() | st.lists(st.integers(-2, 220), min_size=batch, max_size=batch)
+    sides = st.just(-1) | st.integers(0, 20) | st.integers(0, 220)
+    check(
+        seed=data.draw(st.integers(0, 1000)),
+        general=True,
+        batch=batch,
+        kv_heads=kv_heads,
+        heads=kv_heads * data.draw(st.integers(1, 2)),
+        q_len=data.draw(st.integers(1, 200)),
+        kv_len=data.draw(st.integers(1, 200)),
+        q_lengths=data.draw(lengths),
+        kv_lengths=data.draw(lengths),
+        window=(data.draw(sides), data.draw(sides)),
+        bottom_right=data.draw(st.booleans()),
+        consumers=consumers,
+        stages=data.draw(st.integers(2, 3)),
+        v_stages=data.draw(st.integers(2, 3)),
+        two_heads=data.draw(st.booleans()),
+        block_n=data.draw(st.sampled_from([64, 128])),
+        q_slots=data.draw(st.integers(1, 2)),
+        programs=data.draw(st.integers(1, 4)),
+        layout=data.draw(st.sampled_from(["bhsd", "bshd"])),
+        head_size=8 * data.draw(st.integers(1, 8)),
+    )
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_slow_rows_have_lengths_and_windows_too(consumers: int) -> None:
+    for window in ((-1, -1), (9, 2), (0, 0), (3, -1), (-1, 3)):
+        for bottom_right in (False, True):
+            for problem in (LOUD_WINDOW, LOUD_LENGTHS):
+                check(**{**problem, "consumers": consumers, "window": window, "bottom_right": bottom_right})
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 1e9])
+def test_padding_and_rows_without_keys_take_no_slow_arithmetic(wrong: float, tmp_path: Path) -> None:
+    """Which is hundreds of times slower."""
+    fast = altered(KERNEL, "    Out, Lse, Q, K, V = tensors\n", "    assert False, 'slow'\n", tmp_path)
+
+    check(source=fast, **LENGTHS, padding=wrong)
+    check(source=fast, **FEW_LENGTHS, window=(5, 0), bottom_right=True, padding=wrong)
+    check(source=fast, **{**WINDOW, "kv_len": 50, "window": (3, 2)})
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_nan_stays_in_its_row_within_lengths_and_windows(consumers: int, wrong: float) -> None:
+    def change(q: Any, _k: Any, _v: Any) -> None:
+        q[1, 0, 70, 3] = wrong
+
+    with np.errstate(invalid="ignore"):  # of the reference
+        out, lse, wanted, wanted_lse = run(**FEW_LENGTHS, window=(50, 30), consumers=consumers, change=change)
+
+    others = np.ones(lse.shape, bool)
+    others[1, 0, 70] = False
+    assert np.isnan(out[~others]).all()
+    assert np.isnan(lse[~others]).all()
+    assert relative_error(out[others], wanted[others]) < TOLERANCE["fp16"]
+    np.testing.assert_allclose(lse[others], wanted_lse[others], rtol=1e-4, atol=1e-4)
+
+
 def test_the_emulator_splits_and_joins_as_triton_does() -> None:
     """Along the last axis, which has two values; each half a tensor of its own."""
     gl: Any = load_kernel(KERNEL, Machine(0))["gl"]
@@ -295,7 +404,7 @@ def test_tiles_of_two_heads_are_dealt_out_to_few_programs_and_to_many(row_tiles:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 2)])
+@pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 1)])
 def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, order: str) -> None:
     machine = Machine(0)
     kernel = load_kernel(KERNEL, machine)
@@ -346,12 +455,12 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         SHORT,
     ),
     "V is not waited for": (
-        "    mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)\n",
-        "",
+        "    _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)\n    # In",
+        "    # In",
         DIAGONAL,
     ),
     "the last V is not waited for": (
-        "        mbarrier.wait(v_ready.index(last), ((step - 1) // V_STAGES) & 1)\n",
+        "        _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)\n",
         "",
         DIAGONAL,
     ),
@@ -366,18 +475,13 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**DIAGONAL, "stages": 3},
     ),
     "a consumer waits for the phase of fewer blocks of V": (
-        "mbarrier.wait(v_ready.index(before), ((step - 1) // V_STAGES) & 1)",
-        "mbarrier.wait(v_ready.index(before), ((step - 1) // STAGES) & 1)",
-        STAGES,
-    ),
-    "a consumer waits for the last V in the phase of fewer blocks": (
-        "mbarrier.wait(v_ready.index(last), ((step - 1) // V_STAGES) & 1)",
-        "mbarrier.wait(v_ready.index(last), ((step - 1) // STAGES) & 1)",
+        "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)\n    if",
+        "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // SHAPE[3]) & 1)\n    if",
         STAGES,
     ),
     "a consumer that passes over keys waits for the phase of fewer blocks": (
-        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)",
-        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // STAGES) & 1)",
+        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)\n                mbarrier",
+        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // STAGES) & 1)\n                mbarrier",
         {**STAGES, "heads": 3},
     ),
     "values that a consumer passes over are not freed": (
@@ -427,17 +531,17 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**HALF, "kv_len": 65},
     ),
     "a half is taken by what the first row sees": (
-        "half = gl.minimum(first_row + ROWS + offset",
-        "half = gl.minimum(first_row + 1 + offset",
+        "half = gl.minimum(first_row + ROWS + newest",
+        "half = gl.minimum(first_row + 1 + newest",
         {**HALF, "kv_len": 127},
     ),
     "a half is taken by what the first consumer sees": (
-        "half = gl.minimum(first_row + ROWS + offset",
-        "half = gl.minimum(tile_row + ROWS + offset",
+        "half = gl.minimum(first_row + ROWS + newest",
+        "half = gl.minimum(tile_row + ROWS + newest",
         {**HALF, "q_len": 128, "kv_len": 128, "consumers": 2},
     ),
     "a half is taken as if all began at the left": (
-        "half = gl.minimum(first_row + ROWS + offset",
+        "half = gl.minimum(first_row + ROWS + newest",
         "half = gl.minimum(first_row + ROWS",
         {**HALF, "kv_len": 128},
     ),
@@ -453,7 +557,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gl.join(near, zeros).reshape",
         HALF,
     ),
-    "a half is not masked": ("ends, key, True, LAYOUT, HALF)", "ends, key, False, LAYOUT, HALF)", HALF),
+    "a half is not masked": ("ends, key, True, LAYOUT", "ends, key, False, LAYOUT", HALF),
     "Out is cached by what is no policy": (
         "out_part, cache_policy=ONCE",
         "out_part, cache_policy='evict_first'",
@@ -524,23 +628,23 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "    if gl.max",
         SHORT,
     ),
-    "no fence makes Out visible": ("        fence_async_shared()\n", "", DIAGONAL),
+    "no fence makes Out visible": ("        fence_async_shared()\n        tma", "        tma", DIAGONAL),
     "a masked block is taken for unmasked": (
         "masked = block >= unmasked if CAUSAL else False",
         "masked = False",
         {**DIAGONAL, "block_n": 32},
     ),
     "one masked block too few": (
-        "first_row + offset + 1, kv_len), 0)",
-        "first_row + offset + 1 + ROWS, kv_len), 0)",
+        "first_row + newest + 1, kv_n), 0)",
+        "first_row + newest + 1 + ROWS, kv_n), 0)",
         DIAGONAL,
     ),
     "the last keys are not masked": (
-        "key, block >= unmasked, S_LAYOUT",
-        "key, False, S_LAYOUT",
+        "if GENERAL else block >= unmasked\n",
+        "if GENERAL else False\n",
         {"kv_len": 100},
     ),
-    "a key too many": ("gl.minimum(rows + (offset + 1), kv_len)", "gl.minimum(rows + (offset + 2), kv_len)", DIAGONAL),
+    "a key too many": ("gl.minimum(rows + (newest + 1), kv_n)", "gl.minimum(rows + (newest + 2), kv_n)", DIAGONAL),
     "the sums are not rescaled": ("row_sum * factor[:, None] + parts", "row_sum + parts", DIAGONAL),
     "a column's weights are left out of the sums": (
         "gl.sum(gl.sum(parts, 3), 1)",
@@ -567,10 +671,177 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "there are more notes than bits": ("noted >> (turn % NOTES)", "noted >> turn", MANY_TILES),
 }
 
+MUTANTS |= {
+    "what follows the values is not dropped": (
+        "gl.where((rows < count - first)[:, None], part.load(LAYOUT), 0.0)",
+        "part.load(LAYOUT)",
+        FEW_LENGTHS,
+    ),
+    "a row after the values is not dropped": ("rows < count - first", "rows <= count - first", FEW_LENGTHS),
+    "the last value is dropped": ("rows < count - first", "rows < count - first - 1", FEW_LENGTHS),
+    "what follows the values is dropped in whole parts alone": (
+        "if count < first + HEIGHT:",
+        "if count <= first:",
+        FEW_LENGTHS,
+    ),
+    "what follows the values of a single block is not dropped": (
+        "values - block * BLOCK_N, CONSUMER",
+        "BLOCK_N if own_end == first_block + 1 else values - block * BLOCK_N, CONSUMER",
+        FEW_LENGTHS,
+    ),
+    "what follows the values of several blocks is not dropped": (
+        "step - 1, values - key - BLOCK_N, CONSUMER",
+        "step - 1, BLOCK_N, CONSUMER",
+        FEW_LENGTHS,
+    ),
+    "values are dropped from the block after": (
+        "step - 1, values - key - BLOCK_N, CONSUMER",
+        "step - 1, values - key, CONSUMER",
+        FEW_LENGTHS,
+    ),
+    "what follows the values is dropped in another block": (
+        "v = v_smem.index(stage).reshape",
+        "v = v_smem.index((step + 1) % V_STAGES).reshape",
+        FEW_LENGTHS,
+    ),
+    "what follows the values is dropped before it comes": (
+        "            mbarrier.wait(v_ready.index(stage), (step // V_STAGES) & 1)\n",
+        "",
+        FEW_LENGTHS,
+    ),
+    "no fence shows the tensor cores what is dropped": (
+        "            fence_async_shared()\n            gl.barrier()\n",
+        "            gl.barrier()\n",
+        FEW_LENGTHS,
+    ),
+    "warps do not wait for each other to drop what follows the values": (
+        "            fence_async_shared()\n            gl.barrier()\n",
+        "            fence_async_shared()\n",
+        FEW_LENGTHS,
+    ),
+    "the first consumer does not wait for the last to drop what follows the values": (
+        "        mbarrier.wait(v_whole.index(step % V_STAGES), (step // V_STAGES) & 1)\n",
+        "        pass\n",
+        {**FEW_LENGTHS, "consumers": 2, "ping_pong": False},
+    ),
+    "the last consumer does not tell that nothing follows the values": (
+        "            mbarrier.arrive(v_whole.index(stage), count=1)\n",
+        "            pass\n",
+        {**FEW_LENGTHS, "consumers": 2},
+    ),
+    "the last consumer tells it of padded blocks alone": (
+        "        if CONSUMERS > 1:\n            mbarrier.arrive(v_whole",
+        "        if (CONSUMERS > 1) & (count < BLOCK_N):\n            mbarrier.arrive(v_whole",
+        {**FEW_LENGTHS, "consumers": 2},
+    ),
+    "the window begins a key late": ("gl.maximum(rows + oldest, 0)", "gl.maximum(rows + oldest + 1, 0)", WINDOW),
+    "the window begins a key early": ("gl.maximum(rows + oldest, 0)", "gl.maximum(rows + oldest - 1, 0)", WINDOW),
+    "the block where the window of the last row begins is not masked": (
+        "(ROWS - 1) + oldest, 0) + (BLOCK_N - 1)) // BLOCK_N",
+        "(ROWS - 1) + oldest, 0)) // BLOCK_N",
+        WINDOW,
+    ),
+    "the block where the window of the first row begins is the last that is masked": (
+        "gl.maximum(first_row + (ROWS - 1) + oldest, 0)",
+        "gl.maximum(first_row + oldest, 0)",
+        WINDOW,
+    ),
+    "the first block is not masked at the left": (
+        "(block >= unmasked) | (block < unmasked_from) if GENERAL",
+        "block >= unmasked if GENERAL",
+        {**WINDOW, "kv_len": 256, "window": (10, -1)},
+    ),
+    "blocks after the first are not masked at the left": (
+        "masked = masked | (block < unmasked_from)",
+        "masked = masked",
+        WINDOW,
+    ),
+    "the first block of keys is left out": (
+        "oldest, 0) // BLOCK_N, end - 1)",
+        "oldest, 0) // BLOCK_N + 1, end - 1)",
+        WINDOW,
+    ),
+    "the first block of keys is not loaded": (
+        "        for block in range(end_block - first_block):",
+        "        for block in range(gl.maximum(end_block - first_block - 1, 1)):",
+        WINDOW,
+    ),
+    "a block is loaded that no row sees": (
+        "        for block in range(end_block - first_block):",
+        "        for block in range(end_block - gl.maximum(first_block - 1, 0)):",
+        WINDOW,
+    ),
+    "the window begins as if all began at the left": ("    oldest = offset\n", "    oldest = offset * 0\n", WINDOW),
+    "the window ends as if all began at the left": ("    newest = offset\n", "    newest = offset * 0\n", WINDOW),
+    "a window without a left bound begins after the query": (
+        "gl.where(window_left < 0, UNBOUNDED, window_left)",
+        "window_left",
+        {**WINDOW, "window": (-1, 3)},
+    ),
+    "a window without a right bound ends before the query": (
+        "gl.where(window_right < 0, UNBOUNDED, window_right)",
+        "window_right",
+        {**WINDOW, "window": (3, -1)},
+    ),
+    "the beginning of a wide window overflows": (
+        "gl.minimum(gl.where(window_left < 0, UNBOUNDED, window_left), UNBOUNDED)",
+        "gl.where(window_left < 0, UNBOUNDED, window_left)",
+        {**WINDOW, "q_len": 300, "window": (2**31 - 1, 3)},
+    ),
+    "the end of a wide window overflows": (
+        "gl.minimum(gl.where(window_right < 0, UNBOUNDED, window_right), UNBOUNDED)",
+        "gl.where(window_right < 0, UNBOUNDED, window_right)",
+        {**WINDOW, "window": (3, 2**31 - 1)},
+    ),
+    "queries behind their sequence see keys": (
+        "ends = gl.where(rows < q_n, ends, 0)",
+        "ends = ends",
+        {**FEW_LENGTHS, "padding": 1.0},
+    ),
+    "blocks of which queries behind their sequence see all are not masked": (
+        "unmasked = gl.where(first_row + ROWS <= q_n, unmasked, 0)",
+        "unmasked = unmasked",
+        {**FEW_LENGTHS, "padding": 1.0},
+    ),
+    "more queries count than there are": (
+        "gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)",
+        "gl.maximum(gl.load(q_lengths + batch), 0)",
+        {**LENGTHS, "window": (-1, 0), "bottom_right": True},
+    ),
+    "more keys count than there are": (
+        "gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)",
+        "gl.maximum(gl.load(kv_lengths + batch), 0)",
+        {**FEW_LENGTHS, "kv_lengths": (150, 61, 230)},
+    ),
+    "all sequences have the queries of the first": ("q_lengths + batch", "q_lengths + 0 * batch", FEW_LENGTHS),
+    "all sequences have the keys of the first": ("kv_lengths + batch", "kv_lengths + 0 * batch", FEW_LENGTHS),
+    "slow rows see keys before their window": (
+        "visible = visible & (key >= rows + oldest)",
+        "visible = visible",
+        LOUD_WINDOW,
+    ),
+    "slow rows see the first keys instead of those of their window": (
+        "        k_row += begin.to(gl.int64) * k_strides[2]\n",
+        "",
+        LOUD_WINDOW,
+    ),
+    "slow rows begin a key late": (
+        "begin = gl.maximum(first_row + oldest, 0)",
+        "begin = gl.maximum(first_row + oldest + 1, 0)",
+        LOUD_WINDOW,
+    ),
+    "slow rows see keys behind their sequence": (
+        "    end = kv_n\n    if CAUSAL:\n        end = gl.minimum(kv_n, ",
+        "    if CAUSAL:\n        end = gl.minimum(kv_len, ",
+        LOUD_LENGTHS,
+    ),
+    "slow rows behind their sequence see keys": ("visible = rows < q_n", "visible = rows < q_len", LOUD_LENGTHS),
+}
+
 SCHEDULES = {
     "the last row of tiles is lost": ("row_tiles - 1 - (index >> shared)", "row_tiles - 2 - (index >> shared)"),
     "a tile is computed twice": ("(tiles % 2 != 0) & (gl", "(tiles < 0) & (gl"),
-    "the last unit is lost": ("units = (tiles + 1) // 2", "units = tiles // 2"),
+    "the last unit is lost": ("units = tiles - tiles // 2", "units = tiles // 2"),
     "a program takes a tile too many": ("(program < count % programs)", "(program <= count % programs)"),
     "another program has the single tile": ("(units - 1) % gl.num", "units % gl.num"),
     "the last head has the tiles of two": ("odd * (first_head + 1 < heads).to(gl.int32)", "odd"),
@@ -585,7 +856,7 @@ SCHEDULES = {
         "            head += 1\n            row_tile = row_tiles - 1 - row_tile\n",
         "            head += 1\n",
     ),
-    "an odd head is left out": ("_share((heads + 1) // 2 * row_tiles)", "_share(heads // 2 * row_tiles)"),
+    "an odd head is left out": ("_share((heads - heads // 2) * row_tiles)", "_share(heads // 2 * row_tiles)"),
     "the tiles of an odd head are paired": ("if (pair < pairs) & (turn % 2 != 0):", "if turn % 2 != 0:"),
     "the tiles of an odd head are counted as pairs": ("(turn + singles) // 2", "turn // 2"),
     "all tiles are single": ("gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)", "turn"),

@@ -12,7 +12,7 @@ queries its 8 columns. As time goes into memory, all arithmetic is the safe one 
 gives NaN or infinity.
 """
 
-from fmha_sm90 import FLOAT_MAX, LN_2, LOG2_E, LOWEST, row_powers
+from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, LOWEST, row_powers
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma

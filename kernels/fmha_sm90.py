@@ -19,6 +19,9 @@ inputs. That part stands outside the consumers, whose registers it would fill wi
 input takes the same path, hundreds of times slower.
 """
 
+from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
+from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, SLOW_ROWS, compute_slowly, narrow, shift_of
+from sm90_tiles import ROWS, blocks_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -30,222 +33,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
-LN_2: gl.constexpr = gl.constexpr(0.6931471805599453)
-FLOAT_MAX: gl.constexpr = gl.constexpr(3.4028234663852886e38)
 # Scores, in units of log2, that the fast arithmetic accepts: see fmha_triton.py.
 FAST_LIMIT: gl.constexpr = gl.constexpr(1048576.0)
-# Below every dot product of the slow arithmetic, yet near enough that the difference is finite: -2**126.
-LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)
-ROWS: gl.constexpr = gl.constexpr(64)  # of one consumer: the M of wgmma
-SLOW_ROWS: gl.constexpr = gl.constexpr(16)  # computed at a time where it is slow: so few that nothing spills
 # A row notes the tiles to compute again in the bits of a word. Where a program has more, several share a bit, and are
 # then all computed again.
 NOTES: gl.constexpr = gl.constexpr(32)
 # Q is read and Out written once: their lines make room first, and those of K and V, which other programs read, stay.
 ONCE: gl.constexpr = gl.constexpr(CachePolicy(l2=FractionalEvictionPolicy("evict_first", 1.0)))
-# A window without a bound: further than any two places of sequences of at most 2**28.
-UNBOUNDED: gl.constexpr = gl.constexpr(2**29)
 NOTE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
-# How tiles are dealt out: one by one; in pairs of one head; in pairs of two heads, by which programs read half as many
-# heads at a time, and long and short tiles run side by side.
-SINGLES: gl.constexpr = gl.constexpr(0)
-PAIRS_OF_A_HEAD: gl.constexpr = gl.constexpr(1)
-PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-
-
-@gluon.constexpr_function
-def _shift(dtype):
-    """bf16 values may be as large as float32's: weights of at most 2**-24 keep sums of them finite, at no cost."""
-    return 24.0 if dtype == gl.bfloat16 else 0.0
-
-
-@gluon.jit
-def _take_turn(x, consumer: gl.constexpr):
-    """Wait until the consumer before this one has issued its products. Returns x, to keep its place in the code."""
-    if consumer == 0:
-        x = gl.inline_asm_elementwise("bar.sync 8, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    elif consumer == 1:
-        x = gl.inline_asm_elementwise("bar.sync 9, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    else:
-        x = gl.inline_asm_elementwise("bar.sync 10, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    return x
-
-
-@gluon.jit
-def _pass_turn(x, consumer: gl.constexpr):
-    """Let a consumer issue its products."""
-    if consumer == 0:
-        x = gl.inline_asm_elementwise("bar.arrive 8, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    elif consumer == 1:
-        x = gl.inline_asm_elementwise("bar.arrive 9, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    else:
-        x = gl.inline_asm_elementwise("bar.arrive 10, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    return x
-
-
-@gluon.constexpr_function
-def _barriers_asm(count, name, threads):
-    return f"bar.sync {name}, {threads}; " * count + "mov.b32 $0, $1;"
-
-
-@gluon.constexpr_function
-def _tile_barriers(general):
-    """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
-    part of it."""
-    return 20 if general else 8
-
-
-@gluon.jit
-def _keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
-    """Barriers of a partition's own, for racecheck alone, which takes a warp that has passed fewer barriers than one it
-    waited for as not ordered behind it, though both met at a barrier since (compute-sanitizer 2025.3; 2026.4 does not).
-    So all warps pass as many as the consumer that tells the others to leave: two a step, and a few a tile."""
-    asm: gl.constexpr = _barriers_asm(COUNT, NAME, 32 * WARPS)
-    gl.inline_asm_elementwise(asm, "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def _hold(x):
-    """Returns x, of at least 0 or NaN, two of which a thread holds; it is then computed before any wait that follows.
-
-    Left alone, ptxas moves the wait for a product ahead of the arithmetic that should run beside it: nothing it knows
-    of ties them. A store does, which is never carried out. One for both rows of a thread, for two would keep the
-    arithmetic of the rows apart.
-    """
-    asm: gl.constexpr = """
-    {
-        .reg .pred p;
-        .reg .f32 both;
-        add.f32 both, $2, $3;
-        setp.lt.f32 p, both, 0fBF800000;
-        @p st.shared.b32 [$2], $3;
-        mov.b32 $0, $2;
-        mov.b32 $1, $3;
-    }"""
-    return gl.inline_asm_elementwise(asm, "=r,=r,r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
-
-
-@gluon.jit
-def _copy(x, zero):
-    """A copy in other registers, made here: zero is 0, which the compiler does not know."""
-    zeros = gl.full(x.shape, zero, gl.int32, layout=x.type.layout)
-    return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2)
-
-
-@gluon.constexpr_function
-def _order(causal, two_heads):
-    return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
-
-
-@gluon.jit
-def _share(count):
-    """How many of a number of units, dealt out one by one, this program gets."""
-    program = gl.program_id(0)
-    programs = gl.num_programs(0)
-    return count // programs + (program < count % programs).to(gl.int32)
-
-
-@gluon.jit
-def _tile_count(row_tiles, heads, ORDER: gl.constexpr):
-    """How many of all tiles this program takes."""
-    tiles = row_tiles * heads
-    count = _share(tiles)
-    if ORDER == PAIRS_OF_A_HEAD:
-        if tiles > gl.num_programs(0):
-            units = tiles - tiles // 2
-            count = 2 * _share(units)
-            # The last unit may be a single tile.
-            count -= ((tiles % 2 != 0) & (gl.program_id(0) == (units - 1) % gl.num_programs(0))).to(gl.int32)
-    if ORDER == PAIRS_OF_TWO_HEADS:
-        count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
-    return count
-
-
-@gluon.jit
-def _tile(turn, row_tiles, heads, ORDER: gl.constexpr):
-    """The turn-th tile of this program: its place among the tiles of rows, and its head of batch * heads.
-
-    Pairs are units of two tiles that together are as long as every other unit: a long one and a short one. Of the same
-    head, where there are more tiles than programs; an odd number of tiles a head leaves one in the middle, which goes
-    with that of the next head. Or of two heads side by side; of an odd number of heads the last one's tiles
-    come last, one by one.
-    """
-    programs = gl.num_programs(0)
-    unit = turn * programs + gl.program_id(0)
-    head = unit // row_tiles
-    row_tile = unit % row_tiles
-    if ORDER == PAIRS_OF_A_HEAD:
-        if row_tiles * heads > programs:
-            unit = turn // 2 * programs + gl.program_id(0)
-            odd = row_tiles % 2  # then two heads share their units
-            units = row_tiles * (1 + odd) // 2
-            first_head = unit // units * (1 + odd)
-            shared = odd * (first_head + 1 < heads).to(gl.int32)
-            index = unit % units  # from the longest
-            if turn % 2 != 0:
-                index = (row_tiles << shared) - 1 - index
-            row_tile = row_tiles - 1 - (index >> shared)
-            head = first_head + (index & shared)
-    if ORDER == PAIRS_OF_TWO_HEADS:
-        pairs = heads // 2
-        singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
-        unit = (turn + singles) // 2 * programs + gl.program_id(0)
-        pair = unit // row_tiles
-        row_tile = row_tiles - 1 - unit % row_tiles
-        head = 2 * pair
-        if (pair < pairs) & (turn % 2 != 0):
-            head += 1
-            row_tile = row_tiles - 1 - row_tile
-    return row_tile, head
-
-
-@gluon.jit
-def _sequence(sizes, head, SHAPE: gl.constexpr):
-    """The sequence of a head: its queries and keys, and which keys query i sees where there are masks: those up to
-    i + newest and, if GENERAL, from i + oldest on."""
-    GENERAL: gl.constexpr = SHAPE[10]
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
-    bottom_right, q_lengths, kv_lengths, window_left, window_right = bounds
-    if GENERAL:
-        batch = head // num_heads
-        if q_lengths.to(gl.int64) != 0:
-            q_len = gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)
-        if kv_lengths.to(gl.int64) != 0:
-            kv_len = gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)
-    offset = bottom_right * (kv_len - q_len)
-    oldest = offset
-    newest = offset
-    if GENERAL:
-        oldest -= gl.minimum(gl.where(window_left < 0, UNBOUNDED, window_left), UNBOUNDED)
-        newest += gl.minimum(gl.where(window_right < 0, UNBOUNDED, window_right), UNBOUNDED)
-    return q_len, kv_len, oldest, newest
-
-
-@gluon.jit
-def _blocks(first_row, end_row, sequence, SHAPE: gl.constexpr):
-    """The blocks of keys that the rows first_row to end_row see, as their first and the one past the last; but at least
-    one, which then counts for nothing."""
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CAUSAL: gl.constexpr = SHAPE[4]
-    GENERAL: gl.constexpr = SHAPE[10]
-    q_len, kv_len, oldest, newest = sequence
-    end = kv_len
-    if CAUSAL:
-        end = gl.minimum(kv_len, gl.minimum(end_row, q_len) + newest)
-    end = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
-    first = 0
-    if GENERAL:
-        first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)
-    return first, end
-
-
-@gluon.jit
-def _tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
-    """Key blocks that some row of a tile sees: those that are loaded for it."""
-    first_row = row_tile * (ROWS * SHAPE[2])
-    return _blocks(first_row, first_row + ROWS * SHAPE[2], sequence, SHAPE)
 
 
 @gluon.jit
@@ -280,13 +76,13 @@ def _load(work, SHAPE: gl.constexpr):
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
-    for turn in range(_tile_count(row_tiles, heads, ORDER)):
-        row_tile, head = _tile(turn, row_tiles, heads, ORDER)
+    for turn in range(tile_count(row_tiles, heads, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
         first_row = row_tile * (ROWS * CONSUMERS)
-        first_block, end_block = _tile_blocks(row_tile, _sequence(sizes, head, SHAPE), SHAPE)
+        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
         for block in range(end_block - first_block):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
@@ -314,15 +110,15 @@ def _load(work, SHAPE: gl.constexpr):
             v_place = (batch, kv_head, key)
             step += 1
             if CONSUMERS == 1:
-                _keep_up(step, 2, 13, 1)
+                keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
-            _keep_up(step, _tile_barriers(SHAPE[10]), 13, 1)
+            keep_up(step, tile_barriers(SHAPE[10]), 13, 1)
     if step > 0:
         _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
-        _keep_up(step, 40, 13, 1)
+        keep_up(step, 40, 13, 1)
     else:
-        for _unused in gl.static_range(16):  # as `_keep_up`, for launches of few steps
+        for _unused in gl.static_range(16):  # as `keep_up`, for launches of few steps
             gl.barrier()
 
 
@@ -332,12 +128,12 @@ def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     ORDER: gl.constexpr = SHAPE[9]
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     barriers = 40
-    for turn in range(_tile_count(row_tiles, heads, ORDER)):
-        row_tile, head = _tile(turn, row_tiles, heads, ORDER)
-        first_block, end_block = _tile_blocks(row_tile, _sequence(sizes, head, SHAPE), SHAPE)
-        barriers += 2 * (end_block - first_block) + _tile_barriers(SHAPE[10])
+    for turn in range(tile_count(row_tiles, heads, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
+        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
+        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10])
     for i in range(0, barriers, 16):
-        _keep_up(i, 16, NAME, WARPS)
+        keep_up(i, 16, NAME, WARPS)
 
 
 @gluon.jit
@@ -456,7 +252,7 @@ def _step(
         _make_whole(v_smem, barriers, step - 1, values - key - BLOCK_N, CONSUMER, SHAPE)
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     if PING_PONG:
-        m = _take_turn(m, CONSUMER)
+        m = take_turn(m, CONSUMER)
     k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
     scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
     _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
@@ -464,122 +260,23 @@ def _step(
     if LATE:
         p = p.to(v_smem.dtype)
     else:
-        p = _copy(p, zero)
+        p = copy(p, zero)
     p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
     acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
     if PING_PONG:
-        m = _pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+        m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     next_p, m, row_sum, alpha = _weigh(
         scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL
     )
-    row_sum = _hold(row_sum)
+    row_sum = hold(row_sum)
     if not LATE:
         next_p = next_p.to(v_smem.dtype)
     acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
     mbarrier.arrive(v_free.index(before), count=1)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     return acc, next_p, m, row_sum
-
-
-@gluon.jit
-def row_powers(q):
-    """Powers of two for rows in float32: one that brings the largest normal element to 1 to 4, and its inverse."""
-    largest = gl.max(gl.abs(q), 1)
-    exponent = gl.minimum(gl.maximum(largest.to(gl.int32, bitcast=True) >> 23, 1), 253)
-    return ((254 - exponent) << 23).to(gl.float32, bitcast=True), (exponent << 23).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def _compute_slowly(
-    tensors,
-    strides,
-    sizes,
-    head,
-    first_row,
-    head_size,
-    sm_scale,
-    SHAPE: gl.constexpr,
-):
-    """A few rows of one head, key by key, finite for any finite input; writes Out and Lse itself.
-
-    As fmha_triton.py does it: powers of two bring q, row by row, and k and v into range; scores are subtracted before
-    they are scaled.
-    """
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    CAUSAL: gl.constexpr = SHAPE[4]
-    GENERAL: gl.constexpr = SHAPE[10]
-    Out, Lse, Q, K, V = tensors
-    q_strides, k_strides, v_strides, out_strides = strides
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
-    q_n, kv_n, oldest, newest = _sequence(sizes, head, SHAPE)
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
-    rows = first_row + gl.arange(0, SLOW_ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, LAYOUT))
-    inside = (rows < q_len)[:, None] & (columns < head_size)[None, :]
-    batch = (head // num_heads).to(gl.int64)
-    q_head = (head % num_heads).to(gl.int64)
-    kv_head = q_head // group
-    q_rows = Q + batch * q_strides[0] + q_head * q_strides[1] + rows.to(gl.int64) * q_strides[2]
-    q = gl.load(q_rows[:, None] + columns[None, :], mask=inside, other=0.0).to(gl.float32)
-    down, undo = row_powers(q)
-    q = q * down[:, None] * (1.0 / 4096.0)
-    # 2**13: 2**12 left over from q, and the halved k. Scale comes first, for undo * 2**13 may be infinite.
-    row_scale = gl.minimum(gl.minimum(sm_scale * LOG2_E, FLOAT_MAX) * undo * 8192.0, FLOAT_MAX)
-    shift: gl.constexpr = _shift(V.dtype.element_ty)
-    m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
-    row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
-    acc = gl.zeros([SLOW_ROWS, BLOCK_D], gl.float32, layout=LAYOUT)
-    begin = 0
-    end = kv_n
-    if CAUSAL:
-        end = gl.minimum(kv_n, gl.minimum(first_row + SLOW_ROWS, q_n) + newest)
-    if GENERAL:
-        begin = gl.maximum(first_row + oldest, 0)
-    k_row = K + batch * k_strides[0] + kv_head * k_strides[1] + columns
-    v_row = V + batch * v_strides[0] + kv_head * v_strides[1] + columns
-    if GENERAL:
-        k_row += begin.to(gl.int64) * k_strides[2]
-        v_row += begin.to(gl.int64) * v_strides[2]
-    for key in range(begin, end):
-        k = gl.load(k_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
-        v = gl.load(v_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
-        score = gl.sum(q * k[None, :], 1)
-        visible = rows < q_n
-        if CAUSAL:
-            visible = visible & (key <= rows + newest)
-        if GENERAL:
-            visible = visible & (key >= rows + oldest)
-        m_new = gl.maximum(m, gl.where(visible, score, LOWEST))
-        p = gl.where(visible, gl.exp2((score - m_new) * row_scale - shift), 0.0)
-        alpha = gl.exp2((m - m_new) * row_scale)
-        row_sum = row_sum * alpha + p
-        acc = acc * alpha[:, None] + gl.where(visible[:, None], p[:, None] * v[None, :], 0.0)
-        m = m_new
-        k_row += k_strides[2]
-        v_row += v_strides[2]
-    some = row_sum != 0  # NaN too
-    inverse = gl.where(some, 1.0 / row_sum, 0.0)
-    out = _narrow(acc * inverse[:, None] * 2.0, Out.dtype.element_ty)
-    out_rows = Out + batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
-    gl.store(out_rows[:, None] + columns[None, :], out, mask=inside)
-    scaled = gl.minimum(gl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
-    lse = gl.where(some, (scaled + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
-    if Lse.to(gl.int64) != 0:
-        gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
-
-
-@gluon.jit
-def _narrow(out, dtype: gl.constexpr):
-    """Rounded to fp16 or bf16, but at most its largest finite value: the mean of V never exceeds what it is made of,
-    but the rounded one may, by enough to become infinite. NaN stays NaN."""
-    if dtype == gl.float16:
-        asm: gl.constexpr = "cvt.rn.satfinite.f16x2.f32 $0, $2, $1;"
-        return gl.inline_asm_elementwise(asm, "=r,r,r", [out], dtype=gl.float16, is_pure=True, pack=2)
-    else:
-        asm: gl.constexpr = "cvt.rn.satfinite.bf16x2.f32 $0, $2, $1;"
-        return gl.inline_asm_elementwise(asm, "=r,r,r", [out], dtype=gl.bfloat16, is_pure=True, pack=2)
 
 
 @gluon.jit
@@ -606,23 +303,23 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
-    shift: gl.constexpr = _shift(v_smem.dtype)
+    shift: gl.constexpr = shift_of(v_smem.dtype)
     scale = gl.minimum(sm_scale * LOG2_E, FLOAT_MAX)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
-            _pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
+            pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     step = 0
-    for turn in range(_tile_count(row_tiles, heads, ORDER)):
-        row_tile, head = _tile(turn, row_tiles, heads, ORDER)
+    for turn in range(tile_count(row_tiles, heads, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
         tile_row = row_tile * (ROWS * CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
         rows = first_row + gl.arange(0, ROWS, layout=ROW_LAYOUT)
-        sequence = _sequence(sizes, head, SHAPE)
+        sequence = sequence_of(sizes, head, SHAPE)
         q_n, kv_n, oldest, newest = sequence
-        first_block, end_block = _tile_blocks(row_tile, sequence, SHAPE)
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         block = end_block - 1  # from right to left: the masked blocks first
         begins = 0
         unmasked_from = 0
@@ -632,15 +329,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 ends = gl.where(rows < q_n, ends, 0)
                 begins = gl.maximum(rows + oldest, 0)
                 unmasked_from = (gl.maximum(first_row + (ROWS - 1) + oldest, 0) + (BLOCK_N - 1)) // BLOCK_N
-            unused, own_end = _blocks(first_row, first_row + ROWS, sequence, SHAPE)
+            unused, own_end = blocks_of(first_row, first_row + ROWS, sequence, SHAPE)
             own_end = gl.maximum(gl.minimum(own_end, end_block), first_block + 1)
             unmasked = gl.maximum(gl.minimum(first_row + newest + 1, kv_n), 0) // BLOCK_N
             if GENERAL:
                 unmasked = gl.where(first_row + ROWS <= q_n, unmasked, 0)
             for _unused in range(end_block - own_end):  # keys only for the rows of the consumers below
                 if PING_PONG:
-                    turn_taken = _take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
-                    _pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
+                    turn_taken = take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
+                    pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
                 mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
                 mbarrier.arrive(k_free.index(step % STAGES), count=1)
                 mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
@@ -714,7 +411,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
             acc = gl.where((factor != 0)[:, None], acc, 0.0)
         out_part = q_smem.index(slot)
-        out_part.reshape([ROWS, BLOCK_D]).store(_narrow(acc * factor[:, None], v_smem.dtype))
+        out_part.reshape([ROWS, BLOCK_D]).store(narrow(acc * factor[:, None], v_smem.dtype))
         fence_async_shared()
         tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
         if Q_SLOTS == 1:
@@ -722,19 +419,11 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             mbarrier.arrive(q_free.index(slot), count=1)
     tma.store_wait(0)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
-        noted = _written(noted)
+        noted = written(noted)
     notes.index(CONSUMER).store(noted)
     if CONSUMER > 0:
-        for _unused in gl.static_range(12):  # as `_keep_up`: the first consumer reads the notes after the others
+        for _unused in gl.static_range(12):  # as `keep_up`: the first consumer reads the notes after the others
             gl.barrier()
-
-
-@gluon.jit
-def _written(x):
-    """Returns x when what TMA stored has reached global memory, where tma.store_wait waits for shared memory only."""
-    return gl.inline_asm_elementwise(
-        "cp.async.bulk.wait_group 0; mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1
-    )
 
 
 @gluon.jit
@@ -795,7 +484,7 @@ def fmha_fwd_sm90(
     where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. Ragged batches and softcap are not
     served; lengths, window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len
     of at most 2**28. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
-    see `_tile`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored from
+    see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored from
     the slot of its rows.
     """
     group = num_heads // num_kv_heads
@@ -832,7 +521,7 @@ def fmha_fwd_sm90(
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged)
     LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
-    ORDER: gl.constexpr = _order(CAUSAL, TWO_HEADS)
+    ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS)
     SHAPE: gl.constexpr = (
         BLOCK_D,
         BLOCK_N,
@@ -885,9 +574,9 @@ def fmha_fwd_sm90(
                 (v_stride_b, v_stride_h, v_stride_s),
                 (out_stride_b, out_stride_h, out_stride_s),
             )
-            for turn in range(_tile_count(row_tiles, batch_size * num_heads, ORDER)):
+            for turn in range(tile_count(row_tiles, batch_size * num_heads, ORDER)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = _tile(turn, row_tiles, batch_size * num_heads, ORDER)
+                    row_tile, head = tile_of(turn, row_tiles, batch_size * num_heads, ORDER)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        _compute_slowly(tensors, strides, sizes, head, row, head_size, sm_scale, SHAPE)
+                        compute_slowly(tensors, strides, sizes, head, row, head_size, sm_scale, SHAPE)

@@ -165,14 +165,20 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
     }
 
 
-def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
-    """The names that a kernel's file defines, executed with the machine in the place of Triton."""
+def load_kernel(path: Path, machine: Machine, folder: Path | None = None) -> dict[str, Any]:
+    """The names that a kernel's file defines, executed with the machine in the place of Triton.
+
+    What it imports of other kernels' files comes from a folder, by default its own, or where it is not there from the
+    project's.
+    """
     modules = _modules(machine)
+    near = folder or path.parent
 
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        if name not in modules:  # another kernel
+        if name not in modules:  # another kernel's
+            own = near / f"{name}.py"
             modules[name] = types.ModuleType(name)
-            vars(modules[name]).update(load_kernel(KERNELS / f"{name}.py", machine))
+            vars(modules[name]).update(load_kernel(own if own.exists() else KERNELS / own.name, machine, near))
         return modules[name]
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}

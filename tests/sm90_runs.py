@@ -12,6 +12,7 @@ from gluon_values import BF16, DTYPES, FP32, INT32, Descriptor, Pointer, tensor
 from pyfmha.reference import attend, relative_error
 
 KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_sm90.py"
+TILES = KERNEL.with_name("sm90_tiles.py")
 TOLERANCE = {"fp16": 5e-4, "bf16": 4e-3}
 
 
@@ -153,7 +154,7 @@ def check(dtype: str = "fp16", **problem: Any) -> None:
 ORDERS = ("SINGLES", "PAIRS_OF_A_HEAD", "PAIRS_OF_TWO_HEADS")
 
 
-def check_schedule(row_tiles: int, heads: int, programs: int, order: str, source: Path = KERNEL) -> None:
+def check_schedule(row_tiles: int, heads: int, programs: int, order: str, source: Path = TILES) -> None:
     """Every tile of every head is taken by one program, once, and no program has more than a unit more than another.
 
     Args:
@@ -171,8 +172,8 @@ def check_schedule(row_tiles: int, heads: int, programs: int, order: str, source
     work = []
     paired = order != "SINGLES"
     for machine.program in range(programs):
-        count = int(kernel["_tile_count"](*sizes))
-        tiles = [tuple(map(int, kernel["_tile"](tensor(turn, np.int32), *sizes))) for turn in range(count)]
+        count = int(kernel["tile_count"](*sizes))
+        tiles = [tuple(map(int, kernel["tile_of"](tensor(turn, np.int32), *sizes))) for turn in range(count)]
         taken += tiles
         work.append(sum(row_tile + 1 if paired else 1 for row_tile, _ in tiles))
         if order == "PAIRS_OF_TWO_HEADS":
@@ -221,12 +222,13 @@ def _all_largest(q: Any, k: Any, v: Any, value: float, half_step: float) -> None
 
 
 def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
-    """A kernel's file with a fault."""
-    source = kernel.read_text()
-    assert source.count(right) == 1, "the kernel has changed: adapt the mutant"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    return path
+    """A kernel's file with a fault, in it or in a file that it imports."""
+    texts = {file.name: file.read_text() for file in (kernel, *sorted(kernel.parent.glob("sm90_*.py")))}
+    name = next((name for name, text in texts.items() if right in text), kernel.name)
+    assert texts[name].count(right) == 1, "the kernel has changed: adapt the mutant"
+    for file in {kernel.name, name}:
+        (folder / file).write_text(texts[file].replace(right, wrong) if file == name else texts[file])
+    return folder / kernel.name
 
 
 def is_noticed(check: Callable[..., None], kernel: Path, problem: dict[str, Any]) -> bool:

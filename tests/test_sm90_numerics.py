@@ -16,6 +16,7 @@ from sm90_runs import (
     KERNEL,
     LOUD,
     ORDERS,
+    TILES,
     TOLERANCE,
     altered,
     check,
@@ -407,15 +408,15 @@ def test_tiles_of_two_heads_are_dealt_out_to_few_programs_and_to_many(row_tiles:
 @pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 1)])
 def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, order: str) -> None:
     machine = Machine(0)
-    kernel = load_kernel(KERNEL, machine)
+    kernel = load_kernel(TILES, machine)
     machine.programs = 264
 
     def tiles(program: int, dtype: Any) -> list[int]:
         machine.program = program
         sizes = tensor(row_tiles, dtype), tensor(heads, dtype), kernel[order]
-        count = kernel["_tile_count"](*sizes)
+        count = kernel["tile_count"](*sizes)
         turns = 0, 1, int(count) // 2, int(count) - 2, int(count) - 1
-        return [int(count), *(int(x) for turn in turns for x in kernel["_tile"](tensor(turn, dtype), *sizes))]
+        return [int(count), *(int(x) for turn in turns for x in kernel["tile_of"](tensor(turn, dtype), *sizes))]
 
     for program in (0, 131, 263):
         assert tiles(program, np.int32) == tiles(program, np.int64)
@@ -574,7 +575,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "a consumer that passes over keys keeps its turn": (
-        "_pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)",
+        "pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)",
         "pass",
         DIAGONAL,
     ),
@@ -664,8 +665,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "rn.bf16x2",
         {"change": largest_bf16, "dtype": "bf16"},
     ),
-    "what holds the exponentials may be negative": ("row_sum = _hold(row_sum)", "row_sum = -_hold(-row_sum)", DIAGONAL),
-    "Out may be written after it was computed again": ("_written(noted)", "noted", FEW_KEYS),
+    "what holds the exponentials may be negative": ("row_sum = hold(row_sum)", "row_sum = -hold(-row_sum)", DIAGONAL),
+    "Out may be written after it was computed again": ("written(noted)", "noted", FEW_KEYS),
     "no rows are noted": ("noted = noted | gl.where(leaving", "noted = noted & gl.where(leaving", FEW_KEYS),
     "another consumer's rows are computed again": ("row_tile * CONSUMERS + part", "row_tile * CONSUMERS", FEW_KEYS),
     "there are more notes than bits": ("noted >> (turn % NOTES)", "noted >> turn", MANY_TILES),
@@ -889,7 +890,7 @@ def test_values_are_asked_for_before_the_rows_that_wait_for_them_to_be_used(tmp_
 
 @pytest.mark.parametrize("mutant", SCHEDULES)
 def test_a_faulty_schedule_is_noticed(mutant: str, tmp_path: Path) -> None:
-    path = altered(KERNEL, *SCHEDULES[mutant], tmp_path)
+    path = altered(TILES, *SCHEDULES[mutant], tmp_path)
 
     def check_all() -> None:
         for row_tiles, heads, programs, order in product((4, 5), (3, 4), (2, 3, 24), ORDERS):

@@ -1,0 +1,85 @@
+"""Inline PTX of fmha_sm90.py: turns, barriers, and what keeps ptxas from moving things."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def take_turn(x, consumer: gl.constexpr):
+    """Wait until the consumer before this one has issued its products. Returns x, to keep its place in the code."""
+    if consumer == 0:
+        x = gl.inline_asm_elementwise("bar.sync 8, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
+    elif consumer == 1:
+        x = gl.inline_asm_elementwise("bar.sync 9, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
+    else:
+        x = gl.inline_asm_elementwise("bar.sync 10, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return x
+
+
+@gluon.jit
+def pass_turn(x, consumer: gl.constexpr):
+    """Let a consumer issue its products."""
+    if consumer == 0:
+        x = gl.inline_asm_elementwise("bar.arrive 8, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
+    elif consumer == 1:
+        x = gl.inline_asm_elementwise("bar.arrive 9, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
+    else:
+        x = gl.inline_asm_elementwise("bar.arrive 10, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return x
+
+
+@gluon.constexpr_function
+def _barriers_asm(count, name, threads):
+    return f"bar.sync {name}, {threads}; " * count + "mov.b32 $0, $1;"
+
+
+@gluon.constexpr_function
+def tile_barriers(general):
+    """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
+    part of it."""
+    return 20 if general else 8
+
+
+@gluon.jit
+def keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
+    """Barriers of a partition's own, for racecheck alone, which takes a warp that has passed fewer barriers than one it
+    waited for as not ordered behind it, though both met at a barrier since (compute-sanitizer 2025.3; 2026.4 does not).
+    So all warps pass as many as the consumer that tells the others to leave: two a step, and a few a tile."""
+    asm: gl.constexpr = _barriers_asm(COUNT, NAME, 32 * WARPS)
+    gl.inline_asm_elementwise(asm, "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def hold(x):
+    """Returns x, of at least 0 or NaN, two of which a thread holds; it is then computed before any wait that follows.
+
+    Left alone, ptxas moves the wait for a product ahead of the arithmetic that should run beside it: nothing it knows
+    of ties them. A store does, which is never carried out. One for both rows of a thread, for two would keep the
+    arithmetic of the rows apart.
+    """
+    asm: gl.constexpr = """
+    {
+        .reg .pred p;
+        .reg .f32 both;
+        add.f32 both, $2, $3;
+        setp.lt.f32 p, both, 0fBF800000;
+        @p st.shared.b32 [$2], $3;
+        mov.b32 $0, $2;
+        mov.b32 $1, $3;
+    }"""
+    return gl.inline_asm_elementwise(asm, "=r,=r,r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+
+
+@gluon.jit
+def copy(x, zero):
+    """A copy in other registers, made here: zero is 0, which the compiler does not know."""
+    zeros = gl.full(x.shape, zero, gl.int32, layout=x.type.layout)
+    return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def written(x):
+    """Returns x when what TMA stored has reached global memory, where tma.store_wait waits for shared memory only."""
+    return gl.inline_asm_elementwise(
+        "cp.async.bulk.wait_group 0; mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1
+    )

@@ -1,0 +1,117 @@
+"""Rows computed again in arithmetic that stays finite for any finite input; and what such arithmetic shares."""
+
+from sm90_tiles import sequence_of
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
+LN_2: gl.constexpr = gl.constexpr(0.6931471805599453)
+FLOAT_MAX: gl.constexpr = gl.constexpr(3.4028234663852886e38)
+# Below every dot product of the slow arithmetic, yet near enough that the difference is finite: -2**126.
+LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)
+SLOW_ROWS: gl.constexpr = gl.constexpr(16)  # computed at a time where it is slow: so few that nothing spills
+
+
+@gluon.constexpr_function
+def shift_of(dtype):
+    """bf16 values may be as large as float32's: weights of at most 2**-24 keep sums of them finite, at no cost."""
+    return 24.0 if dtype == gl.bfloat16 else 0.0
+
+
+@gluon.jit
+def row_powers(q):
+    """Powers of two for rows in float32: one that brings the largest normal element to 1 to 4, and its inverse."""
+    largest = gl.max(gl.abs(q), 1)
+    exponent = gl.minimum(gl.maximum(largest.to(gl.int32, bitcast=True) >> 23, 1), 253)
+    return ((254 - exponent) << 23).to(gl.float32, bitcast=True), (exponent << 23).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def narrow(out, dtype: gl.constexpr):
+    """Rounded to fp16 or bf16, but at most its largest finite value: the mean of V never exceeds what it is made of,
+    but the rounded one may, by enough to become infinite. NaN stays NaN."""
+    if dtype == gl.float16:
+        asm: gl.constexpr = "cvt.rn.satfinite.f16x2.f32 $0, $2, $1;"
+        return gl.inline_asm_elementwise(asm, "=r,r,r", [out], dtype=gl.float16, is_pure=True, pack=2)
+    else:
+        asm: gl.constexpr = "cvt.rn.satfinite.bf16x2.f32 $0, $2, $1;"
+        return gl.inline_asm_elementwise(asm, "=r,r,r", [out], dtype=gl.bfloat16, is_pure=True, pack=2)
+
+
+@gluon.jit
+def compute_slowly(
+    tensors,
+    strides,
+    sizes,
+    head,
+    first_row,
+    head_size,
+    sm_scale,
+    SHAPE: gl.constexpr,
+):
+    """A few rows of one head, key by key, finite for any finite input; writes Out and Lse itself.
+
+    As fmha_triton.py does it: powers of two bring q, row by row, and k and v into range; scores are subtracted before
+    they are scaled.
+    """
+    BLOCK_D: gl.constexpr = SHAPE[0]
+    CAUSAL: gl.constexpr = SHAPE[4]
+    GENERAL: gl.constexpr = SHAPE[10]
+    Out, Lse, Q, K, V = tensors
+    q_strides, k_strides, v_strides, out_strides = strides
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    q_n, kv_n, oldest, newest = sequence_of(sizes, head, SHAPE)
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    rows = first_row + gl.arange(0, SLOW_ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, LAYOUT))
+    inside = (rows < q_len)[:, None] & (columns < head_size)[None, :]
+    batch = (head // num_heads).to(gl.int64)
+    q_head = (head % num_heads).to(gl.int64)
+    kv_head = q_head // group
+    q_rows = Q + batch * q_strides[0] + q_head * q_strides[1] + rows.to(gl.int64) * q_strides[2]
+    q = gl.load(q_rows[:, None] + columns[None, :], mask=inside, other=0.0).to(gl.float32)
+    down, undo = row_powers(q)
+    q = q * down[:, None] * (1.0 / 4096.0)
+    # 2**13: 2**12 left over from q, and the halved k. Scale comes first, for undo * 2**13 may be infinite.
+    row_scale = gl.minimum(gl.minimum(sm_scale * LOG2_E, FLOAT_MAX) * undo * 8192.0, FLOAT_MAX)
+    shift: gl.constexpr = shift_of(V.dtype.element_ty)
+    m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
+    row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
+    acc = gl.zeros([SLOW_ROWS, BLOCK_D], gl.float32, layout=LAYOUT)
+    begin = 0
+    end = kv_n
+    if CAUSAL:
+        end = gl.minimum(kv_n, gl.minimum(first_row + SLOW_ROWS, q_n) + newest)
+    if GENERAL:
+        begin = gl.maximum(first_row + oldest, 0)
+    k_row = K + batch * k_strides[0] + kv_head * k_strides[1] + columns
+    v_row = V + batch * v_strides[0] + kv_head * v_strides[1] + columns
+    if GENERAL:
+        k_row += begin.to(gl.int64) * k_strides[2]
+        v_row += begin.to(gl.int64) * v_strides[2]
+    for key in range(begin, end):
+        k = gl.load(k_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
+        v = gl.load(v_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
+        score = gl.sum(q * k[None, :], 1)
+        visible = rows < q_n
+        if CAUSAL:
+            visible = visible & (key <= rows + newest)
+        if GENERAL:
+            visible = visible & (key >= rows + oldest)
+        m_new = gl.maximum(m, gl.where(visible, score, LOWEST))
+        p = gl.where(visible, gl.exp2((score - m_new) * row_scale - shift), 0.0)
+        alpha = gl.exp2((m - m_new) * row_scale)
+        row_sum = row_sum * alpha + p
+        acc = acc * alpha[:, None] + gl.where(visible[:, None], p[:, None] * v[None, :], 0.0)
+        m = m_new
+        k_row += k_strides[2]
+        v_row += v_strides[2]
+    some = row_sum != 0  # NaN too
+    inverse = gl.where(some, 1.0 / row_sum, 0.0)
+    out = narrow(acc * inverse[:, None] * 2.0, Out.dtype.element_ty)
+    out_rows = Out + batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
+    gl.store(out_rows[:, None] + columns[None, :], out, mask=inside)
+    scaled = gl.minimum(gl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
+    lse = gl.where(some, (scaled + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
+    if Lse.to(gl.int64) != 0:
+        gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)

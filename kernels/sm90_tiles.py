@@ -1,0 +1,128 @@
+"""Which tiles a program of fmha_sm90.py takes, and which keys a tile sees."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+ROWS: gl.constexpr = gl.constexpr(64)  # of one consumer: the M of wgmma
+# A window without a bound: further than any two places of sequences of at most 2**28.
+UNBOUNDED: gl.constexpr = gl.constexpr(2**29)
+# How tiles are dealt out: one by one; in pairs of one head; in pairs of two heads, by which programs read half as many
+# heads at a time, and long and short tiles run side by side.
+SINGLES: gl.constexpr = gl.constexpr(0)
+PAIRS_OF_A_HEAD: gl.constexpr = gl.constexpr(1)
+PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
+
+
+@gluon.constexpr_function
+def order_of(causal, two_heads):
+    """How the tiles of a kernel compiled so are dealt out."""
+    return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
+
+
+@gluon.jit
+def _share(count):
+    """How many of a number of units, dealt out one by one, this program gets."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    return count // programs + (program < count % programs).to(gl.int32)
+
+
+@gluon.jit
+def tile_count(row_tiles, heads, ORDER: gl.constexpr):
+    """How many of all tiles this program takes."""
+    tiles = row_tiles * heads
+    count = _share(tiles)
+    if ORDER == PAIRS_OF_A_HEAD:
+        if tiles > gl.num_programs(0):
+            units = tiles - tiles // 2
+            count = 2 * _share(units)
+            # The last unit may be a single tile.
+            count -= ((tiles % 2 != 0) & (gl.program_id(0) == (units - 1) % gl.num_programs(0))).to(gl.int32)
+    if ORDER == PAIRS_OF_TWO_HEADS:
+        count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
+    return count
+
+
+@gluon.jit
+def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
+    """The turn-th tile of this program: its place among the tiles of rows, and its head of batch * heads.
+
+    Pairs are units of two tiles that together are as long as every other unit: a long one and a short one. Of the same
+    head, where there are more tiles than programs; an odd number of tiles a head leaves one in the middle, which goes
+    with that of the next head. Or of two heads side by side; of an odd number of heads the last one's tiles
+    come last, one by one.
+    """
+    programs = gl.num_programs(0)
+    unit = turn * programs + gl.program_id(0)
+    head = unit // row_tiles
+    row_tile = unit % row_tiles
+    if ORDER == PAIRS_OF_A_HEAD:
+        if row_tiles * heads > programs:
+            unit = turn // 2 * programs + gl.program_id(0)
+            odd = row_tiles % 2  # then two heads share their units
+            units = row_tiles * (1 + odd) // 2
+            first_head = unit // units * (1 + odd)
+            shared = odd * (first_head + 1 < heads).to(gl.int32)
+            index = unit % units  # from the longest
+            if turn % 2 != 0:
+                index = (row_tiles << shared) - 1 - index
+            row_tile = row_tiles - 1 - (index >> shared)
+            head = first_head + (index & shared)
+    if ORDER == PAIRS_OF_TWO_HEADS:
+        pairs = heads // 2
+        singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
+        unit = (turn + singles) // 2 * programs + gl.program_id(0)
+        pair = unit // row_tiles
+        row_tile = row_tiles - 1 - unit % row_tiles
+        head = 2 * pair
+        if (pair < pairs) & (turn % 2 != 0):
+            head += 1
+            row_tile = row_tiles - 1 - row_tile
+    return row_tile, head
+
+
+@gluon.jit
+def sequence_of(sizes, head, SHAPE: gl.constexpr):
+    """The sequence of a head: its queries and keys, and which keys query i sees where there are masks: those up to
+    i + newest and, if GENERAL, from i + oldest on."""
+    GENERAL: gl.constexpr = SHAPE[10]
+    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    bottom_right, q_lengths, kv_lengths, window_left, window_right = bounds
+    if GENERAL:
+        batch = head // num_heads
+        if q_lengths.to(gl.int64) != 0:
+            q_len = gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)
+        if kv_lengths.to(gl.int64) != 0:
+            kv_len = gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)
+    offset = bottom_right * (kv_len - q_len)
+    oldest = offset
+    newest = offset
+    if GENERAL:
+        oldest -= gl.minimum(gl.where(window_left < 0, UNBOUNDED, window_left), UNBOUNDED)
+        newest += gl.minimum(gl.where(window_right < 0, UNBOUNDED, window_right), UNBOUNDED)
+    return q_len, kv_len, oldest, newest
+
+
+@gluon.jit
+def blocks_of(first_row, end_row, sequence, SHAPE: gl.constexpr):
+    """The blocks of keys that the rows first_row to end_row see, as their first and the one past the last; but at least
+    one, which then counts for nothing."""
+    BLOCK_N: gl.constexpr = SHAPE[1]
+    CAUSAL: gl.constexpr = SHAPE[4]
+    GENERAL: gl.constexpr = SHAPE[10]
+    q_len, kv_len, oldest, newest = sequence
+    end = kv_len
+    if CAUSAL:
+        end = gl.minimum(kv_len, gl.minimum(end_row, q_len) + newest)
+    end = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
+    first = 0
+    if GENERAL:
+        first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)
+    return first, end
+
+
+@gluon.jit
+def tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
+    """Key blocks that some row of a tile sees: those that are loaded for it."""
+    first_row = row_tile * (ROWS * SHAPE[2])
+    return blocks_of(first_row, first_row + ROWS * SHAPE[2], sequence, SHAPE)

@@ -11,7 +11,8 @@ long one and a short one, so that every program gets as much to do. Programs bes
 stay in the L2 cache. While a consumer finishes one tile, the loads of its next are already under way.
 
 Descriptors are [batch, heads, seq, head size], so that a block past the end of a sequence, or past the head size, reads
-zeros instead of the next head, and is not written past either. Any strides a descriptor can take will do.
+zeros instead of the next head, and is not written past either. Any strides a descriptor can take will do. NaN or
+infinity in V reaches queries of tiles whose blocks hold it, whether they see its key or not, except behind kv_lengths.
 
 Arithmetic is fast within the range that fmha_triton.py explains. Rows that leave it are noted, and computed again when
 all tiles are done, one key at a time, in arithmetic that stays finite for any finite input; so Out must not overlap the
@@ -194,7 +195,7 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
     """Set to zero what follows the first `count` rows of a step's block of V, and tell the other consumers. Padding
     behind a sequence may be NaN, which a weight of 0 does not undo.
 
-    It falls to the last consumer, which uses every block of a tile.
+    It falls to the last consumer, which uses every block of a tile, before its turn, which another may keep that waits.
     """
     BLOCK_D: gl.constexpr = SHAPE[0]
     BLOCK_N: gl.constexpr = SHAPE[1]
@@ -216,6 +217,7 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
             fence_async_shared()
             gl.barrier()
         if CONSUMERS > 1:
+            mbarrier.wait(v_ready.index(stage), (step // V_STAGES) & 1)  # so that it is never two rounds ahead
             mbarrier.arrive(v_whole.index(stage), count=1)
 
 

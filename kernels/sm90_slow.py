@@ -84,6 +84,7 @@ def compute_slowly(
         end = gl.minimum(kv_n, gl.minimum(first_row + SLOW_ROWS, q_n) + newest)
     if GENERAL:
         begin = gl.maximum(first_row + oldest, 0)
+        end = gl.where(first_row < q_n, end, begin)
     k_row = K + batch * k_strides[0] + kv_head * k_strides[1] + columns
     v_row = V + batch * v_strides[0] + kv_head * v_strides[1] + columns
     if GENERAL:

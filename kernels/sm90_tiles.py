@@ -39,7 +39,8 @@ def tile_count(row_tiles, heads, ORDER: gl.constexpr):
             # The last unit may be a single tile.
             count -= ((tiles % 2 != 0) & (gl.program_id(0) == (units - 1) % gl.num_programs(0))).to(gl.int32)
     if ORDER == PAIRS_OF_TWO_HEADS:
-        count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
+        if tiles > gl.num_programs(0):
+            count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
     return count
 
 
@@ -47,10 +48,10 @@ def tile_count(row_tiles, heads, ORDER: gl.constexpr):
 def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
     """The turn-th tile of this program: its place among the tiles of rows, and its head of batch * heads.
 
-    Pairs are units of two tiles that together are as long as every other unit: a long one and a short one. Of the same
-    head, where there are more tiles than programs; an odd number of tiles a head leaves one in the middle, which goes
-    with that of the next head. Or of two heads side by side; of an odd number of heads the last one's tiles
-    come last, one by one.
+    Pairs, where there are more tiles than programs, are units of two tiles that together are as long as every other
+    unit: a long one and a short one. Of the same head; an odd number of tiles a head leaves one in the middle,
+    which goes with that of the next head. Or of two heads side by side; of an odd number of heads the last one's
+    tiles come last, one by one.
     """
     programs = gl.num_programs(0)
     unit = turn * programs + gl.program_id(0)
@@ -69,15 +70,16 @@ def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
             row_tile = row_tiles - 1 - (index >> shared)
             head = first_head + (index & shared)
     if ORDER == PAIRS_OF_TWO_HEADS:
-        pairs = heads // 2
-        singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
-        unit = (turn + singles) // 2 * programs + gl.program_id(0)
-        pair = unit // row_tiles
-        row_tile = row_tiles - 1 - unit % row_tiles
-        head = 2 * pair
-        if (pair < pairs) & (turn % 2 != 0):
-            head += 1
-            row_tile = row_tiles - 1 - row_tile
+        if row_tiles * heads > programs:
+            pairs = heads // 2
+            singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
+            unit = (turn + singles) // 2 * programs + gl.program_id(0)
+            pair = unit // row_tiles
+            row_tile = row_tiles - 1 - unit % row_tiles
+            head = 2 * pair
+            if (pair < pairs) & (turn % 2 != 0):
+                head += 1
+                row_tile = row_tiles - 1 - row_tile
     return row_tile, head
 
 
@@ -94,7 +96,7 @@ def sequence_of(sizes, head, SHAPE: gl.constexpr):
             q_len = gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)
         if kv_lengths.to(gl.int64) != 0:
             kv_len = gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)
-    offset = bottom_right * (kv_len - q_len)
+    offset = (bottom_right != 0).to(gl.int32) * (kv_len - q_len)
     oldest = offset
     newest = offset
     if GENERAL:
@@ -123,6 +125,11 @@ def blocks_of(first_row, end_row, sequence, SHAPE: gl.constexpr):
 
 @gluon.jit
 def tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
-    """Key blocks that some row of a tile sees: those that are loaded for it."""
+    """Key blocks that some row of a tile sees: those that are loaded for it. One, where all rows are padding."""
     first_row = row_tile * (ROWS * SHAPE[2])
-    return blocks_of(first_row, first_row + ROWS * SHAPE[2], sequence, SHAPE)
+    first, end = blocks_of(first_row, first_row + ROWS * SHAPE[2], sequence, SHAPE)
+    if SHAPE[10]:
+        if first_row >= sequence[0]:
+            first = first * 0
+            end = first + 1
+    return first, end

@@ -224,6 +224,28 @@ def test_windows_of_any_width(setting: str, bottom_right: bool) -> None:
         check(general=True, **GENERAL[setting], **problem)
 
 
+@pytest.mark.parametrize(("row_tile", "loaded"), [(0, (0, 32)), (1, (0, 32)), (2, (0, 1)), (63, (0, 1))])
+def test_tiles_of_padding_alone_load_one_block(row_tile: int, loaded: tuple[int, int]) -> None:
+    tiles = load_kernel(TILES, Machine(0))
+    shape = (64, 128, 1, 2, True, False, 2, True, 2, tiles["PAIRS_OF_A_HEAD"], True)
+    wide = 2**29
+    sequence = [tensor(number, np.int32) for number in (65, 4096, -wide, wide)]
+    assert tuple(map(int, tiles["tile_blocks"](tensor(row_tile, np.int32), sequence, shape))) == loaded
+
+
+@pytest.mark.parametrize("order", ["PAIRS_OF_A_HEAD", "PAIRS_OF_TWO_HEADS"])
+def test_few_tiles_are_shared_out_one_by_one(order: str) -> None:
+    machine = Machine(0)
+    tiles = load_kernel(TILES, machine)
+    machine.programs = 64
+    for machine.program in range(64):
+        assert int(tiles["tile_count"](tensor(8, np.int32), tensor(8, np.int32), tiles[order])) == 1
+
+
+def test_any_number_but_0_means_bottom_right() -> None:
+    check(general=True, heads=1, q_len=70, kv_len=150, window=(40, 0), bottom_right=2)
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_general_problem(data: st.DataObject) -> None:
@@ -244,6 +266,7 @@ def test_any_general_problem(data: st.DataObject) -> None:
         window=(data.draw(sides), data.draw(sides)),
         bottom_right=data.draw(st.booleans()),
         consumers=consumers,
+        ping_pong=consumers > 1 and data.draw(st.booleans()),
         stages=data.draw(st.integers(2, 3)),
         v_stages=data.draw(st.integers(2, 3)),
         two_heads=data.draw(st.booleans()),
@@ -730,10 +753,10 @@ MUTANTS |= {
         "            pass\n",
         {**FEW_LENGTHS, "consumers": 2},
     ),
-    "the last consumer tells it of padded blocks alone": (
-        "        if CONSUMERS > 1:\n            mbarrier.arrive(v_whole",
-        "        if (CONSUMERS > 1) & (count < BLOCK_N):\n            mbarrier.arrive(v_whole",
-        {**FEW_LENGTHS, "consumers": 2},
+    "the last consumer may tell it two rounds ahead": (
+        "            mbarrier.wait(v_ready.index(stage), (step // V_STAGES) & 1)  # so",
+        "            # so",
+        {"general": True, "consumers": 2, "ping_pong": False, "q_len": 128, "kv_len": 640, "heads": 1},
     ),
     "the window begins a key late": ("gl.maximum(rows + oldest, 0)", "gl.maximum(rows + oldest + 1, 0)", WINDOW),
     "the window begins a key early": ("gl.maximum(rows + oldest, 0)", "gl.maximum(rows + oldest - 1, 0)", WINDOW),
@@ -851,11 +874,14 @@ SCHEDULES = {
         "            if turn % 2 != 0:\n                index = (row_tiles << shared) - 1 - index\n",
         "            index = index * 2 + turn % 2\n",
     ),
-    "few tiles go in pairs, too": ("if row_tiles * heads > programs:", "if row_tiles * heads > 0:"),
-    "both tiles of a pair are of one head": ("            head += 1\n", ""),
+    "few tiles go in pairs, too": (
+        "if row_tiles * heads > programs:\n            unit",
+        "if row_tiles * heads > 0:\n            unit",
+    ),
+    "both tiles of a pair are of one head": ("                head += 1\n", ""),
     "both tiles of a pair are as long": (
-        "            head += 1\n            row_tile = row_tiles - 1 - row_tile\n",
-        "            head += 1\n",
+        "                head += 1\n                row_tile = row_tiles - 1 - row_tile\n",
+        "                head += 1\n",
     ),
     "an odd head is left out": ("_share((heads - heads // 2) * row_tiles)", "_share(heads // 2 * row_tiles)"),
     "the tiles of an odd head are paired": ("if (pair < pairs) & (turn % 2 != 0):", "if turn % 2 != 0:"),

@@ -41,6 +41,8 @@ def tile_count(row_tiles, heads, ORDER: gl.constexpr):
     if ORDER == PAIRS_OF_TWO_HEADS:
         if tiles > gl.num_programs(0):
             count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
+        else:
+            count = (gl.program_id(0) < tiles).to(gl.int32)
     return count
 
 
@@ -70,16 +72,21 @@ def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
             row_tile = row_tiles - 1 - (index >> shared)
             head = first_head + (index & shared)
     if ORDER == PAIRS_OF_TWO_HEADS:
+        pairs = heads // 2
+        program = gl.program_id(0)
+        other = turn % 2
         if row_tiles * heads > programs:
-            pairs = heads // 2
             singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
-            unit = (turn + singles) // 2 * programs + gl.program_id(0)
-            pair = unit // row_tiles
-            row_tile = row_tiles - 1 - unit % row_tiles
-            head = 2 * pair
-            if (pair < pairs) & (turn % 2 != 0):
-                head += 1
-                row_tile = row_tiles - 1 - row_tile
+            unit = (turn + singles) // 2 * programs + program
+        else:  # one tile a program, without the divisions of another order
+            other = program % 2
+            unit = gl.maximum(program // 2, program - pairs * row_tiles)
+        pair = unit // row_tiles
+        row_tile = row_tiles - 1 - unit % row_tiles
+        head = 2 * pair
+        if (pair < pairs) & (other != 0):
+            head += 1
+            row_tile = row_tiles - 1 - row_tile
     return row_tile, head
 
 

@@ -74,13 +74,11 @@ def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
     if ORDER == PAIRS_OF_TWO_HEADS:
         pairs = heads // 2
         program = gl.program_id(0)
-        other = turn % 2
-        if row_tiles * heads > programs:
-            singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
-            unit = (turn + singles) // 2 * programs + program
-        else:  # one tile a program, without the divisions of another order
-            other = program % 2
-            unit = gl.maximum(program // 2, program - pairs * row_tiles)
+        few = row_tiles * heads <= programs  # then one tile a program
+        singles = gl.maximum(turn - 2 * _share(pairs * row_tiles), 0)
+        unit = (turn + singles) // 2 * programs + program
+        unit = gl.where(few, gl.maximum(program // 2, program - pairs * row_tiles), unit)
+        other = gl.where(few, program, turn) % 2
         pair = unit // row_tiles
         row_tile = row_tiles - 1 - unit % row_tiles
         head = 2 * pair

@@ -22,7 +22,7 @@ input takes the same path, hundreds of times slower.
 
 from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
 from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, SLOW_ROWS, compute_slowly, narrow, shift_of
-from sm90_tiles import ROWS, blocks_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
+from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -331,8 +331,8 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 ends = gl.where(rows < q_n, ends, 0)
                 begins = gl.maximum(rows + oldest, 0)
                 unmasked_from = (gl.maximum(first_row + (ROWS - 1) + oldest, 0) + (BLOCK_N - 1)) // BLOCK_N
-            unused, own_end = blocks_of(first_row, first_row + ROWS, sequence, SHAPE)
-            own_end = gl.maximum(gl.minimum(own_end, end_block), first_block + 1)
+            own_end = gl.minimum(end_block_of(first_row + ROWS, sequence, SHAPE), end_block)
+            own_end = gl.maximum(own_end, first_block + 1)
             unmasked = gl.maximum(gl.minimum(first_row + newest + 1, kv_n), 0) // BLOCK_N
             if GENERAL:
                 unmasked = gl.where(first_row + ROWS <= q_n, unmasked, 0)

@@ -4,28 +4,23 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 
+@gluon.constexpr_function
+def _turn_asm(operation, consumer):
+    return f"bar.{operation} {8 + consumer}, 256;"
+
+
 @gluon.jit
 def take_turn(x, consumer: gl.constexpr):
     """Wait until the consumer before this one has issued its products. Returns x, to keep its place in the code."""
-    if consumer == 0:
-        x = gl.inline_asm_elementwise("bar.sync 8, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    elif consumer == 1:
-        x = gl.inline_asm_elementwise("bar.sync 9, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    else:
-        x = gl.inline_asm_elementwise("bar.sync 10, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    return x
+    asm: gl.constexpr = _turn_asm("sync", consumer)
+    return gl.inline_asm_elementwise(asm, "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
 
 
 @gluon.jit
 def pass_turn(x, consumer: gl.constexpr):
     """Let a consumer issue its products."""
-    if consumer == 0:
-        x = gl.inline_asm_elementwise("bar.arrive 8, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    elif consumer == 1:
-        x = gl.inline_asm_elementwise("bar.arrive 9, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    else:
-        x = gl.inline_asm_elementwise("bar.arrive 10, 256;", "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
-    return x
+    asm: gl.constexpr = _turn_asm("arrive", consumer)
+    return gl.inline_asm_elementwise(asm, "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
 
 
 @gluon.constexpr_function

@@ -111,30 +111,28 @@ def sequence_of(sizes, head, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def blocks_of(first_row, end_row, sequence, SHAPE: gl.constexpr):
-    """The blocks of keys that the rows first_row to end_row see, as their first and the one past the last; but at least
-    one, which then counts for nothing."""
+def end_block_of(end_row, sequence, SHAPE: gl.constexpr):
+    """The block past the last one that rows below end_row see; at least 1: a first block may count for nothing."""
     BLOCK_N: gl.constexpr = SHAPE[1]
     CAUSAL: gl.constexpr = SHAPE[4]
-    GENERAL: gl.constexpr = SHAPE[10]
     q_len, kv_len, oldest, newest = sequence
     end = kv_len
     if CAUSAL:
         end = gl.minimum(kv_len, gl.minimum(end_row, q_len) + newest)
-    end = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
-    first = 0
-    if GENERAL:
-        first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)
-    return first, end
+    return gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
 
 
 @gluon.jit
 def tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
-    """Key blocks that some row of a tile sees: those that are loaded for it. One, where all rows are padding."""
+    """Key blocks that some row of a tile sees, as their first and the one past the last: those that are loaded for it.
+    One, where all rows are padding."""
+    BLOCK_N: gl.constexpr = SHAPE[1]
+    GENERAL: gl.constexpr = SHAPE[10]
+    q_len, kv_len, oldest, newest = sequence
     first_row = row_tile * (ROWS * SHAPE[2])
-    first, end = blocks_of(first_row, first_row + ROWS * SHAPE[2], sequence, SHAPE)
-    if SHAPE[10]:
-        if first_row >= sequence[0]:
-            first = first * 0
-            end = first + 1
+    first = 0
+    end = end_block_of(first_row + ROWS * SHAPE[2], sequence, SHAPE)
+    if GENERAL:
+        end = gl.where(first_row < q_len, end, 1)
+        first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)
     return first, end

@@ -17,8 +17,8 @@ first's have, and find their code and arguments fetched when these end. Until th
 
 import triton
 import triton.language as tl
-from fmha_fwd import _tanh
 from fmha_triton import BFLOAT16_MAX, FLOAT_MAX, LN_2, LOG2_E, LOWEST, WIDE_SHIFT, _normalise_rows
+from fwd_rows import tanh
 
 # Programs of combine that fetch its code early: about one an SM, since those of an SM share what was fetched.
 WARMING: tl.constexpr = tl.constexpr(128)
@@ -174,7 +174,7 @@ def fused_attention_split(
             v = (v.to(tl.float32) * 0.5).to(v.dtype)
         qk = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if softcap > 0:
-            qk = _tanh(qk * factor[:, None])
+            qk = tanh(qk * factor[:, None])
         visible = (key[None, :] >= oldest[:, None]) & (key[None, :] <= newest[:, None]) & (key < end)[None, :]
         m_new = tl.maximum(m, tl.max(tl.where(visible, qk, LOWEST), 1))
         p = tl.exp2(tl.where(visible, (qk - m_new[:, None]) * last_factor[:, None] - shift, float("-inf")))

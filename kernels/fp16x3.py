@@ -32,11 +32,18 @@ LARGEST_CAP: tl.constexpr = tl.constexpr(1.152921504606847e18)
 
 
 @triton.jit
-def exponent_of(x):
-    """The exponent of a block's largest element, at least LEAST_EXPONENT."""
-    # Without their signs, floats are ordered as their bits are, NaN and infinity above all.
-    largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    return tl.maximum(largest >> 23, LEAST_EXPONENT)
+def magnitude(x):
+    """The bits of x without its sign: ordered as the floats are, NaN and infinity above all."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def exponent_of(blocks):
+    """The exponent of the largest element of a tuple of blocks of one shape, at least LEAST_EXPONENT."""
+    largest = magnitude(blocks[0])
+    for i in tl.static_range(1, len(blocks)):
+        largest = tl.maximum(largest, magnitude(blocks[i]))
+    return tl.maximum(tl.max(largest) >> 23, LEAST_EXPONENT)
 
 
 @triton.jit
@@ -90,7 +97,7 @@ def prepare(q, scale, bend):
     if capped:  # a larger cap would make much of products whose units are too small to be told apart
         bend *= tl.where(scale > LARGEST_CAP, scale / LARGEST_CAP, 1.0)
         scale = tl.minimum(scale, LARGEST_CAP)
-    q_exponent = exponent_of(q)
+    q_exponent = exponent_of((q,))
     factor_exponent = exponent_field(tl.where(capped, bend, scale))
     # A factor without exponent, 0 or nearly, and queries that are not finite are left to the safe loop.
     largest_unit = tl.where((factor_exponent > 0) & (q_exponent < 255), LARGEST_UNIT, -1024)
@@ -107,7 +114,7 @@ def scaled_scores(q_high, q_low, k, unit, largest_unit):
 
     unit and largest_unit are biased exponents; of the former only k's is still missing.
     """
-    exponent = exponent_of(k)
+    exponent = exponent_of((k,))
     high, low = scaled_parts(k, exponent)
     product = multiply(q_high, q_low, tl.trans(high), tl.trans(low))
     unit += exponent
@@ -118,13 +125,19 @@ def scaled_scores(q_high, q_low, k, unit, largest_unit):
 
 @triton.jit
 def add_weighted(acc, alpha, p, v, exponent):
-    """acc * alpha + p . v, where acc is in units of 2**(exponent - 141); also the exponent afterwards, never less."""
+    """acc * alpha + p . v, where acc is in units of 2**(exponent - 141); also the exponent afterwards, never less.
+
+    acc and v are tuples, of columns side by side.
+    """
     larger = tl.maximum(exponent, exponent_of(v))
-    v_high, v_low = scaled_parts(v, larger)
     p_high, p_low = parts(p)
-    acc = acc * (alpha * power(tl.maximum(127 + exponent - larger, 0)))[:, None]
-    # Not by tl.dot into acc: tensor cores cut sums off instead of rounding them, which over 8192 keys is 3e-5.
-    return acc + multiply(p_high, p_low, v_high, v_low), larger
+    factor = alpha * power(tl.maximum(127 + exponent - larger, 0))
+    sums = ()
+    for part in tl.static_range(len(v)):
+        v_high, v_low = scaled_parts(v[part], larger)
+        # Not by tl.dot into acc: tensor cores cut sums off instead of rounding them, which over 8192 keys is 3e-5.
+        sums += (acc[part] * factor[:, None] + multiply(p_high, p_low, v_high, v_low),)
+    return sums, larger
 
 
 @triton.jit
@@ -134,4 +147,7 @@ def precise_rows(acc, row_sum, exponent, head_size):
     v is off by at most 2**-25 of a unit, weights by 2**-39 of the largest: 2**-24 of a unit for each key of little
     weight. Where v is so small that its scale has no bits to lose, all rows will do.
     """
-    return (tl.sum(tl.abs(acc), 1) >= row_sum * head_size) | (exponent == LEAST_EXPONENT)
+    total = tl.sum(tl.abs(acc[0]), 1)
+    for part in tl.static_range(1, len(acc)):
+        total += tl.sum(tl.abs(acc[part]), 1)
+    return (total >= row_sum * head_size) | (exponent == LEAST_EXPONENT)

@@ -18,8 +18,8 @@ with 8 warps and 64 columns the kernel needs a little over 128 registers, so tha
 
 The production kernel's fp32 by fp16x3 (Triton 3.9), at head sizes 32, 64 and 128: 123 / 86, 206 / 146 and 405 / 270 at
 (8, 32, 512, D), EFF 470 / 298, 550 / 352 and 813 / 514; 770 / 440, 1340 / 756 and 2769 / 1544 at (4, 32, 2048, D), EFF
-3434 / 1882, 3982 / 2203 and 5940 / 3201. Head size 256 has no registers for a second accumulator, without which
-rounding adds up to 3e-5 over 8192 keys; so it keeps tf32x3, a quarter of EFF's speed.
+3434 / 1882, 3982 / 2203 and 5940 / 3201. At head size 256 the sums are in four parts: 530 / 433 (EFF 847 / 552) and
+7145 / 4054 (EFF 13118 / 6983); 64 spilled registers a loop, and still twice as fast as any tile with fewer.
 
 The other architectures have not been measured. Their tiles are the largest that neither spill much nor pass the
 shared memory of a block (pyfmha.arch); without wgmma the queries of a tile stay in registers, which costs what the
@@ -101,12 +101,12 @@ _FORWARD: dict[str, _Table] = {
         ("fp16x3", 32): Tile(64, 64, 4, 3),
         ("fp16x3", 64): Tile(64, 64, 4, 3),
         ("fp16x3", 128): Tile(64, 32, 4, 3),
-        ("tf32x3", 256): Tile(16, 16, 8, 2),
+        ("fp16x3", 256): Tile(128, 32, 8, 2),
     },
 }
 # How the production kernel multiplies fp32: where wgmma has fp16 at twice the speed of tf32, and takes it from
 # registers or shared memory as it is, three products of fp16 halves are twice as fast as three of tf32 by mma.sync.
-_FORWARD_PRECISION = {("sm_90", head_size): "fp16x3" for head_size in (32, 64, 128)}
+_FORWARD_PRECISION = {("sm_90", head_size): "fp16x3" for head_size in (32, 64, 128, 256)}
 
 
 def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str = "tf32x3") -> Tile:
@@ -158,7 +158,7 @@ def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
     """The tile of the production kernel (kernels/fmha_fwd.py): as :func:`tile_for`, except where that would spill much,
     and where fp32 is multiplied in another way (:func:`forward_precision`).
 
-    Those of fp32 at head sizes up to 128 on sm_90 were chosen by time on an H100 (kernels/NOTES.md), the others by
+    Those of fp32 on sm_90 were chosen by time on an H100 (kernels/NOTES.md), the others by
     registers, spills and shared memory of the compiled code.
 
     Args:

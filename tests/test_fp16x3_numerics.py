@@ -1,11 +1,12 @@
 """float32 as parts in fp16 (kernels/fp16x3.py) under the interpreter, in the production kernel: sizes that differ."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from forward_runs import LARGEST, LIMITS, Problem, Tensors, expected, fill, launch, place
+from forward_runs import LARGEST, LIMITS, Problem, Tensors, check, expected, fill, launch, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
@@ -39,13 +40,13 @@ def safely(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one element for each tile that leaves the fast range."""
     launch(replace(PROBLEM, q_len=1, kv_len=1), made(replace(PROBLEM, q_len=1, kv_len=1)))  # loads the kernel
     kernel = sys.modules["_interpreted_fmha_fwd"]
-    real, calls = kernel._attend_safely, []
+    calls: list[int] = []
 
-    def counted(*args: object, **named: object) -> object:
-        calls.append(1)
-        return real(*args, **named)
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        return lambda *args, **named: calls.append(1) or real(*args, **named)
 
-    monkeypatch.setattr(kernel, "_attend_safely", counted)
+    for name in ("attend_safely", "compute_safely"):
+        monkeypatch.setattr(kernel, name, counted(getattr(kernel, name)))
     return calls
 
 
@@ -174,3 +175,74 @@ def test_scores_beyond_the_range_of_parts_are_right(safely) -> None:
     assert relative_error(out, exact) <= LIMITS["fp32"]
     np.testing.assert_allclose(lse, exact_lse, rtol=1e-5)
     assert len(safely) == 2
+
+
+WIDE = replace(PROBLEM, head_size=200)
+"""Beyond head size 128 the sums are kept in parts of 64 columns."""
+
+
+@settings(max_examples=12)
+@given(
+    head_size=st.sampled_from([129, 192, 193, 200, 256]),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 70)),
+    heads=st.sampled_from([(1, 1), (4, 2)]),
+    layout=st.sampled_from(["bhsd", "bshd"]),
+    mask=st.sampled_from([(-1, -1, False), (-1, 0, False), (-1, 0, True), (9, 3, True)]),
+    softcap=st.sampled_from([0.0, 3.0]),
+    with_lse=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_sums_in_parts(head_size, sizes, heads, layout, mask, softcap, with_lse, seed) -> None:
+    (q_len, kv_len), (left, right, bottom_right) = sizes, mask
+    out = check(
+        Problem(
+            dtype="fp32", precision="fp16x3", q_len=q_len, kv_len=kv_len, head_size=head_size, heads=heads[0],
+            kv_heads=heads[1], layout=layout, left=left, right=right, bottom_right=bottom_right, softcap=softcap,
+            softcap_mode="always" if softcap else "never", with_lse=with_lse, seed=seed, blocks=(32, 32),
+        )
+    )  # fmt: skip
+    assert out.shape[-1] == head_size
+
+
+def test_sums_in_parts_of_ragged_and_padded_batches(safely) -> None:
+    ragged = replace(WIDE, heads=2, q_len=80, kv_len=90, cu_q=(2, 7, 7, 75), cu_kv=(0, 40, 41, 90), right=0)
+    check(ragged)
+    check(replace(WIDE, batch=3, q_lengths=(34, 0, 5), kv_lengths=(3, 70, 0)))
+    assert not safely
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_parts_share_one_unit(part, safely) -> None:
+    # Whichever part holds the largest values, all of Out has float32's error, relative to a row.
+    problem = replace(WIDE, head_size=256)
+    tensors = made(problem, v=np.where(np.arange(256) // 64 == part, 1e6, 1.0))
+    out, _ = launch(problem, tensors)
+    assert row_errors(out, expected(problem, tensors)[0]).max() <= FLOAT32
+    assert not safely
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("lengths", [None, (29,)])
+def test_a_tile_of_parts_is_computed_again_row_by_row(softcap, lengths, safely) -> None:
+    # One query beyond the fast range sends its whole tile to the safe loop: rows of other tiles, padding and the
+    # log-sum-exp included.
+    problem = replace(
+        WIDE, q_len=70, heads=2, right=0, bottom_right=True, softcap=softcap, softcap_mode="any", q_lengths=lengths
+    )
+    tensors = made(problem)
+    tensors.views["Q"][0, 1, 20] *= 1e9
+    out, lse = launch(problem, tensors)
+    exact, exact_lse = expected(problem, tensors)
+    assert row_errors(out, exact).max() <= LIMITS["fp32"]
+    np.testing.assert_allclose(lse, exact_lse, rtol=1e-5, atol=5e-6)
+    assert len(safely) == 1
+
+
+def test_the_largest_values_in_every_part_stay_finite(safely) -> None:
+    tensors = made(WIDE)
+    for view in tensors.views.values():
+        view[...] = LARGEST["fp32"]
+    out, lse = launch(WIDE, tensors)
+    np.testing.assert_allclose(out, LARGEST["fp32"], rtol=1e-6)
+    assert np.isfinite(lse).all()
+    assert safely

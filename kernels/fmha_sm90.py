@@ -21,6 +21,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
+from sm90_ragged import find_tile, store_rows
 from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, SLOW_ROWS, compute_slowly, narrow, shift_of
 from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
 from triton.experimental import gluon
@@ -70,6 +71,7 @@ def _load(work, SHAPE: gl.constexpr):
     STAGES: gl.constexpr = SHAPE[3]
     ORDER: gl.constexpr = SHAPE[9]
     Q_SLOTS: gl.constexpr = SHAPE[6]
+    RAGGED: gl.constexpr = SHAPE[11]
     descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -82,10 +84,18 @@ def _load(work, SHAPE: gl.constexpr):
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
+        if RAGGED:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         first_row = row_tile * (ROWS * CONSUMERS)
-        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
+        if RAGGED:
+            first_row += q_start
+        else:
+            sequence = sequence_of(sizes, head, SHAPE)
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         for block in range(end_block - first_block):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
+            if RAGGED:
+                key += kv_start
             stage = step % STAGES
             phase = ((step // STAGES) & 1) ^ 1
             if CONSUMERS == 1:
@@ -113,7 +123,7 @@ def _load(work, SHAPE: gl.constexpr):
             if CONSUMERS == 1:
                 keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
-            keep_up(step, tile_barriers(SHAPE[10]), 13, 1)
+            keep_up(step, tile_barriers(SHAPE[10], SHAPE[11]), 13, 1)
     if step > 0:
         _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
@@ -131,8 +141,12 @@ def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     barriers = 40
     for turn in range(tile_count(row_tiles, heads, ORDER)):
         row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
-        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
-        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10])
+        if SHAPE[11]:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+        else:
+            sequence = sequence_of(sizes, head, SHAPE)
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
+        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10], SHAPE[11])
     for i in range(0, barriers, 16):
         keep_up(i, 16, NAME, WARPS)
 
@@ -282,8 +296,8 @@ def _step(
 
 
 @gluon.jit
-def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """One consumer: 64 rows of each of the program's tiles."""
+def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED."""
     BLOCK_D: gl.constexpr = SHAPE[0]
     BLOCK_N: gl.constexpr = SHAPE[1]
     CONSUMERS: gl.constexpr = SHAPE[2]
@@ -295,6 +309,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     V_STAGES: gl.constexpr = SHAPE[8]
     ORDER: gl.constexpr = SHAPE[9]
     GENERAL: gl.constexpr = SHAPE[10]
+    RAGGED: gl.constexpr = SHAPE[11]
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
@@ -316,10 +331,13 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
+        if RAGGED:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         tile_row = row_tile * (ROWS * CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
         rows = first_row + gl.arange(0, ROWS, layout=ROW_LAYOUT)
-        sequence = sequence_of(sizes, head, SHAPE)
+        if not RAGGED:
+            sequence = sequence_of(sizes, head, SHAPE)
         q_n, kv_n, oldest, newest = sequence
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         block = end_block - 1  # from right to left: the masked blocks first
@@ -351,7 +369,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             unmasked = kv_n // BLOCK_N
         values = (block + 2) * BLOCK_N  # rows of V that are no padding
         if GENERAL:
-            if kv_n < kv_len:
+            if (kv_start + kv_n if RAGGED else kv_n) < kv_len:
                 values = kv_n
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = _partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
@@ -402,11 +420,14 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
-        leaving = (ends > begins) & (rows < q_len) & (in_range == 0)
+        leaving = (ends > begins) & (rows < (q_n if RAGGED else q_len)) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))
-            gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
+            if RAGGED:
+                gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < q_n)
+            else:
+                gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_free.index(last), count=1)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
@@ -415,7 +436,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         out_part = q_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_D]).store(narrow(acc * factor[:, None], v_smem.dtype))
         fence_async_shared()
-        tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
+        if RAGGED:
+            if first_row + ROWS <= q_n:
+                tma.async_store(out_desc, [0, head, q_start + first_row, 0], out_part, cache_policy=ONCE)
+            else:  # the next sequence's rows are behind
+                Out, stride_h, stride_s, head_size = plain
+                Out += head.to(gl.int64) * stride_h + (q_start + first_row).to(gl.int64) * stride_s
+                store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, q_n - first_row, head_size, SHAPE)
+        else:
+            tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
         if Q_SLOTS == 1:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
@@ -475,6 +504,7 @@ def fmha_fwd_sm90(
     CAUSAL: gl.constexpr,
     TWO_HEADS: gl.constexpr,
     GENERAL: gl.constexpr,
+    RAGGED: gl.constexpr,
     PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -491,8 +521,15 @@ def fmha_fwd_sm90(
     """
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
-    bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    sizes = (num_heads, group, q_len, kv_len, row_tiles, batch_size * num_heads, bounds)
+    all_heads = num_heads if RAGGED else batch_size * num_heads
+    if RAGGED:
+        row_tiles += batch_size + 1
+        bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
+        plain = (Out, out_stride_h, out_stride_s, head_size)
+    else:
+        bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+        plain = ()
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, bounds)
     descriptors = (q_desc, k_desc, v_desc, out_desc)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -521,7 +558,7 @@ def fmha_fwd_sm90(
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
-    work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged)
+    work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged - 1 if RAGGED else ragged)
     LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
     ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS)
     SHAPE: gl.constexpr = (
@@ -536,12 +573,13 @@ def fmha_fwd_sm90(
         V_STAGES,
         ORDER,
         GENERAL,
+        RAGGED,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
-                (_attend, (work, 0, SHAPE)),
+                (_attend, (work, plain, 0, SHAPE)),
                 (_load, (work, SHAPE)),
                 (_idle, (sizes, SHAPE, 14, 1)),
                 (_idle, (sizes, SHAPE, 15, 2)),
@@ -551,16 +589,16 @@ def fmha_fwd_sm90(
         )
     elif CONSUMERS == 2:
         gl.warp_specialize(
-            [(_attend, (work, 0, SHAPE)), (_attend, (work, 1, SHAPE)), (_load, (work, SHAPE))],
+            [(_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE)), (_load, (work, SHAPE))],
             [4, 4],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     else:
         gl.warp_specialize(
             [
-                (_attend, (work, 0, SHAPE)),
-                (_attend, (work, 1, SHAPE)),
-                (_attend, (work, 2, SHAPE)),
+                (_attend, (work, plain, 0, SHAPE)),
+                (_attend, (work, plain, 1, SHAPE)),
+                (_attend, (work, plain, 2, SHAPE)),
                 (_load, (work, SHAPE)),
             ],
             [4, 4, 4],
@@ -576,9 +614,13 @@ def fmha_fwd_sm90(
                 (v_stride_b, v_stride_h, v_stride_s),
                 (out_stride_b, out_stride_h, out_stride_s),
             )
-            for turn in range(tile_count(row_tiles, batch_size * num_heads, ORDER)):
+            for turn in range(tile_count(row_tiles, all_heads, ORDER)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = tile_of(turn, row_tiles, batch_size * num_heads, ORDER)
+                    row_tile, head = tile_of(turn, row_tiles, all_heads, ORDER)
+                    place = ()
+                    if RAGGED:
+                        row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+                        place = (q_start, kv_start, sequence)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        compute_slowly(tensors, strides, sizes, head, row, head_size, sm_scale, SHAPE)
+                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, sm_scale, SHAPE)

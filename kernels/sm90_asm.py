@@ -29,10 +29,10 @@ def _barriers_asm(count, name, threads):
 
 
 @gluon.constexpr_function
-def tile_barriers(general):
+def tile_barriers(general, ragged):
     """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
-    part of it."""
-    return 20 if general else 8
+    part of it; and two more where rows are stored without TMA."""
+    return 24 if ragged else 20 if general else 8
 
 
 @gluon.jit

@@ -21,9 +21,9 @@ def _sum(a, b):
 
 
 @gluon.jit
-def _clamped(cu_seqlens, index, given, otherwise, total):
-    """Elements of cu_seqlens, clamped to [0, total]; `otherwise` where they are not given."""
-    return gl.minimum(gl.maximum(gl.load(cu_seqlens + index, mask=given, other=otherwise), 0), total)
+def _at_most(cu_seqlens, index, given, otherwise, total):
+    """Elements of cu_seqlens, clamped to at most total; `otherwise` where they are not given."""
+    return gl.minimum(gl.load(cu_seqlens + index, mask=given, other=otherwise), total)
 
 
 @gluon.jit
@@ -53,9 +53,10 @@ def find_tile(sizes, tile, SHAPE: gl.constexpr):
         segment = first + gl.arange(0, LOOK, layout=LAYOUT)
         given = segment <= batch_size
         begin_given = (segment > 0) & (segment <= batch_size + 1)
-        begin = _clamped(cu_seqlens_q, segment - 1, begin_given, gl.where(segment > 0, q_len, 0), q_len)
-        end = _clamped(cu_seqlens_q, segment, given, q_len, q_len)
-        kv_end = _clamped(cu_seqlens_kv, segment, given, 0, kv_len)
+        begin = _at_most(cu_seqlens_q, segment - 1, begin_given, gl.where(segment > 0, q_len, 0), q_len)
+        end = _at_most(cu_seqlens_q, segment, given, q_len, q_len)
+        kv_end = _at_most(cu_seqlens_kv, segment, given, 0, kv_len)
+        # Whatever they hold, nothing begins before what came earlier, of which there is at least 0.
         begin = gl.maximum(gl.associative_scan(begin, 0, _larger), q_before)
         end = gl.maximum(end, begin)
         tiles = (end - begin + (TILE - 1)) // TILE

@@ -652,7 +652,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "    if gl.max",
         SHORT,
     ),
-    "no fence makes Out visible": ("        fence_async_shared()\n        tma", "        tma", DIAGONAL),
+    "no fence makes Out visible": ("        fence_async_shared()\n        if RAG", "        if RAG", DIAGONAL),
     "a masked block is taken for unmasked": (
         "masked = block >= unmasked if CAUSAL else False",
         "masked = False",
@@ -675,7 +675,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gl.sum(parts, 1)[:, :, 0]",
         DIAGONAL,
     ),
-    "the copy of the weights differs": ("Lse, sm_scale, ragged)", "Lse, sm_scale, q_len)", WIDE),
+    "the copy of the weights differs": ("RAGGED else ragged)", "RAGGED else q_len)", WIDE),
     "weights are multiplied as float32": (
         "        p = p.to(v_smem.dtype)\n    else",
         "        p = p\n    else",

@@ -1,10 +1,11 @@
 """Attention forward for Hopper (sm_90) in Gluon: TMA, warp-specialised, FlashAttention-3 shaped.
 
-The same function as fmha_fwd.py for dense batches of fp16 and bf16 without soft cap, see its docstring for the
-arguments. Compiled GENERAL it serves lengths and windows of any width, else full or causal attention alone, faster. The
-algorithm is that of Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring of K and V blocks;
-each consumer warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and lets the product of
-the last block's weights with V run while it takes the exponentials of the next block.
+The same function as fmha_fwd.py for fp16 and bf16 without soft cap, see its docstring for the arguments. Compiled
+GENERAL it serves lengths and windows of any width, else full or causal attention alone, faster; compiled RAGGED, ragged
+batches, whose tiles are of one sequence each (sm90_ragged.py). The algorithm is that of Shah et al., "FlashAttention-3"
+(2024): a producer loads through TMA into a ring of K and V blocks; each consumer warpgroup owns 64 query rows,
+multiplies with wgmma straight from shared memory, and lets the product of the last block's weights with V run while it
+takes the exponentials of the next block.
 
 Programs are persistent: program p of n takes the tiles p, n + p, 2n + p, ...; of causal attention pairs of tiles, a
 long one and a short one, so that every program gets as much to do. Programs beside each other share heads, which thus
@@ -12,7 +13,8 @@ stay in the L2 cache. While a consumer finishes one tile, the loads of its next 
 
 Descriptors are [batch, heads, seq, head size], so that a block past the end of a sequence, or past the head size, reads
 zeros instead of the next head, and is not written past either. Any strides a descriptor can take will do. NaN or
-infinity in V reaches queries of tiles whose blocks hold it, whether they see its key or not, except behind kv_lengths.
+infinity in V reaches queries of tiles whose blocks hold it, whether they see its key or not, except behind kv_lengths
+and in other sequences of a ragged batch.
 
 Arithmetic is fast within the range that fmha_triton.py explains. Rows that leave it are noted, and computed again when
 all tiles are done, one key at a time, in arithmetic that stays finite for any finite input; so Out must not overlap the
@@ -510,12 +512,14 @@ def fmha_fwd_sm90(
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
+    """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
+    (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
 
     Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q and Out, [1, 1, BLOCK_N, BLOCK_D] for K and V. window_right is 0
-    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. Ragged batches and softcap are not
-    served; lengths, window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len
-    of at most 2**28. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
+    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. softcap is not served; lengths, window_left
+    and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28. RAGGED wants
+    GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by eights;
+    lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
     see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored from
     the slot of its rows.
     """

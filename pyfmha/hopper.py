@@ -1,8 +1,8 @@
 """The Hopper variants of the production functions, with the settings of each: ``kernels/fmha_sm90.py``, and for one
 query a sequence ``kernels/fmha_decode_sm90.py``.
 
-They serve what TMA can load and what most launches ask for; everything else falls through to the portable variants of
-the same function.
+They serve what TMA can load and what most launches ask for, ragged batches by variants of their own; everything else
+falls through to the portable variants of the same function.
 """
 
 from collections.abc import Sequence
@@ -233,7 +233,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         source=base.source.with_name(KERNEL_FILE),
         kernel=KERNEL,
         name=base.name,
-        arguments=tuple(Argument(a.name, a.type, _ragged_hint(a.name) if setting.ragged else None) for a in base.arguments),
+        arguments=tuple(
+            Argument(a.name, a.type, _ragged_hint(a.name) if setting.ragged else None) for a in base.arguments
+        ),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
         grid=f"min({most}, {tiles})" if setting.programs else tiles,
@@ -254,11 +256,12 @@ def _ragged_hint(name: str) -> int | None:
 
 def _served(causal: bool, setting: Setting) -> Sequence[str]:
     always = (f"ragged == {int(setting.ragged)}", "softcap == 0", "sm_scale > 0")
+    lengths = (f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
     if setting.ragged:
         given = ("cu_seqlens_q != 0", "cu_seqlens_kv != 0", "batch_size >= 1")
-        always = (*always, *given, f"batch_size <= {MOST_SEQUENCES}", f"num_heads <= {MOST_HEADS}")
+        return (*always, *given, f"batch_size <= {MOST_SEQUENCES}", f"num_heads <= {MOST_HEADS}", *lengths)
     if setting.general:
-        return (*always, f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
+        return (*always, *lengths)
     right = 0 if causal else -1
     return (*always, "q_lengths == 0", "kv_lengths == 0", "window_left == -1", f"window_right == {right}")
 

@@ -78,7 +78,7 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
     for setting in hopper.SETTINGS[head_size]:
         made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))
         for causal, spec in zip(setting.masks, made, strict=True):
-            mask = "general" if setting.general else "causal" if causal else "full"
+            mask = "ragged" if setting.ragged else "general" if setting.general else "causal" if causal else "full"
             spilled, loop = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
             budget = Budget(
                 blocks=max(setting.programs, 1),

@@ -583,8 +583,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a half is not masked": ("ends, key, True, LAYOUT", "ends, key, False, LAYOUT", HALF),
     "Out is cached by what is no policy": (
-        "out_part, cache_policy=ONCE",
-        "out_part, cache_policy='evict_first'",
+        "num_heads, first_row, 0], out_part, cache_policy=ONCE",
+        "num_heads, first_row, 0], out_part, cache_policy='evict_first'",
         SHORT,
     ),
     "Q is cached by what is no policy": (

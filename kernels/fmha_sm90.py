@@ -373,6 +373,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if GENERAL:
             if (kv_start + kv_n if RAGGED else kv_n) < kv_len:
                 values = kv_n
+        if RAGGED:  # of all that, what is kept in registers until the rows are stored
+            token = q_start + first_row
+            count = q_n - first_row
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = _partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
         stage = step % STAGES
@@ -422,12 +425,15 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
-        leaving = (ends > begins) & (rows < (q_n if RAGGED else q_len)) & (in_range == 0)
+        leaving = (ends > begins) & (in_range == 0)
+        if not RAGGED:
+            leaving = leaving & (rows < q_len)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))
             if RAGGED:
-                gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < q_n)
+                own_rows = gl.arange(0, ROWS, layout=ROW_LAYOUT)
+                gl.store(Lse + (head.to(gl.int64) * q_len + token) + own_rows, lse, mask=own_rows < count)
             else:
                 gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
@@ -439,12 +445,12 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         out_part.reshape([ROWS, BLOCK_D]).store(narrow(acc * factor[:, None], v_smem.dtype))
         fence_async_shared()
         if RAGGED:
-            if first_row + ROWS <= q_n:
-                tma.async_store(out_desc, [0, head, q_start + first_row, 0], out_part, cache_policy=ONCE)
+            if count >= ROWS:
+                tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
             else:  # the next sequence's rows are behind
                 Out, stride_h, stride_s, head_size = plain
-                Out += head.to(gl.int64) * stride_h + (q_start + first_row).to(gl.int64) * stride_s
-                store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, q_n - first_row, head_size, SHAPE)
+                Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
+                store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
         else:
             tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
         if Q_SLOTS == 1:

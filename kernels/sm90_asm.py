@@ -73,6 +73,14 @@ def copy(x, zero):
 
 
 @gluon.jit
+def uniform(x):
+    """Returns x, a scalar that every thread has; ptxas, which cannot know that, then may keep it once a warp."""
+    return gl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
 def written(x):
     """Returns x when what TMA stored has reached global memory, where tma.store_wait waits for shared memory only."""
     return gl.inline_asm_elementwise(

@@ -1,5 +1,6 @@
 """Ragged batches in fmha_sm90.py: sequences one after the other, each of which has tiles of its own."""
 
+from sm90_asm import uniform
 from sm90_tiles import ROWS, seen_from
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -76,8 +77,8 @@ def find_tile(sizes, tile, SHAPE: gl.constexpr):
             q_before = gl.max(end, 0)
             kv_before = gl.maximum(gl.max(kv_end, 0), kv_before)
             first += LOOK
-    sequence = seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
-    return row_tile, q_start, kv_start, sequence
+    sequence = seen_from(uniform(q_n), uniform(kv_n), bottom_right, window_left, window_right, SHAPE)
+    return uniform(row_tile), uniform(q_start), uniform(kv_start), sequence
 
 
 @gluon.jit

@@ -244,7 +244,7 @@ def test_lse_may_be_left_out() -> None:
 
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "rows of the next sequence are stored, too": ("if first_row + ROWS <= q_n:", "if first_row < q_n:", FEW),
+    "rows of the next sequence are stored, too": ("if count >= ROWS:", "if count > 0:", FEW),
     "rows of a whole tile's size are missed": ("if first < count:", "if first + HEIGHT <= count:", FEW),
     "a row too many is stored": ("stored = (rows < count", "stored = (rows <= count", FEW),
     "a row too few is stored": ("stored = (rows < count", "stored = (rows < -1 + count", FEW),
@@ -253,14 +253,14 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "\n",
         {**FEW, "head_size": 40},
     ),
-    "rows are stored at the begin of the tensor": ("(q_start + first_row).to(gl.int64)", "first_row.to(gl.int64)", FEW),
+    "rows are stored at the begin of the tensor": ("token.to(gl.int64)", "first_row.to(gl.int64)", FEW),
     "all heads are stored as the first": (
         "Out += head.to(gl.int64) * stride_h + ",
         "Out += ",
         FEW,
     ),
     "whole tiles are stored as if all began at 0": (
-        "[0, head, q_start + first_row, 0]",
+        "[0, head, token, 0]",
         "[0, head, first_row, 0]",
         FEW,
     ),
@@ -286,8 +286,12 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "        if GENERAL:\n            if (kv_start * 3 + kv_n if RAGGED else kv_n) < kv_len",
         {**FEW, "change": lambda q, k, v: v[:, :, 196:390].fill(np.nan)},
     ),
-    "Lse is stored as if all began at 0": ("head.to(gl.int64) * q_len + q_start)", "head.to(gl.int64) * q_len)", FEW),
-    "the Lse of the next sequence is stored, too": ("lse, mask=rows < q_n)", "lse, mask=rows < q_len - q_start)", FEW),
+    "Lse is stored as if all began at 0": (
+        "head.to(gl.int64) * q_len + token)",
+        "head.to(gl.int64) * q_len + first_row)",
+        FEW,
+    ),
+    "the Lse of the next sequence is stored, too": ("mask=own_rows < count)", "mask=own_rows < q_len - token)", FEW),
     "the copy of the weights differs": (
         "ragged - 1 if RAGGED",
         "ragged if RAGGED",

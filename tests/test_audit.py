@@ -55,8 +55,8 @@ def forward(dtype: str, head_size: int) -> KernelSpec:
 # Bytes spilled and uses of them in the loop, by head size, masks and consumers. Around the loop a causal kernel has
 # more to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for,
 # and a general one more than that; 12 uses are 2 % of a step's instructions, and all of those fit twice into the time
-# of its products. A ragged one keeps the place of its rows, too: 24 uses are 5 %. At head size 256 the accumulator alone has 128 of 240 registers; most of what is spilled there, the
-# slow rows at the end spill.
+# of its products. A ragged one keeps the place of its rows, too: 24 uses are 5 %. At head size 256 the accumulator
+# alone has 128 of 240 registers; most of what is spilled there, the slow rows at the end spill.
 SPILLED = {
     **{
         (64, "causal", 1): (80, 0),

@@ -425,9 +425,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
-        leaving = (ends > begins) & (in_range == 0)
-        if not RAGGED:
-            leaving = leaving & (rows < q_len)
+        if RAGGED:
+            leaving = (ends > begins) & (in_range == 0)
+        else:
+            leaving = (ends > begins) & (rows < q_len) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))

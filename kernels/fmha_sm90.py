@@ -1,10 +1,11 @@
 """Attention forward for Hopper (sm_90) in Gluon: TMA, warp-specialised, FlashAttention-3 shaped.
 
-The same function as fmha_fwd.py for dense batches of fp16 and bf16 without soft cap, see its docstring for the
-arguments. Compiled GENERAL it serves lengths and windows of any width, else full or causal attention alone, faster. The
-algorithm is that of Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring of K and V blocks;
-each consumer warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and lets the product of
-the last block's weights with V run while it takes the exponentials of the next block.
+The same function as fmha_fwd.py for fp16 and bf16 without soft cap, see its docstring for the arguments. Compiled
+GENERAL it serves lengths and windows of any width, else full or causal attention alone, faster; compiled RAGGED, ragged
+batches, whose tiles are of one sequence each (sm90_ragged.py). The algorithm is that of Shah et al., "FlashAttention-3"
+(2024): a producer loads through TMA into a ring of K and V blocks; each consumer warpgroup owns 64 query rows,
+multiplies with wgmma straight from shared memory, and lets the product of the last block's weights with V run while it
+takes the exponentials of the next block.
 
 Programs are persistent: program p of n takes the tiles p, n + p, 2n + p, ...; of causal attention pairs of tiles, a
 long one and a short one, so that every program gets as much to do. Programs beside each other share heads, which thus
@@ -12,7 +13,8 @@ stay in the L2 cache. While a consumer finishes one tile, the loads of its next 
 
 Descriptors are [batch, heads, seq, head size], so that a block past the end of a sequence, or past the head size, reads
 zeros instead of the next head, and is not written past either. Any strides a descriptor can take will do. NaN or
-infinity in V reaches queries of tiles whose blocks hold it, whether they see its key or not, except behind kv_lengths.
+infinity in V reaches queries of tiles whose blocks hold it, whether they see its key or not, except behind kv_lengths
+and in other sequences of a ragged batch.
 
 Arithmetic is fast within the range that fmha_triton.py explains. Rows that leave it are noted, and computed again when
 all tiles are done, one key at a time, in arithmetic that stays finite for any finite input; so Out must not overlap the
@@ -21,6 +23,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
+from sm90_ragged import find_tile, store_rows
 from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, SLOW_ROWS, compute_slowly, narrow, shift_of
 from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
 from triton.experimental import gluon
@@ -70,6 +73,7 @@ def _load(work, SHAPE: gl.constexpr):
     STAGES: gl.constexpr = SHAPE[3]
     ORDER: gl.constexpr = SHAPE[9]
     Q_SLOTS: gl.constexpr = SHAPE[6]
+    RAGGED: gl.constexpr = SHAPE[11]
     descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -82,10 +86,18 @@ def _load(work, SHAPE: gl.constexpr):
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
+        if RAGGED:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         first_row = row_tile * (ROWS * CONSUMERS)
-        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
+        if RAGGED:
+            first_row += q_start
+        else:
+            sequence = sequence_of(sizes, head, SHAPE)
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         for block in range(end_block - first_block):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
+            if RAGGED:
+                key += kv_start
             stage = step % STAGES
             phase = ((step // STAGES) & 1) ^ 1
             if CONSUMERS == 1:
@@ -113,7 +125,7 @@ def _load(work, SHAPE: gl.constexpr):
             if CONSUMERS == 1:
                 keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
-            keep_up(step, tile_barriers(SHAPE[10]), 13, 1)
+            keep_up(step, tile_barriers(SHAPE[10], SHAPE[11]), 13, 1)
     if step > 0:
         _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
@@ -131,8 +143,12 @@ def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     barriers = 40
     for turn in range(tile_count(row_tiles, heads, ORDER)):
         row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
-        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
-        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10])
+        if SHAPE[11]:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+        else:
+            sequence = sequence_of(sizes, head, SHAPE)
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
+        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10], SHAPE[11])
     for i in range(0, barriers, 16):
         keep_up(i, 16, NAME, WARPS)
 
@@ -282,8 +298,8 @@ def _step(
 
 
 @gluon.jit
-def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """One consumer: 64 rows of each of the program's tiles."""
+def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED."""
     BLOCK_D: gl.constexpr = SHAPE[0]
     BLOCK_N: gl.constexpr = SHAPE[1]
     CONSUMERS: gl.constexpr = SHAPE[2]
@@ -295,6 +311,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     V_STAGES: gl.constexpr = SHAPE[8]
     ORDER: gl.constexpr = SHAPE[9]
     GENERAL: gl.constexpr = SHAPE[10]
+    RAGGED: gl.constexpr = SHAPE[11]
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
@@ -316,10 +333,13 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
+        if RAGGED:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         tile_row = row_tile * (ROWS * CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
         rows = first_row + gl.arange(0, ROWS, layout=ROW_LAYOUT)
-        sequence = sequence_of(sizes, head, SHAPE)
+        if not RAGGED:
+            sequence = sequence_of(sizes, head, SHAPE)
         q_n, kv_n, oldest, newest = sequence
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         block = end_block - 1  # from right to left: the masked blocks first
@@ -351,8 +371,11 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             unmasked = kv_n // BLOCK_N
         values = (block + 2) * BLOCK_N  # rows of V that are no padding
         if GENERAL:
-            if kv_n < kv_len:
+            if (kv_start + kv_n if RAGGED else kv_n) < kv_len:
                 values = kv_n
+        if RAGGED:  # of all that, what is kept in registers until the rows are stored
+            token = q_start + first_row
+            count = q_n - first_row
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = _partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
         stage = step % STAGES
@@ -402,11 +425,18 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
-        leaving = (ends > begins) & (rows < q_len) & (in_range == 0)
+        if RAGGED:
+            leaving = (ends > begins) & (in_range == 0)
+        else:
+            leaving = (ends > begins) & (rows < q_len) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))
-            gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
+            if RAGGED:
+                own_rows = gl.arange(0, ROWS, layout=ROW_LAYOUT)
+                gl.store(Lse + (head.to(gl.int64) * q_len + token) + own_rows, lse, mask=own_rows < count)
+            else:
+                gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_free.index(last), count=1)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
@@ -415,7 +445,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         out_part = q_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_D]).store(narrow(acc * factor[:, None], v_smem.dtype))
         fence_async_shared()
-        tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
+        if RAGGED:
+            if count >= ROWS:
+                tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
+            else:  # the next sequence's rows are behind
+                Out, stride_h, stride_s, head_size = plain
+                Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
+                store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
+        else:
+            tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
         if Q_SLOTS == 1:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
@@ -475,24 +513,34 @@ def fmha_fwd_sm90(
     CAUSAL: gl.constexpr,
     TWO_HEADS: gl.constexpr,
     GENERAL: gl.constexpr,
+    RAGGED: gl.constexpr,
     PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
+    """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
+    (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
 
     Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q and Out, [1, 1, BLOCK_N, BLOCK_D] for K and V. window_right is 0
-    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. Ragged batches and softcap are not
-    served; lengths, window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len
-    of at most 2**28. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
+    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. softcap is not served; lengths, window_left
+    and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28. RAGGED wants
+    GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by eights;
+    lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
     see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored from
     the slot of its rows.
     """
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
-    bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    sizes = (num_heads, group, q_len, kv_len, row_tiles, batch_size * num_heads, bounds)
+    all_heads = num_heads if RAGGED else batch_size * num_heads
+    if RAGGED:
+        row_tiles += batch_size + 1
+        bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
+        plain = (Out, out_stride_h, out_stride_s, head_size)
+    else:
+        bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+        plain = ()
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, bounds)
     descriptors = (q_desc, k_desc, v_desc, out_desc)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -521,7 +569,7 @@ def fmha_fwd_sm90(
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
-    work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged)
+    work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged - 1 if RAGGED else ragged)
     LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
     ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS)
     SHAPE: gl.constexpr = (
@@ -536,12 +584,13 @@ def fmha_fwd_sm90(
         V_STAGES,
         ORDER,
         GENERAL,
+        RAGGED,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
-                (_attend, (work, 0, SHAPE)),
+                (_attend, (work, plain, 0, SHAPE)),
                 (_load, (work, SHAPE)),
                 (_idle, (sizes, SHAPE, 14, 1)),
                 (_idle, (sizes, SHAPE, 15, 2)),
@@ -551,16 +600,16 @@ def fmha_fwd_sm90(
         )
     elif CONSUMERS == 2:
         gl.warp_specialize(
-            [(_attend, (work, 0, SHAPE)), (_attend, (work, 1, SHAPE)), (_load, (work, SHAPE))],
+            [(_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE)), (_load, (work, SHAPE))],
             [4, 4],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     else:
         gl.warp_specialize(
             [
-                (_attend, (work, 0, SHAPE)),
-                (_attend, (work, 1, SHAPE)),
-                (_attend, (work, 2, SHAPE)),
+                (_attend, (work, plain, 0, SHAPE)),
+                (_attend, (work, plain, 1, SHAPE)),
+                (_attend, (work, plain, 2, SHAPE)),
                 (_load, (work, SHAPE)),
             ],
             [4, 4, 4],
@@ -576,9 +625,13 @@ def fmha_fwd_sm90(
                 (v_stride_b, v_stride_h, v_stride_s),
                 (out_stride_b, out_stride_h, out_stride_s),
             )
-            for turn in range(tile_count(row_tiles, batch_size * num_heads, ORDER)):
+            for turn in range(tile_count(row_tiles, all_heads, ORDER)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = tile_of(turn, row_tiles, batch_size * num_heads, ORDER)
+                    row_tile, head = tile_of(turn, row_tiles, all_heads, ORDER)
+                    place = ()
+                    if RAGGED:
+                        row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+                        place = (q_start, kv_start, sequence)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        compute_slowly(tensors, strides, sizes, head, row, head_size, sm_scale, SHAPE)
+                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, sm_scale, SHAPE)

@@ -29,10 +29,10 @@ def _barriers_asm(count, name, threads):
 
 
 @gluon.constexpr_function
-def tile_barriers(general):
+def tile_barriers(general, ragged):
     """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
-    part of it."""
-    return 20 if general else 8
+    part of it; and two more where rows are stored without TMA."""
+    return 24 if ragged else 20 if general else 8
 
 
 @gluon.jit
@@ -70,6 +70,14 @@ def copy(x, zero):
     """A copy in other registers, made here: zero is 0, which the compiler does not know."""
     zeros = gl.full(x.shape, zero, gl.int32, layout=x.type.layout)
     return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def uniform(x):
+    """Returns x, a scalar that every thread has; ptxas, which cannot know that, then may keep it once a warp."""
+    return gl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=1
+    )
 
 
 @gluon.jit

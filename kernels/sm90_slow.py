@@ -43,6 +43,7 @@ def compute_slowly(
     tensors,
     strides,
     sizes,
+    place,
     head,
     first_row,
     head_size,
@@ -53,18 +54,30 @@ def compute_slowly(
 
     As fmha_triton.py does it: powers of two bring q, row by row, and k and v into range; scores are subtracted before
     they are scaled.
+
+    `place` is where the queries and keys of a sequence begin, and the sequence, if RAGGED; rows count within it.
     """
     BLOCK_D: gl.constexpr = SHAPE[0]
     CAUSAL: gl.constexpr = SHAPE[4]
     GENERAL: gl.constexpr = SHAPE[10]
+    RAGGED: gl.constexpr = SHAPE[11]
     Out, Lse, Q, K, V = tensors
     q_strides, k_strides, v_strides, out_strides = strides
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
-    q_n, kv_n, oldest, newest = sequence_of(sizes, head, SHAPE)
+    if RAGGED:
+        q_start, kv_start, sequence = place
+        Q += q_start.to(gl.int64) * q_strides[2]
+        K += kv_start.to(gl.int64) * k_strides[2]
+        V += kv_start.to(gl.int64) * v_strides[2]
+        Out += q_start.to(gl.int64) * out_strides[2]
+    else:
+        sequence = sequence_of(sizes, head, SHAPE)
+    q_n, kv_n, oldest, newest = sequence
+    out_rows = q_n if RAGGED else q_len
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
     rows = first_row + gl.arange(0, SLOW_ROWS, layout=gl.SliceLayout(1, LAYOUT))
     columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, LAYOUT))
-    inside = (rows < q_len)[:, None] & (columns < head_size)[None, :]
+    inside = (rows < out_rows)[:, None] & (columns < head_size)[None, :]
     batch = (head // num_heads).to(gl.int64)
     q_head = (head % num_heads).to(gl.int64)
     kv_head = q_head // group
@@ -110,9 +123,12 @@ def compute_slowly(
     some = row_sum != 0  # NaN too
     inverse = gl.where(some, 1.0 / row_sum, 0.0)
     out = narrow(acc * inverse[:, None] * 2.0, Out.dtype.element_ty)
-    out_rows = Out + batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
-    gl.store(out_rows[:, None] + columns[None, :], out, mask=inside)
+    outs = Out + batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
+    gl.store(outs[:, None] + columns[None, :], out, mask=inside)
     scaled = gl.minimum(gl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
     lse = gl.where(some, (scaled + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
     if Lse.to(gl.int64) != 0:
-        gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
+        Lse += head.to(gl.int64) * q_len
+        if RAGGED:
+            Lse += q_start
+        gl.store(Lse + rows, lse, mask=rows < out_rows)

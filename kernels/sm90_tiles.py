@@ -101,6 +101,13 @@ def sequence_of(sizes, head, SHAPE: gl.constexpr):
             q_len = gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)
         if kv_lengths.to(gl.int64) != 0:
             kv_len = gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)
+    return seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE)
+
+
+@gluon.jit
+def seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE: gl.constexpr):
+    """A sequence of so many queries and keys, as `sequence_of` has it."""
+    GENERAL: gl.constexpr = SHAPE[10]
     offset = (bottom_right != 0).to(gl.int32) * (kv_len - q_len)
     oldest = offset
     newest = offset

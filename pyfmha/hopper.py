@@ -1,8 +1,8 @@
 """The Hopper variants of the production functions, with the settings of each: ``kernels/fmha_sm90.py``, and for one
 query a sequence ``kernels/fmha_decode_sm90.py``.
 
-They serve what TMA can load and what most launches ask for; everything else falls through to the portable variants of
-the same function.
+They serve what TMA can load and what most launches ask for, ragged batches by variants of their own; everything else
+falls through to the portable variants of the same function.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ ROWS = 64
 """Queries of one consumer warpgroup."""
 LONGEST = 2**28
 """Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
+MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
+"""Of a ragged batch, whose tiles are then counted within 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Setting:
         requires: conditions beyond those of the kernel, where another setting serves better.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths, and windows of any width.
+        ragged: whether it serves ragged batches, and those alone; it is general, too.
     """
 
     block_n: int
@@ -62,6 +65,7 @@ class Setting:
     requires: tuple[str, ...] = ()
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
+    ragged: bool = False
 
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
@@ -74,16 +78,19 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         ),
         Setting(128, 1, programs=2, maxnreg=128),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, ragged=True),
     ),
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
         Setting(128, 2, v_stages=3),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, ragged=True),
     ),
     256: (
         Setting(64, 2, q_slots=1, masks=(False,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, ragged=True),
     ),
 }
 
@@ -211,12 +218,14 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("CAUSAL", causal),
         ("TWO_HEADS", causal and setting.two_heads),
         ("GENERAL", setting.general),
+        ("RAGGED", setting.ragged),
         ("PING_PONG", setting.ping_pong and setting.consumers > 1),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
     )
-    tiles = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
+    row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
+    tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"
     if causal and setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
         most = f"min({most}, max(num_sms, cdiv({tiles}, 2)))"
@@ -224,7 +233,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         source=base.source.with_name(KERNEL_FILE),
         kernel=KERNEL,
         name=base.name,
-        arguments=tuple(Argument(argument.name, argument.type) for argument in base.arguments),
+        arguments=tuple(
+            Argument(a.name, a.type, _ragged_hint(a.name) if setting.ragged else None) for a in base.arguments
+        ),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
         grid=f"min({most}, {tiles})" if setting.programs else tiles,
@@ -232,24 +243,33 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         num_stages=1,
         maxnreg=setting.maxnreg,
         archs=(ARCH,),
-        requires=(*_served(causal, setting.general), *setting.requires),
-        descriptors=_descriptors(padded, setting.block_n),
+        requires=(*_served(causal, setting), *setting.requires),
+        descriptors=_descriptors(padded, setting.block_n, "1" if setting.ragged else "batch_size"),
         algorithm_name=base.algorithm_name,
     )
 
 
-def _served(causal: bool, general: bool) -> Sequence[str]:
-    always = ("ragged == 0", "softcap == 0", "sm_scale > 0")
-    if general:
-        return (*always, f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
+def _ragged_hint(name: str) -> int | None:
+    """Rows that TMA cannot store go by 16 bytes."""
+    return 16 if name == "Out" else 8 if name in ("out_stride_h", "out_stride_s", "head_size") else None
+
+
+def _served(causal: bool, setting: Setting) -> Sequence[str]:
+    always = (f"ragged == {int(setting.ragged)}", "softcap == 0", "sm_scale > 0")
+    lengths = (f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
+    if setting.ragged:
+        given = ("cu_seqlens_q != 0", "cu_seqlens_kv != 0", "batch_size >= 1")
+        return (*always, *given, f"batch_size <= {MOST_SEQUENCES}", f"num_heads <= {MOST_HEADS}", *lengths)
+    if setting.general:
+        return (*always, *lengths)
     right = 0 if causal else -1
     return (*always, "q_lengths == 0", "kv_lengths == 0", "window_left == -1", f"window_right == {right}")
 
 
-def _descriptors(padded: int, block_n: int) -> tuple[Descriptor, ...]:
+def _descriptors(padded: int, block_n: int, batches: str = "batch_size") -> tuple[Descriptor, ...]:
     def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, "head_size"), strides, (1, 1, rows, padded))
+        return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, padded))
 
     return (
         tensor("out", "Out", "num_heads", "q_len", ROWS),

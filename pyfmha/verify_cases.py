@@ -225,6 +225,11 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
     plain = Case("", dtype, padded)
     grouped = {"heads": 6, "kv_heads": 2}
     ragged: dict[str, Any] = {**grouped, "q_len": 80, "kv_len": 90, "batch": 1}
+    # Rows of no sequence, sequences of one query, of no keys, of one tile and a row more.
+    long: dict[str, Any] = {
+        **{**ragged, "q_len": 460, "kv_len": 700, "heads": 2},
+        **{"cu_q": (7, 8, 8, 72, 137, 150, 420), "cu_kv": (0, 200, 260, 260, 333, 400, 691)},
+    }
     one: dict[str, Any] = {"q_len": 1, "kv_len": 700, "heads": 8, "kv_heads": 2}
     features: list[tuple[str, dict[str, Any]]] = [
         ("seq 1", {"q_len": 1, "kv_len": 1}),
@@ -250,6 +255,10 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("lengths beyond", {"q_lengths": (1000, -5), "kv_lengths": (-1, 2**31 - 1), "right": 0}),
         ("ragged", {**ragged, "cu_q": (0, 5, 5, 80), "cu_kv": (0, 40, 41, 90), "right": 0}),
         ("ragged, decreasing", {**ragged, "cu_q": (3, 50, 20, 999), "cu_kv": (-4, 60, 10, 85)}),
+        ("ragged, 40 sequences", {**ragged, **_sequences(40), "right": 0, "bottom_right": True}),
+        ("ragged, several tiles", {**long, "right": 0}),
+        ("ragged, window 40, 9", {**long, "left": 40, "right": 9, "heads": 4, "kv_heads": 1}),
+        ("ragged, bottom right", {**long, "right": 0, "bottom_right": True, "heads": 2}),
         ("without log-sum-exp", {"lse": False, "right": 0}),
         ("largest inputs", {"largest": True}),
         ("largest inputs, soft cap", {"largest": True, "softcap": 5.0}),
@@ -275,6 +284,14 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         replace(plain, name="odd strides, bshd, soft cap", gap=3, layout="bshd", softcap=5.0),
         replace(plain, name=f"head size {padded - 3}", head_size=padded - 3, right=0),
     ]
+
+
+def _sequences(count: int) -> dict[str, tuple[int, ...]]:
+    """As many short ones in a row, of which some have no queries, or no keys."""
+    return {
+        "cu_q": tuple(2 * i - i // 5 for i in range(count + 1)),
+        "cu_kv": tuple(i // 3 * 6 for i in range(count + 1)),
+    }
 
 
 def decode_cases(dtype: str, padded: int) -> list[Case]:

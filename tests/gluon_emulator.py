@@ -16,7 +16,7 @@ on, in the others at the next barrier: until then nothing may overwrite what it 
 
 Not modelled: layouts, registers, that 128 threads make a warpgroup otherwise, and of fences only that there is one
 between what a partition stores in shared memory and the TMA store or the product of it; before a product also a
-barrier.
+barrier; and that a fence and a barrier follow what it loads from there before it arrives at an mbarrier.
 """
 
 import random
@@ -165,6 +165,7 @@ class Machine:
         self.switch()
 
     def arrive(self, barrier: Any, count: int = 1) -> None:
+        USES.arrive()
         barrier.array[0].pending -= count
         assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"
         barrier.array[0].settle()
@@ -300,11 +301,10 @@ def _hold(_found: Any, _dtype: Any, x: Tensor) -> Tensor:
 
 
 def _copy_bits(_found: Any, _dtype: Any, x: Tensor, other: Tensor) -> Tensor:
-    """Of every two values, which share a register, exclusive or with the first of two integers."""
+    """Of every two values, which share a register, exclusive or with the first of two integers: which are 0."""
     assert x.element is not None, "only two values of 16 bits share a register"
-    first = np.asarray(other, np.int32).reshape(-1, 2)[:, 0].view(np.uint32)
-    masks = np.stack([first & 0xFFFF, first >> 16], -1).astype(np.uint16).reshape(x.shape)
-    return converted(x.element.from_bits(x.element.bits(x) ^ masks), x.element)
+    assert not np.asarray(other).any(), "the copy differs"
+    return x
 
 
 def _narrow(found: Any, dtype: DType, x: Tensor) -> Tensor:
@@ -318,6 +318,7 @@ def _narrow(found: Any, dtype: DType, x: Tensor) -> Tensor:
 
 ASSEMBLY: dict[str, Callable[..., Tensor]] = {
     r"\{ .*setp\.lt\.f32 p, both, 0fBF800000; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
+    r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"xor\.b32 \$0, \$1, \$2;": _copy_bits,
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }

@@ -74,6 +74,15 @@ def _join(a: Tensor, b: Tensor) -> Tensor:
     return joined
 
 
+def _scan(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
+    assert x.ndim == 1
+    assert axis == 0
+    values = [x[0]]
+    for i in range(1, len(x)):
+        values.append(combine(values[-1], x[i]))
+    return tensor(values, np.asarray(x).dtype)
+
+
 def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **_: Any) -> Tensor:
         with np.errstate(all="ignore"):
@@ -98,6 +107,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "int64": INT64,
         "program_id": lambda axis: tensor(machine.place(axis), np.int32),
         "num_programs": lambda axis: tensor(machine.extent(axis), np.int32),
+        "num_warps": lambda: 4,
         "static_range": range,
         "arange": lambda start, end, layout=None: tensor(np.arange(start, end), np.int32),
         "full": lambda shape, value, dtype, layout=None: tensor(np.full(shape, value), dtype.numpy),
@@ -107,6 +117,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "maximum": _extreme(np.maximum, np.fmax),
         "max": lambda x, axis: tensor(np.fmax.reduce(np.asarray(x), axis)),
         "reduce_or": lambda x, axis: tensor(np.bitwise_or.reduce(np.asarray(x), axis)),
+        "associative_scan": _scan,
         "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=np.asarray(x).dtype)),
         "where": _where,
         "split": _split,

@@ -190,18 +190,28 @@ class Uses(threading.local):
         unfenced: what it stored, and no fence has made visible to TMA and wgmma.
         fenced: what it stored before the last fence, but other warps perhaps did not yet.
         read: what products read that are complete in one warp, but in others perhaps not.
+        looked: what was loaded into registers, and no fence has kept apart from what TMA brings later.
+        passed: what was loaded before the last fence, but by other warps perhaps not yet.
     """
 
     def __init__(self) -> None:
         self.unfenced: list[Any] = []
         self.fenced: list[Any] = []
         self.read: list[Any] = []
+        self.looked: list[Any] = []
+        self.passed: list[Any] = []
 
     def fence(self) -> None:
         self.fenced, self.unfenced = self.fenced + self.unfenced, []
+        self.passed, self.looked = self.passed + self.looked, []
 
     def barrier(self) -> None:
-        self.fenced, self.read = [], []
+        self.fenced, self.read, self.passed = [], [], []
+
+    def arrive(self) -> None:
+        """Another partition may have TMA overwrite what this one has told that it no longer needs."""
+        assert not self.looked, "shared memory is given away without a fence behind what was loaded from it"
+        assert not self.passed, "shared memory is given away that other warps may still load from"
 
     def multiply(self, *operands: Any) -> None:
         for operand in operands:
@@ -259,6 +269,7 @@ class Shared:
         USES.unfenced.append(self.array)
 
     def load(self, layout: Any) -> Tensor:
+        USES.looked.append(self.array)
         return of_element(self.array, self.dtype)
 
 

@@ -59,10 +59,15 @@ def run(
     bottom_right: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
+    cu_q: Sequence[int] | None = None,
+    cu_kv: Sequence[int] | None = None,
     padding: float = np.nan,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
-    lies behind their lengths is padding. What only the general kernel serves, it alone takes."""
+    lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
+    batch ragged: a batch of one here, of q_len and kv_len tokens."""
+    ragged = cu_q is not None
+    assert not ragged or (cu_kv is not None and general and batch == 1 and len(cu_q or ()) == len(cu_kv))
     bottom_right = bottom_right or causal == "bottom-right"
     window = window or (-1, 0 if causal else -1)
     assert general or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
@@ -78,6 +83,7 @@ def run(
             for padded in tensors:
                 padded[b, :, max(length, 0) :] = padding
     out_memory, out = make(rng, (batch, heads, q_len, head_size), dtype, layout)
+    out[...] = np.nan
     lse_memory = np.full(batch * heads * q_len, 7.0, np.float32)
     machine = Machine(seed)
     kernel = load_kernel(source, machine)["fmha_fwd_sm90"]
@@ -99,11 +105,11 @@ def run(
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
         *(
             Pointer(None if lengths is None else np.array(lengths, np.int32), INT32)
-            for lengths in (q_lengths, kv_lengths, None, None)
+            for lengths in (q_lengths, kv_lengths, cu_q, cu_kv)
         ),
         sm_scale,
         0.0,
-        batch,
+        batch if cu_q is None else len(cu_q) - 1,
         heads,
         kv_heads,
         q_len,
@@ -115,7 +121,7 @@ def run(
         *strides(out),
         *window,
         int(bottom_right),
-        0,
+        int(ragged),
         BLOCK_D=block_d,
         BLOCK_N=block_n,
         CONSUMERS=consumers,
@@ -124,6 +130,7 @@ def run(
         CAUSAL=bool(causal) or general,
         TWO_HEADS=two_heads,
         GENERAL=general,
+        RAGGED=ragged,
         PING_PONG=consumers > 1 if ping_pong is None else ping_pong,
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
@@ -131,15 +138,13 @@ def run(
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()
-    wanted, wanted_lse = attend(
-        *(q, k, v),
-        sm_scale=sm_scale,
-        window_left=window[0],
-        window_right=window[1],
-        bottom_right=bottom_right,
-        q_lengths=q_lengths,
-        kv_lengths=kv_lengths,
-    )
+    mask: dict[str, Any] = {"window_left": window[0], "window_right": window[1], "bottom_right": bottom_right}
+    if ragged:
+        tokens = (x[0].transpose(1, 0, 2) for x in (q, k, v))
+        wanted, wanted_lse = attend(*tokens, sm_scale=sm_scale, cu_seqlens_q=cu_q, cu_seqlens_kv=cu_kv, **mask)
+        wanted, wanted_lse = wanted.transpose(1, 0, 2)[None], wanted_lse[None]
+    else:
+        wanted, wanted_lse = attend(q, k, v, sm_scale=sm_scale, q_lengths=q_lengths, kv_lengths=kv_lengths, **mask)
     return out, lse_memory.reshape(batch, heads, q_len), wanted, wanted_lse
 
 

@@ -1,6 +1,7 @@
 """The Hopper variants of the production functions on the fake driver: when they are launched, and what is instead."""
 
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,8 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
         ({"kv_lengths": 1 << 20}, {"kv_len": 2**28 + 1}),
         ({"kv_lengths": 1 << 20}, {"softcap": 30.0}),
         ({"kv_lengths": 1 << 20}, {"sm_scale": -0.125}),
-        ({"q_lengths": 1 << 20}, {"ragged": True}),
         ({}, {"sm_scale": -0.125}),
         ({}, {"sm_scale": 0.0}),
-        ({}, {"ragged": True}),
         ({}, {"kv_len": 0}),
         ({}, {"k_strides": (1 << 20, 1 << 18, 0)}),
         ({}, {"v_strides": (1 << 40, 1 << 18, 64)}),
@@ -156,9 +155,94 @@ def test_lengths_and_windows_are_served_by_the_general_kernel(
     assert k.sizes == v.sizes == (64, sizes["kv_len"], 2, 2)
 
 
+RAGGED = {"cu_seqlens_q": 5 << 30, "cu_seqlens_kv": 6 << 30}
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes", "tiles"),
+    [
+        ({}, {}, 5 + 3),
+        ({}, {"window_left": 128, "window_right": 0, "bottom_right": True}, 5 + 3),
+        ({"Lse": 1 << 20, "q_lengths": 1 << 20, "kv_lengths": 2 << 20}, {"kv_len": 1000}, 5 + 3),
+        ({}, {"batch_size": 1, "q_len": 1}, 1 + 2),
+        ({}, {"batch_size": 9, "q_len": 65, "kv_len": 1}, 2 + 10),
+        ({}, {"batch_size": 300, "q_len": 300}, 5 + 301),
+        ({}, {"batch_size": 2**20, "q_len": 2**28, "kv_len": 2**28}, 2**22 + 2**20 + 1),
+        # What leads from one batch to the next says nothing.
+        ({}, {"q_strides": (0, 64, 8 * 64), "out_strides": (0, 64, 8 * 64)}, 5 + 3),
+        ({}, {"k_strides": (-7, 64, 2 * 64), "v_strides": (1 << 62, 64, 2 * 64)}, 5 + 3),
+        ({}, {"head_size": 40}, 5 + 3),
+    ],
+    ids=str,
+)
+def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any], tiles: int
+) -> None:
+    sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, "head_size": 64, **changes}
+    given = {"layout": "bshd", "pointers": RAGGED | pointers, "ragged": True}
+    launch = launched(loaded, fake_cuda, arguments(**given, **sizes))
+    spec = served_by(64, **given, **{name: value for name, value in sizes.items() if name != "head_size"})
+
+    assert dict(spec.constants)["RAGGED"]
+    assert launch.kernel == HOPPER
+    assert launch.grid == (min(8 * tiles, max(SMS, 4 * tiles), 2 * SMS), 1, 1)
+    out, q, k, v = (TensorMap.read(launch.params[9 * i]) for i in range(4))
+    assert [one.address for one in (out, q, k, v)] == [POINTERS[name] for name in ("Out", "Q", "K", "V")]
+    assert out.sizes == q.sizes == (sizes["head_size"], sizes["q_len"], 8, 1)
+    assert k.sizes == v.sizes == (sizes["head_size"], sizes["kv_len"], 2, 1)
+    if sizes["q_len"] > 1:
+        assert q.strides[:2] == out.strides[:2] == (8 * sizes["head_size"] * 2, sizes["head_size"] * 2)
+    assert all(one.strides[2] > 0 and one.strides[2] % 16 == 0 for one in (out, q, k, v))
+    assert q.box == out.box == (64, 64, 1, 1)
+    assert k.box == v.box == (64, dict(spec.constants)["BLOCK_N"], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"cu_seqlens_q": 0}, {}),
+        ({"cu_seqlens_kv": 0}, {}),
+        ({"Q": (2 << 30) + 2}, {}),
+        ({"Out": (1 << 30) + 8}, {}),
+        ({}, {"head_size": 60, "q_strides": (0, 64, 512), "k_strides": (0, 64, 128), "v_strides": (0, 64, 128)}),
+        ({}, {"softcap": 30.0}),
+        ({}, {"sm_scale": 0.0}),
+        ({}, {"batch_size": 0}),
+        ({}, {"batch_size": 2**20 + 1}),
+        ({}, {"num_heads": 1026}),
+        ({}, {"kv_len": 0}),
+        ({}, {"q_len": 0}),
+        ({}, {"q_len": 2**28 + 1}),
+        ({}, {"kv_len": 2**28 + 1}),
+        ({}, {"k_strides": (0, 64, 68)}),
+    ],
+    ids=str,
+)
+def test_what_of_ragged_batches_cannot_be_loaded_so_is_served_by_another(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    given = arguments("bshd", RAGGED | pointers, ragged=True, **changes)
+
+    assert launched(loaded, fake_cuda, given).kernel == PORTABLE
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_ragged_batches_alone_are_served_by_the_ragged_kernel(head_size: int) -> None:
+    *others, ragged = SETTINGS[head_size]
+
+    assert replace(ragged, ragged=False) == others[-1], "as the general one is cut"
+    assert not any(setting.ragged for setting in others)
+    for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 1}):
+        for pointers in ({}, {"q_lengths": 1 << 20}):
+            constants = dict(served_by(head_size, RAGGED | pointers, **changes).constants)
+            assert not constants.get("RAGGED", False)
+            constants = dict(served_by(head_size, RAGGED | pointers, ragged=True, **changes).constants)
+            assert (constants["RAGGED"], constants["GENERAL"], constants["CAUSAL"]) == (True, True, True)
+
+
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_the_general_kernel_comes_last_and_serves_nothing_that_another_does(head_size: int) -> None:
-    *others, general = SETTINGS[head_size]
+    *others, general, _ = SETTINGS[head_size]
 
     assert general.general
     assert general.masks == (True,)
@@ -275,7 +359,7 @@ def test_settings_fit_their_kernels() -> None:
         assert (decoding.kernel, decoding.cluster) == (DECODE, True)
         assert len(made) == sum(len(setting.masks) for setting in settings)
         for causal in (False, True):
-            *_, last = (setting for setting in settings if causal in setting.masks)
+            *_, last = (setting for setting in settings if causal in setting.masks and not setting.ragged)
             assert last.requires == (), "the last one serves the rest"
             *_, last = (setting for setting in settings if causal in setting.masks and not setting.general)
             assert last.requires == (), "and of what is not general, another"

@@ -244,10 +244,13 @@ class TestWhatGoesTogether:
         assert found == group(given, in_order=False)["fmha_fwd_d128_fp16"][0]
         assert [bool(v.spec.archs) for v in found] == [bool(spec.archs) for spec in wanted]
         assert found[0].spec.kernel == DECODE_KERNEL
-        conditions = [len(v.spec.requires) for v in found[1:]]
+        # Ragged batches are served by one that serves no call of another: where it comes does not matter.
+        others = [v.spec for v in found if "ragged == 1" not in v.spec.requires]
+        assert len(others) == len(found) - 1
+        conditions = [len(spec.requires) for spec in others[1:]]
         assert conditions == sorted(conditions, reverse=True)
         assert conditions[0] > conditions[1]
-        assert [v.spec for v in found[:2]] == wanted[:2], "short causal rows, before any"
+        assert others[:2] == wanted[:2], "short causal rows, before any"
         assert found[-1].spec.unconditional
 
     def test_linking_files_in_any_order_gives_one_library(

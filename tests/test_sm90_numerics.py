@@ -583,8 +583,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a half is not masked": ("ends, key, True, LAYOUT", "ends, key, False, LAYOUT", HALF),
     "Out is cached by what is no policy": (
-        "out_part, cache_policy=ONCE",
-        "out_part, cache_policy='evict_first'",
+        "num_heads, first_row, 0], out_part, cache_policy=ONCE",
+        "num_heads, first_row, 0], out_part, cache_policy='evict_first'",
         SHORT,
     ),
     "Q is cached by what is no policy": (
@@ -652,7 +652,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "    if gl.max",
         SHORT,
     ),
-    "no fence makes Out visible": ("        fence_async_shared()\n        tma", "        tma", DIAGONAL),
+    "no fence makes Out visible": ("        fence_async_shared()\n        if RAG", "        if RAG", DIAGONAL),
     "a masked block is taken for unmasked": (
         "masked = block >= unmasked if CAUSAL else False",
         "masked = False",
@@ -675,7 +675,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gl.sum(parts, 1)[:, :, 0]",
         DIAGONAL,
     ),
-    "the copy of the weights differs": ("Lse, sm_scale, ragged)", "Lse, sm_scale, q_len)", WIDE),
+    "the copy of the weights differs": ("RAGGED else ragged)", "RAGGED else q_len)", WIDE),
     "weights are multiplied as float32": (
         "        p = p.to(v_smem.dtype)\n    else",
         "        p = p\n    else",

@@ -1,11 +1,11 @@
 """Attention forward for Hopper (sm_90) in Gluon: TMA, warp-specialised, FlashAttention-3 shaped.
 
-The same function as fmha_fwd.py for fp16 and bf16 without soft cap, see its docstring for the arguments. Compiled
-GENERAL it serves lengths and windows of any width, else full or causal attention alone, faster; compiled RAGGED, ragged
-batches, whose tiles are of one sequence each (sm90_ragged.py). The algorithm is that of Shah et al., "FlashAttention-3"
-(2024): a producer loads through TMA into a ring of K and V blocks; each consumer warpgroup owns 64 query rows,
-multiplies with wgmma straight from shared memory, and lets the product of the last block's weights with V run while it
-takes the exponentials of the next block.
+The same function as fmha_fwd.py for fp16 and bf16, see its docstring for the arguments. Compiled GENERAL it serves
+lengths and windows of any width, else full or causal attention alone, faster; compiled RAGGED, ragged batches, whose
+tiles are of one sequence each (sm90_ragged.py); compiled CAPPED, soft caps, and else none. The algorithm is that of
+Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring of K and V blocks; each consumer
+warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and lets the product of the last
+block's weights with V run while it takes the exponentials of the next block.
 
 Programs are persistent: program p of n takes the tiles p, n + p, 2n + p, ...; of causal attention pairs of tiles, a
 long one and a short one, so that every program gets as much to do. Programs beside each other share heads, which thus
@@ -24,7 +24,7 @@ input takes the same path, hundreds of times slower.
 
 from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
 from sm90_ragged import find_tile, store_rows
-from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, SLOW_ROWS, compute_slowly, narrow, shift_of
+from sm90_slow import LN_2, SLOW_ROWS, bent, compute_slowly, narrow, score_factors, shift_of
 from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -52,7 +52,7 @@ NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 def _load_v(work, place, step, SHAPE: gl.constexpr):
     """The block of V of one step."""
     V_STAGES: gl.constexpr = SHAPE[8]
-    descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
@@ -74,7 +74,7 @@ def _load(work, SHAPE: gl.constexpr):
     ORDER: gl.constexpr = SHAPE[9]
     Q_SLOTS: gl.constexpr = SHAPE[6]
     RAGGED: gl.constexpr = SHAPE[11]
-    descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
@@ -163,20 +163,29 @@ def _partial_sums(weights, BLOCK_N: gl.constexpr):
 @gluon.jit
 def _weigh(
     scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
-    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr,
 ):  # fmt: skip
     """Weights of one block of keys, and the running maximum (in units of log2, plus shift) and sums with it.
 
-    Where masked, a row sees only the keys below its end and, if GENERAL, from its begin on.
+    Where masked, a row sees only the keys below its end and, if GENERAL, from its begin on. `scale` is what
+    `score_factors` gives.
     """
+    if CAPPED:
+        to_log2, bend = scale
+        products = scores
+        scores = bent(products, bend)
+        if shift > 0:  # bf16: NaN where the product overflowed, whose sign is then not known; that must show
+            scores += products * 0.0
+    else:
+        to_log2 = scale
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         visible = columns[None, :] < (ends - key)[:, None]
         if GENERAL:
             visible = visible & (columns[None, :] >= (begins - key)[:, None])
         scores = gl.where(visible, scores, float("-inf"))
-    m_new = gl.maximum(m, gl.max(scores, 1) * scale + shift)
-    weights = gl.exp2(scores * scale - m_new[:, None])
+    m_new = gl.maximum(m, gl.max(scores, 1) * to_log2 + shift)
+    weights = gl.exp2(scores * to_log2 - m_new[:, None])
     alpha = gl.exp2(m - m_new)
     parts = _partial_sums(weights, BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
@@ -185,7 +194,8 @@ def _weigh(
 
 @gluon.jit
 def _weigh_half(
-    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr
+    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
+    CAPPED: gl.constexpr,
 ):  # fmt: skip
     """As `_weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
     HALF: gl.constexpr = BLOCK_N // 2
@@ -198,7 +208,7 @@ def _weigh_half(
     m = gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True)
     ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
     before = gl.convert_layout(row_sum, before.type.layout, assert_trivial=True)
-    near, m, sums, alpha = _weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False)
+    near, m, sums, alpha = _weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False, CAPPED)
     weights = gl.join(near, zeros).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
     weights = gl.convert_layout(weights, S_LAYOUT, assert_trivial=True)
     m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
@@ -286,7 +296,7 @@ def _step(
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     next_p, m, row_sum, alpha = _weigh(
-        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL
+        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE[12]
     )
     row_sum = hold(row_sum)
     if not LATE:
@@ -317,13 +327,13 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
-    descriptors, shared, barriers, notes, sizes, Lse, sm_scale, zero = work
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     shift: gl.constexpr = shift_of(v_smem.dtype)
-    scale = gl.minimum(sm_scale * LOG2_E, FLOAT_MAX)
+    scale = score_factors(factors, SHAPE[12])
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -362,7 +372,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                     pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
                 mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
                 mbarrier.arrive(k_free.index(step % STAGES), count=1)
-                mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
+                _wait_for_v(barriers, step, CONSUMER, SHAPE)
                 mbarrier.arrive(v_free.index(step % V_STAGES), count=1)
                 step += 1
             block = own_end - 1
@@ -390,11 +400,13 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         key = block * BLOCK_N
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if half:
-            p, m, row_sum, alpha = _weigh_half(scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N)
+            p, m, row_sum, alpha = _weigh_half(
+                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE[12]
+            )
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = _weigh(
-                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL
+                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE[12]
             )
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
@@ -514,6 +526,7 @@ def fmha_fwd_sm90(
     TWO_HEADS: gl.constexpr,
     GENERAL: gl.constexpr,
     RAGGED: gl.constexpr,
+    CAPPED: gl.constexpr,
     PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -523,12 +536,13 @@ def fmha_fwd_sm90(
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
 
     Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q and Out, [1, 1, BLOCK_N, BLOCK_D] for K and V. window_right is 0
-    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1. softcap is not served; lengths, window_left
-    and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28. RAGGED wants
-    GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by eights;
-    lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are paired,
-    see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored from
-    the slot of its rows.
+    where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1, head_size a multiple of 8: TMA stores 16
+    bytes or nothing. softcap is above 0 if CAPPED, which wants GENERAL, and is of no account otherwise; lengths,
+    window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28.
+    RAGGED wants GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by
+    eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
+    paired, see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored
+    from the slot of its rows.
     """
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
@@ -569,7 +583,8 @@ def fmha_fwd_sm90(
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
-    work = (descriptors, shared, barriers, notes, sizes, Lse, sm_scale, ragged - 1 if RAGGED else ragged)
+    factors = (sm_scale, softcap) if CAPPED else sm_scale
+    work = (descriptors, shared, barriers, notes, sizes, Lse, factors, ragged - 1 if RAGGED else ragged)
     LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
     ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS)
     SHAPE: gl.constexpr = (
@@ -585,6 +600,7 @@ def fmha_fwd_sm90(
         ORDER,
         GENERAL,
         RAGGED,
+        CAPPED,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     if CONSUMERS == 1:
@@ -634,4 +650,4 @@ def fmha_fwd_sm90(
                         place = (q_start, kv_start, sequence)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, sm_scale, SHAPE)
+                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, factors, SHAPE)

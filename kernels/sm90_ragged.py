@@ -34,13 +34,15 @@ def find_tile(sizes, tile, SHAPE: gl.constexpr):
 
     As ragged.py finds it: sequence s is called segment s + 1. Segments 0 and batch_size + 1 are the rows before and
     after all sequences: they have no keys, so their rows get what rows without keys get. Each segment has tiles of its
-    own, at most cdiv(q_len, 64 * CONSUMERS) + batch_size + 1 in all; tiles past the last find no queries.
+    own, at most cdiv(q_len, 64 * CONSUMERS) + batch_size + 1 in all; tiles past the last find no queries. They are
+    numbered from the last: causal sequences end with the tiles that take longest.
     """
     TILE: gl.constexpr = ROWS * SHAPE[2]
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [LOOK], [gl.num_warps()], [0])
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     bottom_right, queries, cu_seqlens_kv, window_left, window_right = bounds
     cu_seqlens_q, batch_size = queries
+    tile = row_tiles - 1 - tile
     row_tile = tile * 0
     q_start = tile * 0
     q_n = tile * 0

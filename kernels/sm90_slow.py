@@ -1,5 +1,6 @@
 """Rows computed again in arithmetic that stays finite for any finite input; and what such arithmetic shares."""
 
+from sm90_asm import reciprocal
 from sm90_tiles import sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -39,6 +40,25 @@ def narrow(out, dtype: gl.constexpr):
 
 
 @gluon.jit
+def score_factors(factors, CAPPED: gl.constexpr):
+    """The factor of q . k that makes it the score in units of log2; with a soft cap the factor of tanh that does, and
+    what `bent` takes for tanh's."""
+    if CAPPED:
+        sm_scale, softcap = factors
+        bend = gl.minimum(sm_scale * (2 * LOG2_E) / softcap, FLOAT_MAX)
+        return gl.minimum(softcap * LOG2_E, FLOAT_MAX), bend
+    else:
+        return gl.minimum(factors * LOG2_E, FLOAT_MAX)
+
+
+@gluon.jit
+def bent(x, bend):
+    """tanh(x * bend / (2 log2(e))), off by some 2**-22: of a score the cap's share of that, which 16 bits do not see as
+    long as the cap is moderate."""
+    return 1.0 - 2.0 * reciprocal(gl.exp2(x * bend) + 1.0)
+
+
+@gluon.jit
 def compute_slowly(
     tensors,
     strides,
@@ -47,7 +67,7 @@ def compute_slowly(
     head,
     first_row,
     head_size,
-    sm_scale,
+    factors,
     SHAPE: gl.constexpr,
 ):
     """A few rows of one head, key by key, finite for any finite input; writes Out and Lse itself.
@@ -61,6 +81,7 @@ def compute_slowly(
     CAUSAL: gl.constexpr = SHAPE[4]
     GENERAL: gl.constexpr = SHAPE[10]
     RAGGED: gl.constexpr = SHAPE[11]
+    CAPPED: gl.constexpr = SHAPE[12]
     Out, Lse, Q, K, V = tensors
     q_strides, k_strides, v_strides, out_strides = strides
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
@@ -86,7 +107,12 @@ def compute_slowly(
     down, undo = row_powers(q)
     q = q * down[:, None] * (1.0 / 4096.0)
     # 2**13: 2**12 left over from q, and the halved k. Scale comes first, for undo * 2**13 may be infinite.
-    row_scale = gl.minimum(gl.minimum(sm_scale * LOG2_E, FLOAT_MAX) * undo * 8192.0, FLOAT_MAX)
+    if CAPPED:
+        scale, bend = score_factors(factors, CAPPED)
+        row_bend = gl.minimum(bend * undo * 8192.0, FLOAT_MAX)
+        row_scale = undo * 0.0 + scale
+    else:
+        row_scale = gl.minimum(score_factors(factors, CAPPED) * undo * 8192.0, FLOAT_MAX)
     shift: gl.constexpr = shift_of(V.dtype.element_ty)
     m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
@@ -107,6 +133,8 @@ def compute_slowly(
         k = gl.load(k_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
         v = gl.load(v_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
         score = gl.sum(q * k[None, :], 1)
+        if CAPPED:
+            score = bent(score, row_bend)
         visible = rows < q_n
         if CAUSAL:
             visible = visible & (key <= rows + newest)

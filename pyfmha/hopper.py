@@ -1,8 +1,9 @@
 """The Hopper variants of the production functions, with the settings of each: ``kernels/fmha_sm90.py``, and for one
 query a sequence ``kernels/fmha_decode_sm90.py``.
 
-They serve what TMA can load and what most launches ask for, ragged batches by variants of their own; everything else
-falls through to the portable variants of the same function.
+They serve what TMA can load and what most launches ask for, ragged batches and soft caps by variants of their own;
+everything else falls through to the portable variants of the same function, as do ragged batches up to head size 64,
+where tiles are too short for what it takes to find them (kernels/NOTES.md).
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ ROWS = 64
 """Queries of one consumer warpgroup."""
 LONGEST = 2**28
 """Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
+LARGEST_CAP = 256
+"""Soft cap to which the error of the fast tanh, some 2**-22 of the cap, is less than that of a weight in 16 bits."""
 MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
 """Of a ragged batch, whose tiles are then counted within 32 bits."""
 
@@ -41,6 +44,8 @@ class Setting:
         v_stages: blocks of V in flight.
         q_slots: 2 to load the queries of the next tile while one is computed, or 1.
         programs: persistent programs for each multiprocessor; 0 for one program a tile.
+        rounds: how many times as many are launched. Tiles of ragged batches are of lengths that the launch does not
+            know: a program that comes later evens out what the first ones got.
         two_heads: causal tiles in pairs of two heads, instead of one.
         ping_pong: whether consumers take turns at the tensor cores.
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
@@ -49,6 +54,7 @@ class Setting:
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths, and windows of any width.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
+        capped: whether it serves soft caps, and those alone; it is general, too.
     """
 
     block_n: int
@@ -57,6 +63,7 @@ class Setting:
     v_stages: int = 2
     q_slots: int = 2
     programs: int = 1
+    rounds: int = 1
     two_heads: bool = False
     ping_pong: bool = True
     maxnreg: int = 168
@@ -66,6 +73,7 @@ class Setting:
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
+    capped: bool = False
 
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
@@ -78,19 +86,21 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         ),
         Setting(128, 1, programs=2, maxnreg=128),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
-        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, ragged=True),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
         Setting(128, 2, v_stages=3),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
-        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, ragged=True),
+        Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
         Setting(64, 2, q_slots=1, masks=(False,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
-        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, ragged=True),
+        Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),
     ),
 }
 
@@ -219,6 +229,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("TWO_HEADS", causal and setting.two_heads),
         ("GENERAL", setting.general),
         ("RAGGED", setting.ragged),
+        ("CAPPED", setting.capped),
         ("PING_PONG", setting.ping_pong and setting.consumers > 1),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
@@ -226,7 +237,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"
-    most = f"num_sms * {setting.programs}"
+    most = f"num_sms * {setting.programs * setting.rounds}"
     if causal and setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
         most = f"min({most}, max(num_sms, cdiv({tiles}, 2)))"
     return KernelSpec(
@@ -255,7 +266,9 @@ def _ragged_hint(name: str) -> int | None:
 
 
 def _served(causal: bool, setting: Setting) -> Sequence[str]:
-    always = (f"ragged == {int(setting.ragged)}", "softcap == 0", "sm_scale > 0")
+    softcap = ("softcap > 0", f"softcap <= {LARGEST_CAP}") if setting.capped else ("softcap == 0",)
+    # TMA stores 16 bytes or nothing: of other head sizes up to 7 elements too many.
+    always = (f"ragged == {int(setting.ragged)}", *softcap, "sm_scale > 0", "head_size % 8 == 0")
     lengths = (f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
     if setting.ragged:
         given = ("cu_seqlens_q != 0", "cu_seqlens_kv != 0", "batch_size >= 1")

@@ -251,6 +251,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("window past the keys", {"q_len": 120, "kv_len": 20, "left": 3, "right": 3}),
         ("soft cap", {"softcap": 2.0, "right": 0}),
         ("soft cap, window, heads 6/2", {**grouped, "softcap": 30.0, "left": 9, "right": 2}),
+        ("soft cap, several tiles", {"q_len": 300, "kv_len": 330, "batch": 1, "softcap": 50.0, "right": 0}),
+        ("soft cap, lengths", {"softcap": 5.0, "q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths", {"q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths beyond", {"q_lengths": (1000, -5), "kv_lengths": (-1, 2**31 - 1), "right": 0}),
         ("ragged", {**ragged, "cu_q": (0, 5, 5, 80), "cu_kv": (0, 40, 41, 90), "right": 0}),
@@ -259,6 +261,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("ragged, several tiles", {**long, "right": 0}),
         ("ragged, window 40, 9", {**long, "left": 40, "right": 9, "heads": 4, "kv_heads": 1}),
         ("ragged, bottom right", {**long, "right": 0, "bottom_right": True, "heads": 2}),
+        ("ragged, soft cap", {**long, "right": 0, "softcap": 3.0}),
         ("without log-sum-exp", {"lse": False, "right": 0}),
         ("largest inputs", {"largest": True}),
         ("largest inputs, soft cap", {"largest": True, "softcap": 5.0}),
@@ -283,6 +286,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         replace(plain, name="odd strides", gap=1, right=0),
         replace(plain, name="odd strides, bshd, soft cap", gap=3, layout="bshd", softcap=5.0),
         replace(plain, name=f"head size {padded - 3}", head_size=padded - 3, right=0),
+        # What lies between rows must stay, also where rows begin at multiples of 16 bytes, as TMA wants them.
+        replace(plain, name=f"head size {padded - 4} in rows of {padded}", head_size=padded - 4, gap=4, right=0),
     ]
 
 

@@ -319,6 +319,7 @@ def _narrow(found: Any, dtype: DType, x: Tensor) -> Tensor:
 ASSEMBLY: dict[str, Callable[..., Tensor]] = {
     r"\{ .*setp\.lt\.f32 p, both, 0fBF800000; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
+    r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
     r"xor\.b32 \$0, \$1, \$2;": _copy_bits,
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }

@@ -62,6 +62,7 @@ def run(
     cu_q: Sequence[int] | None = None,
     cu_kv: Sequence[int] | None = None,
     padding: float = np.nan,
+    softcap: float = 0.0,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -70,7 +71,7 @@ def run(
     assert not ragged or (cu_kv is not None and general and batch == 1 and len(cu_q or ()) == len(cu_kv))
     bottom_right = bottom_right or causal == "bottom-right"
     window = window or (-1, 0 if causal else -1)
-    assert general or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
+    assert general or (q_lengths, kv_lengths, window, softcap) == (None, None, (-1, 0 if causal else -1), 0.0)
     rng = np.random.default_rng(seed)
     kv_heads, kv_len = kv_heads or heads, kv_len or q_len
     (q_memory, q), (k_memory, k), (v_memory, v) = (
@@ -108,7 +109,7 @@ def run(
             for lengths in (q_lengths, kv_lengths, cu_q, cu_kv)
         ),
         sm_scale,
-        0.0,
+        softcap,
         batch if cu_q is None else len(cu_q) - 1,
         heads,
         kv_heads,
@@ -131,6 +132,7 @@ def run(
         TWO_HEADS=two_heads,
         GENERAL=general,
         RAGGED=ragged,
+        CAPPED=softcap > 0,
         PING_PONG=consumers > 1 if ping_pong is None else ping_pong,
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
@@ -138,7 +140,10 @@ def run(
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()
-    mask: dict[str, Any] = {"window_left": window[0], "window_right": window[1], "bottom_right": bottom_right}
+    mask: dict[str, Any] = {
+        **{"window_left": window[0], "window_right": window[1], "bottom_right": bottom_right},
+        "softcap": float(np.float32(softcap)),
+    }
     if ragged:
         tokens = (x[0].transpose(1, 0, 2) for x in (q, k, v))
         wanted, wanted_lse = attend(*tokens, sm_scale=sm_scale, cu_seqlens_q=cu_q, cu_seqlens_kv=cu_kv, **mask)

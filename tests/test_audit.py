@@ -55,13 +55,13 @@ def forward(dtype: str, head_size: int) -> KernelSpec:
 # Bytes spilled and uses of them in the loop, by head size, masks and consumers. Around the loop a causal kernel has
 # more to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for,
 # and a general one more than that; 12 uses are 2 % of a step's instructions, and all of those fit twice into the time
-# of its products. A ragged one keeps the place of its rows, too: 24 uses are 5 %. At head size 256 the accumulator
-# alone has 128 of 240 registers; most of what is spilled there, the slow rows at the end spill.
+# of its products. A ragged one keeps the place of its rows, too. At head size 256 the accumulator alone has 128 of
+# 240 registers; most of what is spilled there, the slow rows at the end spill.
 SPILLED = {
     **{
         (64, "causal", 1): (80, 0),
         (64, "general", 1): (80, 16),
-        (64, "ragged", 1): (96, 24),
+        (64, "capped", 1): (72, 12),
         (128, "causal", 2): (128, 12),
     },
     **{
@@ -69,9 +69,17 @@ SPILLED = {
         (256, "causal", 2): (400, 2),
         (256, "general", 2): (256, 6),
         (256, "ragged", 2): (304, 3),
+        (256, "capped", 2): (264, 8),
         (128, "general", 1): (16, 0),
     },
 }
+
+
+def kind_of(setting: hopper.Setting, causal: bool) -> str:
+    for kind in ("ragged", "capped", "general"):
+        if getattr(setting, kind):
+            return kind
+    return "causal" if causal else "full"
 
 
 def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[str, tuple[KernelSpec, Budget]]:
@@ -84,7 +92,7 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
     for setting in hopper.SETTINGS[head_size]:
         made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))
         for causal, spec in zip(setting.masks, made, strict=True):
-            mask = "ragged" if setting.ragged else "general" if setting.general else "causal" if causal else "full"
+            mask = kind_of(setting, causal)
             spilled, loop = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
             budget = Budget(
                 blocks=max(setting.programs, 1),
@@ -93,7 +101,7 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
                 batches=setting.consumers * 4,
                 spilled=spilled,
                 loop=loop,
-                exponentials=setting.block_n // 2,
+                exponentials=setting.block_n // 2 * (2 if setting.capped else 1),  # each has a tanh besides
             )
             if causal in masks:
                 pairs = " in pairs of heads" if setting.two_heads else ""

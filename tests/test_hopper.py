@@ -21,9 +21,13 @@ from pyfmha.spec import KernelSpec
 pytest.importorskip("triton")
 
 FUNCTION = "fmha_fwd_d64_fp16"
+RAGGED_FUNCTION = "fmha_fwd_d128_fp16"
 POINTERS = {"Out": 1 << 30, "Lse": 0, "Q": 2 << 30, "K": 3 << 30, "V": 4 << 30}
 LENGTHS = {"q_lengths": 0, "kv_lengths": 0, "cu_seqlens_q": 0, "cu_seqlens_kv": 0}
 SMS = 132  # multiprocessors of the fake device
+# Rows of 64 elements, of which a head may have fewer: TMA would store up to 7 of the others.
+GAPS = {f"{name}_strides": (heads * 300 * 64, 300 * 64, 64) for name, heads in zip("qkv", (8, 2, 2), strict=True)}
+GAPS["out_strides"] = GAPS["q_strides"]
 HOPPER, DECODE, PORTABLE = "fmha_fwd_sm90", "fmha_decode_sm90", "fused_attention_forward"
 
 
@@ -39,21 +43,26 @@ def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **ch
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The function with all its variants, for Hopper and for another architecture."""
+    """The function with all its variants, for Hopper and for another architecture, and one with that for ragged
+    batches."""
     folder = tmp_path_factory.mktemp("hopper")
-    return build(library_specs(["hopper"], ["fp16"], [64]), parse_archs(["sm_80", "sm_90"]), folder).library
+    base = Forward("fp16", 128).specs()[-1]
+    ragged = variants(base, 128, [setting for setting in SETTINGS[128] if setting.ragged])
+    specs = [*library_specs(["hopper"], ["fp16"], [64]), *ragged, base]
+    return build(specs, parse_archs(["sm_80", "sm_90"]), folder).library
 
 
 @pytest.fixture
 def loaded(built: Path, tmp_path: Path, fake_cuda: FakeCuda) -> CLibrary:
     library = CLibrary(Path(shutil.copy(built, tmp_path / "hopper.so")))
     fake_cuda.use_context()
-    assert library.load(FUNCTION) == SUCCESS, library.error()
+    for function in (FUNCTION, RAGGED_FUNCTION):
+        assert library.load(function) == SUCCESS, library.error()
     return library
 
 
-def launched(library: CLibrary, fake_cuda: FakeCuda, given: tuple[Any, ...]) -> Launch:
-    assert library.launch(FUNCTION, *given) == SUCCESS, library.error()
+def launched(library: CLibrary, fake_cuda: FakeCuda, given: tuple[Any, ...], function: str = FUNCTION) -> Launch:
+    assert library.launch(function, *given) == SUCCESS, library.error()
     return fake_cuda.launches()[-1]
 
 
@@ -102,10 +111,15 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
         ({"Q": (2 << 30) + 2}, {}),
         ({"Out": (1 << 30) + 8}, {}),
         ({}, {"head_size": 63}),
-        ({}, {"softcap": 30.0}),
+        ({}, {"head_size": 60, **GAPS}),
+        ({}, {"head_size": 63, "window_left": 5, **GAPS}),
+        ({}, {"head_size": 60, "softcap": 3.0, **GAPS}),
+        ({}, {"softcap": 256.1}),
+        ({}, {"softcap": 30.0, "sm_scale": -0.125}),
+        ({}, {"softcap": 30.0, "q_len": 2**28 + 1}),
         ({}, {"q_len": 2**28 + 1, "window_left": 128}),
         ({"kv_lengths": 1 << 20}, {"kv_len": 2**28 + 1}),
-        ({"kv_lengths": 1 << 20}, {"softcap": 30.0}),
+        ({"kv_lengths": 1 << 20}, {"softcap": 300.0}),
         ({"kv_lengths": 1 << 20}, {"sm_scale": -0.125}),
         ({}, {"sm_scale": -0.125}),
         ({}, {"sm_scale": 0.0}),
@@ -137,10 +151,14 @@ def test_what_a_hopper_variant_cannot_take_is_served_by_another(
         ({"q_lengths": 1 << 20}, {"q_len": 1}),
         ({}, {"q_len": 1, "kv_len": 8388609, "window_left": 3}),
         ({}, {"kv_len": 2**28, "window_left": 2**31 - 1}),
+        ({}, {"softcap": 1e-38}),
+        ({}, {"softcap": 256.0, "window_right": 0}),
+        ({}, {"softcap": 30.0, "q_len": 1}),
+        ({"kv_lengths": 1 << 20}, {"softcap": 30.0, "window_left": 128}),
     ],
     ids=str,
 )
-def test_lengths_and_windows_are_served_by_the_general_kernel(
+def test_lengths_windows_and_soft_caps_are_served_by_general_kernels(
     loaded: CLibrary, fake_cuda: FakeCuda, layout: str, pointers: dict[str, int], changes: dict[str, Any]
 ) -> None:
     sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, **changes}
@@ -148,6 +166,7 @@ def test_lengths_and_windows_are_served_by_the_general_kernel(
     spec = served_by(64, pointers, layout=layout, **sizes)
 
     assert dict(spec.constants)["GENERAL"]
+    assert dict(spec.constants)["CAPPED"] == ("softcap" in changes)
     assert launch.kernel == HOPPER
     assert launch.grid == (min(8 * 2 * -(-sizes["q_len"] // 64), SMS), 1, 1)
     k, v = (TensorMap.read(launch.params[9 * i]) for i in (2, 3))
@@ -169,23 +188,23 @@ RAGGED = {"cu_seqlens_q": 5 << 30, "cu_seqlens_kv": 6 << 30}
         ({}, {"batch_size": 300, "q_len": 300}, 5 + 301),
         ({}, {"batch_size": 2**20, "q_len": 2**28, "kv_len": 2**28}, 2**22 + 2**20 + 1),
         # What leads from one batch to the next says nothing.
-        ({}, {"q_strides": (0, 64, 8 * 64), "out_strides": (0, 64, 8 * 64)}, 5 + 3),
-        ({}, {"k_strides": (-7, 64, 2 * 64), "v_strides": (1 << 62, 64, 2 * 64)}, 5 + 3),
-        ({}, {"head_size": 40}, 5 + 3),
+        ({}, {"q_strides": (0, 128, 8 * 128), "out_strides": (0, 128, 8 * 128)}, 5 + 3),
+        ({}, {"k_strides": (-7, 128, 2 * 128), "v_strides": (1 << 62, 128, 2 * 128)}, 5 + 3),
+        ({}, {"head_size": 72}, 5 + 3),
     ],
     ids=str,
 )
 def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
     loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any], tiles: int
 ) -> None:
-    sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, "head_size": 64, **changes}
+    sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, "head_size": 128, **changes}
     given = {"layout": "bshd", "pointers": RAGGED | pointers, "ragged": True}
-    launch = launched(loaded, fake_cuda, arguments(**given, **sizes))
-    spec = served_by(64, **given, **{name: value for name, value in sizes.items() if name != "head_size"})
+    launch = launched(loaded, fake_cuda, arguments(**given, **sizes), RAGGED_FUNCTION)
+    spec = served_by(128, **given, **{name: value for name, value in sizes.items() if name != "head_size"})
 
     assert dict(spec.constants)["RAGGED"]
     assert launch.kernel == HOPPER
-    assert launch.grid == (min(8 * tiles, max(SMS, 4 * tiles), 2 * SMS), 1, 1)
+    assert launch.grid == (min(8 * tiles, max(SMS, 4 * tiles), 4 * SMS), 1, 1)
     out, q, k, v = (TensorMap.read(launch.params[9 * i]) for i in range(4))
     assert [one.address for one in (out, q, k, v)] == [POINTERS[name] for name in ("Out", "Q", "K", "V")]
     assert out.sizes == q.sizes == (sizes["head_size"], sizes["q_len"], 8, 1)
@@ -204,7 +223,7 @@ def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
         ({"cu_seqlens_kv": 0}, {}),
         ({"Q": (2 << 30) + 2}, {}),
         ({"Out": (1 << 30) + 8}, {}),
-        ({}, {"head_size": 60, "q_strides": (0, 64, 512), "k_strides": (0, 64, 128), "v_strides": (0, 64, 128)}),
+        ({}, {"head_size": 100, "q_strides": (0, 128, 1024), "k_strides": (0, 128, 256), "v_strides": (0, 128, 256)}),
         ({}, {"softcap": 30.0}),
         ({}, {"sm_scale": 0.0}),
         ({}, {"batch_size": 0}),
@@ -214,24 +233,28 @@ def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
         ({}, {"q_len": 0}),
         ({}, {"q_len": 2**28 + 1}),
         ({}, {"kv_len": 2**28 + 1}),
-        ({}, {"k_strides": (0, 64, 68)}),
+        ({}, {"k_strides": (0, 128, 132)}),
     ],
     ids=str,
 )
 def test_what_of_ragged_batches_cannot_be_loaded_so_is_served_by_another(
     loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
 ) -> None:
-    given = arguments("bshd", RAGGED | pointers, ragged=True, **changes)
+    sizes: dict[str, Any] = {"head_size": 128, **changes}
+    given = arguments("bshd", RAGGED | pointers, ragged=True, **sizes)
 
-    assert launched(loaded, fake_cuda, given).kernel == PORTABLE
+    assert launched(loaded, fake_cuda, given, RAGGED_FUNCTION).kernel == PORTABLE
 
 
-@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_ragged_batches_of_small_heads_are_served_by_the_portable_kernel(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    assert launched(loaded, fake_cuda, arguments("bshd", RAGGED, ragged=True)).kernel == PORTABLE
+
+
+@pytest.mark.parametrize("head_size", [128, 256])
 def test_ragged_batches_alone_are_served_by_the_ragged_kernel(head_size: int) -> None:
-    *others, ragged = SETTINGS[head_size]
+    general, ragged, _ = SETTINGS[head_size][-3:]
 
-    assert replace(ragged, ragged=False) == others[-1], "as the general one is cut"
-    assert not any(setting.ragged for setting in others)
+    assert replace(ragged, ragged=False, rounds=1) == general, "as the general one is cut"
     for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 1}):
         for pointers in ({}, {"q_lengths": 1 << 20}):
             constants = dict(served_by(head_size, RAGGED | pointers, **changes).constants)
@@ -241,13 +264,25 @@ def test_ragged_batches_alone_are_served_by_the_ragged_kernel(head_size: int) ->
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_soft_caps_alone_are_served_by_the_capped_kernel(head_size: int) -> None:
+    capped = SETTINGS[head_size][-1]
+
+    assert replace(capped, capped=False) in SETTINGS[head_size], "as the general one is cut"
+    assert [setting.capped for setting in SETTINGS[head_size]].count(True) == 1
+    for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 2}):
+        assert not dict(served_by(head_size, **changes).constants)["CAPPED"]
+        constants = dict(served_by(head_size, softcap=3.0, **changes).constants)
+        assert (constants["CAPPED"], constants["RAGGED"], constants["GENERAL"]) == (True, False, True)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_the_general_kernel_comes_last_and_serves_nothing_that_another_does(head_size: int) -> None:
-    *others, general, _ = SETTINGS[head_size]
+    others = [setting for setting in SETTINGS[head_size] if not setting.general]
+    general = SETTINGS[head_size][len(others)]
 
     assert general.general
     assert general.masks == (True,)
     assert general.requires == ()
-    assert not any(setting.general for setting in others)
     for right, q_len in product((-1, 0), (2, 300, 450, 2048)):
         assert not dict(served_by(head_size, q_len=q_len, window_right=right).constants)["GENERAL"]
     for changes in ({"window_left": 5}, {"window_right": 5}, {"window_left": 5, "window_right": 0}):
@@ -308,7 +343,7 @@ def test_one_query_may_have_lengths_windows_and_any_scale(
     [
         ({"Q": (2 << 30) + 2}, {}),
         ({"K": (3 << 30) + 8}, {}),
-        ({}, {"softcap": 30.0}),
+        ({}, {"softcap": 300.0}),
         ({}, {"ragged": True}),
         ({}, {"head_size": 63}),
         ({}, {"q_strides": (1 << 20, 68, 64)}),

@@ -73,7 +73,7 @@ def check_tiles(
     assert len(wanted) <= tiles
     few = {*range(len(wanted))} if len(wanted) < 300 else {0, 1, 2, len(wanted) // 2, len(wanted) - 1}
     for tile in sorted(few | {tiles - 1}):
-        row_tile, q_start, kv_start, (q_n, kv_n, *_) = find(sizes, tensor(tile, np.int32), shape)
+        row_tile, q_start, kv_start, (q_n, kv_n, *_) = find(sizes, tensor(tiles - 1 - tile, np.int32), shape)
         found = tuple(map(int, (row_tile, q_start, q_n, kv_start, kv_n)))
         if tile >= len(wanted):
             assert found[2] == found[4] == 0

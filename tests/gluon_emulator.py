@@ -200,6 +200,7 @@ class Machine:
         self, descriptor: Descriptor, coordinates: Any, source: Shared, cache_policy: CachePolicy | None = None
     ) -> None:
         _check_policy(cache_policy)
+        assert descriptor.array.shape[-1] % 8 == 0, "TMA stores 16 bytes or nothing: it would write past the rows"
         store = Store(descriptor, coordinates, source)
         self.copies.append(store)
         self.local.stores.append(store)

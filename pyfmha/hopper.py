@@ -27,8 +27,8 @@ ROWS = 64
 """Queries of one consumer warpgroup."""
 LONGEST = 2**28
 """Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
-LARGEST_CAP = 256
-"""Soft cap to which the error of the fast tanh, some 2**-22 of the cap, is less than that of a weight in 16 bits."""
+LARGEST_CAP = 64
+"""Soft cap to which the error of the fast tanh, 2**-22 of it, is that of float32 in a log-sum-exp; models have 20 to 50."""
 MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
 """Of a ragged batch, whose tiles are then counted within 32 bits."""
 

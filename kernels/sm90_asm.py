@@ -31,7 +31,7 @@ def _barriers_asm(count, name, threads):
 @gluon.constexpr_function
 def tile_barriers(general, ragged):
     """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
-    part of it; and two more where rows are stored without TMA."""
+    part of it; and where rows are stored without TMA, some more."""
     return 24 if ragged else 20 if general else 8
 
 
@@ -42,6 +42,26 @@ def keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     So all warps pass as many as the consumer that tells the others to leave: two a step, and a few a tile."""
     asm: gl.constexpr = _barriers_asm(COUNT, NAME, 32 * WARPS)
     gl.inline_asm_elementwise(asm, "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
+
+
+# A descriptor of four axes is so many parameters of the kernel: the tensor map, four sizes and four strides.
+DESCRIPTOR_PARAMETERS: gl.constexpr = gl.constexpr(9)
+
+
+@gluon.constexpr_function
+def _prefetch_asm(kernel, descriptors):
+    places = [f"[{kernel}_param_{i * DESCRIPTOR_PARAMETERS.value}]" for i in range(descriptors)]
+    fetches = " ".join(f"@p prefetch.param.tensormap {place};" for place in places)
+    return "{ .reg .pred p; setp.eq.s32 p, $1, 0; " + fetches + " mov.b32 $0, $1; }"
+
+
+@gluon.jit
+def prefetch_descriptors(KERNEL: gl.constexpr, COUNT: gl.constexpr, WARPS: gl.constexpr):
+    """Fetch a kernel's descriptors, its first parameters, for which TMA would otherwise wait at their first use."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    thread = gl.arange(0, 32 * WARPS, layout=LAYOUT)
+    asm: gl.constexpr = _prefetch_asm(KERNEL, COUNT)
+    gl.inline_asm_elementwise(asm, "=r,r", [thread], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -80,7 +100,8 @@ def reciprocal(x):
 
 @gluon.jit
 def uniform(x):
-    """Returns x, a scalar that every thread has; ptxas, which cannot know that, then may keep it once a warp."""
+    """Returns x, a scalar that every thread has; ptxas, which cannot know that, then may keep it once a warp. All
+    threads of a warp must come here."""
     return gl.inline_asm_elementwise(
         "shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=1
     )

@@ -45,7 +45,7 @@ def score_factors(factors, CAPPED: gl.constexpr):
     what `bent` takes for tanh's."""
     if CAPPED:
         sm_scale, softcap = factors
-        bend = gl.minimum(sm_scale * (2 * LOG2_E) / softcap, FLOAT_MAX)
+        bend = gl.minimum(sm_scale / softcap * (2 * LOG2_E), FLOAT_MAX)  # in this order: twice the scale may overflow
         return gl.minimum(softcap * LOG2_E, FLOAT_MAX), bend
     else:
         return gl.minimum(factors * LOG2_E, FLOAT_MAX)

@@ -28,9 +28,9 @@ ROWS = 64
 LONGEST = 2**28
 """Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
 LARGEST_CAP = 64
-"""Soft cap to which the error of the fast tanh, 2**-22 of it, is that of float32 in a log-sum-exp; models have 20 to 50."""
+"""Soft cap to which the error of the fast tanh, 2**-22 of it, is that of float32 in a log-sum-exp; models use 20-50."""
 MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
-"""Of a ragged batch, whose tiles are then counted within 32 bits."""
+"""Of a ragged batch: whatever lengths its sequences have, tiles whose Out fits a memory are counted within 32 bits."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ with 8 warps and 64 columns the kernel needs a little over 128 registers, so tha
 The production kernel's fp32 by fp16x3 (Triton 3.9), at head sizes 32, 64 and 128: 123 / 86, 206 / 146 and 405 / 270 at
 (8, 32, 512, D), EFF 470 / 298, 550 / 352 and 813 / 514; 770 / 440, 1340 / 756 and 2769 / 1544 at (4, 32, 2048, D), EFF
 3434 / 1882, 3982 / 2203 and 5940 / 3201. At head size 256 the sums are in four parts: 530 / 433 (EFF 847 / 552) and
-7145 / 4054 (EFF 13118 / 6983); 64 spilled registers a loop, and still twice as fast as any tile with fewer.
+7145 / 4054 (EFF 13118 / 6983), although a loop loads spilled registers 66 times; tiles that spill half as much take 1.4
+times as long.
 
 The other architectures have not been measured. Their tiles are the largest that neither spill much nor pass the
 shared memory of a block (pyfmha.arch); without wgmma the queries of a tile stay in registers, which costs what the

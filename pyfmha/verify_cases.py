@@ -294,7 +294,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
 def _sequences(count: int) -> dict[str, tuple[int, ...]]:
     """As many short ones in a row, of which some have no queries, or no keys."""
     return {
-        "cu_q": tuple(2 * i - i // 5 for i in range(count + 1)),
+        "cu_q": tuple(i // 5 * 8 + 2 * min(i % 5, 4) for i in range(count + 1)),
         "cu_kv": tuple(i // 3 * 6 for i in range(count + 1)),
     }
 

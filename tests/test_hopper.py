@@ -276,7 +276,7 @@ def test_soft_caps_alone_are_served_by_the_capped_kernel(head_size: int) -> None
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
-def test_the_general_kernel_comes_last_and_serves_nothing_that_another_does(head_size: int) -> None:
+def test_the_general_kernel_serves_nothing_that_a_dense_one_does(head_size: int) -> None:
     others = [setting for setting in SETTINGS[head_size] if not setting.general]
     general = SETTINGS[head_size][len(others)]
 

@@ -69,11 +69,20 @@ def test_the_error_of_tanh_is_little_of_a_cap() -> None:
         assert np.abs(found - exact).max() <= softcap * 2.0**-22
 
 
+def test_scales_near_the_largest_number() -> None:
+    def small(q: Any, k: Any, _v: Any) -> None:
+        q *= 2.0**-64
+        k *= 2.0**-64
+
+    large = {"dtype": "bf16", "sm_scale": 2e38, "softcap": 16.0, "change": small, "scale": 2.0}
+    check(**{**PROBLEM, "q_len": 70, "kv_len": 90, **large})
+
+
 FAULTS = {
     "overflow is not noticed": ("scores += products * 0.0", "scores += 0.0"),
     "the cap is left out": ("scores = bent(products, bend)", "scores = products * 1.0"),
     "the slow rows' cap is left out": ("score = bent(score, row_bend)", "score = score * row_bend"),
-    "tanh of half": ("sm_scale * (2 * LOG2_E) / softcap", "sm_scale * LOG2_E / softcap"),
+    "tanh of half": ("sm_scale / softcap * (2 * LOG2_E)", "sm_scale / softcap * LOG2_E"),
     "the score keeps the scale": ("gl.minimum(softcap * LOG2_E, FLOAT_MAX), bend", "sm_scale * LOG2_E, bend"),
 }
 
@@ -82,7 +91,7 @@ FAULTS = {
 def test_a_faulty_kernel_is_noticed(fault: str, tmp_path: Path) -> None:
     faulty = altered(KERNEL, *FAULTS[fault], tmp_path)
 
-    def both(source: Path, seed: int) -> None:
+    def both(source: Path = KERNEL, seed: int = 0) -> None:
         check(source=source, seed=seed, **{**PROBLEM, "q_len": 40, "kv_len": 60, "scale": 3.0})
         check(source=source, seed=seed, **{**LOUD, **PROBLEM, "q_len": 20, "kv_len": 40, "sm_scale": 2.0**-128})
 

@@ -12,7 +12,6 @@ queries its 8 columns. As time goes into memory, all arithmetic is the safe one 
 gives NaN or infinity.
 """
 
-from sm90_asm import prefetch_descriptors
 from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, LOWEST, row_powers
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -168,7 +167,6 @@ def fmha_decode_sm90(
     Descriptors: boxes of [1, 1, BLOCK_N, BLOCK_D] of K and V. q_len is 1. q_lengths, ragged batches and softcap are not
     served.
     """
-    prefetch_descriptors("fmha_decode_sm90", 2, WARPS)
     dtype: gl.constexpr = k_desc.dtype
     WIDE: gl.constexpr = dtype == gl.bfloat16
     shift: gl.constexpr = WIDE_SHIFT if WIDE else 0.0

@@ -22,7 +22,7 @@ inputs. That part stands outside the consumers, whose registers it would fill wi
 input takes the same path, hundreds of times slower.
 """
 
-from sm90_asm import copy, hold, keep_up, pass_turn, prefetch_descriptors, take_turn, tile_barriers, written
+from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
 from sm90_ragged import find_tile, store_rows
 from sm90_slow import LN_2, SLOW_ROWS, bent, compute_slowly, narrow, score_factors, shift_of
 from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
@@ -544,7 +544,6 @@ def fmha_fwd_sm90(
     paired, see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored
     from the slot of its rows.
     """
-    prefetch_descriptors("fmha_fwd_sm90", 4, 4)
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
     all_heads = num_heads if RAGGED else batch_size * num_heads

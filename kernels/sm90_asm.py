@@ -44,26 +44,6 @@ def keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     gl.inline_asm_elementwise(asm, "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
 
 
-# A descriptor of four axes is so many parameters of the kernel: the tensor map, four sizes and four strides.
-DESCRIPTOR_PARAMETERS: gl.constexpr = gl.constexpr(9)
-
-
-@gluon.constexpr_function
-def _prefetch_asm(kernel, descriptors):
-    places = [f"[{kernel}_param_{i * DESCRIPTOR_PARAMETERS.value}]" for i in range(descriptors)]
-    fetches = " ".join(f"@p prefetch.param.tensormap {place};" for place in places)
-    return "{ .reg .pred p; setp.eq.s32 p, $1, 0; " + fetches + " mov.b32 $0, $1; }"
-
-
-@gluon.jit
-def prefetch_descriptors(KERNEL: gl.constexpr, COUNT: gl.constexpr, WARPS: gl.constexpr):
-    """Fetch a kernel's descriptors, its first parameters, for which TMA would otherwise wait at their first use."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    thread = gl.arange(0, 32 * WARPS, layout=LAYOUT)
-    asm: gl.constexpr = _prefetch_asm(KERNEL, COUNT)
-    gl.inline_asm_elementwise(asm, "=r,r", [thread], dtype=gl.int32, is_pure=False, pack=1)
-
-
 @gluon.jit
 def hold(x):
     """Returns x, of at least 0 or NaN, two of which a thread holds; it is then computed before any wait that follows.

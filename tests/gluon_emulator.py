@@ -322,9 +322,6 @@ ASSEMBLY: dict[str, Callable[..., Tensor]] = {
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
     r"xor\.b32 \$0, \$1, \$2;": _copy_bits,
-    r"\{ .*setp\.eq\.s32 p, \$1, 0; (@p prefetch\.param\.tensormap \[\w+_param_\d+\]; )+mov\.b32 \$0, \$1; \}": (
-        lambda _found, _dtype, x: x  # changes nothing but the time
-    ),
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }
 

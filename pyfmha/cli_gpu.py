@@ -24,6 +24,14 @@ def verify_command(
         typer.Option("--only", help="library or engine. Default: both, engines where TensorRT is installed."),
     ] = None,
     library: LibraryPath = None,
+    random: Annotated[
+        int,
+        typer.Option(
+            "--random",
+            min=0,
+            help="So many random problems for each production function besides: sizes, masks, lengths, strides.",
+        ),
+    ] = 0,
 ) -> None:
     """Check every variant of the library on this GPU against float64, then TensorRT engines with the plugin.
 
@@ -36,7 +44,7 @@ def verify_command(
     """
     from pyfmha.verify_command import run_verify
 
-    if not run_verify(console, errors, dtype or DTYPES, head_size, only, library):
+    if not run_verify(console, errors, dtype or DTYPES, head_size, only, library, random):
         raise typer.Exit(1)
 
 

@@ -30,6 +30,7 @@ def run_verify(
     head_size: int,
     only: str | None = None,
     path: Path | None = None,
+    random: int = 0,
 ) -> bool:
     """Check and print; returns whether everything passed.
 
@@ -40,6 +41,7 @@ def run_verify(
         head_size: of the engines.
         only: one of :data:`PARTS`, or None for both. Without it, a TensorRT that is missing is no error.
         path: of the library, for its variants; None for the one that engines use.
+        random: how many random problems for each production function besides.
 
     Raises:
         SpecError: there is no such part.
@@ -60,7 +62,7 @@ def run_verify(
     library, device = find_library(path), Device()
     try:
         console.print(_facts(library, device, tensorrt), markup=False, soft_wrap=True)
-        passed = only == "engine" or _verify_library(console, errors, library, device, dtypes)
+        passed = only == "engine" or _verify_library(console, errors, library, device, dtypes, random)
     finally:
         device.close()
     if missing:
@@ -84,11 +86,13 @@ def _facts(library: Library, device: Device, tensorrt: str) -> str:
     )
 
 
-def _verify_library(console: Console, errors: Console, library: Library, device: Device, dtypes: Sequence[str]) -> bool:
+def _verify_library(
+    console: Console, errors: Console, library: Library, device: Device, dtypes: Sequence[str], random: int
+) -> bool:
     checked: list[Checked] = []
-    total = runs_of(library, dtypes)
+    total = runs_of(library, dtypes, random)
     with progress_bar(errors, "verifying") as progress:
-        for one in verify_library(library, device, dtypes):
+        for one in verify_library(library, device, dtypes, random):
             checked.append(one)
             progress(len(checked), total, one.case.name)
     summaries = summary_of(library, device.arch, checked, dtypes)

@@ -21,6 +21,7 @@ from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.library import Function, Library
 from pyfmha.serving import serving
 from pyfmha.verify_cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify_random import random_cases
 
 GUARD = 4096
 """Bytes before and after each output and workspace that must not change; a multiple of any alignment."""
@@ -126,13 +127,16 @@ class _Launched:
                 memory.array.free()
 
 
-def verify_library(library: Library, device: Device, dtypes: Sequence[str] = DTYPES) -> Iterator[Checked]:
+def verify_library(
+    library: Library, device: Device, dtypes: Sequence[str] = DTYPES, random: int = 0
+) -> Iterator[Checked]:
     """Run every case with every algorithm of the attention functions that a library holds.
 
     Args:
         library: the library.
         device: the GPU, its context current.
         dtypes: which functions.
+        random: problems of :mod:`pyfmha.verify_random` for each ``fmha_fwd_*`` besides.
 
     Raises:
         LibraryError: it has no code for the GPU, or no attention in these dtypes.
@@ -144,7 +148,7 @@ def verify_library(library: Library, device: Device, dtypes: Sequence[str] = DTY
             f"{library.path} was built for {held}, the GPU here, {device.name}, is {device.arch};"
             f" build it for this GPU: pyfmha build --arch {device.arch}"
         )
-    plans = list(_plans(library, dtypes))
+    plans = list(_plans(library, dtypes, random))
     if not plans:
         raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: pyfmha build")
     for functions, cases in plans:
@@ -174,11 +178,12 @@ def _is_broken(device: Device) -> bool:
     return False
 
 
-def _plans(library: Library, dtypes: Sequence[str]) -> Iterator[tuple[list[Function], list[Case]]]:
+def _plans(library: Library, dtypes: Sequence[str], random: int = 0) -> Iterator[tuple[list[Function], list[Case]]]:
     """Functions that are launched one after the other, with their cases."""
     for forward in forward_family(dtypes):
         if forward.name in library:
-            yield [library[forward.name]], forward_cases(forward.dtype, forward.padded)
+            cases = forward_cases(forward.dtype, forward.padded)
+            yield [library[forward.name]], [*cases, *random_cases(forward.dtype, forward.padded, random)]
     for pair in decode_family(dtypes):
         if pair.split_name in library and pair.combine_name in library:
             functions = [library[pair.split_name], library[pair.combine_name]]
@@ -189,9 +194,10 @@ def _plans(library: Library, dtypes: Sequence[str]) -> Iterator[tuple[list[Funct
             yield [library[member.name]], cases
 
 
-def runs_of(library: Library, dtypes: Sequence[str]) -> int:
+def runs_of(library: Library, dtypes: Sequence[str], random: int = 0) -> int:
     """How many results :func:`verify_library` gives."""
-    return sum(len(cases) * len(functions[0].manifest.algorithms) for functions, cases in _plans(library, dtypes))
+    plans = _plans(library, dtypes, random)
+    return sum(len(cases) * len(functions[0].manifest.algorithms) for functions, cases in plans)
 
 
 def check(functions: Sequence[Function], case: Case, algorithm: int, arch: str, device: Device) -> Checked:

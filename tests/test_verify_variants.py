@@ -23,6 +23,7 @@ from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.library import Library
 from pyfmha.serving import serving
 from pyfmha.verify_cases import Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify_random import random_cases
 
 pytest_plugins = ["verify_standins"]
 
@@ -57,6 +58,18 @@ def test_everything_passes(verify_gpu: Gpu, verify_library_path: Path) -> None:
     assert "Engines were not checked: TensorRT is not installed" in done.output
     live = verify_gpu.live()
     assert (live["memory"], live["streams"], live["modules"], live["contexts"]) == (0, 0, 0, 0)
+
+
+def test_random_problems_are_checked_besides(verify_gpu: Gpu) -> None:
+    usual = len(forward_cases("fp16", 32))
+    done = verify("--only", "library", "--random", "30", "--dtype", "fp16")
+
+    assert done.exit_code == 0, done.output
+    counted = usual + 30 + len(decode_cases("fp16", 64))
+    assert f"All {counted} runs passed" in done.output
+    plain = rows_of(verify("--only", "library", "--dtype", "fp16"))
+    served = sum(int(row[0]) - int(plain[name][0]) for name, row in rows_of(done).items())
+    assert served == 30
 
 
 def test_the_dtypes_asked_for(verify_gpu: Gpu) -> None:
@@ -264,6 +277,26 @@ def test_cases_hold_every_feature() -> None:
     out, _ = attend(*(np.nan_to_num(padding.view(n, padding.inputs[n])) for n in "QKV"), sm_scale=padding.scale,
                     q_lengths=(40, 0), kv_lengths=(70, 3))  # fmt: skip
     np.testing.assert_allclose(padding.exact[0], out)
+
+
+def test_random_problems_are_the_same_in_every_run_and_of_every_kind() -> None:
+    cases = list(random_cases("bf16", 128, 300))
+
+    assert cases == list(random_cases("bf16", 128, 300))
+    assert cases[:9] != list(random_cases("bf16", 128, 9, seed=1))
+    assert len({case.name for case in cases}) == len(cases)
+    assert {case.head_size for case in cases} <= {*range(65, 129)}
+    kinds: list[Callable[[Case], Any]] = [
+        lambda c: c.ragged, lambda c: c.ragged and c.sequences > 32, lambda c: c.cu_q and sorted(c.cu_q) != [*c.cu_q],
+        lambda c: c.q_lengths and c.kv_lengths, lambda c: c.left > 0, lambda c: c.right == 0 and c.bottom_right,
+        lambda c: c.softcap, lambda c: c.largest, lambda c: c.shift, lambda c: not c.lse, lambda c: c.q_len == 1,
+        lambda c: c.head_size % 8 and (c.head_size + c.gap) % 8 == 0, lambda c: c.head_size == 128,
+        lambda c: c.heads > c.kv_heads,
+    ]  # fmt: skip
+    for number, kind in enumerate(kinds):
+        assert sum(bool(kind(case)) for case in cases) >= 3, number
+    for case in cases[:40]:
+        assert case.call().sm_scale > 0
 
 
 def test_which_variant_serves(verify_library_path: Path) -> None:

@@ -504,8 +504,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         STAGES,
     ),
     "a consumer that passes over keys waits for the phase of fewer blocks": (
-        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)\n                mbarrier",
-        "mbarrier.wait(v_ready.index(step % V_STAGES), (step // STAGES) & 1)\n                mbarrier",
+        "                _wait_for_v(barriers, step, CONSUMER, SHAPE)\n                mbarrier",
+        "                mbarrier.wait(v_ready.index(step % V_STAGES), (step // STAGES) & 1)\n                mbarrier",
         {**STAGES, "heads": 3},
     ),
     "values that a consumer passes over are not freed": (

@@ -152,7 +152,7 @@ def test_whatever_cu_seqlens_hold(cu_q: Sequence[int], cu_kv: Sequence[int]) -> 
         check(consumers=consumers, q_slots=3 - consumers, window=CAUSAL, bottom_right=consumers == 1, **problem)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_ragged_problem(data: st.DataObject) -> None:
     consumers, kv_heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
@@ -188,11 +188,11 @@ def test_any_ragged_problem(data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.parametrize("consumers", [1, 2])
 @pytest.mark.parametrize("sequence", [0, 2, 4, 6])
-def test_nan_stays_in_its_sequence(sequence: int, consumers: int, wrong: float) -> None:
-    """Queries, keys and values of others, and what is of no sequence."""
+def test_nan_stays_in_its_sequence(sequence: int, consumers: int) -> None:
+    """Queries, keys and values of others, and what is of no sequence; in half of the cases infinity."""
+    wrong = (np.nan, np.inf)[(sequence // 2 + consumers) % 2]
     q_rows, k_rows = slice(*FEW["cu_q"][sequence : sequence + 2]), slice(*FEW["cu_kv"][sequence : sequence + 2])
 
     def change(q: Any, k: Any, v: Any) -> None:

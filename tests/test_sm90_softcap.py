@@ -30,7 +30,7 @@ def test_caps_of_every_size(setting: str, softcap: float) -> None:
     check(**SETTINGS[setting], **{**PROBLEM, "softcap": softcap, "q_len": 70, "kv_len": 130, "scale": 4.0})
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     setting=st.sampled_from(sorted(SETTINGS)),
     softcap=st.sampled_from([0.5, 7.0, 50.0]),

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.attention import KERNEL, Attention, kernel_path
+from pyfmha.attention.first import KERNEL, Attention, kernel_path
+from pyfmha.attention.reference import relative_error
+from pyfmha.attention.run import to_float
+from pyfmha.attention.tiles import tile_for
 from pyfmha.errors import PyfmhaError
-from pyfmha.reference import relative_error
-from pyfmha.run import to_float
 from pyfmha.runtime.device import Device, Event, Stream
-from pyfmha.tiles import tile_for
 from pyfmha.trt.engine import build_engine
 from pyfmha.trt.saved import Saved, write_whole
 from pyfmha.trt.session import Session

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.reference import LIMITS, attend, relative_error
-from pyfmha.run import to_float, to_storage
+from pyfmha.attention.reference import LIMITS, attend, relative_error
+from pyfmha.attention.run import to_float, to_storage
 from pyfmha.trt.config import EngineConfig
-from pyfmha.verify_cases import LSE_LIMIT, lse_error
+from pyfmha.verify.cases import LSE_LIMIT, lse_error
 
 Arrays = dict[str, Any]
 

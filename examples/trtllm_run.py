@@ -13,9 +13,9 @@ from pathlib import Path
 from common import DTYPES, add_log_level, positive, run_program
 from trtllm_build import engine_name
 
+from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
+from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import EngineError
-from pyfmha.reference import LIMITS, attention_float64, relative_error
-from pyfmha.run import random_inputs, to_float
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.trt import register
 from pyfmha.trt.failures import collect_failures

@@ -14,11 +14,11 @@ Importing it does nothing but define names; what needs Triton, CUDA or TensorRT 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pyfmha.attention import Attention, family
+from pyfmha.attention.first import Attention, family
 from pyfmha.errors import PyfmhaError
-from pyfmha.manifest import Manifest
 from pyfmha.runtime.library import Function, Library
-from pyfmha.spec import Argument, KernelSpec
+from pyfmha.spec.kernel import Argument, KernelSpec
+from pyfmha.spec.manifest import Manifest
 
 if TYPE_CHECKING:
     from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register

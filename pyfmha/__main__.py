@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; needs the extra ``aot``."""
     try:
-        from pyfmha.cli import app
+        from pyfmha.cli.main import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "jinja2"):
             raise

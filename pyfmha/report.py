@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pyfmha.aot.build import Progress as ProgressCallback
-from pyfmha.manifest import Image, Manifest
+from pyfmha.spec.manifest import Image, Manifest
 
 _AUDIT = ("arch", "regs", "spill B", "shared B", "limit B", "KB", "ptxas")
 

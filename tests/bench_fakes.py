@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.attention.reference import attend
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.protocol import MissingError
 from pyfmha.errors import DriverError
-from pyfmha.reference import attend
 
 
 class FakeInputs:

@@ -18,7 +18,7 @@ from helpers import KERNELS, CLibrary
 from hypothesis import settings
 
 from pyfmha.aot import Compiler, compile_kernel, link, make_spec
-from pyfmha.arch import parse_archs
+from pyfmha.spec.arch import parse_archs
 
 # Plugins of the tests that some test files import too: whichever comes first.
 pytest.register_assert_rewrite("trt_double", "verify_standins")

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import default_rng
 
+from pyfmha.attention.forward import ARGUMENTS, KERNEL, Call, Forward, kernel_path
+from pyfmha.attention.reference import attend, relative_error
+from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
-from pyfmha.forward import ARGUMENTS, KERNEL, Call, Forward, kernel_path
-from pyfmha.interpreter import Null, Tensor, run_interpreted
-from pyfmha.reference import attend, relative_error
-from pyfmha.run import to_float, to_storage
+from pyfmha.interpreter.kernel import Null, Tensor, run_interpreted
 
 LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-5}
 LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": 3.4028234663852886e38}

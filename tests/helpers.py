@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pyfmha.abi import ctype
-from pyfmha.manifest import Manifest, parse_manifest
+from pyfmha.spec.abi import ctype
+from pyfmha.spec.manifest import Manifest, parse_manifest
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS / "kernels"

@@ -9,7 +9,7 @@ from gluon_emulator import Deadlock, Machine, launch
 from gluon_language import load_kernel
 from gluon_values import BF16, DTYPES, FP32, INT32, Descriptor, Pointer, tensor
 
-from pyfmha.reference import attend, relative_error
+from pyfmha.attention.reference import attend, relative_error
 
 KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_sm90.py"
 TILES = KERNEL.with_name("sm90_tiles.py")

@@ -11,7 +11,8 @@ import pyfmha
 
 PACKAGE = Path(pyfmha.__file__).parent
 ROOT = PACKAGE.parent
-HEAVY = {"triton", "torch", "tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx", "tensorrt_llm"}
+TENSORRT = {"tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx", "tensorrt_llm"}
+HEAVY = {"triton", "torch", *TENSORRT}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -30,54 +31,67 @@ def top(modules: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in modules}
 
 
-def files(folder: str) -> list[Path]:
-    found = sorted((PACKAGE / folder).glob("**/*.py"))
-    assert found, f"no Python files in {folder}"
-    return found
+# The rooms, each above those it may import from, with what of outside the standard library it may import at any depth.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "bfloat16": (set(), {"numpy"}),
+    "spec": ({"errors"}, set()),
+    "interpreter": ({"bfloat16", "errors"}, {"numpy", "triton"}),
+    "runtime": ({"errors", "spec"}, {"numpy", "cuda"}),
+    "attention": ({"bfloat16", "errors", "interpreter", "runtime", "spec"}, {"numpy"}),
+    "aot": ({"errors", "spec"}, {"jinja2", "triton"}),
+    "report": ({"aot", "spec"}, {"rich"}),
+    "trt": ({"attention", "bfloat16", "errors", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
+    "trtllm": ({"trt"}, set()),
+    "verify": (
+        {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
+        {"numpy", "cuda", "rich"},
+    ),
+    "bench": (
+        {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
+        {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
+    ),
+    "cli": (
+        {"aot", "attention", "bench", "errors", "report", "runtime", "spec", "trt", "verify"},
+        {"click", "numpy", "rich", "typer", "triton"},
+    ),
+    "__init__": ({"attention", "errors", "runtime", "spec", "trt"}, set()),
+    "__main__": ({"cli"}, set()),
+}
 
 
-FOUNDATIONS = ["spec", "abi", "errors", "grid", "arch", "manifest", "conditions", "descriptors", "signature", "c_names"]
-ATTENTION = ["attention", "tiles", "forward", "decode", "hopper", "families"]
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("name", FOUNDATIONS + ATTENTION)
-def test_foundations_import_the_standard_library_only(name: str) -> None:
-    allowed = sys.stdlib_module_names | {"pyfmha"}
-
-    assert top(imports_of(PACKAGE / f"{name}.py")) <= allowed
+def test_every_file_is_in_a_room_and_no_room_is_empty() -> None:
+    assert {room_of(path) for path in PACKAGE.glob("**/*.py")} == set(ROOMS)
 
 
-@pytest.mark.parametrize("name", FOUNDATIONS)
-def test_foundations_know_nothing_of_the_layers_above(name: str) -> None:
-    used = {module for module in imports_of(PACKAGE / f"{name}.py") if module.startswith("pyfmha.")}
+def test_rooms_lie_above_each_other() -> None:
+    """Each room's line names rooms of earlier lines only, so that no arrow runs up and there is no circle."""
+    below: set[str] = set()
+    for room, (rooms, _) in ROOMS.items():
+        assert rooms <= below, room
+        below.add(room)
 
-    above = {f"pyfmha.{layer}" for layer in ("aot", "runtime", "trt", *ATTENTION, "cli", "demo", "run")}
-    assert not {module for module in used if any(module.startswith(layer) for layer in above)}
 
-
-@pytest.mark.parametrize("path", files("runtime"), ids=lambda path: path.name)
-def test_runtime_needs_neither_compiler_nor_framework(path: Path) -> None:
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("**/*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_from_below_only(path: Path) -> None:
+    room = room_of(path)
+    rooms, packages = ROOMS[room]
     used = imports_of(path)
 
-    assert not top(used) & HEAVY
-    above = {f"pyfmha.{layer}" for layer in ("aot", "trt", *ATTENTION)}
-    assert not {module for module in used if any(module.startswith(layer) for layer in above)}
+    inside = {name.split(".")[1] for name in used if name.startswith("pyfmha.")}
+    # `from pyfmha import Library` names no room: what the package offers by its own name.
+    inside -= set(pyfmha.__all__) | {"__version__"}
+    assert inside <= rooms | {room}
+    assert top(used) <= sys.stdlib_module_names | {"pyfmha"} | packages
 
 
-@pytest.mark.parametrize("path", files("aot"), ids=lambda path: path.name)
-def test_aot_knows_neither_attention_nor_tensorrt(path: Path) -> None:
-    used = imports_of(path)
-
-    assert not top(used) & (HEAVY - {"triton"})
-    above = {f"pyfmha.{layer}" for layer in ("trt", "runtime", *ATTENTION)}
-    assert not {module for module in used if any(module.startswith(layer) for layer in above)}
-
-
-def test_trt_never_imports_aot() -> None:
-    for path in sorted((PACKAGE / "trt").glob("**/*.py")):
-        used = imports_of(path)
-        assert not {module for module in used if module.startswith("pyfmha.aot")}, path
-        assert not top(used) & {"triton", "torch"}, path
+def test_the_families_of_attention_need_the_standard_library_only() -> None:
+    for name in ("first", "tiles", "forward", "decode", "hopper", "families"):
+        assert top(imports_of(PACKAGE / "attention" / f"{name}.py")) <= sys.stdlib_module_names | {"pyfmha"}, name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.name)
@@ -132,4 +146,4 @@ def test_the_top_level_is_the_one_the_user_fixed() -> None:
     names = {name.partition("/")[0] for name in listed if name and not name.startswith(".")}
 
     fixed = {"pyproject.toml", "pyfmha", "kernels", "aot_out", "examples", "tests"}
-    assert names == fixed | {"README.md", "LICENSE", "CHANGELOG.md", "Makefile"}
+    assert names == fixed | {"README.md", "LICENSE", "CHANGELOG.md", "Makefile"} | (names & {"CONTRIBUTING.md"})

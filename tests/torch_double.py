@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.attention.reference import attend
 from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
-from pyfmha.reference import attend
 
 
 class Tensor:

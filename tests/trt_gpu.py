@@ -40,9 +40,9 @@ from trt_gpu_parts import Attached, Report, error_of, random_case, run_once
 
 import pyfmha
 import pyfmha.trt
-from pyfmha.attention import DTYPES, HEAD_SIZES, Attention
+from pyfmha.attention.first import DTYPES, HEAD_SIZES, Attention
+from pyfmha.attention.reference import LIMITS
 from pyfmha.errors import DriverError, PyfmhaError
-from pyfmha.reference import LIMITS
 from pyfmha.runtime.device import Device, DeviceArray, Stream, _call
 from pyfmha.runtime.graph import Graph
 from pyfmha.runtime.library import Library

@@ -13,14 +13,14 @@ from trt_double import BUILD, FLOAT, RUNTIME, Calls, Tensor
 from trt_double.scene import fields
 from trt_gpu_parts import TYPE_IDS, Guarded, Report, error_of, last_error
 
-from pyfmha.attention import DTYPES
+from pyfmha.attention.decode import Decode
+from pyfmha.attention.first import DTYPES
+from pyfmha.attention.forward import Forward
+from pyfmha.attention.hopper import DECODE_KERNEL
+from pyfmha.attention.reference import LIMITS, attend
+from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
-from pyfmha.decode import Decode
 from pyfmha.errors import PyfmhaError
-from pyfmha.forward import Forward
-from pyfmha.hopper import DECODE_KERNEL
-from pyfmha.reference import LIMITS, attend
-from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.device import Device, Stream
 from pyfmha.runtime.library import Library
 
@@ -40,7 +40,7 @@ class Case:
 
     Attributes:
         fields: of the plugin.
-        reference: what :func:`pyfmha.reference.attend` is told.
+        reference: what :func:`pyfmha.attention.reference.attend` is told.
         heads, kv_heads, batch, rows, columns: sizes; of a ragged batch all tokens.
         misaligned: whether Q begins one element past a multiple of 256 bytes.
         decoded: whether the keys are to be split, where the library has the functions for it, and does not decode in

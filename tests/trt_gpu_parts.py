@@ -18,10 +18,10 @@ from trt_double import BUILD, FLOAT32, INT32, RUNTIME, Calls, Field, Tensor
 from trt_double.vtable import RealCalls, _descs, pointers
 
 import pyfmha.trt
+from pyfmha.attention.reference import attention_float64, relative_error
+from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PyfmhaError
-from pyfmha.reference import attention_float64, relative_error
-from pyfmha.run import random_inputs, to_float
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 
 TYPE_IDS = {"fp32": 0, "fp16": 1, "bf16": 7}

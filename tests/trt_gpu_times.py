@@ -13,8 +13,8 @@ from typing import Any
 from trt_double import Calls
 from trt_gpu_parts import Attached, Loops, Report, error_of, is_real, random_case
 
-from pyfmha.attention import KERNEL, Attention, kernel_path
-from pyfmha.reference import LIMITS
+from pyfmha.attention.first import KERNEL, Attention, kernel_path
+from pyfmha.attention.reference import LIMITS
 from pyfmha.runtime.device import Device, DeviceArray, Event, Stream
 from pyfmha.runtime.library import Library
 

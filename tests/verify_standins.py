@@ -19,13 +19,13 @@ from trt_double.full import driver as fake_cuda_driver
 from trt_double.full.gpu import Gpu, use
 
 from pyfmha.aot import build
-from pyfmha.arch import parse_archs
-from pyfmha.attention import Attention
-from pyfmha.decode import Decode
-from pyfmha.forward import Forward
-from pyfmha.reference import attention_float64
+from pyfmha.attention.decode import Decode
+from pyfmha.attention.first import Attention
+from pyfmha.attention.forward import Forward
+from pyfmha.attention.reference import attention_float64
 from pyfmha.runtime import device, graph
 from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
 
 STANDINS = KERNELS / "standins.py"
 
@@ -99,6 +99,6 @@ def verify_gpu(fake_cuda: FakeCuda, verify_library_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PYFMHA_LIBRARY", str(verify_library_path))
     for name in ("torch", "tensorrt", "tensorrt_lean", "tensorrt_dispatch"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr("pyfmha.cli_gpu.console", Console(width=160, highlight=False, emoji=False))
+    monkeypatch.setattr("pyfmha.cli.gpu.console", Console(width=160, highlight=False, emoji=False))
     yield made
     use(None)

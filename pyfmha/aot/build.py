@@ -14,11 +14,11 @@ from pyfmha.aot.handover import check_stem, read_handover, write_handover
 from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.staging import staging
-from pyfmha.arch import Arch
 from pyfmha.errors import ManifestError, SpecError
-from pyfmha.manifest import Manifest, read_manifest
-from pyfmha.signature import parse_signature
-from pyfmha.spec import KernelSpec
+from pyfmha.spec.arch import Arch
+from pyfmha.spec.kernel import KernelSpec
+from pyfmha.spec.manifest import Manifest, read_manifest
+from pyfmha.spec.signature import parse_signature
 
 LIBRARY_STEM = "libpyfmha"
 LIBRARY_NAME = f"{LIBRARY_STEM}.so"
@@ -235,7 +235,7 @@ def _stamp(cache: Cache, wanted: Sequence[tuple[KernelSpec, Arch]]) -> str:
     for file in sorted(TEMPLATES.iterdir()):
         digest.update(file.read_bytes())
     package = Path(pyfmha.__file__).parent
-    for module in sorted([*package.glob("aot/*.py"), *(package / f"{name}.py" for name in _DECIDING)]):
+    for module in sorted([*package.glob("aot/*.py"), *package.glob("spec/*.py")]):
         digest.update(module.read_bytes())
     return digest.hexdigest()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pyfmha.aot.cubin import Cubin, check_source
 from pyfmha.aot.staging import staging
-from pyfmha.arch import ARCHS, Arch
-from pyfmha.manifest import SCHEMA
-from pyfmha.spec import KernelSpec
+from pyfmha.spec.arch import ARCHS, Arch
+from pyfmha.spec.kernel import KernelSpec
+from pyfmha.spec.manifest import SCHEMA
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
-from pyfmha.arch import Arch
 from pyfmha.errors import CompileError, KernelSourceError, ToolchainError
-from pyfmha.spec import Constant, KernelSpec
+from pyfmha.spec.arch import Arch
+from pyfmha.spec.kernel import Constant, KernelSpec
 
 
 @dataclass(frozen=True)
 class Cubin:
-    """One spec compiled for one architecture; fields as in :class:`pyfmha.manifest.Image`.
+    """One spec compiled for one architecture; fields as in :class:`pyfmha.spec.manifest.Image`.
 
     Attributes:
         code: the ELF image.

@@ -12,12 +12,12 @@ from typing import Any
 import jinja2
 
 import pyfmha
-from pyfmha.abi import CType, ctype
 from pyfmha.aot.cubin import Cubin
-from pyfmha.arch import ARCHS
-from pyfmha.descriptors import Tensor
-from pyfmha.grid import NUM_SMS
-from pyfmha.spec import Argument, KernelSpec
+from pyfmha.spec.abi import CType, ctype
+from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.descriptors import Tensor
+from pyfmha.spec.grid import NUM_SMS
+from pyfmha.spec.kernel import Argument, KernelSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -15,11 +15,11 @@ from typing import Any
 from pyfmha.aot.cubin import Cubin
 from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
-from pyfmha.arch import ARCHS
-from pyfmha.descriptors import Descriptor
 from pyfmha.errors import ManifestError, SpecError
-from pyfmha.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
-from pyfmha.spec import Argument, KernelSpec, Tuning
+from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.descriptors import Descriptor
+from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
+from pyfmha.spec.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
 
 
 @dataclass(frozen=True)

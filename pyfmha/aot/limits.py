@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pyfmha.aot.cubin import Compiler, Cubin
-from pyfmha.arch import ARCHS, Arch
 from pyfmha.errors import CompileError, SharedMemoryError
-from pyfmha.spec import KernelSpec
+from pyfmha.spec.arch import ARCHS, Arch
+from pyfmha.spec.kernel import KernelSpec
 
 _TRIES = 12
 _BLOCK_NAME = re.compile(r"BLOCK(_SIZE)?_[A-Z]$")  # BLOCK_M, BLOCK_SIZE_N; not BLOCK_DMODEL, which fixes the problem

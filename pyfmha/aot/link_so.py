@@ -12,10 +12,10 @@ import pyfmha
 from pyfmha.aot.emit_c import emit_library, emit_manifest
 from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover
 from pyfmha.aot.staging import Staging, staging
-from pyfmha.arch import ARCHS
 from pyfmha.errors import SpecError, ToolchainError
-from pyfmha.manifest import Function, Manifest
-from pyfmha.spec import KernelSpec
+from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.kernel import KernelSpec
+from pyfmha.spec.manifest import Function, Manifest
 
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
 LDFLAGS = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-ldl")

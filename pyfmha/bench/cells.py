@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pyfmha.abi import ELEMENT_SIZES
-from pyfmha.attention import DTYPES
+from pyfmha.attention.first import DTYPES
 from pyfmha.errors import SpecError
+from pyfmha.spec.abi import ELEMENT_SIZES
 
 MOST_HEAD_SIZE = 256
 

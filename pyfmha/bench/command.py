@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 
 import pyfmha
-from pyfmha.arch import arch_for
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.clock import Clock
 from pyfmha.bench.compare import compare
@@ -27,6 +26,7 @@ from pyfmha.errors import LibraryError, PyfmhaError, SpecError
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import arch_for
 from pyfmha.trt.creator import find_library
 from pyfmha.trt.saved import write_whole
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.abi import ELEMENT_SIZES
+from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.protocol import Floats
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError
-from pyfmha.run import to_float, to_storage
 from pyfmha.runtime.device import DeviceArray
+from pyfmha.spec.abi import ELEMENT_SIZES
 
 SETS = 3
 MOST_BYTES = 8 << 30

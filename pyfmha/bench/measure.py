@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.figures import launches_of, middle, noise
 from pyfmha.bench.protocol import Contender, Floats, Gpu, Inputs, MissingError, Prepared
 from pyfmha.bench.results import Measured, Row
 from pyfmha.errors import DriverError, PyfmhaError
-from pyfmha.reference import LIMITS, attend, relative_error
 
 ROUNDS = 5
 ROUND_US = 30_000.0

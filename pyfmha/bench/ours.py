@@ -4,19 +4,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from pyfmha.abi import ELEMENT_SIZES
-from pyfmha.attention import HEAD_SIZES, Attention
+from pyfmha.attention.decode import Decode, decoding_for
+from pyfmha.attention.first import HEAD_SIZES, Attention
+from pyfmha.attention.forward import Call, Forward, strides
+from pyfmha.attention.run import to_float
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.inputs import SLACK, DeviceInputs
 from pyfmha.bench.protocol import Contender, Floats, MissingError
 from pyfmha.bfloat16 import STORAGE
-from pyfmha.decode import Decode, decoding_for
 from pyfmha.errors import DriverError
-from pyfmha.forward import Call, Forward, strides
-from pyfmha.run import to_float
 from pyfmha.runtime.device import DeviceArray, Stream
 from pyfmha.runtime.graph import Graph
 from pyfmha.runtime.library import Function, Library
+from pyfmha.spec.abi import ELEMENT_SIZES
 
 Arguments = tuple[int | float, ...]
 Step = tuple[Function, list[Arguments], int]

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from pyfmha.attention.run import Array, to_float
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.inputs import DeviceInputs
 from pyfmha.bench.protocol import Floats, MissingError
-from pyfmha.run import Array, to_float
 from pyfmha.runtime.graph import Graph
 from pyfmha.trt.engine import EngineConfig, build_engine
 from pyfmha.trt.session import Session

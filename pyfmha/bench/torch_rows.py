@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.attention import KERNEL, kernel_path
+from pyfmha.attention.first import KERNEL, kernel_path
+from pyfmha.attention.tiles import tile_for
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.clock import Clock
 from pyfmha.bench.inputs import DeviceInputs
@@ -20,7 +21,6 @@ from pyfmha.bench.ours import first_kernel_serves
 from pyfmha.bench.protocol import Contender, Floats, MissingError
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.runtime.device import Stream
-from pyfmha.tiles import tile_for
 
 BACKENDS = {
     "cudnn": ("CUDNN_ATTENTION", "torch, cuDNN"),

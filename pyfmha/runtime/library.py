@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyfmha.abi import ctype
 from pyfmha.errors import DriverError, LaunchError, LibraryError
-from pyfmha.manifest import Function as FunctionManifest
-from pyfmha.manifest import Manifest, parse_manifest, read_manifest
 from pyfmha.runtime.elf import check_whole
+from pyfmha.spec.abi import ctype
+from pyfmha.spec.manifest import Function as FunctionManifest
+from pyfmha.spec.manifest import Manifest, parse_manifest, read_manifest
 
 _FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
 DEFAULT_LIBRARY = Path("aot_out") / "libpyfmha.so"

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pyfmha.attention import DTYPES
+from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError
 from pyfmha.trt.network import features_of
 from pyfmha.trt.problem import Problem

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pyfmha.decode import ARGUMENTS, WORKSPACE_RULE
+from pyfmha.attention.decode import ARGUMENTS, WORKSPACE_RULE
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
 from pyfmha.trt.failures import LOGGER, report

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfmha.attention import HEAD_SIZES
+from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays

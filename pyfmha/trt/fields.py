@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.attention import HEAD_SIZES
+from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
-from pyfmha.manifest import SCHEMA, Function
+from pyfmha.spec.manifest import SCHEMA, Function
 from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
 
 EARLIER = {
@@ -59,9 +59,9 @@ class Stored:
         schema: the manifest's schema version.
         prototype: the C function with its arguments.
         algorithms: the names of its algorithms, see :class:`pyfmha.trt.tactics.Tactic`.
-        decode: :data:`pyfmha.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that TensorRT was
-            asked for their workspace; else 0. Without, the workspace's address belongs to somebody else, and need not
-            be null: only what is stored tells whether it may be written to.
+        decode: :data:`pyfmha.attention.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that
+            TensorRT was asked for their workspace; else 0. Without, the workspace's address belongs to somebody else,
+            and need not be null: only what is stored tells whether it may be written to.
     """
 
     schema: int

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyfmha.attention import HEAD_SIZES
+from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
 from pyfmha.runtime.library import Library
 from pyfmha.trt.creator import register

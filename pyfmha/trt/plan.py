@@ -2,16 +2,16 @@
 
 This is all that the plugin knows of the kernels' arguments. A kernel that needs workspace says here how much, and
 where in it each of its parts begins. Where few queries see many keys there are two launches of the same arguments: the
-pair of :mod:`pyfmha.decode` in the place of ``fmha_fwd_*``.
+pair of :mod:`pyfmha.attention.decode` in the place of ``fmha_fwd_*``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pyfmha.abi import ELEMENT_SIZES
-from pyfmha.decode import ALIGNMENT, LEAST_KEYS, MOST_QUERIES, Decode, decoding_for, most_workspace_bytes
+from pyfmha.attention.decode import ALIGNMENT, LEAST_KEYS, MOST_QUERIES, Decode, decoding_for, most_workspace_bytes
+from pyfmha.attention.forward import Call, strides
 from pyfmha.errors import PluginError, SpecError
-from pyfmha.forward import Call, strides
+from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.trt.problem import Problem
 from pyfmha.trt.shapes import Forms, Shape, measure
 

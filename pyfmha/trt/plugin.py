@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pyfmha.arch import arch_for
+from pyfmha.attention.hopper import decodes
 from pyfmha.errors import PluginError, PyfmhaError
-from pyfmha.hopper import decodes
 from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, Stored, stored_fields

@@ -9,9 +9,9 @@ head size that the first kernel lacks.
 import math
 from dataclasses import dataclass
 
-from pyfmha.attention import Attention
+from pyfmha.attention.first import Attention
+from pyfmha.attention.forward import Forward
 from pyfmha.errors import PluginError, SpecError
-from pyfmha.forward import Forward
 
 DATA_TYPES = {0: "fp32", 1: "fp16", 7: "bf16"}
 """``int(trt.DataType)`` of FLOAT, HALF and BF16 (NvInferRuntimeBase.h, enum DataType)."""
@@ -86,7 +86,7 @@ class Problem:
 
     Attributes:
         num_heads: heads of Q, and of K and V unless the features say otherwise.
-        head_size: elements of one head: 1 to 256, without features those of :data:`pyfmha.attention.HEAD_SIZES`.
+        head_size: elements of one head: 1 to 256, without features those of :data:`pyfmha.attention.first.HEAD_SIZES`.
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
         softmax_scale: factor of Q K^T.
         causal: whether a query sees only keys at its own position and before.

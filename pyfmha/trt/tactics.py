@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pyfmha.arch import ARCHS, arch_for
 from pyfmha.errors import PluginError
-from pyfmha.manifest import Function, Variant
+from pyfmha.spec.arch import ARCHS, arch_for
+from pyfmha.spec.manifest import Function, Variant
 
 DEFAULT = 0
 """TensorRT's id of the default tactic (NvInferRuntime.h, IPluginV3OneBuild::getValidTactics): the first algorithm."""

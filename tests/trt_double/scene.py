@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha import decode
 from pyfmha.aot import build
-from pyfmha.arch import parse_archs
-from pyfmha.attention import Attention
-from pyfmha.decode import Decode
-from pyfmha.forward import ARGUMENTS, Forward
+from pyfmha.attention import decode
+from pyfmha.attention.decode import Decode
+from pyfmha.attention.first import Attention
+from pyfmha.attention.forward import ARGUMENTS, Forward
 from pyfmha.runtime.library import Library
-from pyfmha.spec import Argument, KernelSpec
+from pyfmha.spec.arch import parse_archs
+from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.trt import register
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Calls, Field, Tensor
 from trt_double.binding import DoubleCalls, make_binding

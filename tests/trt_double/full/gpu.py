@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeCuda, Launch
 
-from pyfmha.attention import Attention
+from pyfmha.attention.decode import Decode
+from pyfmha.attention.first import Attention
+from pyfmha.attention.forward import ARGUMENTS, Forward
+from pyfmha.attention.reference import attend
+from pyfmha.attention.run import attention_on_cpu, to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
-from pyfmha.decode import Decode
-from pyfmha.forward import ARGUMENTS, Forward
-from pyfmha.reference import attend
-from pyfmha.run import attention_on_cpu, to_float, to_storage
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_ADDRESS = 0, 1, 2, 400, 700
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
@@ -50,7 +50,7 @@ class Kernel:
 
 
 def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tuple[Any, Any, Any]:
-    """Out, L and M in float32: whole matrices at once, not the way of :mod:`pyfmha.reference`."""
+    """Out, L and M in float32: whole matrices at once, not the way of :mod:`pyfmha.attention.reference`."""
     q, k, v = (np.asarray(x, np.float32) for x in (q, k, v))
     scores = np.einsum("bhqd,bhkd->bhqk", q, k) * np.float32(scale)
     if causal:
@@ -62,7 +62,7 @@ def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tu
 
 
 def _given(launch: Launch) -> dict[str, Any]:
-    """The arguments by name, see :data:`pyfmha.forward.ARGUMENTS`."""
+    """The arguments by name, see :data:`pyfmha.attention.forward.ARGUMENTS`."""
     kinds = "QQQQQQQQQffiiiiiiqqqqqqqqqqqqiiii"
     values = [struct.unpack(f"<{kind}", raw[: struct.calcsize(kind)])[0] for kind, raw in zip(kinds, launch.params)]  # noqa: B905
     return dict(zip((name for name, _ in ARGUMENTS), values, strict=True))

@@ -1,0 +1,254 @@
+"""The two functions of decoding: ``fmha_split_d128_fp16`` and ``fmha_combine_d128_fp16``, and when they pay.
+
+Attention of few queries over many keys is split over the keys, see ``kernels/fmha_decode.py``. Both functions take the
+same arguments, so that one :class:`Decoding` describes both launches. On Hopper ``fmha_fwd_*`` itself decodes most of
+what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyfmha.attention import forward
+from pyfmha.attention.first import DTYPES
+from pyfmha.attention.forward import Call, Forward
+from pyfmha.attention.tiles import Tile
+from pyfmha.spec.abi import ELEMENT_SIZES
+from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.kernel import DEPENDENT_CAPABILITY, Argument, Constant, KernelSpec, Tuning
+
+HEAD_SIZES = (64, 128, 256)
+"""Padded head sizes: a function serves every head size up to its own."""
+
+KERNEL_FILE = "fmha_decode.py"
+SPLIT_KERNEL = "fused_attention_split"
+COMBINE_KERNEL = "fused_attention_combine"
+
+_WORKSPACE = {"cu_seqlens_q": "Partial", "cu_seqlens_kv": "Statistics"}
+ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
+    (_WORKSPACE.get(name, "splits" if name == "ragged" else name), "*fp32" if name in _WORKSPACE else kind)
+    for name, kind in forward.ARGUMENTS
+)
+"""Those of :data:`pyfmha.attention.forward.ARGUMENTS`, with the workspace for the ragged batch's arrays and ``splits``
+last."""
+
+MOST_QUERIES = 64
+"""Queries that share a key head, up to which splitting pays: four tiles of the 16 rows of a tensor core."""
+
+LEAST_KEYS = 512
+"""Keys from which on splitting pays; below, the second launch costs more than is gained."""
+
+KEYS_OF_SPLIT = 128
+"""The fewest keys worth a program of their own."""
+
+FEW_CLUSTERS = 4
+KEYS_OF_CLUSTER = 8192
+"""Where ``fmha_fwd_*`` decodes in one launch, a cluster of 8 programs has all the keys of a key head, which it reads at
+80 GB/s a program on an H100. With fewer key heads than this in all, splitting pays from so many keys on for each of
+them. Measured with 8192 keys, split and in one: 13.3 and 13.5 us with one key head, 14.9 and 14.1 with two, 19.7 and
+16.6 with four."""
+
+PROGRAMS = 264
+"""Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
+every device, so that the workspace that an engine is built with will do wherever it runs, and results do not change."""
+
+WORKSPACE_RULE = 1
+"""The number of :func:`most_workspace_bytes` together with :func:`decoding_for`. An engine keeps what the former said
+when it was built, so a change after which the latter may ask for more, or at other times, takes the next number:
+engines of another number do not decode."""
+
+ALIGNMENT = 16
+"""Bytes, of each part of the workspace: what the hinted variants ask of a pointer."""
+
+# 16 rows are the least that tensor cores take. A block of K and one of V fill 32 KiB; three in flight, in two programs
+# an SM, are several times what the latency of memory needs, and fit the shared memory of every architecture served.
+_BLOCK_BYTES = 16 * 1024
+_ROWS = 16
+
+_PARTS_AT_A_TIME = 32
+"""Parts that the second launch loads together. Most problems have no more, so that they wait for memory once."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One pair of functions of the family.
+
+    Attributes:
+        dtype: of Q, K, V and Out: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        head_size: 1 to 256. The functions are those for the next padded size.
+
+    Raises:
+        SpecError: on creation, for functions that do not exist.
+    """
+
+    dtype: str
+    head_size: int
+
+    def __post_init__(self) -> None:
+        Forward(self.dtype, self.head_size)  # the same dtypes and head sizes
+
+    @property
+    def padded(self) -> int:
+        """The head size that blocks are cut for: 64, 128 or 256."""
+        return next(size for size in HEAD_SIZES if size >= self.head_size)
+
+    @property
+    def split_name(self) -> str:
+        """The C function that is launched first."""
+        return f"fmha_split_d{self.padded}_{self.dtype}"
+
+    @property
+    def combine_name(self) -> str:
+        """The C function that is launched second."""
+        return f"fmha_combine_d{self.padded}_{self.dtype}"
+
+    def specs(self) -> tuple[KernelSpec, ...]:
+        """What to compile: the split for aligned tensors and for any, and what combines."""
+        return (
+            self._split(self._tile(), hinted=True),
+            self._split(Tile(_ROWS, 16, self._tile().num_warps, 1), hinted=False),
+            self._combine(),
+        )
+
+    def _tile(self) -> Tile:
+        # Three products of tf32 for one of fp32 hold their operands three times: with 4 warps they would spill.
+        warps = 8 if self.dtype == "fp32" and self.padded > HEAD_SIZES[0] else 4
+        return Tile(_ROWS, _BLOCK_BYTES // (self.padded * ELEMENT_SIZES[self.dtype]), warps, 3)
+
+    def _split(self, tile: Tile, *, hinted: bool) -> KernelSpec:
+        heads = "batch_size * num_kv_heads"
+        constants = (
+            ("BLOCK_M", tile.block_m),
+            ("BLOCK_D", self.padded),
+            ("BLOCK_N", tile.block_n),
+            ("PRECISION", "tf32x3"),
+            ("PREFETCH", 0),
+            ("PDL", False),
+        )
+        prefetch = tile.block_n * (tile.num_stages - 1) if hinted else 0  # what the loop starts with
+        return KernelSpec(
+            source=forward.kernel_path().with_name(KERNEL_FILE),
+            kernel=SPLIT_KERNEL,
+            name=self.split_name,
+            arguments=self._arguments(hinted=hinted),
+            constants=constants,
+            grid=f"splits * cdiv(q_len * (num_heads / num_kv_heads), BLOCK_M), min({heads}, 65535),"
+            f" cdiv({heads}, 65535)",
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            tunings=_tunings(tile.num_warps, tile.num_stages, PREFETCH=prefetch, PDL=True),
+            algorithm_name="default",
+        )
+
+    def _combine(self) -> KernelSpec:
+        warps = 8 if self.padded == HEAD_SIZES[-1] else 4
+        return KernelSpec(
+            source=forward.kernel_path().with_name(KERNEL_FILE),
+            kernel=COMBINE_KERNEL,
+            name=self.combine_name,
+            arguments=self._arguments(hinted=False),
+            constants=(("BLOCK_D", self.padded), ("SPLITS", _PARTS_AT_A_TIME), ("PDL", False)),
+            grid="batch_size * num_heads * q_len",
+            num_warps=warps,
+            num_stages=1,
+            tunings=_tunings(warps, 1, PDL=True),
+            algorithm_name="default",
+            programmatic_dependent_launch=True,
+        )
+
+    def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:
+        return tuple(
+            Argument(name, kind.replace("T", self.dtype), _hint(name, kind) if hinted else None)
+            for name, kind in ARGUMENTS
+        )
+
+
+def _tunings(num_warps: int, num_stages: int, **constants: Constant) -> tuple[Tuning, ...]:
+    """The same warps and stages, with constants for the architectures that have programmatic dependent launch."""
+    able = [name for name, arch in ARCHS.items() if arch.capability >= DEPENDENT_CAPABILITY]
+    return tuple(Tuning(name, tuple(constants.items()), num_warps, num_stages) for name in able)
+
+
+def _hint(name: str, kind: str) -> int | None:
+    return ALIGNMENT if name == "Partial" else forward.hint(name, kind)
+
+
+def decode_family(dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZES) -> list[Decode]:
+    """The pairs of functions that serve some dtypes and head sizes, each once.
+
+    Raises:
+        SpecError: a dtype or head size is not served.
+    """
+    found = {}
+    for dtype in dtypes:
+        for head_size in head_sizes:
+            pair = Decode(dtype, Decode(dtype, head_size).padded)
+            found[pair.split_name] = pair
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Both launches, but for their pointers.
+
+    Attributes:
+        call: the attention; not ragged.
+        padded: head size of the functions.
+        splits: parts of the keys.
+    """
+
+    call: Call
+    padded: int
+    splits: int
+
+    @property
+    def queries(self) -> int:
+        """All queries of all heads and sequences."""
+        return self.call.batch_size * self.call.num_heads * self.call.q_len
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of Partial."""
+        return 4 * self.splits * self.queries * self.padded
+
+    @property
+    def statistics_bytes(self) -> int:
+        """Bytes of Statistics."""
+        return 4 * (2 * self.splits + 1) * self.queries
+
+    def scalars(self) -> tuple[int | float, ...]:
+        """Everything that follows the nine pointers, in the order of :data:`ARGUMENTS`."""
+        return (*self.call.scalars()[:-1], self.splits)
+
+
+def decoding_for(call: Call, *, in_one: bool = False) -> Decoding | None:
+    """How to split a problem; None where :mod:`pyfmha.attention.forward` serves better.
+
+    Args:
+        call: the problem.
+        in_one: whether ``fmha_fwd_*`` decodes it in one launch, see :func:`pyfmha.attention.hopper.decodes`.
+
+    Raises:
+        SpecError: the head size is not served.
+    """
+    queries = call.q_len * (call.num_heads // call.num_kv_heads)
+    if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
+        return None
+    key_heads = call.batch_size * call.num_kv_heads
+    if in_one and (key_heads >= FEW_CLUSTERS or call.kv_len <= KEYS_OF_CLUSTER * key_heads):
+        return None
+    programs = call.batch_size * call.num_kv_heads * -(-queries // _ROWS)
+    most = -(-call.kv_len // KEYS_OF_SPLIT)
+    splits = min(max(PROGRAMS // programs, 1), most)
+    return Decoding(call, Decode("fp16", call.head_size).padded, splits)
+
+
+def most_workspace_bytes(batch_size: int, num_heads: int, q_len: int, head_size: int) -> int:
+    """Bytes of Partial and Statistics that suffice for every problem of up to these sizes.
+
+    Fewer queries are split more often, so the largest problem may not be the one that needs most. But each program
+    writes at most a tile of rows, and where there are more programs than aimed at, nothing is split.
+    """
+    most_queries = min(q_len, MOST_QUERIES)
+    rows = max(PROGRAMS * _ROWS, batch_size * num_heads * most_queries)
+    padded = Decode("fp16", head_size).padded
+    return 4 * rows * padded + 4 * 3 * rows + ALIGNMENT

@@ -1,0 +1,55 @@
+"""Which functions a library of attention holds: the families of kernels, each with its dtypes and head sizes."""
+
+from collections.abc import Sequence
+
+from pyfmha.attention.decode import decode_family
+from pyfmha.attention.first import DTYPES, HEAD_SIZES, family, family_specs
+from pyfmha.attention.forward import Forward, forward_family
+from pyfmha.errors import SpecError
+from pyfmha.spec.kernel import KernelSpec
+
+KERNELS = {
+    "basic": "fmha_d*: equal, contiguous Q, K and V (the first kernel)",
+    "forward": "fmha_fwd_d*: every feature",
+    "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
+    "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
+}
+"""The families by name, with what they are."""
+
+DEFAULT = ("basic", "forward", "decode", "hopper")
+"""The families that a library holds if none are named."""
+
+
+def library_specs(
+    kernels: Sequence[str] = DEFAULT, dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZES
+) -> list[KernelSpec]:
+    """What to compile for a library.
+
+    Args:
+        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along.
+        dtypes: fp16, bf16, fp32.
+        head_sizes: 1 to 256; the basic family has those of :data:`pyfmha.attention.first.HEAD_SIZES` only, and leaves
+            the others to the rest, whose functions serve all head sizes up to a padded one.
+
+    Raises:
+        SpecError: a family, dtype or head size is not served, or nothing is left to build.
+    """
+    unknown = [name for name in kernels if name not in KERNELS]
+    if unknown:
+        raise SpecError(f"kernels {', '.join(unknown)} are unknown: use one of {', '.join(KERNELS)}")
+    for size in head_sizes:
+        Forward(DTYPES[0], size)
+    specs: list[KernelSpec] = []
+    if "basic" in kernels:
+        specs += family_specs(family(dtypes, [size for size in head_sizes if size in HEAD_SIZES]))
+    if {"forward", "hopper"} & set(kernels):
+        for function in forward_family(dtypes, head_sizes):
+            specs += function.specs(hopper="hopper" in kernels)
+    if "decode" in kernels:
+        for pair in decode_family(dtypes, head_sizes):
+            specs += pair.specs()
+    if not specs:
+        raise SpecError(
+            f"nothing to build: basic kernels have head sizes {', '.join(map(str, HEAD_SIZES))}; others need forward"
+        )
+    return specs

@@ -1,0 +1,292 @@
+"""The Hopper variants of the production functions, with the settings of each: ``kernels/fmha_sm90.py``, and for one
+query a sequence ``kernels/fmha_decode_sm90.py``.
+
+They serve what TMA can load and what most launches ask for, ragged batches and soft caps by variants of their own;
+everything else falls through to the portable variants of the same function, as do ragged batches up to head size 64,
+where tiles are too short for what it takes to find them (kernels/NOTES.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from pyfmha.errors import SpecError
+from pyfmha.runtime.serving import serving
+from pyfmha.spec.descriptors import Descriptor
+from pyfmha.spec.kernel import Argument, KernelSpec
+from pyfmha.spec.manifest import Function
+
+ARCH = "sm_90"
+KERNEL = "fmha_fwd_sm90"
+KERNEL_FILE = "fmha_sm90.py"
+DTYPES = ("fp16", "bf16")
+HEAD_SIZES = (64, 128, 256)
+DECODE_KERNEL = "fmha_decode_sm90"
+DECODE_KERNEL_FILE = "fmha_decode_sm90.py"
+ROWS = 64
+"""Queries of one consumer warpgroup."""
+LONGEST = 2**28
+"""Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
+LARGEST_CAP = 64
+"""Soft cap to which the error of the fast tanh, 2**-22 of it, is that of float32 in a log-sum-exp; models use 20-50."""
+MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
+"""Of a ragged batch: whatever lengths its sequences have, tiles whose Out fits a memory are counted within 32 bits."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the kernel is cut.
+
+    Attributes:
+        block_n: keys of one step.
+        consumers: warpgroups that compute, 1 to 3, of 64 queries each.
+        stages: blocks of K in flight.
+        v_stages: blocks of V in flight.
+        q_slots: 2 to load the queries of the next tile while one is computed, or 1.
+        programs: persistent programs for each multiprocessor; 0 for one program a tile.
+        rounds: how many times as many are launched. Tiles of ragged batches are of lengths that the launch does not
+            know: a program that comes later evens out what the first ones got.
+        two_heads: causal tiles in pairs of two heads, instead of one.
+        ping_pong: whether consumers take turns at the tensor cores.
+        maxnreg: registers a thread at the launch; consumers and producer share them out anew.
+        consumer_registers, producer_registers: what each then has; a lone consumer takes the rest.
+        requires: conditions beyond those of the kernel, where another setting serves better.
+        masks: with which values of CAUSAL it is compiled.
+        general: whether it serves lengths, and windows of any width.
+        ragged: whether it serves ragged batches, and those alone; it is general, too.
+        capped: whether it serves soft caps, and those alone; it is general, too.
+    """
+
+    block_n: int
+    consumers: int
+    stages: int = 2
+    v_stages: int = 2
+    q_slots: int = 2
+    programs: int = 1
+    rounds: int = 1
+    two_heads: bool = False
+    ping_pong: bool = True
+    maxnreg: int = 168
+    consumer_registers: int = 240
+    producer_registers: int = 24
+    requires: tuple[str, ...] = ()
+    masks: tuple[bool, ...] = (False, True)
+    general: bool = False
+    ragged: bool = False
+    capped: bool = False
+
+
+# By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
+# for a second program on the multiprocessor: each hides where the other starts and ends.
+SETTINGS: dict[int, tuple[Setting, ...]] = {
+    64: (
+        Setting(64, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len <= 384",), masks=(True,)),
+        Setting(
+            128, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len > 384", "q_len <= 512"), masks=(True,)
+        ),
+        Setting(128, 1, programs=2, maxnreg=128),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
+    ),
+    128: (
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
+        Setting(128, 2, v_stages=3),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
+        Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
+    ),
+    256: (
+        Setting(64, 2, q_slots=1, masks=(False,)),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
+        Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),
+    ),
+}
+
+
+# Keys of one block of decoding, by padded head size, and blocks in flight: 128 KiB of K and V, once an SM.
+DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (64, 2)}
+
+
+SHARED_OF_SM = 227 * 1024
+"""Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
+
+# What is built, for every call, and what else is worth trying.
+_BUILT = {
+    size: tuple(
+        dict.fromkeys(
+            replace(s, v_stages=2, two_heads=False, requires=(), masks=(False, True)) for s in made if not s.general
+        )
+    )
+    for size, made in SETTINGS.items()
+}
+_SWEPT = _BUILT | {
+    64: (
+        *_BUILT[64],
+        Setting(64, 1, programs=3, maxnreg=80),
+        Setting(128, 2),
+        Setting(64, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
+    ),
+}
+
+
+def sweep(padded: int) -> list[Setting]:
+    """Settings worth timing on a GPU, for a padded head size: those that fit its shared memory."""
+    made = []
+    for base, stages, v_stages, q_slots, persistent in product(_SWEPT[padded], (2, 3), (2, 3), (2, 1), (True, False)):
+        rows = base.consumers * ROWS * q_slots + (stages + v_stages) * base.block_n
+        if base.programs * (rows * padded * 2 + 1024) > SHARED_OF_SM:
+            continue
+        setting = replace(
+            base, stages=stages, v_stages=v_stages, q_slots=q_slots, programs=base.programs if persistent else 0
+        )
+        made += [replace(setting, ping_pong=turns) for turns in ((True, False) if base.consumers > 1 else (False,))]
+    return made
+
+
+def sweep_specs(base: KernelSpec, padded: int) -> list[KernelSpec]:
+    """Each setting of :func:`sweep` as an algorithm of a function; ``pyfmha bench`` times algorithms side by side."""
+    return [
+        spec
+        for index, setting in enumerate(sweep(padded))
+        for spec in variants(replace(base, algorithm_name=f"sweep_{index}"), padded, (setting,))
+    ]
+
+
+def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None = None) -> tuple[KernelSpec, ...]:
+    """The Hopper variants that go before the portable ones of a function.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
+        settings: by default those of :data:`SETTINGS`.
+
+    Raises:
+        SpecError: the settings do not fit the kernel.
+    """
+    dtype = dict(base.prototype)["Q"].removeprefix("*")
+    if dtype not in DTYPES or padded not in HEAD_SIZES:
+        return ()
+    if settings is None:
+        return (_decode(base, padded), *variants(base, padded, SETTINGS[padded]))
+    return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in setting.masks)
+
+
+def _decode(base: KernelSpec, padded: int) -> KernelSpec:
+    """One query a sequence. A cluster computes up to 8 heads that share a key head; few clusters are larger ones."""
+    block_n, stages = DECODE_BLOCKS[padded]
+    heads = "num_kv_heads * cdiv(num_heads / num_kv_heads, 8)"
+    clusters = f"max(1, batch_size * {heads})"
+    ranks = f"1 + min(1, 64 / {clusters}) + 2 * min(1, 16 / {clusters}) + 4 * min(1, 8 / {clusters})"
+    return KernelSpec(
+        source=base.source.with_name(DECODE_KERNEL_FILE),
+        kernel=DECODE_KERNEL,
+        name=base.name,
+        arguments=tuple(Argument(a.name, a.type, _decode_hint(a.name)) for a in base.arguments),
+        constants=(("BLOCK_D", padded), ("BLOCK_N", block_n), ("WARPS", 4), ("STAGES", stages)),
+        grid=f"{ranks}, {heads}, batch_size",
+        num_warps=4,
+        num_stages=1,
+        archs=(ARCH,),
+        cluster=True,
+        # The limits: of the grid's y and z, and of keys whose weights in bf16 add up to less than 1.
+        requires=(
+            *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
+            *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
+        ),
+        descriptors=_descriptors(padded, block_n)[2:],
+        algorithm_name=base.algorithm_name,
+    )
+
+
+def decodes(manifest: Function, algorithm: int, arch: str, values: Sequence[float]) -> bool:
+    """Whether a launch of a production function is decoding in one launch.
+
+    Args:
+        manifest: of the function.
+        algorithm: which.
+        arch: whose code the device runs.
+        values: of the arguments, pointers as integers.
+    """
+    return any(variant.kernel == DECODE_KERNEL for variant in serving(manifest, algorithm, arch, values)[:1])
+
+
+def _decode_hint(name: str) -> int | None:
+    return 16 if name == "Q" else 8 if name == "head_size" or name.startswith("q_stride_") else None
+
+
+def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:
+    if setting.consumers not in (1, 2, 3):
+        raise SpecError(f"{base.name}: {setting.consumers} consumers: use 1, 2 or 3")
+    constants = (
+        ("BLOCK_D", padded),
+        ("BLOCK_N", setting.block_n),
+        ("CONSUMERS", setting.consumers),
+        ("STAGES", setting.stages),
+        ("V_STAGES", setting.v_stages),
+        ("CAUSAL", causal),
+        ("TWO_HEADS", causal and setting.two_heads),
+        ("GENERAL", setting.general),
+        ("RAGGED", setting.ragged),
+        ("CAPPED", setting.capped),
+        ("PING_PONG", setting.ping_pong and setting.consumers > 1),
+        ("Q_SLOTS", setting.q_slots),
+        ("CONSUMER_REGISTERS", setting.consumer_registers),
+        ("PRODUCER_REGISTERS", setting.producer_registers),
+    )
+    row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
+    tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"
+    most = f"num_sms * {setting.programs * setting.rounds}"
+    if causal and setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
+        most = f"min({most}, max(num_sms, cdiv({tiles}, 2)))"
+    return KernelSpec(
+        source=base.source.with_name(KERNEL_FILE),
+        kernel=KERNEL,
+        name=base.name,
+        arguments=tuple(
+            Argument(a.name, a.type, _ragged_hint(a.name) if setting.ragged else None) for a in base.arguments
+        ),
+        constants=constants,
+        # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
+        grid=f"min({most}, {tiles})" if setting.programs else tiles,
+        num_warps=4,
+        num_stages=1,
+        maxnreg=setting.maxnreg,
+        archs=(ARCH,),
+        requires=(*_served(causal, setting), *setting.requires),
+        descriptors=_descriptors(padded, setting.block_n, "1" if setting.ragged else "batch_size"),
+        algorithm_name=base.algorithm_name,
+    )
+
+
+def _ragged_hint(name: str) -> int | None:
+    """Rows that TMA cannot store go by 16 bytes."""
+    return 16 if name == "Out" else 8 if name in ("out_stride_h", "out_stride_s", "head_size") else None
+
+
+def _served(causal: bool, setting: Setting) -> Sequence[str]:
+    softcap = ("softcap > 0", f"softcap <= {LARGEST_CAP}") if setting.capped else ("softcap == 0",)
+    # TMA stores 16 bytes or nothing: of other head sizes up to 7 elements too many.
+    always = (f"ragged == {int(setting.ragged)}", *softcap, "sm_scale > 0", "head_size % 8 == 0")
+    lengths = (f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
+    if setting.ragged:
+        given = ("cu_seqlens_q != 0", "cu_seqlens_kv != 0", "batch_size >= 1")
+        return (*always, *given, f"batch_size <= {MOST_SEQUENCES}", f"num_heads <= {MOST_HEADS}", *lengths)
+    if setting.general:
+        return (*always, *lengths)
+    right = 0 if causal else -1
+    return (*always, "q_lengths == 0", "kv_lengths == 0", "window_left == -1", f"window_right == {right}")
+
+
+def _descriptors(padded: int, block_n: int, batches: str = "batch_size") -> tuple[Descriptor, ...]:
+    def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
+        strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
+        return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, padded))
+
+    return (
+        tensor("out", "Out", "num_heads", "q_len", ROWS),
+        tensor("q", "Q", "num_heads", "q_len", ROWS),
+        tensor("k", "K", "num_kv_heads", "kv_len", block_n),
+        tensor("v", "V", "num_kv_heads", "kv_len", block_n),
+    )

@@ -1,0 +1,246 @@
+"""The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import pyfmha
+from pyfmha.aot import Compiler, build, compile_kernel, link, make_spec
+from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
+from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
+from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
+from pyfmha.cli.gpu import bench_command, verify_command
+from pyfmha.errors import SpecError
+from pyfmha.report import audit, describe_functions, progress_bar
+from pyfmha.runtime.device import find_gpu
+from pyfmha.runtime.library import describe
+from pyfmha.spec.arch import ARCHS, Arch, arch_for, parse_archs
+
+app = typer.Typer(
+    name="pyfmha",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fused multi-head attention for TensorRT in pure Python: compile Triton kernels ahead of time, anywhere.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+
+def _no_code(gpu: str, option: str) -> str:
+    return f"the GPU here is {gpu}, which pyfmha has no code for; give {option}, one or several of {', '.join(ARCHS)}"
+
+
+def _archs(asked: list[str] | None) -> tuple[Arch, ...]:
+    """The architectures asked for, else the one whose code the GPU runs.
+
+    Raises:
+        SpecError: none was asked for and there is no GPU, or pyfmha has no code for it.
+    """
+    if asked:
+        return parse_archs(asked)
+    device, reason = find_gpu()
+    if device is None:
+        raise SpecError(
+            f"no architecture given and no GPU to take it from ({reason}); give one with -t, such as -t sm_90;"
+            f" allowed: {', '.join(ARCHS)}"
+        )
+    served = arch_for(device.arch, ARCHS)
+    if served is None:
+        raise SpecError(_no_code(device.arch, "-t"))
+    return parse_archs([served])
+
+
+def default_archs(*, need_gpu_code: bool = True) -> tuple[tuple[Arch, ...], str]:
+    """The architecture whose code the GPU runs, or sm_80 and sm_90 where there is no GPU, with the reason in words.
+
+    Args:
+        need_gpu_code: whether a GPU that pyfmha has no code for is an error, or like none.
+
+    Raises:
+        SpecError: it is one, and it is that.
+    """
+    device, reason = find_gpu()
+    if device is not None:
+        served = arch_for(device.arch, ARCHS)
+        if served is not None:
+            found = f"found here: {device.name}" + (f", which is {device.arch}" if served != device.arch else "")
+            return parse_archs([served]), f"for {served}, {found}"
+        if need_gpu_code:
+            raise SpecError(_no_code(device.arch, "--arch"))
+        why = f"pyfmha has no code for the GPU here, {device.name}, which is {device.arch}"
+    else:
+        why = f"there is no GPU here ({reason})"
+    return parse_archs(["sm_80", "sm_90"]), f"for sm_80 and sm_90, since {why}"
+
+
+Archs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch", help=f"Architecture, one or several: {', '.join(ARCHS)}. Default: the GPU's, else sm_80 and sm_90."
+    ),
+]
+_FAMILIES = "; ".join(f"{name}, {what}" for name, what in KERNELS.items())
+HeadSizes = Annotated[
+    list[int] | None,
+    typer.Option("--head-size", help="One or several, 1 to 256. Default: 32, 64, 128, 256, which serve all others."),
+]
+Folder = Annotated[Path, typer.Option("-o", "--out", help="Folder for the library.")]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler processes. Default: one a CPU.")]
+
+
+@app.command("compile")
+@reported()
+def compile_command(
+    path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
+    kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
+    signature: Annotated[
+        str,
+        typer.Option(
+            "-s",
+            "--signature",
+            help="Types, hints and constants, in the kernel's order: '*fp16:16, i32, fp32, 128'. :16 promises a"
+            " multiple of 16, :1 the value 1.",
+        ),
+    ],
+    grid: Annotated[
+        str,
+        typer.Option(
+            "-g",
+            "--grid",
+            help="Launch grid, from integer arguments and constants: '(n + 127) / 128, batch * heads, 1'.",
+        ),
+    ],
+    out_path: Annotated[
+        Path | None,
+        typer.Option("-o", "--out-path", help="Path of the results, without ending. Default: the function's name."),
+    ] = None,
+    out_name: Annotated[
+        str | None, typer.Option("-on", "--out-name", help="The C function's name. Default: the kernel's.")
+    ] = None,
+    num_warps: Annotated[int, typer.Option("-w", "--num-warps", help="Warps a block.")] = 1,
+    num_stages: Annotated[int, typer.Option("-ns", "--num-stages", help="Software-pipelining depth.")] = 3,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("-t", "--target", help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's."),
+    ] = None,
+    generic: Annotated[
+        bool, typer.Option(help="Also compile the variant without hints, which serves what the hinted one cannot.")
+    ] = True,
+) -> None:
+    """Compile one kernel to C files that carry its machine code. Needs no GPU.
+
+    Example:
+
+    pyfmha compile kernels/fmha_triton.py -n fused_attention_kernel -o aot_out/fp16/fmha_kernel_d64_fp16
+    --out-name fmha_d64_fp16 -w 4 -t sm_90
+    -s "*fp16:16, *fp32:16, *fp32:16, *fp16:16, *fp16:16, *fp16:16, fp32, i32, i32, i32, 128, 64, 128"
+    -g "(seq_len + 127) / 128, batch_size * num_heads, 1"
+    """
+    archs = _archs(target)
+    with Compiler() as compiler, progress_bar(errors, "compiling") as progress:
+        spec = make_spec(
+            compiler, path, kernel_name, signature, grid, name=out_name, num_warps=num_warps, num_stages=num_stages
+        )
+        headers = compile_kernel(compiler, spec, archs, out_path or Path(spec.name), generic=generic, progress=progress)
+    for header in headers:
+        console.print(str(header), markup=False, soft_wrap=True)
+
+
+@app.command("link")
+@reported()
+def link_command(
+    headers: Annotated[list[Path], typer.Argument(help="The .h files that compile wrote.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--out", help="Path of the results, without ending.")],
+    library: Annotated[bool, typer.Option(help="Also build the shared library, with the C compiler.")] = True,
+) -> None:
+    """Link compiled kernels: a dispatcher in C, and a shared library.
+
+    Example: pyfmha link aot_out/fp16/*.h -o aot_out/fmha_kernel_fp16
+    """
+    manifest = link([h for h in headers if h.name != "pyfmha_runtime.h"], output, library=library)
+    for line in describe_functions(manifest):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"{output}.so" if library else f"{output}.c", markup=False, soft_wrap=True)
+
+
+@app.command("build", cls=Spread)
+@reported()
+def build_command(
+    arch: Archs = None,
+    dtype: Dtypes = None,
+    head_size: HeadSizes = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Option("--kernels", help=f"{_FAMILIES}. One or several. Default: {', '.join(DEFAULT)}."),
+    ] = None,
+    out: Folder = Path("aot_out"),
+    jobs: Jobs = None,
+) -> None:
+    """Build the attention kernels into one shared library with its manifest. Needs no GPU.
+
+    Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128 --kernels forward decode
+    """
+    archs, why = (parse_archs(arch), "") if arch else default_archs()
+    if why:
+        console.print(f"Building {why}.", markup=False, soft_wrap=True)
+    specs = library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
+    with progress_bar(errors, "compiling") as progress:
+        result = build(specs, archs, out, jobs=jobs, progress=progress)
+    done = (
+        "up to date, nothing done"
+        if result.up_to_date
+        else f"{result.compiled} compiled, {len(specs) * len(archs) - result.compiled} from the cache"
+    )
+    summary = f"{result.library}: {len(result.manifest.functions)} functions, {done}"
+    console.print(summary, markup=False, soft_wrap=True)
+
+
+@app.command("inspect")
+@reported()
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="A library (.so) or a manifest (.json).")] = Path("aot_out/libpyfmha.so"),
+) -> None:
+    """Print what a library or a manifest holds. Needs neither GPU nor driver."""
+    manifest = describe(path)
+    for line in describe_functions(manifest):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(audit(manifest))
+
+
+@app.command("demo", cls=Spread)
+@reported()
+def demo_command(
+    arch: Archs = None,
+    dtype: Dtypes = None,
+    head_size: Annotated[
+        list[int] | None,
+        typer.Option("--head-size", help=f"One or several: {', '.join(map(str, HEAD_SIZES))}. Default: 64."),
+    ] = None,
+    out: Folder = Path("aot_out"),
+    jobs: Jobs = None,
+) -> None:
+    """Build the library, audit it, load it, run attention, and check it against float64.
+
+    All the family: pyfmha demo --head-size 32 64 128 256
+    """
+    from pyfmha.cli.demo import run_demo
+
+    archs, why = (parse_archs(arch), "as asked") if arch else default_archs(need_gpu_code=False)
+    members = family(dtype or DTYPES, head_size or [64])
+    if not run_demo(console, members, archs, why, out, jobs):
+        raise typer.Exit(1)
+
+
+app.command("verify", cls=Spread)(verify_command)
+app.command("bench", cls=Spread)(bench_command)
+
+
+@app.callback(invoke_without_command=True)
+@reported()
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        console.print(f"pyfmha {pyfmha.__version__}")
+        raise typer.Exit

@@ -1,0 +1,151 @@
+"""Runs a kernel under Triton's interpreter in a Python process of its own: for those that compile, or do not care.
+
+The arrays go there and back through files in a temporary folder.
+"""
+
+import json
+import operator
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyfmha.errors import InterpreterError, KernelSourceError, OutputError, PyfmhaError
+from pyfmha.interpreter.kernel import Argument, Array, Constant, Null, Tensor, as_tensor, run_interpreted
+
+
+def run_in_subprocess(
+    path: str | os.PathLike[str],
+    kernel_name: str,
+    grid: tuple[int, ...],
+    args: Mapping[str, Argument],
+    constexprs: Mapping[str, Constant] | None = None,
+    *,
+    python: str = sys.executable,
+) -> None:
+    """As :func:`pyfmha.interpreter.kernel.run_interpreted`, in a process of its own, whatever this one did to Triton.
+
+    Raises:
+        InterpreterError, KernelSourceError: as there; or an argument or constant cannot be handed to another process.
+        OutputError: the temporary folder, which hands the arrays over, cannot be written.
+    """
+    arrays: dict[str, Array] = {}
+    described: dict[str, Any] = {}
+    for name, value in args.items():
+        if isinstance(value, np.ndarray):
+            value = as_tensor(value)
+        if isinstance(value, Tensor):
+            # The same array under two names must stay one array over there.
+            key = next((k for k, array in arrays.items() if array is value.array), f"array{len(arrays)}")
+            arrays[key] = value.array
+            described[name] = {"array": key, "dtype": value.dtype, "offset": value.offset}
+        elif isinstance(value, Null):
+            described[name] = {"array": None, "dtype": value.dtype}
+        else:
+            described[name] = _plain(value, int | float, f"argument {name}", "an array, a Tensor or a number")
+    constants = {
+        name: _plain(value, int | float | str | None, f"constant {name}", "a number, a text or None")
+        for name, value in (constexprs or {}).items()
+    }
+    try:
+        sizes = [operator.index(size) for size in grid]
+    except TypeError:
+        raise InterpreterError(f"grid is {grid!r}: pass one to three integers") from None
+    job = {"path": os.path.abspath(path), "kernel": kernel_name, "grid": sizes, "args": described,
+           "constexprs": constants}  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory(prefix="pyfmha-") as folder:
+            Path(folder, "job.json").write_text(json.dumps(job))
+            np.savez(Path(folder, "in.npz"), **arrays)  # type: ignore[arg-type]  # numpy's stub misreads **
+            _run_worker(python, Path(folder))
+            with np.load(Path(folder, "out.npz")) as results:
+                for key, array in arrays.items():
+                    if array.flags.writeable:
+                        array[...] = results[key]
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(_NO_FOLDER.format(error)) from error
+
+
+def _plain(value: object, kinds: Any, what: str, wanted: str) -> Any:
+    """A value that JSON holds; numpy's numbers become Python's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, kinds):
+        raise InterpreterError(f"{what} is a {type(value).__name__}: pass {wanted}")
+    return value
+
+
+_NO_FOLDER = (
+    "the interpreter's arrays cannot go through a temporary folder: {} (is the disk full? TMPDIR names another folder)"
+)
+
+# Not `-m`: that would look for every module in the current folder first, whatever lies there.
+_START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.interpreter.process import main; main()"
+
+
+def _run_worker(python: str, folder: Path) -> None:
+    """Run the job in ``folder``; raises where it leaves no result there."""
+    parent = str(Path(__file__).resolve().parents[2])
+    search = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}
+    command = [python, "-c", _START, str(folder)]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise InterpreterError(f"{python} does not start: {error.strerror}") from None
+    kind = message = ""
+    with suppress(OSError, ValueError):  # not there, or the disk was too full for it
+        kind, message = json.loads((folder / "error.json").read_text())
+    if kind:
+        known: dict[str, type[PyfmhaError]] = {e.__name__: e for e in (KernelSourceError, OutputError)}
+        raise known.get(kind, InterpreterError)(message)
+    if done.returncode != 0 or not (folder / "out.npz").is_file():
+        said = done.stderr[-2000:].strip() or "nothing"
+        raise InterpreterError(
+            f"the interpreter's process ended with {done.returncode}, without a result; it said:\n{said}"
+        )
+
+
+def main() -> None:
+    """The other side of :func:`run_in_subprocess`: does the job in the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    try:
+        try:
+            _work(folder)
+        except OSError as error:
+            raise OutputError(_NO_FOLDER.format(error)) from error
+    except PyfmhaError as error:
+        sys.stderr.write(f"{error}\n")
+        with suppress(OSError):
+            (folder / "out.npz").unlink(missing_ok=True)  # half of it fills the disk
+            (folder / "error.json").write_text(json.dumps([type(error).__name__, str(error)]))
+        raise SystemExit(1) from None
+
+
+def _work(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    with np.load(folder / "in.npz") as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    args = {name: _restored(value, arrays) for name, value in job["args"].items()}
+    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, job["constexprs"])
+    np.savez(folder / "out.npz", **arrays)
+
+
+def _restored(value: Any, arrays: Mapping[str, Array]) -> Argument:
+    """An argument from how it was described: a number, or a pointer as a dict."""
+    if not isinstance(value, dict):
+        number: int | float = value
+        return number
+    if value["array"] is None:
+        return Null(value["dtype"])
+    return Tensor(arrays[value["array"]], value["dtype"], value["offset"])

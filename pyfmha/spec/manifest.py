@@ -1,0 +1,274 @@
+"""What a library holds: the one description shared by the builder, the loader and the people who inspect it.
+
+The same JSON is written beside the library and compiled into it (``pyfmha_manifest()``), so a library describes itself
+and a pair that does not belong together is noticed.
+"""
+
+import json
+import re
+import reprlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyfmha.errors import ManifestError
+
+SCHEMA = 4
+"""Version of the manifest and of the C interface it describes. Another version is refused, never guessed at."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """Machine code of one variant for one architecture.
+
+    Attributes:
+        arch: ``"sm_90"``.
+        constants: the kernel's compile-time constants.
+        num_warps, num_stages: as compiled.
+        maxnreg: registers a thread that it was confined to; None where it was not.
+        grid: the three grid expressions as text.
+        registers: 32-bit registers a thread.
+        spilled: bytes a thread keeps in local memory.
+        shared: bytes of shared memory a block.
+        shared_limit: bytes a block may ask for on that architecture.
+        threads: threads a block.
+        dependent: it is launched by programmatic dependent launch, see :class:`pyfmha.spec.kernel.KernelSpec`.
+        cluster: the blocks along x form a thread-block cluster.
+        size: bytes of code.
+        sha256: of the code.
+        ptxas: version of the assembler, which decides the oldest driver that can load the code.
+    """
+
+    arch: str
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    maxnreg: int | None
+    grid: tuple[str, ...]
+    registers: int
+    spilled: int
+    shared: int
+    shared_limit: int
+    threads: int
+    dependent: bool
+    cluster: bool
+    size: int
+    sha256: str
+    ptxas: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a function.
+
+    Attributes:
+        name: readable, unique, the same in every later build.
+        kernel: the Triton kernel that it launches.
+        hints: argument name to 16, 8 or 1; empty for the generic variant.
+        requires: further conditions on the arguments; see :mod:`pyfmha.spec.conditions`.
+        archs: the only architectures that it is for; on others, the algorithm's next variant runs. Empty: all.
+        tensors: its tensor descriptors, described.
+        images: its code, one an architecture.
+    """
+
+    name: str
+    kernel: str
+    hints: dict[str, int]
+    requires: tuple[str, ...]
+    archs: tuple[str, ...]
+    tensors: tuple[str, ...]
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One C function.
+
+    Attributes:
+        name: ``X`` of ``load_X``, ``X``, ``X_default``.
+        kernel: the Triton kernel it launches; the first variant's, where they differ.
+        arguments: name and type of each argument, as :mod:`pyfmha.spec.abi` names types.
+        algorithms: by ``algo_id``, the variants in the order in which the dispatcher tries them.
+    """
+
+    name: str
+    kernel: str
+    arguments: tuple[tuple[str, str], ...]
+    algorithms: tuple[tuple[Variant, ...], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One library.
+
+    Attributes:
+        build_id: changes with anything that is compiled into the library.
+        pyfmha, triton: versions that built it.
+    """
+
+    build_id: str
+    pyfmha: str
+    triton: str
+    functions: tuple[Function, ...]
+
+    def archs(self) -> tuple[str, ...]:
+        """The architectures for which every algorithm holds the code that it needs, ascending.
+
+        That is the code of all its variants but those for some architectures only; of any, where it has only such.
+        """
+        sets = [_archs(algorithm) for function in self.functions for algorithm in function.algorithms]
+        return tuple(sorted(set.intersection(*sets), key=lambda arch: int(arch[3:]))) if sets else ()
+
+    def variants(self) -> Iterator[tuple[Function, int, Variant]]:
+        """Every variant with its function and ``algo_id``."""
+        for function in self.functions:
+            for algo_id, algorithm in enumerate(function.algorithms):
+                for variant in algorithm:
+                    yield function, algo_id, variant
+
+    def to_json(self) -> str:
+        """The manifest as text that :func:`parse_manifest` reads back, the same for equal manifests."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+
+
+def _archs(algorithm: Iterable[Variant]) -> set[str]:
+    variants = list(algorithm)
+    needed = [{image.arch for image in variant.images} for variant in variants if not variant.archs]
+    return set.intersection(*needed) if needed else {image.arch for variant in variants for image in variant.images}
+
+
+def parse_manifest(text: str, origin: str) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        text: JSON.
+        origin: where it comes from, for messages.
+
+    Raises:
+        ManifestError: it is no manifest, is damaged, or has another schema version.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{origin} is not JSON ({error}); build it again: pyfmha build") from None
+    if not isinstance(data, dict) or "schema" not in data:
+        raise ManifestError(f"{origin} is not a pyfmha manifest: it has no schema version")
+    schema = data["schema"]
+    if type(schema) is not int or schema != SCHEMA:  # True and 1.0 are equal to 1
+        raise ManifestError(
+            f"{origin} has schema version {reprlib.repr(schema)}, this pyfmha reads {SCHEMA};"
+            " build it again: pyfmha build"
+        )
+    try:
+        return Manifest(
+            text_from_data(data["build_id"]),
+            text_from_data(data["pyfmha"]),
+            text_from_data(data["triton"]),
+            tuple(_function(entry) for entry in data["functions"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ManifestError(
+            f"{origin} is damaged ({type(error).__name__}: {error}); build it again: pyfmha build"
+        ) from None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest file.
+
+    Raises:
+        ManifestError: it cannot be read, or as :func:`parse_manifest`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"cannot read the manifest {path}: {error}; build it: pyfmha build") from None
+    return parse_manifest(text, str(path))
+
+
+def text_from_data(value: object) -> str:
+    """A text of printable ASCII from parsed JSON; raises TypeError where it is none."""
+    if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+        raise TypeError(f"text expected, got {reprlib.repr(value)}")
+    return value
+
+
+def _user_text(value: object) -> str:
+    """As :func:`text_from_data`, for what holds names of the user's own, which Python does not confine to ASCII."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise TypeError(f"text expected, got {reprlib.repr(value)}")
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise TypeError(f"a count expected, got {reprlib.repr(value)}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false expected, got {reprlib.repr(value)}")
+    return value
+
+
+def _arch(value: object) -> str:
+    arch = text_from_data(value)
+    if not re.fullmatch(r"sm_[0-9]{1,4}", arch):
+        raise ValueError(f"an architecture expected, such as sm_90, got {reprlib.repr(arch)}")
+    return arch
+
+
+def _constants(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"constants by name expected, got {reprlib.repr(value)}")
+    for name, constant in value.items():
+        _user_text(name)
+        if not isinstance(constant, int | float | bool | str | None):
+            raise TypeError(f"a constant expected for {name}, got {reprlib.repr(constant)}")
+    return value
+
+
+def _image(data: dict[str, Any]) -> Image:
+    return Image(
+        arch=_arch(data["arch"]),
+        constants=_constants(data["constants"]),
+        num_warps=_number(data["num_warps"]),
+        num_stages=_number(data["num_stages"]),
+        maxnreg=None if data["maxnreg"] is None else _number(data["maxnreg"]),
+        grid=tuple(_user_text(part) for part in data["grid"]),
+        registers=_number(data["registers"]),
+        spilled=_number(data["spilled"]),
+        shared=_number(data["shared"]),
+        shared_limit=_number(data["shared_limit"]),
+        threads=_number(data["threads"]),
+        dependent=_flag(data["dependent"]),
+        cluster=_flag(data["cluster"]),
+        size=_number(data["size"]),
+        sha256=text_from_data(data["sha256"]),
+        ptxas=text_from_data(data["ptxas"]),
+    )
+
+
+def variant_from_data(data: dict[str, Any]) -> Variant:
+    """One variant from parsed JSON; raises KeyError, TypeError or ValueError where it is damaged."""
+    return Variant(
+        name=text_from_data(data["name"]),
+        kernel=_user_text(data["kernel"]),
+        hints={text_from_data(name): _number(hint) for name, hint in data["hints"].items()},
+        requires=tuple(text_from_data(condition) for condition in data["requires"]),
+        archs=tuple(_arch(arch) for arch in data["archs"]),
+        tensors=tuple(_user_text(tensor) for tensor in data["tensors"]),
+        images=tuple(_image(image) for image in data["images"]),
+    )
+
+
+def _function(data: dict[str, Any]) -> Function:
+    return Function(
+        name=text_from_data(data["name"]),
+        kernel=text_from_data(data["kernel"]),
+        arguments=tuple((text_from_data(name), text_from_data(kind)) for name, kind in data["arguments"]),
+        algorithms=tuple(
+            tuple(variant_from_data(variant) for variant in algorithm) for algorithm in data["algorithms"]
+        ),
+    )

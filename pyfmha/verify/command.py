@@ -1,0 +1,132 @@
+"""``pyfmha verify``: the library's variants, then TensorRT's engines; tables to paste into a bug report."""
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import pyfmha
+from pyfmha.errors import EngineError, PluginError, SpecError
+from pyfmha.report import progress_bar
+from pyfmha.runtime.device import Device
+from pyfmha.runtime.library import Library
+from pyfmha.trt.creator import find_library
+from pyfmha.verify.engines import engine_versions, print_engines
+from pyfmha.verify.variants import Checked, Summary, runs_of, summary_of, verify_library
+
+PARTS = ("library", "engine")
+
+
+def run_verify(
+    console: Console,
+    errors: Console,
+    dtypes: Sequence[str],
+    head_size: int,
+    only: str | None = None,
+    path: Path | None = None,
+    random: int = 0,
+) -> bool:
+    """Check and print; returns whether everything passed.
+
+    Args:
+        console: for the tables.
+        errors: for the progress bar.
+        dtypes: some of fp16, bf16, fp32.
+        head_size: of the engines.
+        only: one of :data:`PARTS`, or None for both. Without it, a TensorRT that is missing is no error.
+        path: of the library, for its variants; None for the one that engines use.
+        random: how many random problems for each production function besides.
+
+    Raises:
+        SpecError: there is no such part.
+        DriverError: there is no GPU.
+        LibraryError: there is no library, or it has no code for the GPU.
+        EngineError, PluginError: engines alone are asked for, and there is no TensorRT that builds them.
+    """
+    if only not in (None, *PARTS):
+        raise SpecError(f"there is no part {only!r}: use {' or '.join(PARTS)}, or leave it out for both")
+    tensorrt, missing = "", ""
+    if only != "library":
+        try:
+            tensorrt = engine_versions()
+        except (EngineError, PluginError) as error:
+            if only == "engine":
+                raise
+            missing = str(error)
+    library, device = find_library(path), Device()
+    try:
+        console.print(_facts(library, device, tensorrt), markup=False, soft_wrap=True)
+        passed = only == "engine" or _verify_library(console, errors, library, device, dtypes, random)
+    finally:
+        device.close()
+    if missing:
+        console.print(f"Engines were not checked: {missing}", markup=False, soft_wrap=True)
+    elif tensorrt:
+        passed = print_engines(console, dtypes, head_size) and passed
+    return passed
+
+
+def _facts(library: Library, device: Device, tensorrt: str) -> str:
+    manifest = library.manifest
+    try:
+        cuda_python = importlib.metadata.version("cuda-python")
+    except importlib.metadata.PackageNotFoundError:
+        cuda_python = "of unknown version"
+    return (
+        f"pyfmha {pyfmha.__version__}, {tensorrt or 'no TensorRT that builds'}, Python {platform.python_version()},"
+        f" numpy {np.__version__}, cuda-python {cuda_python}; {device.name} ({device.arch}), driver for CUDA"
+        f" {device.driver_version}; library {manifest.build_id[:12]} for {', '.join(manifest.archs())},"
+        f" Triton {manifest.triton}"
+    )
+
+
+def _verify_library(
+    console: Console, errors: Console, library: Library, device: Device, dtypes: Sequence[str], random: int
+) -> bool:
+    checked: list[Checked] = []
+    total = runs_of(library, dtypes, random)
+    with progress_bar(errors, "verifying") as progress:
+        for one in verify_library(library, device, dtypes, random):
+            checked.append(one)
+            progress(len(checked), total, one.case.name)
+    summaries = summary_of(library, device.arch, checked, dtypes)
+    console.print(_table(summaries))
+    failures = [one for one in checked if one.failure]
+    for one in failures:
+        algorithm = " + ".join(one.variants)
+        console.print(f"{algorithm}, {one.case.name}: {one.failure}", markup=False, soft_wrap=True)
+    unserved = [summary.variant for summary in summaries if not summary.cases]
+    for name in unserved:
+        console.print(f"{name}: no case was served by it, so nothing is known of it", markup=False, soft_wrap=True)
+    if failures or unserved:
+        console.print(
+            f"[red]{len(failures)} of {len(checked)} runs failed, {len(unserved)} of {len(summaries)} variants did not"
+            " run[/red]"
+        )
+        return False
+    console.print(f"All {len(checked)} runs passed, by {len(summaries)} variants.")
+    return True
+
+
+def _table(summaries: Sequence[Summary]) -> Table:
+    table = Table(title="Every variant of the library against float64", title_justify="left")
+    table.add_column("variant", overflow="fold")
+    for heading in ("cases", "worst error", "limit"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for one in summaries:
+        verdict = Text("ok", "green") if one.passed else Text("FAILED" if one.cases else "NOT RUN", "red")
+        table.add_row(
+            Text(one.variant),
+            str(one.cases),
+            "-" if one.error is None else "nan" if math.isnan(one.error) else f"{one.error:.1e}",
+            "-" if one.limit is None else f"{one.limit:.0e}",
+            verdict,
+        )
+    return table

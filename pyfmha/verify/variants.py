@@ -1,0 +1,284 @@
+"""The first half of ``pyfmha verify``: every variant of a library on this GPU against float64.
+
+A script uses it as the command does: :func:`verify_library` yields what each case gave, :func:`summary_of` sums up by
+variant.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyfmha.attention.decode import Decoding, decode_family
+from pyfmha.attention.first import DTYPES, family
+from pyfmha.attention.forward import forward_family
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.errors import DriverError, LibraryError, PyfmhaError
+from pyfmha.runtime.device import Device, DeviceArray, Stream
+from pyfmha.runtime.library import Function, Library
+from pyfmha.runtime.serving import serving
+from pyfmha.spec.arch import arch_for
+from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify.random_cases import random_cases
+
+GUARD = 4096
+"""Bytes before and after each output and workspace that must not change; a multiple of any alignment."""
+PATTERN = 0xA5
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One case by one algorithm.
+
+    Attributes:
+        case: what was computed.
+        variants: which variants ran.
+        error: relative error of Out; NaN where it could not be had.
+        failure: what is wrong; empty where nothing is.
+    """
+
+    case: Case
+    variants: tuple[str, ...]
+    error: float
+    failure: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant over all its cases.
+
+    Attributes:
+        variant: its name.
+        cases: how many it served.
+        error: the worst, NaN if any is; None where it served none.
+        limit: the largest error that passes.
+        failures: how many of the cases failed.
+    """
+
+    variant: str
+    cases: int
+    error: float | None
+    limit: float | None
+    failures: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether it served a case, and no case failed."""
+        return self.cases > 0 and not self.failures
+
+
+class Memory:
+    """Device memory between two guards, beginning some bytes past a multiple of 16.
+
+    Args:
+        content: bytes to begin with.
+        shift: how many bytes past.
+    """
+
+    def __init__(self, content: Any, shift: int = 0) -> None:
+        self._begin, self._size = GUARD + shift, content.nbytes
+        whole = np.full(2 * GUARD + shift + content.nbytes, PATTERN, np.uint8)
+        whole[self._begin : self._begin + self._size] = content.reshape(-1).view(np.uint8)
+        self.array = DeviceArray.of(whole)
+
+    @property
+    def pointer(self) -> int:
+        """Where the content begins."""
+        return self.array.pointer + self._begin
+
+    def read(self, dtype: Any) -> tuple[Any, bool]:
+        """The content, flat, and whether the guards are as they were."""
+        raw = self.array.to_host()
+        end = self._begin + self._size
+        intact = bool((raw[: self._begin] == PATTERN).all() and (raw[end:] == PATTERN).all())
+        return raw[self._begin : end].copy().view(dtype), intact
+
+
+class _Launched:
+    """The memory of one case on the device."""
+
+    def __init__(self, case: Case) -> None:
+        self._made: list[Memory] = []
+        shift = case.shift * np.dtype(STORAGE[case.dtype]).itemsize
+        self.out = self.add(case.blank("Out"), shift)
+        self.inputs = [self.add(case.inputs[name], shift).pointer for name in "QKV"]
+        batch, heads, seq, _ = case.shape("Out")
+        self.lse = self.add(np.full(batch * heads * seq * 4, NAN_BYTE, np.uint8), 4 * case.shift) if case.lse else None
+
+    def add(self, content: Any, shift: int = 0) -> Memory:
+        """More memory, freed with the rest."""
+        self._made.append(Memory(content, shift))
+        return self._made[-1]
+
+    def integers(self, values: Sequence[int] | None) -> int:
+        """Where an array of int32 is; 0 for none."""
+        return 0 if values is None else self.add(np.array(values, np.int32)).pointer
+
+    def intact(self) -> bool:
+        """Whether all guards are as they were."""
+        return all(memory.read(np.uint8)[1] for memory in self._made)
+
+    def close(self) -> None:
+        """Free it."""
+        for memory in self._made:
+            with suppress(DriverError):  # after a fault nothing can be freed, and the fault is what is reported
+                memory.array.free()
+
+
+def verify_library(
+    library: Library, device: Device, dtypes: Sequence[str] = DTYPES, random: int = 0
+) -> Iterator[Checked]:
+    """Run every case with every algorithm of the attention functions that a library holds.
+
+    Args:
+        library: the library.
+        device: the GPU, its context current.
+        dtypes: which functions.
+        random: problems of :mod:`pyfmha.verify.random_cases` for each ``fmha_fwd_*`` besides.
+
+    Raises:
+        LibraryError: it has no code for the GPU, or no attention in these dtypes.
+    """
+    arch = arch_for(device.arch, library.manifest.archs())
+    if arch is None:
+        held = ", ".join(library.manifest.archs())
+        raise LibraryError(
+            f"{library.path} was built for {held}, the GPU here, {device.name}, is {device.arch};"
+            f" build it for this GPU: pyfmha build --arch {device.arch}"
+        )
+    plans = list(_plans(library, dtypes, random))
+    if not plans:
+        raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: pyfmha build")
+    for functions, cases in plans:
+        loaded: list[Function] = []
+        try:
+            for function in functions:
+                function.load()
+                loaded.append(function)
+            for case in cases:
+                for algorithm in range(len(functions[0].manifest.algorithms)):
+                    checked = check(functions, case, algorithm, arch, device)
+                    yield checked
+                    if checked.failure and _is_broken(device):
+                        return
+        finally:
+            for function in loaded:
+                with suppress(DriverError):  # a context that a kernel broke takes its modules along
+                    function.unload()
+
+
+def _is_broken(device: Device) -> bool:
+    """Whether a kernel left the context unusable: every later call fails with its error."""
+    try:
+        device.synchronize()
+    except DriverError:
+        return True
+    return False
+
+
+def _plans(library: Library, dtypes: Sequence[str], random: int = 0) -> Iterator[tuple[list[Function], list[Case]]]:
+    """Functions that are launched one after the other, with their cases."""
+    for forward in forward_family(dtypes):
+        if forward.name in library:
+            cases = forward_cases(forward.dtype, forward.padded)
+            yield [library[forward.name]], [*cases, *random_cases(forward.dtype, forward.padded, random)]
+    for pair in decode_family(dtypes):
+        if pair.split_name in library and pair.combine_name in library:
+            functions = [library[pair.split_name], library[pair.combine_name]]
+            yield functions, decode_cases(pair.dtype, pair.padded)
+    for member in family(dtypes):
+        if member.name in library:
+            cases = first_cases(member.dtype, member.head_size, member.causal, member.precision)
+            yield [library[member.name]], cases
+
+
+def runs_of(library: Library, dtypes: Sequence[str], random: int = 0) -> int:
+    """How many results :func:`verify_library` gives."""
+    plans = _plans(library, dtypes, random)
+    return sum(len(cases) * len(functions[0].manifest.algorithms) for functions, cases in plans)
+
+
+def check(functions: Sequence[Function], case: Case, algorithm: int, arch: str, device: Device) -> Checked:
+    """Run one case and judge it; what goes wrong with it is in the result."""
+    ran: list[str] = []
+    launched = _Launched(case)
+    try:
+        arguments = _arguments(functions, case, launched)
+        failure = ""
+        for function in functions:
+            number = _algorithm_of(function, algorithm)
+            variant = function.variant(*arguments, algo_id=number)
+            ran.append(variant)
+            expected = [variant.name for variant in serving(function.manifest, number, arch, arguments)]
+            if variant not in expected:
+                failure = f"{variant} ran, by the manifest it is {' or '.join(expected) or 'none'}"
+        _launch(functions, arguments, algorithm, device)
+        store, intact = launched.out.read(STORAGE[case.dtype])
+        lse = None if launched.lse is None else launched.lse.read(np.float32)[0].reshape(case.shape("Out")[:3])
+        error, wrong = case.judge(store, lse)
+        if not (intact and launched.intact()):
+            wrong = "it wrote outside its outputs"
+        return Checked(case, tuple(ran), error, wrong or failure)
+    except PyfmhaError as error:
+        return Checked(case, tuple(ran) or tuple(f.name for f in functions), float("nan"), str(error))
+    finally:
+        launched.close()
+
+
+def _launch(functions: Sequence[Function], arguments: Sequence[Any], algorithm: int, device: Device) -> None:
+    device.synchronize()  # copies from the host are done before another stream reads what they wrote
+    stream = Stream()
+    try:
+        for function in functions:
+            function(stream.handle, *arguments, algo_id=_algorithm_of(function, algorithm))
+        stream.synchronize()
+    finally:
+        with suppress(DriverError):
+            stream.close()
+
+
+def _algorithm_of(function: Function, algorithm: int) -> int:
+    """The same number, or the last where there are fewer: what combines may have one only."""
+    return min(algorithm, len(function.manifest.algorithms) - 1)
+
+
+def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -> tuple[Any, ...]:
+    """What the functions of a case are called with: both of decoding with the same."""
+    out, inputs = launched.out.pointer, launched.inputs
+    names = [name for name, _ in functions[0].manifest.arguments]
+    if "L" in names:  # the first kernel, whose statistics are between guards only
+        rows = np.full(4 * case.batch * case.heads * case.q_len, NAN_BYTE, np.uint8)
+        statistics = [launched.add(rows, 4 * case.shift).pointer for _ in "LM"]
+        return (out, *statistics, *inputs, case.scale, case.batch, case.heads, case.q_len)
+    lse = 0 if launched.lse is None else launched.lse.pointer
+    lengths = [launched.integers(values) for values in (case.q_lengths, case.kv_lengths)]
+    if "splits" in names:
+        padded = int(functions[0].name.split("_d")[1].split("_")[0])
+        decoding = Decoding(case.call(), padded, case.splits)
+        sizes = decoding.partial_bytes, decoding.statistics_bytes
+        workspace = [launched.add(np.full(size, NAN_BYTE, np.uint8)).pointer for size in sizes]
+        return (out, lse, *inputs, *lengths, *workspace, *decoding.scalars())
+    lengths += [launched.integers(values) for values in (case.cu_q, case.cu_kv)]
+    return (out, lse, *inputs, *lengths, *case.call().scalars())
+
+
+def summary_of(library: Library, arch: str, checked: Sequence[Checked], dtypes: Sequence[str]) -> list[Summary]:
+    """Every variant of the attention functions that has code for the GPU, in the library's order; served or not."""
+    names = {function.name for functions, _ in _plans(library, dtypes) for function in functions}
+    wanted = arch_for(arch, library.manifest.archs())
+    found: dict[str, Summary] = {}
+    for function, _, variant in library.manifest.variants():
+        if function.name not in names or (variant.archs and wanted not in variant.archs):
+            continue
+        mine = [one for one in checked if variant.name in one.variants]
+        errors = [one.error for one in mine]
+        found[variant.name] = Summary(
+            variant.name,
+            len(mine),
+            float(np.max(errors)) if errors else None,  # NaN if any is
+            max(one.case.limit for one in mine) if mine else None,
+            sum(bool(one.failure) for one in mine),
+        )
+    return list(found.values())

@@ -1,0 +1,323 @@
+"""What keeps kernels fast, read from their sm_90 machine code: tensor cores, no spills, room for more than one block.
+
+Speed itself needs a GPU; this notices on any machine when a change, or another Triton, costs it.
+"""
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pyfmha.aot.cubin import Compiler, Cubin
+from pyfmha.attention import hopper
+from pyfmha.attention.decode import Decode
+from pyfmha.attention.forward import Forward
+from pyfmha.spec.arch import parse_arch
+from pyfmha.spec.kernel import KernelSpec
+
+pytest.importorskip("triton")
+
+REGISTERS_OF_SM = 65536
+SHARED_OF_SM = 233472  # 228 KiB, of which each block's runtime takes 1 KiB more
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a kernel may cost.
+
+    Attributes:
+        blocks: how many must fit a multiprocessor.
+        multiply, count: the instruction that multiplies, and how often it is there at least.
+        batches: groups in which wgmma is issued at most; 0 for three to a group.
+        spilled: bytes of local memory a thread.
+        loop: loads and stores of local memory in the loop, where nothing is masked. Of a portable kernel that spills,
+            in any of its two fast loops.
+        exponentials: those of a thread in a step of a Hopper kernel, which run beside a product.
+    """
+
+    blocks: int
+    multiply: str
+    count: int
+    batches: int = 0
+    spilled: int = 0
+    loop: int = 0
+    exponentials: int = 0
+
+
+def forward(dtype: str, head_size: int) -> KernelSpec:
+    return Forward(dtype, head_size).specs()[0]
+
+
+# Bytes spilled and uses of them in the loop, by head size, masks and consumers. Around the loop a causal kernel has
+# more to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for,
+# and a general one more than that; 12 uses are 2 % of a step's instructions, and all of those fit twice into the time
+# of its products. A ragged one keeps the place of its rows, too. At head size 256 the accumulator alone has 128 of
+# 240 registers; most of what is spilled there, the slow rows at the end spill.
+SPILLED = {
+    **{
+        (64, "causal", 1): (80, 0),
+        (64, "general", 1): (80, 16),
+        (64, "capped", 1): (72, 12),
+        (128, "causal", 2): (128, 12),
+    },
+    **{
+        (256, "full", 2): (400, 2),
+        (256, "causal", 2): (400, 2),
+        (256, "general", 2): (256, 6),
+        (256, "ragged", 2): (304, 3),
+        (256, "capped", 2): (264, 8),
+        (128, "general", 1): (16, 0),
+    },
+}
+
+
+def kind_of(setting: hopper.Setting, causal: bool) -> str:
+    for kind in ("ragged", "capped", "general"):
+        if getattr(setting, kind):
+            return kind
+    return "causal" if causal else "full"
+
+
+def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[str, tuple[KernelSpec, Budget]]:
+    """The Hopper kernels of a head size, with the budgets that follow from their settings.
+
+    A step multiplies 64 rows by 16 columns of Q at a time with K, and by 16 keys with V; outside the loop the first
+    product with K and the last with V stand once more. 128 threads take exponentials of 64 rows.
+    """
+    kernels = {}
+    for setting in hopper.SETTINGS[head_size]:
+        made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))
+        for causal, spec in zip(setting.masks, made, strict=True):
+            mask = kind_of(setting, causal)
+            spilled, loop = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
+            budget = Budget(
+                blocks=max(setting.programs, 1),
+                multiply="HGMMA",
+                count=setting.consumers * 2 * (head_size + setting.block_n) // 16,
+                batches=setting.consumers * 4,
+                spilled=spilled,
+                loop=loop,
+                exponentials=setting.block_n // 2 * (2 if setting.capped else 1),  # each has a tanh besides
+            )
+            if causal in masks:
+                pairs = " in pairs of heads" if setting.two_heads else ""
+                name = f"hopper {dtype} {head_size} {mask} {setting.consumers}x{setting.block_n}{pairs}"
+                assert name not in kernels
+                kernels[name] = spec, budget
+    return kernels
+
+
+# The portable kernels: 64x64 tiles, two products of 4 steps of 16.
+PRODUCTION = {
+    "forward fp16 64": (forward("fp16", 64), Budget(3, "HGMMA", 8)),
+    "forward bf16 128": (forward("bf16", 128), Budget(2, "HGMMA", 12)),
+    # fp32 as three products of fp16, each of which waits for the one before, in each of two loops; and in the safe loop
+    # as three of tf32. What is spilled is where the loops begin and end.
+    "forward fp32 64": (forward("fp32", 64), Budget(2, "HGMMA", 2 * 24, batches=18)),
+    "forward fp32 128 capped": (Forward("fp32", 128).specs()[1], Budget(2, "HGMMA", 2 * 30, batches=18, spilled=32)),
+    # The sums alone take 128 registers, a product of 64 columns 32, V 32 while its largest element is looked for.
+    "forward fp32 256": (forward("fp32", 256), Budget(1, "HGMMA", 2 * 72, batches=30, spilled=432, loop=111)),
+    "split fp16 128": (Decode("fp16", 128).specs()[0], Budget(2, "HMMA", 16)),
+    **hopper_kernels("fp16", 64, (False, True)),
+    **hopper_kernels("bf16", 128, (False, True)),
+    **hopper_kernels("fp16", 256, (False, True)),
+}
+HOPPER = [name for name in PRODUCTION if name.startswith("hopper")]
+
+
+@pytest.fixture(scope="module")
+def cubins() -> dict[str, Cubin]:
+    with Compiler() as compiler:
+        specs = [spec for spec, _ in PRODUCTION.values()]
+        made = compiler.compile_all([(spec, parse_arch("sm_90")) for spec in specs], lambda *_: None)
+    return dict(zip(PRODUCTION, made, strict=True))
+
+
+def disassembled(cubin: Cubin, folder: Path) -> str:
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "nvdisasm"
+    path = folder / "code.cubin"
+    path.write_bytes(cubin.code)
+    return subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout
+
+
+def opcodes(listing: str) -> Counter[str]:
+    return Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", listing, re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Step:
+    """The loop of one consumer, up to the wait for its scores and from there on, without what masks them, and what
+    drops the padding of values."""
+
+    before: str
+    after: str
+
+
+def steps(listing: str) -> list[Step]:
+    """The loops over keys of a Hopper kernel: from the label that is jumped back to, to that jump."""
+    found = []
+    for wait in re.finditer(r"DEPBAR\.LE gsb0, 0x1\b", listing):
+        for jump in re.finditer(r"\bBRA\S* .*?(\.L_x_\d+)", listing[wait.end() :]):
+            label = listing.find(f"\n{jump[1]}:")
+            if label < wait.start():
+                after = listing[wait.start() : wait.end() + jump.start()]
+                before = listing[label : wait.start()]
+                found.append(Step(without_a_branch(before) if "FENCE" in before else before, without_a_branch(after)))
+                break
+    return found
+
+
+def without_a_branch(code: str) -> str:
+    """Without the first part that a jump within the code passes over."""
+    part = re.search(r"\bBRA\S* [^\n]*?(\.L_x_\d+).*?\n\1:", code, re.DOTALL)
+    return code if part is None else code[: part.start()] + code[part.end() :]
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_tensor_cores_are_used_and_little_spills(name: str, cubins: dict[str, Cubin], tmp_path: Path) -> None:
+    _, budget = PRODUCTION[name]
+    listing = disassembled(cubins[name], tmp_path)
+    found = opcodes(listing)
+
+    assert found["EXIT"] >= 1, "the listing was not understood"
+    assert found[budget.multiply] >= budget.count
+    assert cubins[name].spilled <= budget.spilled
+    assert budget.spilled or found["STL"] == found["LDL"] == 0, "registers are spilled to local memory"
+    # ptxas ends a batch of wgmma with "gsb0"; where it cannot keep them asynchronous, it ends every one so.
+    batches = len(re.findall(r"HGMMA.*gsb0", listing))
+    assert batches <= (budget.batches or found["HGMMA"] // 3), "wgmma runs one at a time"
+
+
+def fast_loops(listing: str) -> list[str]:
+    """The innermost loops that multiply fp16 by wgmma: from the label that is jumped back to, to that jump."""
+    found = []
+    for jump in re.finditer(r"\bBRA\S* .*?(\.L_x_\d+)", listing):
+        label = listing.find(f"\n{jump[1]}:", 0, jump.start())
+        body = listing[label : jump.end()]
+        if label >= 0 and re.search(r"HGMMA\S*\.F32 ", body) and not any(inner in body for inner in found):
+            found.append(body)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in PRODUCTION if name.startswith("forward fp32")])
+def test_fp32_is_multiplied_as_fp16_in_loops_that_spill_little(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    _, budget = PRODUCTION[name]
+    found = [opcodes(body) for body in fast_loops(disassembled(cubins[name], tmp_path))]
+
+    assert len(found) == 2, "with masks, and without"
+    for loop in found:
+        assert loop["HGMMA"] == budget.count // 2
+        assert loop["LDL"] + loop["STL"] <= budget.loop, "the loop spills"
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_enough_blocks_fit_a_multiprocessor(name: str, cubins: dict[str, Cubin]) -> None:
+    _, budget = PRODUCTION[name]
+    cubin = cubins[name]
+
+    registers = -(-cubin.registers // 8) * 8 * cubin.threads  # handed out in eights a thread
+    assert budget.blocks * registers <= REGISTERS_OF_SM
+    assert budget.blocks * (cubin.shared + 1024) <= SHARED_OF_SM
+
+
+@pytest.mark.parametrize("name", HOPPER)
+def test_the_hopper_kernel_loads_by_tma_and_shares_registers_out(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    found = opcodes(disassembled(cubins[name], tmp_path))
+
+    assert found["UTMALDG"] >= 3, "Q, K and V are loaded by TMA"
+    assert found["UTMASTG"] >= 1, "Out is stored by TMA"
+    assert found["USETMAXREG"] >= 2, "the producer gives registers to the consumers"
+
+
+@pytest.mark.parametrize("name", HOPPER)
+def test_the_hopper_kernel_takes_exponentials_while_a_product_runs(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    spec, budget = PRODUCTION[name]
+    found = steps(disassembled(cubins[name], tmp_path))
+
+    assert len(found) == dict(spec.constants)["CONSUMERS"]
+    for step in found:
+        assert opcodes(step.before)["HGMMA"] == budget.count // len(found) // 2, "both products are issued first"
+        assert "FENCE" not in step.before, "values are stored where there is no padding"
+        # From the wait for the scores to the wait for the product with V, which was issued before.
+        beside, _ = step.after.split("DEPBAR.LE gsb0, 0x0", maxsplit=1)
+        assert beside.count("MUFU.EX2") >= budget.exponentials
+        local = opcodes(step.before + step.after)
+        assert local["STL"] + local["LDL"] <= budget.loop, "the loop spills"
+
+
+DECODING = {
+    f"{dtype} {head_size}": hopper.variants(Forward(dtype, head_size).specs()[-1], head_size)[0]
+    for dtype, head_size in (("fp16", 64), ("fp16", 128), ("fp16", 256), ("bf16", 128))
+}
+RESERVED = 1024  # bytes of shared memory that the system takes of every block
+
+
+@pytest.fixture(scope="module")
+def decoding() -> dict[str, Cubin]:
+    with Compiler() as compiler:
+        made = compiler.compile_all([(spec, parse_arch("sm_90")) for spec in DECODING.values()], lambda *_: None)
+    return dict(zip(DECODING, made, strict=True))
+
+
+def static_shared(cubin: Cubin, folder: Path) -> int:
+    """Bytes of shared memory that the code itself sets aside, what the system takes included."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    path = folder / "code.cubin"
+    path.write_bytes(cubin.code)
+    usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"SHARED:(\d+)", usage)
+    return int(found)
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_multiplies_keys_by_8_queries_and_does_not_spill(
+    name: str, decoding: dict[str, Cubin], tmp_path: Path
+) -> None:
+    sizes = dict(DECODING[name].constants)
+    listing = disassembled(decoding[name], tmp_path)
+    found = opcodes(listing)
+
+    d, n = int(sizes["BLOCK_D"]), int(sizes["BLOCK_N"])
+    assert len(re.findall(r"HGMMA\.64x8x16\.F32", listing)) == found["HGMMA"] == 2 * (n // 64 * d // 16)
+    assert len(re.findall(r"HGMMA.*gsb0", listing)) == 2, "wgmma runs one at a time"
+    assert decoding[name].spilled == found["STL"] == found["LDL"] == 0
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_asks_for_the_queries_first_and_for_keys_before_it_waits(
+    name: str, decoding: dict[str, Cubin], tmp_path: Path
+) -> None:
+    listing = disassembled(decoding[name], tmp_path)
+    loads, waits = (
+        [found.start() for found in re.finditer(op, listing)] for op in (r"\bUTMALDG", r"\bSYNCS\.PHASECHK")
+    )
+
+    assert waits[0] > loads[2 * int(dict(DECODING[name].constants)["STAGES"]) - 1]
+    assert listing.index("LDG.E.128") < loads[0]
+    assert waits[0] > listing.index("UCGABAR_ARV"), "the cluster learns early that a program runs"
+    assert listing.index("UCGABAR_WAIT") < listing.index("STAS.64 "), "nothing is put before all programs run"
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_what_decoding_shares_fits_and_leaves_the_swizzle_in_place(
+    name: str, decoding: dict[str, Cubin], tmp_path: Path
+) -> None:
+    static = static_shared(decoding[name], tmp_path)
+
+    assert static >= RESERVED + 4 * 8 * int(dict(DECODING[name].constants)["BLOCK_D"])
+    assert static % 1024 == 0, "what TMA writes would not begin where its swizzle does"
+    assert decoding[name].shared + static <= SHARED_OF_SM

@@ -1,0 +1,483 @@
+"""The Hopper variants of the production functions on the fake driver: when they are launched, and what is instead."""
+
+import shutil
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cuda import FakeCuda, Launch, TensorMap
+from helpers import SUCCESS, CLibrary
+
+from pyfmha.aot import build
+from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
+from pyfmha.attention.forward import Call, Forward, strides
+from pyfmha.attention.hopper import HEAD_SIZES, SETTINGS, sweep, sweep_specs, variants
+from pyfmha.errors import SpecError
+from pyfmha.spec.arch import parse_archs
+from pyfmha.spec.kernel import KernelSpec
+
+pytest.importorskip("triton")
+
+FUNCTION = "fmha_fwd_d64_fp16"
+RAGGED_FUNCTION = "fmha_fwd_d128_fp16"
+POINTERS = {"Out": 1 << 30, "Lse": 0, "Q": 2 << 30, "K": 3 << 30, "V": 4 << 30}
+LENGTHS = {"q_lengths": 0, "kv_lengths": 0, "cu_seqlens_q": 0, "cu_seqlens_kv": 0}
+SMS = 132  # multiprocessors of the fake device
+# Rows of 64 elements, of which a head may have fewer: TMA would store up to 7 of the others.
+GAPS = {f"{name}_strides": (heads * 300 * 64, 300 * 64, 64) for name, heads in zip("qkv", (8, 2, 2), strict=True)}
+GAPS["out_strides"] = GAPS["q_strides"]
+HOPPER, DECODE, PORTABLE = "fmha_fwd_sm90", "fmha_decode_sm90", "fused_attention_forward"
+
+
+def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **changes: Any) -> tuple[Any, ...]:
+    """Arguments of a launch that a Hopper variant serves, but for the changes."""
+    sizes = {"batch_size": 2, "num_heads": 8, "num_kv_heads": 2, "q_len": 300, "kv_len": 300, "head_size": 64}
+    sizes |= {name: changes.pop(name) for name in list(changes) if name in sizes}
+    q = strides(layout, sizes["batch_size"], sizes["num_heads"], sizes["q_len"], sizes["head_size"])
+    kv = strides(layout, sizes["batch_size"], sizes["num_kv_heads"], sizes["kv_len"], sizes["head_size"])
+    given = {"sm_scale": 0.125, "q_strides": q, "k_strides": kv, "v_strides": kv, "out_strides": q, **changes}
+    return (*(POINTERS | LENGTHS | (pointers or {})).values(), *Call(**sizes, **given).scalars())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The function with all its variants, for Hopper and for another architecture, and one with that for ragged
+    batches."""
+    folder = tmp_path_factory.mktemp("hopper")
+    base = Forward("fp16", 128).specs()[-1]
+    ragged = variants(base, 128, [setting for setting in SETTINGS[128] if setting.ragged])
+    specs = [*library_specs(["hopper"], ["fp16"], [64]), *ragged, base]
+    return build(specs, parse_archs(["sm_80", "sm_90"]), folder).library
+
+
+@pytest.fixture
+def loaded(built: Path, tmp_path: Path, fake_cuda: FakeCuda) -> CLibrary:
+    library = CLibrary(Path(shutil.copy(built, tmp_path / "hopper.so")))
+    fake_cuda.use_context()
+    for function in (FUNCTION, RAGGED_FUNCTION):
+        assert library.load(function) == SUCCESS, library.error()
+    return library
+
+
+def launched(library: CLibrary, fake_cuda: FakeCuda, given: tuple[Any, ...], function: str = FUNCTION) -> Launch:
+    assert library.launch(function, *given) == SUCCESS, library.error()
+    return fake_cuda.launches()[-1]
+
+
+@pytest.mark.parametrize("right", [-1, 0])
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_plain_attention_is_launched_through_tma(
+    loaded: CLibrary, fake_cuda: FakeCuda, layout: str, right: int
+) -> None:
+    launch = launched(loaded, fake_cuda, arguments(layout, window_right=right))
+
+    assert launch.kernel == HOPPER
+    out, q, k, v = (TensorMap.read(launch.params[9 * i]) for i in range(4))
+    assert [one.address for one in (out, q, k, v)] == [POINTERS[name] for name in ("Out", "Q", "K", "V")]
+    assert out.sizes == q.sizes == (64, 300, 8, 2)
+    assert k.sizes == v.sizes == (64, 300, 2, 2)
+    in_bytes = {"bhsd": (128, 300 * 128, 8 * 300 * 128), "bshd": (8 * 128, 128, 300 * 8 * 128)}
+    assert q.strides == in_bytes[layout]
+    block_n = dict(served_by(64, q_len=300, window_right=right).constants)["BLOCK_N"]
+    assert q.box == out.box == (64, 64, 1, 1)
+    assert k.box == v.box == (64, block_n, 1, 1)
+
+
+def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    """Tiles of 64 rows, two programs for each multiprocessor."""
+    launches = [
+        launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch))
+        for q_len, batch in ((65, 1), (1000, 1), (4096, 1), (300, 200))
+    ]
+
+    assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 128, 2 * SMS, 2 * SMS)]
+
+
+def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    """But a program for each multiprocessor, where there are as many tiles, and no more than fit."""
+    launches = [
+        launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch, window_right=0))
+        for q_len, batch in ((65, 1), (1000, 1), (300, 4), (300, 8), (300, 200), (700, 2), (4096, 1))
+    ]
+
+    assert [launch.grid[0] for launch in launches] == [16, 128, SMS, 8 * 8 * 5 // 2, 2 * SMS, SMS, 2 * 128]
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"Q": (2 << 30) + 2}, {}),
+        ({"Out": (1 << 30) + 8}, {}),
+        ({}, {"head_size": 63}),
+        ({}, {"head_size": 60, **GAPS}),
+        ({}, {"head_size": 63, "window_left": 5, **GAPS}),
+        ({}, {"head_size": 60, "softcap": 3.0, **GAPS}),
+        ({}, {"softcap": 64.1}),
+        ({}, {"softcap": 30.0, "sm_scale": -0.125}),
+        ({}, {"softcap": 30.0, "q_len": 2**28 + 1}),
+        ({}, {"q_len": 2**28 + 1, "window_left": 128}),
+        ({"kv_lengths": 1 << 20}, {"kv_len": 2**28 + 1}),
+        ({"kv_lengths": 1 << 20}, {"softcap": 65.0}),
+        ({"kv_lengths": 1 << 20}, {"sm_scale": -0.125}),
+        ({}, {"sm_scale": -0.125}),
+        ({}, {"sm_scale": 0.0}),
+        ({}, {"kv_len": 0}),
+        ({}, {"k_strides": (1 << 20, 1 << 18, 0)}),
+        ({}, {"v_strides": (1 << 40, 1 << 18, 64)}),
+        ({}, {"q_strides": (1 << 20, 1 << 18, 68)}),
+    ],
+    ids=str,
+)
+def test_what_a_hopper_variant_cannot_take_is_served_by_another(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    launch = launched(loaded, fake_cuda, arguments(pointers=pointers, **changes))
+
+    assert launch.kernel == PORTABLE
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"kv_lengths": 1 << 20}, {}),
+        ({"q_lengths": 1 << 20}, {"window_right": 0}),
+        ({"kv_lengths": 1 << 20, "q_lengths": 2 << 20}, {"window_left": 0, "window_right": 0, "bottom_right": True}),
+        ({}, {"window_left": 128}),
+        ({}, {"window_left": 128, "window_right": 0}),
+        ({}, {"window_right": 3}),
+        ({"q_lengths": 1 << 20}, {"q_len": 1}),
+        ({}, {"q_len": 1, "kv_len": 8388609, "window_left": 3}),
+        ({}, {"kv_len": 2**28, "window_left": 2**31 - 1}),
+        ({}, {"softcap": 1e-38}),
+        ({}, {"softcap": 64.0, "window_right": 0}),
+        ({}, {"softcap": 30.0, "q_len": 1}),
+        ({"kv_lengths": 1 << 20}, {"softcap": 30.0, "window_left": 128}),
+    ],
+    ids=str,
+)
+def test_lengths_windows_and_soft_caps_are_served_by_general_kernels(
+    loaded: CLibrary, fake_cuda: FakeCuda, layout: str, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, **changes}
+    launch = launched(loaded, fake_cuda, arguments(layout, pointers, **sizes))
+    spec = served_by(64, pointers, layout=layout, **sizes)
+
+    assert dict(spec.constants)["GENERAL"]
+    assert dict(spec.constants)["CAPPED"] == ("softcap" in changes)
+    assert launch.kernel == HOPPER
+    assert launch.grid == (min(8 * 2 * -(-sizes["q_len"] // 64), SMS), 1, 1)
+    k, v = (TensorMap.read(launch.params[9 * i]) for i in (2, 3))
+    assert k.box == v.box == (64, dict(spec.constants)["BLOCK_N"], 1, 1)
+    assert k.sizes == v.sizes == (64, sizes["kv_len"], 2, 2)
+
+
+RAGGED = {"cu_seqlens_q": 5 << 30, "cu_seqlens_kv": 6 << 30}
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes", "tiles"),
+    [
+        ({}, {}, 5 + 3),
+        ({}, {"window_left": 128, "window_right": 0, "bottom_right": True}, 5 + 3),
+        ({"Lse": 1 << 20, "q_lengths": 1 << 20, "kv_lengths": 2 << 20}, {"kv_len": 1000}, 5 + 3),
+        ({}, {"batch_size": 1, "q_len": 1}, 1 + 2),
+        ({}, {"batch_size": 9, "q_len": 65, "kv_len": 1}, 2 + 10),
+        ({}, {"batch_size": 300, "q_len": 300}, 5 + 301),
+        ({}, {"batch_size": 2**20, "q_len": 2**28, "kv_len": 2**28}, 2**22 + 2**20 + 1),
+        # What leads from one batch to the next says nothing.
+        ({}, {"q_strides": (0, 128, 8 * 128), "out_strides": (0, 128, 8 * 128)}, 5 + 3),
+        ({}, {"k_strides": (-7, 128, 2 * 128), "v_strides": (1 << 62, 128, 2 * 128)}, 5 + 3),
+        ({}, {"head_size": 72}, 5 + 3),
+    ],
+    ids=str,
+)
+def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any], tiles: int
+) -> None:
+    sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, "head_size": 128, **changes}
+    given = {"layout": "bshd", "pointers": RAGGED | pointers, "ragged": True}
+    launch = launched(loaded, fake_cuda, arguments(**given, **sizes), RAGGED_FUNCTION)
+    spec = served_by(128, **given, **{name: value for name, value in sizes.items() if name != "head_size"})
+
+    assert dict(spec.constants)["RAGGED"]
+    assert launch.kernel == HOPPER
+    assert launch.grid == (min(8 * tiles, max(SMS, 4 * tiles), 4 * SMS), 1, 1)
+    out, q, k, v = (TensorMap.read(launch.params[9 * i]) for i in range(4))
+    assert [one.address for one in (out, q, k, v)] == [POINTERS[name] for name in ("Out", "Q", "K", "V")]
+    assert out.sizes == q.sizes == (sizes["head_size"], sizes["q_len"], 8, 1)
+    assert k.sizes == v.sizes == (sizes["head_size"], sizes["kv_len"], 2, 1)
+    if sizes["q_len"] > 1:
+        assert q.strides[:2] == out.strides[:2] == (8 * sizes["head_size"] * 2, sizes["head_size"] * 2)
+    assert all(one.strides[2] > 0 and one.strides[2] % 16 == 0 for one in (out, q, k, v))
+    assert q.box == out.box == (64, 64, 1, 1)
+    assert k.box == v.box == (64, dict(spec.constants)["BLOCK_N"], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"cu_seqlens_q": 0}, {}),
+        ({"cu_seqlens_kv": 0}, {}),
+        ({"Q": (2 << 30) + 2}, {}),
+        ({"Out": (1 << 30) + 8}, {}),
+        ({}, {"head_size": 100, "q_strides": (0, 128, 1024), "k_strides": (0, 128, 256), "v_strides": (0, 128, 256)}),
+        ({}, {"softcap": 30.0}),
+        ({}, {"sm_scale": 0.0}),
+        ({}, {"batch_size": 0}),
+        ({}, {"batch_size": 2**20 + 1}),
+        ({}, {"num_heads": 1026}),
+        ({}, {"kv_len": 0}),
+        ({}, {"q_len": 0}),
+        ({}, {"q_len": 2**28 + 1}),
+        ({}, {"kv_len": 2**28 + 1}),
+        ({}, {"k_strides": (0, 128, 132)}),
+    ],
+    ids=str,
+)
+def test_what_of_ragged_batches_cannot_be_loaded_so_is_served_by_another(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    sizes: dict[str, Any] = {"head_size": 128, **changes}
+    given = arguments("bshd", RAGGED | pointers, ragged=True, **sizes)
+
+    assert launched(loaded, fake_cuda, given, RAGGED_FUNCTION).kernel == PORTABLE
+
+
+def test_ragged_batches_of_small_heads_are_served_by_the_portable_kernel(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    assert launched(loaded, fake_cuda, arguments("bshd", RAGGED, ragged=True)).kernel == PORTABLE
+
+
+@pytest.mark.parametrize("head_size", [128, 256])
+def test_ragged_batches_alone_are_served_by_the_ragged_kernel(head_size: int) -> None:
+    general, ragged, _ = SETTINGS[head_size][-3:]
+
+    assert replace(ragged, ragged=False, rounds=1) == general, "as the general one is cut"
+    for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 1}):
+        for pointers in ({}, {"q_lengths": 1 << 20}):
+            constants = dict(served_by(head_size, RAGGED | pointers, **changes).constants)
+            assert not constants.get("RAGGED", False)
+            constants = dict(served_by(head_size, RAGGED | pointers, ragged=True, **changes).constants)
+            assert (constants["RAGGED"], constants["GENERAL"], constants["CAUSAL"]) == (True, True, True)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_soft_caps_alone_are_served_by_the_capped_kernel(head_size: int) -> None:
+    capped = SETTINGS[head_size][-1]
+
+    assert replace(capped, capped=False) in SETTINGS[head_size], "as the general one is cut"
+    assert [setting.capped for setting in SETTINGS[head_size]].count(True) == 1
+    for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 2}):
+        assert not dict(served_by(head_size, **changes).constants)["CAPPED"]
+        constants = dict(served_by(head_size, softcap=3.0, **changes).constants)
+        assert (constants["CAPPED"], constants["RAGGED"], constants["GENERAL"]) == (True, False, True)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_the_general_kernel_serves_nothing_that_a_dense_one_does(head_size: int) -> None:
+    others = [setting for setting in SETTINGS[head_size] if not setting.general]
+    general = SETTINGS[head_size][len(others)]
+
+    assert general.general
+    assert general.masks == (True,)
+    assert general.requires == ()
+    for right, q_len in product((-1, 0), (2, 300, 450, 2048)):
+        assert not dict(served_by(head_size, q_len=q_len, window_right=right).constants)["GENERAL"]
+    for changes in ({"window_left": 5}, {"window_right": 5}, {"window_left": 5, "window_right": 0}):
+        for q_len in (2, 300, 450, 2048):
+            found = dict(served_by(head_size, q_len=q_len, **changes).constants)
+            assert (found["GENERAL"], found["CAUSAL"], found["TWO_HEADS"]) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "grid"),
+    [
+        (1, 1, 1, (8, 1, 1)),
+        (1, 8, 8, (8, 8, 1)),
+        (1, 9, 9, (4, 9, 1)),
+        (2, 64, 8, (4, 8, 2)),
+        (1, 17, 17, (2, 17, 1)),
+        (64, 8, 1, (2, 1, 64)),
+        (1, 72, 4, (4, 12, 1)),  # 18 heads a key head: three parts
+        (65, 1, 1, (1, 1, 65)),
+        (300, 32, 8, (1, 8, 300)),
+    ],
+)
+def test_one_query_is_computed_by_clusters_of_which_few_are_larger(
+    loaded: CLibrary, fake_cuda: FakeCuda, batch: int, heads: int, kv_heads: int, grid: tuple[int, ...]
+) -> None:
+    sizes = {"batch_size": batch, "num_heads": heads, "num_kv_heads": kv_heads, "q_len": 1, "head_size": 40}
+    launch = launched(loaded, fake_cuda, arguments("bshd", **sizes))
+
+    assert launch.kernel == DECODE
+    assert launch.grid == grid
+    assert launch.cluster == (grid[0], 1, 1)
+    k, v = (TensorMap.read(launch.params[9 * i]) for i in range(2))
+    assert [one.address for one in (k, v)] == [POINTERS[name] for name in "KV"]
+    assert k.sizes == v.sizes == (40, 300, kv_heads, batch)
+    assert k.box == v.box == (64, 128, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"kv_lengths": 1 << 20}, {}),
+        ({"Lse": 1 << 20, "Out": (1 << 30) + 2}, {}),
+        ({}, {"window_left": 128, "window_right": 0, "bottom_right": True}),
+        ({}, {"sm_scale": -0.125}),
+        ({}, {"sm_scale": 0.0}),
+        ({}, {"q_strides": (1 << 20, 1 << 18, 8)}),
+    ],
+    ids=str,
+)
+def test_one_query_may_have_lengths_windows_and_any_scale(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    assert launched(loaded, fake_cuda, arguments(pointers=pointers, q_len=1, **changes)).kernel == DECODE
+
+
+@pytest.mark.parametrize(
+    ("pointers", "changes"),
+    [
+        ({"Q": (2 << 30) + 2}, {}),
+        ({"K": (3 << 30) + 8}, {}),
+        ({}, {"softcap": 65.0}),
+        ({}, {"ragged": True}),
+        ({}, {"head_size": 63}),
+        ({}, {"q_strides": (1 << 20, 68, 64)}),
+        ({}, {"k_strides": (1 << 20, 68, 64)}),
+        ({}, {"kv_len": 0}),
+        ({}, {"kv_len": 2**28 + 1, "window_left": 3}),
+        ({}, {"num_heads": 65536, "num_kv_heads": 65536, "batch_size": 1, "sm_scale": 0.0}),
+        ({}, {"batch_size": 65536, "sm_scale": 0.0}),
+    ],
+    ids=str,
+)
+def test_of_one_query_what_clusters_cannot_take_is_served_by_another(
+    loaded: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], changes: dict[str, Any]
+) -> None:
+    assert launched(loaded, fake_cuda, arguments(pointers=pointers, **{"q_len": 1, **changes})).kernel == PORTABLE
+
+
+def test_head_sizes_below_the_padded_one_are_cut_by_the_descriptor(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+    launch = launched(loaded, fake_cuda, arguments(head_size=40))
+
+    assert launch.kernel == HOPPER
+    assert TensorMap.read(launch.params[9]).sizes == (40, 300, 8, 2)
+
+
+def test_another_architecture_has_the_portable_variants(built: Path, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+    library = CLibrary(Path(shutil.copy(built, tmp_path / "ampere.so")))
+    fake_cuda.set_device(0, 80)
+    fake_cuda.use_context()
+    assert library.load(FUNCTION) == SUCCESS, library.error()
+
+    assert launched(library, fake_cuda, arguments()).kernel == PORTABLE
+
+
+def test_a_library_holds_hopper_variants_only_if_asked() -> None:
+    def kernels(specs: Any) -> set[str]:
+        return {spec.kernel for spec in specs}
+
+    assert (HOPPER in kernels(library_specs())) == ("hopper" in DEFAULT)
+    assert HOPPER not in kernels(library_specs([name for name in KERNELS if name != "hopper"]))
+    assert kernels(library_specs(["hopper"])) == {HOPPER, DECODE, PORTABLE}
+    assert HOPPER not in kernels(library_specs(["hopper"], ["fp32"]))
+
+
+def test_settings_fit_their_kernels() -> None:
+    assert set(SETTINGS) == set(HEAD_SIZES)
+    for size, settings in SETTINGS.items():
+        decoding, *made = variants(Forward("bf16", size).specs()[-1], size)
+        assert (decoding.kernel, decoding.cluster) == (DECODE, True)
+        assert len(made) == sum(len(setting.masks) for setting in settings)
+        for causal in (False, True):
+            *_, last = (setting for setting in settings if causal in setting.masks and not setting.ragged)
+            assert last.requires == (), "the last one serves the rest"
+            *_, last = (setting for setting in settings if causal in setting.masks and not setting.general)
+            assert last.requires == (), "and of what is not general, another"
+        for spec in (decoding, *made):
+            assert spec.archs == ("sm_90",)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_registers_are_shared_out_within_what_a_multiprocessor_has(head_size: int) -> None:
+    for setting in {*SETTINGS[head_size], *sweep(head_size)}:
+        programs = max(setting.programs, 1)
+        # Each part is a warpgroup, the producer too, though only one of its warps works.
+        assert programs * setting.maxnreg * 128 * (setting.consumers + 1) <= 65536
+        if setting.consumers > 1:  # a lone consumer takes what the producer leaves
+            shared_out = setting.consumers * setting.consumer_registers + setting.producer_registers
+            assert shared_out <= setting.maxnreg * (setting.consumers + 1)
+
+
+def served_by(head_size: int, pointers: dict[str, int] | None = None, **changes: Any) -> KernelSpec:
+    """The first Hopper variant that serves a call."""
+    base = Forward("fp16", head_size).specs()[-1]
+    given = arguments(pointers=pointers, head_size=head_size, **changes)
+    values = dict(zip((name for name, _ in base.prototype), given, strict=True))
+    return next(
+        spec for spec in variants(base, head_size) if all(condition.holds(values) for condition in spec.conditions)
+    )
+
+
+def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128() -> None:
+    short, long = 512, 8192
+
+    for q_len, right, consumers in ((short, 0, 1), (long, 0, 2), (short, -1, 2), (long, -1, 2)):
+        found = dict(served_by(128, q_len=q_len, window_right=right).constants)
+        assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
+
+
+def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> None:
+    for q_len, right in ((2, 0), (512, 0), (513, 0), (8192, 0), (512, -1), (8192, -1)):
+        found = dict(served_by(64, q_len=q_len, window_right=right).constants)
+        assert (found["TWO_HEADS"], found["CAUSAL"]) == (right == 0 and q_len <= 512, right == 0)
+        assert found["BLOCK_N"] == (64 if right == 0 and q_len <= 384 else 128)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "right", "blocks"),
+    [(64, -1, (2, 2)), (64, 0, (2, 2)), (128, -1, (2, 3)), (128, 0, (2, 3)), (256, -1, (2, 2)), (256, 0, (2, 3))],
+)
+def test_more_blocks_of_values_are_in_flight_where_there_is_room(
+    head_size: int, right: int, blocks: tuple[int, int]
+) -> None:
+    for q_len in (512, 8192):
+        found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
+        assert (found["STAGES"], found["V_STAGES"]) == blocks
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("right", [-1, 0])
+def test_every_length_is_served(head_size: int, right: int) -> None:
+    assert served_by(head_size, q_len=1, window_right=right).kernel == DECODE
+    for q_len in (2, 64, 384, 385, 512, 513, 1000, 1023, 1024, 1025, 4095, 4096, 1 << 20):
+        spec = served_by(head_size, q_len=q_len, window_right=right)
+        assert (spec.kernel, dict(spec.constants)["CAUSAL"]) == (HOPPER, right == 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((["first"],), f"first.*{', '.join(KERNELS)}"),
+        ((["basic"], ["fp8"]), "fp8"),
+        ((["basic"], ["fp16"], [257]), "257"),
+        ((["basic"], ["fp16"], [96]), "nothing to build"),
+    ],
+)
+def test_families_that_are_not_served_are_refused(settings: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        library_specs(*settings)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_a_sweep_has_every_setting_as_an_algorithm_of_its_own(head_size: int) -> None:
+    settings = sweep(head_size)
+    specs = sweep_specs(Forward("fp16", head_size).specs()[-1], head_size)
+
+    assert len(set(settings)) == len(settings) >= 4
+    assert len({spec.algorithm for spec in specs}) == len(settings)
+    assert len({spec.variant for spec in specs}) == sum(len(setting.masks) for setting in settings)

@@ -1,0 +1,98 @@
+"""Soft caps in the Hopper kernel, in the emulator."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gluon_emulator import Machine
+from gluon_language import load_kernel
+from gluon_values import tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sm90_runs import KERNEL, LOUD, altered, check, is_noticed
+
+from pyfmha.attention import hopper
+
+SLOW = KERNEL.with_name("sm90_slow.py")
+# What the kernel is compiled with.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "head size 64": {"consumers": 1, "block_n": 128},
+    "head size 128": {"consumers": 1, "block_d": 128, "v_stages": 3, "head_size": 120},
+    "head size 256": {"block_d": 256, "head_size": 136, "q_slots": 1, "v_stages": 3, "dtype": "bf16"},
+}
+PROBLEM: dict[str, Any] = {"general": True, "heads": 2, "kv_heads": 1, "q_len": 140, "kv_len": 200, "softcap": 2.0}
+
+
+@pytest.mark.parametrize("softcap", [1e-38, 0.01, 1.0, 30.0, hopper.LARGEST_CAP])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_caps_of_every_size(setting: str, softcap: float) -> None:
+    check(**SETTINGS[setting], **{**PROBLEM, "softcap": softcap, "q_len": 70, "kv_len": 130, "scale": 4.0})
+
+
+@settings(max_examples=15)
+@given(
+    setting=st.sampled_from(sorted(SETTINGS)),
+    softcap=st.sampled_from([0.5, 7.0, 50.0]),
+    sizes=st.tuples(st.integers(1, 150), st.integers(1, 200)),
+    window=st.sampled_from([(-1, -1), (-1, 0), (40, 9)]),
+    lengths=st.booleans(),
+    bottom_right=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_capped_problem(setting, softcap, sizes, window, lengths, bottom_right, seed) -> None:
+    (q_len, kv_len), rng = sizes, np.random.default_rng(seed)
+    given_lengths = {
+        "batch": 2, "q_lengths": rng.integers(-1, q_len + 2, 2).tolist(),
+        "kv_lengths": rng.integers(-1, kv_len + 2, 2).tolist(),
+    }  # fmt: skip
+    check(
+        **SETTINGS[setting], general=True, softcap=softcap, q_len=q_len, kv_len=kv_len, window=window, seed=seed,
+        bottom_right=bottom_right, scale=2.0, **(given_lengths if lengths else {}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sm_scale", [2.0**-20, 2.0**-128])
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_products_beyond_float32_are_capped_like_others(consumers: int, sm_scale: float) -> None:
+    # Their sign is lost where sums overflow on the way: so the slow arithmetic takes them.
+    check(**{**LOUD, **PROBLEM, "q_len": 70, "kv_len": 90, "sm_scale": sm_scale, "consumers": consumers})
+
+
+def test_the_error_of_tanh_is_little_of_a_cap() -> None:
+    kernel = load_kernel(SLOW, Machine(0))
+    for softcap in (1.0, 50.0, float(hopper.LARGEST_CAP)):
+        scores = np.linspace(-4 * softcap, 4 * softcap, 100001).astype(np.float32)
+        scale, bend = kernel["score_factors"]((tensor(1.0, np.float32), tensor(softcap, np.float32)), True)
+        found = np.asarray(kernel["bent"](tensor(scores, np.float32), bend), np.float64) * float(scale) * np.log(2)
+        exact = softcap * np.tanh(scores.astype(np.float64) / softcap)
+        assert np.abs(found - exact).max() <= softcap * 2.0**-22
+
+
+def test_scales_near_the_largest_number() -> None:
+    def small(q: Any, k: Any, _v: Any) -> None:
+        q *= 2.0**-64
+        k *= 2.0**-64
+
+    large = {"dtype": "bf16", "sm_scale": 2e38, "softcap": 16.0, "change": small, "scale": 2.0}
+    check(**{**PROBLEM, "q_len": 70, "kv_len": 90, **large})
+
+
+FAULTS = {
+    "overflow is not noticed": ("scores += products * 0.0", "scores += 0.0"),
+    "the cap is left out": ("scores = bent(products, bend)", "scores = products * 1.0"),
+    "the slow rows' cap is left out": ("score = bent(score, row_bend)", "score = score * row_bend"),
+    "tanh of half": ("sm_scale / softcap * (2 * LOG2_E)", "sm_scale / softcap * LOG2_E"),
+    "the score keeps the scale": ("gl.minimum(softcap * LOG2_E, FLOAT_MAX), bend", "sm_scale * LOG2_E, bend"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_kernel_is_noticed(fault: str, tmp_path: Path) -> None:
+    faulty = altered(KERNEL, *FAULTS[fault], tmp_path)
+
+    def both(source: Path = KERNEL, seed: int = 0) -> None:
+        check(source=source, seed=seed, **{**PROBLEM, "q_len": 40, "kv_len": 60, "scale": 3.0})
+        check(source=source, seed=seed, **{**LOUD, **PROBLEM, "q_len": 20, "kv_len": 40, "sm_scale": 2.0**-128})
+
+    assert is_noticed(both, faulty, {})

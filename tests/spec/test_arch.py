@@ -1,0 +1,55 @@
+"""Names and limits of architectures."""
+
+import pytest
+
+from pyfmha.errors import SpecError
+from pyfmha.spec.arch import ARCHS, arch_for, parse_arch, parse_archs
+
+
+@pytest.mark.parametrize("text", ["sm_90", "sm90", "90", "90a", "sm_90a", "cuda:90:32", "cuda:90", " sm_90 "])
+def test_an_architecture_has_several_spellings(text: str) -> None:
+    assert parse_arch(text) == ARCHS["sm_90"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sm_", "sm_75", "hopper", "cuda:90:64", "hip:gfx942:64", "sm_90 sm_80", "-90", "9.0"]
+)
+def test_an_unknown_architecture_is_refused_with_those_known(text: str) -> None:
+    with pytest.raises(SpecError, match="sm_80, sm_86, sm_89, sm_90, sm_100, sm_120") as caught:
+        parse_arch(text)
+
+    assert repr(text) in str(caught.value)
+
+
+def test_several_are_sorted_by_number_and_each_taken_once() -> None:
+    assert [arch.name for arch in parse_archs(["sm_120", "sm_90", "80", "cuda:90:32"])] == ["sm_80", "sm_90", "sm_120"]
+
+
+def test_the_shared_memory_limits_are_those_of_the_programming_guide() -> None:
+    # KiB a block may ask for: CUDA C++ Programming Guide, Technical Specifications per Compute Capability.
+    kib = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
+
+    assert {name: arch.shared_limit for name, arch in ARCHS.items()} == {name: 1024 * n for name, n in kib.items()}
+
+
+def test_code_from_9_0_on_runs_on_its_own_capability_only() -> None:
+    assert [name for name, arch in ARCHS.items() if arch.exact] == ["sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "runs"),
+    [
+        ("sm_80", "sm_80"),
+        ("sm_86", "sm_86"),
+        ("sm_87", "sm_86"),
+        ("sm_88", "sm_86"),
+        ("sm_89", "sm_89"),
+        ("sm_90", "sm_90"),
+        ("sm_75", None),
+        ("sm_103", None),
+        ("sm_121", None),
+    ],
+)
+def test_the_code_that_a_gpu_runs(gpu: str, runs: str | None) -> None:
+    assert arch_for(gpu, ARCHS) == runs
+    assert arch_for(gpu, ["sm_90", "sm_80"]) == (gpu if gpu == "sm_90" else "sm_80" if gpu.startswith("sm_8") else None)

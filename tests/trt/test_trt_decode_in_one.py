@@ -1,0 +1,122 @@
+"""Decoding on Hopper through the plugin: one launch by fmha_fwd_* where that is better, else the pair."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cuda import FakeCuda
+from trt_double import Tensor
+from trt_double.binding import make_binding
+from trt_double.scene import DECODES, FORWARDS, Scene, pair_standins, standin
+
+import pyfmha.trt
+from pyfmha.aot import build
+from pyfmha.attention.decode import KEYS_OF_CLUSTER, decoding_for
+from pyfmha.attention.forward import Call, Forward
+from pyfmha.attention.hopper import DECODE_KERNEL, decodes
+from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
+
+pytest_plugins = ("trt_double.fixtures",)
+
+SIZE, HEADS = 128, 8
+PAIR = ["fmha_split_d128_fp16", "fmha_combine_d128_fp16"]
+WORKSPACE, STREAM = 0x7C0000000100, 0xABCD
+INT32 = 3
+
+
+@pytest.fixture(scope="module")
+def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fmha_fwd_d128_fp16 with the variant that decodes, and stand-ins for everything else."""
+    decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
+    assert decoder.kernel == DECODE_KERNEL
+    others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoder.algorithm_name)
+    specs = [decoder, others, others.generic(), *pair_standins(DECODES[-1])]
+    return build(specs, parse_archs(["sm_90", "sm_100"]), tmp_path_factory.mktemp("in_one"), jobs=2).library
+
+
+@pytest.fixture
+def launched(library_path: Path, tmp_path: Path, fake_cuda: FakeCuda) -> Callable[..., list[str]]:
+    """The kernels that an enqueue launches."""
+    library = Library(shutil.copy(library_path, tmp_path / "libone.so"))
+
+    def run(rows: int = 1, keys: int = 600, kv_heads: int = 4, batch: int = 1, **changes: float) -> list[str]:
+        assert fake_cuda.c.cuInit(0) == 0
+        fake_cuda.use_context()
+        scene = Scene(make_binding(), library)
+        plugin = scene.calls.attach(
+            scene.loaded(scene.built(num_heads=HEADS, head_size=SIZE, num_kv_heads=kv_heads, **changes))
+        )
+        assert plugin is not None, pyfmha.trt.last_failure()
+        q, kv = Tensor((batch, HEADS, rows, SIZE)), Tensor((batch, kv_heads, keys, SIZE))
+        lengths = [Tensor((batch,), INT32)] * int(changes.get("kv_lengths", 0))
+        inputs = [q, kv, kv, *lengths]
+        assert scene.calls.on_shape_change(plugin, inputs, [q]) == 0, pyfmha.trt.last_failure()
+        addresses = [0x7F0000000000 + 0x1000000 * index for index in range(len(inputs))]
+        assert scene.calls.enqueue(plugin, addresses, [0x7E0000000000], WORKSPACE, STREAM) == 0
+        return [name_of(library, launch) for launch in fake_cuda.launches()]
+
+    return run
+
+
+def name_of(library: Library, launch: Any) -> str:
+    """The function whose code was launched; of the one that decodes in one launch its kernel."""
+    (found,) = {
+        variant.kernel if variant.kernel == DECODE_KERNEL else function.name
+        for function, _, variant in library.manifest.variants()
+        if any(image.sha256 == launch.image_sha256 for image in variant.images)
+    }
+    return found
+
+
+@pytest.mark.parametrize("changes", [{}, {"causal": 0}, {"causal": 2}, {"kv_lengths": 1}, {"window_left": 100}])
+def test_one_query_is_decoded_in_one_launch(launched: Callable[..., list[str]], changes: dict[str, float]) -> None:
+    assert launched(**changes) == [DECODE_KERNEL]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": 2},
+        {"softcap": 2.0},
+        {"kv_heads": 1, "keys": KEYS_OF_CLUSTER + 1},
+        {"kv_heads": 1, "batch": 2, "keys": 2 * KEYS_OF_CLUSTER + 1},
+    ],
+)
+def test_what_one_launch_does_not_serve_is_split(launched: Callable[..., list[str]], changes: dict[str, Any]) -> None:
+    assert launched(**changes) == PAIR
+
+
+@pytest.mark.parametrize("changes", [{"kv_heads": 1, "keys": KEYS_OF_CLUSTER}, {"keys": 100_000}, {"keys": 7}])
+def test_long_and_short_ones(launched: Callable[..., list[str]], changes: dict[str, Any]) -> None:
+    assert launched(**changes) == [DECODE_KERNEL]
+
+
+def test_other_devices_split(launched: Callable[..., list[str]], fake_cuda: FakeCuda) -> None:
+    fake_cuda.set_device(0, 100, 232448)
+
+    assert launched() == PAIR
+
+
+def test_the_manifest_tells_what_is_decoded_in_one_launch(library_path: Path) -> None:
+
+    manifest = next(f for f in Library(library_path).manifest.functions if f.name == "fmha_fwd_d128_fp16")
+    call = Call(1, HEADS, 4, 1, 600, SIZE, 0.1, q_strides=(8, 8, 8), k_strides=(8, 8, 8), v_strides=(8, 8, 8))
+    values = [1 << 20, 0, *[1 << 20] * 3, 0, 0, 0, 0, *call.scalars()]
+
+    assert decodes(manifest, 0, "sm_90", values)
+    assert not decodes(manifest, 0, "sm_100", values)
+    values[2] += 2  # Q is not at a multiple of 16 bytes
+    assert not decodes(manifest, 0, "sm_90", values)
+
+
+def test_which_of_both_is_better() -> None:
+    call = Call(1, 4, 1, 1, KEYS_OF_CLUSTER + 1, SIZE, 0.1)
+
+    assert decoding_for(call) is not None
+    assert decoding_for(call, in_one=True) is not None
+    assert decoding_for(replace(call, kv_len=KEYS_OF_CLUSTER), in_one=True) is None
+    assert decoding_for(replace(call, batch_size=4), in_one=True) is None

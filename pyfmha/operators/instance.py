@@ -1,0 +1,583 @@
+"""One plugin of an operator: its attributes with their values, and from the shapes of its tensors the launches.
+
+The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyfmha.errors import PluginError
+from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES, TYPE_NAMES, Attribute, Option
+from pyfmha.operators.expressions import EvaluationError, Expression, Node, Scope
+from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch
+from pyfmha.operators.program import NULL, SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
+from pyfmha.operators.text import Text
+
+TYPICAL_ADDRESS = 1 << 40
+"""An address such as TensorRT's are: a multiple of 256."""
+
+Serves = Callable[[str, str, Sequence[float]], bool]
+"""Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Where an address comes from when the launch is queued.
+
+    Attributes:
+        source: ``"input"``, ``"output"``, ``"workspace"``, or ``"null"`` for none.
+        index: which input or output.
+        offset: bytes from there.
+    """
+
+    source: str
+    index: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch, but for the addresses.
+
+    Attributes:
+        function: the C function.
+        arguments: in its order: pointers and numbers.
+        tuned: whether TensorRT's tactic says which algorithm; else it is the first.
+    """
+
+    function: str
+    arguments: tuple[Pointer | int | float, ...]
+    tuned: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches for one shape.
+
+    Attributes:
+        steps: one after the other.
+        num_inputs, num_outputs: how many addresses TensorRT gives.
+        workspace_bytes: how much workspace they need.
+        sizes: what the shape is, for messages.
+    """
+
+    steps: tuple[Step, ...]
+    num_inputs: int
+    num_outputs: int
+    workspace_bytes: int
+    sizes: str
+
+
+class AttributeScope(Scope):
+    """What attributes tell: their values, which of them were given, types, and which options there are."""
+
+    def __init__(
+        self, values: Mapping[str, Any], given: frozenset[str], options: Mapping[str, bool], types: Mapping[str, str]
+    ) -> None:
+        super().__init__({**values, **types})
+        self.given, self.options, self.types = given, options, types
+
+    def ask(self, question: str, words: tuple[Any, ...]) -> int | bool:
+        match question:
+            case "given":
+                return words[0] in self.given
+            case "len":
+                return len(self.values[words[0]])  # type: ignore[arg-type]
+            case "has":
+                return self.options.get(words[0], False)
+            case "itemsize":
+                return ITEM_SIZES[self.types.get(words[0], words[0])]
+        return super().ask(question, words)
+
+
+class ShapeScope(AttributeScope):
+    """What is known besides once the tensors have shapes."""
+
+    def __init__(
+        self,
+        scope: AttributeScope,
+        sizes: Mapping[str, Any],
+        shapes: Mapping[str, Shape],
+        least: Mapping[str, int],
+        serves: Callable[[str, str], bool],
+    ) -> None:
+        super().__init__({**scope.values, **sizes}, scope.given, scope.options, scope.types)
+        self.shapes, self.least, self.serves = shapes, least, serves
+
+    def ask(self, question: str, words: tuple[Any, ...]) -> int | bool:
+        match question:
+            case "size" | "stride":
+                shape = self.shapes.get(words[0], ())
+                if words[1] >= len(shape):
+                    raise EvaluationError(f"asks of axis {words[1]} of {words[0]}, which has {len(shape)}")
+                return shape[words[1]] if question == "size" else _product(shape[words[1] + 1 :])
+            case "numel":
+                return _product(self.shapes.get(words[0], (0,)))
+            case "least":
+                return self.least.get(words[0], 0)
+            case "serves":
+                return self.serves(words[0], words[1])
+        return super().ask(question, words)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    if result >= 1 << 63:
+        raise EvaluationError("overflows 64 bits")
+    return result
+
+
+def _define(
+    definitions: Sequence[tuple[str, Expression]], checks: Sequence[tuple[Expression, Text]], scope: Scope
+) -> None:
+    """Add definitions to what a scope knows, and check what must hold: each as soon as what it reads is known."""
+    defined = {name for name, _ in definitions}
+    later = []
+    for check in checks:
+        if check[0].names() & defined:
+            later.append(check)
+        else:
+            _check(check, scope)
+    for name, expression in definitions:
+        scope.values[name] = expression.evaluate(scope)
+    for check in later:
+        _check(check, scope)
+
+
+def _check(check: tuple[Expression, Text], scope: Scope) -> None:
+    condition, message = check
+    if not condition.evaluate(scope):
+        raise PluginError(message.render(scope))
+
+
+def holds(condition: Expression | None, scope: Scope) -> bool:
+    """Whether a condition is met; none is."""
+    return condition is None or bool(condition.evaluate(scope))
+
+
+def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All attributes, with their defaults.
+
+    Args:
+        program: of the operator.
+        given: values by name.
+
+    Raises:
+        PluginError: one is missing, or out of range.
+    """
+    values = dict(given)
+    scope = AttributeScope(values, frozenset(given), {}, {})
+    later = []
+    for name, default in program.attributes.items():
+        if name in values:
+            continue
+        if default is None:
+            raise PluginError(f"missing attribute {name}")
+        if isinstance(default, Expression) and default.names():
+            later.append((name, default))
+            continue
+        values[name] = default.evaluate(scope) if isinstance(default, Expression) else default
+        scope.values[name] = values[name]
+    for name, default in later:
+        values[name] = scope.values[name] = default.evaluate(scope)
+    for name, kind in program.operator.attributes:
+        _check_range(name, kind, values[name])
+    return {name: values[name] for name in program.attributes}
+
+
+def _check_range(name: str, kind: Attribute, value: Any) -> None:
+    elements = value if isinstance(value, tuple) else (value,)
+    for index, element in enumerate(elements):
+        said = f"{name}[{index}]" if isinstance(value, tuple) else name
+        if kind.choices and element not in kind.choices:
+            shown = repr(element) if isinstance(element, str) else element
+            raise PluginError(f"{said} is {shown}; allowed are {', '.join(map(str, kind.choices))}")
+        low = kind.minimum is not None and not element >= kind.minimum
+        if low or (kind.maximum is not None and not element <= kind.maximum):
+            raise PluginError(f"{said} is {_number(element)}; {_range(kind)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _range(kind: Attribute) -> str:
+    if kind.maximum is None:
+        return f"give {_number(kind.minimum or 0)} or more"
+    if kind.minimum is None:
+        return f"give {_number(kind.maximum)} or less"
+    return f"allowed are {_number(kind.minimum)} to {_number(kind.maximum)}"
+
+
+class Instance:
+    """One plugin of an operator.
+
+    Attributes:
+        program: of the operator.
+        values: its attributes and what is defined by them.
+        given: the attributes that were given.
+        options: which groups of functions there are.
+        types: what the names of types stand for, as far as it is known.
+
+    Args:
+        program: of the operator.
+        given: the attributes by name.
+        options: as the attribute.
+        types: those that do not follow from attributes, where they are known.
+
+    Raises:
+        PluginError: on creation: an attribute is missing or not allowed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        given: Mapping[str, Any],
+        options: Mapping[str, bool] | None = None,
+        types: Mapping[str, str] | None = None,
+    ) -> None:
+        self.program = program
+        self.given = frozenset(given)
+        self.options = dict(options or {})
+        self.attributes = settle(program, given)
+        self.types = dict(types or {}) | _fixed_types(program, self.attributes)
+        self.scope = AttributeScope(self.attributes, self.given, self.options, self.types)
+        try:
+            _define(program.early, program.early_checks, self.scope)
+        except EvaluationError as error:
+            raise PluginError(f"its attributes {error}") from None
+        self._forms: dict[tuple[int, ...], Forms] = {}
+        self.active = tuple(launch for launch in program.launches if _may_run(launch, self.scope))
+        if not self.active:
+            raise PluginError("no launch is for these attributes")
+
+    def with_options(self, options: Mapping[str, bool]) -> "Instance":
+        """The same where other groups of functions are there."""
+        return Instance(self.program, {name: self.attributes[name] for name in self.given}, options, self.types)
+
+    def with_types(self, types: Mapping[str, str]) -> "Instance":
+        """The same with types that are known now."""
+        if all(self.types.get(name) == kind for name, kind in types.items()):
+            return self
+        given = {name: self.attributes[name] for name in self.given}
+        return Instance(self.program, given, self.options, {**self.types, **types})
+
+    # ------------------------------------------------------------------ what it is
+
+    def stored_attributes(self) -> dict[str, Any]:
+        """The attributes that an engine stores."""
+        found = {}
+        for name, value in self.attributes.items():
+            stores = self.program.stores[name]
+            if holds(self.program.stored[name], self.scope):
+                found[name] = value if stores is None else stores.evaluate(self.scope)
+        return found
+
+    def __str__(self) -> str:
+        if not self.program.summary:
+            return ", ".join(f"{name} {_shown(value)}" for name, value in self.attributes.items()) or "no attributes"
+        return _joined(self.program.summary, self.scope)
+
+    def options_wanted(self) -> Iterator[tuple[Option, tuple[str, ...]]]:
+        """The groups of functions that are of use for these attributes, with their functions."""
+        for option, when, texts in self.program.options:
+            if holds(when, self.scope):
+                yield option, tuple(text.render(self.scope) for text in texts)
+
+    def main_functions(self) -> tuple[str, ...]:
+        """The functions whose algorithms are tactics, one for each choice of types that is not made yet."""
+        found: dict[str, None] = {}
+        for scope in self._typed_scopes():
+            found[self.active[0].function.render(scope)] = None
+        return tuple(found)
+
+    def needed_functions(self) -> tuple[str, ...]:
+        """Every function that it may launch, those of options left out."""
+        found: dict[str, None] = {}
+        for scope in self._typed_scopes():
+            found |= {l.function.render(scope): None for l in self.active if not l.launch.option}
+        return tuple(found)
+
+    def _typed_scopes(self) -> Iterator[AttributeScope]:
+        """A scope for each choice of the types that are not known."""
+        choices: list[dict[str, str]] = [{}]
+        for name, kinds in self.program.types.items():
+            names = (self.types[name],) if name in self.types else kinds.names
+            choices = [{**choice, name: kind} for choice in choices for kind in names]
+        for types in choices:
+            yield AttributeScope(self.scope.values, self.given, self.options, types)
+
+    def build_command(self) -> str:
+        """The command that adds the functions it lacks."""
+        scope = next(iter(self._typed_scopes()))
+        return "" if self.program.build is None else self.program.build.render(scope)
+
+    # ------------------------------------------------------------------ its tensors
+
+    def forms(self, ranks: Sequence[int] = ()) -> Forms:
+        """The tensors.
+
+        Args:
+            ranks: numbers of dimensions of the inputs, which tell alternative forms apart; by default the last that is
+                allowed.
+        """
+        key = tuple(ranks)
+        if key not in self._forms:
+            self._forms[key] = self._make_forms(key)
+        return self._forms[key]
+
+    def _make_forms(self, ranks: tuple[int, ...]) -> Forms:
+        inputs: list[TensorForm] = []
+        shapes: list[tuple[str, int]] = []
+        for tensor in self._present(self.program.inputs):
+            rank = ranks[len(inputs)] if len(inputs) < len(ranks) else -1
+            form = self._form_of(tensor, rank)
+            if form.type == SHAPE:
+                shapes.append((tensor.name, int(form.axes[0].expression.evaluate(self.scope))))
+            else:
+                inputs.append(self._tensor(tensor.name, form))
+        outputs = [
+            self._tensor(tensor.name, self._form_of(tensor, -1)) for tensor in self._present(self.program.outputs)
+        ]
+        return Forms(tuple(inputs), tuple(outputs), tuple(shapes))
+
+    def _present(self, tensors: Sequence[TensorProgram]) -> list[TensorProgram]:
+        return [tensor for tensor in tensors if holds(tensor.when, self.scope)]
+
+    def _form_of(self, tensor: TensorProgram, rank: int) -> Form:
+        allowed = [form for form in tensor.forms if holds(form.condition, self.scope)]
+        if not allowed:
+            raise PluginError(f"{tensor.name} has no form for these attributes")
+        return next((form for form in allowed if len(form.axes) == rank), allowed[-1])
+
+    def _tensor(self, name: str, form: Form) -> TensorForm:
+        kind = form.type if form.type in DATA_TYPES else self.types.get(form.type)
+        axes = tuple(AxisForm.of(axis, self.scope) for axis in form.axes)
+        return TensorForm(name, kind, form.type, axes)
+
+    def types_for(self, kinds: Sequence[int]) -> dict[str, str]:
+        """What the names of types stand for.
+
+        Args:
+            kinds: ``int(trt.DataType)`` of the inputs, then of outputs as far as they are known.
+
+        Raises:
+            PluginError: one is of a type that is not allowed, or not of that of another.
+        """
+        found = dict(self.types)
+        names = {number: name for name, number in DATA_TYPES.items()}
+        for form, kind in zip(self.forms().all, kinds, strict=False):
+            if form.variable in DATA_TYPES:
+                continue
+            allowed = self.program.types[form.variable].names
+            known = found.setdefault(form.variable, names.get(kind, ""))
+            if known not in allowed or DATA_TYPES[known] != kind:
+                raise PluginError(self.type_error(form, kind, found))
+        return found
+
+    def type_error(self, form: TensorForm, kind: int, types: Mapping[str, str]) -> str:
+        """What is said of a tensor of another type."""
+        names = {number: name for name, number in DATA_TYPES.items()}
+        got = f"{form.name} is of type {TYPE_NAMES.get(names.get(kind, ''), kind)}"
+        if form.variable in DATA_TYPES:
+            return f"{got}; it must be {TYPE_NAMES[form.variable]}"
+        variable = self.program.types[form.variable]
+        if variable.attribute:
+            wanted = types[form.variable]
+            made = f"{TYPE_NAMES[wanted]} ({variable.attribute} {DATA_TYPES[wanted]})"
+            return f"{got}; the plugin was created for {made}"
+        allowed = ", ".join(TYPE_NAMES[name] for name in variable.names)
+        return f"{got}; {form.variable} is one type of {allowed} in all tensors"
+
+    # ------------------------------------------------------------------ its launches
+
+    def measure(
+        self,
+        inputs: Sequence[Shape],
+        outputs: Sequence[Shape],
+        *,
+        least: Mapping[str, int] | None = None,
+        serves: Serves = lambda function, kernel, arguments: False,
+    ) -> ShapeScope:
+        """All sizes, checked, with what is defined by them.
+
+        Args:
+            inputs, outputs: shapes of the tensors.
+            least: lower bounds of axes, where this is of a profile.
+            serves: answers what the description asks of the device.
+
+        Raises:
+            PluginError: the shapes are not those of the forms, or a check does not hold.
+        """
+        forms = self.forms([len(shape) for shape in inputs])
+        found: dict[str, Any] = measure(forms, inputs, outputs, self.scope.values)
+        shapes = dict(zip([form.name for form in forms.all], [*inputs[: len(forms.inputs)], *outputs], strict=True))
+        # A name that no tensor of these attributes has is 0, as in C.
+        found = dict.fromkeys(self.program.axes, 0) | found | _shape_values(forms, outputs)
+
+        def asked(name: str, kernel: str) -> bool:
+            return self._serves(name, kernel, scope, forms, serves)
+
+        scope = ShapeScope(self.scope, found, shapes, least or {}, asked)
+        try:
+            _define(self.program.late, self.program.late_checks, scope)
+            self._check_outputs(forms, outputs, scope, [*inputs, *outputs])
+        except EvaluationError as error:
+            raise PluginError(f"{error}, for {self._sizes(scope) or 'these sizes'}") from None
+        return scope
+
+    def _check_outputs(
+        self, forms: Forms, outputs: Sequence[Shape], scope: ShapeScope, shapes: Sequence[Shape]
+    ) -> None:
+        for form, shape in zip(forms.outputs, outputs, strict=True):
+            for axis, size in zip(form.axes, shape, strict=True):
+                if axis.size is None and axis.expression.evaluate(scope) != size:
+                    raise mismatch(forms, list(shapes))
+
+    def plan(self, scope: ShapeScope) -> Plan:
+        """The launches for some sizes.
+
+        Raises:
+            PluginError: an argument has no value for them.
+        """
+        forms = self.forms([len(scope.shapes[form.name]) for form in self.forms().inputs])
+        try:
+            offsets, total = self.workspace(scope)
+            running = [launch for launch in self.active if holds(launch.when, scope)]
+            steps = tuple(
+                Step(
+                    launch.function.render(scope),
+                    self.arguments(launch, scope, forms, offsets),
+                    launch is self.active[0],
+                )
+                for launch in running
+            )
+        except EvaluationError as error:
+            raise PluginError(f"{error}, for {self._sizes(scope) or 'these sizes'}") from None
+        return Plan(steps, len(forms.inputs), len(forms.outputs), total, self._sizes(scope))
+
+    def _sizes(self, scope: ShapeScope) -> str:
+        if self.program.shape_summary:
+            return _joined(self.program.shape_summary, scope)
+        return ", ".join(f"{name} {list(shape)}" for name, shape in scope.shapes.items())
+
+    def workspace(self, scope: ShapeScope) -> tuple[dict[str, int], int]:
+        """Where each part of the workspace begins, and bytes in all."""
+        offsets: dict[str, int] = {}
+        end = 0
+        for name, size, when in self.program.workspace:
+            if not holds(when, scope):
+                continue
+            bytes_ = size.evaluate(scope)
+            if bytes_ < 0:
+                raise EvaluationError(f"asks for {bytes_} bytes of {name}")
+            alignment = self.program.operator.alignment
+            offsets[name] = -(-end // alignment) * alignment
+            end = offsets[name] + bytes_
+            if end >= 1 << 62:
+                raise EvaluationError("overflows the workspace")
+        return offsets, end
+
+    def profile_bytes(self, scope: ShapeScope) -> int:
+        """Bytes of workspace that every shape of a profile asks for at the most, where the description says so."""
+        expression = self.program.workspace_of_profile
+        try:
+            return 0 if expression is None else int(expression.evaluate(scope))
+        except EvaluationError as error:
+            raise PluginError(f"{error}, for {self._sizes(scope) or 'these sizes'}") from None
+
+    def arguments(
+        self, launch: LaunchProgram, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]
+    ) -> tuple[Pointer | int | float, ...]:
+        """A launch's arguments in its function's order."""
+        found: list[Pointer | int | float] = []
+        for _, source in launch.arguments:
+            if isinstance(source, Source):
+                found.append(_pointer(source, scope, forms, offsets))
+            else:
+                value = source.evaluate(scope)
+                found.append(int(value) if isinstance(value, bool) else value)
+        return tuple(found)
+
+    def _serves(self, name: str, kernel: str, scope: ShapeScope, forms: Forms, serves: Serves) -> bool:
+        launch = next(launch for launch in self.program.launches if launch.launch.name == name)
+        arguments = self.arguments(launch, scope, forms, {})
+        values = [_typical(argument) for argument in arguments]
+        return serves(launch.function.render(scope), kernel, values)
+
+
+def _typical(argument: Pointer | int | float) -> int | float:
+    if isinstance(argument, Pointer):
+        return 0 if argument.source == NULL else TYPICAL_ADDRESS + argument.offset
+    return argument
+
+
+def _pointer(source: Source, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]) -> Pointer:
+    for condition, name, offset in source.cases:
+        if not holds(condition, scope):
+            continue
+        moved = 0 if offset is None else offset.evaluate(scope)
+        for kind, tensors in (("input", forms.inputs), ("output", forms.outputs)):
+            for index, form in enumerate(tensors):
+                if form.name == name:
+                    return Pointer(kind, index, moved)
+        if name in offsets:
+            return Pointer("workspace", 0, offsets[name] + moved)
+        return Pointer(NULL)
+    return Pointer(NULL)
+
+
+def _shape_values(forms: Forms, outputs: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
+    """The values of inputs that are read, as far as an output's axis shows them; -1 for the others."""
+    values = {name: [-1] * count for name, count in forms.shapes}
+    for form, shape in zip(forms.outputs, outputs, strict=True):
+        for axis, size in zip(form.axes, shape, strict=True):
+            node = axis.expression.node
+            if node.kind == "item" and node.value in values and node.parts[0].kind == "constant":
+                values[node.value][node.parts[0].value] = size
+    return {name: tuple(found) for name, found in values.items()}
+
+
+def _fixed_types(program: Program, values: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    numbers = {number: name for name, number in DATA_TYPES.items()}
+    for name, kinds in program.types.items():
+        if not kinds.attribute:
+            continue
+        number = values[kinds.attribute]
+        if numbers.get(number) not in kinds.names:
+            allowed = sorted((DATA_TYPES[kind], TYPE_NAMES[kind]) for kind in kinds.names)
+            known = ", ".join(f"{number} ({said})" for number, said in allowed)
+            raise PluginError(f"{kinds.attribute} is {number}; allowed is int(trt.DataType): {known}")
+        found[name] = numbers[number]
+    return found
+
+
+def _may_run(launch: LaunchProgram, scope: AttributeScope) -> bool:
+    """Whether what attributes tell of a launch's condition holds."""
+    if launch.when is None:
+        return True
+    node = launch.when.node
+    parts = node.parts if node.kind == "and" else (node,)
+    return all(_holds_or_late(part, scope) for part in parts)
+
+
+def _holds_or_late(node: Node, scope: AttributeScope) -> bool:
+    expression = Expression("", node)
+    late = {"size", "stride", "numel", "least", "serves"}
+    if any(question in late for question, _ in expression.questions()) or not expression.names() <= set(scope.values):
+        return True
+    return bool(expression.evaluate(scope))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_number(element) for element in value)}]"
+    return _number(value) if isinstance(value, int | float) else str(value)
+
+
+def _joined(parts: Sequence[tuple[Expression | None, Text]], scope: Scope) -> str:
+    return "".join(text.render(scope) for when, text in parts if holds(when, scope))

@@ -40,7 +40,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A template filled in."""
     return _environment().get_template(template).render(pyfmha_version=pyfmha.__version__, **values)
 
 
@@ -251,7 +252,7 @@ def emit_variant(spec: KernelSpec, cubins: Sequence[Cubin], stem: str) -> dict[s
         "symbol": cubins[0].symbol,
         "scratch": cubins[0].scratch,
     }
-    return {f"{stem}.{ending}": _render(f"variant.{ending}.j2", **values) for ending in ("h", "c")}
+    return {f"{stem}.{ending}": render(f"variant.{ending}.j2", **values) for ending in ("h", "c")}
 
 
 def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: str) -> dict[str, str]:
@@ -268,7 +269,7 @@ def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: 
     summary = _c_comment(f"{stem}: {', '.join(functions)}.")
     guard = f"PYFMHA_LIBRARY_{re.sub('[^A-Za-z0-9]', '_', stem)}"
     values = {"functions": views, "summary": summary, "guard": guard, "header": f"{stem}.h"}
-    files = {f"{stem}.{ending}": _render(f"library.{ending}.j2", **values) for ending in ("h", "c")}
+    files = {f"{stem}.{ending}": render(f"library.{ending}.j2", **values) for ending in ("h", "c")}
     return files | runtime_files("h", "c")
 
 
@@ -291,4 +292,4 @@ def runtime_files(*endings: str) -> dict[str, str]:
 
 def emit_manifest(text: str) -> str:
     """The C source that compiles a manifest into its library."""
-    return _render("manifest.c.j2", lines=text.splitlines(keepends=True))
+    return render("manifest.c.j2", lines=text.splitlines(keepends=True))

@@ -282,7 +282,6 @@ OPERATOR = Operator(
         Option(
             DECODE,
             WORKSPACE_RULE,
-            ("fmha_split_d{padded_split}_{T}", "fmha_combine_d{padded_split}_{T}"),
             # A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
             "features and not cu_seqlens and not in_one and most_rows >= 1",
         ),

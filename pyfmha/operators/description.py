@@ -224,20 +224,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Option:
-    """A group of functions that a library may lack: ``has(name)`` asks for it.
+    """A group of functions that a library may lack, those of the launches that name it: ``has(name)`` asks for it.
 
     An engine stores ``number`` if its library had them when it was built, under the name ``pyfmha_`` and the option's:
     only then was TensorRT asked for their workspace.
 
     Attributes:
         number: changes whenever what the functions need of the workspace does.
-        functions: texts as of :attr:`Launch.function`.
         when: the attributes for which they are of use; empty: all.
     """
 
     name: str
     number: int
-    functions: Normal[str | Sequence[str], tuple[str, ...]] = Normal(_strings)
     when: str = ""
 
 
@@ -371,7 +369,7 @@ def _operator_of(data: dict[str, Any]) -> Operator:
     made["checks"] = tuple(Check(**check) for check in data.get("checks", ()))
     made["workspace"] = tuple(Part(**part) for part in data.get("workspace", ()))
     options = data.get("options", ())
-    made["options"] = tuple(Option(**{**o, "functions": tuple(o["functions"])}) for o in options)
+    made["options"] = tuple(Option(**option) for option in options)
     unknown = set(made) - {field.name for field in fields(Operator)}
     if unknown:
         raise SpecError(f"an operator has no {', '.join(sorted(unknown))}; it was described by a later pyfmha")

@@ -43,7 +43,13 @@ BUILTINS = ("cdiv", "min", "max", "size", "stride", "numel", "itemsize", "given"
 
 
 class EvaluationError(ArithmeticError):
-    """An expression has no value for these sizes: it overflows 64 bits or divides by zero."""
+    """An expression has no value: see :data:`NO_VALUE`, which is all that is said of it, in C too."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_VALUE)
+
+
+NO_VALUE = "a size overflows 64 bits, a number is divided by zero, or what is read is not there"
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,13 @@ def fits(value: int) -> int:
         EvaluationError: it does not.
     """
     if not -_LIMIT <= value < _LIMIT:
-        raise EvaluationError("overflows 64 bits")
+        raise EvaluationError
     return value
 
 
 def _divisor(value: int) -> int:
     if value == 0:
-        raise EvaluationError("divides by zero")
+        raise EvaluationError
     return value
 
 
@@ -161,7 +167,7 @@ class Scope:
         Raises:
             EvaluationError: there is no such thing here.
         """
-        raise EvaluationError(f"asks {question}({', '.join(map(str, words))}), which is not known here")
+        raise EvaluationError
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,7 @@ def _python(node: Node) -> str:
 
 def _item(values: Any, index: int) -> Any:
     if not 0 <= index < len(values):
-        raise EvaluationError(f"reads element {index} of a list of {len(values)}")
+        raise EvaluationError
     return values[index]
 
 

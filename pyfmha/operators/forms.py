@@ -141,7 +141,7 @@ def measure(
     for axis, size in sized:
         if axis.size is None and axis.name is not None:
             found.setdefault(axis.name, size)
-    for axis, size in sized:
+    for axis, size in sized[: sum(len(form.axes) for form in forms.inputs)]:
         unknown = axis.unknown - set(found) - set(values)
         if axis.size is None and len(unknown) == 1:
             (name,) = unknown
@@ -150,8 +150,11 @@ def measure(
                 raise mismatch(forms, shapes)
             found[name] = solved
     known = Scope({**values, **found})
-    for axis, size in sized:
+    of_inputs = sum(len(form.axes) for form in forms.inputs)
+    for index, (axis, size) in enumerate(sized):
         if axis.size is None and not axis.unknown <= set(known.values):
+            if index < of_inputs:
+                raise mismatch(forms, shapes)
             continue  # of an output, by a definition: see Instance.measure
         if size != _size(axis, known):
             raise mismatch(forms, shapes)

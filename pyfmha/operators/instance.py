@@ -3,13 +3,14 @@
 The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyfmha.errors import PluginError
-from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES, TYPE_NAMES, Attribute, Option
-from pyfmha.operators.expressions import EvaluationError, Expression, Node, Scope
+from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES, TYPE_NAMES, Attribute, Option, Types
+from pyfmha.operators.expressions import EvaluationError, Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch
 from pyfmha.operators.program import NULL, SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
 from pyfmha.operators.text import Text
@@ -110,10 +111,10 @@ class ShapeScope(AttributeScope):
             case "size" | "stride":
                 shape = self.shapes.get(words[0], ())
                 if words[1] >= len(shape):
-                    raise EvaluationError(f"asks of axis {words[1]} of {words[0]}, which has {len(shape)}")
+                    raise EvaluationError
                 return shape[words[1]] if question == "size" else _product(shape[words[1] + 1 :])
             case "numel":
-                return _product(self.shapes.get(words[0], (0,)))
+                return _product(self.shapes[words[0]]) if words[0] in self.shapes else 0
             case "least":
                 return self.least.get(words[0], 0)
             case "serves":
@@ -122,11 +123,9 @@ class ShapeScope(AttributeScope):
 
 
 def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
+    result = math.prod(sizes)
     if result >= 1 << 63:
-        raise EvaluationError("overflows 64 bits")
+        raise EvaluationError
     return result
 
 
@@ -193,18 +192,19 @@ def _check_range(name: str, kind: Attribute, value: Any) -> None:
     for index, element in enumerate(elements):
         said = f"{name}[{index}]" if isinstance(value, tuple) else name
         if kind.choices and element not in kind.choices:
-            shown = repr(element) if isinstance(element, str) else element
+            shown = f"'{element}'" if isinstance(element, str) else _number(element)
             raise PluginError(f"{said} is {shown}; allowed are {', '.join(map(str, kind.choices))}")
         low = kind.minimum is not None and not element >= kind.minimum
         if low or (kind.maximum is not None and not element <= kind.maximum):
-            raise PluginError(f"{said} is {_number(element)}; {_range(kind)}")
+            raise PluginError(f"{said} is {_number(element)}; {range_text(kind)}")
 
 
 def _number(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _range(kind: Attribute) -> str:
+def range_text(kind: Attribute) -> str:
+    """What is said of a value out of range."""
     if kind.maximum is None:
         return f"give {_number(kind.minimum or 0)} or more"
     if kind.minimum is None:
@@ -242,15 +242,18 @@ class Instance:
         self.program = program
         self.given = frozenset(given)
         self.options = dict(options or {})
-        self.attributes = settle(program, given)
+        try:
+            self.attributes = settle(program, given)
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
         self.types = dict(types or {}) | _fixed_types(program, self.attributes)
         self.scope = AttributeScope(self.attributes, self.given, self.options, self.types)
         try:
             _define(program.early, program.early_checks, self.scope)
         except EvaluationError as error:
-            raise PluginError(f"its attributes {error}") from None
+            raise PluginError(str(error)) from None
         self._forms: dict[tuple[int, ...], Forms] = {}
-        self.active = tuple(launch for launch in program.launches if _may_run(launch, self.scope))
+        self.active = tuple(launch for launch in program.launches if holds(launch.early_when, self.scope))
         if not self.active:
             raise PluginError("no launch is for these attributes")
 
@@ -277,15 +280,14 @@ class Instance:
         return found
 
     def __str__(self) -> str:
-        if not self.program.summary:
-            return ", ".join(f"{name} {_shown(value)}" for name, value in self.attributes.items()) or "no attributes"
         return _joined(self.program.summary, self.scope)
 
     def options_wanted(self) -> Iterator[tuple[Option, tuple[str, ...]]]:
         """The groups of functions that are of use for these attributes, with their functions."""
-        for option, when, texts in self.program.options:
+        for option, when in self.program.options:
             if holds(when, self.scope):
-                yield option, tuple(text.render(self.scope) for text in texts)
+                launches = [launch for launch in self.program.launches if launch.launch.option == option.name]
+                yield option, tuple(launch.function.render(self.scope) for launch in launches)
 
     def main_functions(self) -> tuple[str, ...]:
         """The functions whose algorithms are tactics, one for each choice of types that is not made yet."""
@@ -389,8 +391,7 @@ class Instance:
             wanted = types[form.variable]
             made = f"{TYPE_NAMES[wanted]} ({variable.attribute} {DATA_TYPES[wanted]})"
             return f"{got}; the plugin was created for {made}"
-        allowed = ", ".join(TYPE_NAMES[name] for name in variable.names)
-        return f"{got}; {form.variable} is one type of {allowed} in all tensors"
+        return f"{got}; {form.variable} is one type of {allowed_types(variable)} in all tensors"
 
     # ------------------------------------------------------------------ its launches
 
@@ -426,7 +427,7 @@ class Instance:
             _define(self.program.late, self.program.late_checks, scope)
             self._check_outputs(forms, outputs, scope, [*inputs, *outputs])
         except EvaluationError as error:
-            raise PluginError(f"{error}, for {self._sizes(scope) or 'these sizes'}") from None
+            raise PluginError(str(error)) from None
         return scope
 
     def _check_outputs(
@@ -456,7 +457,7 @@ class Instance:
                 for launch in running
             )
         except EvaluationError as error:
-            raise PluginError(f"{error}, for {self._sizes(scope) or 'these sizes'}") from None
+            raise PluginError(str(error)) from None
         return Plan(steps, len(forms.inputs), len(forms.outputs), total, self._sizes(scope))
 
     def _sizes(self, scope: ShapeScope) -> str:
@@ -473,12 +474,12 @@ class Instance:
                 continue
             bytes_ = size.evaluate(scope)
             if bytes_ < 0:
-                raise EvaluationError(f"asks for {bytes_} bytes of {name}")
+                raise EvaluationError
             alignment = self.program.operator.alignment
             offsets[name] = -(-end // alignment) * alignment
             end = offsets[name] + bytes_
             if end >= 1 << 62:
-                raise EvaluationError("overflows the workspace")
+                raise EvaluationError
         return offsets, end
 
     def profile_bytes(self, scope: ShapeScope) -> int:
@@ -487,7 +488,7 @@ class Instance:
         try:
             return 0 if expression is None else int(expression.evaluate(scope))
         except EvaluationError as error:
-            raise PluginError(f"{error}, for {self._sizes(scope) or 'these sizes'}") from None
+            raise PluginError(str(error)) from None
 
     def arguments(
         self, launch: LaunchProgram, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]
@@ -549,34 +550,17 @@ def _fixed_types(program: Program, values: Mapping[str, Any]) -> dict[str, str]:
             continue
         number = values[kinds.attribute]
         if numbers.get(number) not in kinds.names:
-            allowed = sorted((DATA_TYPES[kind], TYPE_NAMES[kind]) for kind in kinds.names)
-            known = ", ".join(f"{number} ({said})" for number, said in allowed)
-            raise PluginError(f"{kinds.attribute} is {number}; allowed is int(trt.DataType): {known}")
+            allowed = allowed_types(kinds)
+            raise PluginError(f"{kinds.attribute} is {number}; allowed is int(trt.DataType): {allowed}")
         found[name] = numbers[number]
     return found
 
 
-def _may_run(launch: LaunchProgram, scope: AttributeScope) -> bool:
-    """Whether what attributes tell of a launch's condition holds."""
-    if launch.when is None:
-        return True
-    node = launch.when.node
-    parts = node.parts if node.kind == "and" else (node,)
-    return all(_holds_or_late(part, scope) for part in parts)
-
-
-def _holds_or_late(node: Node, scope: AttributeScope) -> bool:
-    expression = Expression("", node)
-    late = {"size", "stride", "numel", "least", "serves"}
-    if any(question in late for question, _ in expression.questions()) or not expression.names() <= set(scope.values):
-        return True
-    return bool(expression.evaluate(scope))
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(_number(element) for element in value)}]"
-    return _number(value) if isinstance(value, int | float) else str(value)
+def allowed_types(kinds: Types) -> str:
+    """The types that a name may stand for, for messages: with their numbers where an attribute holds it."""
+    if not kinds.attribute:
+        return ", ".join(TYPE_NAMES[name] for name in kinds.names)
+    return ", ".join(f"{n} ({said})" for n, said in sorted((DATA_TYPES[k], TYPE_NAMES[k]) for k in kinds.names))
 
 
 def _joined(parts: Sequence[tuple[Expression | None, Text]], scope: Scope) -> str:

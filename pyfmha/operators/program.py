@@ -6,7 +6,7 @@ when a plugin is created; *sizes*, with types, once its tensors are known; *boun
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,13 +83,23 @@ class LaunchProgram:
     Attributes:
         launch: its description.
         arguments: by name, a source of a pointer or an expression.
+        when: whether it is launched; None: always.
+        early_when: what attributes tell of that.
         function: its C function's name.
     """
 
     launch: Launch
     arguments: tuple[tuple[str, Source | Expression], ...]
     when: Expression | None
+    early_when: Expression | None
     function: Text
+
+    def fits(self, arguments: Sequence[tuple[str, str]]) -> bool:
+        """Whether a function takes these arguments: the same names in the same order, pointers where pointers are."""
+        if [name for name, _ in self.arguments] != [name for name, _ in arguments]:
+            return False
+        pairs = zip(self.arguments, arguments, strict=True)
+        return all(isinstance(source, Source) == kind.startswith("*") for (_, source), (_, kind) in pairs)
 
 
 class Program:
@@ -149,11 +159,18 @@ class Program:
         self.workspace_of_profile = (
             late.parse(profile, self._said("workspace_of_profile"), wanted="int") if profile else None
         )
-        self.options = tuple(self._option(option, early, late) for option in operator.options)
+        self.options = tuple(
+            (option, self._when(option.when, early, self._said(f"option {option.name}"))) for option in operator.options
+        )
         self.launches = tuple(self._launch(index, launch, late) for index, launch in enumerate(operator.launches))
-        self.summary = self._texts(operator.summary, early, "summary")
+        self.summary = self._texts(operator.summary or self._plain_summary(), early, "summary")
         self.shape_summary = self._texts(operator.shape_summary, late, "shape_summary")
         self.build = parse_text(operator.build, late, self._said("build")) if operator.build else None
+
+    def _plain_summary(self) -> list[tuple[str, str]]:
+        """What is said of a plugin where the description says nothing: its attributes, but for lists."""
+        numbers = [name for name, kind in self.operator.attributes if not kind.type.endswith("[]")]
+        return [("", ", ".join(f"{name} {{{name}}}" for name in numbers) or "no attributes")]
 
     def _said(self, what: str) -> str:
         return f"{self.operator.name}: {what}"
@@ -344,13 +361,6 @@ class Program:
         calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         return bool(_names_of(tree) - early) or bool(calls & set(_LATE))
 
-    def _option(
-        self, option: Option, early: Parser, late: Parser
-    ) -> tuple[Option, Expression | None, tuple[Text, ...]]:
-        what = self._said(f"option {option.name}")
-        texts = tuple(parse_text(text, late, what) for text in option.functions)
-        return option, self._when(option.when, early, what), texts
-
     def _launch(self, index: int, launch: Launch, late: Parser) -> LaunchProgram:
         what = self._said(f"launch {launch.name or launch.kernel or index}")
         if launch.option and launch.option not in self._option_names:
@@ -359,7 +369,20 @@ class Program:
             raise SpecError(f"{what}: give the kernel to compile, or the name of a function that is built elsewhere")
         arguments = tuple((name, self._source(name, text, what, late)) for name, text in launch.arguments)
         function = launch.function or self.function_text(index)
-        return LaunchProgram(launch, arguments, self._when(launch.when, late, what), parse_text(function, late, what))
+        when = self._when(launch.when, late, what)
+        return LaunchProgram(launch, arguments, when, self._early_part(when), parse_text(function, late, what))
+
+    def _early_part(self, when: Expression | None) -> Expression | None:
+        """Of conditions that must hold together, those that read attributes alone."""
+        if when is None:
+            return None
+        parts = when.node.parts if when.node.kind == "and" else (when.node,)
+        early = tuple(part for part in parts if self._is_early(Expression("", part)))
+        return Expression(when.text, Node("and", "bool", None, early)) if early else None
+
+    def _is_early(self, expression: Expression) -> bool:
+        asked = {question for question, _ in expression.questions()}
+        return expression.names() <= set(self._early_types) and not asked & set(_LATE)
 
     def function_text(self, index: int) -> str:
         """How the function of a launch that is compiled here is called, as a text of its types."""

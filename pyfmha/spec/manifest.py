@@ -97,6 +97,11 @@ class Function:
     arguments: tuple[tuple[str, str], ...]
     algorithms: tuple[tuple[Variant, ...], ...]
 
+    @property
+    def prototype(self) -> str:
+        """The C function with the names and types of its arguments, as engines store it."""
+        return f"{self.name}({', '.join(f'{kind} {name}' for name, kind in self.arguments)})"
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -18,7 +18,7 @@ from pyfmha.trt.modules import find_module
 from pyfmha.trt.plan import pair_of
 from pyfmha.trt.plugin import NAME, VERSION, Origin, PluginBehaviour
 from pyfmha.trt.problem import Problem
-from pyfmha.trt.tactics import tactics_of
+from pyfmha.operators.tactics import tactics_of
 
 LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
 

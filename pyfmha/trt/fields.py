@@ -58,7 +58,7 @@ class Stored:
     Attributes:
         schema: the manifest's schema version.
         prototype: the C function with its arguments.
-        algorithms: the names of its algorithms, see :class:`pyfmha.trt.tactics.Tactic`.
+        algorithms: the names of its algorithms, see :class:`pyfmha.operators.tactics.Tactic`.
         decode: :data:`pyfmha.attention.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that
             TensorRT was asked for their workspace; else 0. Without, the workspace's address belongs to somebody else,
             and need not be null: only what is stored tells whether it may be written to.

@@ -35,7 +35,7 @@ from pyfmha.trt.shapes import (
     sizes,
     smallest,
 )
-from pyfmha.trt.tactics import Tactic, choose
+from pyfmha.operators.tactics import Tactic, choose
 
 NAME = "TritonFlashAttention"
 VERSION = "1"

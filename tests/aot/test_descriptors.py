@@ -31,7 +31,7 @@ from pyfmha.errors import SpecError
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.descriptors import Descriptor, parse_descriptor
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
-from pyfmha.trt.tactics import tactics_of
+from pyfmha.operators.tactics import tactics_of
 
 ARGUMENTS = tuple(
     Argument(name, kind)

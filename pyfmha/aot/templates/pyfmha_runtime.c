@@ -60,6 +60,7 @@ typedef struct {
 static struct {
   CUresult (*init)(unsigned);
   CUresult (*ctx_get_current)(CUcontext *);
+  CUresult (*ctx_set_current)(CUcontext);
   CUresult (*ctx_get_device)(CUdevice *);
   CUresult (*ctx_get_id)(CUcontext, unsigned long long *); /* CUDA 12 and later; NULL before */
   CUresult (*device_get_attribute)(int *, int, CUdevice);
@@ -152,6 +153,7 @@ static CUresult open_driver(void) {
   } needed[] = {
       {"cuInit", &driver.init},
       {"cuCtxGetCurrent", &driver.ctx_get_current},
+      {"cuCtxSetCurrent", &driver.ctx_set_current},
       {"cuCtxGetDevice", &driver.ctx_get_device},
       {"cuDeviceGetAttribute", &driver.device_get_attribute},
       {"cuModuleLoadData", &driver.module_load_data},
@@ -659,6 +661,71 @@ CUresult pyfmha_choose(const pyfmha_function *function, int algo_id, const void 
   if (i == end) return refused(function, algo_id, passed_over, arguments);
   *variant = function->kernels[i]->name;
   return PYFMHA_SUCCESS;
+}
+
+/* ------------------------------------------------------------- for plugins */
+
+/* Open the driver if that was not done; nothing is loaded. */
+static CUresult need_driver(void) {
+  pthread_rwlock_wrlock(&lock);
+  const CUresult status = open_driver();
+  pthread_rwlock_unlock(&lock);
+  return status;
+}
+
+CUresult pyfmha_context(void **context, unsigned long long *id) {
+  CUcontext found = NULL;
+  CUresult status = need_driver();
+  if (status == PYFMHA_SUCCESS) status = current_context("the plugin", &found, id);
+  *context = found;
+  return status;
+}
+
+CUresult pyfmha_current_capability(int *capability) {
+  CUcontext context = NULL;
+  CUdevice device = 0;
+  const CUresult status = need_driver();
+  if (status != PYFMHA_SUCCESS) return status;
+  if (driver.ctx_get_current(&context) != PYFMHA_SUCCESS || context == NULL)
+    return pyfmha_fail(PYFMHA_INVALID_CONTEXT,
+                       "this thread has no current CUDA context, so the GPU to serve is unknown: make one current first");
+  return current_device("the plugin", &device, capability);
+}
+
+bool pyfmha_runs_on(const pyfmha_function *function, int algo_id, int capability) {
+  bool needed = false, any = false, all = true;
+  for (unsigned i = algo_id == 0 ? 0 : function->ends[algo_id - 1]; i < function->ends[algo_id]; i++) {
+    const bool runs = choose_image(function->kernels[i], capability) != NULL;
+    any |= runs;
+    if (!function->kernels[i]->optional) {
+      needed = true;
+      all &= runs;
+    }
+  }
+  return needed ? all : any;
+}
+
+const pyfmha_kernel *pyfmha_serving(const pyfmha_function *function, int algo_id, int capability, const void *arguments) {
+  uint64_t key[PYFMHA_KEY_WORDS];
+  if (algo_id < 0 || algo_id >= function->algorithm_count) return NULL;
+  const unsigned end = function->ends[algo_id];
+  unsigned i = next_serving(function, algo_id == 0 ? 0 : function->ends[algo_id - 1], end, arguments, key);
+  for (; i < end; i = next_serving(function, i + 1, end, arguments, key))
+    if (!function->kernels[i]->optional || choose_image(function->kernels[i], capability) != NULL) return function->kernels[i];
+  return NULL;
+}
+
+const char *pyfmha_unload_in(void *context, unsigned long long id, const pyfmha_function *const *functions, int count) {
+  CUcontext before = NULL;
+  unsigned long long now = 0;
+  if (driver.ctx_get_current(&before) != PYFMHA_SUCCESS) return "the driver does not say which context is current";
+  if (driver.ctx_get_id != NULL && (driver.ctx_get_id(context, &now) != PYFMHA_SUCCESS || now != id)) return "the CUDA context was destroyed";
+  if (before != context && driver.ctx_set_current(context) != PYFMHA_SUCCESS) return "the CUDA context cannot be made current";
+  const char *failure = NULL;
+  for (int i = count - 1; i >= 0; i--)
+    if (pyfmha_unload(functions[i]) != PYFMHA_SUCCESS) failure = pyfmha_last_error();
+  if (before != context) (void)driver.ctx_set_current(before);
+  return failure;
 }
 
 /* ------------------------------------------------------------- conversions */

@@ -114,6 +114,17 @@ CUresult pyfmha_dispatch(const pyfmha_function *function, int algo_id, const voi
 /* Name the variant that would be launched; whether an optional one is loaded is asked, of the others it is assumed. */
 CUresult pyfmha_choose(const pyfmha_function *function, int algo_id, const void *arguments, const char **variant);
 
+/* For plugins. The current context and the driver's id of it, which tells it from a later one at the same address. */
+CUresult pyfmha_context(void **context, unsigned long long *id);
+/* Compute capability of the current context's device: major * 10 + minor. */
+CUresult pyfmha_current_capability(int *capability);
+/* Whether an algorithm has the code that a device needs. */
+bool pyfmha_runs_on(const pyfmha_function *function, int algo_id, int capability);
+/* The variant that would serve the arguments on a device, whether it is loaded or not; NULL: none. */
+const pyfmha_kernel *pyfmha_serving(const pyfmha_function *function, int algo_id, int capability, const void *arguments);
+/* Undo a load of each function in a context that need not be current; NULL, or why that was not done. */
+const char *pyfmha_unload_in(void *context, unsigned long long id, const pyfmha_function *const *functions, int count);
+
 /* For variants. The maps of all their descriptors, kept by this thread while it launches with the same few keys. */
 bool pyfmha_tensors_fit(const pyfmha_tensor *tensors, unsigned count, uint64_t *key);
 CUresult pyfmha_refuse_tensors(const char *variant, const pyfmha_tensor *tensors, unsigned count, uint64_t *key);

@@ -1,5 +1,6 @@
 # make demo   set up .venv and run the main job
 # make test   set up what the tests need and pass them
+# make test-bindings   the plugin's tests through NVIDIA's older bindings, which it fetches
 # make lint   style and types only; changes nothing
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test test-bindings lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyfmha demo
@@ -15,6 +16,10 @@ demo: $(VENV)/.demo
 # A file's tests stay together: they share what they build.
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Through NVIDIA's bindings of TensorRT 10, with numpy 1.26 and numpy 2.
+test-bindings: $(VENV)/.test
+	$(BIN)/python tests/real_bindings.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -59,7 +59,12 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--max_batch_size", type=positive, default=8, help="the engine serves 1 up to this")
     parser.add_argument("--max_seq_len", type=positive, default=512, help="the engine serves 1 up to this")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
-    parser.add_argument("--causal", action=argparse.BooleanOptionalAction, default=True, help="default: causal")
+    parser.add_argument(
+        "--causal",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="default: causal, as their example",
+    )
     add_features(parser)
     parser.add_argument(
         "--timing_cache",
@@ -80,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
         options.max_batch_size,
         options.max_seq_len,
         DTYPES[options.dtype],
-        options.causal,
+        causal=options.causal,
         **{name: getattr(options, name) for name in FEATURES},
     )
     timing_cache = options.timing_cache or options.output_dir / TIMING_CACHE_FILE

@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
 
     cache = options.timing_cache or options.output_dir / "model.cache"
     layer = FmhaLayer(
-        options.num_heads, options.head_size, 1 / math.sqrt(options.head_size), options.dtype, options.causal
+        options.num_heads, options.head_size, 1 / math.sqrt(options.head_size), options.dtype, causal=options.causal
     )
     builder = Builder()
     config = builder.create_builder_config(

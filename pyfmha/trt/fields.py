@@ -9,6 +9,7 @@ import numpy as np
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
 from pyfmha.spec.manifest import SCHEMA, Function
+from pyfmha.trt.field_data import read_data
 from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
 
 EARLIER = {
@@ -128,10 +129,10 @@ def _value(trt: Any, field: Any, kind: str) -> Any:
     if field.type != getattr(trt.PluginFieldType, kind):
         raise PluginError(f"field {field.name} is of type {field.type}; it must be {kind}")
     if kind == "CHAR":
-        return np.asarray(field.data).tobytes().rstrip(b"\0").decode(errors="replace")
+        return read_data(trt, field, kind).tobytes().rstrip(b"\0").decode(errors="replace")
     if field.size != 1:
         raise PluginError(f"field {field.name} has {field.size} values; it must have one {kind}")
-    return np.asarray(field.data).reshape(-1)[0].item()
+    return read_data(trt, field, kind)[0].item()
 
 
 def _problem(values: dict[str, Any]) -> Problem:

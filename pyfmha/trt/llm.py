@@ -195,7 +195,13 @@ def _layer_class() -> Any:
             """What it serves up to these sizes."""
             dtype = DATA_TYPES[int(self.dtype)]
             plain = EngineConfig(
-                self.num_heads, self.head_size, max_batch_size, max_len, dtype, self.causal, self.softmax_scale
+                self.num_heads,
+                self.head_size,
+                max_batch_size,
+                max_len,
+                dtype,
+                self.softmax_scale,
+                causal=self.causal,
             )
             return replace(plain, max_kv_seq_len=max_kv_len, **self.settings)
 

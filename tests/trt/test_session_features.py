@@ -203,7 +203,7 @@ def test_session_as_a_cuda_graph_with_lengths_that_change(trt11: Any, library: L
     def define(network: Any) -> None:
         q, k, v = (network.add_input(key, DataType.FLOAT, inputs[key].shape) for key in "QKV")
         lengths = {key: network.add_input(key, DataType.INT32, (B,)) for key in ("q_lengths", "kv_lengths")}
-        out, lse = add_attention(network, q, k, v, **lengths, return_lse=True)
+        out, lse = add_attention(network, q, k, v, causal=True, **lengths, return_lse=True)
         out.name, lse.name = "Out", "Lse"
         network.mark_output(out)
         network.mark_output(lse)
@@ -351,7 +351,7 @@ def test_what_a_session_is_not_given(trt11: Any, library: Library) -> None:
     case = CASES["lengths"]
     inputs, _ = data_of(case)
     settings = {"num_heads": HQ, "head_size": D, "dtype": "fp32", "features": case.features, "library": library}
-    with DirectSession(**settings, trt_module=standin) as session:
+    with DirectSession(**settings, causal=True, trt_module=standin) as session:
         with pytest.raises(SpecError, match="give Q, K, V, q_lengths, kv_lengths"):
             session.run({name: inputs[name] for name in "QKV"})
         with pytest.raises(
@@ -366,7 +366,8 @@ def test_what_a_session_is_not_given(trt11: Any, library: Library) -> None:
 
     def define(network: Any) -> None:
         q, k, v = (network.add_input(key, DataType.FLOAT, inputs[key].shape) for key in "QKV")
-        add_attention(network, q, k, v, kv_lengths=network.add_input("kv_lengths", DataType.INT32, (B,))).name = "Out"
+        lengths = network.add_input("kv_lengths", DataType.INT32, (B,))
+        add_attention(network, q, k, v, causal=True, kv_lengths=lengths).name = "Out"
         network.mark_output(network.layers[0].get_output(0))
 
     with (

@@ -6,6 +6,7 @@ clone does not inherit.
 """
 
 import ctypes
+import struct as _struct
 import sys
 import types
 import weakref
@@ -59,17 +60,41 @@ class _Memory:
         content = b"" if owner is None else bytes(memoryview(owner).cast("B")) if self.length else b""
         return content[:wanted].ljust(wanted, bytes([POISON]))
 
+    def address(self) -> int | None:
+        """Where the data is, if it is an array that is still there."""
+        owner = self._owner()
+        return int(owner.ctypes.data) if isinstance(owner, np.ndarray) else None
 
-class PluginField:
-    def __init__(self, name: str = "", data: Any = None, type: PluginFieldType = PluginFieldType.UNKNOWN) -> None:
+
+class _Struct(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("length", ctypes.c_int32),
+    )
+
+
+class PluginField(float):
+    """As the binding's, in memory too: behind the object's header lies a pointer to the C struct. That is where a float
+    keeps its number, so this one's bits are that pointer."""
+
+    def __new__(
+        cls, name: str = "", data: Any = None, type: PluginFieldType = PluginFieldType.UNKNOWN
+    ) -> "PluginField":
         buffer = memoryview(b"" if data is None else data)
-        self._kept = data
-        self.memory = _Memory(name, data, type, int(np.prod(buffer.shape)))
+        field = cls.of(_Memory(name, data, type, int(np.prod(buffer.shape))))
+        field._kept = data
+        return field
 
     @classmethod
     def of(cls, memory: _Memory) -> "PluginField":
-        field = cls.__new__(cls)
-        field.memory = memory
+        content = ctypes.create_string_buffer(memory.read())
+        data = memory.address() or ctypes.addressof(content)
+        struct = _Struct(memory.name.encode(), data, memory.kind, memory.length)
+        (bits,) = _struct.unpack("d", _struct.pack("Q", ctypes.addressof(struct)))
+        field = super().__new__(cls, bits)
+        field.memory, field._behind = memory, (struct, content)
         return field
 
     @property
@@ -91,8 +116,19 @@ class PluginField:
         return np.frombuffer(self.memory.read(), _NUMPY[self.memory.kind]).copy()
 
 
+class RepeatingField(PluginField):
+    """As that of TensorRT 10.8 to 10.15.1 under numpy 2: ``data`` repeats its first element."""
+
+    @property
+    def data(self) -> Any:
+        content = super().data
+        return np.repeat(content[:1], len(content))
+
+
 class PluginFieldCollection:
     """A vector of copies of the fields' structs; the Python objects are not kept."""
+
+    field = PluginField
 
     def __init__(self, fields: Iterable[PluginField] = ()) -> None:
         self.structs = [field.memory for field in fields]
@@ -101,7 +137,11 @@ class PluginFieldCollection:
         return len(self.structs)
 
     def __getitem__(self, index: int) -> PluginField:
-        return PluginField.of(self.structs[index])
+        return self.field.of(self.structs[index])
+
+
+class _RepeatingCollection(PluginFieldCollection):
+    field = RepeatingField
 
 
 class PluginFieldCollection_:
@@ -255,8 +295,11 @@ class _Registry:
 _numbers = count()
 
 
-def make_binding(name: str | None = None) -> Any:
-    """A new module of its own classes, in ``sys.modules`` under its name; its registry is empty."""
+def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
+    """A new module of its own classes, in ``sys.modules`` under its name; its registry is empty.
+
+    ``repeats`` is for one of TensorRT 10.8 to 10.15.1 under numpy 2, see :class:`RepeatingField`.
+    """
     module: Any = types.ModuleType(name or f"trt_double_{next(_numbers)}")
     for shared in (
         *(DataType, TensorFormat, PluginFieldType, TensorRTPhase, PluginCapabilityType, PluginField),
@@ -265,6 +308,9 @@ def make_binding(name: str | None = None) -> Any:
     ):
         setattr(module, shared.__name__, shared)
     module.__version__ = "11.1.double"
+    if repeats:
+        module.__version__ = "10.15.double"
+        module.PluginField, module.PluginFieldCollection = RepeatingField, _RepeatingCollection
     module.IPluginV3 = _base("IPluginV3")
     module.IPluginV3OneCore = _base("IPluginV3OneCore", plugin_name=str, plugin_version=str, plugin_namespace=str)
     module.IPluginV3OneBuild = _base("IPluginV3OneBuild", num_outputs=int, timing_cache_id=str)
@@ -346,7 +392,7 @@ class DoubleCalls:
         structs = (
             _Memory(f.name, array, PluginFieldType(f.type), f.length) for f, array in zip(fields, data, strict=True)
         )
-        vector = PluginFieldCollection()
+        vector = self.trt.PluginFieldCollection()
         vector.structs = list(structs)
         phase = self.trt.TensorRTPhase(phase)
         plugin = self._try(

@@ -11,6 +11,8 @@ from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from trt_double import Tensor
 from trt_double.binding import DoubleCalls, TensorFormat, make_binding
 from trt_double.full import builder, network, runtime
@@ -77,10 +79,12 @@ def _bound(name: str, trt: Any, made: type, *first: Any) -> type:
 
 def make_full(name: str, version: str) -> Any:
     """A double of one version of ``tensorrt``, or of ``tensorrt_lean``, which builds nothing."""
-    trt = make_binding(name)
+    numbers = tuple(map(int, version.split(".")[:2]))
+    repeats = numbers < (10, 16) and int(np.__version__.split(".")[0]) >= 2
+    trt = make_binding(name, repeats=repeats)
     trt.__version__ = version
     trt.double = _Double(calls=LoudCalls(trt), timed=[])
-    modern = int(version.split(".")[0]) >= 11
+    modern = numbers >= (11, 0)
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from common import DTYPES, add_log_level, positive, run_program
 
+from pyfmha.attention.operator import LAYOUTS
+from pyfmha.trt.attention.network import ALIGNMENTS
 from pyfmha.trt.engine import VERBOSITIES, EngineConfig, build_engine
-from pyfmha.trt.network import ALIGNMENTS
-from pyfmha.trt.problem import LAYOUTS
 from pyfmha.trt.saved import TIMING_CACHE_FILE, read_timing_cache, save_engine
 
 FEATURES = (

@@ -8,15 +8,15 @@ from typing import Any
 from pyfmha.aot.c_expressions import Numbers, Symbols, c_expression, c_string, c_text
 from pyfmha.aot.emit_c import TEMPLATES, render
 from pyfmha.errors import SpecError
-from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, TYPE_NAMES, Attribute, Operator
+from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
 from pyfmha.operators.instance import allowed_types, range_text
-from pyfmha.operators.program import SHAPE, Axis, Form, LaunchProgram, Program, Source, TensorProgram, program_of
+from pyfmha.operators.program import SHAPE, Axis, Form, LaunchProgram, Source, TensorProgram, program_of
 from pyfmha.operators.tactics import tactics_of
 from pyfmha.operators.text import Text
 from pyfmha.spec.abi import ctype
-from pyfmha.spec.c_names import c_argument_name
 from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.c_names import c_argument_name
 from pyfmha.spec.manifest import SCHEMA, Function, Manifest
 
 MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
@@ -114,7 +114,7 @@ class OperatorEmitter:
             "launches": (len(program.launches), MOST_LAUNCHES),
             "parts of the workspace": (len(program.workspace), MOST_PARTS),
             "options": (len(program.options), MOST_OPTIONS),
-            "arguments of a launch": (max(len(l.arguments) for l in program.launches), MOST_ARGUMENTS),
+            "arguments of a launch": (max(len(launch.arguments) for launch in program.launches), MOST_ARGUMENTS),
         }
         for what, (count, most) in counts.items():
             if count > most:

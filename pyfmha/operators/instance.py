@@ -300,8 +300,15 @@ class Instance:
         """Every function that it may launch, those of options left out."""
         found: dict[str, None] = {}
         for scope in self._typed_scopes():
-            found |= {l.function.render(scope): None for l in self.active if not l.launch.option}
+            found |= {one.function.render(scope): None for one in self.active if not one.launch.option}
         return tuple(found)
+
+    def launched_functions(self) -> tuple[str, ...]:
+        """Every function that it may launch with the types that are known; of options, those that there are."""
+        if set(self.types) != set(self.program.types):
+            return ()
+        launches = [one for one in self.active if not one.launch.option or self.options.get(one.launch.option)]
+        return tuple(dict.fromkeys(launch.function.render(self.scope) for launch in launches))
 
     def _typed_scopes(self) -> Iterator[AttributeScope]:
         """A scope for each choice of the types that are not known."""
@@ -360,23 +367,24 @@ class Instance:
         axes = tuple(AxisForm.of(axis, self.scope) for axis in form.axes)
         return TensorForm(name, kind, form.type, axes)
 
-    def types_for(self, kinds: Sequence[int]) -> dict[str, str]:
+    def types_for(self, kinds: Sequence[int], known: Mapping[str, str] | None = None) -> dict[str, str]:
         """What the names of types stand for.
 
         Args:
             kinds: ``int(trt.DataType)`` of the inputs, then of outputs as far as they are known.
+            known: what is known of them before; by default :attr:`types`.
 
         Raises:
             PluginError: one is of a type that is not allowed, or not of that of another.
         """
-        found = dict(self.types)
+        found = dict(self.types if known is None else known)
         names = {number: name for name, number in DATA_TYPES.items()}
         for form, kind in zip(self.forms().all, kinds, strict=False):
             if form.variable in DATA_TYPES:
                 continue
             allowed = self.program.types[form.variable].names
-            known = found.setdefault(form.variable, names.get(kind, ""))
-            if known not in allowed or DATA_TYPES[known] != kind:
+            name = names.get(kind, "")
+            if name not in allowed or found.setdefault(form.variable, name) != name:
                 raise PluginError(self.type_error(form, kind, found))
         return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pyfmha.errors import SpecError
-from pyfmha.operators.description import DATA_TYPES, Attribute, Check, Launch, Operator, Option, Tensor
+from pyfmha.operators.description import DATA_TYPES, Attribute, Check, Launch, Operator, Tensor
 from pyfmha.operators.expressions import BUILTINS, Expression, Node, Parser
 from pyfmha.operators.text import Text, parse_text
 

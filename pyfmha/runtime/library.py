@@ -9,15 +9,16 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
+from pyfmha.operators.description import Operator
 from pyfmha.runtime.elf import check_whole
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest, parse_manifest, read_manifest
 
-_FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
+FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
 DEFAULT_LIBRARY = Path("aot_out") / "libpyfmha.so"
 
 
@@ -107,17 +108,23 @@ class Function:
         if status:
             self.check(status, LaunchError)
 
-    def prepare(self, *arguments: Any, algo_id: int = 0) -> "Prepared":
+    def prepare(self, *arguments: Any, algo_id: int = 0, all_pointers: bool = False) -> "Prepared":
         """Settle everything about a launch but its stream and leading pointers, for the cheapest way to repeat it.
 
         Args:
             arguments: as for a call; the leading pointers are placeholders, to be given at each launch.
             algo_id: which algorithm, from 0.
+            all_pointers: whether pointers behind other arguments are placeholders, too.
 
         Raises:
             TypeError, OverflowError: as a call. Whether the arguments are served is found out at the launch.
         """
-        return Prepared(self, self._launch, self._packed((0, *arguments), algo_id), self._leading)
+        packed = self._packed((0, *arguments), algo_id)
+        pointers = [index for index, entry in enumerate(self._types) if entry.kind == "pointer"]
+        if not all_pointers or pointers == list(range(self._leading)):
+            return Prepared(self, self._launch, packed, _leading_pointers(self._leading))
+        formats = [entry.format for entry in self._types[: pointers[-1] + 1]]
+        return Prepared(self, self._launch, packed, _pointers_among(formats, arguments, pointers))
 
     def _packed(self, arguments: tuple[Any, ...], algo_id: int) -> bytes:
         try:
@@ -157,7 +164,7 @@ class Function:
             ["stream", *names, "algo_id"], kinds, entries, [*arguments, algo_id], strict=True
         ):
             wanted = "a number" if entry.kind == "float" else "an integer"
-            low, high = entry.bounds or ((-_FLOAT_MAX, _FLOAT_MAX) if entry.kind == "float" else (0, (1 << 64) - 1))
+            low, high = entry.bounds or ((-FLOAT_MAX, FLOAT_MAX) if entry.kind == "float" else (0, (1 << 64) - 1))
             try:
                 struct.pack(entry.format, value)
                 number: float = value  # type: ignore[assignment]  # it was packed
@@ -204,9 +211,8 @@ class Prepared:
 
     __slots__ = ("_buffer", "function", "head", "launch", "pack", "start", "tail")
 
-    def __init__(self, function: Function, launch: Any, packed: bytes, pointers: int) -> None:
+    def __init__(self, function: Function, launch: Any, packed: bytes, head: "_Head") -> None:
         self.function = function
-        head = struct.Struct(f"@{1 + pointers}Q")
         self.head: Callable[..., bytes] = head.pack
         self.tail = packed[head.size :]
         self.start: Callable[[bytes], int] = launch
@@ -226,6 +232,38 @@ class Prepared:
         status = self.launch()
         if status:
             self.function.check(status, LaunchError)
+
+
+class _Head(NamedTuple):
+    """How the arguments up to the last pointer that is a placeholder are packed.
+
+    Attributes:
+        size: bytes of them.
+        pack: bytes of the stream and the pointers, with what stands between.
+        pack_into: the same, into a buffer at an offset.
+    """
+
+    size: int
+    pack: Callable[..., bytes]
+    pack_into: Callable[..., None]
+
+
+def _leading_pointers(count: int) -> _Head:
+    head = struct.Struct(f"@{1 + count}Q")
+    return _Head(head.size, head.pack, head.pack_into)
+
+
+def _pointers_among(formats: Sequence[str], arguments: Sequence[Any], pointers: Sequence[int]) -> _Head:
+    """Written as text, as ``dataclasses`` does: the numbers between are constants of the code, so that a call has no
+    more to do than one with leading pointers."""
+    head = struct.Struct(_aligned(["Q", *formats]))
+    names = {index: f"p{number}" for number, index in enumerate(pointers)}
+    terms = ", ".join(names.get(index, f"c[{index}]") for index in range(len(formats)))
+    given = ", ".join(names.values())
+    scope = {"pack": head.pack, "pack_into": head.pack_into, "c": tuple(arguments)}
+    pack = eval(f"lambda stream, {given}: pack(stream, {terms})", scope)
+    pack_into = eval(f"lambda buffer, offset, stream, {given}: pack_into(buffer, offset, stream, {terms})", scope)
+    return _Head(head.size, pack, pack_into)
 
 
 class Library:
@@ -257,6 +295,15 @@ class Library:
             ) from None
         self.manifest = self._read_manifest()
         self._functions = {function.name: Function(self._cdll, function) for function in self.manifest.functions}
+
+    @functools.cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """The descriptions of the plugins that it holds.
+
+        Raises:
+            SpecError: a later version of this package described one.
+        """
+        return tuple(Operator.from_json(data) for data in self.manifest.operators)
 
     def _read_manifest(self) -> Manifest:
         try:

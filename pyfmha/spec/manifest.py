@@ -110,12 +110,15 @@ class Manifest:
     Attributes:
         build_id: changes with anything that is compiled into the library.
         pyfmha, triton: versions that built it.
+        operators: descriptions of the plugins that it holds, as JSON has them; see
+            :meth:`pyfmha.operators.description.Operator.from_json`.
     """
 
     build_id: str
     pyfmha: str
     triton: str
     functions: tuple[Function, ...]
+    operators: tuple[Any, ...] = ()
 
     def archs(self) -> tuple[str, ...]:
         """The architectures for which every algorithm holds the code that it needs, ascending.
@@ -134,7 +137,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as text that :func:`parse_manifest` reads back, the same for equal manifests."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+        data = {"schema": SCHEMA, **asdict(self)}
+        if not self.operators:
+            del data["operators"]
+        return json.dumps(data, indent=1) + "\n"
 
 
 def _archs(algorithm: Iterable[Variant]) -> set[str]:
@@ -171,6 +177,7 @@ def parse_manifest(text: str, origin: str) -> Manifest:
             text_from_data(data["pyfmha"]),
             text_from_data(data["triton"]),
             tuple(_function(entry) for entry in data["functions"]),
+            tuple(data.get("operators", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(

@@ -12,15 +12,14 @@ from typing import Any
 from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
-from pyfmha.trt.config import EngineConfig, Range
+from pyfmha.trt.attention.config import EngineConfig, Range
+from pyfmha.trt.attention.network import add_attention, add_attention_packed
+from pyfmha.trt.attention.own_layer import add_tensorrt_attention
+from pyfmha.trt.attention.problem import DTYPE_NAMES, INPUTS
 from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.messages import collect_errors, failure_of, logger_of
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.network import add_attention, add_attention_packed
-from pyfmha.trt.own_layer import add_tensorrt_attention
-from pyfmha.trt.problem import TYPE_NAMES
-from pyfmha.trt.shapes import INPUTS
 
 __all__ = ["VERBOSITIES", "Built", "EngineConfig", "build_engine", "build_plan"]
 
@@ -186,7 +185,7 @@ def build_engine(
 def _add_inputs(trt: Any, network: Any, config: EngineConfig) -> dict[str, Any]:
     tensors = {}
     for name, axes in config.axes().items():
-        kind = TYPE_NAMES[config.dtype] if name in (*INPUTS, "QKV") else "INT32"
+        kind = DTYPE_NAMES[config.dtype] if name in (*INPUTS, "QKV") else "INT32"
         shape = tuple(-1 if size is None else size for _, size in axes)
         tensors[name] = network.add_input(name, getattr(trt.DataType, kind), shape)
     return tensors

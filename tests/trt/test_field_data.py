@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trt_double import BUILD, RUNTIME
 from trt_double.binding import PluginFieldType, make_binding
-from trt_double.scene import Scene, fields
+from trt_double.scene import Scene, fields, problem_of
 
 from pyfmha.errors import PluginError
 from pyfmha.runtime.library import Library
@@ -89,4 +89,4 @@ def test_a_plugin_with_text_among_its_fields(forward_library: Library) -> None:
     scene = Scene(make_binding(repeats=True), forward_library)
     built = scene.calls.create(scene.creator, "layer 7", fields(layout="bshd", causal=0), BUILD)
 
-    assert built.origin.problem.features.layout == "bshd"
+    assert problem_of(built).features.layout == "bshd"

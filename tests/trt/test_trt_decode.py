@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Launch
+from pyfmha.trt.plan import pair_of, plan_of, split_workspace_bytes
 from trt_double import FLOAT, RUNTIME, Field, Tensor
 from trt_double.scene import BINDINGS, SCALE, SIZE, Scene
 
@@ -21,10 +22,9 @@ from pyfmha.attention.decode import LEAST_KEYS, MOST_QUERIES, most_workspace_byt
 from pyfmha.errors import DriverError, LaunchError
 from pyfmha.runtime.library import Function, Library
 from pyfmha.trt import launch, standin
+from pyfmha.trt.attention.problem import Features, Problem
 from pyfmha.trt.creator import make_creator
 from pyfmha.trt.fields import creation_fields
-from pyfmha.trt.plan import pair_of, plan_of, split_workspace_bytes
-from pyfmha.trt.problem import Features, Problem
 from pyfmha.trt.shapes import forms_of
 
 pytest_plugins = ("trt_double.fixtures",)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Field, Tensor
-from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, tensors
+from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, problem_of, tensors
 
 import pyfmha.trt
 from pyfmha.runtime.library import Library
@@ -76,7 +76,7 @@ def test_1_the_double_notices_temporaries(attention_library: Library) -> None:
 
 def test_1_created_plugins_keep_nothing_of_the_fields(scene: Scene) -> None:
     plugin = scene.built()  # the calls write over the fields' memory afterwards
-    assert plugin.origin.problem.num_heads == HEADS
+    assert problem_of(plugin).num_heads == HEADS
     assert scene.loaded(plugin).origin.stored == plugin.origin.stored
 
 
@@ -198,7 +198,7 @@ def test_6_an_onnx_node_keeps_all_attributes(scene: Scene) -> None:
     read = [  # as the parser: only what field_names lists, as INT32 from INT and FLOAT32 from FLOAT
         Field(name, kind, 1, struct.pack("<f" if kind == FLOAT32 else "<i", attributes[name])) for name, kind in names
     ]
-    problem = scene.calls.create(scene.creator, "node", read, BUILD).origin.problem
+    problem = problem_of(scene.calls.create(scene.creator, "node", read, BUILD))
     assert problem.causal is False
     assert problem.softmax_scale == pytest.approx(0.3)
 

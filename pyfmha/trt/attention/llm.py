@@ -13,11 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyfmha.errors import GraphApiError, PluginError
-from pyfmha.trt.config import EngineConfig
+from pyfmha.trt.attention.config import EngineConfig
+from pyfmha.trt.attention.network import add_attention, add_attention_packed
+from pyfmha.trt.attention.problem import DTYPE_OF, INPUTS
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.network import add_attention, add_attention_packed
-from pyfmha.trt.problem import DATA_TYPES
-from pyfmha.trt.shapes import INPUTS
 
 LAST_RELEASE = "1.3.0rc20"
 INSTALL = f"pip install 'tensorrt-llm<={LAST_RELEASE}'"
@@ -193,7 +192,7 @@ def _layer_class() -> Any:
 
         def engine_config(self, max_batch_size: int, max_len: int, max_kv_len: int | None = None) -> EngineConfig:
             """What it serves up to these sizes."""
-            dtype = DATA_TYPES[int(self.dtype)]
+            dtype = DTYPE_OF[int(self.dtype)]
             plain = EngineConfig(
                 self.num_heads,
                 self.head_size,

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError
-from pyfmha.trt.causal import check_causal, says_causal
-from pyfmha.trt.network import features_of
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.shapes import INPUTS, Axis, forms_of
+from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.network import features_of
+from pyfmha.trt.attention.problem import INPUTS, Problem
 
 LAYERS = ("plugin", "tensorrt")
 """Whose attention an engine has: this package's plugin, or TensorRT's own layer (from 10.14), to compare with."""
+
+Axis = tuple[str, int | None]
+"""What an axis is, and its size where that is fixed."""
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Smallest, optimum and largest shape of an input."""
@@ -135,7 +137,8 @@ class EngineConfig:
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The inputs by name: what each axis is, and its size where that is fixed."""
         if self.layer == "plugin":
-            return {form.name: form.axes for form in forms_of(self.problem).inputs}
+            forms = self.problem.forms()
+            return {form.name: tuple((axis.label, axis.size) for axis in form.axes) for form in forms.inputs}
         axes = (("batch", None), ("heads", self.num_heads), ("Sq", None), ("head size", self.head_size))
         return dict.fromkeys(INPUTS, axes)
 

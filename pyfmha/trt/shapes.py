@@ -68,6 +68,7 @@ class Symbols:
         self._trt, self._scope, self._builder = trt, instance.scope, builder
         self._definitions = {name: expression.node for name, expression in instance.program.late}
         self._known: dict[str, Any] = {}
+        self._axes: list[tuple[AxisForm, Any]] = []
         self._values: dict[str, Sequence[Any]] = {}
 
     def outputs(self, forms: Forms, inputs: Sequence[Any], shape_inputs: Sequence[Any]) -> list[list[Any]]:
@@ -85,8 +86,7 @@ class Symbols:
         for axis, expression in axes:
             if axis.size is None and axis.name is not None:
                 self._known.setdefault(axis.name, expression)
-        for axis, expression in axes:
-            self._solve(axis, expression)
+        self._axes = axes
         labelled: dict[str, Any] = {}
         for axis, expression in axes:
             labelled.setdefault(axis.label, expression)
@@ -97,17 +97,16 @@ class Symbols:
             return labelled[axis.label] if axis.label in labelled else self._builder.constant(axis.size)
         return self._of(axis.expression.node)
 
-    def _solve(self, axis: AxisForm, size: Any) -> None:
-        """Of a * name + b, which is this size, the name: (size - b) / a."""
-        unknown = axis.unknown - set(self._known) - set(self._scope.values)
-        if axis.size is not None or len(unknown) != 1:
-            return
-        (name,) = unknown
-        self._known[name] = self._builder.constant(0)
-        offset = self._of(axis.expression.node)
-        self._known[name] = self._builder.constant(1)
-        factor = self._operation("SUB", self._of(axis.expression.node), offset)
-        self._known[name] = self._operation("FLOOR_DIV", self._operation("SUB", size, offset), factor)
+    def _solve(self, name: str) -> None:
+        """What an axis without other unknown names tells of a name: of a * name + b, (size - b) / a."""
+        for axis, size in self._axes:
+            if axis.size is None and axis.unknown - set(self._known) - set(self._scope.values) == {name}:
+                self._known[name] = self._builder.constant(0)
+                offset = self._of(axis.expression.node)
+                self._known[name] = self._builder.constant(1)
+                factor = self._operation("SUB", self._of(axis.expression.node), offset)
+                self._known[name] = self._operation("FLOOR_DIV", self._operation("SUB", size, offset), factor)
+                return
 
     def _operation(self, name: str, left: Any, right: Any) -> Any:
         return self._builder.operation(getattr(self._trt.DimensionOperation, name), left, right)
@@ -117,8 +116,11 @@ class Symbols:
             return self._builder.constant(Expression("", node).evaluate(self._scope))
         if node.kind == "name" and node.value in self._definitions:
             return self._of(self._definitions[node.value])
-        if node.kind == "name" and node.value in self._known:
-            return self._known[node.value]
+        if node.kind == "name":
+            if node.value not in self._known:
+                self._solve(node.value)
+            if node.value in self._known:
+                return self._known[node.value]
         if node.kind == "item" and node.value in self._values and node.parts[0].kind == "constant":
             values, index = self._values[node.value], node.parts[0].value
             if index < len(values):

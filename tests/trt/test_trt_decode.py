@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Launch
-from pyfmha.trt.plan import pair_of, plan_of, split_workspace_bytes
 from trt_double import FLOAT, RUNTIME, Field, Tensor
 from trt_double.scene import BINDINGS, SCALE, SIZE, Scene
 
@@ -22,10 +21,9 @@ from pyfmha.attention.decode import LEAST_KEYS, MOST_QUERIES, most_workspace_byt
 from pyfmha.errors import DriverError, LaunchError
 from pyfmha.runtime.library import Function, Library
 from pyfmha.trt import launch, standin
-from pyfmha.trt.attention.problem import Features, Problem
+from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
 from pyfmha.trt.creator import make_creator
 from pyfmha.trt.fields import creation_fields
-from pyfmha.trt.shapes import forms_of
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -334,8 +332,8 @@ def test_no_shape_needs_more_than_was_asked_for() -> None:
             chance.choice((1, 80, 256)),
         )
         problem = Problem(kv_heads * group, size, "fp16", 1.0, False, Features(kv_heads))
-        assert pair_of(problem) is not None
-        forms = forms_of(problem)
+        assert list(problem.instance.options_wanted())
+        instance = problem.instance.with_options({"decode": True})
         ranges = [
             sorted(chance.choice(choices) for _ in "ab") for choices in ((1, 2, 7, 40, 999), (1, 5, 64, 900), KEYS)
         ]
@@ -348,13 +346,14 @@ def test_no_shape_needs_more_than_was_asked_for() -> None:
             return [q, kv, kv, q]
 
         least, most = (shapes(*(span[end] for span in ranges)) for end in (0, 1))
-        asked = split_workspace_bytes(problem, forms, least, most, 3)
+        bounds = {"Sq": least[0][2], "Skv": least[1][2], "batch": least[0][0]}
+        asked = instance.profile_bytes(instance.measure(most[:3], most[3:], least=bounds))
         for _ in range(20):
             sizes = [chance.choice((*span, chance.randint(*span))) for span in ranges]
             made = shapes(*sizes)
-            plan = plan_of(problem, forms, made[:3], made[3:], may_split=True)
+            plan = instance.plan(instance.measure(made[:3], made[3:]))
             assert plan.workspace_bytes <= asked, (problem, ranges, sizes)
-            split += plan.split
+            split += len(plan.steps) > 1
     assert split > 500
 
 
@@ -531,7 +530,7 @@ def test_a_device_change_takes_all_along(scene: Scene, decode_library: Library, 
 
 def test_what_python_drops_is_given_back(decode_library: Library, fake_cuda: FakeCuda) -> None:
     start(fake_cuda)
-    made = creation_fields(standin, Problem(HQ, SIZE, "fp16", SCALE, False, Features(HKV)))
+    made = creation_fields(standin, PROGRAM, Problem(HQ, SIZE, "fp16", SCALE, False, Features(HKV)).attributes())
     plugin = make_creator(standin, decode_library).create_plugin("x", made.collection, 0)
     attached = plugin.attach_to_context(None)
     assert fake_cuda.modules_loaded() > 0

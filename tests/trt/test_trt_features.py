@@ -261,7 +261,7 @@ def test_every_newer_field_changes_the_cache_id(scene: Scene) -> None:
         ({"layout": ""}, "layout is ''; allowed are"),
         ({"window_left": -2}, "window_left is -2; give 0 or more keys, or -1 for no limit"),
         ({"window_right": -5}, "window_right is -5"),
-        ({"softcap": -1.0}, "softcap is -1.0; give a finite number above 0, or 0 for none"),
+        ({"softcap": -1.0}, "softcap is -1; give a finite number above 0, or 0 for none"),
         ({"softcap": float("inf")}, "softcap is inf"),
         ({"softcap": float("nan")}, "softcap is nan"),
         (
@@ -533,7 +533,7 @@ BAD_NETWORKS: list[tuple[dict[str, Any], str]] = [
     ({"causal": "bottom-right", "align": "top-left"}, "leave one of them out"),
     ({"window": (1, 2, 3)}, r"window is \(1, 2, 3\); give \(left, right\)"),
     ({"window": (-2, 0)}, "window_left is -2"),
-    ({"softcap": -1.0}, "softcap is -1.0"),
+    ({"softcap": -1.0}, "softcap is -1"),
     ({"softcap": 1e-50}, "softcap is 1e-50; give a finite number above 0"),  # 0 as a float32, which is none
     ({"layout": "sbhd"}, "layout is 'sbhd'; allowed are bhsd and bshd"),
     ({"layout": "packed"}, "use add_attention_packed"),

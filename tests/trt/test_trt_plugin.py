@@ -9,6 +9,7 @@ from trt_double import BF16, BUILD, FLOAT, HALF, INT32, RUNTIME, Tensor
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, number, problem_of, tensors, text
 
 from pyfmha import trt as pyfmha_trt
+from pyfmha.operators.tactics import tactics_of
 from pyfmha.spec.manifest import SCHEMA
 
 pytest_plugins = ("trt_double.fixtures",)
@@ -184,7 +185,7 @@ def test_capabilities_are_the_plugin_itself(scene: Scene) -> None:
 
 def test_clone_and_attach_copy_everything(scene: Scene) -> None:
     plugin = scene.loaded(scene.built(softmax_scale=0.3))
-    first, second = plugin._tactics
+    first, second = tactics_of(plugin.origin.library["fmha_d32_fp16"].manifest)
     assert plugin.tactic == first
     assert scene.calls.set_tactic(plugin, second.id) == 0
     for made in (scene.calls.clone(plugin), scene.calls.attach(plugin)):

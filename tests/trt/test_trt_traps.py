@@ -20,8 +20,8 @@ from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Field, Tensor
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, problem_of, tensors
 
 import pyfmha.trt
+from pyfmha.operators.instance import Instance
 from pyfmha.runtime.library import Library
-from pyfmha.trt import plugin as plugin_module
 from pyfmha.trt.creator import register
 
 pytest_plugins = ("trt_double.fixtures",)
@@ -97,7 +97,7 @@ def test_2_a_failed_workspace_is_no_zero(scene: Scene, fake_cuda: FakeCuda) -> N
 
 
 def test_2_a_failure_that_is_no_error_of_ours(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module, "plan_of", lambda *arguments, **keywords: 1 // 0)
+    monkeypatch.setattr(Instance, "plan", lambda *arguments: 1 // 0)
     largest = dynamic()
     assert scene.calls.workspace(scene.built(), largest[:3], largest[3:]) > 1 << 60
     assert "ZeroDivisionError" in str(pyfmha.trt.last_failure().error)
@@ -345,7 +345,7 @@ def test_tactics_mean_the_same_in_another_build(
     loaded = new.calls.create(new.creator, "layer 7", old.calls.stored_fields(built).read(), RUNTIME)
     assert new.calls.set_tactic(loaded, first) == 0
     assert loaded.tactic.algo_id == 1  # it has moved
-    assert loaded.tactic.name == built._tactics[0].name
+    assert loaded.tactic.name == built.tactic.name
     assert new.calls.set_tactic(loaded, second) != 0
     message = str(pyfmha.trt.last_failure().error)
     assert f"tactic {second} ({built._tactics[1].name}), which this library does not hold" in message

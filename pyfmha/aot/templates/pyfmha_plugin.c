@@ -276,7 +276,7 @@ typedef struct pyfmha_symbols {
   pyfmha_scope scope;
   trt_builder *builder;
   const trt_expression *known[PYFMHA_MAX_VALUES];
-  const trt_dims_expressions *shapes; /* by shape input */
+  const trt_dims_expressions *inputs, *shapes; /* by input, and by shape input */
   const pyfmha_forms *forms;
 } pyfmha_symbols;
 
@@ -288,8 +288,6 @@ const void *pyfmha_symbol_integer(pyfmha_symbols *y, pyfmha_integer *expression)
   const int64_t value = expression(&y->scope);
   return y->scope.bad ? NULL : pyfmha_symbol_constant(y, value);
 }
-
-const void *pyfmha_symbol_name(pyfmha_symbols *y, int name) { return y->known[name]; }
 
 const void *pyfmha_symbol_item(pyfmha_symbols *y, int tensor, int index) {
   for (int i = 0; i < y->forms->shape_count; i++)
@@ -361,25 +359,30 @@ static int unknown_name(const pyfmha_symbols *y, const pyfmha_axis *axis) {
   return found;
 }
 
-/* Names of axes: those that stand alone; then of a * name + b, which is this size: (size - b) / a. */
+/* The names of axes that stand alone. */
 static void find_symbols(pyfmha_symbols *y, const pyfmha_forms *forms, const trt_dims_expressions *in) {
   for (int i = 0; i < forms->input_count; i++)
     for (int k = 0; k < forms->inputs[i].form->count; k++) {
       const pyfmha_axis *axis = &forms->inputs[i].form->axes[k];
       if (!axis->fixed && axis->name >= 0 && y->known[axis->name] == NULL) y->known[axis->name] = in[i].size[k];
     }
-  for (int i = 0; i < forms->input_count; i++)
-    for (int k = 0; k < forms->inputs[i].form->count; k++) {
-      const pyfmha_axis *axis = &forms->inputs[i].form->axes[k];
-      const int name = axis->fixed ? -1 : unknown_name(y, axis);
-      if (name < 0) continue;
+}
+
+/* A name; where it stands nowhere alone, what an axis without other unknown names tells of it: of a * name + b, (size - b) / a. */
+const void *pyfmha_symbol_name(pyfmha_symbols *y, int name) {
+  for (int i = 0; i < y->forms->input_count && y->known[name] == NULL; i++)
+    for (int k = 0; k < y->forms->inputs[i].form->count; k++) {
+      const pyfmha_axis *axis = &y->forms->inputs[i].form->axes[k];
+      if (axis->fixed || unknown_name(y, axis) != name) continue;
       y->known[name] = pyfmha_symbol_constant(y, 0);
       const void *offset = axis->symbolic(y);
       y->known[name] = pyfmha_symbol_constant(y, 1);
       const void *factor = pyfmha_symbol_operation(y, TRT_SUB, axis->symbolic(y), offset);
-      const void *rest = pyfmha_symbol_operation(y, TRT_SUB, in[i].size[k], offset);
+      const void *rest = pyfmha_symbol_operation(y, TRT_SUB, y->inputs[i].size[k], offset);
       y->known[name] = pyfmha_symbol_operation(y, TRT_FLOOR_DIV, rest, factor);
+      break;
     }
+  return y->known[name];
 }
 
 static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t in_count, const trt_dims_expressions *shapes,
@@ -399,6 +402,7 @@ static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t
   if (y == NULL) return failed(p, "get_output_shapes", "out of host memory");
   y->scope = pyfmha_scope_of(&p->instance);
   y->builder = builder;
+  y->inputs = in;
   y->shapes = shapes;
   y->forms = &forms;
   find_symbols(y, &forms, in);

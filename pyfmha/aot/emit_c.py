@@ -138,6 +138,7 @@ class _VariantView:
             f" {spec.num_stages} stages; {'; '.join([f'hints: {hints}', *extra])}."
         )
         self.checks = [check for check in map(_check, spec.arguments) if check is not None] + _required(spec)
+        self.needed = list(_needed(spec))
         self.tensors = spec.tensors
         self.words = [word for tensor in spec.tensors for word in _words(spec, tensor)]
         by_name = {argument.name: argument for argument in spec.arguments}
@@ -149,6 +150,15 @@ class _VariantView:
             *_tensor_params(spec.tensors),
             *(f"&{a.c_name}_bits" if ctype(a.type).narrow else f"&{_member(a)}" for a in passed),
         ]
+
+
+def _needed(spec: KernelSpec) -> Iterator[dict[str, str]]:
+    """Of each pointer that a launch needs: its name, and the C condition that it is null and may not be."""
+    spelled = {argument.name: _member(argument) for argument in spec.arguments}
+    for argument, allowed in spec.needed_pointers():
+        null = f"{_member(argument)} == 0"
+        condition = f"{null} && !({allowed.to_c(spelled, dict(spec.prototype))})" if allowed else null
+        yield {"name": argument.name, "condition": condition}
 
 
 def _spell(spec: KernelSpec) -> Callable[[str], str]:

@@ -137,6 +137,7 @@ class Decode:
             num_stages=tile.num_stages,
             tunings=_tunings(tile.num_warps, tile.num_stages, PREFETCH=prefetch, PDL=True),
             algorithm_name="default",
+            nullable=("Out", "Lse", "q_lengths", "kv_lengths", "K if kv_len == 0", "V if kv_len == 0"),
         )
 
     def _combine(self) -> KernelSpec:
@@ -153,6 +154,7 @@ class Decode:
             tunings=_tunings(warps, 1, PDL=True),
             algorithm_name="default",
             programmatic_dependent_launch=True,
+            nullable=("Lse", "Q", "K", "V", "q_lengths", "kv_lengths"),
         )
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:

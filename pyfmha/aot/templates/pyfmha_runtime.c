@@ -569,11 +569,15 @@ static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream,
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernelEx", loaded->kernel->name);
 }
 
-CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params) {
+CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params,
+                       const char *missing) {
   int64_t grid[3];
   bool empty;
   CUresult status = compute_grid(loaded, arguments, grid, &empty);
   if (status != PYFMHA_SUCCESS || empty) return status;
+  if (missing != NULL)
+    return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: %s is null; give its address (a kernel that does without it is compiled with --nullable %s)",
+                       loaded->kernel->name, missing, missing);
   void **given;
   memcpy(&given, &params, sizeof given); /* the driver only reads through it, but its prototype has no const */
   if (loaded->dependent || loaded->image->cluster) return launch_with(loaded, stream, grid, given);

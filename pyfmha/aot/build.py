@@ -16,18 +16,11 @@ from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
 from pyfmha.aot.limits import check_shared_memory
-from pyfmha.aot.link_so import (
-    CFLAGS,
-    LDFLAGS,
-    LIBRARY_NAME,
-    LIBRARY_STEM,
-    MANIFEST_NAME,
-    find_compiler,
-    prepare_library,
-)
+from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
 from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SpecError
+from pyfmha.spec.advice import LIBRARY_NAME, LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Manifest, read_manifest

@@ -38,6 +38,7 @@ class Cubin:
             them, and ``box``, outermost first.
         source: SHA-256 of the kernel's file.
         dependencies: the user's files that it imported, relative to its folder, with their SHA-256.
+        debug: whether device asserts are in the code.
     """
 
     arch: str
@@ -52,6 +53,7 @@ class Cubin:
     ptxas: str
     source: str
     dependencies: dict[str, str]
+    debug: bool
 
     def source_digest(self) -> str:
         """Digest of everything the kernel was made of."""

@@ -20,6 +20,7 @@ from pyfmha.spec.grid import NUM_SMS
 from pyfmha.spec.kernel import Argument, KernelSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
+_SERVED = "0 /* the capabilities that pyfmha compiles for */"
 
 
 @cache
@@ -295,8 +296,9 @@ class _LibraryFunctionView(_FunctionView):
 
 def runtime_files(*endings: str) -> dict[str, str]:
     """The C files that are the same in every library: those of the endings ``"h"`` and ``"c"`` asked for."""
-    names = [f"pyfmha_runtime.{ending}" for ending in endings]
-    return {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in names}
+    served = ", ".join(str(arch.capability) for arch in ARCHS.values())
+    texts = {f"pyfmha_runtime.{ending}": TEMPLATES / f"pyfmha_runtime.{ending}" for ending in endings}
+    return {name: file.read_text(encoding="utf-8").replace(_SERVED, served) for name, file in texts.items()}
 
 
 def emit_manifest(text: str) -> str:

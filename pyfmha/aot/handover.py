@@ -73,6 +73,8 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         maxnreg=spec.maxnreg,
+        debug=cubin.debug,
+        enable_fp_fusion=spec.enable_fp_fusion,
         dependent=spec.is_dependent_on(cubin.arch),
         cluster=spec.cluster,
         grid=tuple(expression.text for expression in spec.grid_expressions),
@@ -127,7 +129,7 @@ def read_handover(header: Path) -> Handover:
     """
     stem = header.with_suffix("") if header.suffix in (".h", ".c", ".json") else header
     record_path = stem.with_name(stem.name + ".json")
-    again = "compile it again: pyfmha compile"
+    again = "compile it again with pyfmha compile"
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

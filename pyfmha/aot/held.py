@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyfmha.aot.link_so import LIBRARY_NAME, MANIFEST_NAME
+from pyfmha.spec.advice import LIBRARY_NAME, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.record import spec_from_data, spec_to_data

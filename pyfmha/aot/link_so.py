@@ -14,14 +14,11 @@ from pyfmha.aot.emit_c import emit_library, emit_manifest
 from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover, unite, write_handover
 from pyfmha.aot.staging import Staging, staging
 from pyfmha.errors import SpecError, ToolchainError
+from pyfmha.spec.advice import LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Function, Manifest
 
-LIBRARY_STEM = "libpyfmha"
-LIBRARY_NAME = f"{LIBRARY_STEM}.so"
-MANIFEST_NAME = "manifest.json"
-"""What ``pyfmha build`` calls its library, and the manifest beside it."""
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
 LDFLAGS = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-ldl")
 

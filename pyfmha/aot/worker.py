@@ -172,6 +172,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "tensors": tensors,
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
+        "debug": options["debug"],
         "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }

@@ -78,9 +78,7 @@ class TestOneOutput:
 
             assert "-t sm_80 -t sm_90" in str(caught.value)
             assert published(tmp_path / "out") == before
-            compile_add(
-                compiler, file, tmp_path / "out" / "add", "sm_80", "sm_90", **changes
-            )
+            compile_add(compiler, file, tmp_path / "out" / "add", "sm_80", "sm_90", **changes)
         assert archs_of(header) == ["sm_80", "sm_90"]
 
     def test_a_description_that_says_nothing_is_replaced(self, compiler: Compiler, file: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Options of the compiler that are part of a variant, and what is said where Triton or the disk is the matter."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,9 +122,17 @@ class TestNullable:
         ],
     )
     def test_null_is_refused_where_the_spec_does_not_allow_it(
-        self, library_path: Path, fake_cuda: FakeCuda, function: str, x: int, y: int, n: int, missing: str
+        self,
+        library_path: Path,
+        tmp_path: Path,
+        fake_cuda: FakeCuda,
+        function: str,
+        x: int,
+        y: int,
+        n: int,
+        missing: str,
     ) -> None:
-        library = CLibrary(library_path)
+        library = CLibrary(Path(shutil.copy(library_path, tmp_path)))  # one that has no driver open yet
         fake_cuda.use_context()
         assert library.load(function) == SUCCESS
 
@@ -132,7 +141,6 @@ class TestNullable:
         assert status == (INVALID_VALUE if missing else SUCCESS)
         assert not missing or f": {missing} is null; give its address" in library.error()
         assert fake_cuda.launch_count() == (1 if not missing and n else 0)
-        library.unload(function)
 
     @pytest.mark.parametrize(
         ("nullable", "message"),

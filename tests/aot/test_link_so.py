@@ -292,9 +292,7 @@ class TestWhatGoesTogether:
         spec = make_spec(compiler, KERNELS / "elementwise.py", "add", SIGNATURE, "cdiv(n, BLOCK)", nullable=["X"])
         other = compile_kernel(compiler, spec, parse_archs(["sm_80"]), tmp_path / "add")
 
-        with pytest.raises(
-            SpecError, match="same variant of add; name one: their specs differ"
-        ) as caught:
+        with pytest.raises(SpecError, match="same variant of add; name one: their specs differ") as caught:
             link([*headers, *other], tmp_path / "both")
 
         assert str(other[0]) in str(caught.value)

@@ -271,7 +271,7 @@ def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pyte
 
 def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    for module in ("cli", "demo"):
+    for module in ("cli.main", "cli.demo"):
         monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_103"))
     monkeypatch.setattr("pyfmha.cli.main.console", Console(width=80, highlight=False, emoji=False))
 

@@ -17,7 +17,7 @@ from pyfmha.operators.text import Text
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name
-from pyfmha.spec.manifest import SCHEMA, Function, Manifest
+from pyfmha.spec.manifest import INTERFACE, Function, Manifest
 
 MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
 """The limits of ``pyfmha_operator.h``."""
@@ -224,7 +224,7 @@ class OperatorEmitter:
             f".alignment = {operator.alignment}",
             f".workspace_of_profile = {self._or_null(program.workspace_of_profile)}",
             f".build = {'NULL' if program.build is None else self._text(program.build)}",
-            f".schema = {SCHEMA}",
+            f".schema = {INTERFACE}",
         ]
         self.code += [
             f"static const pyfmha_operator {self.prefix}_operator = {{",

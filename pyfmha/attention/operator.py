@@ -310,5 +310,5 @@ OPERATOR = Operator(
         "Q_tokens": "Q tokens",
         "KV_tokens": "KV tokens",
     },
-    build="pyfmha build --dtype {T} --head-size {padded if features else head_size}",
+    build="--dtype {T} --head-size {padded if features else head_size}",
 )

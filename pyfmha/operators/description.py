@@ -299,7 +299,7 @@ class Operator:
         summary: what messages say of a plugin, as (condition, text) pairs.
         shape_summary: what they say of a shape.
         labels: how messages call axes, by their text in forms.
-        build: the command that adds missing functions, a text of attributes and types.
+        build: what ``pyfmha build`` is told to add missing functions, a text of attributes and types.
         source: the file of the kernels; set where it is loaded.
 
     Raises:

@@ -319,8 +319,8 @@ class Instance:
         for types in choices:
             yield AttributeScope(self.scope.values, self.given, self.options, types)
 
-    def build_command(self) -> str:
-        """The command that adds the functions it lacks."""
+    def build_options(self) -> str:
+        """What ``pyfmha build`` is told to add the functions that it lacks."""
         scope = next(iter(self._typed_scopes()))
         return "" if self.program.build is None else self.program.build.render(scope)
 

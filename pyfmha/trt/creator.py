@@ -15,6 +15,7 @@ from pyfmha.operators.description import Operator
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import program_of
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
+from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
 from pyfmha.trt.modules import find_module
@@ -103,7 +104,7 @@ class CreatorBehaviour:
         names = instance.main_functions()
         for name in names:
             if name not in self.library or not instance.active[0].fits(self.library[name].manifest.arguments):
-                command = instance.build_command() or "pyfmha build"
+                command = build_command(self.library.path, *instance.build_options().split())
                 raise PluginError(
                     f"{self.library.path} does not hold {name}, which serves {instance}; it holds"
                     f" {', '.join(self.library)}. Add it: {command}"
@@ -167,9 +168,8 @@ def find_library(library: Library | Path | str | None = None) -> Library:
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise LibraryError(
-                f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: pyfmha build"
-            )
+            command = build_command(Path(named))
+            raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: {command}")
         return Library(named)
     if not DEFAULT_LIBRARY.is_file():
         raise LibraryError(

@@ -9,7 +9,7 @@ import numpy as np
 from pyfmha.errors import PluginError
 from pyfmha.operators.description import MOST_ELEMENTS
 from pyfmha.operators.program import Program
-from pyfmha.spec.manifest import SCHEMA, Function
+from pyfmha.spec.manifest import INTERFACE, Function
 from pyfmha.trt.field_data import read_data
 
 FIELD_TYPES = {"int32": "INT32", "int64": "INT64", "fp32": "FLOAT32", "string": "CHAR"}
@@ -28,7 +28,7 @@ class Stored:
     """What an engine stores of the library that it was built with.
 
     Attributes:
-        schema: the manifest's schema version.
+        schema: the version of how its functions are called, :data:`pyfmha.spec.manifest.INTERFACE`.
         prototype: the C functions whose algorithms are tactics, with their arguments.
         algorithms: the names of their algorithms, see :class:`pyfmha.operators.tactics.Tactic`.
         options: of each option that the library had then, its number. Without, TensorRT was not asked for its
@@ -46,7 +46,7 @@ class Stored:
         algorithms = [algorithm for function in functions for algorithm in function.algorithms]
         names = tuple("+".join(variant.name for variant in algorithm) for algorithm in algorithms)
         prototypes = "; ".join(function.prototype for function in functions)
-        return cls(SCHEMA, prototypes, names, tuple((options or {}).items()))
+        return cls(INTERFACE, prototypes, names, tuple((options or {}).items()))
 
     def check(self, functions: Sequence[Function]) -> None:
         """Compare with the library in use.

@@ -21,6 +21,7 @@ from pyfmha.operators.instance import Instance, Plan, ShapeScope
 from pyfmha.operators.tactics import Tactic, choose, tactics_of
 from pyfmha.runtime.library import Function, Library
 from pyfmha.runtime.serving import serving
+from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
@@ -191,10 +192,10 @@ class PluginBehaviour:
         function = self._main_function()
         served = [tactic.id for tactic in tactics_of(function.manifest) if tactic.runs_on(capability)]
         if not served:
-            held = ", ".join(self.origin.library.manifest.archs())
+            held = ", ".join(function.manifest.archs())
             raise PluginError(
                 f"{self.origin.library.path.name} has no {function.name} for this device, which is"
-                f" sm_{capability}; it is built for {held}: pyfmha build --arch sm_{capability}"
+                f" sm_{capability}; it is built for {held}: {code_for(f'sm_{capability}', self.origin.library.path)}"
             )
         return served
 
@@ -364,7 +365,7 @@ class PluginBehaviour:
         """Whether a function would run a kernel on the current device; no where there is none, as in a build."""
         if current_context() is None or function not in self.origin.library:
             return False
-        arch = arch_for(f"sm_{current_capability()}", self.origin.library.manifest.archs())
+        arch = arch_for(f"sm_{current_capability()}", self.origin.library[function].manifest.archs())
         if arch is None:
             return False
         main = function == self.instance.main_functions()[0]

@@ -40,7 +40,7 @@ class FunctionView:
     held: str
 
 
-def function_view(function: Function, held: str) -> FunctionView:
+def function_view(function: Function) -> FunctionView:
     """A function of the library, by its entry in the manifest."""
     taken = []
     for name, kind in function.arguments:
@@ -62,7 +62,7 @@ def function_view(function: Function, held: str) -> FunctionView:
         taken,
         [{"id": tactic.id, "name": tactic.name} for tactic in tactics_of(function)],
         function.prototype,
-        held,
+        ", ".join(function.archs()),
     )
 
 
@@ -72,10 +72,9 @@ class OperatorEmitter:
     Args:
         operator: its description.
         functions: those of the library, by name.
-        library: the library's file name, for messages.
     """
 
-    def __init__(self, operator: Operator, functions: Mapping[str, Function], library: str) -> None:
+    def __init__(self, operator: Operator, functions: Mapping[str, Function]) -> None:
         self.name = operator.name
         self.comment = f"{operator.name} {operator.version}" + (
             f" of {operator.namespace}" if operator.namespace else ""
@@ -83,7 +82,7 @@ class OperatorEmitter:
         self.prefix = re.sub(r"\W", "_", "_".join(filter(None, [operator.namespace, operator.name])))
         self.code: list[str] = []
         self._program = program = program_of(operator)
-        self._functions, self._library = functions, library
+        self._functions = functions
         self._made: dict[Any, str] = {}
         early = [name for name, _ in program.early]
         self._early = frozenset([*program.attributes, *program.fixed_types, *early])
@@ -217,7 +216,6 @@ class OperatorEmitter:
             "name": operator.name,
             "version": operator.version,
             "space": operator.namespace,
-            "library": self._library,
         }
         lines = [f".{field} = {c_string(text)}" for field, text in words.items()] + lines
         lines += [
@@ -394,25 +392,18 @@ def emit_operators(operators: Sequence[Operator], manifest: Manifest, library: s
         SpecError: an operator cannot be expressed.
     """
     functions = {function.name: function for function in manifest.functions}
-    held = ", ".join(manifest.archs())
-    views = [function_view(function, held) for function in used_functions(operators, functions)]
-    emitters = [OperatorEmitter(operator, functions, library) for operator in operators]
+    views = [function_view(function) for function in used_functions(operators, functions)]
+    emitters = [OperatorEmitter(operator, functions) for operator in operators]
     source = render(
         "operators.c.j2",
         summary=f"{library}: {', '.join(operator.name for operator in operators)}.",
         operators=emitters,
         functions=views,
-        advices=[{"capability": arch.capability, "text": arch_advice(arch.capability)} for arch in ARCHS.values()],
-        no_advice=arch_advice(None),
+        archs=list(ARCHS.values()),
+        arch_names=", ".join(ARCHS),
+        held=", ".join(functions),
     )
     return {"pyfmha_operators.c": source} | {name: (TEMPLATES / name).read_text() for name in PLUGIN_FILES}
-
-
-def arch_advice(capability: int | None) -> str:
-    """What is said of a device without code: the command that adds it, or that there is none (as a format of printf)."""
-    if capability is None:
-        return "; pyfmha does not serve sm_%d"
-    return f": pyfmha build --arch sm_{capability}"
 
 
 def used_functions(operators: Sequence[Operator], functions: Mapping[str, Function]) -> list[Function]:

@@ -655,7 +655,7 @@ const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *wh
     if (callable == NULL) {
       char name[256];
       snprintf(name, sizeof name, "%.255s", why->text);
-      return pyfmha_say(why, "%s does not hold %s", of->library, name);
+      return pyfmha_say(why, "%s does not hold %s", pyfmha_library_path(), name);
     }
     const char *failure = fill_step(m, i, callable, offsets, &plan->steps[plan->step_count++], why);
     if (failure != NULL) return failure;

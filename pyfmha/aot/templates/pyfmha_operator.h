@@ -230,7 +230,6 @@ typedef struct {
 
 typedef struct pyfmha_operator {
   const char *name, *version, *space;
-  const char *library; /* the file's name, for messages */
   int value_count;     /* attributes, types, axes and definitions */
   const char *const *value_names;
   int axis_count;
@@ -350,8 +349,17 @@ const pyfmha_callable *pyfmha_callable_of(pyfmha_scope *scope, int launch, pyfmh
 int64_t pyfmha_solve(pyfmha_scope *scope, const pyfmha_axis *axis, int name, int64_t size);
 void pyfmha_summarise(pyfmha_scope *scope, const pyfmha_piece *pieces, int count, pyfmha_buffer *b);
 
-/* What is said of a device without code; generated. */
-const char *pyfmha_arch_advice(int capability);
+/* Generated: the GPUs that pyfmha has code for, and the functions of the library. */
+typedef struct {
+  int capability; /* major * 10 + minor */
+  bool exact;     /* its code runs on that capability only */
+} pyfmha_arch;
+extern const pyfmha_arch pyfmha_archs[];
+extern const int pyfmha_arch_count;
+extern const char pyfmha_arch_names[], pyfmha_functions_held[];
+
+/* This library's file, as it was opened; its name where that is not known. */
+const char *pyfmha_library_path(void);
 
 /* ------------------------------------------------------------------ for what is generated */
 

@@ -12,6 +12,7 @@
 
 #include <dlfcn.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,6 +122,78 @@ static int32_t failed(plugin *p, const char *call, const char *why) {
   pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", text);
   tell(TRT_ERROR, text);
   return -1;
+}
+
+/* ------------------------------------------------------------------ commands for messages, as pyfmha.spec.advice has them */
+
+static const char library_name[] = "libpyfmha.so", default_folder[] = "aot_out";
+
+const char *pyfmha_library_path(void) {
+  static _Thread_local char path[PATH_MAX];
+  Dl_info info;
+  if (dladdr((const void *)&pyfmha_operator_count, &info) == 0 || info.dli_fname == NULL || realpath(info.dli_fname, path) == NULL)
+    snprintf(path, sizeof path, "%s", library_name);
+  return path;
+}
+
+static const char *library_file(void) {
+  const char *path = pyfmha_library_path(), *slash = strrchr(path, '/');
+  return slash == NULL ? path : slash + 1;
+}
+
+/* A word as a shell takes it. */
+static void put_word(pyfmha_buffer *b, const char *word) {
+  static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_";
+  if (word[0] != '\0' && strspn(word, plain) == strlen(word)) {
+    pyfmha_put(b, word);
+    return;
+  }
+  pyfmha_put(b, "'");
+  for (const char *at = word; *at != '\0'; at++) {
+    const char character[2] = {*at, '\0'};
+    pyfmha_put(b, *at == '\'' ? "'\"'\"'" : character);
+  }
+  pyfmha_put(b, "'");
+}
+
+/* The command that builds this library, or adds to it. */
+static void put_build(pyfmha_buffer *b, const char *options) {
+  char folder[PATH_MAX], usual[PATH_MAX];
+  pyfmha_put(b, "pyfmha build");
+  if (options[0] != '\0') {
+    pyfmha_put(b, " ");
+    pyfmha_put(b, options);
+  }
+  if (strcmp(library_file(), library_name) != 0) return;
+  snprintf(folder, sizeof folder, "%s", pyfmha_library_path());
+  char *slash = strrchr(folder, '/');
+  if (slash == NULL) return;
+  *slash = '\0';
+  if (realpath(default_folder, usual) != NULL && strcmp(folder, usual) == 0) return;
+  pyfmha_put(b, " -o ");
+  put_word(b, folder);
+}
+
+/* How a library without code for a GPU gets it; or that there is none. */
+static void put_code_for(pyfmha_buffer *b, int capability) {
+  int served = 0;
+  for (int i = 0; i < pyfmha_arch_count; i++) {
+    const pyfmha_arch *arch = &pyfmha_archs[i];
+    const bool runs = arch->exact ? arch->capability == capability
+                                  : arch->capability / 10 == capability / 10 && arch->capability <= capability;
+    if (runs && arch->capability > served) served = arch->capability;
+  }
+  char text[512];
+  if (served == 0) {
+    snprintf(text, sizeof text, "pyfmha has no code for sm_%d; it serves %s", capability, pyfmha_arch_names);
+    pyfmha_put(b, text);
+  } else if (strcmp(library_file(), library_name) != 0) {
+    snprintf(text, sizeof text, "compile its kernels for it too (pyfmha compile with -t sm_%d) and link them again", served);
+    pyfmha_put(b, text);
+  } else {
+    snprintf(text, sizeof text, "--arch sm_%d", served);
+    put_build(b, text);
+  }
 }
 
 /* ------------------------------------------------------------------ the object */
@@ -580,8 +653,11 @@ static int32_t valid_tactics(plugin *p, int32_t *tactics, int32_t room) {
     count++;
   }
   if (count == 0) {
-    pyfmha_say(&why, "%s has no %s for this device, which is sm_%d; it is built for %s%s", p->of->library, callable->name, capability,
-               callable->held, pyfmha_arch_advice(capability));
+    char advice[PATH_MAX + 512] = "";
+    pyfmha_buffer b = {advice, sizeof advice};
+    put_code_for(&b, capability);
+    pyfmha_say(&why, "%s has no %s for this device, which is sm_%d; it is built for %s: %.1200s", library_file(), callable->name, capability,
+               callable->held, advice);
     return failed(p, "get_valid_tactics", why.text);
   }
   return count;
@@ -1089,11 +1165,13 @@ static bool next_types(const plugin *p, int *types) {
 }
 
 static const char *describe_missing(plugin *p, pyfmha_scope *scope, const char *name, pyfmha_why *why) {
-  char served[1024] = "", build[512] = "";
-  pyfmha_buffer b = {served, sizeof served}, c = {build, sizeof build};
+  char served[768] = "", options[256] = "", command[PATH_MAX + 512] = "";
+  pyfmha_buffer b = {served, sizeof served}, c = {options, sizeof options}, d = {command, sizeof command};
   pyfmha_summarise(scope, p->of->summarys, p->of->summary_count, &b);
   if (p->of->build != NULL) p->of->build(scope, &c);
-  return pyfmha_say(why, "%s does not hold %s, which serves %s; add it: %s", p->of->library, name, served, build[0] ? build : "pyfmha build");
+  put_build(&d, options);
+  return pyfmha_say(why, "%.400s does not hold %s, which serves %s; it holds %.800s. Add it: %.500s", pyfmha_library_path(), name, served,
+                    pyfmha_functions_held, command);
 }
 
 /* The functions whose algorithms are tactics, one for each choice of types: what an engine keeps of them. */

@@ -302,6 +302,6 @@ def runtime_files(*endings: str) -> dict[str, str]:
     return {name: file.read_text(encoding="utf-8").replace(_SERVED, served) for name, file in texts.items()}
 
 
-def emit_manifest(text: str) -> str:
+def emit_manifest(text: str, build_id: str) -> str:
     """The C source that compiles a manifest into its library."""
-    return render("manifest.c.j2", lines=text.splitlines(keepends=True))
+    return render("manifest.c.j2", lines=text.splitlines(keepends=True), build_id=build_id)

@@ -17,7 +17,7 @@ from pyfmha.operators.text import Text
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name
-from pyfmha.spec.manifest import INTERFACE, Function, Manifest
+from pyfmha.spec.manifest import INTERFACE, Function
 
 MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
 """The limits of ``pyfmha_operator.h``."""
@@ -377,12 +377,12 @@ class OperatorEmitter:
 PLUGIN_FILES = ("pyfmha_operator.h", "pyfmha_operator.c", "pyfmha_tensorrt.h", "pyfmha_plugin.c")
 
 
-def emit_operators(operators: Sequence[Operator], manifest: Manifest, library: str) -> dict[str, str]:
+def emit_operators(operators: Sequence[Operator], held: Sequence[Function], library: str) -> dict[str, str]:
     """The C source of a library's plugins, and what is the same in every library.
 
     Args:
         operators: their descriptions.
-        manifest: what the library holds.
+        held: the functions that the library holds.
         library: its file name, for messages.
 
     Returns:
@@ -391,7 +391,7 @@ def emit_operators(operators: Sequence[Operator], manifest: Manifest, library: s
     Raises:
         SpecError: an operator cannot be expressed.
     """
-    functions = {function.name: function for function in manifest.functions}
+    functions = {function.name: function for function in held}
     views = [function_view(function) for function in used_functions(operators, functions)]
     emitters = [OperatorEmitter(operator, functions) for operator in operators]
     source = render(

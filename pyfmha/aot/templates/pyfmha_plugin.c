@@ -187,9 +187,6 @@ static void put_code_for(pyfmha_buffer *b, int capability) {
   if (served == 0) {
     snprintf(text, sizeof text, "pyfmha has no code for sm_%d; it serves %s", capability, pyfmha_arch_names);
     pyfmha_put(b, text);
-  } else if (strcmp(library_file(), library_name) != 0) {
-    snprintf(text, sizeof text, "compile its kernels for it too (pyfmha compile with -t sm_%d) and link them again", served);
-    pyfmha_put(b, text);
   } else {
     snprintf(text, sizeof text, "--arch sm_%d", served);
     put_build(b, text);

@@ -1,8 +1,10 @@
 """The plugin's creator, its classes for one TensorRT module, and its registration."""
 
 import os
+import re
 import threading
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -206,6 +208,19 @@ def register(trt_module: Any = None, *, namespace: str = "", library: Library | 
             )
         _creators[trt, namespace] = creator
         return creator
+
+
+def unregistered(trt: Any, said: Iterable[str]) -> str:
+    """What to do where TensorRT's errors say that an engine holds this plugin in a namespace not registered here.
+
+    Returns:
+        A hint for the message; empty where they are about something else.
+    """
+    for text in said:
+        found = re.search(rf"find plugin.*{NAME}.*namespace:?\s*(\w(?:[^\s,;()]*[^\s,;().])?)", text, re.IGNORECASE)
+        if found and (trt, found[1]) not in _creators:
+            return f"it was built with the plugin in that namespace; before: pyfmha.register(namespace={found[1]!r})"
+    return ""
 
 
 def _same_library(known: CreatorBehaviour, library: Library | Path | str | None) -> CreatorBehaviour:

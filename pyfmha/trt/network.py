@@ -16,7 +16,7 @@ from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module, module_of
 from pyfmha.trt.plugin import NAME
 from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
-from pyfmha.trt.shapes import INPUTS, Shape, forms_of
+from pyfmha.trt.shapes import INPUTS, Shape, TensorForm, forms_of
 
 ALIGNMENTS = ("top-left", "bottom-right")
 Tensors = dict[str, Any]
@@ -178,13 +178,8 @@ def add_layer(
     with collect_failures() as failures:
         plugin = creator.create_plugin(name or NAME, fields.collection, trt.TensorRTPhase.BUILD)
         layer = network.add_plugin_v3(inputs, [], plugin)
-        # TensorRT asks for types and shapes when the output's are asked for, and shows a failure only by what it
-        # answers.
         outputs = [] if layer is None else [layer.get_output(index) for index in range(len(forms.outputs))]
-        fits = bool(outputs) and all(
-            out is not None and len(out.shape) == len(form.axes)
-            for out, form in zip(outputs, forms.outputs, strict=True)
-        )
+        fits = bool(outputs) and all(map(_fits, outputs, forms.outputs))
     if failures:
         raise failures[-1].error
     if not fits:
@@ -192,6 +187,15 @@ def add_layer(
     if name is not None:
         layer.name = name
     return layer, outputs
+
+
+def _fits(output: Any, form: TensorForm) -> bool:
+    """Whether TensorRT has a shape for an output. It asks the plugin now that it is asked itself, and shows a failure
+    by what it answers: there is no shape (a RuntimeError), or one of -1 dimensions (up to 11.1, a ValueError)."""
+    try:
+        return output is not None and len(output.shape) == len(form.axes)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pyfmha.errors import EngineError, OutputError
 from pyfmha.trt.engine import Built, EngineConfig
@@ -97,6 +98,24 @@ def read_plan(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise EngineError(f"no engine at {path} ({error.strerror}); build it: python examples/build.py") from None
+
+
+def plan_of(engine: Path | str | Any) -> Any:
+    """A serialised engine: that of a file, or what holds one already, such as bytes or an ``IHostMemory``.
+
+    Raises:
+        EngineError: the file cannot be read, or it is neither.
+    """
+    if isinstance(engine, str | os.PathLike):
+        return read_plan(Path(engine))
+    try:
+        memoryview(engine).release()
+    except TypeError:
+        kind = type(engine).__name__
+        raise EngineError(
+            f"the engine is a {kind}; give the path of its file, its bytes, or the IHostMemory of a build"
+        ) from None
+    return engine
 
 
 def read_timing_cache(path: Path | str) -> bytes:

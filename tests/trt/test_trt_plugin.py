@@ -184,7 +184,7 @@ def test_capabilities_are_the_plugin_itself(scene: Scene) -> None:
 
 def test_clone_and_attach_copy_everything(scene: Scene) -> None:
     plugin = scene.loaded(scene.built(softmax_scale=0.3))
-    first, second = plugin._tactics
+    first, second = plugin.origin.tactics
     assert plugin.tactic == first
     assert scene.calls.set_tactic(plugin, second.id) == 0
     for made in (scene.calls.clone(plugin), scene.calls.attach(plugin)):

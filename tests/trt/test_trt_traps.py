@@ -345,10 +345,10 @@ def test_tactics_mean_the_same_in_another_build(
     loaded = new.calls.create(new.creator, "layer 7", old.calls.stored_fields(built).read(), RUNTIME)
     assert new.calls.set_tactic(loaded, first) == 0
     assert loaded.tactic.algo_id == 1  # it has moved
-    assert loaded.tactic.name == built._tactics[0].name
+    assert loaded.tactic.name == built.origin.tactics[0].name
     assert new.calls.set_tactic(loaded, second) != 0
     message = str(pyfmha.trt.last_failure().error)
-    assert f"tactic {second} ({built._tactics[1].name}), which this library does not hold" in message
+    assert f"tactic {second} ({built.origin.tactics[1].name}), which this library does not hold" in message
     assert new.calls.timing_cache_id(new.built()) != old.calls.timing_cache_id(built)
 
 

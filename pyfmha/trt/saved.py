@@ -132,6 +132,29 @@ def read_timing_cache(path: Path | str) -> bytes:
         raise EngineError(f"the timing cache {path} cannot be read: {error.strerror}") from None
 
 
+def check_writable(*paths: Path) -> None:
+    """Refuse files that cannot be written, before a long build instead of behind it.
+
+    Raises:
+        OutputError: one is a folder, or the folder that it would be in cannot be made or written to.
+    """
+    for path in paths:
+        try:
+            folder = path.parent
+            while not folder.exists():
+                folder = folder.parent
+            if path.is_dir():
+                raise OutputError(f"cannot write {path}: it is a folder")
+            if not folder.is_dir():
+                raise OutputError(f"cannot write {path}: {folder} is no folder")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise OutputError(f"cannot write {path}: no permission to write in {folder}")
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"cannot write {path}: {error.strerror}") from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or as it was; its folder is made if need be.
 

@@ -26,7 +26,7 @@ from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
-from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments, release_when_collected
+from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments
 from pyfmha.trt.shapes import Symbols, check_expressions, check_types, largest, least_sizes, sizes
 
 IMPOSSIBLE_BYTES = 1 << 62
@@ -59,7 +59,6 @@ class PluginBehaviour:
     """All that the plugin does; see the module.
 
     Attributes:
-        origin: what it is made of.
         tactic: the id of the algorithm to launch; 0, the first, until TensorRT chooses. It is one of the operator's first
             launch; what else is launched has no choice, because TensorRT measures tactics at one shape of a profile.
     """
@@ -76,8 +75,8 @@ class PluginBehaviour:
         # Each base has a C++ object of its own: left out, the binding refuses the whole object.
         for base in self.trt_bases:
             base.__init__(self)
-        self.origin = origin
-        self.instance = origin.instance
+        self._origin: Origin | None = origin
+        self._instance: Instance | None = origin.instance
         self._stored_fields: FieldCollection | None = None
         self._tactic = 0
         self._workspace_failure: PyfmhaError | None = None
@@ -100,8 +99,32 @@ class PluginBehaviour:
         build = self.origin.library.manifest.build_id
         return f"{operator.name} {operator.version}{listed} build={build}{options}"
 
+    @property
+    def origin(self) -> Origin:
+        """What it is made of.
+
+        Raises:
+            PluginError: it was destroyed.
+        """
+        if self._origin is None:
+            raise PluginError("the plugin was destroyed")
+        return self._origin
+
+    @property
+    def instance(self) -> Instance:
+        """What it serves, with the types of its tensors once they are known.
+
+        Raises:
+            PluginError: it was destroyed.
+        """
+        if self._instance is None:
+            raise PluginError("the plugin was destroyed")
+        return self._instance
+
     def describe(self) -> str:
         """Who it is, for messages: name, layer, what it serves, and the shape last prepared."""
+        if self._origin is None:
+            return f"{self.plugin_name} (destroyed)"
         shape = "" if self._plan is None else f", {self._plan.sizes}"
         return f"{self.plugin_name} layer '{self.origin.layer}' ({self.instance}{shape})"
 
@@ -118,17 +141,24 @@ class PluginBehaviour:
 
     def _copy(self) -> "PluginBehaviour":
         copy = type(self)(self.origin)
-        copy.instance = self.instance
+        copy._instance = self._instance
         copy._tactic = self._tactic
         copy._workspace_failure = self._workspace_failure
         return copy
 
     def destroy(self) -> None:
-        """Give the loaded code back; harmless when repeated, and raises nothing."""
+        """Give the loaded code back, and all that it holds; harmless when repeated, and raises nothing.
+
+        The binding keeps the Python object of every plugin that C++ has had in its hands until the process ends, so
+        that an object that is destroyed must be an empty one.
+        """
         self._arm(None)
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.release()
+        self._origin = self._instance = self._stored_fields = self._plan = self._shapes = None
+        self._workspace_failure = None
+        self._plans.clear()
 
     # ------------------------------------------------------------------ build
 
@@ -305,7 +335,7 @@ class PluginBehaviour:
             return
         hold = Hold(self._functions())
         earlier, self._hold = self._hold, hold
-        release_when_collected(self, hold)
+        hold.release_with(self)
         if earlier is not None:
             earlier.release()
 
@@ -324,7 +354,7 @@ class PluginBehaviour:
             fixed = {name: self.instance.types[name] for name in self.instance.program.fixed_types}
             types = self.instance.types_for(kinds, fixed)
             if types != self.instance.types:
-                self.instance = self.instance.with_types(types)
+                self._instance = self.instance.with_types(types)
                 self._plans.clear()
                 self._shapes = None
 

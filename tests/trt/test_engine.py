@@ -1,4 +1,4 @@
-"""Building and saving engines, on doubles of TensorRT 10.13, 10.14 and 11.1, and a real builder, TensorRT-RTX's."""
+"""Building and saving engines, on doubles of TensorRT 10.13, 10.14 and 11.4, and a real builder, TensorRT-RTX's."""
 
 import hashlib
 import json

@@ -57,8 +57,8 @@ class Node:
     """A piece of an expression.
 
     Attributes:
-        kind: ``"constant"``, ``"name"``, ``"item"``, ``"ask"`` (a question about a tensor or the library), ``"binary"``,
-            ``"compare"``, ``"and"``, ``"or"``, ``"not"``, ``"if"``, ``"float"`` (an integer made one).
+        kind: ``"constant"``, ``"name"``, ``"item"``, ``"ask"`` (a question about a tensor or the library),
+            ``"binary"``, ``"compare"``, ``"and"``, ``"or"``, ``"not"``, ``"if"``, ``"float"`` (an integer made one).
         type: ``"int"``, ``"float"``, ``"bool"``, ``"str"`` or, of a list, ``"int[]"`` and ``"float[]"``.
         value: the constant, the name or the operation.
         parts: what it is made of; of a question its words.

@@ -59,8 +59,8 @@ class PluginBehaviour:
     """All that the plugin does; see the module.
 
     Attributes:
-        tactic: the id of the algorithm to launch; 0, the first, until TensorRT chooses. It is one of the operator's first
-            launch; what else is launched has no choice, because TensorRT measures tactics at one shape of a profile.
+        tactic: the algorithm to launch; the first, until TensorRT chooses. It is one of the operator's first launch;
+            what else is launched has no choice, because TensorRT measures tactics at one shape of a profile.
     """
 
     trt: ClassVar[Any]

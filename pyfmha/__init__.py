@@ -22,8 +22,9 @@ from pyfmha.spec.manifest import Manifest
 
 if TYPE_CHECKING:
     from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
-    from pyfmha.trt.engine import EngineConfig, build_engine, build_plan
-    from pyfmha.trt.saved import read_engine, save_engine
+    from pyfmha.trt.attention.engine import EngineConfig, build_engine
+    from pyfmha.trt.attention.saved import read_engine, save_engine
+    from pyfmha.trt.engine import build_plan
     from pyfmha.trt.session import Session
 
 __version__ = "0.1.0"
@@ -51,15 +52,15 @@ __all__ = [
 # Imported at first use: they need numpy, which building and launching do without.
 _LAZY = {
     "DirectSession": "pyfmha.trt",
-    "EngineConfig": "pyfmha.trt.engine",
+    "EngineConfig": "pyfmha.trt.attention.engine",
     "Session": "pyfmha.trt.session",
     "add_attention": "pyfmha.trt",
     "add_attention_packed": "pyfmha.trt",
-    "build_engine": "pyfmha.trt.engine",
+    "build_engine": "pyfmha.trt.attention.engine",
     "build_plan": "pyfmha.trt.engine",
-    "read_engine": "pyfmha.trt.saved",
+    "read_engine": "pyfmha.trt.attention.saved",
     "register": "pyfmha.trt",
-    "save_engine": "pyfmha.trt.saved",
+    "save_engine": "pyfmha.trt.attention.saved",
 }
 
 

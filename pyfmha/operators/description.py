@@ -215,11 +215,13 @@ class Part:
     Attributes:
         bytes: an expression of attributes and sizes.
         when: whether it is needed; empty: always.
+        type: of its elements, for kernels: a type of :data:`DATA_TYPES` or a name of the operator's ``types``.
     """
 
     name: str
     bytes: str
     when: str = ""
+    type: str = "fp32"
 
 
 @dataclass(frozen=True)

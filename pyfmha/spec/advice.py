@@ -28,7 +28,7 @@ def build_command(library: Path, *options: str) -> str:
 
 
 def code_for(gpu: str, library: Path, lead: str = "") -> str:
-    """How a library without code for a GPU gets it; or that there is none.
+    """How a library of attention without code for a GPU gets it; or that there is none.
 
     Args:
         gpu: the GPU's architecture, ``"sm_86"``.
@@ -38,6 +38,4 @@ def code_for(gpu: str, library: Path, lead: str = "") -> str:
     served = arch_for(gpu, ARCHS)
     if served is None:
         return f"pyfmha has no code for {gpu}; it serves {', '.join(ARCHS)}"
-    if library.name != LIBRARY_NAME:
-        return f"compile its kernels for it too (pyfmha compile with -t {served}) and link them again"
     return lead + build_command(library, "--arch", served)

@@ -43,12 +43,6 @@ def test_a_gpu_that_nothing_serves_is_told_so(gpu: str, advice: str) -> None:
     assert code_for(gpu, Path("aot_out/libpyfmha.so"), "add it: ") == advice
 
 
-def test_the_library_of_link_is_linked_again() -> None:
-    assert code_for("sm_80", Path("out/mine.so")) == (
-        "compile its kernels for it too (pyfmha compile with -t sm_80) and link them again"
-    )
-
-
 @pytest.mark.parametrize("gpu", list(ARCHS))
 def test_the_command_line_takes_what_is_advised(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []

@@ -21,7 +21,8 @@ from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.plugin import Origin, PluginBehaviour
+from pyfmha.trt.origin import Origin
+from pyfmha.trt.plugin import PluginBehaviour
 
 LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from pyfmha.errors import LaunchError, PluginError, PyfmhaError
-from pyfmha.operators.instance import Plan, Pointer
+from pyfmha.operators.plan import Plan, Pointer
 from pyfmha.runtime.library import FLOAT_MAX, Function, Prepared
 from pyfmha.spec.abi import ctype
 from pyfmha.trt.current import Context, current_context, made_current

@@ -12,21 +12,23 @@ ignored and only an exception is a failure; an exception in ``get_workspace_size
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.operators.forms import Shape
-from pyfmha.operators.instance import Instance, Plan, ShapeScope
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.plan import Plan
+from pyfmha.operators.scopes import ShapeScope
 from pyfmha.operators.tactics import Tactic, choose, tactics_of
-from pyfmha.runtime.library import Function, Library
+from pyfmha.runtime.library import Function
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
-from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
+from pyfmha.trt.fields import FieldCollection, stored_fields
 from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments
+from pyfmha.trt.origin import Origin
 from pyfmha.trt.shapes import Symbols, check_expressions, check_types, largest, least_sizes, sizes
 
 IMPOSSIBLE_BYTES = 1 << 62
@@ -34,25 +36,6 @@ IMPOSSIBLE_BYTES = 1 << 62
 
 MOST_PLANS = 16
 """Shapes whose launches a plugin keeps, so that shapes which alternate are planned once."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a plugin object is made of, and its clones after it.
-
-    Attributes:
-        instance: what it serves: the operator with its attributes.
-        library: with which code.
-        stored: what its engine stores: of this library where it was built, of an earlier one where it was loaded.
-        layer: the name that TensorRT gave it.
-        namespace: that of its creator.
-    """
-
-    instance: Instance
-    library: Library
-    stored: Stored
-    layer: str
-    namespace: str
 
 
 class PluginBehaviour:
@@ -90,14 +73,7 @@ class PluginBehaviour:
         self.plugin_version = operator.version
         self.plugin_namespace = origin.namespace
         self.num_outputs = len(self.instance.forms().outputs)
-        self.timing_cache_id = self._timing_cache_id()
-
-    def _timing_cache_id(self) -> str:
-        operator, stored = self.instance.program.operator, dict(self.origin.stored.options)
-        listed = "".join(f" {name}={_exact(value)}" for name, value in self.instance.stored_attributes().items())
-        options = "".join(f" {name}={stored[name]}" for name, has in self.instance.options.items() if has)
-        build = self.origin.library.manifest.build_id
-        return f"{operator.name} {operator.version}{listed} build={build}{options}"
+        self.timing_cache_id = origin.timing_cache_id()
 
     @property
     def origin(self) -> Origin:
@@ -414,10 +390,3 @@ class PluginBehaviour:
             shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves
         )
         return self._checked(self.instance.plan(scope)), scope
-
-
-def _exact(value: Any) -> str:
-    """An attribute's value without loss."""
-    if isinstance(value, tuple):
-        return ",".join(map(_exact, value))
-    return value.hex() if isinstance(value, float) else str(value)

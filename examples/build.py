@@ -18,9 +18,11 @@ from pathlib import Path
 from common import DTYPES, add_log_level, positive, run_program
 
 from pyfmha.attention.operator import LAYOUTS
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
 from pyfmha.trt.attention.network import ALIGNMENTS
-from pyfmha.trt.engine import VERBOSITIES, EngineConfig, build_engine
-from pyfmha.trt.saved import TIMING_CACHE_FILE, read_timing_cache, save_engine
+from pyfmha.trt.attention.saved import ENGINE_FILE, TIMING_CACHE_FILE, save_engine
+from pyfmha.trt.engine import VERBOSITIES
+from pyfmha.trt.saved import check_writable, read_timing_cache
 
 FEATURES = (
     *("num_kv_heads", "max_kv_seq_len", "align", "window", "softcap", "layout", "return_lse"),
@@ -89,6 +91,7 @@ def main(options: argparse.Namespace) -> int:
         **{name: getattr(options, name) for name in FEATURES},
     )
     timing_cache = options.timing_cache or options.output_dir / TIMING_CACHE_FILE
+    check_writable(options.output_dir / ENGINE_FILE, timing_cache)
     begin = time.perf_counter()
     built = build_engine(
         config, timing_cache=read_timing_cache(timing_cache), profiling_verbosity=options.profiling_verbosity

@@ -1,4 +1,4 @@
-"""TensorRT-LLM's layer under its public name; it lives in :mod:`pyfmha.trt.attention.llm`, beside the plugin that it adds."""
+"""TensorRT-LLM's layer under its public name; it lives in :mod:`pyfmha.trt.attention.llm`."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
 """Attention as an operator: all that the plugin is, as data.
 
-Two kernels stand behind the plugin. The first serves Q, K, V and Out of one shape; the other, ``fmha_fwd_*``, everything
-else. Which of the two it is follows from the attributes alone: the earlier five name the first, any newer one, even at
-its default, names the other; so do ``causal`` = 2 and a head size that the first lacks. Where few queries see many keys,
-the pair of :mod:`pyfmha.attention.decode` runs in the place of ``fmha_fwd_*``.
+Two kernels stand behind the plugin. The first serves Q, K, V and Out of one shape; the other, ``fmha_fwd_*``, serves
+everything else. Which of the two it is follows from the attributes alone: the earlier five name the first, any newer
+one, even at its default, names the other; so do ``causal`` = 2 and a head size that the first lacks. Where few queries
+see many keys, the pair of :mod:`pyfmha.attention.decode` runs in the place of ``fmha_fwd_*``.
 """
 
 from pyfmha.attention import forward
@@ -81,6 +81,12 @@ def _stride_names(tensor: str) -> tuple[str, str, str]:
     return (f"{tensor}_stride_b", f"{tensor}_stride_h", f"{tensor}_stride_s")
 
 
+def _length(tokens: str, seq: str) -> str:
+    """How long queries or keys are, where tensors of their own have these axes."""
+    in_one = "tokens if in_one and cu_seqlens else seq if in_one"
+    return f"(seq if not features else {in_one} else {tokens} if cu_seqlens else {seq})"
+
+
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 _DEFINE = {
     "features": " or ".join(f"given({name})" for name in NEWER) + f" or causal == 2 or not ({_one_of(HEAD_SIZES)})",
@@ -90,8 +96,8 @@ _DEFINE = {
     "padded_split": _padded((64, 128, 256)),
     "most_rows": f"{MOST_QUERIES} / (num_heads / num_kv_heads)",
     # ------------------------------------------------------------ by sizes
-    "rows": "(seq if not features else tokens if in_one and cu_seqlens else seq if in_one else Q_tokens if cu_seqlens else Sq)",
-    "columns": "(seq if not features else tokens if in_one and cu_seqlens else seq if in_one else KV_tokens if cu_seqlens else Skv)",
+    "rows": _length("Q_tokens", "Sq"),
+    "columns": _length("KV_tokens", "Skv"),
     "q_heads": "num_heads + 2 * num_kv_heads if in_one else num_heads",
     "k_heads": "num_heads + 2 * num_kv_heads if in_one else num_kv_heads",
     "q_stride_b": "q_heads * rows * head_size",
@@ -105,7 +111,8 @@ _DEFINE = {
     "out_stride_s": "head_size if layout == 'bhsd' else num_heads * head_size",
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
-    "decodable": f"has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS} and batch > 0",
+    "decodable": f"has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS}"
+    " and batch > 0",
     "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}')"
     f" and (key_heads >= {FEW_CLUSTERS} or columns <= {KEYS_OF_CLUSTER} * key_heads)",
     "split": "decodable and not one_launch",
@@ -275,8 +282,8 @@ OPERATOR = Operator(
         Part("Partial", "4 * splits * queries * padded_split", "features and split"),
         Part("Statistics", "4 * (2 * splits + 1) * queries", "features and split"),
     ),
-    workspace_of_profile=f"(0 if not has({DECODE}) or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS} or batch == 0"
-    f" else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
+    workspace_of_profile=f"(0 if not has({DECODE}) or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS}"
+    f" or batch == 0 else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
     alignment=ALIGNMENT,
     options=(
         Option(

@@ -7,12 +7,12 @@ an overflow and a division by zero are errors, never another number. Between int
 """
 
 import ast
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyfmha.errors import SpecError
+from pyfmha.operators.arithmetic import CALLED, FLOATS, LIMIT, EvaluationError
 
 ALLOWED = (
     "names, numbers, strings, + - * / // %, == != < <= > >=, and, or, not, a if condition else b, cdiv(a, b),"
@@ -21,7 +21,6 @@ ALLOWED = (
 )
 
 Value = int | float | bool | str | tuple[int | float, ...]
-_LIMIT = 1 << 63
 _BINARY: dict[type[ast.operator], str] = {
     ast.Add: "add",
     ast.Sub: "sub",
@@ -38,18 +37,7 @@ _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Gt: ">",
     ast.GtE: ">=",
 }
-_FLOAT_C = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 BUILTINS = ("cdiv", "min", "max", "size", "stride", "numel", "itemsize", "given", "len", "least", "has", "serves")
-
-
-class EvaluationError(ArithmeticError):
-    """An expression has no value: see :data:`NO_VALUE`, which is all that is said of it, in C too."""
-
-    def __init__(self) -> None:
-        super().__init__(NO_VALUE)
-
-
-NO_VALUE = "a size overflows 64 bits, a number is divided by zero, or what is read is not there"
 
 
 @dataclass(frozen=True)
@@ -57,8 +45,8 @@ class Node:
     """A piece of an expression.
 
     Attributes:
-        kind: ``"constant"``, ``"name"``, ``"item"``, ``"ask"`` (a question about a tensor or the library), ``"binary"``,
-            ``"compare"``, ``"and"``, ``"or"``, ``"not"``, ``"if"``, ``"float"`` (an integer made one).
+        kind: ``"constant"``, ``"name"``, ``"item"``, ``"ask"`` (a question about a tensor or the library),
+            ``"binary"``, ``"compare"``, ``"and"``, ``"or"``, ``"not"``, ``"if"``, ``"float"`` (an integer made one).
         type: ``"int"``, ``"float"``, ``"bool"``, ``"str"`` or, of a list, ``"int[]"`` and ``"float[]"``.
         value: the constant, the name or the operation.
         parts: what it is made of; of a question its words.
@@ -68,87 +56,6 @@ class Node:
     type: str
     value: Any
     parts: tuple[Any, ...] = ()
-
-
-def add(a: int, b: int) -> int:
-    """The sum of two integers."""
-    return fits(a + b)
-
-
-def sub(a: int, b: int) -> int:
-    """The difference of two integers."""
-    return fits(a - b)
-
-
-def mul(a: int, b: int) -> int:
-    """The product of two integers."""
-    return fits(a * b)
-
-
-def div(a: int, b: int) -> int:
-    """The quotient of two integers, cut toward zero."""
-    quotient = abs(a) // abs(_divisor(b))
-    return fits(quotient if (a < 0) == (b < 0) else -quotient)
-
-
-def mod(a: int, b: int) -> int:
-    """What :func:`div` leaves."""
-    return a - b * div(a, b)
-
-
-def floordiv(a: int, b: int) -> int:
-    """The quotient of two integers, rounded down."""
-    return fits(a // _divisor(b))
-
-
-def cdiv(a: int, b: int) -> int:
-    """The quotient of two integers, rounded up."""
-    return fits(-(-a // _divisor(b)))
-
-
-def fits(value: int) -> int:
-    """An integer that fits in 64 bits.
-
-    Raises:
-        EvaluationError: it does not.
-    """
-    if not -_LIMIT <= value < _LIMIT:
-        raise EvaluationError
-    return value
-
-
-def _divisor(value: int) -> int:
-    if value == 0:
-        raise EvaluationError
-    return value
-
-
-def quotient(a: float, b: float) -> float:
-    """The quotient of two floats, as IEEE 754 has it by zero too."""
-    if b == 0:
-        return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
-    return a / b
-
-
-_INTEGERS: dict[str, Callable[[int, int], int]] = {
-    "add": add,
-    "sub": sub,
-    "mul": mul,
-    "div": div,
-    "floordiv": floordiv,
-    "mod": mod,
-    "cdiv": cdiv,
-    "min": min,
-    "max": max,
-}
-_FLOATS: dict[str, Callable[[float, float], float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": quotient,
-    "min": lambda a, b: b if b < a else a,
-    "max": lambda a, b: b if b > a else a,
-}
 
 
 class Scope:
@@ -186,7 +93,7 @@ class Expression:
 
     def __post_init__(self) -> None:
         # As text, as ``dataclasses`` does: walking the parsed form at each evaluation takes ten times as long.
-        run = eval(f"lambda s, v: {_python(self.node)}", dict(_CALLED))
+        run = eval(f"lambda s, v: {_python(self.node)}", dict(CALLED))
         object.__setattr__(self, "_run", run)
         object.__setattr__(self, "_named", frozenset(_names(self.node)))
 
@@ -251,16 +158,6 @@ def _python(node: Node) -> str:
     if node.kind == "compare":
         return f"({left} {node.value} {right})"
     return f"{'_float_' if node.type == 'float' else ''}{node.value}({left}, {right})"
-
-
-def _item(values: Any, index: int) -> Any:
-    if not 0 <= index < len(values):
-        raise EvaluationError
-    return values[index]
-
-
-# What the Python of an expression calls. Infinite constants have no literal.
-_CALLED = {**_INTEGERS, **{f"_float_{name}": made for name, made in _FLOATS.items()}, "_item": _item, "inf": math.inf}
 
 
 class Parser:
@@ -365,7 +262,7 @@ class Parser:
         left, right = _alike(left, right, what)
         if left.type not in ("int", "float"):
             raise SpecError(f"{what}: there is no {operation} of {left.type}")
-        if left.type == "float" and operation not in _FLOATS:
+        if left.type == "float" and operation not in FLOATS:
             raise SpecError(f"{what}: there is no {operation} of floats")
         return Node("binary", left.type, operation, (left, right))
 
@@ -432,7 +329,7 @@ def _word(tree: ast.expr, what: str) -> str | int:
 
 
 def _integer(value: int, what: str) -> Node:
-    if not -_LIMIT < value < _LIMIT:
+    if not -LIMIT < value < LIMIT:
         raise SpecError(f"{what}: {value} does not fit in 64 bits")
     return Node("constant", "int", value)
 

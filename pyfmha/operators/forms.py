@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyfmha.errors import PluginError
+from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES
-from pyfmha.operators.expressions import EvaluationError, Expression, Scope
+from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.program import Axis
 
 Shape = tuple[int, ...]
@@ -60,7 +61,7 @@ class TensorForm:
         return f"{self.name} [{', '.join(axis.label if axis.size is None else str(axis.size) for axis in self.axes)}]"
 
     def named(self) -> str:
-        """Its axes by name, as ``[batch, heads, seq, head size]``."""
+        """Its axes by name, as ``[rows, cols]``."""
         return f"[{', '.join(axis.label for axis in self.axes)}]"
 
     @property
@@ -190,3 +191,14 @@ def solve(expression: Expression, name: str, size: int, known: Mapping[str, Any]
         return value if value >= 0 and at(value) == size else None
     except EvaluationError:
         return None
+
+
+def shape_values(forms: Forms, outputs: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
+    """The values of inputs that are read, as far as an output's axis shows them; -1 for the others."""
+    values = {name: [-1] * count for name, count in forms.shapes}
+    for form, shape in zip(forms.outputs, outputs, strict=True):
+        for axis, size in zip(form.axes, shape, strict=True):
+            node = axis.expression.node
+            if node.kind == "item" and node.value in values and node.parts[0].kind == "constant":
+                values[node.value][node.parts[0].value] = size
+    return {name: tuple(found) for name, found in values.items()}

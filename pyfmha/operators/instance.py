@@ -3,213 +3,23 @@
 The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pyfmha.errors import PluginError
-from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES, TYPE_NAMES, Attribute, Option, Types
-from pyfmha.operators.expressions import EvaluationError, Expression, Scope
-from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch
-from pyfmha.operators.program import NULL, SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
+from pyfmha.operators.arithmetic import EvaluationError
+from pyfmha.operators.attributes import range_text as range_text
+from pyfmha.operators.attributes import settle
+from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES, Option, Types
+from pyfmha.operators.expressions import Expression, Scope
+from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
+from pyfmha.operators.plan import Plan, Pointer, Step, pointer_of, typical
+from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
+from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
-
-TYPICAL_ADDRESS = 1 << 40
-"""An address such as TensorRT's are: a multiple of 256."""
 
 Serves = Callable[[str, str, Sequence[float]], bool]
 """Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Where an address comes from when the launch is queued.
-
-    Attributes:
-        source: ``"input"``, ``"output"``, ``"workspace"``, or ``"null"`` for none.
-        index: which input or output.
-        offset: bytes from there.
-    """
-
-    source: str
-    index: int = 0
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One launch, but for the addresses.
-
-    Attributes:
-        function: the C function.
-        arguments: in its order: pointers and numbers.
-        tuned: whether TensorRT's tactic says which algorithm; else it is the first.
-    """
-
-    function: str
-    arguments: tuple[Pointer | int | float, ...]
-    tuned: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The launches for one shape.
-
-    Attributes:
-        steps: one after the other.
-        num_inputs, num_outputs: how many addresses TensorRT gives.
-        workspace_bytes: how much workspace they need.
-        sizes: what the shape is, for messages.
-    """
-
-    steps: tuple[Step, ...]
-    num_inputs: int
-    num_outputs: int
-    workspace_bytes: int
-    sizes: str
-
-
-class AttributeScope(Scope):
-    """What attributes tell: their values, which of them were given, types, and which options there are."""
-
-    def __init__(
-        self, values: Mapping[str, Any], given: frozenset[str], options: Mapping[str, bool], types: Mapping[str, str]
-    ) -> None:
-        super().__init__({**values, **types})
-        self.given, self.options, self.types = given, options, types
-
-    def ask(self, question: str, words: tuple[Any, ...]) -> int | bool:
-        match question:
-            case "given":
-                return words[0] in self.given
-            case "len":
-                return len(self.values[words[0]])  # type: ignore[arg-type]
-            case "has":
-                return self.options.get(words[0], False)
-            case "itemsize":
-                return ITEM_SIZES[self.types.get(words[0], words[0])]
-        return super().ask(question, words)
-
-
-class ShapeScope(AttributeScope):
-    """What is known besides once the tensors have shapes."""
-
-    def __init__(
-        self,
-        scope: AttributeScope,
-        sizes: Mapping[str, Any],
-        shapes: Mapping[str, Shape],
-        least: Mapping[str, int],
-        serves: Callable[[str, str], bool],
-    ) -> None:
-        super().__init__({**scope.values, **sizes}, scope.given, scope.options, scope.types)
-        self.shapes, self.least, self.serves = shapes, least, serves
-
-    def ask(self, question: str, words: tuple[Any, ...]) -> int | bool:
-        match question:
-            case "size" | "stride":
-                shape = self.shapes.get(words[0], ())
-                if words[1] >= len(shape):
-                    raise EvaluationError
-                return shape[words[1]] if question == "size" else _product(shape[words[1] + 1 :])
-            case "numel":
-                return _product(self.shapes[words[0]]) if words[0] in self.shapes else 0
-            case "least":
-                return self.least.get(words[0], 0)
-            case "serves":
-                return self.serves(words[0], words[1])
-        return super().ask(question, words)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = math.prod(sizes)
-    if result >= 1 << 63:
-        raise EvaluationError
-    return result
-
-
-def _define(
-    definitions: Sequence[tuple[str, Expression]], checks: Sequence[tuple[Expression, Text]], scope: Scope
-) -> None:
-    """Add definitions to what a scope knows, and check what must hold: each as soon as what it reads is known."""
-    defined = {name for name, _ in definitions}
-    later = []
-    for check in checks:
-        if check[0].names() & defined:
-            later.append(check)
-        else:
-            _check(check, scope)
-    for name, expression in definitions:
-        scope.values[name] = expression.evaluate(scope)
-    for check in later:
-        _check(check, scope)
-
-
-def _check(check: tuple[Expression, Text], scope: Scope) -> None:
-    condition, message = check
-    if not condition.evaluate(scope):
-        raise PluginError(message.render(scope))
-
-
-def holds(condition: Expression | None, scope: Scope) -> bool:
-    """Whether a condition is met; none is."""
-    return condition is None or bool(condition.evaluate(scope))
-
-
-def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All attributes, with their defaults.
-
-    Args:
-        program: of the operator.
-        given: values by name.
-
-    Raises:
-        PluginError: one is missing, or out of range.
-    """
-    values = dict(given)
-    scope = AttributeScope(values, frozenset(given), {}, {})
-    later = []
-    for name, default in program.attributes.items():
-        if name in values:
-            continue
-        if default is None:
-            raise PluginError(f"missing attribute {name}")
-        if isinstance(default, Expression) and default.names():
-            later.append((name, default))
-            continue
-        values[name] = default.evaluate(scope) if isinstance(default, Expression) else default
-        scope.values[name] = values[name]
-    for name, default in later:
-        values[name] = scope.values[name] = default.evaluate(scope)
-    for name, kind in program.operator.attributes:
-        _check_range(name, kind, values[name])
-    return {name: values[name] for name in program.attributes}
-
-
-def _check_range(name: str, kind: Attribute, value: Any) -> None:
-    elements = value if isinstance(value, tuple) else (value,)
-    for index, element in enumerate(elements):
-        said = f"{name}[{index}]" if isinstance(value, tuple) else name
-        if kind.choices and element not in kind.choices:
-            shown = f"'{element}'" if isinstance(element, str) else _number(element)
-            raise PluginError(f"{said} is {shown}; allowed are {', '.join(map(str, kind.choices))}")
-        low = kind.minimum is not None and not element >= kind.minimum
-        if low or (kind.maximum is not None and not element <= kind.maximum):
-            raise PluginError(f"{said} is {_number(element)}; {range_text(kind)}")
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def range_text(kind: Attribute) -> str:
-    """What is said of a value out of range."""
-    if kind.maximum is None:
-        return f"give {_number(kind.minimum or 0)} or more"
-    if kind.minimum is None:
-        return f"give {_number(kind.maximum)} or less"
-    return f"allowed are {_number(kind.minimum)} to {_number(kind.maximum)}"
 
 
 class Instance:
@@ -249,7 +59,7 @@ class Instance:
         self.types = dict(types or {}) | _fixed_types(program, self.attributes)
         self.scope = AttributeScope(self.attributes, self.given, self.options, self.types)
         try:
-            _define(program.early, program.early_checks, self.scope)
+            define(program.early, program.early_checks, self.scope)
         except EvaluationError as error:
             raise PluginError(str(error)) from None
         self._forms: dict[tuple[int, ...], Forms] = {}
@@ -425,14 +235,14 @@ class Instance:
         found: dict[str, Any] = measure(forms, inputs, outputs, self.scope.values)
         shapes = dict(zip([form.name for form in forms.all], [*inputs[: len(forms.inputs)], *outputs], strict=True))
         # A name that no tensor of these attributes has is 0, as in C.
-        found = dict.fromkeys(self.program.axes, 0) | found | _shape_values(forms, outputs)
+        found = dict.fromkeys(self.program.axes, 0) | found | shape_values(forms, outputs)
 
         def asked(name: str, kernel: str) -> bool:
             return self._serves(name, kernel, scope, forms, serves)
 
         scope = ShapeScope(self.scope, found, shapes, least or {}, asked)
         try:
-            _define(self.program.late, self.program.late_checks, scope)
+            define(self.program.late, self.program.late_checks, scope)
             self._check_outputs(forms, outputs, scope, [*inputs, *outputs])
         except EvaluationError as error:
             raise PluginError(str(error)) from None
@@ -505,7 +315,7 @@ class Instance:
         found: list[Pointer | int | float] = []
         for _, source in launch.arguments:
             if isinstance(source, Source):
-                found.append(_pointer(source, scope, forms, offsets))
+                found.append(pointer_of(source, scope, forms, offsets))
             else:
                 value = source.evaluate(scope)
                 found.append(int(value) if isinstance(value, bool) else value)
@@ -514,40 +324,8 @@ class Instance:
     def _serves(self, name: str, kernel: str, scope: ShapeScope, forms: Forms, serves: Serves) -> bool:
         launch = next(launch for launch in self.program.launches if launch.launch.name == name)
         arguments = self.arguments(launch, scope, forms, {})
-        values = [_typical(argument) for argument in arguments]
+        values = [typical(argument) for argument in arguments]
         return serves(launch.function.render(scope), kernel, values)
-
-
-def _typical(argument: Pointer | int | float) -> int | float:
-    if isinstance(argument, Pointer):
-        return 0 if argument.source == NULL else TYPICAL_ADDRESS + argument.offset
-    return argument
-
-
-def _pointer(source: Source, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]) -> Pointer:
-    for condition, name, offset in source.cases:
-        if not holds(condition, scope):
-            continue
-        moved = 0 if offset is None else offset.evaluate(scope)
-        for kind, tensors in (("input", forms.inputs), ("output", forms.outputs)):
-            for index, form in enumerate(tensors):
-                if form.name == name:
-                    return Pointer(kind, index, moved)
-        if name in offsets:
-            return Pointer("workspace", 0, offsets[name] + moved)
-        return Pointer(NULL)
-    return Pointer(NULL)
-
-
-def _shape_values(forms: Forms, outputs: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
-    """The values of inputs that are read, as far as an output's axis shows them; -1 for the others."""
-    values = {name: [-1] * count for name, count in forms.shapes}
-    for form, shape in zip(forms.outputs, outputs, strict=True):
-        for axis, size in zip(form.axes, shape, strict=True):
-            node = axis.expression.node
-            if node.kind == "item" and node.value in values and node.parts[0].kind == "constant":
-                values[node.value][node.parts[0].value] = size
-    return {name: tuple(found) for name, found in values.items()}
 
 
 def _fixed_types(program: Program, values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """An operator's description, read and checked: every text an expression, every name known.
 
-There are three kinds of values, each known later than the one before: *attributes*, with what is defined by them alone,
-when a plugin is created; *sizes*, with types, once its tensors are known; *bounds of a profile*, while an engine is built.
+There are three kinds of values, each known later than the one before: *attributes*, with what is defined by them
+alone, when a plugin is created; *sizes*, with types, once its tensors are known; *bounds of a profile*, while an engine
+is built.
 """
 
 import ast
@@ -70,7 +71,8 @@ class Source:
     """Where a pointer comes from: the first of its cases that holds.
 
     Attributes:
-        cases: conditions (None for the last), each with the name of a tensor or part, or ``"null"``, and bytes behind it.
+        cases: conditions (None for the last), each with the name of a tensor or part, or ``"null"``, and bytes behind
+            it.
     """
 
     cases: tuple[tuple[Expression | None, str, Expression | None], ...]
@@ -241,11 +243,9 @@ class Program:
                 continue
             ahead = _names_of(tree) & (defined - {known for known, _ in early} - set(self._early_types))
             if ahead and not ahead <= {other for other, _ in late}:
-                raise SpecError(
-                    self._said(
-                        f"definition {name} reads {', '.join(sorted(ahead))}, defined after it: a cycle, or an order to change"
-                    )
-                )
+                listed = ", ".join(sorted(ahead))
+                text = f"definition {name} reads {listed}, defined after it: a cycle, or an order to change"
+                raise SpecError(self._said(text))
             if ahead:
                 late.append((name, text))
                 continue
@@ -336,11 +336,8 @@ class Program:
             raise SpecError(self._said(f"two outputs are called {', '.join(twice)}"))
         both = sorted(inputs & set(names))
         if both:
-            raise SpecError(
-                self._said(
-                    f"{', '.join(both)} is an input and an output: nothing is computed in place; give the output a name of its own"
-                )
-            )
+            reason = "nothing is computed in place; give the output a name of its own"
+            raise SpecError(self._said(f"{', '.join(both)} is an input and an output: {reason}"))
 
     # ------------------------------------------------------------------ the rest
 
@@ -430,7 +427,7 @@ class Program:
 
     def _points(self, name: str) -> bool:
         pointers = self._tensor_names | {part.name for part in self.operator.workspace} | {NULL}
-        # A tensor and the attribute that says whether it is there may have one name: as an argument, the tensor is meant.
+        # A tensor and the attribute that says whether it is there may have one name: an argument means the tensor.
         return name in pointers and name not in self.shape_values
 
     def _texts(

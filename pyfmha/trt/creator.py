@@ -1,8 +1,10 @@
 """The creators of plugins, their classes for one TensorRT module, and their registration."""
 
 import os
+import re
 import threading
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +21,8 @@ from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.plugin import Origin, PluginBehaviour
+from pyfmha.trt.origin import Origin
+from pyfmha.trt.plugin import PluginBehaviour
 
 LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
 
@@ -243,6 +246,34 @@ def register(
             )
         _creators[key] = creator
         return creator
+
+
+def unregistered(trt: Any, said: Iterable[str]) -> str:
+    """What to do where TensorRT's errors say that an engine holds this plugin in a namespace not registered here.
+
+    Returns:
+        A hint for the message; empty where they are about something else.
+    """
+    for text in said:
+        found = re.search(r"find plugin\W*(\w+).*namespace:?\s*(\w(?:[^\s,;()]*[^\s,;().])?)", text, re.IGNORECASE)
+        if found and found[1] in _known_names() and not _is_registered(trt, found[1], found[2]):
+            which = "" if found[1] == OPERATOR.name else f"operator={found[1]!r}, "
+            call = f"pyfmha.register({which}namespace={found[2]!r})"
+            return f"it was built with the plugin in that namespace; before: {call}"
+    return ""
+
+
+def _is_registered(trt: Any, name: str, namespace: str) -> bool:
+    return any((module, known, space) == (trt, name, namespace) for module, known, _, space in _creators)
+
+
+def _known_names() -> set[str]:
+    """The operators that this process knows of."""
+    names = {OPERATOR.name} | {name for _, name, _, _ in _creators}
+    try:
+        return names | {operator.name for operator in find_library().operators}
+    except LibraryError:
+        return names
 
 
 def _same_library(known: CreatorBehaviour, library: Library | Path | str | None) -> CreatorBehaviour:

@@ -17,8 +17,8 @@ FIELD_TYPES = {"int32": "INT32", "int64": "INT64", "fp32": "FLOAT32", "string": 
 
 SCHEMA_FIELD, PROTOTYPE_FIELD, ALGORITHMS_FIELD = "pyfmha_schema", "pyfmha_prototype", "pyfmha_algorithms"
 STORED = {SCHEMA_FIELD: "int32", PROTOTYPE_FIELD: "string", ALGORITHMS_FIELD: "string"}
-"""What an engine stores besides attributes, to know a library that it cannot use; and of each option ``pyfmha_`` and its
-name, where the library had it: an engine without is one that earlier versions of this package still load."""
+"""What an engine stores besides attributes, to know a library that it cannot use; and of each option ``pyfmha_`` and
+its name, where the library had it: an engine without is one that earlier versions of this package still load."""
 
 _NUMPY = {"int32": np.int32, "int64": np.int64, "fp32": np.float32, "string": np.int8}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyfmha.errors import PluginError
 from pyfmha.operators.description import Operator
+from pyfmha.operators.forms import TensorForm
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import program_of
 from pyfmha.runtime.library import Library
@@ -126,13 +127,8 @@ def add_layer(
     with collect_failures() as failures:
         plugin = creator.create_plugin(said, fields.collection, trt.TensorRTPhase.BUILD)
         layer = network.add_plugin_v3(inputs, shapes, plugin)
-        # TensorRT asks for types and shapes when the output's are asked for, and shows a failure only by what it
-        # answers.
         outputs = [] if layer is None else [layer.get_output(index) for index in range(len(forms.outputs))]
-        fits = bool(outputs) and all(
-            out is not None and len(out.shape) == len(form.axes)
-            for out, form in zip(outputs, forms.outputs, strict=True)
-        )
+        fits = bool(outputs) and all(map(_fits, outputs, forms.outputs))
     if failures:
         raise failures[-1].error
     if not fits:
@@ -140,6 +136,15 @@ def add_layer(
     if name is not None:
         layer.name = name
     return layer, outputs
+
+
+def _fits(output: Any, form: TensorForm) -> bool:
+    """Whether TensorRT has a shape for an output. It asks the plugin now that it is asked itself, and shows a failure
+    by what it answers: there is no shape (a RuntimeError), or one of -1 dimensions (up to 11.1, a ValueError)."""
+    try:
+        return output is not None and len(output.shape) == len(form.axes)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def module_with_plugins(network: Any, trt_module: Any) -> Any:

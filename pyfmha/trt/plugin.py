@@ -12,21 +12,23 @@ ignored and only an exception is a failure; an exception in ``get_workspace_size
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.operators.forms import Shape
-from pyfmha.operators.instance import Instance, Plan, ShapeScope
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.plan import Plan
+from pyfmha.operators.scopes import ShapeScope
 from pyfmha.operators.tactics import Tactic, choose, tactics_of
-from pyfmha.runtime.library import Function, Library
+from pyfmha.runtime.library import Function
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
-from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
-from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments, release_when_collected
+from pyfmha.trt.fields import FieldCollection, stored_fields
+from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments
+from pyfmha.trt.origin import Origin
 from pyfmha.trt.shapes import Symbols, check_expressions, check_types, largest, least_sizes, sizes
 
 IMPOSSIBLE_BYTES = 1 << 62
@@ -36,32 +38,12 @@ MOST_PLANS = 16
 """Shapes whose launches a plugin keeps, so that shapes which alternate are planned once."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a plugin object is made of, and its clones after it.
-
-    Attributes:
-        instance: what it serves: the operator with its attributes.
-        library: with which code.
-        stored: what its engine stores: of this library where it was built, of an earlier one where it was loaded.
-        layer: the name that TensorRT gave it.
-        namespace: that of its creator.
-    """
-
-    instance: Instance
-    library: Library
-    stored: Stored
-    layer: str
-    namespace: str
-
-
 class PluginBehaviour:
     """All that the plugin does; see the module.
 
     Attributes:
-        origin: what it is made of.
-        tactic: the id of the algorithm to launch; 0, the first, until TensorRT chooses. It is one of the operator's first
-            launch; what else is launched has no choice, because TensorRT measures tactics at one shape of a profile.
+        tactic: the algorithm to launch; the first, until TensorRT chooses. It is one of the operator's first launch;
+            what else is launched has no choice, because TensorRT measures tactics at one shape of a profile.
     """
 
     trt: ClassVar[Any]
@@ -76,8 +58,8 @@ class PluginBehaviour:
         # Each base has a C++ object of its own: left out, the binding refuses the whole object.
         for base in self.trt_bases:
             base.__init__(self)
-        self.origin = origin
-        self.instance = origin.instance
+        self._origin: Origin | None = origin
+        self._instance: Instance | None = origin.instance
         self._stored_fields: FieldCollection | None = None
         self._tactic = 0
         self._workspace_failure: PyfmhaError | None = None
@@ -91,17 +73,34 @@ class PluginBehaviour:
         self.plugin_version = operator.version
         self.plugin_namespace = origin.namespace
         self.num_outputs = len(self.instance.forms().outputs)
-        self.timing_cache_id = self._timing_cache_id()
+        self.timing_cache_id = origin.timing_cache_id()
 
-    def _timing_cache_id(self) -> str:
-        operator, stored = self.instance.program.operator, dict(self.origin.stored.options)
-        listed = "".join(f" {name}={_exact(value)}" for name, value in self.instance.stored_attributes().items())
-        options = "".join(f" {name}={stored[name]}" for name, has in self.instance.options.items() if has)
-        build = self.origin.library.manifest.build_id
-        return f"{operator.name} {operator.version}{listed} build={build}{options}"
+    @property
+    def origin(self) -> Origin:
+        """What it is made of.
+
+        Raises:
+            PluginError: it was destroyed.
+        """
+        if self._origin is None:
+            raise PluginError("the plugin was destroyed")
+        return self._origin
+
+    @property
+    def instance(self) -> Instance:
+        """What it serves, with the types of its tensors once they are known.
+
+        Raises:
+            PluginError: it was destroyed.
+        """
+        if self._instance is None:
+            raise PluginError("the plugin was destroyed")
+        return self._instance
 
     def describe(self) -> str:
         """Who it is, for messages: name, layer, what it serves, and the shape last prepared."""
+        if self._origin is None:
+            return f"{self.plugin_name} (destroyed)"
         shape = "" if self._plan is None else f", {self._plan.sizes}"
         return f"{self.plugin_name} layer '{self.origin.layer}' ({self.instance}{shape})"
 
@@ -118,17 +117,24 @@ class PluginBehaviour:
 
     def _copy(self) -> "PluginBehaviour":
         copy = type(self)(self.origin)
-        copy.instance = self.instance
+        copy._instance = self._instance
         copy._tactic = self._tactic
         copy._workspace_failure = self._workspace_failure
         return copy
 
     def destroy(self) -> None:
-        """Give the loaded code back; harmless when repeated, and raises nothing."""
+        """Give the loaded code back, and all that it holds; harmless when repeated, and raises nothing.
+
+        The binding keeps the Python object of every plugin that C++ has had in its hands until the process ends, so
+        that an object that is destroyed must be an empty one.
+        """
         self._arm(None)
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.release()
+        self._origin = self._instance = self._stored_fields = self._plan = self._shapes = None
+        self._workspace_failure = None
+        self._plans.clear()
 
     # ------------------------------------------------------------------ build
 
@@ -200,7 +206,7 @@ class PluginBehaviour:
         return served
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        """Bytes of workspace for the largest shape, and for every other of the profile that is decoded.
+        """Bytes of workspace that the largest shape needs, and every other of the profile.
 
         An exception here would be taken for 0 bytes, and the kernel would write into somebody else's memory. So a
         failure is answered with more than there is, remembered, and raised where exceptions count.
@@ -305,7 +311,7 @@ class PluginBehaviour:
             return
         hold = Hold(self._functions())
         earlier, self._hold = self._hold, hold
-        release_when_collected(self, hold)
+        hold.release_with(self)
         if earlier is not None:
             earlier.release()
 
@@ -324,7 +330,7 @@ class PluginBehaviour:
             fixed = {name: self.instance.types[name] for name in self.instance.program.fixed_types}
             types = self.instance.types_for(kinds, fixed)
             if types != self.instance.types:
-                self.instance = self.instance.with_types(types)
+                self._instance = self.instance.with_types(types)
                 self._plans.clear()
                 self._shapes = None
 
@@ -384,10 +390,3 @@ class PluginBehaviour:
             shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves
         )
         return self._checked(self.instance.plan(scope)), scope
-
-
-def _exact(value: Any) -> str:
-    """An attribute's value without loss."""
-    if isinstance(value, tuple):
-        return ",".join(map(_exact, value))
-    return value.hex() if isinstance(value, float) else str(value)

@@ -6,7 +6,8 @@ from typing import Any
 from pyfmha.errors import PluginError
 from pyfmha.operators.expressions import Expression, Node
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm
-from pyfmha.operators.instance import AttributeScope, Instance
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.scopes import AttributeScope
 
 _OPERATIONS = {
     "add": "SUM",

@@ -11,8 +11,8 @@ from helpers import TESTS
 from trt_double.full.gpu import Gpu
 
 from pyfmha.errors import EngineError, PyfmhaError
-from pyfmha.trt.engine import EngineConfig, build_engine
-from pyfmha.trt.saved import read_engine, save_engine
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.saved import read_engine, save_engine
 from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]

@@ -18,7 +18,7 @@ import trt_gpu_features
 from fake_cuda import FakeCuda
 from helpers import TESTS
 from trt_double.binding import DataType, make_binding
-from trt_double.full import make_full
+from trt_double.full import VERSIONS, make_full
 from trt_double.full.fixtures import example_environment
 from trt_double.full.gpu import Gpu
 from trt_double.scene import Scene
@@ -286,7 +286,7 @@ def test_an_engine_without_room_runs_on_a_library_that_decodes(
     plan = build_plan(trt11, define, {}).plan
     gpu.learn(decode_library_path.with_name("manifest.json"))
     monkeypatch.setenv("PYFMHA_LIBRARY", str(decode_library_path))
-    later = make_full("trt_later", "11.1.0")
+    later = make_full("trt_later", VERSIONS[-1])
     before = gpu.cuda.launch_count()
     with Session(plan, trt_module=later) as session:
         check(session.run(inputs), expected, "fp16")

@@ -348,7 +348,7 @@ def test_tactics_mean_the_same_in_another_build(
     assert loaded.tactic.name == built.tactic.name
     assert new.calls.set_tactic(loaded, second) != 0
     message = str(pyfmha.trt.last_failure().error)
-    assert f"tactic {second} ({built._tactics[1].name}), which this library does not hold" in message
+    assert f"tactic {second} ({built.origin.tactics[1].name}), which this library does not hold" in message
     assert new.calls.timing_cache_id(new.built()) != old.calls.timing_cache_id(built)
 
 

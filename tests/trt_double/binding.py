@@ -235,9 +235,36 @@ def _base(name: str, /, **properties: type) -> Any:
     return _Made(name, (_Bound,), {"__init__": init, "cpp": True, **members})
 
 
+class _NoDims:
+    """The shape of an output that its plugin refused, up to 11.1: of -1 dimensions, so ``len()`` is a ValueError."""
+
+    def __len__(self) -> int:
+        return -1
+
+
 class ITensor:
     def __init__(self, name: str, dtype: DataType, shape: tuple[int, ...]) -> None:
         self.name, self.dtype, self.shape = name, dtype, shape
+
+    @property
+    def shape(self) -> Any:
+        if self._shape is None:
+            raise RuntimeError("Could not get tensor shape.")
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: Any) -> None:
+        self._shape = shape
+
+    @classmethod
+    def refused(cls, name: str, version: str) -> "ITensor":
+        """An output whose plugin refused to say its type or shape."""
+        return cls(name, DataType.FLOAT, None if version_of(version) > (11, 1) else _NoDims())
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(map(int, text.split(".")[:2]))
 
 
 class _Layer:
@@ -261,17 +288,19 @@ class INetworkDefinition:
 
     def add_plugin_v3(self, inputs: Sequence[ITensor], shape_inputs: Sequence[ITensor], plugin: Any) -> _Layer | None:
         calls = DoubleCalls(sys.modules[type(self).__module__])
+        calls.keep(plugin)
         copy = calls.clone(plugin)
         if copy is None:
             return None
         kinds = calls.output_types(copy, [int(tensor.dtype) for tensor in inputs])
         shapes = calls.output_shapes(copy, [[None if size < 0 else size for size in t.shape] for t in inputs])
         if kinds is None or shapes is None:
-            kinds, shapes = [0] * copy.num_outputs, [[]] * copy.num_outputs
-        outputs = [
-            ITensor("output", DataType(kind), tuple(-1 if size is None else size for size in shape))
-            for kind, shape in zip(kinds, shapes, strict=True)
-        ]
+            outputs = [ITensor.refused("output", calls.trt.__version__)] * copy.num_outputs
+        else:
+            outputs = [
+                ITensor("output", DataType(kind), tuple(-1 if size is None else size for size in shape))
+                for kind, shape in zip(kinds, shapes, strict=True)
+            ]
         self.layers.append(_Layer(outputs, copy))
         self.layers[-1].inputs = list(inputs)
         return self.layers[-1]
@@ -307,7 +336,7 @@ def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
         *(IDimensionExpr, DimsExprs, IExprBuilder, ITensor),
     ):
         setattr(module, shared.__name__, shared)
-    module.__version__ = "11.1.double"
+    module.__version__ = "11.4.double"
     if repeats:
         module.__version__ = "10.15.double"
         module.PluginField, module.PluginFieldCollection = RepeatingField, _RepeatingCollection
@@ -349,7 +378,7 @@ class DoubleCalls:
     def __init__(self, trt: Any) -> None:
         self.trt = trt
         self.errors: list[str] = []
-        self._owned: list[Any] = []  # what TensorRT deletes
+        self.kept: list[Any] = []  # what the binding keeps for ever: every plugin that C++ has had in its hands
 
     def _try(self, plugin: Any, call: str, failed: Any, use: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -364,8 +393,13 @@ class DoubleCalls:
     def _plugin(self, made: Any) -> Any:
         if not isinstance(made, self.trt.IPluginV3):
             raise TypeError("Return value could not be interpreted as nvinfer1::IPluginV3")
-        self._owned.append(made)
+        self.keep(made)
         return made
+
+    def keep(self, plugin: Any) -> None:
+        """As the binding, which gives up its hold on a plugin (``.release()``) without ever letting it go."""
+        if not any(other is plugin for other in self.kept):
+            self.kept.append(plugin)
 
     def _descs(self, tensors: Sequence[Tensor]) -> list[Any]:
         return [self._desc(tensor) for tensor in tensors]
@@ -484,4 +518,3 @@ class DoubleCalls:
 
     def destroy(self, plugin: Any) -> None:
         self._try(plugin, "destroy", None, lambda ignored: None)
-        self._owned = [other for other in self._owned if other is not plugin]

@@ -1,1 +1,1 @@
-"""Attention in TensorRT: its layer, engines, sessions and TensorRT-LLM. All that is not attention's is beside this folder."""
+"""Attention in TensorRT: its layer, engines and TensorRT-LLM. All that is not attention's is beside this folder."""

@@ -8,15 +8,13 @@ from pyfmha.errors import EngineError, PluginError
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.network import features_of
 from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.engine import Range
 
 LAYERS = ("plugin", "tensorrt")
 """Whose attention an engine has: this package's plugin, or TensorRT's own layer (from 10.14), to compare with."""
 
 Axis = tuple[str, int | None]
 """What an axis is, and its size where that is fixed."""
-
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, optimum and largest shape of an input."""
 
 
 @dataclass(frozen=True)

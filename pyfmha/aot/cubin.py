@@ -1,10 +1,12 @@
 """Machine code: compile specs with Triton, in processes of their own and on any machine, with or without a GPU."""
 
 import base64
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
-from pyfmha.errors import CompileError, KernelSourceError, ToolchainError
+from pyfmha.aot.reasons import no_temporary_file
+from pyfmha.errors import CompileError, KernelSourceError, OutputError, ToolchainError
 from pyfmha.spec.arch import Arch
 from pyfmha.spec.kernel import Constant, KernelSpec
 
@@ -35,6 +38,7 @@ class Cubin:
             them, and ``box``, outermost first.
         source: SHA-256 of the kernel's file.
         dependencies: the user's files that it imported, relative to its folder, with their SHA-256.
+        debug: whether device asserts are in the code.
     """
 
     arch: str
@@ -49,6 +53,7 @@ class Cubin:
     ptxas: str
     source: str
     dependencies: dict[str, str]
+    debug: bool
 
     def source_digest(self) -> str:
         """Digest of everything the kernel was made of."""
@@ -70,11 +75,12 @@ class Cubin:
 
 @dataclass(frozen=True)
 class Parameters:
-    """A kernel's parameters, in order; their defaults; and which are ``tl.constexpr``."""
+    """A kernel's parameters, in order; their defaults; which are ``tl.constexpr``; whether its decorator says debug."""
 
     names: tuple[str, ...]
     defaults: dict[str, Constant]
     constexprs: frozenset[str]
+    debug: bool = False
 
 
 def toolchain() -> dict[str, str]:
@@ -192,7 +198,10 @@ class Compiler:
     def __enter__(self) -> "Compiler":
         if util.find_spec("triton") is None:
             raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
-        self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
+        try:
+            self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
+        except OSError as error:
+            raise OutputError(no_temporary_file(error.strerror or str(error))) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,7 +231,7 @@ class Compiler:
             KernelSourceError: the file is missing, raises, or does not hold the kernel.
         """
         found = self._ask({"task": "describe", "source": str(check_source(source)), "kernel": kernel})
-        return Parameters(tuple(found["parameters"]), found["defaults"], frozenset(found["constexprs"]))
+        return Parameters(tuple(found["parameters"]), found["defaults"], frozenset(found["constexprs"]), found["debug"])
 
     def compile(self, spec: KernelSpec, arch: Arch) -> Cubin:
         """Compile one spec for one architecture.
@@ -245,6 +254,8 @@ class Compiler:
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
             "maxnreg": spec.maxnreg,
+            "debug": spec.debug,
+            "enable_fp_fusion": spec.enable_fp_fusion,
             "dependent": spec.is_dependent_on(arch.name),
             "capability": arch.capability,
         }
@@ -300,10 +311,27 @@ def check_source(path: Path) -> Path:
     """The absolute path of a kernel file.
 
     Raises:
-        KernelSourceError: there is no such file.
+        KernelSourceError: there is no such file, or it is something else; the message says what.
     """
-    if not path.is_file():
-        raise KernelSourceError(
-            f"kernel file {path} does not exist; give the Python file that holds the @triton.jit function"
-        )
+    wrong = ""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            wrong = "is a folder" if stat.S_ISDIR(mode) else "is a device, a pipe or a socket, not a file"
+    except (OSError, ValueError) as error:
+        wrong = _why_not_there(path, error)
+    if wrong:
+        raise KernelSourceError(f"kernel file {path} {wrong}; give the Python file that holds the @triton.jit function")
     return path.resolve()
+
+
+def _why_not_there(path: Path, error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return f"cannot be a path ({error})"
+    if error.errno == errno.ELOOP:
+        return "is a link that leads back to itself"
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        return f"cannot be read ({error.strerror})"
+    with suppress(OSError):
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    return "does not exist"

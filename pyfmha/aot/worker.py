@@ -14,13 +14,15 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
+from pyfmha.aot.reasons import full_disk, reasons
 
 
 class Refused(Exception):
@@ -114,7 +116,8 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
         if p.has_default and isinstance(p.default, int | float | bool | str | None)
     }
     constexprs = [p.name for p in kernel.params if p.is_constexpr]
-    return {"parameters": [p.name for p in kernel.params], "defaults": defaults, "constexprs": constexprs}
+    names = [p.name for p in kernel.params]
+    return {"parameters": names, "defaults": defaults, "constexprs": constexprs, "debug": bool(kernel.debug)}
 
 
 def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
@@ -144,14 +147,15 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         },
     )
     capability = request["capability"]
-    # Triton 3.9 turned the fusion of multiply and add off by default; attention needs it for speed, and it rounds less.
-    options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"], "enable_fp_fusion": True}
+    options = {name: request[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    options["debug"] = bool(kernel.debug) if request["debug"] is None else request["debug"]
     if request["maxnreg"] is not None:
         options["maxnreg"] = request["maxnreg"]
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
-        raise Refused("CompileError", "\ncaused by ".join(_reasons(error))) from error
+        full = full_disk(error)
+        raise Refused("OutputError" if full else "CompileError", full or reasons(error)) from error
     _check_wait(request, compiled.asm["ptx"])
     code = bytes(compiled.asm["cubin"])
     try:
@@ -168,21 +172,10 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "tensors": tensors,
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
+        "debug": options["debug"],
         "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
-
-
-def _reasons(error: BaseException | None) -> Iterator[str]:
-    """What an exception says, then what those say that it was raised from, where that is not in it already.
-
-    Triton tells only there what is wrong inside a callee.
-    """
-    said = None
-    while error is not None:
-        if not said or not str(error) or str(error) not in said:
-            yield f"{type(error).__name__}: {error}"
-        said, error = str(error), error.__cause__
 
 
 def _check_names(kernel: str, names: list[str], given: list[str], constants: list[str]) -> None:
@@ -236,8 +229,6 @@ def _scratch_pointers(compiled: Any, descriptors: list[dict[str, Any]], argument
 
 def _resources(code: bytes) -> dict[str, int]:
     """Registers a thread and bytes spilled, as the assembler recorded them in the code."""
-    import tempfile
-
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -257,7 +248,9 @@ def answer(line: str) -> dict[str, Any]:
         return {"result": task(request)}
     except Refused as error:
         return {"error": error.kind, "message": str(error)}
-    except Exception:
+    except Exception as error:
+        if full := full_disk(error):
+            return {"error": "OutputError", "message": full}
         return {"error": "CompileError", "message": "the compiler process failed:\n" + traceback.format_exc()}
 
 

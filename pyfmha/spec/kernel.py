@@ -6,18 +6,20 @@ attention.
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import canonical, ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name, check_function_name
-from pyfmha.spec.conditions import Condition, parse_condition
+from pyfmha.spec.conditions import Condition, parse_condition, parse_nullable
 from pyfmha.spec.descriptors import MAX_DESCRIPTORS, Descriptor, Tensor, parse_descriptor
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
 
+_T = TypeVar("_T")
 Constant = int | float | bool | str | None
 HINTS = (1, 8, 16)
 TENSOR_CAPABILITY = 90
@@ -108,6 +110,11 @@ class KernelSpec:
             words must not be in the kernel: a constant that :attr:`tunings` set can leave them out.
         cluster: the programs along x, 1 to 8 of them, form a thread-block cluster. For sm_90 and later only. A call
             whose grid has more along x is an error: let `requires` or the grid prevent it.
+        debug: whether ``tl.device_assert`` is in the machine code; None: as the kernel's ``@triton.jit(debug=...)``.
+        enable_fp_fusion: whether a * b + c may be rounded once, as Triton's option of that name.
+        nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
+            :mod:`pyfmha.spec.conditions`) holds. A call that gives another as 0, and whose grid is not empty, is an
+            error. It changes no machine code, and so not the variant's name.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -131,8 +138,12 @@ class KernelSpec:
     descriptors: tuple[Descriptor, ...] = ()
     programmatic_dependent_launch: bool = False
     cluster: bool = False
+    debug: bool | None = None
+    enable_fp_fusion: bool = True
+    nullable: tuple[str, ...] = ()
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
+    _nullable: dict[str, Condition | None] = field(init=False, repr=False, compare=False)
     _tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +154,8 @@ class KernelSpec:
         constants = dict(self.constants)
         types = dict(self.prototype)
         object.__setattr__(self, "_grid", parse_grid(self.grid, self._integers(), constants))
-        object.__setattr__(self, "_conditions", tuple(self._condition(text) for text in self.requires))
+        object.__setattr__(self, "_conditions", tuple(self._parsed(parse_condition, text) for text in self.requires))
+        object.__setattr__(self, "_nullable", dict(self._parsed(parse_nullable, text) for text in self.nullable))
         tensors = (parse_descriptor(d, types, self._integers(), constants) for d in self.descriptors)
         try:
             object.__setattr__(self, "_tensors", tuple(tensors))
@@ -170,8 +182,11 @@ class KernelSpec:
         if type(self.programmatic_dependent_launch) is not bool:
             got = self.programmatic_dependent_launch
             raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
-        if type(self.cluster) is not bool:
-            raise SpecError(f"{self.name}: cluster is {self.cluster!r}; use True or False")
+        for name in ("cluster", "enable_fp_fusion"):
+            if type(getattr(self, name)) is not bool:
+                raise SpecError(f"{self.name}: {name} is {getattr(self, name)!r}; use True or False")
+        if self.debug is not None and type(self.debug) is not bool:
+            raise SpecError(f"{self.name}: debug is {self.debug!r}; use True, False or None")
         if not self.arguments:
             raise SpecError(f"{self.name}: the kernel takes no run-time argument, so it can have no effect")
         if len(self.descriptors) > MAX_DESCRIPTORS:
@@ -223,9 +238,9 @@ class KernelSpec:
                 )
             self.resolve(tuning.arch)
 
-    def _condition(self, text: str) -> Condition:
+    def _parsed(self, parse: Callable[[str, Mapping[str, str]], _T], text: str) -> _T:
         try:
-            return parse_condition(text, dict(self.prototype))
+            return parse(text, dict(self.prototype))
         except SpecError as error:
             raise SpecError(f"{self.name}: {error}") from None
 
@@ -241,6 +256,13 @@ class KernelSpec:
     def conditions(self) -> tuple[Condition, ...]:
         """What :attr:`requires` says, parsed."""
         return self._conditions
+
+    def needed_pointers(self) -> Iterator[tuple[Argument, Condition | None]]:
+        """The pointers that must not be 0 in a call that runs; with each the condition under which it may, if any."""
+        for argument in self.arguments:
+            condition = self._nullable.get(argument.name)
+            if ctype(argument.type).kind == "pointer" and (condition or argument.name not in self._nullable):
+                yield argument, condition
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -322,7 +344,7 @@ class KernelSpec:
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits over everything but the source file's place and contents."""
+        """Eight hexadecimal digits over everything but the source file's place and contents, and :attr:`nullable`."""
         arguments = [[a.name, a.type, a.hint] for a in self.arguments]
         described: list[Any] = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         if self.requires or self.archs or self.descriptors:  # the others keep the names that they have always had
@@ -331,6 +353,10 @@ class KernelSpec:
             described.append("programmatic dependent launch")
         if self.cluster:
             described.append("cluster")
+        if self.debug is not None:
+            described.append(f"debug {self.debug}")
+        if not self.enable_fp_fusion:
+            described.append("no fp fusion")
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":

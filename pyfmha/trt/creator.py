@@ -14,6 +14,7 @@ import numpy as np
 from pyfmha.attention.decode import ARGUMENTS, WORKSPACE_RULE
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
+from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import ATTRIBUTES, Stored, read_fields
 from pyfmha.trt.modules import find_module
@@ -105,9 +106,10 @@ class CreatorBehaviour:
     def _served(self, problem: Problem) -> str:
         name = problem.function_name
         if name not in self.library:
+            wanted = ("--dtype", problem.dtype, "--head-size", str(problem.padded_size))
             raise PluginError(
                 f"{self.library.path} does not hold {name}, which serves {problem}; it holds {', '.join(self.library)}."
-                f" Add it: pyfmha build --dtype {problem.dtype} --head-size {problem.padded_size}"
+                f" Add it: {build_command(self.library.path, *wanted)}"
             )
         return name
 
@@ -157,9 +159,8 @@ def find_library(library: Library | Path | str | None = None) -> Library:
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise LibraryError(
-                f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: pyfmha build"
-            )
+            command = build_command(Path(named))
+            raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: {command}")
         return Library(named)
     if not DEFAULT_LIBRARY.is_file():
         raise LibraryError(

@@ -12,6 +12,7 @@ from typing import Any
 from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
+from pyfmha.spec.advice import build_command
 from pyfmha.trt.config import EngineConfig, Range, check_range
 from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
@@ -202,10 +203,10 @@ def _check_other_length(config: EngineConfig, library: Library) -> None:
     their own."""
     problem = config.problem
     if problem.function_name not in library:
+        wanted = ("--dtype", config.dtype, "--head-size", str(problem.padded_size))
         raise EngineError(
             f"{library.path} does not hold {problem.function_name}, which serves max_kv_seq_len {config.max_kv_len}"
-            f" beside max_seq_len {config.max_seq_len}. Add it: pyfmha build --dtype {config.dtype} --head-size"
-            f" {problem.padded_size}"
+            f" beside max_seq_len {config.max_seq_len}. Add it: {build_command(library.path, *wanted)}"
         )
 
 

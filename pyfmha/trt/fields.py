@@ -8,7 +8,7 @@ import numpy as np
 
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
-from pyfmha.spec.manifest import SCHEMA, Function
+from pyfmha.spec.manifest import INTERFACE, Function
 from pyfmha.trt.field_data import read_data
 from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
 
@@ -57,7 +57,7 @@ class Stored:
     """What an engine stores of the library that it was built with.
 
     Attributes:
-        schema: the manifest's schema version.
+        schema: the version of how its functions are called, :data:`pyfmha.spec.manifest.INTERFACE`.
         prototype: the C function with its arguments.
         algorithms: the names of its algorithms, see :class:`pyfmha.trt.tactics.Tactic`.
         decode: :data:`pyfmha.attention.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that
@@ -74,7 +74,7 @@ class Stored:
     def of(cls, function: Function, decode: int = 0) -> "Stored":
         """The entry for a function of the library in use."""
         algorithms = tuple("+".join(variant.name for variant in algorithm) for algorithm in function.algorithms)
-        return cls(SCHEMA, prototype(function), algorithms, decode)
+        return cls(INTERFACE, prototype(function), algorithms, decode)
 
     def check(self, function: Function) -> None:
         """Compare with the library in use.

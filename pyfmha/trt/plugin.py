@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from pyfmha.attention.hopper import decodes
 from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.runtime.library import Function, Library
+from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
@@ -205,10 +206,10 @@ class PluginBehaviour:
         capability = current_capability()
         served = [tactic.id for tactic in self.origin.tactics if tactic.runs_on(capability)]
         if not served:
-            held = ", ".join(self.origin.library.manifest.archs())
+            held = ", ".join(self._function.manifest.archs())
             raise PluginError(
                 f"{self.origin.library.path.name} has no {self._function.name} for this device, which is"
-                f" sm_{capability}; it is built for {held}: pyfmha build --arch sm_{capability}"
+                f" sm_{capability}; it is built for {held}: {code_for(f'sm_{capability}', self.origin.library.path)}"
             )
         return served
 
@@ -346,7 +347,7 @@ class PluginBehaviour:
         """Whether the function decodes in one launch on the current device; no where there is none, as in a build."""
         if current_context() is None:
             return False
-        held = self.origin.library.manifest.archs()
+        held = self._function.manifest.archs()
         arch = arch_for(f"sm_{current_capability()}", held)
         return arch is not None and decodes(self._function.manifest, self.tactic.algo_id, arch, values)
 

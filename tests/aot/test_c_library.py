@@ -35,7 +35,7 @@ from helpers import (
 )
 
 from pyfmha.aot import Compiler, compile_kernel, link, make_spec
-from pyfmha.spec.arch import parse_archs
+from pyfmha.spec.arch import ARCHS, arch_for, parse_archs
 
 X, Y, Z = 0x7000_0000, 0x7000_1000, 0x7000_2000  # aligned addresses; the fake driver never follows them
 ADD = (X, Y, Z, 1024)  # with the hints' alignment
@@ -209,9 +209,16 @@ class TestLoading:
         assert fake_cuda.modules_loaded() == 4  # two algorithms, each hinted and generic
         assert library.launch("subtract", *ADD) == NOT_INITIALIZED
 
-    @pytest.mark.parametrize("capability", [75, 70, 100, 121])
+    @pytest.mark.parametrize(
+        ("capability", "advice"),
+        [
+            (100, "add it: pyfmha build --arch sm_100 (a kernel of your own: pyfmha compile with -t sm_100 too,"),
+            (70, "pyfmha has no code for that"),
+            (75, "pyfmha has no code for that"),
+        ],
+    )
     def test_a_device_without_code_is_refused_with_what_there_is_and_the_command_that_adds_it(
-        self, library: CLibrary, fake_cuda: FakeCuda, capability: int
+        self, library: CLibrary, fake_cuda: FakeCuda, capability: int, advice: str
     ) -> None:
         fake_cuda.set_device(1, capability)
         fake_cuda.use_context(1)
@@ -220,7 +227,8 @@ class TestLoading:
         message = library.error()
         assert "sm_80, sm_90" in message
         assert f"device 1, which is sm_{capability}" in message
-        assert f"pyfmha build --arch sm_{capability}" in message
+        assert advice in message
+        assert ("pyfmha build" in message) == (arch_for(f"sm_{capability}", ARCHS) is not None)
         assert fake_cuda.modules_loaded() == 0
 
     @pytest.mark.parametrize(("capability", "arch"), [(80, "sm_80"), (86, "sm_80"), (89, "sm_80"), (90, "sm_90")])
@@ -601,9 +609,16 @@ class TestDispatch:
         assert fake_cuda.launch_count() == 0
         assert loaded.variant("add", *arguments) == (MISALIGNED_ADDRESS, None)
 
-    def test_null_pointers_are_aligned(self, loaded: CLibrary, fake_cuda: FakeCuda) -> None:
-        assert loaded.launch("add", 0, 0, 0, 16) == SUCCESS
-        assert self.variant_run(loaded, fake_cuda, "add")
+    def test_a_null_pointer_is_refused_by_name_unless_nothing_is_launched(
+        self, loaded: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
+        for index, name in enumerate("XYZ"):
+            pointers = [0 if i == index else X for i in range(3)]
+            assert loaded.launch("add", *pointers, 16) == INVALID_VALUE
+            assert f": {name} is null; give its address" in loaded.error()
+        assert fake_cuda.launch_count() == 0
+        assert loaded.launch("add", 0, 0, 0, 0) == SUCCESS
+        assert fake_cuda.launch_count() == 0
 
     @pytest.mark.parametrize(
         ("stride", "step", "hinted"),

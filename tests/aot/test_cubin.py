@@ -46,7 +46,7 @@ class TestDescribe:
             compiler.describe(tmp_path / "absent.py", "f")
 
     def test_a_folder_is_no_kernel_file(self, compiler: Compiler, tmp_path: Path) -> None:
-        with pytest.raises(KernelSourceError, match="does not exist"):
+        with pytest.raises(KernelSourceError, match="is a folder"):
             compiler.describe(tmp_path, "f")
 
     def test_a_wrong_kernel_name_is_an_error_that_lists_those_there(self, compiler: Compiler) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from shared import Shared
 
 from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.attention import hopper
@@ -129,12 +130,20 @@ PRODUCTION = {
 HOPPER = [name for name in PRODUCTION if name.startswith("hopper")]
 
 
+class Compiled(dict[str, Cubin]):
+    """Kernels by name, compiled when they are looked at."""
+
+    def __init__(self, specs: dict[str, KernelSpec], compiler: Compiler, shared: Shared) -> None:
+        self._specs, self._compiler, self._shared = specs, compiler, shared
+
+    def __missing__(self, name: str) -> Cubin:
+        self[name] = self._shared.compile(self._compiler, self._specs[name], parse_arch("sm_90"))
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def cubins() -> dict[str, Cubin]:
-    with Compiler() as compiler:
-        specs = [spec for spec, _ in PRODUCTION.values()]
-        made = compiler.compile_all([(spec, parse_arch("sm_90")) for spec in specs], lambda *_: None)
-    return dict(zip(PRODUCTION, made, strict=True))
+def cubins(compiler: Compiler, shared: Shared) -> dict[str, Cubin]:
+    return Compiled({name: spec for name, (spec, _) in PRODUCTION.items()}, compiler, shared)
 
 
 def disassembled(cubin: Cubin, folder: Path) -> str:
@@ -265,10 +274,8 @@ RESERVED = 1024  # bytes of shared memory that the system takes of every block
 
 
 @pytest.fixture(scope="module")
-def decoding() -> dict[str, Cubin]:
-    with Compiler() as compiler:
-        made = compiler.compile_all([(spec, parse_arch("sm_90")) for spec in DECODING.values()], lambda *_: None)
-    return dict(zip(DECODING, made, strict=True))
+def decoding(compiler: Compiler, shared: Shared) -> dict[str, Cubin]:
+    return Compiled(DECODING, compiler, shared)
 
 
 def static_shared(cubin: Cubin, folder: Path) -> int:

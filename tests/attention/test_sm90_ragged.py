@@ -63,25 +63,29 @@ def check_tiles(
     numbers = [tensor(x, np.int32) for x in (1, 1, q_len, kv_len, tiles, 1)]
     left, right = tensor(-1, np.int32), tensor(0, np.int32)
     sizes = (*numbers, (right, (queries, tensor(batch, np.int32)), keys, left, right))
-    wanted = [
-        (row_tile, q_first, q_end - q_first, kv_first, kv_end - kv_first if 0 < index <= batch else 0)
-        for index, ((q_first, q_end), (kv_first, kv_end)) in enumerate(
-            zip(spans(cu_q, q_len), spans(cu_kv, kv_len), strict=True)
-        )
-        for row_tile in range(-(-(q_end - q_first) // height))
-    ]
-    assert len(wanted) <= tiles
-    few = {*range(len(wanted))} if len(wanted) < 300 else {0, 1, 2, len(wanted) // 2, len(wanted) - 1}
+    segments = []
+    count = 0
+    for index, ((q_first, q_end), (kv_first, kv_end)) in enumerate(
+        zip(spans(cu_q, q_len), spans(cu_kv, kv_len), strict=True)
+    ):
+        keys = kv_end - kv_first if 0 < index <= batch else 0
+        segments.append((count, (q_first, q_end - q_first, kv_first, keys)))
+        count += -(-(q_end - q_first) // height)
+    assert count <= tiles
+    few = {*range(count)} if count < 300 else {0, 1, 2, count // 2, count - 1}
     for tile in sorted(few | {tiles - 1}):
         row_tile, q_start, kv_start, (q_n, kv_n, *_) = find(sizes, tensor(tiles - 1 - tile, np.int32), shape)
         found = tuple(map(int, (row_tile, q_start, q_n, kv_start, kv_n)))
-        if tile >= len(wanted):
+        if tile >= count:
             assert found[2] == found[4] == 0
-        elif found[4] == 0:  # where there are no keys, it does not matter where they begin
-            assert (*found[:3], found[4]) == (*wanted[tile][:3], wanted[tile][4])
+            continue
+        first, segment = next((first, segment) for first, segment in reversed(segments) if first <= tile)
+        wanted = tile - first, *segment
+        if found[4] == 0:  # where there are no keys, it does not matter where they begin
+            assert (*found[:3], found[4]) == (*wanted[:3], wanted[4])
             assert 0 <= found[3] <= kv_len
         else:
-            assert found == wanted[tile]
+            assert found == wanted
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,14 +1,18 @@
 """What several test modules share: raw access to a library in C, and processes to run things in."""
 
 import ctypes
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+import pytest
 
 import pyfmha
 from pyfmha.spec.abi import ctype
@@ -139,6 +143,27 @@ def published(folder: Path) -> dict[str, bytes]:
         for name, content in snapshot(folder).items()
         if not re.search(r"(^|/)\.pyfmha-staging-", name) and not name.startswith("cache/")
     }
+
+
+LONG = pytest.mark.long
+
+
+def some_of(*axes: Iterable[Any]) -> list[Any]:
+    """The product of axes for ``parametrize``. ``make test`` runs every second, so that each value of each axis still
+    occurs; ``make test-all`` runs all. An element of an axis that is a tuple gives several arguments."""
+    cases = []
+    for chosen in itertools.product(*map(enumerate, axes)):
+        values = [value for _, element in chosen for value in (element if isinstance(element, tuple) else (element,))]
+        cases.append(pytest.param(*values, marks=LONG if sum(index for index, _ in chosen) % 2 else ()))
+    return cases
+
+
+def few_of(cases: Iterable[Any], kept: Callable[[Any], bool]) -> list[Any]:
+    """Cases for ``parametrize``, tuples for several arguments. ``make test`` runs those kept, ``make test-all`` all."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if kept(case) else LONG)
+        for case in cases
+    ]
 
 
 def entered(call: Callable[[], object]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published, python_environment, run_python, snapshot
+from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published, python_environment, run_python, snapshot, some_of
 
 from pyfmha.aot import BuildResult, build
 from pyfmha.errors import CompileError, KernelSourceError, OutputError, SpecError, ToolchainError
@@ -351,15 +351,19 @@ project.build()
 """
 
 
+MOMENTS = {"compiling": WHILE_COMPILING, "publishing": WHILE_PUBLISHING}
+
+
 class TestInterruption:
-    @pytest.mark.parametrize("moment", [WHILE_COMPILING, WHILE_PUBLISHING], ids=["compiling", "publishing"])
-    @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kind: kind.name)
+    @pytest.mark.parametrize(
+        ("kind", "moment"), some_of([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ["compiling", "publishing"])
+    )
     def test_nothing_half_written_stays_and_the_next_build_works(
         self, finished: Project, project: Project, kind: signal.Signals, moment: str
     ) -> None:
         whole = published(finished.output)
         process = subprocess.Popen(
-            [sys.executable, "-c", IN_PROJECT + STOP + moment, str(project.output.parent)],
+            [sys.executable, "-c", IN_PROJECT + STOP + MOMENTS[moment], str(project.output.parent)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

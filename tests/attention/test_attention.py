@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import LONG, few_of
 from shared import Shared
 
 from pyfmha.aot import Compiler, build
@@ -26,6 +27,7 @@ SAMPLE = [
     ("sm_120", Attention("bf16", 256)),
     ("sm_120", Attention("fp32", 32, False)),
 ]
+QUICK = [SAMPLE[index] for index in (0, 3, 6, 11)]
 
 
 def test_family_has_every_combination_once() -> None:
@@ -92,7 +94,9 @@ def test_the_grid_covers_every_head_within_the_hardware_limits(batch_heads: tupl
     assert max(y, z) <= 65535
 
 
-@pytest.mark.parametrize(("arch", "member"), SAMPLE, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("arch", "member"), few_of(SAMPLE, QUICK.__contains__), ids=lambda value: getattr(value, "name", value)
+)
 def test_the_family_compiles_within_each_architectures_limits(
     arch: str, member: Attention, compiler: Compiler, shared: Shared
 ) -> None:
@@ -108,7 +112,7 @@ def test_the_family_compiles_within_each_architectures_limits(
     "members",
     [
         pytest.param(family(["fp16"], [32]), id="fp16 32"),
-        pytest.param(family(), id="whole", marks=pytest.mark.long),
+        pytest.param(family(), id="whole", marks=LONG),
     ],
 )
 def test_the_family_builds_and_a_second_time_not_at_all(members: list[Attention], tmp_path: Path) -> None:

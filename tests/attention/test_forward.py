@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from helpers import few_of
 from shared import Shared
 
 from pyfmha.aot import Compiler
@@ -185,7 +186,11 @@ def test_tiles_are_within_what_arithmetic_allows(dtype: str, head_size: int, arc
     assert tile == forward_tile("bf16", head_size, arch) or dtype == "fp32"
 
 
-@pytest.mark.parametrize(("arch", "function", "index"), SAMPLE, ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize(
+    ("arch", "function", "index"),
+    few_of(SAMPLE, lambda case: case[0] in ("sm_80", "sm_120")),  # of sm_90, tests/aot/test_audit.py compiles several
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_a_sample_compiles_within_each_architectures_limits(
     arch: str, function: Forward, index: int, compiler: Compiler, shared: Shared
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from forward_runs import LARGEST, LIMITS, Problem, Tensors, check, expected, fill, launch, place
+from helpers import some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
@@ -174,9 +175,7 @@ def test_small_weights_that_count_are_wrong_in_the_fast_loop(safely, monkeypatch
     assert not safely
 
 
-@pytest.mark.parametrize("name", ["K", "V"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize(("softcap", "bad", "name"), some_of([0.0, 5.0], [np.nan, np.inf, -np.inf], ["K", "V"]))
 def test_nan_and_infinity_show_where_they_take_part_and_nowhere_else(name, bad, softcap) -> None:
     problem = replace(PROBLEM, q_len=64, kv_len=64, right=0, softcap=softcap, softcap_mode="any", with_lse=False)
     clean = launch(problem, made(problem))[0]

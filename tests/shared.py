@@ -47,11 +47,15 @@ class Shared:
         folder, made = self._root / name, self._root / f"{name}.made"
         with self._alone(name):
             if not made.exists():
-                folder.mkdir(exist_ok=True)
-                if not (folder / "cache").is_symlink():  # there, where the first to make it has failed
-                    (folder / "cache").symlink_to(self._compiled)
+                self.lend(folder)
                 made.write_text(str(make(folder)))
         return Path(made.read_text())
+
+    def lend(self, folder: Path) -> None:
+        """Let builds in a folder find what the run has compiled, and keep what they compile for the others."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "cache").is_symlink():
+            (folder / "cache").symlink_to(self._compiled)
 
     def compile(self, compiler: Compiler, spec: KernelSpec, arch: Arch) -> Cubin:
         """As the compiler's method; what some process of the run has compiled is not compiled again."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from fake_cuda import FakeCuda
 from rich.console import Console
+from shared import Shared
 from typer.testing import CliRunner
 
 import pyfmha
@@ -267,10 +268,13 @@ def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pyte
         assert f"the GPU here is {arch}, which pyfmha has no code for; give {option}, one or several of" in done.output
 
 
-def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
+    project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.lend(project / "o[" / "x]")
     monkeypatch.chdir(project)
-    for module in ("cli", "demo"):
-        monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_103"))
+    for module in ("main", "demo"):
+        monkeypatch.setattr(f"pyfmha.cli.{module}.find_gpu", lambda: gpu_of("sm_103"))
     monkeypatch.setattr("pyfmha.cli.main.console", Console(width=80, highlight=False, emoji=False))
 
     done = CliRunner().invoke(app, ["demo", "--dtype", "fp16", "--head-size", "32", "-o", "o[/x]"])
@@ -335,7 +339,8 @@ def test_h_is_help_everywhere(command: list[str]) -> None:
     assert helped[0].output == helped[1].output
 
 
-def test_several_values_after_one_option(project: Path) -> None:
+def test_several_values_after_one_option(project: Path, shared: Shared) -> None:
+    shared.lend(project / "out")
     few = ("--kernels", "basic", "-o", "out")
     done = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", *few)
 
@@ -359,7 +364,10 @@ def test_demo_runs_the_main_job_without_a_gpu(project: Path) -> None:
         assert expected in done.stdout
 
 
-def test_demo_exits_1_when_the_numbers_are_wrong(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_exits_1_when_the_numbers_are_wrong(
+    project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.lend(project / "out")
     monkeypatch.chdir(project)
     monkeypatch.setattr("pyfmha.cli.demo.LIMITS", {"fp16": 1e-9})
 

@@ -83,7 +83,9 @@ def _check_names(operator: Operator, launch: Launch, found: Parameters) -> None:
         raise SpecError(f"{what}: the kernel has no parameter {', '.join(unknown)}; it has {', '.join(found.names)}")
     both = sorted(set(given) & constants)
     if both:
-        raise SpecError(f"{what}: {', '.join(both)} is a constant of the kernel; give it in constants, not in arguments")
+        raise SpecError(
+            f"{what}: {', '.join(both)} is a constant of the kernel; give it in constants, not in arguments"
+        )
     if not launch.grid:
         raise SpecError(f"{what}: there is no grid")
 
@@ -116,9 +118,7 @@ def _specs(
         yield spec.generic()
 
 
-def _values(
-    operator: Operator, launch: Launch, found: Parameters, config: Config
-) -> tuple[tuple[str, Constant], ...]:
+def _values(operator: Operator, launch: Launch, found: Parameters, config: Config) -> tuple[tuple[str, Constant], ...]:
     """The kernel's constants: a configuration's, else the launch's, else the kernel's own defaults."""
     values: dict[str, Constant] = {**found.defaults, **dict(launch.constants), **dict(config.constants)}
     names = _constants(launch, found)
@@ -148,9 +148,7 @@ def _argument(
     return Argument(name, kind, 16 if name in launch.launch.hints and ctype(kind).kind == "integer" else None)
 
 
-def _element(
-    program: Program, launch: LaunchProgram, name: str, source: Source, types: Mapping[str, str]
-) -> str:
+def _element(program: Program, launch: LaunchProgram, name: str, source: Source, types: Mapping[str, str]) -> str:
     """What a pointer points to: the elements of its tensor, or of its part of the workspace."""
     what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"
     kinds: set[str] = set()
@@ -170,5 +168,3 @@ def _element(
     if kind not in DATA_TYPES:
         raise SpecError(f"{what}: {kind!r} is no type")
     return ELEMENTS[kind]
-
-

@@ -60,7 +60,7 @@ class TensorForm:
         return f"{self.name} [{', '.join(axis.label if axis.size is None else str(axis.size) for axis in self.axes)}]"
 
     def named(self) -> str:
-        """Its axes by name, as ``[batch, heads, seq, head size]``."""
+        """Its axes by name, as ``[rows, cols]``."""
         return f"[{', '.join(axis.label for axis in self.axes)}]"
 
     @property

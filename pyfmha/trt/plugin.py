@@ -230,7 +230,7 @@ class PluginBehaviour:
         return served
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        """Bytes of workspace for the largest shape, and for every other of the profile that is decoded.
+        """Bytes of workspace that the largest shape needs, and every other of the profile.
 
         An exception here would be taken for 0 bytes, and the kernel would write into somebody else's memory. So a
         failure is answered with more than there is, remembered, and raised where exceptions count.

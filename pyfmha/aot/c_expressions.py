@@ -52,8 +52,8 @@ class Numbers:
         self.launches, self.options, self.attributes, self.types = launches, options, attributes, types
 
     def value(self, name: str) -> str:
-        """The C name of a value's number."""
-        return f"{self.prefix}_{name}"
+        """The C name of a value's number: no table ends like it."""
+        return f"{self.prefix}_{name}_value"
 
 
 def c_expression(node: Node, numbers: Numbers) -> str:

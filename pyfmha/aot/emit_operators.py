@@ -72,14 +72,15 @@ class OperatorEmitter:
     Args:
         operator: its description.
         functions: those of the library, by name.
+        number: of the operator in the library: what is made of one's names cannot be what is made of another's.
     """
 
-    def __init__(self, operator: Operator, functions: Mapping[str, Function]) -> None:
+    def __init__(self, operator: Operator, functions: Mapping[str, Function], number: int = 0) -> None:
         self.name = operator.name
         self.comment = f"{operator.name} {operator.version}" + (
             f" of {operator.namespace}" if operator.namespace else ""
         )
-        self.prefix = re.sub(r"\W", "_", "_".join(filter(None, [operator.namespace, operator.name])))
+        self.prefix = re.sub(r"\W", "_", "_".join(filter(None, [f"o{number}", operator.namespace, operator.name])))
         self.code: list[str] = []
         self._program = program = program_of(operator)
         self._functions = functions
@@ -393,7 +394,7 @@ def emit_operators(operators: Sequence[Operator], held: Sequence[Function], libr
     """
     functions = {function.name: function for function in held}
     views = [function_view(function) for function in used_functions(operators, functions)]
-    emitters = [OperatorEmitter(operator, functions) for operator in operators]
+    emitters = [OperatorEmitter(operator, functions, number) for number, operator in enumerate(operators)]
     source = render(
         "operators.c.j2",
         summary=f"{library}: {', '.join(operator.name for operator in operators)}.",

@@ -68,6 +68,7 @@ class PluginBehaviour:
         self._plan: Plan | None = None
         self._launch: Enqueue | None = None
         self._hold: Hold | None = None
+        self._retyped = False  # since code was loaded: it may be of other types
         operator = origin.instance.program.operator
         self.plugin_name = operator.name
         self.plugin_version = operator.version
@@ -239,7 +240,10 @@ class PluginBehaviour:
     @guarded
     def set_tactic(self, tactic: int) -> None:
         """Choose the algorithm by its tactic id; 0 is the first."""
-        chosen = choose(tactics_of(self._main_function().manifest), tactic, self.origin.stored.algorithms)
+        # The types are not known yet where an engine is loaded: any function of theirs may be the one.
+        functions = [self.origin.library[name].manifest for name in self.instance.main_functions()]
+        held = [one for function in functions for one in tactics_of(function)]
+        chosen = choose(held, tactic, self.origin.stored.algorithms)
         self._tactic = tactic
         self._plans.clear()  # what is launched may hang on it
         LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, chosen.name, extra={"tactic": chosen.name})
@@ -307,9 +311,10 @@ class PluginBehaviour:
     # ------------------------------------------------------------------ helpers
 
     def _hold_code(self) -> None:
-        if self._hold is not None and self._hold.context.is_current():
+        if self._hold is not None and not self._retyped and self._hold.context.is_current():
             return
         hold = Hold(self._functions())
+        self._retyped = False
         earlier, self._hold = self._hold, hold
         hold.release_with(self)
         if earlier is not None:
@@ -333,6 +338,7 @@ class PluginBehaviour:
                 self._instance = self.instance.with_types(types)
                 self._plans.clear()
                 self._shapes = None
+                self._retyped = True
 
     def _prepare(self) -> None:
         assert self._plan is not None

@@ -18,6 +18,23 @@ BUILD, RUNTIME = 0, 1  # trt.TensorRTPhase
 LINEAR = 0  # trt.TensorFormat
 
 
+class Unknown(int):
+    """A size of an axis that is there, and that a plugin is not told while a network is built."""
+
+
+def operate(operation: int, a: int | None, b: int | None) -> int | None:
+    """What TensorRT makes of two sizes: ``trt.DimensionOperation`` by number. None is a size that nobody knows."""
+    if a is None or b is None or (operation in (7, 8) and b == 0):
+        return None
+    known = not isinstance(a, Unknown) and not isinstance(b, Unknown)
+    a, b = int(a), int(b)
+    found = (a + b, a * b, max(a, b), min(a, b), a - b, int(a == b), int(a < b), b and a // b, b and -(-a // b))[
+        operation
+    ]
+    found = (found + (1 << 63)) % (1 << 64) - (1 << 63)
+    return found if known else Unknown(found)
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor's descriptor; with bounds, a dynamic one's."""
@@ -52,7 +69,9 @@ class Calls(Protocol):
 
     def create(self, creator: Any, name: str, fields: Sequence[Field], phase: int) -> Any | None: ...
     def output_types(self, plugin: Any, types: Sequence[int]) -> list[int] | None: ...
-    def output_shapes(self, plugin: Any, shapes: Sequence[Sequence[int | None]]) -> list[list[int | None]] | None: ...
+    def output_shapes(
+        self, plugin: Any, shapes: Sequence[Sequence[int | None]], values: Sequence[Sequence[int | None]] = ()
+    ) -> list[list[int | None]] | None: ...
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool: ...
     def configure(self, plugin: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int: ...
     def tactics(self, plugin: Any) -> list[int] | None: ...

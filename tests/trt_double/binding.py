@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_double import Field, Tensor
+from trt_double import Field, Tensor, Unknown, operate
 
 POISON = 0xDB  # what freed memory holds
 _ELEMENT = {0: 2, 1: 4, 2: 8, 3: 1, 4: 2, 5: 4, 6: 1, 7: 4, 8: 1, 9: 2, 10: 8}
@@ -42,6 +42,10 @@ class TensorRTPhase(IntEnum):
 
 class PluginCapabilityType(IntEnum):
     CORE, BUILD, RUNTIME = range(3)
+
+
+class DimensionOperation(IntEnum):
+    SUM, PROD, MAX, MIN, SUB, EQUAL, LESS, FLOOR_DIV, CEIL_DIV = range(9)
 
 
 class _Memory:
@@ -178,10 +182,10 @@ class IDimensionExpr:
         self.value = value
 
     def is_constant(self) -> bool:
-        return self.value is not None
+        return self.value is not None and not isinstance(self.value, Unknown)
 
     def get_constant_value(self) -> int:
-        return -1 if self.value is None else self.value
+        return self.value if self.value is not None and self.is_constant() else -1
 
 
 class DimsExprs(list):
@@ -191,6 +195,9 @@ class DimsExprs(list):
 class IExprBuilder:
     def constant(self, value: int) -> IDimensionExpr:
         return IDimensionExpr(value)
+
+    def operation(self, op: DimensionOperation, first: IDimensionExpr, second: IDimensionExpr) -> IDimensionExpr:
+        return IDimensionExpr(operate(op, first.value, second.value))
 
 
 class _Made(type):
@@ -333,7 +340,7 @@ def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
     for shared in (
         *(DataType, TensorFormat, PluginFieldType, TensorRTPhase, PluginCapabilityType, PluginField),
         *(PluginFieldCollection, PluginFieldCollection_, Dims, PluginTensorDesc, DynamicPluginTensorDesc),
-        *(IDimensionExpr, DimsExprs, IExprBuilder, ITensor),
+        *(IDimensionExpr, DimsExprs, IExprBuilder, ITensor, DimensionOperation),
     ):
         setattr(module, shared.__name__, shared)
     module.__version__ = "11.4.double"
@@ -445,14 +452,16 @@ class DoubleCalls:
         kinds = [self.trt.DataType(kind) for kind in types]
         return self._try(plugin, "get_output_data_types", None, use, kinds)
 
-    def output_shapes(self, plugin: Any, shapes: Sequence[Sequence[int | None]]) -> list[list[int | None]] | None:
+    def output_shapes(
+        self, plugin: Any, shapes: Sequence[Sequence[int | None]], values: Sequence[Sequence[int | None]] = ()
+    ) -> list[list[int | None]] | None:
         def use(outputs: Any) -> list[list[int | None]]:
             if len(outputs) != plugin.num_outputs or not all(isinstance(dims, DimsExprs) for dims in outputs):
                 raise RuntimeError("Return value could not be interpreted as std::vector<DimsExprs>")
             return [[expression.value for expression in dims] for dims in outputs]
 
-        inputs = [DimsExprs(IDimensionExpr(size) for size in shape) for shape in shapes]
-        return self._try(plugin, "get_output_shapes", None, use, inputs, [], IExprBuilder())
+        inputs, read = ([DimsExprs(map(IDimensionExpr, shape)) for shape in listed] for listed in (shapes, values))
+        return self._try(plugin, "get_output_shapes", None, use, inputs, read, IExprBuilder())
 
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool:
         return self._try(

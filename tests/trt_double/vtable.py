@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyfmha.trt.plugin import PluginBehaviour
-from trt_double import Field, Tensor
+from trt_double import Field, Tensor, Unknown, operate
 
 _POINTER = ctypes.c_void_p
 _CORE, _BUILD, _RUNTIME = 1, 2, 3  # positions among the plugin's bases, after IPluginV3
@@ -127,9 +127,10 @@ class _Expressions:
         return ctypes.addressof(kept)
 
     def make(self, value: int | None) -> int:
+        known = value is not None and not isinstance(value, Unknown)
         unused = ctypes.CFUNCTYPE(None, _POINTER)(lambda this: None)
-        constant = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER)(lambda this: value is not None)
-        get = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER)(lambda this: -1 if value is None else value)
+        constant = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER)(lambda this: known)
+        get = ctypes.CFUNCTYPE(ctypes.c_int64, _POINTER)(lambda this: value if known else -1)
         size = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER)(lambda this: False)
         self._kept += [unused, constant, get, size]
         slots = [ctypes.cast(entry, _POINTER) for entry in (unused, unused, constant, get, size)]
@@ -141,12 +142,21 @@ class _Expressions:
         self._values[address] = value
         return address
 
+    def dims(self, shapes: Sequence[Sequence[int | None]]) -> Any:
+        """An array of DimsExprs."""
+        made = [_DimsExprs(len(shape), (_POINTER * 8)(*map(self.make, shape))) for shape in shapes]
+        return (_DimsExprs * len(made))(*made)
+
     def builder(self) -> int:
-        """An IExprBuilder that makes constants; its other function is never called."""
+        """An IExprBuilder."""
         unused = ctypes.CFUNCTYPE(None, _POINTER)(lambda this: None)
         constant = ctypes.CFUNCTYPE(_POINTER, _POINTER, ctypes.c_int64)(lambda this, value: self.make(value))
-        self._kept += [unused, constant]
-        table = self._keep((_POINTER * 3)(*(ctypes.cast(entry, _POINTER) for entry in (unused, unused, constant))))
+        operation = ctypes.CFUNCTYPE(_POINTER, _POINTER, ctypes.c_int32, _POINTER, _POINTER)(
+            lambda this, op, first, second: self.make(operate(op, self._values[first], self._values[second]))
+        )
+        self._kept += [unused, constant, operation]
+        slots = (unused, unused, constant, operation)
+        table = self._keep((_POINTER * 4)(*(ctypes.cast(entry, _POINTER) for entry in slots)))
         own = self._keep((_POINTER * 4)(None, self._builder_type, None, None))
         return self._keep((_POINTER * 2)(own + 16, self._keep((_POINTER * 1)(table))))
 
@@ -229,15 +239,16 @@ class RealCalls:
         status = call(out, count, (ctypes.c_int32 * len(types))(*types), len(types))
         return list(out) if status == 0 else None
 
-    def output_shapes(self, plugin: Any, shapes: Sequence[Sequence[int | None]]) -> list[list[int | None]] | None:
+    def output_shapes(
+        self, plugin: Any, shapes: Sequence[Sequence[int | None]], values: Sequence[Sequence[int | None]] = ()
+    ) -> list[list[int | None]] | None:
         expressions = _Expressions()
-        made = [_DimsExprs(len(shape), (_POINTER * 8)(*(expressions.make(size) for size in shape))) for shape in shapes]
-        inputs = (_DimsExprs * len(made))(*made)
+        inputs, read = expressions.dims(shapes), expressions.dims(values) if values else None
         count = int(plugin.num_outputs)
         outputs = (_DimsExprs * count)()
         dims, number = ctypes.POINTER(_DimsExprs), ctypes.c_int32
         call = self._function(plugin, _BUILD, 6, number, dims, number, dims, number, dims, number, _POINTER)
-        if call(inputs, len(made), None, 0, outputs, count, expressions.builder()) != 0:
+        if call(inputs, len(shapes), read, len(values), outputs, count, expressions.builder()) != 0:
             return None
         return [[expressions.value(out.d[axis]) for axis in range(out.nb)] for out in outputs]
 

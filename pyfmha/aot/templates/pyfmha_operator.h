@@ -333,7 +333,9 @@ pyfmha_scope pyfmha_scope_of(pyfmha_instance *instance);
 /* The tensors; ranks of the inputs tell alternative forms apart, NULL is the last that is allowed. */
 const char *pyfmha_forms_of(pyfmha_instance *instance, const int *ranks, int rank_count, pyfmha_forms *forms, pyfmha_why *why);
 const char *pyfmha_check_count(const pyfmha_forms *forms, int inputs, int outputs, pyfmha_why *why);
-/* What the names of types stand for, by the types of the tensors. */
+/* The id of an algorithm by its name, as pyfmha.operators.tactics has it. */
+int32_t pyfmha_tactic_id(const char *name, size_t length);
+/* What the names of types stand for, by the types of the tensors; PYFMHA_UNKNOWN where those do not tell. */
 const char *pyfmha_types_for(pyfmha_instance *instance, const pyfmha_forms *forms, const int *types, int count, int *found, pyfmha_why *why);
 void pyfmha_set_types(pyfmha_instance *instance, const int *types);
 void pyfmha_type_error(pyfmha_instance *instance, const pyfmha_tensor_form *form, int type, const int *types, pyfmha_why *why);

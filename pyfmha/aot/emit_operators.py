@@ -1,11 +1,12 @@
 """The plugins in C: an operator's description as tables and small functions, see ``pyfmha_operator.h``."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyfmha.aot.c_expressions import Numbers, Symbols, c_expression, c_string, c_text
+from pyfmha.aot.c_expressions import Numbers, Symbols, c_constant, c_expression, c_string, c_text
 from pyfmha.aot.emit_c import TEMPLATES, render
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
@@ -20,6 +21,7 @@ from pyfmha.spec.c_names import c_argument_name
 from pyfmha.spec.manifest import INTERFACE, Function
 
 MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
+MOST_FUNCTIONS = 1024
 """The limits of ``pyfmha_operator.h``."""
 
 _C_TYPES = {"int": "int64_t", "float": "double", "str": "const char *", "bool": "bool"}
@@ -115,6 +117,7 @@ class OperatorEmitter:
             "parts of the workspace": (len(program.workspace), MOST_PARTS),
             "options": (len(program.options), MOST_OPTIONS),
             "arguments of a launch": (max(len(launch.arguments) for launch in program.launches), MOST_ARGUMENTS),
+            "functions for a launch": (max(len(self._callables(one)) for one in program.launches), MOST_FUNCTIONS),
         }
         for what, (count, most) in counts.items():
             if count > most:
@@ -272,7 +275,7 @@ class OperatorEmitter:
         if len(elements) > MOST_ELEMENTS:
             raise SpecError(f"{self.name}: attribute {name} has {len(elements)} elements; at most {MOST_ELEMENTS}")
         is_float = kind.type == "fp32[]"
-        inside = ", ".join(float.hex(float(e)) if is_float else f"INT64_C({e})" for e in elements) or "0"
+        inside = ", ".join(c_constant(float(e) if is_float else int(e)) for e in elements) or "0"
         table = f"{self.prefix}_{name}_default"
         member = "f" if is_float else "i"
         self.code.append(
@@ -282,16 +285,17 @@ class OperatorEmitter:
 
     def _range(self, name: str, kind: Attribute) -> dict[str, str]:
         found: dict[str, str] = {}
+        is_float = kind.type.removesuffix("[]") == "fp32"
         if kind.minimum is not None:
-            found |= {"has_minimum": "true", "minimum": float.hex(float(kind.minimum))}
+            found |= {"has_minimum": "true", "minimum": _bound(kind.minimum, is_float, math.ceil)}
         if kind.maximum is not None:
-            found |= {"has_maximum": "true", "maximum": float.hex(float(kind.maximum))}
+            found |= {"has_maximum": "true", "maximum": _bound(kind.maximum, is_float, math.floor)}
         found["range"] = c_string(range_text(kind)) if found else '""'
         if kind.choices:
             base = kind.type.removesuffix("[]")
             member = {"string": "s", "fp32": "f"}.get(base, "i")
             values = [
-                c_string(str(c)) if member == "s" else float.hex(float(c)) if member == "f" else str(c)
+                c_string(str(c)) if member == "s" else c_constant(float(c) if member == "f" else int(c))
                 for c in kind.choices
             ]
             count, table = self._table(
@@ -415,6 +419,15 @@ def used_functions(operators: Sequence[Operator], functions: Mapping[str, Functi
         for function in functions.values()
         if any(launch.fits(function.arguments) for program in programs for launch in program.launches)
     ]
+
+
+def _bound(value: float, is_float: bool, rounded: Callable[[float], int]) -> str:
+    """A limit as a ``pyfmha_value``: of an integer, the last integer that it allows."""
+    if is_float:
+        return f"{{.f = {c_constant(float(value))}}}"
+    if math.isinf(value):
+        return f"{{.i = INT64_M{'AX' if value > 0 else 'IN'}}}"
+    return f"{{.i = {c_constant(max(-(1 << 63), min(rounded(value), (1 << 63) - 1)))}}}"
 
 
 def _bool(value: object) -> str:

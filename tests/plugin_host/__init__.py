@@ -87,6 +87,10 @@ class HostCalls:
         _, errors = self._process.communicate()
         raise AssertionError(f"the program ended with {self._process.returncode} at {words[:2]}:\n{errors}")
 
+    def maps(self) -> str:
+        """What is mapped into the program's memory."""
+        return Path(f"/proc/{self._process.pid}/maps").read_text()
+
     def close(self) -> str:
         """End the program; what it wrote to stderr, where sanitizers report."""
         _, errors = self._process.communicate()

@@ -14,7 +14,7 @@ from pyfmha.operators.description import DATA_TYPES, Operator
 from pyfmha.operators.expressions import Expression
 from pyfmha.operators.forms import AxisForm
 from pyfmha.operators.instance import Instance
-from pyfmha.operators.program import program_of
+from pyfmha.operators.program import MOST_DIMENSIONS, program_of
 from pyfmha.operators.scopes import AttributeScope
 from pyfmha.runtime.library import Library
 from trt_double import BUILD, RUNTIME, Field, Tensor, Unknown
@@ -166,7 +166,7 @@ def shapes_for(sizes: Sequence[int], large: Sequence[int], odd: float = 0.03) ->
             shape = [_sized(axis, scope) for axis in form.axes]
             if chance.random() < odd:
                 shape[chance.randrange(len(shape))] += chance.choice((1, -1, 2))
-            if chance.random() < odd / 2:
+            if chance.random() < odd / 2 and len(shape) < MOST_DIMENSIONS:
                 shape.append(1)
             kind = DATA_TYPES[form.type or kinds[form.variable]]
             tensors.append(Tensor(tuple(shape), kind if chance.random() > odd / 2 else chance.choice((0, 1, 3, 7, 8))))

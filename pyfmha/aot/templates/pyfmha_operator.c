@@ -236,15 +236,17 @@ static bool chosen(const pyfmha_attribute *attribute, const pyfmha_value *value)
 
 static const char *check_element(const pyfmha_attribute *attribute, const pyfmha_value *value, int index, pyfmha_why *why) {
   char said[96], shown[160];
-  const double number = attribute->kind == PYFMHA_FP32 ? value->f : (double)value->i;
+  const bool is_float = attribute->kind == PYFMHA_FP32;
+  const pyfmha_value *low = &attribute->minimum, *high = &attribute->maximum;
+  const bool enough = !attribute->has_minimum || (is_float ? value->f >= low->f : value->i >= low->i);
+  const bool too_much = attribute->has_maximum && !(is_float ? value->f <= high->f : value->i <= high->i);
   snprintf(said, sizeof said, index < 0 ? "%s" : "%s[%d]", attribute->name, index);
   pyfmha_buffer b = buffer(shown, sizeof shown);
   if (attribute->kind == PYFMHA_STRING) pyfmha_put_quoted(&b, value->s);
   else if (attribute->kind == PYFMHA_FP32) pyfmha_put_float(&b, value->f);
   else pyfmha_put_integer(&b, value->i);
   if (!chosen(attribute, value)) return pyfmha_say(why, "%s is %s; allowed are %s", said, shown, attribute->choices_text);
-  if ((attribute->has_minimum && !(number >= attribute->minimum)) || (attribute->has_maximum && !(number <= attribute->maximum)))
-    return pyfmha_say(why, "%s is %s; %s", said, shown, attribute->range);
+  if (!enough || too_much) return pyfmha_say(why, "%s is %s; %s", said, shown, attribute->range);
   return NULL;
 }
 

@@ -13,6 +13,7 @@ enum {
   PYFMHA_MAX_TENSORS_IO = 32, /* inputs, or outputs, of one plugin */
   PYFMHA_MAX_VALUES = 160, /* attributes, axes and definitions of one operator */
   PYFMHA_MAX_LAUNCHES = 16,
+  PYFMHA_MAX_FUNCTIONS = 1024, /* of a library, that take one launch's arguments */
   PYFMHA_MAX_ARGUMENTS = 96,
   PYFMHA_MAX_PACKED = 8 * (PYFMHA_MAX_ARGUMENTS + 2),
   PYFMHA_MAX_LIST = 64, /* elements of a list attribute */
@@ -98,7 +99,7 @@ typedef struct {
   pyfmha_condition *stored;        /* NULL: always */
   pyfmha_expression stores;        /* nothing set: itself */
   bool has_minimum, has_maximum;
-  double minimum, maximum;
+  pyfmha_value minimum, maximum;   /* as its kind: integers of 64 bits are not compared as floats */
   const char *range;               /* what is said of a value out of range */
   int choice_count;
   const pyfmha_value *choices;

@@ -729,8 +729,7 @@ static const char *each_main(plugin *p, const char *(*use)(plugin *p, const pyfm
   int types[PYFMHA_MAX_VALUES], before[PYFMHA_MAX_VALUES];
   const pyfmha_launch_entry *launch = &p->of->launchs[p->instance.main];
   const char *failure = NULL;
-  bool *used = calloc((size_t)launch->callable_count + 1, sizeof *used);
-  if (used == NULL) return "out of host memory";
+  bool used[PYFMHA_MAX_FUNCTIONS] = {false};
   memcpy(before, p->instance.types, sizeof before);
   first_types(p, types);
   do {
@@ -747,7 +746,6 @@ static const char *each_main(plugin *p, const char *(*use)(plugin *p, const pyfm
     used[index] = true;
   } while (failure == NULL && next_types(p, before, types));
   pyfmha_set_types(&p->instance, before);
-  free(used);
   return failure;
 }
 

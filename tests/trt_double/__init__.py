@@ -9,51 +9,16 @@ sees it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from pyfmha.trt.tables import Field, Tensor
+from pyfmha.trt.tables import Unknown as Unknown
+from pyfmha.trt.tables import operate as operate
 
 FLOAT, HALF, BF16 = 0, 1, 7  # trt.DataType
 INT32, FLOAT32, CHAR = 5, 1, 6  # trt.PluginFieldType
 BUILD, RUNTIME = 0, 1  # trt.TensorRTPhase
 LINEAR = 0  # trt.TensorFormat
-
-
-class Unknown(int):
-    """A size of an axis that is there, and that a plugin is not told while a network is built."""
-
-
-def operate(operation: int, a: int | None, b: int | None) -> int | None:
-    """What TensorRT makes of two sizes: ``trt.DimensionOperation`` by number. None is a size that nobody knows."""
-    if a is None or b is None or (operation in (7, 8) and b == 0):
-        return None
-    known = not isinstance(a, Unknown) and not isinstance(b, Unknown)
-    a, b = int(a), int(b)
-    found = (a + b, a * b, max(a, b), min(a, b), a - b, int(a == b), int(a < b), b and a // b, b and -(-a // b))[
-        operation
-    ]
-    found = (found + (1 << 63)) % (1 << 64) - (1 << 63)
-    return found if known else Unknown(found)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor's descriptor; with bounds, a dynamic one's."""
-
-    shape: tuple[int, ...]
-    type: int = HALF
-    format: int = LINEAR
-    largest: tuple[int, ...] | None = None
-    smallest: tuple[int, ...] | None = None  # the largest, if not given
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field as C++ reads it: its data as bytes."""
-
-    name: str
-    type: int
-    length: int
-    data: bytes
 
 
 class StoredFields(Protocol):

@@ -1415,12 +1415,27 @@ static int32_t tensorrt_version(void) {
   return version();
 }
 
+/* 100001 is 10.0.1 and 8601 is 8.6.1; TensorRT-RTX, which counts from 1 again, lies between: 10701 is 1.7.1. */
+static bool is_rtx(int32_t version) { return version >= 10000 && version < 100000; }
+
 static const char *check_version(pyfmha_why *why) {
   const int32_t version = tensorrt_version();
-  const int32_t major = version >= 10000 ? version / 10000 : version / 1000; /* 101500 is 10.15.0, 8601 is 8.6.1 */
-  if (version == 0 || (major >= OLDEST_TENSORRT && major <= LATEST_TENSORRT)) return NULL;
+  const int32_t major = version >= 10000 ? version / 10000 : version / 1000;
+  if (version == 0 || is_rtx(version) || (major >= OLDEST_TENSORRT && major <= LATEST_TENSORRT)) return NULL;
   return pyfmha_say(why, "this is TensorRT %d (version number %d); the library was made for the interfaces of TensorRT %d to %d", major, version,
                     OLDEST_TENSORRT, LATEST_TENSORRT);
+}
+
+/* TensorRT-RTX ends the process where it is given a plugin; its parser takes an error. */
+static const char *check_layers(plugin *p, pyfmha_why *why) {
+  const int32_t version = tensorrt_version();
+  if (!is_rtx(version)) return NULL;
+  char served[768] = "";
+  pyfmha_buffer b = {served, sizeof served};
+  pyfmha_scope scope = pyfmha_scope_of(&p->instance);
+  pyfmha_summarise(&scope, p->of->summarys, p->of->summary_count, &b);
+  return pyfmha_say(why, "this is TensorRT-RTX %d.%d, which has no plugin layers; use TensorRT. The plugin would serve %s", version / 10000,
+                    version / 100 % 100, served);
 }
 
 static void *create(void *self, const char *name, const trt_fields *fields, int32_t phase) {
@@ -1439,6 +1454,7 @@ static void *create(void *self, const char *name, const trt_fields *fields, int3
   }
   if (failure == NULL) failure = pyfmha_settle(&p->instance, &why);
   if (failure == NULL) failure = check_stored(p, runtime, &why);
+  if (failure == NULL) failure = check_layers(p, &why);
   if (failure == NULL) failure = name_timings(p);
   if (failure == NULL) return p;
   char text[4096];

@@ -13,10 +13,12 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyfmha.trt.tables import LibraryTables, virtual
 from trt_double import Field, Tensor, Unknown, operate
 
 POISON = 0xDB  # what freed memory holds
@@ -313,9 +315,32 @@ class INetworkDefinition:
         return self.layers[-1]
 
 
+class _LibraryCreator:
+    """As the registry shows a creator in C."""
+
+    def __init__(self, tables: LibraryTables, address: int) -> None:
+        names = [virtual(address, slot, ctypes.c_char_p)().decode() for slot in (6, 7, 8)]
+        self.name, self.plugin_version, self.plugin_namespace = names
+        self.field_names = [
+            PluginField(name, None, PluginFieldType(kind)) for name, kind in tables.field_names(address)
+        ]
+
+
 class _Registry:
     def __init__(self) -> None:
         self._creators: dict[tuple[str, str, str], Any] = {}
+        self.loaded: list[str] = []
+
+    def load_library(self, plugin_path: str) -> object | None:
+        """None for a path that is loaded, as lean has it."""
+        if plugin_path in self.loaded:
+            return None
+        self.loaded.append(plugin_path)
+        tables = LibraryTables(Path(plugin_path))
+        for address in tables.creators:
+            creator = _LibraryCreator(tables, address)
+            self._creators[creator.name, creator.plugin_version, creator.plugin_namespace] = creator
+        return object()
 
     def register_creator(self, creator: Any, plugin_namespace: str = "") -> bool:
         key = (creator.name, creator.plugin_version, plugin_namespace)

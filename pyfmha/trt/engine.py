@@ -6,6 +6,7 @@ typed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import EngineError
@@ -68,6 +69,7 @@ def build_plan(
     profiling_verbosity: str = "layer_names_only",
     version_compatible: bool = False,
     device: int | None = 0,
+    embedded: Path | None = None,
 ) -> Built:
     """Build any engine with one optimisation profile.
 
@@ -80,6 +82,7 @@ def build_plan(
         profiling_verbosity: one of :data:`VERBOSITIES`.
         version_compatible: whether ``tensorrt_lean`` and later versions of TensorRT may run it.
         device: the GPU on which to build and to time; None leaves the choice to TensorRT.
+        embedded: a library with plugins of its own that the plan carries; only a ``version_compatible`` one does.
 
     Raises:
         EngineError: TensorRT has no builder, a range is none, or TensorRT refused.
@@ -90,12 +93,14 @@ def build_plan(
         raise EngineError(f"{trt.__name__} {trt.__version__} only runs engines; to build one: pip install tensorrt")
     if profiling_verbosity not in VERBOSITIES:
         raise EngineError(f"profiling_verbosity is {profiling_verbosity!r}; allowed are {', '.join(VERBOSITIES)}")
+    if embedded is not None and not version_compatible:
+        raise EngineError("only a version-compatible engine carries a library; give version_compatible=True too")
     for name, bounds in ranges.items():
         check_range(name, bounds)
     # Before TensorRT looks for a GPU: where there is none it would fail with less to say.
     held = None if device is None else Device(device)
     try:
-        return _build(trt, define, ranges, timing_cache, profiling_verbosity, version_compatible)
+        return _build(trt, define, ranges, timing_cache, profiling_verbosity, version_compatible, embedded)
     finally:  # after every object of TensorRT's is gone
         if held is not None:
             held.close()
@@ -108,6 +113,7 @@ def _build(
     timing_cache: bytes,
     verbosity: str,
     version_compatible: bool,
+    embedded: Path | None,
 ) -> Built:
     with collect_failures() as failures, collect_errors() as said:
         builder = make_root(trt, "Builder")
@@ -119,6 +125,8 @@ def _build(
             # Without the runtime inside, for else loading would mean to run code out of the engine's file.
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+        if embedded is not None:
+            config.plugins_to_serialize = [str(embedded)]
         _add_profile(builder, config, ranges)
         cache = _set_timing_cache(config, timing_cache)
         plan = builder.build_serialized_network(network, config)

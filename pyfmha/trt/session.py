@@ -25,6 +25,9 @@ from pyfmha.trt.tensors import TensorInfo, check_inputs, choose_profile, describ
 
 Array = NDArray[Any]
 
+_LIBRARY_SIGN = b"getCreators"
+"""What stands in a plan that carries a library with plugins: the name of a function that such a library exports."""
+
 
 class Session:
     """One engine, one execution context, one stream on one GPU.
@@ -38,6 +41,8 @@ class Session:
             neither the plugin nor its library.
         device: number of the GPU.
         cuda_graph: launch a captured CUDA graph instead of queueing each kernel, from the second run of a shape on.
+        trust_library: run the code of a library that the engine carries (``embed_library``) in this process. Whoever
+            made the engine's file then decides what this process does. Python's plugin is not registered for it.
 
     Attributes:
         inputs, outputs: what the engine takes and gives.
@@ -50,12 +55,19 @@ class Session:
     """
 
     def __init__(
-        self, engine: Path | str | Any, *, trt_module: Any = None, device: int = 0, cuda_graph: bool = False
+        self,
+        engine: Path | str | Any,
+        *,
+        trt_module: Any = None,
+        device: int = 0,
+        cuda_graph: bool = False,
+        trust_library: bool = False,
     ) -> None:
         self._trt = find_module(trt_module)
         plan = plan_of(engine)
         self._lock = threading.Lock()
         self._wants_graph = cuda_graph
+        self._trusts = trust_library
         self._graph: Graph | None = None
         self._buffers: dict[str, DeviceArray] = {}
         self._on_host: dict[str, Array] = {}
@@ -84,15 +96,20 @@ class Session:
     def _load(self, plan: Any) -> None:
         hint = ""
         try:
-            register(self._trt)
+            if not self._trusts:
+                register(self._trt)
         except PyfmhaError as error:  # of no account to an engine without the plugin
             hint = f"pyfmha's plugin is not registered: {error}"
         if self._trt.__name__ in MODULES[1:]:
             hint += f"{hint and '; '}{self._trt.__name__} runs engines that were built with version_compatible=True"
         with collect_failures() as failures, collect_errors() as said:
             self._runtime = make_root(self._trt, "Runtime")
+            if self._trusts:
+                self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
+                if not self._trusts and _LIBRARY_SIGN in bytes(plan):
+                    hint = "it carries a library; if its maker is to be trusted: Session(..., trust_library=True)"
                 raise failure_of("the engine cannot be loaded", failures, said, unregistered(self._trt, said) or hint)
             self._context = self._engine.create_execution_context()
             if self._context is None:

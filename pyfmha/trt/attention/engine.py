@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import EngineError
 from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
@@ -10,7 +11,7 @@ from pyfmha.trt.attention.config import EngineConfig
 from pyfmha.trt.attention.network import add_attention, add_attention_packed
 from pyfmha.trt.attention.own_layer import add_tensorrt_attention
 from pyfmha.trt.attention.problem import DTYPE_NAMES, INPUTS
-from pyfmha.trt.creator import register
+from pyfmha.trt.creator import find_library, register
 from pyfmha.trt.engine import Built, build_plan
 from pyfmha.trt.modules import find_module
 
@@ -26,6 +27,7 @@ def build_engine(
     profiling_verbosity: str = "layer_names_only",
     version_compatible: bool = False,
     device: int | None = 0,
+    embed_library: bool = False,
 ) -> Built:
     """Build an engine with one attention layer.
 
@@ -34,12 +36,19 @@ def build_engine(
         trt_module: as :func:`pyfmha.trt.register`; it needs a builder.
         library: as :func:`pyfmha.trt.register`; not looked at for TensorRT's own layer.
         timing_cache, profiling_verbosity, version_compatible, device: as :func:`build_plan`.
+        embed_library: whether the engine carries the library with its plugin in C, so that it runs without files
+            beside it and without Python; for that it is ``version_compatible``, and who runs it must trust it.
 
     Raises:
         EngineError, PluginError, LibraryError, DriverError: as :func:`build_plan` and
             :func:`pyfmha.trt.add_attention`.
     """
     trt = find_module(trt_module)
+    embedded = find_library(library) if embed_library else None
+    if embedded is not None and OPERATOR.name not in [operator.name for operator in embedded.operators]:
+        raise EngineError(
+            f"{embedded.path} has no plugin of its own to carry; build it again: {build_command(embedded.path)}"
+        )
 
     def define(network: Any) -> Any:
         kept: Any = None
@@ -62,8 +71,9 @@ def build_engine(
         config.ranges(),
         timing_cache=timing_cache,
         profiling_verbosity=profiling_verbosity,
-        version_compatible=version_compatible,
+        version_compatible=version_compatible or embed_library,
         device=device,
+        embedded=None if embedded is None else embedded.path,
     )
 
 

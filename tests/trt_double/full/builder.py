@@ -5,6 +5,7 @@ import gc
 import json
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Config:
         self.version = version
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.flags: set[Any] = set()
+        self.plugins_to_serialize: list[str] = []
         self.profiles: list[Profile] = []
         self.cache: TimingCache | None = None
 
@@ -158,6 +160,7 @@ class Builder:
             "layers": layers,
             "tensors": tensors,
             "compatible": "VERSION_COMPATIBLE" in {flag.name for flag in config.flags},
+            "libraries": [Path(path).read_bytes().decode("latin-1") for path in config.plugins_to_serialize],
             "verbosity": config.profiling_verbosity.name,
             "inputs": [t.name for t in network.inputs],
             "outputs": [t.name for t in network.outputs],

@@ -30,6 +30,7 @@ class Runtime:
         trt.double.check_driver(logger)
         self.trt, self.logger = trt, logger
         # Without a GPU the object comes to be all the same, and the next call crashes: seen with tensorrt_lean 11.4.
+        self.engine_host_code_allowed = False
         self._dead = not trt.double.use_runtime_context()
         if self._dead:
             self._error(
@@ -49,6 +50,9 @@ class Runtime:
         lean = self.trt.__name__ != "tensorrt" and not hasattr(self.trt, "Builder")
         if (plan["version"] != self.trt.__version__ or lean) and not plan["compatible"]:
             self._error(f"Error Code 1: Serialization (Version tag does not match: {plan['version']})")
+            return None
+        if plan["libraries"] and not self.engine_host_code_allowed:
+            self._error("Error Code 3: API Usage Error (the plan has host code, and engineHostCodeAllowed is false)")
             return None
         plugins: dict[str, Any] = {}
         for layer in plan["layers"]:

@@ -112,15 +112,15 @@ def _check_operator(tables: LibraryTables, library: Library, operator: Operator)
         fields == [n for n, _ in operator.attributes],
     )
     program = program_of(operator)
-    sample = _sample(program, library)
-    if sample is None:
+    found = sample(program, library)
+    if found is None:
         yield Finding(
             f"{operator.name}: no sample of attributes is served by the functions that the library holds", False
         )
         return
-    given, instance = sample
+    given, instance = found
     said = f"{operator.name} ({', '.join(f'{name} {value}' for name, value in given.items()) or 'no attributes given'})"
-    plugin = tables.create(creator, "plugin-check", _fields(program, given), 0)
+    plugin = tables.create(creator, "plugin-check", sample_fields(program, given), 0)
     yield Finding(
         f"{said}: created" if plugin is not None else f"{said}: not created: {tables.error()}", plugin is not None
     )
@@ -148,7 +148,7 @@ def _questions(tables: LibraryTables, plugin: TablePlugin, instance: Instance) -
     types = {name: kinds.names[0] for name, kinds in instance.program.types.items() if name not in instance.types}
     typed = instance.with_types(types)
     forms = typed.forms()
-    shapes, values = _shapes(typed, forms)
+    shapes, values = sample_shapes(typed, forms)
     tensors = [Tensor(shape, DATA_TYPES[form.type or ""]) for shape, form in zip(shapes, forms.all, strict=True)]
     count = len(forms.inputs)
     inputs, outputs = tensors[:count], tensors[count:]
@@ -172,7 +172,7 @@ def _questions(tables: LibraryTables, plugin: TablePlugin, instance: Instance) -
     yield f"timing-cache id {tables.timing_cache_id(plugin)}", bool(tables.timing_cache_id(plugin))
 
 
-def _shapes(instance: Instance, forms: Forms) -> tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def sample_shapes(instance: Instance, forms: Forms) -> tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Shapes of all tensors where every axis is :data:`SIZE`, and values of the inputs that are read."""
     values = {name: (SIZE,) * count for name, count in forms.shapes}
     names = {name for form in forms.inputs for axis in form.axes for name in axis.unknown}
@@ -190,7 +190,7 @@ def _size(axis: AxisForm, scope: Scope) -> int:
     return axis.size if axis.size is not None else int(axis.expression.evaluate(scope))
 
 
-def _sample(program: Program, library: Library) -> tuple[dict[str, Any], Instance] | None:
+def sample(program: Program, library: Library) -> tuple[dict[str, Any], Instance] | None:
     """Attributes that the operator allows and that the library has functions for."""
     kinds = dict(program.operator.attributes)
     typed = {kinds_.attribute: kinds_.names for kinds_ in program.types.values() if kinds_.attribute}
@@ -222,7 +222,8 @@ def _values(kind: Attribute) -> list[Any]:
     return [1.0, 0.5] if kind.type == "fp32" else list(SAMPLES)
 
 
-def _fields(program: Program, given: dict[str, Any]) -> list[Field]:
+def sample_fields(program: Program, given: dict[str, Any]) -> list[Field]:
+    """Attributes as a creator's fields."""
     kinds, made = dict(program.operator.attributes), []
     for name, value in given.items():
         kind = kinds[name].type

@@ -20,6 +20,13 @@ def build_host(output: Path, *flags: str) -> Path:
     return output
 
 
+MEMORY = 1 << 28
+"""Bytes of the memory that tensors share on a GPU."""
+
+ROUNDS, COUNT = 50, 2000
+"""Of a measurement: rounds, and launches in each."""
+
+
 class HostPlugin:
     """One plugin of the program's; deleted with this object."""
 
@@ -49,7 +56,7 @@ class HostLogger:
 class HostCalls:
     """See :class:`trt_double.Calls`; made by the program on the plugins of a library."""
 
-    def __init__(self, program: Path, library: Path, driver: Path, **environment: str) -> None:
+    def __init__(self, program: Path, library: Path, driver: Path | None, **environment: str) -> None:
         self.trt = None
         self.logger = HostLogger()
         self._process = subprocess.Popen(
@@ -60,8 +67,14 @@ class HostCalls:
             text=True,
             env={"PATH": "/usr/bin:/bin", **environment},
         )
-        self.ask("cuda", _hex(str(driver)))
-        self.ask("context", 0)
+        self.gpu = 0, 0
+        if driver is None:  # the real one: a stream, and some memory
+            status, stream, memory = map(int, self.ask("gpu", _hex("libcuda.so.1"), MEMORY))
+            assert status == 0, f"the CUDA driver failed with status {status}"
+            self.gpu = stream, memory
+        else:
+            self.ask("cuda", _hex(str(driver)))
+            self.ask("context", 0)
         count = int(self.ask("open", _hex(str(library)))[0])
         self.creators = list(range(count))
 
@@ -177,6 +190,21 @@ class HostCalls:
 
     def destroy(self, plugin: HostPlugin) -> None:
         plugin.delete()
+
+    def times(
+        self,
+        plugin: HostPlugin,
+        addresses: Sequence[Sequence[int]],
+        workspace: int,
+        stream: int,
+        own: tuple[str, bytes],
+    ) -> tuple[float, float]:
+        """Nanoseconds of one enqueue, and of one launch by a function of the library's with its packed arguments."""
+        words = [word for listed in addresses for word in (len(listed), *listed)]
+        arguments = (ROUNDS, COUNT, *words, workspace, stream, _hex(f"{own[0]}_packed"), f"x{own[1].hex()}")
+        failed, ours, launch = self.ask("time", plugin.number, *arguments)
+        assert failed == "0", self.error()
+        return float(ours), float(launch)
 
     def launch_count(self) -> int:
         return int(self.ask("launches", 1 << 40)[0])

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "fake_cuda.h"
 
@@ -269,7 +270,9 @@ static struct {
   unsigned long (*launches)(void);
   int (*launch)(unsigned long, fake_launch *);
   unsigned (*modules)(void);
+  int (*wait)(void *); /* of a real driver */
 } cuda;
+static void *opened;
 static CUcontext contexts[64];
 static int context_count;
 
@@ -524,6 +527,7 @@ static void open_library(void) {
     fprintf(stderr, "%s\n", dlerror());
     exit(3);
   }
+  opened = library;
   const void *const *(*get)(int32_t *);
   void (*set)(object *);
   TAKE(get, library, "getCreators");
@@ -555,6 +559,67 @@ static void open_cuda(void) {
   free(path);
 }
 
+/* A real driver: its first device, a stream, and memory for tensors. */
+static void open_gpu(void) {
+  char *path = text_word();
+  const size_t bytes_wanted = (size_t)number();
+  void *library = dlopen(path, RTLD_NOW), *context = NULL, *stream = NULL;
+  if (library == NULL) {
+    fprintf(stderr, "%s\n", dlerror());
+    exit(3);
+  }
+  int (*init)(unsigned), (*retain)(void **, int), (*use)(void *), (*make_stream)(void **, unsigned), (*allocate)(uint64_t *, size_t);
+  TAKE(init, library, "cuInit");
+  TAKE(retain, library, "cuDevicePrimaryCtxRetain");
+  TAKE(use, library, "cuCtxSetCurrent");
+  TAKE(make_stream, library, "cuStreamCreate");
+  TAKE(allocate, library, "cuMemAlloc_v2");
+  TAKE(cuda.wait, library, "cuStreamSynchronize");
+  uint64_t memory = 0;
+  int status = init(0);
+  if (status == 0) status = retain(&context, 0);
+  if (status == 0) status = use(context);
+  if (status == 0) status = make_stream(&stream, 1);
+  if (status == 0) status = allocate(&memory, bytes_wanted);
+  printf("= %d %" PRIuPTR " %" PRIu64 "\n", status, (uintptr_t)stream, memory);
+  free(path);
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+/* Nanoseconds of one enqueue through the table and of one launch by the library's own function, the best of many rounds by
+ * turns. Arguments: rounds, launches a round, addresses as of enqueue, the function's name and its packed arguments. */
+static void do_time(void *plugin) {
+  const void *in[MAX_TENSORS];
+  void *out[MAX_TENSORS];
+  const int rounds = count(), times = count(), in_count = count();
+  for (int i = 0; i < in_count; i++) in[i] = (const void *)(uintptr_t)strtoull(word(), NULL, 0);
+  const int out_count = count();
+  for (int i = 0; i < out_count; i++) out[i] = (void *)(uintptr_t)strtoull(word(), NULL, 0);
+  void *workspace = (void *)(uintptr_t)strtoull(word(), NULL, 0), *stream = (void *)(uintptr_t)strtoull(word(), NULL, 0);
+  char *name = text_word();
+  unsigned char *packed = bytes(NULL);
+  int (*launch)(const void *);
+  TAKE(launch, opened, name);
+  double best[2] = {1e18, 1e18};
+  int failed = 0;
+  for (int round = 0; round < rounds; round++)
+    for (int which = 0; which < 2; which++) {
+      const double start_time = now();
+      for (int i = 0; i < times; i++) failed += which ? launch(packed) != 0 : enqueue(plugin, in, out, workspace, stream) != 0;
+      const double taken = (now() - start_time) / times;
+      if (taken < best[which]) best[which] = taken;
+      if (cuda.wait != NULL) failed += cuda.wait(stream) != 0;
+    }
+  printf("= %d %.1f %.1f\n", failed, best[0], best[1]);
+  free(packed);
+  free(name);
+}
+
 static void do_creator(void) {
   void *c = (void *)(uintptr_t)creators[count()];
   typedef struct {
@@ -571,6 +636,7 @@ static void do_creator(void) {
 static bool of_library(const char *command) {
   if (!strcmp(command, "open")) open_library();
   else if (!strcmp(command, "cuda")) open_cuda();
+  else if (!strcmp(command, "gpu")) open_gpu();
   else if (!strcmp(command, "creator")) do_creator();
   else if (!strcmp(command, "creator_fields")) {
     void *c = (void *)(uintptr_t)creators[count()];
@@ -634,6 +700,7 @@ static bool of_plugin(const char *command) {
   else if (!strcmp(command, "stored")) put_fields(stored(p));
   else if (!strcmp(command, "repeat")) do_repeat(p);
   else if (!strcmp(command, "threads")) do_threads(p);
+  else if (!strcmp(command, "time")) do_time(p);
   else return false;
   return true;
 }

@@ -1,4 +1,4 @@
-"""Engines that carry a library: only version-compatible ones do, and a session runs them only when it is told to trust."""
+"""Engines that carry a library: version-compatible ones alone, which a session runs when it is told to trust."""
 
 from pathlib import Path
 from typing import Any

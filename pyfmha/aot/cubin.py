@@ -233,6 +233,18 @@ class Compiler:
         found = self._ask({"task": "describe", "source": str(check_source(source)), "kernel": kernel})
         return Parameters(tuple(found["parameters"]), found["defaults"], frozenset(found["constexprs"]), found["debug"])
 
+    def operators(self, source: Path) -> list[dict[str, Any]]:
+        """The operators that a file describes, as JSON has them.
+
+        Raises:
+            KernelSourceError: the file is missing, raises, or describes none.
+        """
+        found = self._ask(
+            {"task": "operators", "source": str(check_source(source)), "kernel": "of its operators", "arch": "sm_80"}
+        )
+        operators: list[dict[str, Any]] = found["operators"]
+        return operators
+
     def compile(self, spec: KernelSpec, arch: Arch) -> Cubin:
         """Compile one spec for one architecture.
 

@@ -125,7 +125,8 @@ def _values(operator: Operator, launch: Launch, found: Parameters, config: Confi
     missing = sorted(names - set(values))
     if missing:
         raise SpecError(
-            f"{operator.name}: launch of {launch.kernel}: constant {', '.join(missing)} has no value; give constants={{...}}"
+            f"{operator.name}: launch of {launch.kernel}: constant {', '.join(missing)} has no value;"
+            " give constants={...}"
         )
     return tuple((name, values[name]) for name in found.names if name in names)
 

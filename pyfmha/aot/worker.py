@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
 from pyfmha.aot.reasons import full_disk, reasons
+from pyfmha.operators.description import Operator
 
 
 class Refused(Exception):
@@ -118,6 +119,16 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
     constexprs = [p.name for p in kernel.params if p.is_constexpr]
     names = [p.name for p in kernel.params]
     return {"parameters": names, "defaults": defaults, "constexprs": constexprs, "debug": bool(kernel.debug)}
+
+
+def operators(request: dict[str, Any]) -> dict[str, Any]:
+    """The operators that a file describes."""
+    path = Path(request["source"])
+    module = load_source(path)[0]
+    found = [value for value in vars(module).values() if isinstance(value, Operator)]
+    if not found:
+        raise Refused("KernelSourceError", f"{path} describes no operator: it has no pyfmha.Operator in a variable")
+    return {"operators": [operator.to_json() for operator in dict.fromkeys(found)]}
 
 
 def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
@@ -240,12 +251,14 @@ def _resources(code: bytes) -> dict[str, int]:
     return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
 
 
+_TASKS = {"describe": describe, "operators": operators, "compile": compile_cubin}
+
+
 def answer(line: str) -> dict[str, Any]:
     """Carry out one request; failures become an answer too."""
     try:
         request = json.loads(line)
-        task = describe if request["task"] == "describe" else compile_cubin
-        return {"result": task(request)}
+        return {"result": _TASKS[request["task"]](request)}
     except Refused as error:
         return {"error": error.kind, "message": str(error)}
     except Exception as error:

@@ -8,15 +8,19 @@ import typer
 
 import pyfmha
 from pyfmha.aot import BuildResult, Compiler, build, compile_kernel, link, make_spec
+from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.errors import SpecError
+from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
 from pyfmha.spec.arch import ARCHS, Arch, arch_for, parse_archs
+from pyfmha.spec.kernel import KernelSpec
 
 app = typer.Typer(
     name="pyfmha",
@@ -202,21 +206,48 @@ def build_command(
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the library there holds beside this.")] = False,
+    operators: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--operators",
+            help="Python file with pyfmha.Operator descriptions and their kernels, one or several; it is executed. Then"
+            " attention is built only where --kernels, --dtype or --head-size ask for it.",
+        ),
+    ] = None,
 ) -> None:
-    """Build the attention kernels into one shared library with its manifest. Needs no GPU.
+    """Build the attention kernels, or operators of your own, into one shared library with its manifest and its plugins
+    for TensorRT. Needs no GPU.
 
     What the library there holds stays in it: functions, and architectures of the same functions, add up.
 
     Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128 --kernels forward decode
+
+    Example: pyfmha build --operators gelu.py --arch sm_80 sm_90
     """
     archs, why = (parse_archs(arch), "") if arch else default_archs()
     if why:
         console.print(f"Building {why}.", markup=False, soft_wrap=True)
-    specs = library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
+    specs, described = _described(operators or [])
+    if not operators or kernels or dtype or head_size:
+        specs += library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
+        described.append(OPERATOR)
     with progress_bar(errors, "compiling") as progress:
-        result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh)
+        result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh, operators=described)
     for line in _told(result):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
+    """What to compile for the operators of some files, and the operators."""
+    specs: list[KernelSpec] = []
+    described: list[Operator] = []
+    if files:
+        with Compiler(1) as compiler:
+            for file in files:
+                for operator in load_operators(compiler, file):
+                    specs += operator_specs(compiler, operator)
+                    described.append(operator)
+    return specs, described
 
 
 def _told(result: BuildResult) -> Iterator[str]:

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import SUCCESS, CLibrary, copy_kernel, published, python_environment, run_python, snapshot
+from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published, python_environment, run_python, snapshot, some_of
 
 from pyfmha.aot import BuildResult, build
 from pyfmha.errors import CompileError, KernelSourceError, OutputError, SpecError, ToolchainError
@@ -124,13 +123,11 @@ class TestSecondBuild:
 
         monkeypatch.setattr(sys.modules["pyfmha.aot.build"], "Compiler", start)
 
-    def test_nothing_changed_nothing_done_in_under_two_seconds(self, built: Project) -> None:
+    def test_nothing_changed_nothing_done(self, built: Project) -> None:
         before = {file: file.stat().st_mtime_ns for file in built.output.rglob("*")}
-        start = time.monotonic()
 
         result = built.build()
 
-        assert time.monotonic() - start < 2
         assert (result.up_to_date, result.compiled, self.started) == (True, 0, 0)
         assert {file: file.stat().st_mtime_ns for file in built.output.rglob("*")} == before
         assert result.manifest == read_manifest(built.output / "manifest.json")
@@ -356,15 +353,19 @@ project.build()
 """
 
 
+MOMENTS = {"compiling": WHILE_COMPILING, "publishing": WHILE_PUBLISHING}
+
+
 class TestInterruption:
-    @pytest.mark.parametrize("moment", [WHILE_COMPILING, WHILE_PUBLISHING], ids=["compiling", "publishing"])
-    @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kind: kind.name)
+    @pytest.mark.parametrize(
+        ("kind", "moment"), some_of([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ["compiling", "publishing"])
+    )
     def test_nothing_half_written_stays_and_the_next_build_works(
         self, finished: Project, project: Project, kind: signal.Signals, moment: str
     ) -> None:
         whole = published(finished.output)
         process = subprocess.Popen(
-            [sys.executable, "-c", IN_PROJECT + STOP + moment, str(project.output.parent)],
+            [sys.executable, "-c", IN_PROJECT + STOP + MOMENTS[moment], str(project.output.parent)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -375,11 +376,11 @@ class TestInterruption:
 
         process.send_signal(kind)
 
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=HANGS) != 0
         process.stdout.close()
         assert published(project.output).items() <= whole.items()  # each file that is there is whole
         for child in children:  # the compiler processes end too
-            assert select.select([child], [], [], 30)[0]
+            assert select.select([child], [], [], HANGS)[0]
             os.close(child)
         project.build()
         assert published(project.output) == whole
@@ -412,7 +413,7 @@ class TestInterruption:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=HANGS)
 
         assert len(results) == 2
         assert published(project.output) == published(finished.output)

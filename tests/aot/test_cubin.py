@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import KERNELS, copy_kernel, run_python
+from helpers import HANGS, KERNELS, copy_kernel, run_python
 
 from pyfmha.aot import Compiler, make_spec
 from pyfmha.aot.cubin import Cubin, toolchain
@@ -115,7 +115,7 @@ class TestUnrulyKernelFiles:
         with Compiler(jobs=1) as compiler:
             asking = threading.Thread(target=lambda: found.append(compiler.describe(file, "f").names), daemon=True)
             asking.start()
-            asking.join(timeout=20)
+            asking.join(timeout=HANGS)
             assert not asking.is_alive(), "the kernel file waits for input that is not its own"
         assert found == [("X", "n", "BLOCK")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import SUCCESS, CLibrary, copy_kernel, published
+from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published
 
 from pyfmha.aot import BuildResult, build
 from pyfmha.aot.held import read_held
@@ -111,7 +111,7 @@ class TestAdding:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=HANGS)
 
         assert project.build(project.add).up_to_date
         assert set(held(project.build(project.add))) == {"add", "subtract"}

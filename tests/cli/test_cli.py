@@ -13,6 +13,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import KERNELS
 from rich.console import Console
+from shared import Shared
 from typer.testing import CliRunner
 
 import pyfmha
@@ -269,7 +270,10 @@ def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pyte
         assert f"the GPU here is {arch}, which pyfmha has no code for; give {option}, one or several of" in done.output
 
 
-def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
+    project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.lend(project / "o[" / "x]")
     monkeypatch.chdir(project)
     for module in ("cli.main", "cli.demo"):
         monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_103"))
@@ -337,7 +341,8 @@ def test_h_is_help_everywhere(command: list[str]) -> None:
     assert helped[0].output == helped[1].output
 
 
-def test_several_values_after_one_option(project: Path) -> None:
+def test_several_values_after_one_option(project: Path, shared: Shared) -> None:
+    shared.lend(project / "out")
     few = ("--kernels", "basic", "-o", "out")
     done = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", *few)
 
@@ -361,7 +366,10 @@ def test_demo_runs_the_main_job_without_a_gpu(project: Path) -> None:
         assert expected in done.stdout
 
 
-def test_demo_exits_1_when_the_numbers_are_wrong(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_exits_1_when_the_numbers_are_wrong(
+    project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.lend(project / "out")
     monkeypatch.chdir(project)
     monkeypatch.setattr("pyfmha.cli.demo.LIMITS", {"fp16": 1e-9})
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import trt_gpu_features
 from fake_cuda import FakeCuda
-from helpers import TESTS
+from helpers import LONG, TESTS
 from trt_double.binding import DataType, make_binding
 from trt_double.full import VERSIONS, make_full
 from trt_double.full.fixtures import example_environment
@@ -310,21 +310,22 @@ def test_decoding_as_it_is_checked_on_a_gpu(
     assert [row["split"] for row in report.results["features"]] == [decoding] * len(cases)
 
 
+@pytest.mark.parametrize("step", [pytest.param(1, marks=LONG, id="all"), pytest.param(4, id="some")])
 def test_the_checks_made_on_a_gpu(
-    library: Library, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    library: Library, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     """``trt_gpu.py`` itself is tried here: that its cases reach the plugin, and that it notices what is wrong."""
     monkeypatch.setattr(trt_gpu_features, "HEAD_SIZES", (72,))
     monkeypatch.setattr(trt_gpu_features, "DTYPES", ("fp16",))
     scene, report, device = Scene(make_binding(), library), Report(), Device()
     cases = {name: case for name, case in trt_gpu_features.CASES.items() if not case.decoded}
-    monkeypatch.setattr(trt_gpu_features, "CASES", cases)
+    chosen = dict([*cases.items()][::step])
+    monkeypatch.setattr(trt_gpu_features, "CASES", chosen)
     check_features(report, scene.calls, scene.creator, library, device)
     assert report.passed, report.results["checks"]
-    assert len(report.results["features"]) == len(trt_gpu_features.CASES)
+    assert len(report.results["features"]) == len(chosen) == -(-len(cases) // step)
     monkeypatch.setattr(plan, "strides", lambda layout, *sizes: strides("bhsd", *sizes))
-    cases = ("causal", "bshd", "ragged")
-    monkeypatch.setattr(trt_gpu_features, "CASES", {name: trt_gpu_features.CASES[name] for name in cases})
+    monkeypatch.setattr(trt_gpu_features, "CASES", {name: cases[name] for name in ("causal", "bshd", "ragged")})
     wrong = Report()
     check_features(wrong, scene.calls, scene.creator, library, device)
     device.close()

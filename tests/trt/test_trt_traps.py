@@ -6,7 +6,6 @@ Where a trap can be fallen into by one line, a test also falls into it, to show 
 import gc
 import logging
 import re
-import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
+from shared import Shared
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Field, Tensor
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, problem_of, tensors
 
@@ -322,16 +322,15 @@ def test_failures_are_logged_and_collected(scene: Scene, fake_cuda: FakeCuda, ca
 
 
 @pytest.fixture(scope="session")
-def other_library_path(attention_library_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_library_path(shared: Shared) -> Path:
     """The library without its second algorithm, and with a third before the first."""
     from trt_double.scene import MEMBERS, specs
 
     from pyfmha.aot import build
     from pyfmha.spec.arch import parse_archs
 
-    folder = tmp_path_factory.mktemp("other_library")
-    shutil.copytree(attention_library_path.parent / "cache", folder / "cache")
-    return build(specs(MEMBERS[:1], (8, 4)), parse_archs(["sm_90"]), folder, jobs=2).library
+    wanted = specs(MEMBERS[:1], (8, 4))
+    return shared.once("other_library", lambda folder: build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library)
 
 
 def test_tactics_mean_the_same_in_another_build(

@@ -115,7 +115,7 @@ def _early_expressions(program: "Program") -> Iterator[tuple[str, Expression]]:
         yield from (("summary", found) for found in (*([] if when is None else [when]), *_holes(text)))
     # Types may be open where a name is made, then it is made for each.
     known = {*program.early_types, *program.types}
-    named = [(f"launch {launch.launch.name or launch.launch.kernel}", launch.function) for launch in program.launches]
+    named = [(f"launch {launch.said}", launch.function) for launch in program.launches]
     for what, text in [*named, *([] if program.build is None else [("build", program.build)])]:
         for hole in _holes(text):
             asked = {question for question, _ in hole.questions()}
@@ -284,7 +284,7 @@ def _late_expressions(program: "Program") -> Iterator[tuple[str, Expression]]:
     for when, text in program.shape_summary:
         yield from (("shape_summary", found) for found in (when, *_holes(text)) if found is not None)
     for launch in program.launches:
-        what = f"launch {launch.launch.name or launch.launch.kernel or launch.launch.function}"
+        what = f"launch {launch.said}"
         yield from ((what, found) for found in launch.expressions())
 
 
@@ -293,7 +293,7 @@ def _late_expressions(program: "Program") -> Iterator[tuple[str, Expression]]:
 
 def _check_launches(program: "Program") -> None:
     for launch in program.launches:
-        what = f"{program.operator.name}: launch {launch.launch.name or launch.launch.kernel or launch.launch.function}"
+        what = f"{program.operator.name}: launch {launch.said}"
         names = [name for name, _ in launch.arguments]
         repeated = sorted(twice(names))
         if repeated:

@@ -98,6 +98,11 @@ class LaunchProgram:
     early_when: Expression | None
     function: Text
 
+    @property
+    def said(self) -> str:
+        """How messages call it."""
+        return self.launch.name or self.launch.kernel or self.launch.function
+
     def asked(self) -> Iterator[Expression]:
         """What its function's name and arguments read."""
         yield from (part.expression for part in self.function.parts if isinstance(part, Hole))

@@ -54,7 +54,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "report", "runtime", "spec", "trt", "verify"},
+        {"aot", "attention", "bench", "errors", "operators", "report", "runtime", "spec", "trt", "verify"},
         {"click", "numpy", "rich", "typer", "triton"},
     ),
     "__init__": ({"attention", "errors", "operators", "runtime", "spec", "trt"}, set()),

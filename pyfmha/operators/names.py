@@ -40,7 +40,7 @@ def check_names(operator: Operator) -> None:
     _refuse(operator, taken, "is a tensor and a part of the workspace, a definition or a type besides")
     _refuse(operator, sorted(set(kinds["workspace"]) & set(values)), "is a part of the workspace and a value besides")
     _refuse(operator, [name for name in kinds["attribute"] if name.startswith(OWN)], f"begins with {OWN}")
-    _refuse(operator, sorted(DATA_TYPES.keys() & set(kinds["type"])), "is a type of its own; give another name")
+    _refuse(operator, sorted(set(DATA_TYPES) & set(kinds["type"])), "is a type of its own; give another name")
     held = dict(operator.attributes)
     for name, types in operator.types:
         if types.attribute and types.attribute not in held:

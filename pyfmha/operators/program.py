@@ -17,7 +17,16 @@ from pyfmha.operators.description import DATA_TYPES, Attribute, Launch, Operator
 from pyfmha.operators.expressions import Expression, Node, Parser
 from pyfmha.operators.names import check_names
 from pyfmha.operators.pointers import Case, cases_of
-from pyfmha.operators.reading import LATE, TYPES_OF_ATTRIBUTES, axes_of, condition, names_of, parsed, type_of
+from pyfmha.operators.reading import (
+    LATE,
+    TYPES_OF_ATTRIBUTES,
+    axes_of,
+    condition,
+    names_of,
+    parsed,
+    plain_summary,
+    type_of,
+)
 from pyfmha.operators.text import Hole, Text, parse_text
 
 MOST_DIMENSIONS = 8
@@ -166,10 +175,9 @@ class Program:
         self._late_types = {**self.early_types, **dict.fromkeys(self.axes, "int"), **dict.fromkeys(self.types, "str")}
         self._late_types |= dict.fromkeys(self.shape_values, "int[]")
         self.late = self._late_definitions(remaining)
-        late = self._late = self._parser(self._late_types)
+        late = self._parser(self._late_types)
         self.outputs = tuple(self._tensor(tensor, "output") for tensor in operator.outputs)
         self.early_checks, self.late_checks = self._checks(early, late)
-        self._parts = frozenset(part.name for part in operator.workspace)
         self.workspace = tuple(
             (
                 part.name,
@@ -188,15 +196,10 @@ class Program:
             (option, self._when(option.when, early, self._said(f"option {option.name}"))) for option in operator.options
         )
         self.launches = tuple(self._launch(index, launch, late) for index, launch in enumerate(operator.launches))
-        self.summary = self._texts(operator.summary or self._plain_summary(), early, "summary")
+        self.summary = self._texts(operator.summary or plain_summary(operator), early, "summary")
         self.shape_summary = self._texts(operator.shape_summary, late, "shape_summary")
         self.build = parse_text(operator.build, late, self._said("build")) if operator.build else None
         check_program(self)
-
-    def _plain_summary(self) -> list[tuple[str, str]]:
-        """What is said of a plugin where the description says nothing: its attributes, but for lists."""
-        numbers = [name for name, kind in self.operator.attributes if not kind.type.endswith("[]")]
-        return [("", ", ".join(f"{name} {{{name}}}" for name in numbers) or "no attributes")]
 
     def _said(self, what: str) -> str:
         return f"{self.operator.name}: {what}"

@@ -3,7 +3,7 @@
 import ast
 
 from pyfmha.errors import SpecError
-from pyfmha.operators.description import Attribute
+from pyfmha.operators.description import Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node, Parser
 
 TYPES_OF_ATTRIBUTES = {"int32": "int", "int64": "int", "fp32": "float", "string": "str"}
@@ -60,3 +60,9 @@ def names_of(tree: ast.expr) -> set[str]:
         return {tree.id}
     children = [child for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr)]
     return set().union(*map(names_of, children))
+
+
+def plain_summary(operator: Operator) -> list[tuple[str, str]]:
+    """What is said of a plugin where the description says nothing: its attributes, but for lists."""
+    numbers = [name for name, kind in operator.attributes if not kind.type.endswith("[]")]
+    return [("", ", ".join(f"{name} {{{name}}}" for name in numbers) or "no attributes")]

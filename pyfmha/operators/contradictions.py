@@ -285,7 +285,7 @@ def _late_expressions(program: "Program") -> Iterator[tuple[str, Expression]]:
         yield from (("shape_summary", found) for found in (when, *_holes(text)) if found is not None)
     for launch in program.launches:
         what = f"launch {launch.said}"
-        yield from ((what, found) for found in launch.expressions())
+        yield from ((what, found) for found in (launch.when, *launch.asked()) if found is not None)
 
 
 # ---------------------------------------------------------------------- launches

@@ -25,6 +25,7 @@ from pyfmha.operators.reading import (
     names_of,
     parsed,
     plain_summary,
+    reads_ahead,
     type_of,
 )
 from pyfmha.operators.text import Hole, Text, parse_text
@@ -120,12 +121,6 @@ class LaunchProgram:
                 yield from (found for case in source.cases for found in (case[0], case[2]) if found is not None)
             else:
                 yield source
-
-    def expressions(self) -> Iterator[Expression]:
-        """All that it reads."""
-        yield from self.asked()
-        if self.when is not None:
-            yield self.when
 
     def fits(self, arguments: Sequence[tuple[str, str]]) -> bool:
         """Whether a function takes these arguments: the same names in the same order, pointers where pointers are."""
@@ -247,7 +242,7 @@ class Program:
                 continue
             ahead = names_of(tree) & (defined - {known for known, _ in early} - set(self.early_types))
             if ahead and not ahead <= {other for other, _ in late}:
-                raise SpecError(self._said(_ahead(name, sorted(ahead))))
+                raise SpecError(self._said(reads_ahead(name, sorted(ahead))))
             if ahead:
                 late.append((name, text))
                 continue
@@ -267,7 +262,7 @@ class Program:
         for name, text in remaining:
             ahead = [other for other in waiting[len(found) :] if other in names_of(parsed(text, name))]
             if ahead:
-                raise SpecError(self._said(_ahead(name, ahead)))
+                raise SpecError(self._said(reads_ahead(name, ahead)))
             expression = self._parser(self._late_types).parse(text, self._said(f"definition {name}"))
             found.append((name, expression))
             self._late_types[name] = expression.type
@@ -389,10 +384,6 @@ class Program:
     ) -> tuple[tuple[Expression | None, Text], ...]:
         said = self._said(what)
         return tuple((self._when(when, parser, said), parse_text(text, parser, said)) for when, text in given)
-
-
-def _ahead(name: str, others: Iterable[str]) -> str:
-    return f"definition {name} reads {', '.join(others)}, defined after it: a cycle, or an order to change"
 
 
 @lru_cache(maxsize=256)

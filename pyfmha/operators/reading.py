@@ -1,6 +1,7 @@
 """What Python's parser makes of the texts in a description."""
 
 import ast
+from collections.abc import Iterable
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Attribute, Operator
@@ -66,3 +67,8 @@ def plain_summary(operator: Operator) -> list[tuple[str, str]]:
     """What is said of a plugin where the description says nothing: its attributes, but for lists."""
     numbers = [name for name, kind in operator.attributes if not kind.type.endswith("[]")]
     return [("", ", ".join(f"{name} {{{name}}}" for name in numbers) or "no attributes")]
+
+
+def reads_ahead(name: str, others: Iterable[str]) -> str:
+    """What is said of a definition that reads others after it."""
+    return f"definition {name} reads {', '.join(others)}, defined after it: a cycle, or an order to change"

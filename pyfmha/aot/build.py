@@ -14,11 +14,10 @@ from pyfmha.aot.handover import check_stem, read_handover, write_handover
 from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.staging import staging
-from pyfmha.errors import ManifestError, SpecError
+from pyfmha.errors import ManifestError, SharedMemoryError, SpecError
 from pyfmha.spec.arch import Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Manifest, read_manifest
-from pyfmha.spec.signature import parse_signature
 
 LIBRARY_STEM = "libpyfmha"
 LIBRARY_NAME = f"{LIBRARY_STEM}.so"
@@ -41,28 +40,6 @@ Progress = Callable[[int, int, str], None]
 
 def _silent(done: int, total: int, name: str) -> None:
     pass
-
-
-def make_spec(
-    compiler: Compiler,
-    source: Path,
-    kernel: str,
-    signature: str,
-    grid: str,
-    *,
-    name: str | None = None,
-    num_warps: int = 4,
-    num_stages: int = 3,
-) -> KernelSpec:
-    """A spec from a signature in Triton's notation, read against the kernel's own parameters.
-
-    Raises:
-        KernelSourceError: the file or the kernel cannot be had.
-        SpecError: signature, grid, hints or settings are wrong.
-    """
-    found = compiler.describe(source, kernel)
-    arguments, constants = parse_signature(signature, found.names, found.defaults, found.constexprs)
-    return KernelSpec(source, kernel, name or kernel, arguments, constants, grid, num_warps, num_stages)
 
 
 def compile_kernel(
@@ -106,6 +83,41 @@ def compile_kernel(
             names += write_handover(stage, f"{output.name}.{one.variant}", one, images, triton)
         stage.publish(*dict.fromkeys(names))
     return [output.parent / f"{output.name}.{one.variant}.h" for one in specs]
+
+
+def compile_configs(
+    compiler: Compiler,
+    specs: Sequence[KernelSpec],
+    archs: Sequence[Arch],
+    output: Path,
+    *,
+    generic: bool = True,
+    progress: Progress = _silent,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """As :func:`compile_kernel`, for the configurations of an autotuner: each an algorithm, in their order.
+
+    One that needs more shared memory than an architecture has is left out with a note, as the autotuner does.
+
+    Raises:
+        SharedMemoryError: all of them do.
+        PyfmhaError: as :func:`compile_kernel`.
+    """
+    check_stem(output)
+    headers: list[Path] = []
+    failure: SharedMemoryError | None = None
+    for index, spec in enumerate(specs):
+        stem = output.with_name(
+            f"{output.name}.{index:0{len(str(len(specs)))}}"
+        )  # in their order where a glob sorts them
+        try:
+            headers += compile_kernel(compiler, spec, archs, stem, generic=generic, progress=progress)
+        except SharedMemoryError as error:
+            failure = error
+            note(f"left out: {error}")
+    if failure is not None and not headers:
+        raise failure
+    return headers
 
 
 def _compile_all(

@@ -17,6 +17,7 @@ from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
 from pyfmha.errors import ManifestError, SpecError
 from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.constants import Constant, from_data, to_data
 from pyfmha.spec.descriptors import Descriptor
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 from pyfmha.spec.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
@@ -68,12 +69,15 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
     described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
     return Image(
         **described,
-        constants=dict(spec.constants),
+        constants={name: to_data(value) for name, value in spec.constants},
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         maxnreg=spec.maxnreg,
         dependent=spec.is_dependent_on(cubin.arch),
         cluster=spec.cluster,
+        num_ctas=spec.num_ctas,
+        workspace=cubin.workspace,
+        workspace_align=cubin.workspace_align,
         grid=tuple(expression.text for expression in spec.grid_expressions),
         shared_limit=ARCHS[cubin.arch].shared_limit,
         size=len(cubin.code),
@@ -108,18 +112,21 @@ def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence
             "kernel": spec.kernel,
             "name": spec.name,
             "arguments": [[a.name, a.type, a.hint] for a in spec.arguments],
-            "constants": [list(constant) for constant in spec.constants],
+            "constants": _constants(spec.constants),
             "grid": spec.grid,
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
             "algorithm_name": spec.algorithm_name,
-            "tunings": [vars(tuning) for tuning in spec.tunings],
+            "tunings": [{**vars(tuning), "constants": _constants(tuning.constants)} for tuning in spec.tunings],
             "requires": spec.requires,
             "archs": spec.archs,
             "maxnreg": spec.maxnreg,
             "descriptors": [vars(descriptor) for descriptor in spec.descriptors],
             "programmatic_dependent_launch": spec.programmatic_dependent_launch,
             "cluster": spec.cluster,
+            "num_ctas": spec.num_ctas,
+            "tuples": spec.tuples,
+            "workspace": spec.workspace,
         },
         "variant": asdict(describe_variant(spec, cubins)),
         "sha256": {Path(file).name: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
@@ -193,14 +200,23 @@ def _spec(data: dict[str, Any]) -> KernelSpec:
     fields = dict(data)
     fields["source"] = Path(str(fields["source"]))
     fields["arguments"] = tuple(Argument(*argument) for argument in fields["arguments"])
-    fields["constants"] = tuple((name, value) for name, value in fields["constants"])
+    fields["constants"] = tuple((name, from_data(value)) for name, value in fields["constants"])
+    fields["tuples"] = _nested(fields.get("tuples", []))
     fields["tunings"] = tuple(
-        Tuning(**{**tuning, "constants": tuple((name, value) for name, value in tuning["constants"])})
+        Tuning(**{**tuning, "constants": tuple((name, from_data(value)) for name, value in tuning["constants"])})
         for tuning in fields["tunings"]
     )
     fields["requires"], fields["archs"] = tuple(fields["requires"]), tuple(fields["archs"])
     fields["descriptors"] = tuple(map(_descriptor, fields["descriptors"]))
     return KernelSpec(**fields)
+
+
+def _constants(constants: Sequence[tuple[str, Constant]]) -> list[list[Any]]:
+    return [[name, to_data(value)] for name, value in constants]
+
+
+def _nested(data: Any) -> Any:
+    return tuple(map(_nested, data)) if isinstance(data, list) else data
 
 
 def _descriptor(data: dict[str, Any]) -> Descriptor:

@@ -15,10 +15,12 @@ class Arch:
         capability: compute capability as major * 10 + minor, 90 for sm_90.
         shared_limit: bytes of shared memory one block may ask for by opt-in (CUDA C++ Programming Guide, table
             "Technical Specifications per Compute Capability", less the 1 KiB the system keeps).
+        like: the architecture whose tunings serve it where a spec has none for it.
     """
 
     capability: int
     shared_limit: int
+    like: str = ""
 
     @property
     def name(self) -> str:
@@ -40,11 +42,22 @@ ARCHS: dict[str, Arch] = {
     for arch in (
         Arch(80, 166912),
         Arch(86, 101376),
+        Arch(87, 166912),
         Arch(89, 101376),
         Arch(90, 232448),
         Arch(100, 232448),
+        Arch(103, 232448, "sm_100"),
+        Arch(110, 232448, "sm_100"),
         Arch(120, 101376),
+        Arch(121, 101376, "sm_120"),
     )
+}
+
+# Capabilities that there are or were (CUDA's documentation, "CUDA GPU Compute Capability") without code here.
+_NOT_SERVED = {
+    **{f"sm_{old}": "Triton compiles for sm_80 and later" for old in (50, 52, 53, 60, 61, 62, 70, 72, 75)},
+    "sm_88": "it runs the code of sm_87, sm_86 and sm_80: give one of those",
+    "sm_101": "CUDA 13 calls it sm_110: give that",
 }
 
 
@@ -57,7 +70,10 @@ def parse_arch(text: str) -> Arch:
     match = re.fullmatch(r"(?:cuda:(\d+)(?::32)?|(?:sm_?)?(\d+)a?)", text.strip())
     name = f"sm_{match.group(1) or match.group(2)}" if match else text
     if name not in ARCHS:
-        raise SpecError(f"unknown architecture {text!r}: use one of {', '.join(ARCHS)} (or cuda:90:32 for sm_90)")
+        why = f"architecture {text!r} is not served ({_NOT_SERVED[name]})" if name in _NOT_SERVED else ""
+        raise SpecError(
+            f"{why or f'unknown architecture {text!r}'}: use one of {', '.join(ARCHS)} (or cuda:90:32 for sm_90)"
+        )
     return ARCHS[name]
 
 

@@ -353,8 +353,10 @@ class Compiler:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for worker in self._all:
-                    worker.process.kill()
+                with self._lock:  # whoever goes on after this failure gets others
+                    self._idle.clear()
+                    for worker in self._all:
+                        worker.process.kill()
                 raise
 
 

@@ -223,8 +223,8 @@ def _scratch_pointers(request: dict[str, Any], compiled: Any, arguments: int) ->
         raise Refused(
             "CompileError",
             f"the kernel needs {metadata.global_scratch_size} bytes of global scratch a block (tensor descriptors made"
-            " on the device do): compile it with --workspace, by which the caller gives that memory as the function's last"
-            " argument; or use pointers, or descriptors of the spec",
+            " on the device do): compile it with --workspace, by which the caller gives that memory as the last argument"
+            " of the function; or use pointers, or descriptors of the spec",
         )
     if metadata.profile_scratch_size:
         raise Refused(

@@ -139,3 +139,18 @@ def register(X):
 @triton.jit
 def pyfmha_mine(X):
     tl.store(X, 4.0)
+
+
+@triton.autotune(
+    configs=[triton.Config({"BLOCK_K": 32}, num_stages=2), triton.Config({"BLOCK_K": 512}, num_stages=2)], key=[]
+)
+@triton.jit
+def product(A, B, C, n, k, BLOCK_K: tl.constexpr):
+    """C = A @ B, one block of 64 by 64; with a large BLOCK_K it needs more shared memory than most GPUs have."""
+    rows, inner = tl.arange(0, 64), tl.arange(0, BLOCK_K)
+    total = tl.zeros((64, 64), tl.float32)
+    for start in range(0, k, BLOCK_K):
+        a = tl.load(A + rows[:, None] * k + (start + inner)[None, :])
+        b = tl.load(B + (start + inner)[:, None] * n + rows[None, :])
+        total = tl.dot(a, b, total)
+    tl.store(C + rows[:, None] * n + rows[None, :], total)

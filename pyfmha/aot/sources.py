@@ -80,8 +80,9 @@ def load_source(path: Path, arch: str) -> Source:
         raise Refused("KernelSourceError", _explained(error, path, arch)) from error
     finally:
         _imported.update(name for name, found in list(sys.modules.items()) if _is_new(name, found, before))
-    files = {str(path), *(str(getattr(sys.modules[name], "__file__", "")) for name in _imported)} - {""}
-    _sources[str(path)] = Source(module, _digests(files), arch if _driver.asked else None)
+    files = {str(path), *(str(folder / "__init__.py") for folder in _package_folders(path))}
+    files |= {str(getattr(sys.modules[name], "__file__", None) or path) for name in _imported}
+    _sources[str(path)] = Source(module, _digests(f for f in files if Path(f).is_file()), arch if _driver.asked else None)
     return _sources[str(path)]
 
 
@@ -109,25 +110,24 @@ def _import(path: Path) -> ModuleType:
 
 
 def _import_package(path: Path, folders: list[Path], names: list[str]) -> ModuleType:
-    """Import a file below its packages; where one of those fails, as if its ``__init__.py`` were empty."""
-    try:
-        for depth, folder in enumerate(folders, 1):
-            _enter(".".join(names[:depth]), folder)
-        return _execute(".".join(names), path)
-    except BaseException as error:
-        if not _failed_outside(error, path, folders):
-            raise
-    for name in [n for n, module in sys.modules.items() if _is_users(module) and n.partition(".")[0] == names[0]]:
-        del sys.modules[name]
+    """Import a file below its packages; of those that fail, as most that hold kernels do without what they are for, the
+    ``__init__.py`` counts as empty."""
+    failures = []
     for depth, folder in enumerate(folders, 1):
-        _enter(".".join(names[:depth]), folder, empty=True)
-    return _execute(".".join(names), path)
-
-
-def _failed_outside(error: BaseException, path: Path, folders: list[Path]) -> bool:
-    """Whether a package failed before the file itself was reached."""
-    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
-    return str(path) not in files and any(str(folder / "__init__.py") in files for folder in folders)
+        name = ".".join(names[:depth])
+        try:
+            _enter(name, folder)
+        except BaseException as error:
+            failures.append(f"{folder / '__init__.py'} fails too: {type(error).__name__}: {error}")
+            for other in [n for n in sys.modules if f"{n}.".startswith(f"{name}.")]:
+                del sys.modules[other]
+            _enter(name, folder, empty=True)
+    try:
+        return _execute(".".join(names), path)
+    except ImportError as error:
+        if failures:
+            error.msg = f"{error.msg} ({'; '.join(failures)})"
+        raise
 
 
 def _enter(name: str, folder: Path, *, empty: bool = False) -> None:

@@ -222,9 +222,9 @@ def _scratch_pointers(request: dict[str, Any], compiled: Any, arguments: int) ->
     if metadata.global_scratch_size and not request["workspace"]:
         raise Refused(
             "CompileError",
-            f"the kernel needs {metadata.global_scratch_size} bytes of global scratch a block (tensor descriptors made"
-            " on the device do): compile it with --workspace, by which the caller gives that memory as the last argument"
-            " of the function; or use pointers, or descriptors of the spec",
+            f"the kernel needs {metadata.global_scratch_size} bytes of global scratch a block (for descriptors made"
+            " on the device, say): compile it with --workspace, and give that memory as the last argument of the function;"
+            " or use pointers, or descriptors of the spec",
         )
     if metadata.profile_scratch_size:
         raise Refused(

@@ -82,7 +82,8 @@ def load_source(path: Path, arch: str) -> Source:
         _imported.update(name for name, found in list(sys.modules.items()) if _is_new(name, found, before))
     files = {str(path), *(str(folder / "__init__.py") for folder in _package_folders(path))}
     files |= {str(getattr(sys.modules[name], "__file__", None) or path) for name in _imported}
-    _sources[str(path)] = Source(module, _digests(f for f in files if Path(f).is_file()), arch if _driver.asked else None)
+    made_of = _digests(file for file in files if Path(file).is_file())
+    _sources[str(path)] = Source(module, made_of, arch if _driver.asked else None)
     return _sources[str(path)]
 
 

@@ -223,7 +223,7 @@ def _scratch_pointers(request: dict[str, Any], compiled: Any, arguments: int) ->
         raise Refused(
             "CompileError",
             f"the kernel needs {metadata.global_scratch_size} bytes of global scratch a block (for descriptors made"
-            " on the device, say): compile it with --workspace, and give that memory as the last argument of the function;"
+            " on the device, say): compile it with --workspace, and give that memory as the function's last argument;"
             " or use pointers, or descriptors of the spec",
         )
     if metadata.profile_scratch_size:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pyfmha.aot.target import NotKnown, TargetDriver
+from pyfmha.aot.target import NotKnown, TargetDriver, TorchWatcher
 from pyfmha.spec.arch import ARCHS
 
 
@@ -53,6 +53,7 @@ _KEPT = sys.stdlib_module_names | {"triton", "numpy", "torch"}
 _sources: dict[str, Source] = {}  # by path
 _imported: set[str] = set()  # names of the modules that the latest kernel file imported, those installed left out
 _driver = TargetDriver()
+_watcher = TorchWatcher(_driver)
 
 
 def load_source(path: Path, arch: str) -> Source:
@@ -67,6 +68,8 @@ def load_source(path: Path, arch: str) -> Source:
 
     _driver.arch, _driver.asked = ARCHS[arch], False
     triton.runtime.driver.set_active(_driver)
+    if _watcher not in sys.meta_path:
+        sys.meta_path.insert(0, _watcher)
     linecache.checkcache()  # Triton reads a kernel's source through it, and the file may have changed since
     for name in _imported:  # imported anew: each file depends on it, and the name may mean another file here
         sys.modules.pop(name, None)
@@ -111,31 +114,31 @@ def _import(path: Path) -> ModuleType:
 
 
 def _import_package(path: Path, folders: list[Path], names: list[str]) -> ModuleType:
-    """Import a file below its packages; of those that fail, as most that hold kernels do without what they are for, the
-    ``__init__.py`` counts as empty."""
-    failures = []
+    """Import a file below its packages; one that fails, as most that hold kernels do without what they are for, counts
+    as far as its ``__init__.py`` came."""
+    failures: list[BaseException] = []
     for depth, folder in enumerate(folders, 1):
-        name = ".".join(names[:depth])
         try:
-            _enter(name, folder)
+            _enter(".".join(names[:depth]), folder)
         except BaseException as error:
-            failures.append(f"{folder / '__init__.py'} fails too: {type(error).__name__}: {error}")
-            for other in [n for n in sys.modules if f"{n}.".startswith(f"{name}.")]:
-                del sys.modules[other]
-            _enter(name, folder, empty=True)
+            failures.append(error)
     try:
         return _execute(".".join(names), path)
-    except ImportError as error:
-        if failures:
-            error.msg = f"{error.msg} ({'; '.join(failures)})"
+    except BaseException as error:
+        if failures:  # most likely what is at the root of this one
+            raise _InPackage(failures[0]) from error
         raise
 
 
-def _enter(name: str, folder: Path, *, empty: bool = False) -> None:
+class _InPackage(Exception):
+    """A package of the kernel's file failed before the file did, which is the cause of this."""
+
+
+def _enter(name: str, folder: Path) -> None:
     if name in sys.modules:
         return
     file = folder / "__init__.py"
-    if file.is_file() and not empty:
+    if file.is_file():
         _execute(name, file)
         return
     spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
@@ -213,22 +216,35 @@ def _digests(files: Iterable[str]) -> dict[str, str]:
 
 def _explained(error: BaseException, path: Path, arch: str) -> str:
     """Why a file cannot be imported, where, and what to do where it asked for a GPU."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    what = f"{path} cannot be imported: {type(error).__name__}: {error}" + (f" (line {line})" if line else "")
-    if not lines and (users := [f for f in frames if f.filename.endswith(".py") and _is_own(f.filename)]):
-        what += f" (line {users[-1].lineno} of {users[-1].filename})"
-    asks_torch = any("/torch/" in frame.filename and "cuda" in frame.filename for frame in frames)
-    if isinstance(error, NotKnown) or asks_torch:
+    errors = [error]
+    if isinstance(error, _InPackage):
+        errors = [error.__cause__ or error, error.args[0]]
+    what = f"{path} cannot be imported: " + "; and its package fails: ".join(_told(one, path) for one in errors)
+    if any(map(_asks_for_gpu, errors)):
         what += (
-            f"; it asks for the GPU when it is imported, and there may be none: do that inside a function, or guard it,"
-            f" as in `try: ... except Exception: ...`; triton.runtime.driver.active.get_current_target() answers here,"
-            f" with the target, {arch}"
+            f"; that asks for the GPU at import, and there may be none: do it inside a function, or guard it, as in"
+            f" `try: ... except Exception: ...`; what follows from the architecture is answered here, for the target"
+            f" {arch}: triton.runtime.driver.active.get_current_target(), torch.cuda.get_device_capability()"
         )
     return what
 
 
+def _told(error: BaseException, path: Path) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    own = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else own[-1] if own else None
+    where = f" (line {line})" if line else ""
+    if not line and frames:
+        where = f" (line {frames[-1].lineno} of {frames[-1].filename})"
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _asks_for_gpu(error: BaseException) -> bool:
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return isinstance(error, NotKnown) or any("/torch/" in file and "cuda" in file for file in files)
+
+
 def _is_own(filename: str) -> bool:
     own = str(Path(__file__).resolve().parents[1])
-    return not any(Path(filename).is_relative_to(folder) for folder in (*_INSTALLED, own)) and "<frozen" not in filename
+    installed = any(Path(filename).is_relative_to(folder) for folder in (*_INSTALLED, own))
+    return filename.endswith(".py") and not installed

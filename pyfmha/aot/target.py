@@ -1,8 +1,13 @@
-"""A stand-in for Triton's driver in the compiler process: kernel files that ask for the GPU get the target instead.
+"""Stand-ins for the GPU in the compiler process: kernel files that ask Triton's driver or torch get the target instead.
 
 Imported by :mod:`pyfmha.aot.sources` only; it needs Triton.
 """
 
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
 from typing import Any, NoReturn
 
 from triton.backends.compiler import GPUTarget
@@ -89,3 +94,57 @@ class TargetDriver:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotKnown(f"asks Triton's driver for {name}, for which there is no GPU here")
+
+
+class _DeviceProperties:
+    """What torch.cuda.get_device_properties says, as far as it follows from the architecture."""
+
+    def __init__(self, driver: TargetDriver) -> None:
+        self.name = f"NVIDIA {driver.arch.name}"
+        self.major, self.minor = driver.get_device_capability()
+        self.warp_size = 32
+        self.shared_memory_per_block_optin = driver.arch.shared_limit
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotKnown(f"asks for the GPU's {name}, which its architecture does not say")
+
+
+def stand_in_for(cuda: ModuleType, driver: TargetDriver) -> None:
+    """Have ``torch.cuda`` answer for the target where it would ask the GPU of this machine."""
+    answers: dict[str, Any] = {
+        "get_device_capability": lambda device=None: driver.get_device_capability(),
+        "get_device_name": lambda device=None: _DeviceProperties(driver).name,
+        "get_device_properties": lambda device=None: _DeviceProperties(driver),
+        "current_device": lambda: 0,
+    }
+    for name, answer in answers.items():
+        setattr(cuda, name, answer)
+
+
+class TorchWatcher(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``torch.cuda`` as others would, and has it answer for the target once it is imported."""
+
+    def __init__(self, driver: TargetDriver) -> None:
+        self._driver = driver
+        self._real: Any = None
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """What importlib asks of a finder."""
+        if name != "torch.cuda":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = next((spec for finder in others if (spec := finder.find_spec(name, path, target)) is not None), None)
+        if found is None or found.loader is None:
+            return found
+        self._real, found.loader = found.loader, self
+        return found
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """As the real loader."""
+        made: ModuleType | None = self._real.create_module(spec)
+        return made
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As the real loader, and then the answers."""
+        self._real.exec_module(module)
+        stand_in_for(module, self._driver)

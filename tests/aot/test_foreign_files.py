@@ -98,8 +98,15 @@ class TestPackages:
         file = filling(tmp_path / "pack", "kernel.py", "from . import VALUE\n")
         (tmp_path / "pack" / "__init__.py").write_text("import not_there\nVALUE = 1\n")
 
-        with pytest.raises(KernelSourceError, match=r"cannot import name 'VALUE'.*__init__\.py fails too: .*not_there"):
+        with pytest.raises(KernelSourceError, match=r"cannot import name 'VALUE'.* its package fails: .*not_there"):
             compiler.describe(file, "fill")
+
+    def test_a_package_that_fails_counts_as_far_as_it_came(self, compiler: Compiler, tmp_path: Path) -> None:
+        file = filling(tmp_path / "half", "kernel.py", "from half import VALUE\n", "VALUE")
+        init = "import triton.language as tl\nVALUE = tl.constexpr(2.5)\nimport not_there\n"
+        (tmp_path / "half" / "__init__.py").write_text(init)
+
+        assert code(compiler, file) == code(compiler, filling(tmp_path, "plain.py", value="2.5"))
 
     @pytest.mark.parametrize("name", ["triton", "numpy", "json"])
     def test_a_package_called_as_another_is_not_taken_for_it(
@@ -163,15 +170,42 @@ class TestAskingForTheGpu:
         with pytest.raises(KernelSourceError, match=rf"{said}.*\(line 2\).*guard it.*get_current_target\(\)"):
             compiler.describe(file, "fill")
 
-    def test_what_torch_is_asked_for_is_to_be_guarded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    def torch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A torch without a GPU."""
         cuda = tmp_path / "site" / "torch" / "cuda"
         cuda.mkdir(parents=True)
         (cuda.parent / "__init__.py").write_text("from . import cuda\n")
-        (cuda / "__init__.py").write_text(
-            "def get_device_capability():\n    raise RuntimeError('Found no NVIDIA driver on your system')\n"
-        )
+        fails = "def {}(device=None):\n    raise RuntimeError('Found no NVIDIA driver on your system')\n\n\n"
+        names = ("get_device_capability", "get_device_name", "get_device_properties", "memory_allocated")
+        (cuda / "__init__.py").write_text("".join(map(fails.format, names)))
         monkeypatch.setenv("PYTHONPATH", str(cuda.parents[1]))
-        file = filling(tmp_path, "kernel.py", "import torch\ntorch.cuda.get_device_capability()\n")
 
-        with Compiler(1) as compiler, pytest.raises(KernelSourceError, match=r"NVIDIA driver.*\(line 2\); it asks for"):
+    @pytest.mark.usefixtures("torch")
+    @pytest.mark.parametrize("arch", ["sm_86", "sm_90", "sm_103"])
+    def test_torch_answers_for_the_target(self, tmp_path: Path, arch: str) -> None:
+        asks = (
+            "import torch\nimport triton.language as tl\nmajor, minor = torch.cuda.get_device_capability()\n"
+            "properties = torch.cuda.get_device_properties(0)\n"
+            "assert (properties.major, properties.minor) == (major, minor)\n"
+            "assert torch.cuda.get_device_name(0).startswith('NVIDIA')\nVALUE = tl.constexpr(10.0 * major + minor)\n"
+        )
+        capability = ARCHS[arch].capability
+        with Compiler(1) as compiler:
+            codes = [
+                compiler.compile(make_spec(compiler, file, "fill", "*fp32, i32, 128", "1"), ARCHS[arch]).code
+                for file in (
+                    filling(tmp_path, "kernel.py", asks, "VALUE"),
+                    filling(tmp_path, "plain.py", value=f"{capability}.0"),
+                )
+            ]
+
+        assert codes[0] == codes[1]
+
+    @pytest.mark.usefixtures("torch")
+    @pytest.mark.parametrize("asks", ["memory_allocated()", "get_device_properties(0).multi_processor_count"])
+    def test_what_else_torch_is_asked_for_is_to_be_guarded(self, tmp_path: Path, asks: str) -> None:
+        file = filling(tmp_path, "kernel.py", f"import torch\ntorch.cuda.{asks}\n")
+
+        with Compiler(1) as compiler, pytest.raises(KernelSourceError, match=r"\(line 2\); that asks for.*guard it"):
             compiler.describe(file, "fill")

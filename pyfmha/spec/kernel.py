@@ -289,7 +289,7 @@ class KernelSpec:
 
     def resolve(self, arch: str) -> "KernelSpec":
         """The spec for one architecture: its tuning, or that of the one it is like, applied; its name kept."""
-        tuned = {tuning.arch: tuning for tuning in self.tunings}
+        tuned = {tuning.arch: tuning for tuning in reversed(self.tunings)}
         tuning = tuned.get(arch) or tuned.get(ARCHS[arch].like if arch in ARCHS else "")
         if tuning is None:
             return replace(self, tunings=(), resolved_from=self.variant)

@@ -323,6 +323,32 @@ class TestNamesOfOthers:
         with pytest.raises(SpecError, match="a tuning is for 'sm90'; use one of sm_80"):
             replace(SPEC, tunings=(Tuning("sm90", (), 4, 3),))
 
+    @pytest.mark.parametrize(("arch", "warps"), [("sm_103", 8), ("sm_110", 8), ("sm_121", 2), ("sm_87", 4)])
+    def test_an_architecture_without_a_tuning_has_that_of_the_one_it_is_like(self, arch: str, warps: int) -> None:
+        tuned = replace(SPEC, tunings=(Tuning("sm_100", (), 8, 3), Tuning("sm_120", (), 2, 3)))
+
+        assert tuned.resolve(arch).num_warps == warps
+        own = replace(tuned, tunings=(*tuned.tunings, Tuning(arch, (), 16, 3)))
+        assert own.resolve(arch).num_warps == 16
+
+    @pytest.mark.parametrize("ctas", [0, 3, 32, True, 2.0])
+    def test_a_wrong_number_of_blocks_a_program_is_refused(self, ctas: int) -> None:
+        with pytest.raises(SpecError, match=r"num_ctas is .*; use 1, 2, 4, 8 or 16"):
+            replace(SPEC, num_ctas=ctas)
+
+    def test_blocks_that_share_a_program_are_no_cluster_of_programs(self) -> None:
+        with pytest.raises(SpecError, match="leave out cluster"):
+            replace(SPEC, num_ctas=2, cluster=True, archs=("sm_90",))
+
+    def test_the_workspace_is_the_last_argument(self) -> None:
+        with pytest.raises(SpecError, match=r"the last argument is to be the workspace space, of type \*i8"):
+            replace(SPEC, workspace="space")
+        arguments = (*SPEC.arguments, Argument("space", "*i8"))
+        spec = replace(SPEC, arguments=arguments, workspace="space")
+
+        assert spec.kernel_arguments == SPEC.arguments
+        assert spec.digest != replace(SPEC, arguments=arguments).digest
+
     @pytest.mark.parametrize("settings", [{"num_warps": 4.0}, {"num_stages": 3.0}, {"num_warps": True}])
     def test_settings_are_integers(self, settings: dict[str, int]) -> None:
         with pytest.raises(SpecError, match="num_"):

@@ -1,5 +1,8 @@
 # make demo   set up .venv and run the main job
 # make test   set up what the tests need and pass them
+# make test-bindings   the plugin's tests through NVIDIA's older bindings, which it fetches
+# make test-all   make test, and the long sweeps of which it runs some cases each
+# make test-processors   the tests of numbers, as processors without AVX-512 and without AVX2 see them
 # make lint   style and types only; changes nothing
 
 PYTHON ?= python3
@@ -7,14 +10,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test test-all test-processors test-bindings lint clean
+
+# A file's tests stay together: they share what they build.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 demo: $(VENV)/.demo
 	$(BIN)/pyfmha demo
 
-# A file's tests stay together: they share what they build.
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-all: test
+	$(PYTEST) -m long
+
+test-processors: $(VENV)/.test
+	$(BIN)/python tests/processors.py
+
+# Through NVIDIA's bindings of TensorRT 10, with numpy 1.26 and numpy 2.
+test-bindings: $(VENV)/.test
+	$(BIN)/python tests/real_bindings.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

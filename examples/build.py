@@ -20,7 +20,7 @@ from common import DTYPES, add_log_level, positive, run_program
 from pyfmha.trt.engine import VERBOSITIES, EngineConfig, build_engine
 from pyfmha.trt.network import ALIGNMENTS
 from pyfmha.trt.problem import LAYOUTS
-from pyfmha.trt.saved import TIMING_CACHE_FILE, read_timing_cache, save_engine
+from pyfmha.trt.saved import ENGINE_FILE, TIMING_CACHE_FILE, check_writable, read_timing_cache, save_engine
 
 FEATURES = (
     *("num_kv_heads", "max_kv_seq_len", "align", "window", "softcap", "layout", "return_lse"),
@@ -59,7 +59,12 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--max_batch_size", type=positive, default=8, help="the engine serves 1 up to this")
     parser.add_argument("--max_seq_len", type=positive, default=512, help="the engine serves 1 up to this")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
-    parser.add_argument("--causal", action=argparse.BooleanOptionalAction, default=True, help="default: causal")
+    parser.add_argument(
+        "--causal",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="default: causal, as their example",
+    )
     add_features(parser)
     parser.add_argument(
         "--timing_cache",
@@ -80,10 +85,11 @@ def main(options: argparse.Namespace) -> int:
         options.max_batch_size,
         options.max_seq_len,
         DTYPES[options.dtype],
-        options.causal,
+        causal=options.causal,
         **{name: getattr(options, name) for name in FEATURES},
     )
     timing_cache = options.timing_cache or options.output_dir / TIMING_CACHE_FILE
+    check_writable(options.output_dir / ENGINE_FILE, timing_cache)
     begin = time.perf_counter()
     built = build_engine(
         config, timing_cache=read_timing_cache(timing_cache), profiling_verbosity=options.profiling_verbosity

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 
 from pyfmha.errors import PyfmhaError
+from pyfmha.trt.llm import DTYPES  # on these command lines, too, types have TensorRT-LLM's names
 
-DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-"""On these command lines as TensorRT-LLM's examples name them; pyfmha's own names beside."""
+__all__ = ["DTYPES", "LOG_LEVELS", "add_log_level", "positive", "run_program"]
 
 LOG_LEVELS = {
     "internal_error": logging.CRITICAL,

@@ -2,8 +2,9 @@
 
     python examples/trtllm_build.py --num_heads 32 --head_size 64 --max_batch_size 8 --max_seq_len 512 --dtype float16
 
-Needs TensorRT-LLM up to 1.3.0rc20, which has that API, and the library with the kernels (pyfmha build). Exit code 0:
-written; 2: an error, said on stderr.
+Needs TensorRT-LLM 0.10 to 1.3.0rc20, which have that API, and the library with the kernels. That is built in an
+environment of its own (pyfmha build), as those releases pin a Triton that is too old for it, and runs in this one.
+Exit code 0: written; 2: an error, said on stderr.
 """
 
 import argparse
@@ -13,10 +14,8 @@ from pathlib import Path
 from common import DTYPES, add_log_level, positive, run_program
 
 from pyfmha.trt.engine import VERBOSITIES
-from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.messages import failure_of
-from pyfmha.trt.saved import write_whole
-from pyfmha.trtllm import graph_api
+from pyfmha.trt.graph_api import graph_api, told
+from pyfmha.trt.saved import check_writable, write_whole
 
 
 def engine_name(head_size: int, dtype: str) -> str:
@@ -43,37 +42,39 @@ def parse() -> argparse.ArgumentParser:
 def main(options: argparse.Namespace) -> int:
     """Build and save."""
     graph_api()  # before anything else of TensorRT-LLM: it says best what is missing
-    from tensorrt_llm.builder import Builder
-    from tensorrt_llm.network import net_guard
+    with told("the builder cannot be imported"):
+        from tensorrt_llm.builder import Builder
+        from tensorrt_llm.network import net_guard
 
     from pyfmha.trtllm import FmhaLayer
 
     cache = options.timing_cache or options.output_dir / "model.cache"
-    layer = FmhaLayer(
-        options.num_heads, options.head_size, 1 / math.sqrt(options.head_size), options.dtype, options.causal
-    )
-    builder = Builder()
-    config = builder.create_builder_config(
-        name="pyfmha",
-        precision=options.dtype,
-        timing_cache=str(cache),
-        profiling_verbosity=options.profiling_verbosity,
-        num_heads=options.num_heads,
-        head_size=options.head_size,
-        causal=options.causal,
-    )
-    network = builder.create_network()
-    network.plugin_config.to_legacy_setting()
-    with net_guard(network):
-        layer(*layer.prepare_inputs(options.max_batch_size, options.max_seq_len))
-    with collect_failures() as failures:
-        plan = builder.build_engine(network, config)
-        if plan is None:
-            raise failure_of("the engine was not built", failures, [])
     path = options.output_dir / engine_name(options.head_size, options.dtype)
+    check_writable(path, cache)
+    layer = FmhaLayer(
+        options.num_heads, options.head_size, 1 / math.sqrt(options.head_size), options.dtype, causal=options.causal
+    )
+    with told("the engine was not built"):
+        builder = Builder()
+        config = builder.create_builder_config(
+            name="pyfmha",
+            precision=options.dtype,
+            timing_cache=str(cache),
+            profiling_verbosity=options.profiling_verbosity,
+            num_heads=options.num_heads,
+            head_size=options.head_size,
+            causal=options.causal,
+        )
+        network = builder.create_network()
+        network.plugin_config.to_legacy_setting()
+        with net_guard(network):
+            layer(*layer.prepare_inputs(options.max_batch_size, options.max_seq_len))
+        plan = builder.build_engine(network, config)
     write_whole(path, bytes(plan))
-    builder.save_config(config, str(options.output_dir / "config.json"))
-    builder.save_timing_cache(config, str(cache))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with told(f"{path} is written, its configuration and timing cache are not"):
+        builder.save_config(config, str(options.output_dir / "config.json"))
+        builder.save_timing_cache(config, str(cache))
     print(f"{path}: {path.stat().st_size} bytes")
     return 0
 

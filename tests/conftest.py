@@ -3,6 +3,10 @@
 import ctypes
 import os
 
+# Before numpy is there. Matrices are small here, and the tests' processes as many as there are processors; and sums are
+# then the same on any number of those.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Before anything imports Triton: in this process kernels run under its interpreter. Compiling is not affected: it
 # happens in worker processes whose environment is cleared of Triton's variables.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -16,6 +20,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import KERNELS, CLibrary
 from hypothesis import settings
+from shared import Shared
 
 from pyfmha.aot import Compiler, compile_kernel, link, make_spec
 from pyfmha.spec.arch import parse_archs
@@ -50,9 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> FakeCuda:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """What all processes of the run make once."""
+    return Shared.of(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def fake_driver(shared: Shared) -> FakeCuda:
     """The fake driver, compiled; tests take ``fake_cuda``, which is reset for each."""
-    return FakeCuda(fake.build(tmp_path_factory.mktemp("fake_cuda") / "libcuda.so.1"))
+    return FakeCuda(shared.once("fake_cuda", lambda folder: fake.build(folder / "libcuda.so.1")))
 
 
 @pytest.fixture
@@ -113,22 +124,30 @@ SMALL_ARCHS = ("sm_80", "sm_90")
 
 
 @pytest.fixture(scope="session")
-def small_library_headers(compiler: Compiler, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The headers of every variant of the small library; its C sources lie beside them."""
-    folder = tmp_path_factory.mktemp("small_library_c")
-    headers = []
-    for name, file, kernel, signature, grid in SMALL_LIBRARY:
-        spec = make_spec(compiler, KERNELS / file, kernel, signature, grid, name=name)
-        headers += compile_kernel(compiler, spec, parse_archs(SMALL_ARCHS), folder / name)
-    return headers
+def small_library_headers(compiler: Compiler, shared: Shared) -> list[Path]:
+    """The headers of every variant of the small library, in order; its C sources lie beside them."""
+
+    def make(folder: Path) -> Path:
+        headers = []
+        for name, file, kernel, signature, grid in SMALL_LIBRARY:
+            spec = make_spec(compiler, KERNELS / file, kernel, signature, grid, name=name)
+            headers += compile_kernel(compiler, spec, parse_archs(SMALL_ARCHS), folder / name)
+        order = folder / "order.txt"
+        order.write_text("\n".join(map(str, headers)))
+        return order
+
+    return [Path(line) for line in shared.once("small_library_c", make).read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
-def small_library_path(small_library_headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_library_path(small_library_headers: list[Path], shared: Shared) -> Path:
     """The small library; its manifest lies beside it."""
-    output = tmp_path_factory.mktemp("small_library") / "libsmall"
-    link(small_library_headers, output)
-    return output.with_suffix(".so")
+
+    def make(folder: Path) -> Path:
+        link(small_library_headers, folder / "libsmall")
+        return folder / "libsmall.so"
+
+    return shared.once("small_library", make)
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ from gluon_values import (
     of_element,
     tensor,
 )
+from helpers import HANGS
 
 
 class Deadlock(Exception):
@@ -76,7 +77,7 @@ class Machine:
         with self.lock:
             self._choose()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=HANGS)
         if self.failure is not None:
             raise self.failure
         assert not any(thread.is_alive() for thread in threads)

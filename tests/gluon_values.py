@@ -285,6 +285,29 @@ class Barrier:
             self.pending = self.count
 
 
+DEPTH = 16
+"""Elements of a row and a column that one instruction of the tensor cores multiplies and adds."""
+
+
+def product_of(a: Any, b: Any, acc: Any = None) -> Any:
+    """a @ b, plus acc, in float32.
+
+    Where sums may leave float32's range, their order decides what is infinite, of which sign, and what is NaN. That
+    order is then the one of the instructions, not what the BLAS of the host takes.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = float(np.abs(a).max(initial=0)) * float(np.abs(b).max(initial=0))
+        if largest * a.shape[1] < 2.0**126:  # not so where one is NaN
+            product = a @ b
+            return product if acc is None else product + acc
+        total = np.zeros((a.shape[0], b.shape[1]), np.float32) if acc is None else acc
+        for first in range(0, a.shape[1], DEPTH):
+            part = slice(first, first + DEPTH)
+            # Products of 16 bits and a few sums of them are exact enough in float64, and within its range.
+            total = (total + a[:, part].astype(np.float64) @ b[part].astype(np.float64)).astype(np.float32)
+        return total
+
+
 class Product:
     """A wgmma that has been issued."""
 
@@ -296,9 +319,7 @@ class Product:
     def complete(self) -> None:
         a, b, acc, use_acc = self.operands
         left = np.asarray(a.array if isinstance(a, Shared) else a, np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):
-            product = left @ np.asarray(b.array, np.float32)
-            self.value = tensor(product + np.asarray(acc) if use_acc else product, np.float32)
+        self.value = tensor(product_of(left, np.asarray(b.array, np.float32), np.asarray(acc) if use_acc else None))
 
 
 class Copy:

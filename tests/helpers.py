@@ -1,21 +1,30 @@
 """What several test modules share: raw access to a library in C, and processes to run things in."""
 
 import ctypes
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import pytest
+
+import pyfmha
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.manifest import Manifest, parse_manifest
 
 TESTS = Path(__file__).parent
+PACKAGE = str(Path(pyfmha.__file__).parent)
 KERNELS = TESTS / "kernels"
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+
+HANGS = 300.0
+"""Seconds after which what has not ended never will: many times what it takes on a slow host with other work."""
 
 # CUresult values, as cuda.h numbers them.
 SUCCESS = 0
@@ -136,17 +145,40 @@ def published(folder: Path) -> dict[str, bytes]:
     }
 
 
-def fastest_call(call: Callable[[], object], *, enough: float) -> float:
-    """Seconds of this thread's processor time that a call takes, averaged over many calls in a row.
+LONG = pytest.mark.long
 
-    Whatever else the machine does only adds, so the best of some rounds counts; one that is fast enough ends them.
-    """
-    repeats, best = 2000, float("inf")
-    for _ in range(100):
-        start = time.thread_time()
-        for _ in range(repeats):
-            call()
-        best = min(best, (time.thread_time() - start) / repeats)
-        if best < enough:
-            break
-    return best
+
+def some_of(*axes: Iterable[Any]) -> list[Any]:
+    """The product of axes for ``parametrize``. ``make test`` runs every second, so that each value of each axis still
+    occurs; ``make test-all`` runs all. An element of an axis that is a tuple gives several arguments."""
+    cases = []
+    for chosen in itertools.product(*map(enumerate, axes)):
+        values = [value for _, element in chosen for value in (element if isinstance(element, tuple) else (element,))]
+        cases.append(pytest.param(*values, marks=LONG if sum(index for index, _ in chosen) % 2 else ()))
+    return cases
+
+
+def few_of(cases: Iterable[Any], kept: Callable[[Any], bool]) -> list[Any]:
+    """Cases for ``parametrize``, tuples for several arguments. ``make test`` runs those kept, ``make test-all`` all."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if kept(case) else LONG)
+        for case in cases
+    ]
+
+
+def entered(call: Callable[[], object]) -> list[str]:
+    """The functions of pyfmha in Python that run in a call, in order, those included that it writes itself."""
+    found: list[str] = []
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and (file.startswith(PACKAGE) or file == "<enqueue>"):
+            found.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return found

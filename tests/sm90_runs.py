@@ -153,12 +153,17 @@ def run(
     return out, lse_memory.reshape(batch, heads, q_len), wanted, wanted_lse
 
 
-def check(dtype: str = "fp16", **problem: Any) -> None:
+def check(dtype: str = "fp16", limit: float = 1.0, **problem: Any) -> None:
+    """Run, and hold it against float64; `limit` is a factor of the errors that pass."""
     out, lse, wanted, wanted_lse = run(dtype=dtype, **problem)
-    assert np.isfinite(out).all()
     assert (out[np.isneginf(wanted_lse)] == 0).all()
-    assert relative_error(out, wanted) < TOLERANCE[dtype]
-    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-4, atol=1e-4)
+    check_values(out, lse, wanted, wanted_lse, dtype, limit)
+
+
+def check_values(out: Any, lse: Any, wanted: Any, wanted_lse: Any, dtype: str, limit: float) -> None:
+    assert np.isfinite(out).all()
+    assert relative_error(out, wanted) < limit * TOLERANCE[dtype]
+    np.testing.assert_allclose(lse, wanted_lse, rtol=limit * 1e-4, atol=limit * 1e-4)
 
 
 ORDERS = ("SINGLES", "PAIRS_OF_A_HEAD", "PAIRS_OF_TWO_HEADS")
@@ -245,15 +250,20 @@ def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
 _PASSED: dict[tuple[int, int], tuple[Callable[..., None], dict[str, Any]]] = {}
 
 
+# Factors of the errors that pass: most of that may be there without a fault, of which nearly all is what rounding Out
+# to 16 bits leaves, on any host. A fault must show by far more, so that rounding elsewhere decides nothing.
+SOUND, FAULTY = 0.75, 10.0
+
+
 def is_noticed(check: Callable[..., None], kernel: Path, problem: dict[str, Any]) -> bool:
-    """Whether some interleaving of 40 shows a fault of a kernel: a check of the problem fails, or hangs, which it does
-    not do without the fault."""
+    """Whether some interleaving of 40 shows a fault of a kernel by far: a check of the problem fails, or hangs, which
+    it is far from without the fault."""
     if (id(check), id(problem)) not in _PASSED:
-        check(**problem)
+        check(limit=SOUND, **problem)
         _PASSED[id(check), id(problem)] = check, problem
     for seed in range(40):
         try:
-            check(source=kernel, seed=seed, **problem)
+            check(source=kernel, seed=seed, limit=FAULTY, **problem)
         except (AssertionError, Deadlock):
             return True
     return False

@@ -211,6 +211,25 @@ def test_a_missing_library(examples: Examples, tmp_path: Path) -> None:
     assert_error(done, "pyfmha build")
 
 
+def test_a_driver_that_is_too_old(examples: Examples, engine: Path, tmp_path: Path) -> None:
+    """TensorRT gives neither builder nor runtime, and its reason as a warning."""
+    reason = "CUDA initialization failure with error: 35"
+
+    built = examples.build(tmp_path / "new", TRT_DOUBLE_DRIVER="old")
+    done = examples.run("run.py", *run_sizes(1, 8, engine), TRT_DOUBLE_DRIVER="old")
+
+    assert_error(built, "gives no Builder here", reason, "driver")
+    assert_error(done, "gives no Runtime here", reason, "driver")
+    assert not (tmp_path / "new").exists()
+
+
+def test_where_the_timing_cache_goes_is_checked_before_the_build(examples: Examples, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+
+    assert_error(examples.build(tmp_path / "new", "--timing_cache", tmp_path / "taken" / "a.cache"), "is no folder")
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_output_folder_that_is_a_file(examples: Examples, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
 
@@ -325,7 +344,7 @@ import sys
 import nbformat
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], 4)
-NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
 nbformat.write(notebook, sys.argv[2])
 """
 

@@ -15,6 +15,7 @@ import pytest
 from fake_cuda import FakeCuda, Launch
 from helpers import KERNELS
 from rich.console import Console
+from shared import Shared
 from trt_double.full import driver as fake_cuda_driver
 from trt_double.full.gpu import Gpu, use
 
@@ -36,7 +37,7 @@ def gpu_module() -> Any:
 
 
 @pytest.fixture(scope="session")
-def verify_library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def verify_library_path(shared: Shared) -> Path:
     """A library with the real variants' hints and conditions, of stand-in kernels."""
     groups = {
         "forward": Forward("fp16", 32).specs(),
@@ -51,7 +52,7 @@ def verify_library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for group, (kernel, found) in enumerate(groups.items())
         for number, spec in enumerate(found)
     ]  # fmt: skip
-    return build(specs, parse_archs(["sm_90"]), tmp_path_factory.mktemp("verify"), jobs=1).library
+    return shared.once("verify", lambda folder: build(specs, parse_archs(["sm_90"]), folder, jobs=1).library)
 
 
 @pytest.fixture

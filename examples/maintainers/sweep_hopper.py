@@ -28,7 +28,7 @@ def main() -> None:
         print(f"{function.name}: algorithm 0 is the portable kernel")
         for number, setting in enumerate(sweep(head_size), start=1):
             print(f"{function.name}: algorithm {number} is {setting}")
-    built = build(specs, parse_archs([ARCH]), options.out, progress=lambda *step: print(*step))
+    built = build(specs, parse_archs([ARCH]), options.out, progress=lambda *step: print(*step), fresh=True)
     print(built.library)
 
 

@@ -1,38 +1,31 @@
 """From specs to files: one kernel (``pyfmha compile``) or a whole library (``pyfmha build``)."""
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.cache import Cache
-from pyfmha.aot.cubin import Compiler, Cubin, toolchain
+from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.aot.emit_c import TEMPLATES
-from pyfmha.aot.handover import check_stem, read_handover, write_handover
+from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
+from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
 from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
+from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
-from pyfmha.errors import ManifestError, SharedMemoryError, SpecError
-from pyfmha.spec.arch import Arch
+from pyfmha.aot.toolchain import toolchain
+from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SharedMemoryError, SpecError
+from pyfmha.spec.advice import LIBRARY_NAME, LIBRARY_STEM, MANIFEST_NAME
+from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Manifest, read_manifest
-
-LIBRARY_STEM = "libpyfmha"
-LIBRARY_NAME = f"{LIBRARY_STEM}.so"
-MANIFEST_NAME = "manifest.json"
-_STAMP_NAME = "build.json"
-_DECIDING = (
-    "abi",
-    "arch",
-    "c_names",
-    "conditions",
-    "descriptors",
-    "grid",
-    "manifest",
-    "spec",
-)  # modules beyond this package that decide what is built
+from pyfmha.spec.record import spec_to_data
 
 Progress = Callable[[int, int, str], None]
 """Called with work done, work in all, and the name of what was just done."""
@@ -57,7 +50,8 @@ def compile_kernel(
         compiler: running compiler processes.
         spec: what to compile.
         archs: for which architectures, at least one.
-        output: path of the results without ending; each variant's name is appended to it.
+        output: path of the results without ending; each variant's name is appended to it. A folder that exists gets
+            results that are called as the function.
         generic: whether to add the variant without hints, which serves the values that the hinted one cannot.
         progress: called after each piece.
 
@@ -66,8 +60,12 @@ def compile_kernel(
 
     Raises:
         KernelSourceError, CompileError, SharedMemoryError: it cannot be compiled.
+        SpecError: it is for none of the architectures, or there are earlier results of this variant for others, which
+            do not go with it. Those that do, because source, spec and Triton are the same, stay in the new results.
         OutputError: the results cannot be written. Whatever fails, earlier results stay as they were.
     """
+    if output.is_dir():
+        output = output / spec.name
     check_stem(output)
     served = [arch for arch in archs if spec.is_for(arch.name)]
     if not served:
@@ -79,8 +77,13 @@ def compile_kernel(
     with staging(output.parent) as stage:
         names = []
         for index, one in enumerate(specs):
+            stem = f"{output.name}.{one.variant}"
             images = cubins[index * len(served) : (index + 1) * len(served)]
-            names += write_handover(stage, f"{output.name}.{one.variant}", one, images, triton)
+            earlier = earlier_cubins(
+                output.parent / f"{stem}.json", _handover(one, images, output.parent / stem, triton)
+            )
+            images = sorted([*images, *earlier], key=lambda cubin: ARCHS[cubin.arch]) if earlier else images
+            names += write_handover(stage, stem, one, images, triton)
         stage.publish(*dict.fromkeys(names))
     return [output.parent / f"{output.name}.{one.variant}.h" for one in specs]
 
@@ -103,6 +106,8 @@ def compile_configs(
         SharedMemoryError: all of them do.
         PyfmhaError: as :func:`compile_kernel`.
     """
+    if output.is_dir():
+        output = output / specs[0].name
     check_stem(output)
     headers: list[Path] = []
     failure: SharedMemoryError | None = None
@@ -118,6 +123,11 @@ def compile_configs(
     if failure is not None and not headers:
         raise failure
     return headers
+
+
+def _handover(spec: KernelSpec, cubins: Sequence[Cubin], stem: Path, triton: str) -> Handover:
+    variant = describe_variant(spec, cubins)
+    return Handover(spec, variant, stem, triton, cubins[0].source_digest(), tuple(cubins))
 
 
 def _compile_all(
@@ -145,12 +155,20 @@ class BuildResult:
         manifest: what it holds.
         compiled: how many pieces of machine code were compiled; the rest came from the cache.
         up_to_date: nothing had changed, and nothing was done.
+        pieces: how many pieces of machine code the library holds.
+        kept: functions that the folder held, and nobody asked for.
+        replaced: variants that the folder held, in whose place those asked for came.
+        dropped: what the folder held and a fresh start left out: functions, or ``"X for sm_80"``.
     """
 
     library: Path
     manifest: Manifest
     compiled: int
     up_to_date: bool
+    pieces: int
+    kept: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 def build(
@@ -160,90 +178,133 @@ def build(
     *,
     jobs: int | None = None,
     progress: Progress = _silent,
+    fresh: bool = False,
 ) -> BuildResult:
     """Build a library of many specs: ``libpyfmha.so`` and ``manifest.json``, with the C sources in ``c/``.
+
+    What an earlier build left in the folder stays in the library, see :func:`pyfmha.aot.plan.plan`; its machine code is
+    compiled again where the kernel file, Triton or pyfmha has changed since. The order of builds does not matter.
 
     Hints are a spec's own business here: pass the generic variants too, so that the dispatch is total.
 
     Args:
-        specs: what to compile, in the order in which their algorithms are to be numbered.
+        specs: what to compile, of each function in the order in which its algorithms are to be numbered.
         archs: for which architectures; specs for none of them are left out.
         folder: where to; made if need be.
         jobs: compiler processes, by default one a CPU.
         progress: called after each piece of machine code that had to be compiled.
+        fresh: drop what the folder holds and is not asked for.
 
     Returns:
         What was done.
 
     Raises:
+        ManifestError: of something that the folder holds it is not known what it was built from.
         PyfmhaError: as :func:`compile_kernel` and :func:`pyfmha.aot.link`; earlier output stays as it was.
     """
     if not specs or not archs:
         raise SpecError("nothing to build: give at least one spec and one architecture")
-    specs = [spec for spec in _distinct(specs) if any(spec.is_for(arch.name) for arch in archs)]
-    if not specs:
-        raise SpecError(f"no spec is for {', '.join(arch.name for arch in archs)}; build for another architecture")
-    tools = toolchain()
-    cache = Cache.open(folder / "cache", tools)
-    wanted = [(spec, arch) for spec in specs for arch in archs if spec.is_for(arch.name)]
-    stamp = _stamp(cache, wanted)
-    found = {(spec.variant, arch.name): cache.get(spec, arch) for spec, arch in wanted}
-    missing = [(spec, arch) for spec, arch in wanted if found[spec.variant, arch.name] is None]
-    current = None if missing else _current(folder, stamp)
-    if current is not None:
-        return BuildResult(folder / LIBRARY_NAME, current, 0, True)
-    if missing:
-        with Compiler(jobs) as compiler:
-            made = _compile_all(compiler, missing, progress, cache)
-        found |= {(spec.variant, arch.name): cubin for (spec, arch), cubin in zip(missing, made, strict=True)}
-    cubins = [[c for arch in archs if (c := found.get((spec.variant, arch.name))) is not None] for spec in specs]
-    manifest = _write(folder, specs, cubins, tools["triton"], stamp)
-    return BuildResult(folder / LIBRARY_NAME, manifest, len(missing), False)
+    asked = _distinct(specs)
+    cache = Cache.open(folder / "cache", toolchain())
+    compiled = 0
+    while True:
+        held = read_held(folder)
+        planned = plan(held, asked, archs, folder, fresh=fresh)
+        stamp = _stamp(cache, planned)
+        found = {(spec.variant, arch.name): cache.get(spec, arch) for spec, archs in planned.pieces for arch in archs}
+        complete = None not in found.values()
+        manifest = _current(folder, held, stamp) if complete else None
+        up_to_date = manifest is not None
+        if not complete:
+            compiled += _compile_missing(cache, planned, found, folder, jobs, progress)
+        if manifest is None:
+            manifest = _write(folder, held, planned, found, cache.toolchain["triton"], stamp)
+        if manifest is not None:
+            pieces = (len(found), planned.kept, planned.replaced, planned.dropped)
+            return BuildResult(folder / LIBRARY_NAME, manifest, compiled, up_to_date, *pieces)
+
+
+Found = dict[tuple[str, str], Cubin | None]
+"""Machine code by variant and architecture; None where it is yet to be compiled."""
+
+
+def _compile_missing(
+    cache: Cache, planned: Plan, found: Found, folder: Path, jobs: int | None, progress: Progress
+) -> int:
+    """Compile what the cache has not: first what is asked for, then what is kept; returns how much that was."""
+    missing = [(spec, arch) for spec, archs in planned.pieces for arch in archs if not found[spec.variant, arch.name]]
+    asked = [(spec, arch) for spec, arch in missing if spec.variant in planned.asked]
+    kept = [(spec, arch) for spec, arch in missing if spec.variant not in planned.asked]
+    with Compiler(jobs) as compiler:
+
+        def compile_some(some: list[tuple[KernelSpec, Arch]], before: int) -> None:
+            made = _compile_all(compiler, some, lambda n, _, name: progress(before + n, len(missing), name), cache)
+            found.update({(spec.variant, arch.name): cubin for (spec, arch), cubin in zip(some, made, strict=True)})
+
+        compile_some(asked, 0)
+        try:
+            compile_some(kept, len(asked))
+        except (CompileError, KernelSourceError, SpecError) as error:
+            names = ", ".join(dict.fromkeys(spec.name for spec, _ in kept))
+            raise type(error)(
+                f"{error}\n{folder} holds that beside what was asked for ({names}), and it must be compiled again"
+                " because its kernel file, Triton or pyfmha has changed. Mend it, or build it with its present spec; to"
+                f" drop what {folder} holds: pyfmha build --fresh -o {folder}"
+            ) from error
+    return len(missing)
 
 
 def _distinct(specs: Sequence[KernelSpec]) -> list[KernelSpec]:
     by_variant: dict[str, KernelSpec] = {}
     for spec in specs:
         other = by_variant.setdefault(spec.variant, spec)
-        if other.source.resolve() != spec.source.resolve():
+        if os.path.realpath(other.source) != os.path.realpath(spec.source):
             raise SpecError(f"{other.source} and {spec.source} both give {spec.variant}; give one another name")
     return list(by_variant.values())
 
 
-def _write(
-    folder: Path, specs: Sequence[KernelSpec], cubins: Sequence[Sequence[Cubin]], triton: str, stamp: str
-) -> Manifest:
-    with staging(folder) as stage:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among builds that write to a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: two builds at once are then the user's to avoid
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(folder: Path, held: Held, planned: Plan, found: Found, triton: str, stamp: str) -> Manifest | None:
+    """Write the library; None where another build changed the folder meanwhile, so that the plan is out of date."""
+    with staging(folder) as stage, _locked(folder):
+        if read_held(folder) != held:
+            return None
         names: list[str] = []
-        for spec, images in zip(specs, cubins, strict=True):
-            names += write_handover(stage, f"c/{spec.variant}", spec, images, triton)
-        variants = [read_handover(stage.path / f"c/{spec.variant}.h") for spec in specs]
+        for spec, archs in planned.pieces:
+            cubins = [cubin for arch in archs if (cubin := found[spec.variant, arch.name]) is not None]
+            names += write_handover(stage, f"{SOURCES}/{spec.variant}", spec, cubins, triton)
+        variants = [read_handover(stage.path / f"{SOURCES}/{spec.variant}.h") for spec, _ in planned.pieces]
         made, manifest = prepare_library(stage, variants, LIBRARY_STEM, library=True)
         stage.write(MANIFEST_NAME, manifest.to_json())
-        library = hashlib.sha256((stage.path / LIBRARY_NAME).read_bytes()).hexdigest()
-        stage.write(_STAMP_NAME, json.dumps({"stamp": stamp, "library": library}) + "\n")
         sources = [name for name in made if name.endswith((".c", ".h"))]
         for name in sources:
-            (stage.path / name).replace(stage.path / "c" / name)
-        stage.publish(
-            *dict.fromkeys([*names, *(f"c/{name}" for name in sources), LIBRARY_NAME, MANIFEST_NAME, _STAMP_NAME])
-        )
-        _drop_stale(folder / "c", {Path(name).name for name in names} | set(sources))
+            (stage.path / name).replace(stage.path / SOURCES / name)
+        names = [*dict.fromkeys([*names, *(f"{SOURCES}/{name}" for name in sources), LIBRARY_NAME, MANIFEST_NAME])]
+        pieces = [(spec, [arch.name for arch in archs]) for spec, archs in planned.pieces]
+        stage.write(RECORD_NAME, to_record(folder, stage.path, names, pieces, stamp))
+        stage.publish(*names, RECORD_NAME)
+        for name in held.files.keys() - set(names):  # the sources of variants that are no more
+            (folder / SOURCES / Path(name).name).unlink(missing_ok=True)
     return manifest
 
 
-def _drop_stale(folder: Path, keep: set[str]) -> None:
-    """Remove the sources of variants that this build no longer has."""
-    for file in folder.iterdir():
-        if file.name not in keep and file.suffix in (".c", ".h", ".json"):
-            file.unlink()
-
-
-def _stamp(cache: Cache, wanted: Sequence[tuple[KernelSpec, Arch]]) -> str:
+def _stamp(cache: Cache, planned: Plan) -> str:
     """Digest of everything that decides a build's output."""
     digest = hashlib.sha256(json.dumps([pyfmha.__version__, *find_compiler(), *CFLAGS, *LDFLAGS]).encode())
-    for spec, arch in wanted:
-        digest.update(f"{spec.name} {cache.key(spec, arch)}\n".encode())
+    for spec, archs in planned.pieces:
+        described = [spec_to_data(spec), [cache.key(spec, arch) for arch in archs]]
+        digest.update(json.dumps(described).encode())
     for file in sorted(TEMPLATES.iterdir()):
         digest.update(file.read_bytes())
     package = Path(pyfmha.__file__).parent
@@ -252,15 +313,11 @@ def _stamp(cache: Cache, wanted: Sequence[tuple[KernelSpec, Arch]]) -> str:
     return digest.hexdigest()
 
 
-def _current(folder: Path, stamp: str) -> Manifest | None:
+def _current(folder: Path, held: Held, stamp: str) -> Manifest | None:
     """The manifest of what is there, if that is just what this build would make."""
+    if held.stamp != stamp or not held.is_whole(folder):
+        return None
     try:
-        record = json.loads((folder / _STAMP_NAME).read_text())
-        library = hashlib.sha256((folder / LIBRARY_NAME).read_bytes()).hexdigest()
-        if record["stamp"] != stamp or record["library"] != library:
-            return None
-        manifest = read_manifest(folder / MANIFEST_NAME)
-        complete = all((folder / "c" / f"{variant.name}.c").is_file() for _, _, variant in manifest.variants())
-        return manifest if complete else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ManifestError):
+        return read_manifest(folder / MANIFEST_NAME)
+    except ManifestError:
         return None

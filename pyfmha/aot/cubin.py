@@ -1,10 +1,11 @@
 """Machine code: compile specs with Triton, in processes of their own and on any machine, with or without a GPU."""
 
 import base64
+import errno
 import hashlib
 import json
 import os
-import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
-from pyfmha.errors import CompileError, KernelSourceError, ToolchainError
+from pyfmha.aot.reasons import no_temporary_file
+from pyfmha.errors import CompileError, KernelSourceError, OutputError, ToolchainError
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.constants import Constant, from_data, to_data
 from pyfmha.spec.kernel import KernelSpec
@@ -38,6 +40,7 @@ class Cubin:
             them, and ``box``, outermost first.
         source: SHA-256 of the kernel's file.
         dependencies: the user's files that it imported, relative to its folder, with their SHA-256.
+        debug: whether device asserts are in the code.
     """
 
     arch: str
@@ -54,6 +57,7 @@ class Cubin:
     ptxas: str
     source: str
     dependencies: dict[str, str]
+    debug: bool
 
     def source_digest(self) -> str:
         """Digest of everything the kernel was made of."""
@@ -84,6 +88,7 @@ class Parameters:
         functions: the other functions of its file that can be constants.
         configs: of its autotuner: what each sets, as Python would print it.
         heuristics: names that heuristics give values to.
+        debug: whether its decorator says debug.
     """
 
     names: tuple[str, ...]
@@ -92,6 +97,7 @@ class Parameters:
     functions: tuple[str, ...] = ()
     configs: tuple[dict[str, str], ...] = ()
     heuristics: tuple[str, ...] = ()
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,35 +117,8 @@ class Settled:
     notes: tuple[str, ...]
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of what decides the machine code: Triton and its assemblers. Does not import Triton.
-
-    Raises:
-        ToolchainError: Triton is not installed, or its assembler does not run.
-    """
-    spec = util.find_spec("triton")
-    if spec is None or not spec.submodule_search_locations:
-        raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
-    tools = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
-    versions = {"triton": _triton_version(Path(spec.submodule_search_locations[0]))}
-    for tool in sorted(tools.glob("ptxas*")):
-        try:
-            versions[tool.name] = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise ToolchainError(f"Triton's assembler {tool} does not run: {error}") from None
-    return versions
-
-
 # Not `-m`: that would look for every module in the current folder first, whatever lies there.
 _START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.aot.worker import main; main()"
-
-
-def _triton_version(package: Path) -> str:
-    try:
-        return metadata.version("triton")
-    except metadata.PackageNotFoundError:  # a build of another name
-        found = re.search(r"""__version__ = ["']([^"']+)""", (package / "__init__.py").read_text(encoding="utf-8"))
-        return found.group(1) if found else "unknown"
 
 
 class _Worker:
@@ -226,7 +205,10 @@ class Compiler:
     def __enter__(self) -> "Compiler":
         if util.find_spec("triton") is None:
             raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
-        self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
+        try:
+            self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
+        except OSError as error:
+            raise OutputError(no_temporary_file(error.strerror or str(error))) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -270,6 +252,7 @@ class Compiler:
             tuple(found["functions"]),
             tuple(found["configs"]),
             tuple(found["heuristics"]),
+            found["debug"],
         )
 
     def settle(self, source: Path, kernel: str, arch: Arch, config: int | None, given: Mapping[str, Any]) -> Settled:
@@ -315,6 +298,8 @@ class Compiler:
             "num_stages": spec.num_stages,
             "num_ctas": spec.num_ctas,
             "maxnreg": spec.maxnreg,
+            "debug": spec.debug,
+            "enable_fp_fusion": spec.enable_fp_fusion,
             "dependent": spec.is_dependent_on(arch.name),
             "capability": arch.capability,
         }
@@ -372,10 +357,27 @@ def check_source(path: Path) -> Path:
     """The absolute path of a kernel file.
 
     Raises:
-        KernelSourceError: there is no such file.
+        KernelSourceError: there is no such file, or it is something else; the message says what.
     """
-    if not path.is_file():
-        raise KernelSourceError(
-            f"kernel file {path} does not exist; give the Python file that holds the @triton.jit function"
-        )
+    wrong = ""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            wrong = "is a folder" if stat.S_ISDIR(mode) else "is a device, a pipe or a socket, not a file"
+    except (OSError, ValueError) as error:
+        wrong = _why_not_there(path, error)
+    if wrong:
+        raise KernelSourceError(f"kernel file {path} {wrong}; give the Python file that holds the @triton.jit function")
     return path.resolve()
+
+
+def _why_not_there(path: Path, error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return f"cannot be a path ({error})"
+    if error.errno == errno.ELOOP:
+        return "is a link that leads back to itself"
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        return f"cannot be read ({error.strerror})"
+    with suppress(OSError):
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    return "does not exist"

@@ -21,6 +21,7 @@ from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.spec.manifest import Image
 
 TEMPLATES = Path(__file__).parent / "templates"
+_SERVED = "{0, true} /* the capabilities that pyfmha compiles for */"
 
 
 @cache
@@ -140,6 +141,7 @@ class _VariantView:
             f" {spec.num_stages} stages; {'; '.join([f'hints: {hints}', *extra])}."
         )
         self.checks = [check for check in map(_check, spec.arguments) if check is not None] + _required(spec)
+        self.needed = list(_needed(spec))
         self.tensors = spec.tensors
         self.words = [word for tensor in spec.tensors for word in _words(spec, tensor)]
         by_name = {argument.name: argument for argument in spec.arguments}
@@ -152,6 +154,15 @@ class _VariantView:
             *_tensor_params(spec.tensors),
             *(f"&{a.c_name}_bits" if ctype(a.type).narrow else f"&{_member(a)}" for a in passed),
         ]
+
+
+def _needed(spec: KernelSpec) -> Iterator[dict[str, str]]:
+    """Of each pointer that a launch needs: its name, and the C condition that it is null and may not be."""
+    spelled = {argument.name: _member(argument) for argument in spec.arguments}
+    for argument, allowed in spec.needed_pointers():
+        null = f"{_member(argument)} == 0"
+        condition = f"{null} && !({allowed.to_c(spelled, dict(spec.prototype))})" if allowed else null
+        yield {"name": argument.name, "condition": condition}
 
 
 def _spell(spec: KernelSpec) -> Callable[[str], str]:
@@ -296,8 +307,9 @@ class _LibraryFunctionView(_FunctionView):
 
 def runtime_files(*endings: str) -> dict[str, str]:
     """The C files that are the same in every library: those of the endings ``"h"`` and ``"c"`` asked for."""
-    names = [f"pyfmha_runtime.{ending}" for ending in endings]
-    return {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in names}
+    served = ", ".join(f"{{{arch.capability}, {str(arch.exact).lower()}}}" for arch in ARCHS.values())
+    texts = {f"pyfmha_runtime.{ending}": TEMPLATES / f"pyfmha_runtime.{ending}" for ending in endings}
+    return {name: file.read_text(encoding="utf-8").replace(_SERVED, served) for name, file in texts.items()}
 
 
 def emit_manifest(text: str) -> str:

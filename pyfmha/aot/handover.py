@@ -8,19 +8,18 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pyfmha.aot.cubin import Cubin
 from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
 from pyfmha.errors import ManifestError, SpecError
 from pyfmha.spec.arch import ARCHS
-from pyfmha.spec.constants import Constant, from_data, to_data
-from pyfmha.spec.descriptors import Descriptor
-from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
+from pyfmha.spec.constants import to_data
+from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
+from pyfmha.spec.record import spec_from_data, spec_to_data
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Handover:
         stem: the path of its files without ending.
         triton: the version that compiled it.
         source_digest: of the kernel's file and those it imports, as they were when it was compiled.
+        cubins: its machine code, one an architecture.
     """
 
     spec: KernelSpec
@@ -40,6 +40,7 @@ class Handover:
     stem: Path
     triton: str
     source_digest: str
+    cubins: tuple[Cubin, ...] = ()
 
     @property
     def c_file(self) -> Path:
@@ -73,6 +74,8 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         maxnreg=spec.maxnreg,
+        debug=cubin.debug,
+        enable_fp_fusion=spec.enable_fp_fusion,
         dependent=spec.is_dependent_on(cubin.arch),
         cluster=spec.cluster,
         num_ctas=spec.num_ctas,
@@ -81,8 +84,12 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
         grid=tuple(expression.text for expression in spec.grid_expressions),
         shared_limit=ARCHS[cubin.arch].shared_limit,
         size=len(cubin.code),
-        sha256=hashlib.sha256(cubin.code).hexdigest(),
+        sha256=_digest(cubin.code),
     )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence[Cubin], triton: str) -> list[str]:
@@ -107,29 +114,10 @@ def write_handover(stage: Staging, stem: str, spec: KernelSpec, cubins: Sequence
         "schema": SCHEMA,
         "triton": triton,
         "source_digest": digests.pop(),
-        "spec": {
-            "source": spec.source.name,
-            "kernel": spec.kernel,
-            "name": spec.name,
-            "arguments": [[a.name, a.type, a.hint] for a in spec.arguments],
-            "constants": _constants(spec.constants),
-            "grid": spec.grid,
-            "num_warps": spec.num_warps,
-            "num_stages": spec.num_stages,
-            "algorithm_name": spec.algorithm_name,
-            "tunings": [{**vars(tuning), "constants": _constants(tuning.constants)} for tuning in spec.tunings],
-            "requires": spec.requires,
-            "archs": spec.archs,
-            "maxnreg": spec.maxnreg,
-            "descriptors": [vars(descriptor) for descriptor in spec.descriptors],
-            "programmatic_dependent_launch": spec.programmatic_dependent_launch,
-            "cluster": spec.cluster,
-            "num_ctas": spec.num_ctas,
-            "tuples": spec.tuples,
-            "workspace": spec.workspace,
-        },
+        "spec": spec_to_data(spec),
         "variant": asdict(describe_variant(spec, cubins)),
-        "sha256": {Path(file).name: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
+        "cubins": [cubin.to_record() for cubin in cubins],
+        "sha256": {Path(file).name: _digest(text.encode()) for file, text in files.items()},
     }
     for file, text in files.items():
         stage.write(file, text)
@@ -145,7 +133,7 @@ def read_handover(header: Path) -> Handover:
     """
     stem = header.with_suffix("") if header.suffix in (".h", ".c", ".json") else header
     record_path = stem.with_name(stem.name + ".json")
-    again = "compile it again: pyfmha compile"
+    again = "compile it again with pyfmha compile"
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -157,10 +145,12 @@ def read_handover(header: Path) -> Handover:
         found = record.get("schema") if isinstance(record, dict) else None
         raise ManifestError(f"{record_path} has schema version {found!r}, this pyfmha reads {SCHEMA}; {again}")
     try:
-        spec, variant = _spec(record["spec"]), variant_from_data(record["variant"])
-        handover = Handover(
-            spec, variant, stem, text_from_data(record["triton"]), text_from_data(record["source_digest"])
-        )
+        spec, variant = spec_from_data(record["spec"]), variant_from_data(record["variant"])
+        cubins = tuple(map(Cubin.from_record, record["cubins"]))
+        if [(c.arch, _digest(c.code)) for c in cubins] != [(i.arch, i.sha256) for i in variant.images]:
+            raise ValueError("its machine code is not the variant's")
+        versions = text_from_data(record["triton"]), text_from_data(record["source_digest"])
+        handover = Handover(spec, variant, stem, *versions, cubins)
         digests = dict(record["sha256"].items())
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{record_path} is damaged ({type(error).__name__}: {error}); {again}") from None
@@ -169,9 +159,78 @@ def read_handover(header: Path) -> Handover:
             content = (stem.parent / name).read_bytes()
         except OSError as error:
             raise ManifestError(f"{stem.parent / name} cannot be read ({error}); {again}") from None
-        if hashlib.sha256(content).hexdigest() != digest:
+        if _digest(content) != digest:
             raise ManifestError(f"{stem.parent / name} is not the file that {record_path.name} describes; {again}")
     return handover
+
+
+def disagreement(one: Handover, other: Handover) -> str:
+    """Why two runs of the compiler did not make images of one variant, in words; "" where they did."""
+    if spec_to_data(one.spec) != spec_to_data(other.spec):
+        return "their specs differ"
+    if one.source_digest != other.source_digest:
+        return f"they were compiled from different versions of {one.spec.source.name} or of a file it imports"
+    if one.triton != other.triton:
+        return f"they were compiled by Triton {one.triton} and {other.triton}"
+    if {(c.symbol, c.scratch) for c in one.cubins} != {(c.symbol, c.scratch) for c in other.cubins}:
+        return "their kernels are called in different ways"
+    code = {cubin.arch: cubin.code for cubin in one.cubins}
+    other_code = {cubin.arch: cubin.code for cubin in other.cubins if cubin.code != code.get(cubin.arch, cubin.code)}
+    return f"their machine code for {', '.join(other_code)} differs" if other_code else ""
+
+
+def unite(handovers: Sequence[Handover]) -> Handover:
+    """One variant with the images of several runs of the compiler: the run that has them all, else a new one, whose C
+    source has yet to be written.
+
+    Raises:
+        SpecError: they do not belong together.
+    """
+    first = handovers[0]
+    for other in handovers[1:]:
+        if reason := disagreement(first, other):
+            raise SpecError(
+                f"{first.header} and {other.header} are two builds of the same variant of {first.spec.name}; name one:"
+                f" {reason}"
+            )
+    by_arch = {cubin.arch: cubin for one in reversed(handovers) for cubin in one.cubins}
+    for one in handovers:
+        if len(one.cubins) == len(by_arch):
+            return one
+    cubins = tuple(sorted(by_arch.values(), key=lambda cubin: ARCHS[cubin.arch]))
+    return replace(first, cubins=cubins, variant=describe_variant(first.spec, cubins))
+
+
+def earlier_cubins(path: Path, made: Handover) -> list[Cubin]:
+    """The code for other architectures that an earlier run left where a variant is to be written.
+
+    Args:
+        path: the description of the earlier run's variant, which need not exist.
+        made: what is to be written there.
+
+    Raises:
+        SpecError: there is such code, and it does not go with what is to be written.
+    """
+    asked = {cubin.arch for cubin in made.cubins}
+    try:
+        images = json.loads(path.read_text(encoding="utf-8"))["variant"]["images"]
+        held = [str(image["arch"]) for image in images if image["arch"] not in asked]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # there is none, or nothing to be saved in it
+    if not held:
+        return []
+    try:
+        earlier = read_handover(path)
+        reason = disagreement(made, earlier)
+    except ManifestError as error:
+        reason = str(error)
+    if reason:
+        targets = " ".join(f"-t {arch}" for arch in sorted({*held, *asked}))
+        raise SpecError(
+            f"{path} holds code for {', '.join(held)}, which does not go with this: {reason}; compile for all at once"
+            f" ({targets}) after deleting it, or give another -o"
+        )
+    return [cubin for cubin in earlier.cubins if cubin.arch not in asked]
 
 
 def is_library(header: Path) -> bool:
@@ -189,36 +248,10 @@ def check_stem(path: Path) -> None:
     Raises:
         SpecError: saying why.
     """
+    if path.is_dir():
+        raise SpecError(f"-o {path} is a folder; give the path of the results in it, without ending: {path}/NAME")
     if path.name in ("", ".", "..", "pyfmha_runtime", "pyfmha_manifest") or re.search(r"""["\\\x00-\x1f]""", path.name):
         raise SpecError(
             f"-o {str(path)!r} is no path for results: it ends in their name, without ending, which is not"
             " pyfmha_runtime or pyfmha_manifest and has no quotes, backslashes or control characters"
         )
-
-
-def _spec(data: dict[str, Any]) -> KernelSpec:
-    fields = dict(data)
-    fields["source"] = Path(str(fields["source"]))
-    fields["arguments"] = tuple(Argument(*argument) for argument in fields["arguments"])
-    fields["constants"] = tuple((name, from_data(value)) for name, value in fields["constants"])
-    fields["tuples"] = _nested(fields.get("tuples", []))
-    fields["tunings"] = tuple(
-        Tuning(**{**tuning, "constants": tuple((name, from_data(value)) for name, value in tuning["constants"])})
-        for tuning in fields["tunings"]
-    )
-    fields["requires"], fields["archs"] = tuple(fields["requires"]), tuple(fields["archs"])
-    fields["descriptors"] = tuple(map(_descriptor, fields["descriptors"]))
-    return KernelSpec(**fields)
-
-
-def _constants(constants: Sequence[tuple[str, Constant]]) -> list[list[Any]]:
-    return [[name, to_data(value)] for name, value in constants]
-
-
-def _nested(data: Any) -> Any:
-    return tuple(map(_nested, data)) if isinstance(data, list) else data
-
-
-def _descriptor(data: dict[str, Any]) -> Descriptor:
-    parts = (tuple(data[name]) for name in ("shape", "strides", "block"))
-    return Descriptor(data["name"], data["base"], *parts)

@@ -6,13 +6,15 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.emit_c import emit_library, emit_manifest
-from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover
+from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover, unite, write_handover
 from pyfmha.aot.staging import Staging, staging
 from pyfmha.errors import SpecError, ToolchainError
+from pyfmha.spec.advice import LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Function, Manifest
@@ -46,25 +48,41 @@ def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Mani
     Args:
         headers: the ``.h`` files that :func:`pyfmha.aot.compile_kernel` wrote, with their ``.c`` and ``.json`` beside
             them. Variants that share a function name become its algorithms, in the order given; in which
-            order those of one algorithm are tried follows from what they are.
+            order those of one algorithm are tried follows from what they are. The same variant compiled for several
+            architectures by several runs counts as one.
         output: path of the results without ending: ``output.c``, ``output.h``, ``output.json`` (the manifest) and
-            ``output.so``, with ``pyfmha_runtime.c`` and ``.h`` beside them.
+            ``output.so``, with ``pyfmha_runtime.c`` and ``.h`` beside them; and the files of each variant that was put
+            together from several runs, ``output.VARIANT.c``, ``.h`` and ``.json``, which stand for theirs.
         library: whether to build ``output.so`` too, which needs a C compiler.
 
     Returns:
         The manifest of the library.
 
     Raises:
-        SpecError: the variants cannot stand in one library; the message says which and why.
+        SpecError: the variants cannot stand in one library, or the output is a folder; the message says which and why.
         ManifestError: a header's companions are missing or damaged.
         ToolchainError: no C compiler, or it failed; the message holds its log.
         OutputError: the results cannot be written.
     """
     check_stem(output)
-    variants = [read_handover(header) for header in dict.fromkeys(headers) if not is_library(header)]
+    if output.name == LIBRARY_STEM and (output.parent / MANIFEST_NAME).exists():
+        raise SpecError(f"{output}.so is the library of {output.parent}/{MANIFEST_NAME}; give another -o")
+    given = [read_handover(header) for header in dict.fromkeys(headers) if not is_library(header)]
+    by_variant: dict[str, list[Handover]] = {}
+    for one in given:
+        by_variant.setdefault(one.variant.name, []).append(one)
     with staging(output.parent) as stage:
+        united: list[str] = []
+        variants = []
+        for runs in by_variant.values():
+            variant = unite(runs)
+            if not any(variant is run for run in runs):  # its C source is none of theirs
+                stem = f"{output.name}.{variant.variant.name}"
+                united += write_handover(stage, stem, variant.spec, variant.cubins, variant.triton)
+                variant = replace(variant, stem=stage.path / stem)
+            variants.append(variant)
         names, manifest = prepare_library(stage, variants, output.name, library=library, in_order=False)
-        stage.publish(*names)
+        stage.publish(*dict.fromkeys([*united, *names]))
     return manifest
 
 
@@ -115,7 +133,7 @@ def group(variants: Sequence[Handover], *, in_order: bool = True) -> dict[str, l
         for other in (v for algorithm in algorithms.values() for v in algorithm):
             _check_same_function(variant, other)
         alike = algorithms.setdefault(spec.algorithm, [])
-        twins = [v for v in alike if _served(v.spec) == _served(spec)]
+        twins = [v for v in alike if served(v.spec) == served(spec)]
         if not twins:
             alike.append(variant)
         elif twins[0].variant != variant.variant:
@@ -125,16 +143,16 @@ def group(variants: Sequence[Handover], *, in_order: bool = True) -> dict[str, l
     _check_exports(list(functions))
     if not in_order:
         for alike in (alike for algorithms in functions.values() for alike in algorithms.values()):
-            alike.sort(key=lambda v: (_rank(v.spec), v.variant.name))
+            alike.sort(key=lambda v: (rank(v.spec), v.variant.name))
     return {name: [_as_tried(alike) for alike in algorithms.values()] for name, algorithms in functions.items()}
 
 
-def _served(spec: KernelSpec) -> object:
+def served(spec: KernelSpec) -> object:
     """What decides which calls a variant serves, and where."""
     return [argument.hint for argument in spec.arguments], set(spec.requires), set(spec.archs), spec.tensors
 
 
-def _rank(spec: KernelSpec) -> tuple[int, ...]:
+def rank(spec: KernelSpec) -> tuple[int, ...]:
     """Where a variant belongs among those of its algorithm: not after one that serves all its calls and others.
 
     Those for some architectures alone come first: in clusters, which are for the few large rows that would leave most
@@ -162,7 +180,7 @@ def _as_tried(variants: Sequence[Handover]) -> list[Handover]:
 
 def _hides(one: KernelSpec, other: KernelSpec) -> bool:
     """Whether a variant serves all calls of another that has the same conditions and more hints."""
-    alike = _served(one.generic()) == _served(other.generic())
+    alike = served(one.generic()) == served(other.generic())
     hints = ((a.hint, b.hint) for a, b in zip(one.arguments, other.arguments, strict=True))
     return alike and all(a in (None, b) or (a, b) == (8, 16) for a, b in hints)
 

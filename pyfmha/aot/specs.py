@@ -68,6 +68,8 @@ def make_specs(
     maxnreg: int | None = None,
     workspace: bool = False,
     default_warps: int = 4,
+    debug: bool | None = None,
+    nullable: Sequence[str] = (),
     note: Callable[[str], None] = _nowhere,
     **fields: Any,
 ) -> list[KernelSpec]:
@@ -82,7 +84,9 @@ def make_specs(
         num_warps, num_stages, maxnreg: where no configuration or heuristic sets them; None: `default_warps`, 3 and no
             limit.
         workspace: whether the function takes a last argument, ``workspace``, for the kernel's global scratch.
-        fields: further fields of :class:`pyfmha.KernelSpec`.
+        debug: whether device asserts are in the machine code; None: as the kernel's decorator says.
+        nullable: the pointers that may be 0, see :class:`pyfmha.KernelSpec`.
+        fields: further fields of it.
     """
     found = _described(compiler, source, kernel, archs)
     if configs is None:
@@ -113,6 +117,8 @@ def make_specs(
             grid=grid,
             tuples=parsed.tuples,
             workspace=WORKSPACE if workspace else "",
+            debug=True if debug is None and found.debug else debug,
+            nullable=tuple(nullable),
             **({"num_warps": default_warps} | _options(kernel, config, settled[0].options, asked)),
             **fields,
         )

@@ -9,14 +9,15 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
+from pyfmha.aot.reasons import full_disk, reasons
 from pyfmha.aot.sources import Refused, load_source
 from pyfmha.aot.wrappers import OPTIONS, RunTime, Wrapped, decode, describe_configs, encode, settle, unwrap
 
@@ -60,6 +61,7 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
         "functions": _functions(module),
         "configs": [{name: repr(value) for name, value in config.items()} for config in describe_configs(wrapped)],
         "heuristics": wrapped.heuristics(),
+        "debug": bool(wrapped.kernel.debug),
     }
 
 
@@ -103,14 +105,15 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         fn=kernel, signature=parameters.signature, constexprs=parameters.constexprs, attrs=parameters.attrs
     )
     capability = request["capability"]
-    # Triton 3.9 turned the fusion of multiply and add off by default; attention needs it for speed, and it rounds less.
-    options = {name: request[name] for name in OPTIONS if request[name] is not None} | {"enable_fp_fusion": True}
+    options = {name: request[name] for name in (*OPTIONS, "enable_fp_fusion") if request[name] is not None}
+    options["debug"] = bool(kernel.debug) if request["debug"] is None else request["debug"]
     # Triton's cache does not see the source of a function in a tuple.
     triton.knobs.compilation.always_compile = '"function"' in json.dumps(request["constants"])
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
-        raise Refused("CompileError", "\ncaused by ".join(_reasons(error))) from error
+        full = full_disk(error)
+        raise Refused("OutputError" if full else "CompileError", full or reasons(error)) from error
     _check_wait(request, compiled.asm["ptx"])
     code = bytes(compiled.asm["cubin"])
     try:
@@ -129,6 +132,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "tensors": tensors,
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
+        "debug": options["debug"],
         "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
@@ -181,18 +185,6 @@ def _leaves(shape: Any) -> list[str]:
     return [shape] if isinstance(shape, str) else [leaf for element in shape for leaf in _leaves(element)]
 
 
-def _reasons(error: BaseException | None) -> Iterator[str]:
-    """What an exception says, then what those say that it was raised from, where that is not in it already.
-
-    Triton tells only there what is wrong inside a callee.
-    """
-    said = None
-    while error is not None:
-        if not said or not str(error) or str(error) not in said:
-            yield f"{type(error).__name__}: {error}"
-        said, error = str(error), error.__cause__
-
-
 def _check_names(kernel: str, names: list[str], given: list[str], constants: list[str]) -> None:
     """Refuse a spec whose parameters are not the kernel's: descriptors, then arguments, in the kernel's order."""
     if sorted([*given, *constants]) != sorted(names):
@@ -242,8 +234,6 @@ def _scratch_pointers(request: dict[str, Any], compiled: Any, arguments: int) ->
 
 def _resources(code: bytes) -> dict[str, int]:
     """Registers a thread and bytes spilled, as the assembler recorded them in the code."""
-    import tempfile
-
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -265,7 +255,9 @@ def answer(line: str) -> dict[str, Any]:
         return {"result": _TASKS[request["task"]](request)}
     except Refused as error:
         return {"error": error.kind, "message": str(error)}
-    except Exception:
+    except Exception as error:
+        if full := full_disk(error):
+            return {"error": "OutputError", "message": full}
         return {"error": "CompileError", "message": "the compiler process failed:\n" + traceback.format_exc()}
 
 

@@ -32,6 +32,10 @@ ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
 """Those of :data:`pyfmha.attention.forward.ARGUMENTS`, with the workspace for the ragged batch's arrays and ``splits``
 last."""
 
+SPLIT_NULLABLE = ("Out", "Lse", "q_lengths", "kv_lengths", "K if kv_len == 0", "V if kv_len == 0")
+COMBINE_NULLABLE = ("Lse", "Q", "K", "V", "q_lengths", "kv_lengths")
+"""The pointers that may be 0: what the other launch uses, what was not asked for or not given, empty tensors."""
+
 MOST_QUERIES = 64
 """Queries that share a key head, up to which splitting pays: four tiles of the 16 rows of a tensor core."""
 
@@ -138,6 +142,7 @@ class Decode:
             num_stages=tile.num_stages,
             tunings=_tunings(tile.num_warps, tile.num_stages, PREFETCH=prefetch, PDL=True),
             algorithm_name="default",
+            nullable=SPLIT_NULLABLE,
         )
 
     def _combine(self) -> KernelSpec:
@@ -154,6 +159,7 @@ class Decode:
             tunings=_tunings(warps, 1, PDL=True),
             algorithm_name="default",
             programmatic_dependent_launch=True,
+            nullable=COMBINE_NULLABLE,
         )
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:

@@ -36,6 +36,13 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
 )
 """Name and type of each argument, in order; ``*T`` is a pointer to the function's dtype."""
 
+NULLABLE = (
+    *("Lse", "q_lengths", "kv_lengths"),
+    *(f"{name} if ragged == 0" for name in ("cu_seqlens_q", "cu_seqlens_kv")),
+    *("Out if q_len == 0", "Q if q_len == 0", "K if kv_len == 0", "V if kv_len == 0"),
+)
+"""The pointers that may be 0: what was not asked for or not given, and tensors without elements."""
+
 Strides = tuple[int, int, int]
 
 
@@ -151,6 +158,7 @@ class Forward:
             tunings=tunings,
             algorithm_name="default",
             requires=_REQUIRES[softcap],
+            nullable=NULLABLE,
         )
 
     def _arguments(self, *, hinted: bool) -> tuple[Argument, ...]:

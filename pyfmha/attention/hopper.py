@@ -195,6 +195,7 @@ def _decode(base: KernelSpec, padded: int) -> KernelSpec:
             *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
             *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
         ),
+        nullable=base.nullable,
         descriptors=_descriptors(padded, block_n)[2:],
         algorithm_name=base.algorithm_name,
     )
@@ -255,6 +256,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         maxnreg=setting.maxnreg,
         archs=(ARCH,),
         requires=(*_served(causal, setting), *setting.requires),
+        nullable=base.nullable,
         descriptors=_descriptors(padded, setting.block_n, "1" if setting.ragged else "batch_size"),
         algorithm_name=base.algorithm_name,
     )

@@ -26,6 +26,7 @@ from pyfmha.errors import LibraryError, PyfmhaError, SpecError
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
+from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.creator import find_library
 from pyfmha.trt.saved import write_whole
@@ -93,11 +94,10 @@ def run_bench(console: Console, errors: Console, request: Request) -> bool:
 
 
 def _check_code(library: Library, device: Device) -> None:
-    held = library.manifest.archs()
-    if arch_for(device.arch, held) is None:
+    if not any(arch_for(device.arch, function.archs()) for function in library.manifest.functions):
         raise LibraryError(
-            f"{library.path} was built for {', '.join(held)}, the GPU here, {device.name}, is {device.arch};"
-            f" build it for this GPU: pyfmha build --arch {device.arch}"
+            f"{library.path} was built for {library.manifest.archs_in_words()}, the GPU here, {device.name}, is"
+            f" {device.arch}; {code_for(device.arch, library.path, 'build it for this GPU: ')}"
         )
 
 

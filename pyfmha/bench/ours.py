@@ -17,6 +17,7 @@ from pyfmha.runtime.device import DeviceArray, Stream
 from pyfmha.runtime.graph import Graph
 from pyfmha.runtime.library import Function, Library
 from pyfmha.spec.abi import ELEMENT_SIZES
+from pyfmha.spec.advice import build_command
 
 Arguments = tuple[int | float, ...]
 Step = tuple[Function, list[Arguments], int]
@@ -34,9 +35,8 @@ def call_of(cell: Cell) -> Call:
 
 def _find(library: Library, name: str, cell: Cell) -> Function:
     if name not in library:
-        raise MissingError(
-            f"the library has no {name}; add it: pyfmha build --dtype {cell.dtype} --head-size {cell.head_size}"
-        )
+        wanted = ("--dtype", cell.dtype, "--head-size", str(cell.head_size))
+        raise MissingError(f"the library has no {name}; add it: {build_command(library.path, *wanted)}")
     return library[name]
 
 

@@ -156,7 +156,7 @@ def parse_results(text: str, origin: str) -> Results:
     if type(data["schema"]) is not int or data["schema"] != SCHEMA:
         raise BenchError(
             f"{origin} has schema version {reprlib.repr(data['schema'])}, this pyfmha reads {SCHEMA};"
-            " measure again with: pyfmha bench --out"
+            f" measure again with the same options and --out {origin}"
         )
     try:
         facts = {str(name): None if value is None else str(value) for name, value in data["facts"].items()}

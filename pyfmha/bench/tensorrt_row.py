@@ -66,7 +66,7 @@ class TensorrtLayer:
         if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq:
             raise MissingError("not asked: the engine here has as many key heads as heads, and keys as queries")
         config = EngineConfig(
-            cell.heads, cell.head_size, cell.batch, cell.seq, cell.dtype, cell.causal, layer="tensorrt"
+            cell.heads, cell.head_size, cell.batch, cell.seq, cell.dtype, causal=cell.causal, layer="tensorrt"
         )
         session = Session(build_engine(config).plan)
         try:

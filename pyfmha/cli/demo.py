@@ -103,10 +103,10 @@ def run_demo(
     console.print(audit(built.manifest))
     console.rule("3. Load")
     library = Library(built.library)
-    loaded = f"{library.path}: {len(library)} functions for {', '.join(library.manifest.archs())}."
+    loaded = f"{library.path}: {len(library)} functions for {library.manifest.archs_in_words()}."
     console.print(loaded, markup=False, soft_wrap=True)
     console.rule("4. Run")
-    device, where = _place(library)
+    device, where = _place(library, members)
     console.print(where, markup=False, soft_wrap=True)
     checks = list(_checks(console, members, library, device))
     console.rule("5. Compare with float64")
@@ -116,10 +116,10 @@ def run_demo(
     return not failed
 
 
-def _place(library: Library) -> tuple[Device | None, str]:
+def _place(library: Library, members: Sequence[Attention]) -> tuple[Device | None, str]:
     """The GPU to run on, or None for the CPU, and a sentence that says which and why."""
     device, reason = find_gpu()
-    held = library.manifest.archs()
+    held = sorted(set.intersection(*(set(library[member.name].manifest.archs()) for member in members)))
     if device is not None and arch_for(device.arch, held):
         where = "through the library, and again through the TensorRT plugin without an engine"
         return device, f"On the GPU, {where}: {reason}, {device.arch}."

@@ -1,12 +1,13 @@
 """The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import pyfmha
-from pyfmha.aot import Compiler, build, compile_configs, compile_kernel, link, make_specs
+from pyfmha.aot import BuildResult, Compiler, build, compile_configs, compile_kernel, link, make_specs
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
@@ -120,8 +121,13 @@ def compile_command(
         ),
     ],
     out_path: Annotated[
-        Path | None,
-        typer.Option("-o", "--out-path", help="Path of the results, without ending. Default: the function's name."),
+        str | None,
+        typer.Option(
+            "-o",
+            "--out-path",
+            help="Path of the results, without ending, or a folder. Default: the function's name. Code for other"
+            " architectures that is there stays.",
+        ),
     ] = None,
     out_name: Annotated[
         str | None, typer.Option("-on", "--out-name", help="The C function's name. Default: the kernel's.")
@@ -152,6 +158,18 @@ def compile_command(
     generic: Annotated[
         bool, typer.Option(help="Also compile the variant without hints, which serves what the hinted one cannot.")
     ] = True,
+    maxnreg: Annotated[int | None, typer.Option(help="Registers a thread at most, 8 to 255.")] = None,
+    debug: Annotated[
+        bool | None, typer.Option(help="Compile device asserts in. Default: as @triton.jit(debug=...) says.")
+    ] = None,
+    fp_fusion: Annotated[bool, typer.Option(help="Round a * b + c once.")] = True,
+    nullable: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A pointer that may be null, repeatable: bias, or 'K if kv_len == 0'. Launches with another that is"
+            " null are refused, unless their grid is empty."
+        ),
+    ] = None,
 ) -> None:
     """Compile one kernel to C files that carry its machine code. Needs no GPU.
 
@@ -176,11 +194,16 @@ def compile_command(
             archs=archs,
             num_warps=num_warps,
             num_stages=num_stages,
+            maxnreg=maxnreg,
             workspace=workspace,
-            note=_note,
             default_warps=1,
+            debug=debug,
+            enable_fp_fusion=fp_fusion,
+            nullable=nullable or (),
+            note=_note,
         )
-        output = out_path or Path(specs[0].name)
+        folder = not out_path or out_path.endswith("/")
+        output = Path(out_path or "", specs[0].name) if folder else Path(out_path or "")
         if configs is None:
             headers = compile_configs(compiler, specs, archs, output, generic=generic, progress=progress, note=_note)
         else:
@@ -208,14 +231,16 @@ def _note(text: str) -> None:
 @reported()
 def link_command(
     headers: Annotated[list[Path], typer.Argument(help="The .h files that compile wrote.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--out", help="Path of the results, without ending.")],
+    output: Annotated[str, typer.Option("-o", "--out", help="Path of the results, without ending.")],
     library: Annotated[bool, typer.Option(help="Also build the shared library, with the C compiler.")] = True,
 ) -> None:
     """Link compiled kernels: a dispatcher in C, and a shared library.
 
     Example: pyfmha link aot_out/fp16/*.h -o aot_out/fmha_kernel_fp16
     """
-    manifest = link([h for h in headers if h.name != "pyfmha_runtime.h"], output, library=library)
+    if output.endswith("/"):
+        raise SpecError(f"-o {output} is a folder; give the path of the results in it, without ending: {output}NAME")
+    manifest = link([h for h in headers if h.name != "pyfmha_runtime.h"], Path(output), library=library)
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{output}.so" if library else f"{output}.c", markup=False, soft_wrap=True)
@@ -233,8 +258,11 @@ def build_command(
     ] = None,
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the library there holds beside this.")] = False,
 ) -> None:
     """Build the attention kernels into one shared library with its manifest. Needs no GPU.
+
+    What the library there holds stays in it: functions, and architectures of the same functions, add up.
 
     Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128 --kernels forward decode
     """
@@ -243,14 +271,25 @@ def build_command(
         console.print(f"Building {why}.", markup=False, soft_wrap=True)
     specs = library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
     with progress_bar(errors, "compiling") as progress:
-        result = build(specs, archs, out, jobs=jobs, progress=progress)
-    done = (
-        "up to date, nothing done"
-        if result.up_to_date
-        else f"{result.compiled} compiled, {len(specs) * len(archs) - result.compiled} from the cache"
-    )
-    summary = f"{result.library}: {len(result.manifest.functions)} functions, {done}"
-    console.print(summary, markup=False, soft_wrap=True)
+        result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh)
+    for line in _told(result):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _told(result: BuildResult) -> Iterator[str]:
+    """What a build did, in lines."""
+    if result.dropped:
+        functions = [name for name in result.dropped if " for " not in name]
+        also = f", and code for an architecture {len(result.dropped) - len(functions)} times"
+        more = also if len(functions) < len(result.dropped) else ""
+        yield f"Dropped {len(functions)} functions that the library held{more}: {', '.join(result.dropped)}"
+    if result.replaced:
+        yield f"Replaced by what their functions are built from now: {', '.join(result.replaced)}"
+    if result.kept:
+        yield f"Kept {len(result.kept)} functions that the library held beside: {', '.join(result.kept)}"
+    done = f"{result.compiled} compiled, {max(0, result.pieces - result.compiled)} from the cache"
+    done = "up to date, nothing done" if result.up_to_date else done
+    yield f"{result.library}: {len(result.manifest.functions)} functions for {result.manifest.archs_in_words()}, {done}"
 
 
 @app.command("inspect")

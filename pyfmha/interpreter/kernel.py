@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pyfmha.bfloat16 import exact_bfloat16
 from pyfmha.errors import InterpreterError, KernelSourceError
+from pyfmha.interpreter.speed import less_work
 
 Array = npt.NDArray[Any]
 
@@ -114,7 +115,7 @@ def run_interpreted(
     if unknown := [name for name in given if name not in expected]:
         raise InterpreterError(f"{kernel_name} has no parameter {', '.join(unknown)}: it takes {', '.join(expected)}")
     # Overflow to infinity and NaN are a kernel's business, as on the GPU; numpy would warn of each.
-    with exact_bfloat16(interpreter), np.errstate(all="ignore"), warnings.catch_warnings():
+    with exact_bfloat16(interpreter), less_work(interpreter), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             kernel[grid](**given)

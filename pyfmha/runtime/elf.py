@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 from pyfmha.errors import LibraryError
+from pyfmha.spec.advice import build_command
 
 
 def check_whole(path: Path) -> None:
@@ -31,4 +32,5 @@ def check_whole(path: Path) -> None:
         offset, _, _, length = struct.unpack_from("<QQQQ", table, start + 8)
         ends.append(offset + length)
     if max(ends) > size:
-        raise LibraryError(f"{path} is cut short: it has {size} of {max(ends)} bytes; build it again: pyfmha build")
+        again = build_command(path)
+        raise LibraryError(f"{path} is cut short: it has {size} of {max(ends)} bytes; build it again: {again}")

@@ -14,11 +14,12 @@ from typing import Any
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.runtime.elf import check_whole
 from pyfmha.spec.abi import ctype
+from pyfmha.spec.advice import DEFAULT_FOLDER, LIBRARY_NAME, MANIFEST_NAME, build_command
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest, parse_manifest, read_manifest
 
 _FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
-DEFAULT_LIBRARY = Path("aot_out") / "libpyfmha.so"
+DEFAULT_LIBRARY = DEFAULT_FOLDER / LIBRARY_NAME
 
 
 class Function:
@@ -268,13 +269,13 @@ class Library:
     def __init__(self, path: Path | str = DEFAULT_LIBRARY) -> None:
         self.path = Path(path).resolve()
         if not self.path.is_file():
-            raise LibraryError(f"no library at {path}; build it: pyfmha build")
+            raise LibraryError(f"no library at {path}; build it: {build_command(Path(path))}")
         check_whole(self.path)
         try:
             self._cdll = ctypes.CDLL(str(self.path))
         except OSError as error:
             raise LibraryError(
-                f"{self.path} cannot be loaded: {error}; build it on this machine: pyfmha build"
+                f"{self.path} cannot be loaded: {error}; build it on this machine: {build_command(self.path)}"
             ) from None
         self.manifest = self._read_manifest()
         self._functions = {function.name: Function(self._cdll, function) for function in self.manifest.functions}
@@ -284,19 +285,19 @@ class Library:
             text = _bind(self._cdll, "pyfmha_manifest", [], ctypes.c_char_p)()
         except LibraryError:
             raise LibraryError(
-                f"{self.path} was not built by pyfmha: it has no pyfmha_manifest; build one: pyfmha build"
+                f"{self.path} was not built by pyfmha: it has no pyfmha_manifest; build one: {build_command(self.path)}"
             ) from None
-        manifest = parse_manifest((text or b"").decode(errors="replace"), f"the manifest in {self.path}")
-        beside = (
-            self.path.with_name("manifest.json") if self.path.name == "libpyfmha.so" else self.path.with_suffix(".json")
-        )
+        origin = f"the manifest in {self.path}"
+        manifest = parse_manifest((text or b"").decode(errors="replace"), origin, build_command(self.path))
+        built = self.path.name == LIBRARY_NAME
+        beside = self.path.with_name(MANIFEST_NAME) if built else self.path.with_suffix(".json")
         if beside.is_file():
             written = read_manifest(beside)
             if written.build_id != manifest.build_id:
                 raise LibraryError(
                     f"{self.path} is build {manifest.build_id}, {beside.name} beside it describes {written.build_id};"
                     " restart the process if the library was rebuilt since it was first loaded here, else run:"
-                    " pyfmha build"
+                    f" {build_command(self.path)}"
                 )
         return manifest
 
@@ -318,7 +319,7 @@ class Library:
         return len(self._functions)
 
     def __repr__(self) -> str:
-        return f"<Library {self.path}: {len(self)} functions for {', '.join(self.manifest.archs())}>"
+        return f"<Library {self.path}: {len(self)} functions for {self.manifest.archs_in_words()}>"
 
 
 def _aligned(formats: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ class Arch:
     Attributes:
         capability: compute capability as major * 10 + minor, 90 for sm_90.
         shared_limit: bytes of shared memory one block may ask for by opt-in (CUDA C++ Programming Guide, table
-            "Technical Specifications per Compute Capability", less the 1 KiB the system keeps).
+            "Memory Information per Compute Capability": an SM's, less the 1 KiB the system keeps).
         like: the architecture whose tunings serve it where a spec has none for it.
     """
 
@@ -32,11 +32,14 @@ class Arch:
         """Whether its code runs on that very capability only.
 
         Triton assembles capability 9.0 and later for the architecture-specific target (``sm_90a``), which no other
-        capability can run. Older code also runs on later minor revisions of the same major one.
+        capability can run. Older code also runs on later minor revisions of the same major one, but that of 8.7, which
+        is Tegra's, not on others (CUDA Programming Guide, "Binary Compatibility"); they have less shared memory, too.
         """
-        return self.capability >= 90
+        return self.capability >= 90 or self.capability == 87
 
 
+# Shared memory of a block is 163 KiB on 8.0 and 8.7, 99 KiB on 8.6, 8.9 and 12.x, 227 KiB on 9.0, 10.x and 11.0: CUDA
+# Programming Guide 13, "Memory Information per Compute Capability"; so has NVIDIA's cccl, cuda/__device/arch_traits.h.
 ARCHS: dict[str, Arch] = {
     arch.name: arch
     for arch in (
@@ -56,7 +59,7 @@ ARCHS: dict[str, Arch] = {
 # Capabilities that there are or were (CUDA's documentation, "CUDA GPU Compute Capability") without code here.
 _NOT_SERVED = {
     **{f"sm_{old}": "Triton compiles for sm_80 and later" for old in (50, 52, 53, 60, 61, 62, 70, 72, 75)},
-    "sm_88": "it runs the code of sm_87, sm_86 and sm_80: give one of those",
+    "sm_88": "it runs the code of sm_86 and sm_80: give one of those",
     "sm_101": "CUDA 13 calls it sm_110: give that",
 }
 

@@ -137,6 +137,29 @@ def parse_condition(text: str, types: Mapping[str, str]) -> Condition:
     return found
 
 
+def parse_nullable(text: str, types: Mapping[str, str]) -> tuple[str, Condition | None]:
+    """Read which pointer may be 0, and when: ``"bias"``, ``"K if kv_len == 0"``.
+
+    Args:
+        text: as above.
+        types: the type of each of the function's arguments, by name.
+
+    Returns:
+        The argument's name, and the condition, if there is one.
+
+    Raises:
+        SpecError: it names no pointer, or the condition cannot be read.
+    """
+    name, word, condition = text.strip().partition(" if ")
+    pointers = [known for known, kind in types.items() if ctype(kind).kind == "pointer"]
+    if name not in pointers:
+        raise SpecError(
+            f'nullable {text!r}: {name!r} is no pointer; use "name" or "name if condition" with one of'
+            f" {', '.join(pointers) or 'no pointer, since there is none'}"
+        )
+    return name, parse_condition(condition, types) if word else None
+
+
 def _value(node: Any, text: str) -> int | str:
     match node:
         case ast.Name(id=name):

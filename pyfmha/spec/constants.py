@@ -4,6 +4,7 @@ In JSON the plain ones stand for themselves, a dtype is ``{"dtype": "fp16"}``, a
 tuple a list, so that specs without them have the digests that they have always had.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -58,6 +59,11 @@ def to_data(value: Constant) -> Any:
     if isinstance(value, FunctionName):
         return {"function": value.name}
     return [to_data(element) for element in value] if isinstance(value, tuple) else value
+
+
+def constants_to_data(constants: Iterable[tuple[str, Constant]]) -> list[list[Any]]:
+    """Constants with their names as JSON-ready data."""
+    return [[name, to_data(value)] for name, value in constants]
 
 
 def from_data(data: Any) -> Constant:

@@ -6,19 +6,21 @@ attention.
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import canonical, ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name, check_function_name
-from pyfmha.spec.conditions import Condition, parse_condition
-from pyfmha.spec.constants import Constant, to_data
+from pyfmha.spec.conditions import Condition, parse_condition, parse_nullable
+from pyfmha.spec.constants import Constant, constants_to_data
 from pyfmha.spec.descriptors import MAX_DESCRIPTORS, Descriptor, Tensor, parse_descriptor
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
 
+_T = TypeVar("_T")
 Shape = tuple[Union[str, "Shape"], ...]
 """What a tuple is made of: names of arguments and constants, and further tuples."""
 HINTS = (1, 8, 16)
@@ -116,6 +118,11 @@ class KernelSpec:
             `arguments` and `constants` list in the tuple's place.
         workspace: the last of `arguments`, a pointer to memory of the caller's that the kernel uses as its global
             scratch, as device-made tensor descriptors need it; the kernel has no parameter of that name. Empty: none.
+        debug: whether ``tl.device_assert`` is in the machine code; None: as the kernel's ``@triton.jit(debug=...)``.
+        enable_fp_fusion: whether a * b + c may be rounded once, as Triton's option of that name.
+        nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
+            :mod:`pyfmha.spec.conditions`) holds. A call that gives another as 0, and whose grid is not empty, is an
+            error. It changes no machine code, and so not the variant's name.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -142,8 +149,12 @@ class KernelSpec:
     num_ctas: int = 1
     tuples: tuple[tuple[str, Shape], ...] = ()
     workspace: str = ""
+    debug: bool | None = None
+    enable_fp_fusion: bool = True
+    nullable: tuple[str, ...] = ()
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
+    _nullable: dict[str, Condition | None] = field(init=False, repr=False, compare=False)
     _tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,7 +165,8 @@ class KernelSpec:
         constants = dict(self.constants)
         types = dict(self.prototype)
         object.__setattr__(self, "_grid", parse_grid(self.grid, self._integers(), constants))
-        object.__setattr__(self, "_conditions", tuple(self._condition(text) for text in self.requires))
+        object.__setattr__(self, "_conditions", tuple(self._parsed(parse_condition, text) for text in self.requires))
+        object.__setattr__(self, "_nullable", dict(self._parsed(parse_nullable, text) for text in self.nullable))
         tensors = (parse_descriptor(d, types, self._integers(), constants) for d in self.descriptors)
         try:
             object.__setattr__(self, "_tensors", tuple(tensors))
@@ -181,8 +193,11 @@ class KernelSpec:
         if type(self.programmatic_dependent_launch) is not bool:
             got = self.programmatic_dependent_launch
             raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
-        if type(self.cluster) is not bool:
-            raise SpecError(f"{self.name}: cluster is {self.cluster!r}; use True or False")
+        for name in ("cluster", "enable_fp_fusion"):
+            if type(getattr(self, name)) is not bool:
+                raise SpecError(f"{self.name}: {name} is {getattr(self, name)!r}; use True or False")
+        if self.debug is not None and type(self.debug) is not bool:
+            raise SpecError(f"{self.name}: debug is {self.debug!r}; use True, False or None")
         if type(self.num_ctas) is not int or self.num_ctas not in (1, 2, 4, 8, 16):
             raise SpecError(f"{self.name}: num_ctas is {self.num_ctas}; use 1, 2, 4, 8 or 16")
         if self.num_ctas > 1 and self.cluster:
@@ -240,9 +255,9 @@ class KernelSpec:
                 )
             self.resolve(tuning.arch)
 
-    def _condition(self, text: str) -> Condition:
+    def _parsed(self, parse: Callable[[str, Mapping[str, str]], _T], text: str) -> _T:
         try:
-            return parse_condition(text, dict(self.prototype))
+            return parse(text, dict(self.prototype))
         except SpecError as error:
             raise SpecError(f"{self.name}: {error}") from None
 
@@ -263,6 +278,16 @@ class KernelSpec:
     def conditions(self) -> tuple[Condition, ...]:
         """What :attr:`requires` says, parsed."""
         return self._conditions
+
+    def needed_pointers(self) -> Iterator[tuple[Argument, Condition | None]]:
+        """The pointers that must not be 0 in a call that runs; with each the condition under which it may, if any.
+
+        The workspace is none of them: how much of it a launch needs, if any, depends on the architecture.
+        """
+        for argument in self.kernel_arguments:
+            condition = self._nullable.get(argument.name)
+            if ctype(argument.type).kind == "pointer" and (condition or argument.name not in self._nullable):
+                yield argument, condition
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -307,12 +332,12 @@ class KernelSpec:
     @property
     def _settings(self) -> str:
         tunings: list[Any] = [
-            [t.arch, _data(t.constants), t.num_warps, t.num_stages, *([t.maxnreg] if t.maxnreg else [])]
+            [t.arch, constants_to_data(t.constants), t.num_warps, t.num_stages, *([t.maxnreg] if t.maxnreg else [])]
             for t in self.tunings
         ]
         limit = [self.maxnreg] if self.maxnreg else []
         ctas = [f"{self.num_ctas} blocks"] if self.num_ctas > 1 else []
-        return json.dumps([_data(self.constants), self.num_warps, self.num_stages, tunings, *limit, *ctas])
+        return json.dumps([constants_to_data(self.constants), self.num_warps, self.num_stages, tunings, *limit, *ctas])
 
     @property
     def algorithm(self) -> str:
@@ -331,9 +356,8 @@ class KernelSpec:
             return self.resolved_from
         if self.tunings:
             return f"{self.name}_{self._kind}_{self.digest}"
-        sizes = [str(v).replace("-", "m") for _, v in self.constants if isinstance(v, int) and not isinstance(v, bool)][
-            :4
-        ]
+        numbers = [value for _, value in self.constants if isinstance(value, int) and not isinstance(value, bool)]
+        sizes = [str(value).replace("-", "m") for value in numbers[:4]]
         parts = [self.name, "x".join(sizes), f"w{self.num_warps}s{self.num_stages}", self._kind]
         return "_".join([part for part in parts if part] + [self.digest])
 
@@ -347,7 +371,7 @@ class KernelSpec:
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits over everything but the source file's place and contents."""
+        """Eight hexadecimal digits over everything but the source file's place and contents, and :attr:`nullable`."""
         arguments = [[a.name, a.type, a.hint] for a in self.arguments]
         described: list[Any] = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         if self.requires or self.archs or self.descriptors:  # the others keep the names that they have always had
@@ -360,6 +384,10 @@ class KernelSpec:
             described.append(["tuples", self.tuples])
         if self.workspace:
             described.append(["workspace", self.workspace])
+        if self.debug is not None:
+            described.append(f"debug {self.debug}")
+        if not self.enable_fp_fusion:
+            described.append("no fp fusion")
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":
@@ -370,7 +398,3 @@ class KernelSpec:
 def workspace_argument(name: str) -> Argument:
     """The argument that a kernel's global scratch is given by."""
     return Argument(name, "*i8")
-
-
-def _data(constants: tuple[tuple[str, Constant], ...]) -> list[list[Any]]:
-    return [[name, to_data(value)] for name, value in constants]

@@ -10,12 +10,20 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyfmha.errors import ManifestError
+from pyfmha.spec.abi import ctype
+from pyfmha.spec.advice import build_command
 from pyfmha.spec.constants import from_data
 
-SCHEMA = 4
+_T = TypeVar("_T")
+
+INTERFACE = 4
+"""Version of how a library's functions are called, which engines store: another is refused. It changes with the C
+interface alone, so that engines outlive changes of what a manifest says."""
+
+SCHEMA = 5
 """Version of the manifest and of the C interface it describes. Another version is refused, never guessed at."""
 
 
@@ -28,6 +36,8 @@ class Image:
         constants: the kernel's compile-time constants.
         num_warps, num_stages: as compiled.
         maxnreg: registers a thread that it was confined to; None where it was not.
+        debug: whether device asserts are in the code.
+        enable_fp_fusion: whether a * b + c may be rounded once.
         grid: the three grid expressions as text.
         registers: 32-bit registers a thread.
         spilled: bytes a thread keeps in local memory.
@@ -49,6 +59,8 @@ class Image:
     num_warps: int
     num_stages: int
     maxnreg: int | None
+    debug: bool
+    enable_fp_fusion: bool
     grid: tuple[str, ...]
     registers: int
     spilled: int
@@ -104,6 +116,13 @@ class Function:
     arguments: tuple[tuple[str, str], ...]
     algorithms: tuple[tuple[Variant, ...], ...]
 
+    def archs(self) -> tuple[str, ...]:
+        """The architectures for which every algorithm holds the code that it needs, ascending.
+
+        That is the code of all its variants but those for some architectures only; of any, where it has only such.
+        """
+        return _ascending(set.intersection(*map(_archs, self.algorithms)))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -120,12 +139,15 @@ class Manifest:
     functions: tuple[Function, ...]
 
     def archs(self) -> tuple[str, ...]:
-        """The architectures for which every algorithm holds the code that it needs, ascending.
+        """The architectures that every function is for, ascending."""
+        sets = [set(function.archs()) for function in self.functions]
+        return _ascending(set.intersection(*sets)) if sets else ()
 
-        That is the code of all its variants but those for some architectures only; of any, where it has only such.
-        """
-        sets = [_archs(algorithm) for function in self.functions for algorithm in function.algorithms]
-        return tuple(sorted(set.intersection(*sets), key=lambda arch: int(arch[3:]))) if sets else ()
+    def archs_in_words(self) -> str:
+        """``"sm_80, sm_90"``; those that only some of the functions are for apart: ``"sm_90; in part sm_80"``."""
+        whole = self.archs()
+        part = _ascending({arch for function in self.functions for arch in function.archs()} - set(whole))
+        return "; ".join(filter(None, [", ".join(whole), f"in part {', '.join(part)}" if part else ""]))
 
     def variants(self) -> Iterator[tuple[Function, int, Variant]]:
         """Every variant with its function and ``algo_id``."""
@@ -139,18 +161,23 @@ class Manifest:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
 
 
+def _ascending(archs: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(archs, key=lambda arch: int(arch.removeprefix("sm_"))))
+
+
 def _archs(algorithm: Iterable[Variant]) -> set[str]:
     variants = list(algorithm)
     needed = [{image.arch for image in variant.images} for variant in variants if not variant.archs]
     return set.intersection(*needed) if needed else {image.arch for variant in variants for image in variant.images}
 
 
-def parse_manifest(text: str, origin: str) -> Manifest:
+def parse_manifest(text: str, origin: str, again: str = "pyfmha build") -> Manifest:
     """Read a manifest.
 
     Args:
         text: JSON.
         origin: where it comes from, for messages.
+        again: the command that builds it again, for messages.
 
     Raises:
         ManifestError: it is no manifest, is damaged, or has another schema version.
@@ -158,26 +185,22 @@ def parse_manifest(text: str, origin: str) -> Manifest:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{origin} is not JSON ({error}); build it again: pyfmha build") from None
+        raise ManifestError(f"{origin} is not JSON ({error}); build it again: {again}") from None
     if not isinstance(data, dict) or "schema" not in data:
         raise ManifestError(f"{origin} is not a pyfmha manifest: it has no schema version")
     schema = data["schema"]
     if type(schema) is not int or schema != SCHEMA:  # True and 1.0 are equal to 1
         raise ManifestError(
-            f"{origin} has schema version {reprlib.repr(schema)}, this pyfmha reads {SCHEMA};"
-            " build it again: pyfmha build"
+            f"{origin} has schema version {reprlib.repr(schema)}, this pyfmha reads {SCHEMA}; build it again: {again}"
         )
     try:
+        functions = tuple(_function(entry) for entry in data["functions"])
+        _refuse_repeated("function", [function.name for function in functions])
         return Manifest(
-            text_from_data(data["build_id"]),
-            text_from_data(data["pyfmha"]),
-            text_from_data(data["triton"]),
-            tuple(_function(entry) for entry in data["functions"]),
+            text_from_data(data["build_id"]), text_from_data(data["pyfmha"]), text_from_data(data["triton"]), functions
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ManifestError(
-            f"{origin} is damaged ({type(error).__name__}: {error}); build it again: pyfmha build"
-        ) from None
+        raise ManifestError(f"{origin} is damaged ({type(error).__name__}: {error}); build it again: {again}") from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -189,8 +212,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"cannot read the manifest {path}: {error}; build it: pyfmha build") from None
-    return parse_manifest(text, str(path))
+        raise ManifestError(f"cannot read the manifest {path}: {error}; build it: {build_command(path)}") from None
+    return parse_manifest(text, str(path), build_command(path))
 
 
 def text_from_data(value: object) -> str:
@@ -198,6 +221,32 @@ def text_from_data(value: object) -> str:
     if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
         raise TypeError(f"text expected, got {reprlib.repr(value)}")
     return value
+
+
+def _name(value: object) -> str:
+    """A name that C can have."""
+    name = text_from_data(value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"a name expected, got {reprlib.repr(name)}")
+    return name
+
+
+def _type(value: object) -> str:
+    kind = text_from_data(value)
+    ctype(kind)
+    return kind
+
+
+def _some(what: str, entries: tuple[_T, ...]) -> tuple[_T, ...]:
+    if not entries:
+        raise ValueError(f"there are no {what}")
+    return entries
+
+
+def _refuse_repeated(what: str, names: list[str]) -> None:
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"more than one {what} {', '.join(sorted(repeated))}")
 
 
 def _user_text(value: object) -> str:
@@ -245,7 +294,9 @@ def _image(data: dict[str, Any]) -> Image:
         num_warps=_number(data["num_warps"]),
         num_stages=_number(data["num_stages"]),
         maxnreg=None if data["maxnreg"] is None else _number(data["maxnreg"]),
-        grid=tuple(_user_text(part) for part in data["grid"]),
+        debug=_flag(data["debug"]),
+        enable_fp_fusion=_flag(data["enable_fp_fusion"]),
+        grid=_some("expressions of a grid", tuple(_user_text(part) for part in data["grid"])),
         registers=_number(data["registers"]),
         spilled=_number(data["spilled"]),
         shared=_number(data["shared"]),
@@ -264,23 +315,29 @@ def _image(data: dict[str, Any]) -> Image:
 
 def variant_from_data(data: dict[str, Any]) -> Variant:
     """One variant from parsed JSON; raises KeyError, TypeError or ValueError where it is damaged."""
+    images = _some("images of a variant", tuple(_image(image) for image in data["images"]))
+    _refuse_repeated("image for", [image.arch for image in images])
     return Variant(
-        name=text_from_data(data["name"]),
+        name=_name(data["name"]),
         kernel=_user_text(data["kernel"]),
         hints={text_from_data(name): _number(hint) for name, hint in data["hints"].items()},
         requires=tuple(text_from_data(condition) for condition in data["requires"]),
         archs=tuple(_arch(arch) for arch in data["archs"]),
         tensors=tuple(_user_text(tensor) for tensor in data["tensors"]),
-        images=tuple(_image(image) for image in data["images"]),
+        images=images,
     )
 
 
 def _function(data: dict[str, Any]) -> Function:
+    arguments = tuple((_name(name), _type(kind)) for name, kind in data["arguments"])
+    _refuse_repeated("argument", [name for name, _ in arguments])
+    algorithms = tuple(
+        _some("variants of an algorithm", tuple(variant_from_data(variant) for variant in algorithm))
+        for algorithm in data["algorithms"]
+    )
     return Function(
-        name=text_from_data(data["name"]),
-        kernel=text_from_data(data["kernel"]),
-        arguments=tuple((text_from_data(name), text_from_data(kind)) for name, kind in data["arguments"]),
-        algorithms=tuple(
-            tuple(variant_from_data(variant) for variant in algorithm) for algorithm in data["algorithms"]
-        ),
+        name=_name(data["name"]),
+        kernel=_user_text(data["kernel"]),
+        arguments=_some("arguments of a function", arguments),
+        algorithms=_some("algorithms of a function", algorithms),
     )

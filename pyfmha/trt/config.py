@@ -1,10 +1,11 @@
 """What an engine with one attention layer serves, checked before anything is built."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError
+from pyfmha.trt.causal import check_causal, says_causal
 from pyfmha.trt.network import features_of
 from pyfmha.trt.problem import Problem
 from pyfmha.trt.shapes import INPUTS, Axis, forms_of
@@ -14,6 +15,31 @@ LAYERS = ("plugin", "tensorrt")
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Smallest, optimum and largest shape of an input."""
+
+MAX_RANK = 8
+"""``trt.Dims.MAX_DIMS``."""
+
+
+def check_range(name: str, bounds: Range) -> None:
+    """Refuse what is no range of an input's shapes.
+
+    Raises:
+        EngineError: there are not three shapes of one rank, of at most 8 dimensions, none larger than the next.
+    """
+    shapes = [tuple(shape) for shape in bounds]
+    listed = ", ".join(str(list(shape)) for shape in shapes)
+    if len(shapes) != 3 or len(set(map(len, shapes))) != 1:
+        raise EngineError(
+            f"the range of input {name} is {listed}; give its smallest, optimum and largest shape, of one rank"
+        )
+    if len(shapes[0]) > MAX_RANK:
+        raise EngineError(
+            f"the range of input {name} is {listed}, of {len(shapes[0])} dimensions; TensorRT has at most {MAX_RANK}"
+        )
+    if not all(0 <= low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
+        raise EngineError(
+            f"the range of input {name} is {listed}; no size may be negative, or larger than in the shape after it"
+        )
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,7 @@ class EngineConfig:
         max_batch_size, max_seq_len: both may be from 1 up to these; TensorRT times tactics at the largest.
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
         causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` aligns the last
-            query with the last key.
+            query with the last key. A keyword without a default.
         softmax_scale: factor of Q K^T; None is 1 / sqrt(head size).
         layer: one of :data:`LAYERS`.
         num_kv_heads: heads of K and V; None is as many as of Q.
@@ -49,7 +75,7 @@ class EngineConfig:
     max_batch_size: int
     max_seq_len: int
     dtype: str = "fp16"
-    causal: bool | str = True
+    causal: bool | str = field(kw_only=True)
     softmax_scale: float | None = None
     layer: str = "plugin"
     num_kv_heads: int | None = None
@@ -79,11 +105,12 @@ class EngineConfig:
                 f"max_kv_seq_len is {self.max_kv_len}, max_seq_len {self.max_seq_len}; layout 'packed' has as many keys"
                 " as queries: leave max_kv_seq_len out"
             )
-        if self.layer == "plugin":
-            try:
+        try:
+            check_causal(self.causal)
+            if self.layer == "plugin":
                 _ = self.problem
-            except PluginError as error:
-                raise EngineError(str(error)) from None
+        except PluginError as error:
+            raise EngineError(str(error)) from None
 
     @property
     def scale(self) -> float:
@@ -128,7 +155,7 @@ class EngineConfig:
         features = features_of(
             self.kv_heads, layout, self.causal, self.align, self.window, self.softcap, self.return_lse, lengths
         )
-        return Problem(self.num_heads, self.head_size, self.dtype, self.scale, self.causal is not False, features)
+        return Problem(self.num_heads, self.head_size, self.dtype, self.scale, bool(self.causal), features)
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The inputs by name: what each axis is, and its size where that is fixed."""
@@ -148,3 +175,7 @@ class EngineConfig:
             smallest = tuple((2 if axis == "batch + 1" else 1) if size is None else size for axis, size in axes)
             made[name] = (smallest, largest, largest)
         return made
+
+
+# A type checker asks for the keyword by the class's own signature; this is for everybody else.
+EngineConfig.__init__ = says_causal("EngineConfig", EngineError)(EngineConfig.__init__)  # type: ignore[method-assign]

@@ -1,8 +1,10 @@
 """The plugin's creator, its classes for one TensorRT module, and its registration."""
 
 import os
+import re
 import threading
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +14,7 @@ import numpy as np
 from pyfmha.attention.decode import ARGUMENTS, WORKSPACE_RULE
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
+from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import ATTRIBUTES, Stored, read_fields
 from pyfmha.trt.modules import find_module
@@ -103,9 +106,10 @@ class CreatorBehaviour:
     def _served(self, problem: Problem) -> str:
         name = problem.function_name
         if name not in self.library:
+            wanted = ("--dtype", problem.dtype, "--head-size", str(problem.padded_size))
             raise PluginError(
                 f"{self.library.path} does not hold {name}, which serves {problem}; it holds {', '.join(self.library)}."
-                f" Add it: pyfmha build --dtype {problem.dtype} --head-size {problem.padded_size}"
+                f" Add it: {build_command(self.library.path, *wanted)}"
             )
         return name
 
@@ -155,9 +159,8 @@ def find_library(library: Library | Path | str | None = None) -> Library:
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise LibraryError(
-                f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: pyfmha build"
-            )
+            command = build_command(Path(named))
+            raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: {command}")
         return Library(named)
     if not DEFAULT_LIBRARY.is_file():
         raise LibraryError(
@@ -206,6 +209,19 @@ def register(trt_module: Any = None, *, namespace: str = "", library: Library | 
             )
         _creators[trt, namespace] = creator
         return creator
+
+
+def unregistered(trt: Any, said: Iterable[str]) -> str:
+    """What to do where TensorRT's errors say that an engine holds this plugin in a namespace not registered here.
+
+    Returns:
+        A hint for the message; empty where they are about something else.
+    """
+    for text in said:
+        found = re.search(rf"find plugin.*{NAME}.*namespace:?\s*(\w(?:[^\s,;()]*[^\s,;().])?)", text, re.IGNORECASE)
+        if found and (trt, found[1]) not in _creators:
+            return f"it was built with the plugin in that namespace; before: pyfmha.register(namespace={found[1]!r})"
+    return ""
 
 
 def _same_library(known: CreatorBehaviour, library: Library | Path | str | None) -> CreatorBehaviour:

@@ -14,6 +14,7 @@ from pyfmha.errors import PluginError, SpecError
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
+from pyfmha.trt.causal import says_causal
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module
@@ -33,8 +34,9 @@ class DirectSession:
     Args:
         num_heads: heads of Q, and of K and V.
         head_size: elements of one head.
+        causal: whether a query sees only keys at its own position and before; it has no default. What they are aligned
+            at is said by ``features``.
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
-        causal: whether a query sees only keys at its own position and before.
         scale: of Q K^T; by default 1 / sqrt(head size).
         features: what the first kernel does not do, Skv other than Sq included; None for the first kernel.
         library: as :func:`pyfmha.trt.register`.
@@ -53,13 +55,14 @@ class DirectSession:
         DriverError: there is no GPU, or no code for it.
     """
 
+    @says_causal("DirectSession", PluginError)
     def __init__(
         self,
         *,
         num_heads: int,
         head_size: int,
+        causal: bool,
         dtype: str = "fp16",
-        causal: bool = True,
         scale: float | None = None,
         features: Features | None = None,
         library: Library | Path | str | None = None,
@@ -67,11 +70,16 @@ class DirectSession:
         device: int = 0,
         tactic: int = 0,
     ) -> None:
+        if causal not in (True, False):
+            raise PluginError(
+                f"causal is {causal!r}; allowed are True and False (for 'bottom-right': True, and"
+                " features=Features(..., bottom_right=True))"
+            )
         self._trt = trt_module if trt_module is not None else _installed_or_standin()
         if features is None and 1 <= head_size <= 256 and head_size not in HEAD_SIZES:
             features = Features(num_heads)
         scale = 1 / math.sqrt(head_size) if scale is None else scale
-        self.problem = Problem(num_heads, head_size, dtype, scale, causal, features)
+        self.problem = Problem(num_heads, head_size, dtype, scale, bool(causal), features)
         self.forms = forms_of(self.problem)
         creator = make_creator(self._trt, find_library(library))
         phases = self._trt.TensorRTPhase

@@ -12,10 +12,11 @@ from typing import Any
 from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
-from pyfmha.trt.config import EngineConfig, Range
+from pyfmha.spec.advice import build_command
+from pyfmha.trt.config import EngineConfig, Range, check_range
 from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.messages import collect_errors, failure_of, logger_of
+from pyfmha.trt.messages import collect_errors, failure_of, make_root
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.network import add_attention, add_attention_packed
 from pyfmha.trt.own_layer import add_tensorrt_attention
@@ -58,14 +59,14 @@ def build_plan(
         trt: a TensorRT module with a builder.
         define: adds inputs, layers and outputs to an ``INetworkDefinition``. What it returns is kept until the engine
             is built: TensorRT does not copy the memory behind weights.
-        ranges: of every input with a dynamic dimension.
+        ranges: of every input with a dynamic dimension: its smallest, optimum and largest shape.
         timing_cache: an earlier :attr:`Built.timing_cache`; empty begins a new one.
         profiling_verbosity: one of :data:`VERBOSITIES`.
         version_compatible: whether ``tensorrt_lean`` and later versions of TensorRT may run it.
         device: the GPU on which to build and to time; None leaves the choice to TensorRT.
 
     Raises:
-        EngineError: TensorRT has no builder, or refused.
+        EngineError: TensorRT has no builder, a range is none, or TensorRT refused.
         PluginError: a plugin failed; the text names its layer.
         DriverError: there is no such GPU.
     """
@@ -73,6 +74,8 @@ def build_plan(
         raise EngineError(f"{trt.__name__} {trt.__version__} only runs engines; to build one: pip install tensorrt")
     if profiling_verbosity not in VERBOSITIES:
         raise EngineError(f"profiling_verbosity is {profiling_verbosity!r}; allowed are {', '.join(VERBOSITIES)}")
+    for name, bounds in ranges.items():
+        check_range(name, bounds)
     # Before TensorRT looks for a GPU: where there is none it would fail with less to say.
     held = None if device is None else Device(device)
     try:
@@ -91,7 +94,7 @@ def _build(
     version_compatible: bool,
 ) -> Built:
     with collect_failures() as failures, collect_errors() as said:
-        builder = trt.Builder(logger_of(trt))
+        builder = make_root(trt, "Builder")
         network = builder.create_network(_network_flags(trt))
         kept = define(network)
         config = builder.create_builder_config()
@@ -118,8 +121,11 @@ def _add_profile(builder: Any, config: Any, ranges: Mapping[str, Range]) -> None
     if not ranges:
         return
     profile = builder.create_optimization_profile()
-    for name, (smallest, optimum, largest) in ranges.items():
-        profile.set_shape(name, smallest, optimum, largest)
+    for name, bounds in ranges.items():
+        try:
+            profile.set_shape(name, *bounds)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise EngineError(f"TensorRT refused the range {bounds} of input {name}: {error}") from None
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"TensorRT refused the optimisation profile {dict(ranges)}")
 
@@ -197,10 +203,10 @@ def _check_other_length(config: EngineConfig, library: Library) -> None:
     their own."""
     problem = config.problem
     if problem.function_name not in library:
+        wanted = ("--dtype", config.dtype, "--head-size", str(problem.padded_size))
         raise EngineError(
             f"{library.path} does not hold {problem.function_name}, which serves max_kv_seq_len {config.max_kv_len}"
-            f" beside max_seq_len {config.max_seq_len}. Add it: pyfmha build --dtype {config.dtype} --head-size"
-            f" {problem.padded_size}"
+            f" beside max_seq_len {config.max_seq_len}. Add it: {build_command(library.path, *wanted)}"
         )
 
 

@@ -23,15 +23,27 @@ _Override = TypeVar("_Override", bound=Callable[..., Any])
 class Failure:
     """One failed call.
 
+    What was raised is made anew whenever it is asked for. An exception that was raised once holds in its traceback
+    every object that the call had to do with: the last failure would keep plugin, network, builder and cache alive.
+
     Attributes:
         call: the override's name, such as ``"enqueue"``.
-        error: what was raised; its text names the layer.
+        kind: the class of what was raised.
+        text: its text, which names the layer.
+        code: of a :class:`pyfmha.errors.DriverError`.
         thread: identifier of the thread on which TensorRT called.
     """
 
     call: str
-    error: PyfmhaError
+    kind: type[PyfmhaError]
+    text: str
+    code: int | None
     thread: int
+
+    @property
+    def error(self) -> PyfmhaError:
+        """What was raised, to be raised again: a new object."""
+        return self.kind(self.text) if self.code is None else self.kind(self.text, self.code)
 
 
 _lock = threading.Lock()
@@ -52,16 +64,16 @@ def report(call: str, where: str, error: Exception) -> PyfmhaError:
     """
     text = str(error) if isinstance(error, PyfmhaError) else f"{type(error).__name__}: {error}"
     text = f"{where}: {call}: {text}"
-    raised = type(error)(text, error.code) if isinstance(error, DriverError) else PluginError(text)
+    kind, code = (type(error), error.code) if isinstance(error, DriverError) else (PluginError, None)
     # A failure that is no PyfmhaError is a fault of the plugin's own: its traceback is worth having.
     LOGGER.error("%s", text, exc_info=None if isinstance(error, PyfmhaError) else error)
-    failure = Failure(call, raised, threading.get_ident())
+    failure = Failure(call, kind, text, code, threading.get_ident())
     global _last
     with _lock:
         _last = failure
         for collected in _collectors:
             collected.append(failure)
-    return raised
+    return failure.error
 
 
 def guarded(override: _Override) -> _Override:

@@ -8,7 +8,8 @@ import numpy as np
 
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
-from pyfmha.spec.manifest import SCHEMA, Function
+from pyfmha.spec.manifest import INTERFACE, Function
+from pyfmha.trt.field_data import read_data
 from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
 
 EARLIER = {
@@ -56,7 +57,7 @@ class Stored:
     """What an engine stores of the library that it was built with.
 
     Attributes:
-        schema: the manifest's schema version.
+        schema: the version of how its functions are called, :data:`pyfmha.spec.manifest.INTERFACE`.
         prototype: the C function with its arguments.
         algorithms: the names of its algorithms, see :class:`pyfmha.trt.tactics.Tactic`.
         decode: :data:`pyfmha.attention.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that
@@ -73,7 +74,7 @@ class Stored:
     def of(cls, function: Function, decode: int = 0) -> "Stored":
         """The entry for a function of the library in use."""
         algorithms = tuple("+".join(variant.name for variant in algorithm) for algorithm in function.algorithms)
-        return cls(SCHEMA, prototype(function), algorithms, decode)
+        return cls(INTERFACE, prototype(function), algorithms, decode)
 
     def check(self, function: Function) -> None:
         """Compare with the library in use.
@@ -128,10 +129,10 @@ def _value(trt: Any, field: Any, kind: str) -> Any:
     if field.type != getattr(trt.PluginFieldType, kind):
         raise PluginError(f"field {field.name} is of type {field.type}; it must be {kind}")
     if kind == "CHAR":
-        return np.asarray(field.data).tobytes().rstrip(b"\0").decode(errors="replace")
+        return read_data(trt, field, kind).tobytes().rstrip(b"\0").decode(errors="replace")
     if field.size != 1:
         raise PluginError(f"field {field.name} has {field.size} values; it must have one {kind}")
-    return np.asarray(field.data).reshape(-1)[0].item()
+    return read_data(trt, field, kind)[0].item()
 
 
 def _problem(values: dict[str, Any]) -> Problem:

@@ -167,6 +167,7 @@ class Hold:
     def __init__(self, functions: Sequence[Function]) -> None:
         self._loaded: list[Function] = []
         self._released = False
+        self._collected: Any = None
         try:
             for function in functions:
                 function.load()
@@ -184,13 +185,21 @@ class Hold:
         if self._released:
             return
         self._released = True
+        if self._collected is not None:
+            self._collected.detach()
+        loaded, self._loaded = self._loaded, []
         try:
             with made_current(self.context):
-                for function in reversed(self._loaded):
+                for function in reversed(loaded):
                     _unload(function)
         except PyfmhaError as error:
-            names = ", ".join(function.name for function in self._loaded)
+            names = ", ".join(function.name for function in loaded)
             LOGGER.warning("%s: not unloaded: %s", names, error)
+
+    def release_with(self, owner: Any) -> None:
+        """Release it with its owner where nobody calls ``destroy()``: the binding does not for what Python owns."""
+        self._collected = weakref.finalize(owner, self.release_where_current)
+        self._collected.atexit = False
 
     def release_where_current(self) -> None:
         """As :meth:`release`, if the context is this thread's current one: another may be gone, and is not touched.
@@ -209,8 +218,3 @@ def _unload(function: Function) -> None:
         function.unload()
     except PyfmhaError as error:
         LOGGER.warning("%s was not unloaded: %s", function.name, error)
-
-
-def release_when_collected(owner: Any, hold: Hold) -> None:
-    """Release a hold with its owner where nobody calls ``destroy()``: the binding does not for what Python owns."""
-    weakref.finalize(owner, hold.release_where_current).atexit = False

@@ -1,26 +1,30 @@
 """The plugin as a layer of TensorRT-LLM's graph API.
 
 That API (``functional``, ``Module``, ``default_trtnet``, ``net_guard``, ``Session``) is in the releases of TensorRT-LLM
-up to 1.3.0rc20, which all use TensorRT 10; later ones removed it. Nothing is imported from TensorRT-LLM until asked.
+from 0.10, the first on TensorRT 10, up to 1.3.0rc20; later ones removed it. Nothing is imported from TensorRT-LLM until
+asked.
 """
 
 import importlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
-from pyfmha.errors import GraphApiError, PluginError
+from pyfmha.errors import EngineError, GraphApiError, PluginError
 from pyfmha.trt.config import EngineConfig
+from pyfmha.trt.graph_api import graph_api
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.network import add_attention, add_attention_packed
 from pyfmha.trt.problem import DATA_TYPES
 from pyfmha.trt.shapes import INPUTS
 
-LAST_RELEASE = "1.3.0rc20"
-INSTALL = f"pip install 'tensorrt-llm<={LAST_RELEASE}'"
+__all__ = ["DTYPES", "GraphApiError", "flash_attention_op", "graph_api"]
+
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+"""Types as TensorRT-LLM names them, and as this package does."""
 
 AXES = {
     "batch": "batch_size",
@@ -37,36 +41,6 @@ AXES = {
     "head size": "head_size",
 }
 """How axes are named in ``dim_range``; TensorRT-LLM takes axes of one name to have one size."""
-
-
-@cache
-def graph_api() -> Any:
-    """What this module uses of the graph API.
-
-    Raises:
-        GraphApiError: TensorRT-LLM is not installed, or its release has no graph API.
-    """
-    try:
-        package = importlib.import_module("tensorrt_llm")
-    except ImportError as error:
-        raise GraphApiError(f"TensorRT-LLM cannot be imported ({error}): {INSTALL}") from None
-    try:
-        common, utils, functional, module = (
-            importlib.import_module(f"tensorrt_llm.{name}") for name in ("_common", "_utils", "functional", "module")
-        )
-        return SimpleNamespace(
-            default_trtnet=common.default_trtnet,
-            str_dtype_to_trt=utils.str_dtype_to_trt,
-            Tensor=functional.Tensor,
-            create_tensor=functional._create_tensor,
-            Module=module.Module,
-        )
-    except (ImportError, AttributeError) as error:
-        version = getattr(package, "__version__", "of unknown version")
-        raise GraphApiError(
-            f"TensorRT-LLM {version} has no graph API ({error}): it was removed after {LAST_RELEASE}. Releases up to"
-            f" that one, on TensorRT 10, have it: {INSTALL}; or use TensorRT itself: pyfmha.add_attention"
-        ) from None
 
 
 def flash_attention_op(
@@ -122,9 +96,28 @@ def flash_attention_op(
         made = add_attention(network, q, k, v, **settings)
     layer = network.get_layer(network.num_layers - 1)
     outputs = [api.create_tensor(output, layer) for output in (made if isinstance(made, tuple) else (made,))]
-    if name is not None:
-        layer.name = name  # again: making a Tensor names the layer after its Module
+    # Making a Tensor names the layer, and its outputs after it, whatever its name was.
+    layer.name = name if name is not None else _plain_name(network, layer.name)
+    for index, output in enumerate(outputs):
+        output.trt_tensor.name = f"{layer.name}_output_{index}"
     return tuple(outputs) if isinstance(made, tuple) else outputs[0]
+
+
+def _plain_name(network: Any, name: str) -> str:
+    """A name of TensorRT-LLM's without the lines of source and the comprehensions that it was made in.
+
+    It writes down the functions on the stack, ``FmhaLayer/flash_attention_op_L127/<listcomp>_L127/PLUGIN_V3_0``: such a
+    name, by which engines and profiles are compared, changes with every edit of a file.
+    """
+    parts = (re.sub(r"_L\d+$", "", part) for part in re.split(r"[/.]", name))
+    plain = "/".join(part for part in parts if part and not part.startswith("<"))
+    taken = {network.get_layer(index).name for index in range(network.num_layers - 1)}
+    stem, number = re.fullmatch(r"(.*?)(?:_(\d+))?", plain, re.DOTALL).groups()  # type: ignore[union-attr]
+    count = int(number or 0)
+    while plain in taken:  # what lines of source told apart is numbered
+        count += 1
+        plain = f"{stem}_{count}"
+    return plain
 
 
 def _tensor(value: Any) -> Any:
@@ -183,6 +176,8 @@ def _layer_class() -> Any:
             **settings: Any,
         ) -> None:
             super().__init__()
+            if dtype not in DTYPES:
+                raise EngineError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
             self.num_heads = num_heads
             self.head_size = head_size
             self.softmax_scale = softmax_scale
@@ -195,7 +190,13 @@ def _layer_class() -> Any:
             """What it serves up to these sizes."""
             dtype = DATA_TYPES[int(self.dtype)]
             plain = EngineConfig(
-                self.num_heads, self.head_size, max_batch_size, max_len, dtype, self.causal, self.softmax_scale
+                self.num_heads,
+                self.head_size,
+                max_batch_size,
+                max_len,
+                dtype,
+                self.softmax_scale,
+                causal=self.causal,
             )
             return replace(plain, max_kv_seq_len=max_kv_len, **self.settings)
 

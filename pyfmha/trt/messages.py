@@ -26,14 +26,14 @@ _LEVELS = {
 
 _lock = threading.Lock()
 _loggers: dict[Any, Any] = {}
-_collectors: list[list[str]] = []
+_collectors: list[tuple[int, list[str]]] = []
 
 
 def _log(severity: Any, text: str) -> None:
     level = _LEVELS.get(severity.name, logging.INFO)
-    if level >= logging.ERROR:
-        with _lock:
-            for collected in _collectors:
+    with _lock:
+        for least, collected in _collectors:
+            if level >= least:
                 collected.append(text)
     LOGGER.log(level, "%s", text)
 
@@ -52,16 +52,37 @@ def logger_of(trt: Any) -> Any:
 
 
 @contextmanager
-def collect_errors() -> Iterator[list[str]]:
-    """A list to which every error that TensorRT logs during the block is added, whichever thread it happens on."""
+def collect_errors(least: int = logging.ERROR) -> Iterator[list[str]]:
+    """A list to which every error that TensorRT logs during the block is added, whichever thread it happens on.
+
+    Args:
+        least: from which level of ``logging`` on; warnings, too, where TensorRT gives its reason as one.
+    """
     collected: list[str] = []
     with _lock:
-        _collectors.append(collected)
+        _collectors.append((least, collected))
     try:
         yield collected
     finally:
         with _lock:  # by identity: two empty lists are equal
-            _collectors[:] = [other for other in _collectors if other is not collected]
+            _collectors[:] = [other for other in _collectors if other[1] is not collected]
+
+
+def make_root(trt: Any, name: str) -> Any:
+    """TensorRT's ``Builder`` or ``Runtime``, from which everything else is made.
+
+    Raises:
+        EngineError: TensorRT gives none, as with a driver that is too old for its CUDA.
+    """
+    with collect_errors(logging.WARNING) as said:
+        try:
+            made = getattr(trt, name)(logger_of(trt))
+        except TypeError:  # the binding's answer to a null pointer; the reason is logged, as a warning
+            made = None
+    if made is None:
+        hint = "the NVIDIA driver must be as new as its CUDA asks for: compare nvidia-smi"
+        raise failure_of(f"{trt.__name__} {trt.__version__} gives no {name} here", [], said, hint)
+    return made
 
 
 def failure_of(what: str, failures: list[Failure], said: list[str], hint: str = "") -> PyfmhaError:

@@ -9,26 +9,28 @@ from typing import Any
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
 from pyfmha.runtime.library import Library
+from pyfmha.trt.causal import check_causal, says_causal
 from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module, module_of
 from pyfmha.trt.plugin import NAME
 from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
-from pyfmha.trt.shapes import INPUTS, Shape, forms_of
+from pyfmha.trt.shapes import INPUTS, Shape, TensorForm, forms_of
 
 ALIGNMENTS = ("top-left", "bottom-right")
 Tensors = dict[str, Any]
 """``ITensor`` by name."""
 
 
+@says_causal("add_attention", PluginError)
 def add_attention(
     network: Any,
     q: Any,
     k: Any,
     v: Any,
     *,
-    causal: bool | str = True,
+    causal: bool | str,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
     align: str | None = None,
@@ -50,9 +52,12 @@ def add_attention(
         network: an ``INetworkDefinition`` of TensorRT 10.x or 11.x.
         q: ``ITensor`` of type HALF, BF16 or FLOAT, [batch, heads, Sq, head size], or as ``layout`` says. Heads and
             head size are known, the other sizes may be -1.
-        k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads.
+        k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads. Keys beyond
+            ``kv_lengths``, and the other sequences of a ragged batch, change nothing, even if they are NaN. Behind
+            ``causal`` or ``window`` that does not hold: NaN or infinity in K or V there may reach queries that do not
+            see it, where others of the same tile do, because a weight of 0 times NaN is NaN.
         causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` is True with that
-            ``align``.
+            ``align``. It has no default: who leaves it out is told what to say.
         scale: by default 1 / sqrt(head size).
         window: how many keys a query sees to the left and to the right of its position; -1 is no limit.
         align: what is at one position, for ``causal`` and ``window``: the first query and the first key
@@ -87,20 +92,21 @@ def add_attention(
     dtype = _dtype(tensors)
     heads, kv_heads, size = _heads(tensors, layout, ragged)
     features = features_of(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
-    problem = Problem(heads, size, dtype, _scale(scale, size), causal is not False, features)
+    problem = Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
     creator = register(trt, namespace=namespace, library=library)
     problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
     _, outputs = add_layer(trt, network, creator, problem, {**tensors, **lengths}, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
 
 
+@says_causal("add_attention_packed", PluginError)
 def add_attention_packed(
     network: Any,
     qkv: Any,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
-    causal: bool | str = True,
+    causal: bool | str,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
     align: str | None = None,
@@ -141,7 +147,7 @@ def add_attention_packed(
     size = shape[-1] if shape else -1
     if size < 1:
         raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
-    problem = Problem(num_heads, size, dtype, _scale(scale, size), causal is not False, features)
+    problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
     creator = register(trt, namespace=namespace, library=library)
     _, outputs = add_layer(trt, network, creator, problem, {"QKV": qkv, **lengths}, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
@@ -172,13 +178,8 @@ def add_layer(
     with collect_failures() as failures:
         plugin = creator.create_plugin(name or NAME, fields.collection, trt.TensorRTPhase.BUILD)
         layer = network.add_plugin_v3(inputs, [], plugin)
-        # TensorRT asks for types and shapes when the output's are asked for, and shows a failure only by what it
-        # answers.
         outputs = [] if layer is None else [layer.get_output(index) for index in range(len(forms.outputs))]
-        fits = bool(outputs) and all(
-            out is not None and len(out.shape) == len(form.axes)
-            for out, form in zip(outputs, forms.outputs, strict=True)
-        )
+        fits = bool(outputs) and all(map(_fits, outputs, forms.outputs))
     if failures:
         raise failures[-1].error
     if not fits:
@@ -186,6 +187,15 @@ def add_layer(
     if name is not None:
         layer.name = name
     return layer, outputs
+
+
+def _fits(output: Any, form: TensorForm) -> bool:
+    """Whether TensorRT has a shape for an output. It asks the plugin now that it is asked itself, and shows a failure
+    by what it answers: there is no shape (a RuntimeError), or one of -1 dimensions (up to 11.1, a ValueError)."""
+    try:
+        return output is not None and len(output.shape) == len(form.axes)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
@@ -243,8 +253,7 @@ def features_of(
     Raises:
         PluginError: a value is not allowed, or two do not go together.
     """
-    if causal not in (True, False, "bottom-right"):
-        raise PluginError(f"causal is {causal!r}; allowed are True, False and 'bottom-right'")
+    check_causal(causal)
     if align not in (None, *ALIGNMENTS):
         raise PluginError(f"align is {align!r}; allowed are {', '.join(ALIGNMENTS)}")
     if causal == "bottom-right" and align == "top-left":

@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 from pyfmha.attention.hopper import decodes
 from pyfmha.errors import PluginError, PyfmhaError
-from pyfmha.runtime.library import Library
+from pyfmha.runtime.library import Function, Library
+from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
-from pyfmha.trt.launch import Enqueue, Hold, bind, release_when_collected
+from pyfmha.trt.launch import Enqueue, Hold, bind
 from pyfmha.trt.plan import Plan, plan_of, split_workspace_bytes
 from pyfmha.trt.problem import Problem
 from pyfmha.trt.shapes import (
@@ -70,7 +71,6 @@ class PluginBehaviour:
     """All that the plugin does; see the module.
 
     Attributes:
-        origin: what it is made of.
         tactic: the algorithm to launch; the first, until TensorRT chooses. Shapes that are decoded run the same pair of
             functions whatever it is: TensorRT measures tactics at one shape of a profile, and how to split the keys
             follows from the shape at hand, without a choice.
@@ -88,12 +88,11 @@ class PluginBehaviour:
         # Each base has a C++ object of its own: left out, the binding refuses the whole object.
         for base in self.trt_bases:
             base.__init__(self)
-        self.origin = origin
-        self._function = origin.library[origin.problem.function_name]
-        self._pair = [origin.library[name] for name in origin.pair]
-        self._tactics = origin.tactics
+        self._origin: Origin | None = origin
+        names = (origin.problem.function_name, *origin.pair)
+        self._functions = [origin.library[name] for name in names]
         self._stored_fields: FieldCollection | None = None
-        self.tactic: Tactic = self._tactics[0]
+        self.tactic: Tactic = origin.tactics[0]
         self._workspace_failure: PyfmhaError | None = None
         self._forms = forms_of(origin.problem)
         self._shapes: list[Shape] | None = None
@@ -112,8 +111,29 @@ class PluginBehaviour:
         decode = f" decode={self.origin.stored.decode}" if self.origin.pair else ""
         return f"{NAME} {VERSION} {listed} build={self.origin.library.manifest.build_id}{decode}"
 
+    @property
+    def origin(self) -> Origin:
+        """What it is made of.
+
+        Raises:
+            PluginError: it was destroyed.
+        """
+        if self._origin is None:
+            raise PluginError("the plugin was destroyed")
+        return self._origin
+
+    @property
+    def _function(self) -> Function:
+        return self._functions[0]
+
+    @property
+    def _pair(self) -> list[Function]:
+        return self._functions[1:]
+
     def describe(self) -> str:
         """Who it is, for messages: name, layer, what it serves, and the shape last prepared."""
+        if self._origin is None:
+            return f"{NAME} (destroyed)"
         shape = "" if self._plan is None else f", {self._plan.sizes}"
         return f"{NAME} layer {self.origin.layer!r} ({self.origin.problem}{shape})"
 
@@ -135,11 +155,17 @@ class PluginBehaviour:
         return copy
 
     def destroy(self) -> None:
-        """Give the loaded code back; harmless when repeated, and raises nothing."""
+        """Give the loaded code back, and all that it holds; harmless when repeated, and raises nothing.
+
+        The binding keeps the Python object of every plugin that C++ has had in its hands until the process ends, so
+        that an object that is destroyed must be an empty one.
+        """
         self._arm(None)
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.release()
+        self._origin = self._stored_fields = self._plan = self._shapes = self._workspace_failure = None
+        self._functions = []
 
     # ------------------------------------------------------------------ build
 
@@ -178,12 +204,12 @@ class PluginBehaviour:
     def get_valid_tactics(self) -> list[int]:
         """The tactics with code for the current device."""
         capability = current_capability()
-        served = [tactic.id for tactic in self._tactics if tactic.runs_on(capability)]
+        served = [tactic.id for tactic in self.origin.tactics if tactic.runs_on(capability)]
         if not served:
-            held = ", ".join(self.origin.library.manifest.archs())
+            held = ", ".join(self._function.manifest.archs())
             raise PluginError(
                 f"{self.origin.library.path.name} has no {self._function.name} for this device, which is"
-                f" sm_{capability}; it is built for {held}: pyfmha build --arch sm_{capability}"
+                f" sm_{capability}; it is built for {held}: {code_for(f'sm_{capability}', self.origin.library.path)}"
             )
         return served
 
@@ -220,7 +246,7 @@ class PluginBehaviour:
     @guarded
     def set_tactic(self, tactic: int) -> None:
         """Choose the algorithm by its tactic id; 0 is the first."""
-        self.tactic = choose(self._tactics, tactic, self.origin.stored.algorithms)
+        self.tactic = choose(self.origin.tactics, tactic, self.origin.stored.algorithms)
         name = self.tactic.name
         LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, name, extra={"tactic": name})
         if self._launch is not None:
@@ -284,7 +310,7 @@ class PluginBehaviour:
             return
         hold = Hold([self._function, *self._pair])
         earlier, self._hold = self._hold, hold
-        release_when_collected(self, hold)
+        hold.release_with(self)
         if earlier is not None:
             earlier.release()
 
@@ -321,7 +347,7 @@ class PluginBehaviour:
         """Whether the function decodes in one launch on the current device; no where there is none, as in a build."""
         if current_context() is None:
             return False
-        held = self.origin.library.manifest.archs()
+        held = self._function.manifest.archs()
         arch = arch_for(f"sm_{current_capability()}", held)
         return arch is not None and decodes(self._function.manifest, self.tactic.algo_id, arch, values)
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pyfmha.errors import EngineError, OutputError
 from pyfmha.trt.engine import Built, EngineConfig
@@ -99,6 +100,24 @@ def read_plan(path: Path) -> bytes:
         raise EngineError(f"no engine at {path} ({error.strerror}); build it: python examples/build.py") from None
 
 
+def plan_of(engine: Path | str | Any) -> Any:
+    """A serialised engine: that of a file, or what holds one already, such as bytes or an ``IHostMemory``.
+
+    Raises:
+        EngineError: the file cannot be read, or it is neither.
+    """
+    if isinstance(engine, str | os.PathLike):
+        return read_plan(Path(engine))
+    try:
+        memoryview(engine).release()
+    except TypeError:
+        kind = type(engine).__name__
+        raise EngineError(
+            f"the engine is a {kind}; give the path of its file, its bytes, or the IHostMemory of a build"
+        ) from None
+    return engine
+
+
 def read_timing_cache(path: Path | str) -> bytes:
     """A timing cache's bytes; empty where there is no such file yet.
 
@@ -111,6 +130,29 @@ def read_timing_cache(path: Path | str) -> bytes:
         return b""
     except OSError as error:
         raise EngineError(f"the timing cache {path} cannot be read: {error.strerror}") from None
+
+
+def check_writable(*paths: Path) -> None:
+    """Refuse files that cannot be written, before a long build instead of behind it.
+
+    Raises:
+        OutputError: one is a folder, or the folder that it would be in cannot be made or written to.
+    """
+    for path in paths:
+        try:
+            folder = path.parent
+            while not folder.exists():
+                folder = folder.parent
+            if path.is_dir():
+                raise OutputError(f"cannot write {path}: it is a folder")
+            if not folder.is_dir():
+                raise OutputError(f"cannot write {path}: {folder} is no folder")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise OutputError(f"cannot write {path}: no permission to write in {folder}")
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

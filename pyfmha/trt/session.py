@@ -16,11 +16,11 @@ from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.graph import Graph
 from pyfmha.trt.allocator import OutputAllocator, make_allocator
-from pyfmha.trt.creator import register
+from pyfmha.trt.creator import register, unregistered
 from pyfmha.trt.failures import collect_failures
-from pyfmha.trt.messages import collect_errors, failure_of, logger_of
+from pyfmha.trt.messages import collect_errors, failure_of, make_root
 from pyfmha.trt.modules import MODULES, find_module
-from pyfmha.trt.saved import read_plan
+from pyfmha.trt.saved import plan_of
 from pyfmha.trt.tensors import TensorInfo, check_inputs, choose_profile, describe
 
 Array = NDArray[Any]
@@ -33,7 +33,7 @@ class Session:
     :meth:`fetch` are its parts, for those who time or overlap, and are for one thread.
 
     Args:
-        engine: a serialised engine, or the path of its file.
+        engine: a serialised engine, as bytes or as TensorRT's ``IHostMemory``, or the path of its file.
         trt_module: as :func:`pyfmha.trt.register`, whose plugin is registered first. An engine without it needs
             neither the plugin nor its library.
         device: number of the GPU.
@@ -50,10 +50,10 @@ class Session:
     """
 
     def __init__(
-        self, engine: Path | str | bytes, *, trt_module: Any = None, device: int = 0, cuda_graph: bool = False
+        self, engine: Path | str | Any, *, trt_module: Any = None, device: int = 0, cuda_graph: bool = False
     ) -> None:
         self._trt = find_module(trt_module)
-        plan = engine if isinstance(engine, bytes | bytearray | memoryview) else read_plan(Path(engine))
+        plan = plan_of(engine)
         self._lock = threading.Lock()
         self._wants_graph = cuda_graph
         self._graph: Graph | None = None
@@ -81,7 +81,7 @@ class Session:
                 raise EngineError("an engine with shapes among its inputs or outputs cannot run as a CUDA graph")
             self._resources: ExitStack | None = stack.pop_all()
 
-    def _load(self, plan: bytes) -> None:
+    def _load(self, plan: Any) -> None:
         hint = ""
         try:
             register(self._trt)
@@ -90,10 +90,10 @@ class Session:
         if self._trt.__name__ in MODULES[1:]:
             hint += f"{hint and '; '}{self._trt.__name__} runs engines that were built with version_compatible=True"
         with collect_failures() as failures, collect_errors() as said:
-            self._runtime = self._trt.Runtime(logger_of(self._trt))
+            self._runtime = make_root(self._trt, "Runtime")
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise failure_of("the engine cannot be loaded", failures, said, hint)
+                raise failure_of("the engine cannot be loaded", failures, said, unregistered(self._trt, said) or hint)
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise failure_of("the engine cannot be run here", failures, said)
@@ -217,8 +217,10 @@ class Session:
         chosen = choose_profile(self.inputs, arrays, active, self._engine.num_optimization_profiles)
         if chosen != active:
             with collect_failures() as failures, collect_errors() as said:
-                if not self._opened().set_optimization_profile_async(chosen, self.stream.handle):
-                    raise failure_of(f"profile {chosen} cannot be used", failures, said)
+                try:
+                    self._opened().set_optimization_profile_async(chosen, self.stream.handle)
+                except RuntimeError as error:
+                    raise failure_of(f"profile {chosen} cannot be used ({error})", failures, said) from None
             self.stream.synchronize()
             self._changed()
             self._shapes.clear()  # they are void in another profile

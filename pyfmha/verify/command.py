@@ -18,7 +18,7 @@ from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
 from pyfmha.trt.creator import find_library
 from pyfmha.verify.engines import engine_versions, print_engines
-from pyfmha.verify.variants import Checked, Summary, runs_of, summary_of, verify_library
+from pyfmha.verify.variants import Checked, Summary, runs_of, summary_of, verify_library, without_code
 
 PARTS = ("library", "engine")
 
@@ -81,7 +81,7 @@ def _facts(library: Library, device: Device, tensorrt: str) -> str:
     return (
         f"pyfmha {pyfmha.__version__}, {tensorrt or 'no TensorRT that builds'}, Python {platform.python_version()},"
         f" numpy {np.__version__}, cuda-python {cuda_python}; {device.name} ({device.arch}), driver for CUDA"
-        f" {device.driver_version}; library {manifest.build_id[:12]} for {', '.join(manifest.archs())},"
+        f" {device.driver_version}; library {manifest.build_id[:12]} for {manifest.archs_in_words()},"
         f" Triton {manifest.triton}"
     )
 
@@ -90,13 +90,16 @@ def _verify_library(
     console: Console, errors: Console, library: Library, device: Device, dtypes: Sequence[str], random: int
 ) -> bool:
     checked: list[Checked] = []
-    total = runs_of(library, dtypes, random)
+    total = runs_of(library, device.arch, dtypes, random)
     with progress_bar(errors, "verifying") as progress:
         for one in verify_library(library, device, dtypes, random):
             checked.append(one)
             progress(len(checked), total, one.case.name)
     summaries = summary_of(library, device.arch, checked, dtypes)
     console.print(_table(summaries))
+    if names := without_code(library, device.arch, dtypes):
+        note = f"Not checked, without code for {device.arch}: {', '.join(names)}"
+        console.print(note, markup=False, soft_wrap=True)
     failures = [one for one in checked if one.failure]
     for one in failures:
         algorithm = " + ".join(one.variants)

@@ -73,7 +73,7 @@ def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> Ite
     for dtype in dtypes:
         for causal in (True, False):
             config = EngineConfig(
-                NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal
+                NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal=causal
             )
             yield from _verify_engine(config, trt)
 

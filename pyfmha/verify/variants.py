@@ -19,6 +19,7 @@ from pyfmha.errors import DriverError, LibraryError, PyfmhaError
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.library import Function, Library
 from pyfmha.runtime.serving import serving
+from pyfmha.spec.advice import build_command, code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
 from pyfmha.verify.random_cases import random_cases
@@ -141,17 +142,18 @@ def verify_library(
     Raises:
         LibraryError: it has no code for the GPU, or no attention in these dtypes.
     """
-    arch = arch_for(device.arch, library.manifest.archs())
-    if arch is None:
-        held = ", ".join(library.manifest.archs())
-        raise LibraryError(
-            f"{library.path} was built for {held}, the GPU here, {device.name}, is {device.arch};"
-            f" build it for this GPU: pyfmha build --arch {device.arch}"
-        )
-    plans = list(_plans(library, dtypes, random))
+    every = list(_plans(library, dtypes, random))
+    if not every:
+        again = build_command(library.path)
+        raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: {again}")
+    plans = [(functions, cases) for functions, cases in every if _arch_of(functions, device.arch)]
     if not plans:
-        raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: pyfmha build")
+        raise LibraryError(
+            f"{library.path} was built for {library.manifest.archs_in_words()}, the GPU here, {device.name}, is"
+            f" {device.arch}; {code_for(device.arch, library.path, 'build it for this GPU: ')}"
+        )
     for functions, cases in plans:
+        arch = _arch_of(functions, device.arch) or device.arch
         loaded: list[Function] = []
         try:
             for function in functions:
@@ -167,6 +169,16 @@ def verify_library(
             for function in loaded:
                 with suppress(DriverError):  # a context that a kernel broke takes its modules along
                     function.unload()
+
+
+def _arch_of(functions: Sequence[Function], gpu: str) -> str | None:
+    """The architecture whose code of some functions a GPU runs, if it can run them all."""
+    return arch_for(gpu, set.intersection(*(set(function.manifest.archs()) for function in functions)))
+
+
+def without_code(library: Library, gpu: str, dtypes: Sequence[str]) -> list[str]:
+    """The attention functions that have no code for a GPU, and are not checked there."""
+    return [f.name for functions, _ in _plans(library, dtypes) if not _arch_of(functions, gpu) for f in functions]
 
 
 def _is_broken(device: Device) -> bool:
@@ -194,9 +206,9 @@ def _plans(library: Library, dtypes: Sequence[str], random: int = 0) -> Iterator
             yield [library[member.name]], cases
 
 
-def runs_of(library: Library, dtypes: Sequence[str], random: int = 0) -> int:
+def runs_of(library: Library, gpu: str, dtypes: Sequence[str], random: int = 0) -> int:
     """How many results :func:`verify_library` gives."""
-    plans = _plans(library, dtypes, random)
+    plans = [plan for plan in _plans(library, dtypes, random) if _arch_of(plan[0], gpu)]
     return sum(len(cases) * len(functions[0].manifest.algorithms) for functions, cases in plans)
 
 
@@ -266,11 +278,11 @@ def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -
 
 def summary_of(library: Library, arch: str, checked: Sequence[Checked], dtypes: Sequence[str]) -> list[Summary]:
     """Every variant of the attention functions that has code for the GPU, in the library's order; served or not."""
-    names = {function.name for functions, _ in _plans(library, dtypes) for function in functions}
-    wanted = arch_for(arch, library.manifest.archs())
+    wanted = {f.name: _arch_of(functions, arch) for functions, _ in _plans(library, dtypes) for f in functions}
     found: dict[str, Summary] = {}
     for function, _, variant in library.manifest.variants():
-        if function.name not in names or (variant.archs and wanted not in variant.archs):
+        served = wanted.get(function.name)
+        if served is None or served not in [image.arch for image in variant.images]:
             continue
         mine = [one for one in checked if variant.name in one.variants]
         errors = [one.error for one in mine]

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import SUCCESS, CLibrary, copy_kernel, published, python_environment, run_python, snapshot
+from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published, python_environment, run_python, snapshot, some_of
 
 from pyfmha.aot import BuildResult, build
 from pyfmha.errors import CompileError, KernelSourceError, OutputError, SpecError, ToolchainError
@@ -84,7 +83,7 @@ class TestOutput:
 
         for name in ("add", "subtract"):
             assert library.load(name) == SUCCESS
-            assert library.launch(name, 0, 0, 0, 16) == SUCCESS
+            assert library.launch(name, 16, 16, 16, 16) == SUCCESS
 
         assert library.manifest == read_manifest(built.output / "manifest.json")
 
@@ -124,13 +123,11 @@ class TestSecondBuild:
 
         monkeypatch.setattr(sys.modules["pyfmha.aot.build"], "Compiler", start)
 
-    def test_nothing_changed_nothing_done_in_under_two_seconds(self, built: Project) -> None:
+    def test_nothing_changed_nothing_done(self, built: Project) -> None:
         before = {file: file.stat().st_mtime_ns for file in built.output.rglob("*")}
-        start = time.monotonic()
 
         result = built.build()
 
-        assert time.monotonic() - start < 2
         assert (result.up_to_date, result.compiled, self.started) == (True, 0, 0)
         assert {file: file.stat().st_mtime_ns for file in built.output.rglob("*")} == before
         assert result.manifest == read_manifest(built.output / "manifest.json")
@@ -183,8 +180,8 @@ class TestSecondBuild:
         second = project.build(specs=specs)
 
         assert (first.compiled, second.compiled) == (3, 2)
-        images = [[v.images[0].sha256 for _, _, v in result.manifest.variants()] for result in (first, second)]
-        assert [old == new for old, new in zip(*images, strict=True)] == [False, False, True]
+        images = [{f.name: v.images[0].sha256 for f, _, v in result.manifest.variants()} for result in (first, second)]
+        assert {name for name, digest in images[0].items() if images[1][name] == digest} == {"add"}
         assert project.build(specs=specs).up_to_date
 
     def test_another_architecture_compiles_that_one_only(self, built: Project) -> None:
@@ -193,17 +190,19 @@ class TestSecondBuild:
         assert result.compiled == len(built.specs)
         assert result.manifest.archs() == ("sm_80", "sm_90")
 
-    def test_a_spec_less_takes_its_sources_away(self, built: Project) -> None:
+    def test_a_fresh_start_takes_the_sources_of_what_it_drops_away(self, built: Project) -> None:
         kept, dropped = built.specs[:2], built.specs[2:]
 
-        result = built.build(specs=kept)
+        result = built.build(specs=kept, fresh=True)
 
-        assert result.compiled == 0
+        assert (result.compiled, result.dropped) == (0, ("subtract",))
         files = published(built.output)
         assert all(f"c/{spec.variant}.c" in files for spec in kept)
         assert not [name for name in files for spec in dropped if spec.variant in name]
 
-    @pytest.mark.parametrize("name", ["libpyfmha.so", "manifest.json", "build.json"])
+    @pytest.mark.parametrize(
+        "name", ["libpyfmha.so", "manifest.json", "build.json", "c/libpyfmha.c", "c/pyfmha_runtime.h"]
+    )
     @pytest.mark.parametrize(
         "damage", [Path.unlink, lambda file: file.write_text("{"), lambda file: file.write_bytes(b"\xff\0")]
     )
@@ -354,15 +353,19 @@ project.build()
 """
 
 
+MOMENTS = {"compiling": WHILE_COMPILING, "publishing": WHILE_PUBLISHING}
+
+
 class TestInterruption:
-    @pytest.mark.parametrize("moment", [WHILE_COMPILING, WHILE_PUBLISHING], ids=["compiling", "publishing"])
-    @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kind: kind.name)
+    @pytest.mark.parametrize(
+        ("kind", "moment"), some_of([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ["compiling", "publishing"])
+    )
     def test_nothing_half_written_stays_and_the_next_build_works(
         self, finished: Project, project: Project, kind: signal.Signals, moment: str
     ) -> None:
         whole = published(finished.output)
         process = subprocess.Popen(
-            [sys.executable, "-c", IN_PROJECT + STOP + moment, str(project.output.parent)],
+            [sys.executable, "-c", IN_PROJECT + STOP + MOMENTS[moment], str(project.output.parent)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -373,11 +376,11 @@ class TestInterruption:
 
         process.send_signal(kind)
 
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=HANGS) != 0
         process.stdout.close()
         assert published(project.output).items() <= whole.items()  # each file that is there is whole
         for child in children:  # the compiler processes end too
-            assert select.select([child], [], [], 30)[0]
+            assert select.select([child], [], [], HANGS)[0]
             os.close(child)
         project.build()
         assert published(project.output) == whole
@@ -410,7 +413,7 @@ class TestInterruption:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=HANGS)
 
         assert len(results) == 2
         assert published(project.output) == published(finished.output)

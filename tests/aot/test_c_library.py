@@ -1,7 +1,6 @@
 """The contract of a built library, called from outside through plain C functions, on the fake driver."""
 
 import ctypes
-import functools
 import re
 import shutil
 import struct
@@ -13,6 +12,7 @@ import fake_cuda as fake
 import pytest
 from fake_cuda import FakeCuda, Launch
 from helpers import (
+    HANGS,
     INVALID_CONTEXT,
     INVALID_HANDLE,
     INVALID_IMAGE,
@@ -29,13 +29,12 @@ from helpers import (
     SYMBOL_NOT_FOUND,
     TESTS,
     CLibrary,
-    fastest_call,
     gcc,
     manifest_source,
 )
 
 from pyfmha.aot import Compiler, compile_kernel, link, make_spec
-from pyfmha.spec.arch import parse_archs
+from pyfmha.spec.arch import ARCHS, arch_for, parse_archs
 
 X, Y, Z = 0x7000_0000, 0x7000_1000, 0x7000_2000  # aligned addresses; the fake driver never follows them
 ADD = (X, Y, Z, 1024)  # with the hints' alignment
@@ -209,9 +208,16 @@ class TestLoading:
         assert fake_cuda.modules_loaded() == 4  # two algorithms, each hinted and generic
         assert library.launch("subtract", *ADD) == NOT_INITIALIZED
 
-    @pytest.mark.parametrize("capability", [75, 70, 100, 121])
+    @pytest.mark.parametrize(
+        ("capability", "advice"),
+        [
+            (100, "add it: pyfmha build --arch sm_100 (a kernel of your own: pyfmha compile with -t sm_100 too,"),
+            (70, "pyfmha has no code for that"),
+            (75, "pyfmha has no code for that"),
+        ],
+    )
     def test_a_device_without_code_is_refused_with_what_there_is_and_the_command_that_adds_it(
-        self, library: CLibrary, fake_cuda: FakeCuda, capability: int
+        self, library: CLibrary, fake_cuda: FakeCuda, capability: int, advice: str
     ) -> None:
         fake_cuda.set_device(1, capability)
         fake_cuda.use_context(1)
@@ -220,7 +226,8 @@ class TestLoading:
         message = library.error()
         assert "sm_80, sm_90" in message
         assert f"device 1, which is sm_{capability}" in message
-        assert f"pyfmha build --arch sm_{capability}" in message
+        assert advice in message
+        assert ("pyfmha build" in message) == (arch_for(f"sm_{capability}", ARCHS) is not None)
         assert fake_cuda.modules_loaded() == 0
 
     @pytest.mark.parametrize(("capability", "arch"), [(80, "sm_80"), (86, "sm_80"), (89, "sm_80"), (90, "sm_90")])
@@ -554,10 +561,13 @@ class TestLaunch:
         half, single, double, *integers = (struct.pack(f"<{code}", value) for code, value in packed)
         assert only(fake_cuda.launches()).params[:13] == (pointer(X), half, bfloat, single, double, b"\1", *integers)
 
-    def test_a_launch_takes_at_most_three_microseconds_of_host_time(self, loaded: CLibrary) -> None:
-        best = fastest_call(functools.partial(loaded.c.add, 0, X, Y, Z, 1024, 0), enough=3e-6)
+    def test_a_launch_asks_the_driver_for_the_context_and_launches(self, loaded: CLibrary, fake_cuda: FakeCuda) -> None:
+        """The first launch and the hundredth; what that takes is measured by ``tests/host_times.py``."""
+        before = fake_cuda.all_calls()
+        for _ in range(100):
+            assert loaded.launch("add", *ADD) == SUCCESS
 
-        assert best < 3e-6, f"{best * 1e6:.2f} us"
+        assert fake_cuda.all_calls() - before == {"cuCtxGetCurrent": 100, "cuCtxGetId": 100, "cuLaunchKernel": 100}
 
 
 class TestDispatch:
@@ -601,9 +611,16 @@ class TestDispatch:
         assert fake_cuda.launch_count() == 0
         assert loaded.variant("add", *arguments) == (MISALIGNED_ADDRESS, None)
 
-    def test_null_pointers_are_aligned(self, loaded: CLibrary, fake_cuda: FakeCuda) -> None:
-        assert loaded.launch("add", 0, 0, 0, 16) == SUCCESS
-        assert self.variant_run(loaded, fake_cuda, "add")
+    def test_a_null_pointer_is_refused_by_name_unless_nothing_is_launched(
+        self, loaded: CLibrary, fake_cuda: FakeCuda
+    ) -> None:
+        for index, name in enumerate("XYZ"):
+            pointers = [0 if i == index else X for i in range(3)]
+            assert loaded.launch("add", *pointers, 16) == INVALID_VALUE
+            assert f": {name} is null; give its address" in loaded.error()
+        assert fake_cuda.launch_count() == 0
+        assert loaded.launch("add", 0, 0, 0, 0) == SUCCESS
+        assert fake_cuda.launch_count() == 0
 
     @pytest.mark.parametrize(
         ("stride", "step", "hinted"),
@@ -751,7 +768,7 @@ def run_threads(count: int, work) -> None:  # type: ignore[no-untyped-def]
 
     def guarded(index: int) -> None:
         try:
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=HANGS)
             work(index)
         except BaseException as error:
             failures.append(error)
@@ -760,7 +777,7 @@ def run_threads(count: int, work) -> None:  # type: ignore[no-untyped-def]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=HANGS)
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     if failures:
         raise failures[0]

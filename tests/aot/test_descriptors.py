@@ -62,6 +62,7 @@ def copy_spec(kernel: str, **changes: object) -> KernelSpec:
         constants=(("ROWS", 64),),
         grid="cdiv(rows, ROWS), heads, batch",
         algorithm_name="default",
+        nullable=("X", "Y"),
     )
     if kernel != "copy_pointers":
         spec = replace(spec, descriptors=(tensor("source", "X"), tensor("target", "Y")), archs=("sm_90",))

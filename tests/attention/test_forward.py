@@ -4,9 +4,12 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from helpers import few_of
+from shared import Shared
 
 from pyfmha.aot import Compiler
-from pyfmha.attention.first import DTYPES
+from pyfmha.attention.decode import Decode
+from pyfmha.attention.first import DTYPES, Attention
 from pyfmha.attention.forward import ARGUMENTS, HEAD_SIZES, Call, Forward, forward_family, kernel_path, strides
 from pyfmha.attention.tiles import forward_tile
 from pyfmha.errors import SpecError
@@ -184,13 +187,34 @@ def test_tiles_are_within_what_arithmetic_allows(dtype: str, head_size: int, arc
     assert tile == forward_tile("bf16", head_size, arch) or dtype == "fp32"
 
 
-@pytest.mark.parametrize(("arch", "function", "index"), SAMPLE, ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize(
+    ("arch", "function", "index"),
+    few_of(SAMPLE, lambda case: case[0] in ("sm_80", "sm_120")),  # of sm_90, tests/aot/test_audit.py compiles several
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_a_sample_compiles_within_each_architectures_limits(
-    arch: str, function: Forward, index: int, compiler: Compiler
+    arch: str, function: Forward, index: int, compiler: Compiler, shared: Shared
 ) -> None:
-    spec = function.specs()[index]
-    cubin = compiler.compile(spec.resolve(arch), ARCHS[arch])
+    cubin = shared.compile(compiler, function.specs()[index], ARCHS[arch])
     assert cubin.shared <= ARCHS[arch].shared_limit
     if function.dtype != "fp32":
         # On sm_86 ptxas stops at 168 registers, for a third block, and spills two: 8 bytes at head size 128.
         assert cubin.spilled <= (0 if arch in ("sm_80", "sm_90") else 16)
+
+
+@pytest.mark.parametrize("hopper", [False, True])
+def test_every_variant_of_the_function_refuses_the_same_null_pointers(hopper: bool) -> None:
+    for spec in Forward("fp16", 64).specs(hopper=hopper):
+        needed = {argument.name: condition.text if condition else "" for argument, condition in spec.needed_pointers()}
+        assert needed == {
+            **{"Out": "q_len == 0", "Q": "q_len == 0", "K": "kv_len == 0", "V": "kv_len == 0"},
+            **{"cu_seqlens_q": "ragged == 0", "cu_seqlens_kv": "ragged == 0"},
+        }
+
+
+def test_the_other_functions_need_their_tensors() -> None:
+    split, _, combine = Decode("fp16", 64).specs()
+    needed = [{argument.name for argument, _ in spec.needed_pointers()} for spec in (split, combine)]
+    assert needed == [{"Q", "K", "V", "Partial", "Statistics"}, {"Out", "Partial", "Statistics"}]
+    for spec in Attention("fp16", 64).specs():
+        assert [argument.name for argument, _ in spec.needed_pointers()] == ["Out", "L", "M", "Q", "K", "V"]

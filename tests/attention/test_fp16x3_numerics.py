@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from forward_runs import LARGEST, LIMITS, Problem, Tensors, check, expected, fill, launch, place
+from helpers import some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
@@ -136,22 +137,45 @@ def test_values_that_only_other_queries_of_the_tile_see(softcap, safely) -> None
     assert len(safely) == 1
 
 
-def test_values_so_large_that_their_small_weight_counts() -> None:
-    # Weights near 2**-30 of values near 2**30 beside one of 1: a part in fp16 has few bits of such a weight.
+def small_weights() -> tuple[Problem, Tensors, float]:
+    """Weights of 2**-30 to 2**-29 of values of 2**30 beside one key of weight 1 and value 1; and the error that float32
+    may leave of it.
+
+    A score is a product of one channel, exact; to become a weight it is multiplied by a constant of 24 bits, rounded
+    and subtracted: of a weight exp(-s), each rounding is s * 2**-24.
+    """
     problem = replace(PROBLEM, scale=1.0, q_len=16)
     rows = np.full((1, 1, 70, 1), 2.0**30)
     rows[:, :, 7] = 1.0
     tensors = made(problem, v=rows)
-    tensors.views["Q"][...] = 1.0
-    tensors.views["K"][...] = np.float32(-30 * np.log(2) / 48)
-    tensors.views["K"][:, :, 7] = 0
+    for name in "QK":
+        tensors.views[name][...] = 0
+    tensors.views["Q"][..., 0] = 1
+    scores = np.log(2) * np.linspace(-30, -29, 70)
+    scores[7] = 0
+    tensors.views["K"][..., 0] = scores
+    return problem, tensors, FLOAT32 + 4 * 30 * np.log(2) * 2.0**-24
+
+
+def test_values_so_large_that_their_small_weight_counts(safely) -> None:
+    # A part in fp16 has few bits of such a weight.
+    problem, tensors, limit = small_weights()
     out, _ = launch(problem, tensors)
-    assert row_errors(out, expected(problem, tensors)[0]).max() <= FLOAT32
+    assert row_errors(out, expected(problem, tensors)[0]).max() <= limit
+    assert len(safely) == 1
 
 
-@pytest.mark.parametrize("name", ["K", "V"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_small_weights_that_count_are_wrong_in_the_fast_loop(safely, monkeypatch) -> None:
+    # What the test above would see, were such rows not told.
+    kernel = sys.modules["_interpreted_fmha_fwd"]
+    monkeypatch.setattr(kernel, "precise_rows", lambda acc, row_sum, *rest: row_sum == row_sum)
+    problem, tensors, limit = small_weights()
+    out, _ = launch(problem, tensors)
+    assert row_errors(out, expected(problem, tensors)[0]).max() > 10 * limit
+    assert not safely
+
+
+@pytest.mark.parametrize(("softcap", "bad", "name"), some_of([0.0, 5.0], [np.nan, np.inf, -np.inf], ["K", "V"]))
 def test_nan_and_infinity_show_where_they_take_part_and_nowhere_else(name, bad, softcap) -> None:
     problem = replace(PROBLEM, q_len=64, kv_len=64, right=0, softcap=softcap, softcap_mode="any", with_lse=False)
     clean = launch(problem, made(problem))[0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from forward_runs import GUARD, LARGEST, LIMITS, Problem, check, expected, fill, launch, place
+from helpers import some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
@@ -153,20 +154,17 @@ def test_keys_that_no_query_sees_are_not_read() -> None:
     np.testing.assert_array_equal(out, launch(problem, clean)[0])
 
 
-@pytest.mark.parametrize(("dtype", "precision"), KINDS)
-@pytest.mark.parametrize("softcap", [0.0, 30.0])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"right": 0, "q_len": 40, "kv_len": 25, "bottom_right": True},
-        {"left": 5, "right": 5},
-        {"kv_lengths": [20], "q_lengths": [30]},
-        {"cu_q": [2, 20, 33], "cu_kv": [0, 11, 30], "right": 0},
-    ],
-    ids=["causal", "window", "padding", "ragged"],
-)
-def test_finite_input_never_gives_nan_or_infinity(dtype, precision, softcap, options) -> None:
-    problem = Problem(dtype=dtype, precision=precision, heads=2, head_size=40, softcap=softcap, scale=1.0, **options)
+MASKS = {
+    "causal": {"right": 0, "q_len": 40, "kv_len": 25, "bottom_right": True},
+    "window": {"left": 5, "right": 5},
+    "padding": {"kv_lengths": [20], "q_lengths": [30]},
+    "ragged": {"cu_q": [2, 20, 33], "cu_kv": [0, 11, 30], "right": 0},
+}
+
+
+@pytest.mark.parametrize(("mask", "softcap", "dtype", "precision"), some_of(MASKS, [0.0, 30.0], KINDS))
+def test_finite_input_never_gives_nan_or_infinity(mask, softcap, dtype, precision) -> None:
+    problem = Problem(dtype, heads=2, head_size=40, softcap=softcap, scale=1.0, precision=precision, **MASKS[mask])
     made = place(problem)
     fill(problem, made)
     choices = [LARGEST[dtype], -LARGEST[dtype], LARGEST[dtype] / 2, 1.0, 0.0]

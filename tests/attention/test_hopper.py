@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_cuda import FakeCuda, Launch, TensorMap
 from helpers import SUCCESS, CLibrary
+from shared import Shared
 
 from pyfmha.aot import build
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
@@ -42,14 +43,13 @@ def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **ch
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(shared: Shared) -> Path:
     """The function with all its variants, for Hopper and for another architecture, and one with that for ragged
     batches."""
-    folder = tmp_path_factory.mktemp("hopper")
     base = Forward("fp16", 128).specs()[-1]
     ragged = variants(base, 128, [setting for setting in SETTINGS[128] if setting.ragged])
     specs = [*library_specs(["hopper"], ["fp16"], [64]), *ragged, base]
-    return build(specs, parse_archs(["sm_80", "sm_90"]), folder).library
+    return shared.once("hopper", lambda folder: build(specs, parse_archs(["sm_80", "sm_90"]), folder).library)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from gluon_emulator import Deadlock, Machine
 from gluon_language import load_kernel
 from gluon_values import tensor
+from helpers import some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sm90_runs import (
@@ -94,9 +95,7 @@ def test_shapes_layouts_and_settings(problem: dict[str, Any]) -> None:
     check(**problem)
 
 
-@pytest.mark.parametrize(("stages", "v_stages"), [(2, 3), (3, 2)])
-@pytest.mark.parametrize("q_slots", [1, 2])
-@pytest.mark.parametrize("consumers", [1, 2])
+@pytest.mark.parametrize(("consumers", "q_slots", "stages", "v_stages"), some_of([1, 2], [1, 2], [(2, 3), (3, 2)]))
 def test_more_blocks_of_one_tensor_in_flight(consumers: int, q_slots: int, stages: int, v_stages: int) -> None:
     for causal, seed in product((False, True, "bottom-right"), range(2)):
         check(
@@ -105,8 +104,7 @@ def test_more_blocks_of_one_tensor_in_flight(consumers: int, q_slots: int, stage
         )
 
 
-@pytest.mark.parametrize("q_len", [1, 64, 130, 200, 448])
-@pytest.mark.parametrize("heads", [1, 3, 4])
+@pytest.mark.parametrize(("heads", "q_len"), some_of([1, 3, 4], [1, 64, 130, 200, 448]))
 def test_pairs_of_tiles_of_two_heads(heads: int, q_len: int) -> None:
     for causal, block_n, programs in ((True, 128, 1), ("bottom-right", 64, 3)):
         check(
@@ -205,8 +203,7 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("bottom_right", [False, True])
-@pytest.mark.parametrize("setting", GENERAL)
+@pytest.mark.parametrize(("setting", "bottom_right"), some_of(GENERAL, [False, True]))
 def test_lengths_within_and_beyond_the_tensors(setting: str, bottom_right: bool) -> None:
     problem = {**GENERAL[setting], **LENGTHS, "bottom_right": bottom_right}
     check(**problem)
@@ -214,10 +211,9 @@ def test_lengths_within_and_beyond_the_tensors(setting: str, bottom_right: bool)
     check(**{**problem, "kv_lengths": None}, window=(30, 10), padding=1.0, programs=2)
 
 
-@pytest.mark.parametrize("bottom_right", [False, True])
-@pytest.mark.parametrize("setting", GENERAL)
+@pytest.mark.parametrize(("setting", "bottom_right"), some_of(GENERAL, [False, True]))
 def test_windows_of_any_width(setting: str, bottom_right: bool) -> None:
-    first = (list(GENERAL).index(setting) + bottom_right) % 2
+    first = list(GENERAL).index(setting) // 2 % 2
     for index, window in enumerate(WINDOWS[first::2]):
         q_len, kv_len = ((150, 260), (260, 150))[index % 2]
         problem = {"heads": 1, "q_len": q_len, "kv_len": kv_len, "window": window, "bottom_right": bottom_right}

@@ -13,9 +13,11 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import KERNELS
 from rich.console import Console
+from shared import Shared
 from typer.testing import CliRunner
 
 import pyfmha
+from pyfmha.aot.handover import read_handover
 from pyfmha.cli.main import app, default_archs
 from pyfmha.errors import SpecError
 from pyfmha.runtime import Library
@@ -206,8 +208,8 @@ def test_a_full_disk_is_named_with_the_folder(monkeypatch: pytest.MonkeyPatch) -
 
 
 DAMAGED = {
-    "markup": '{"schema": 4, "build_id": "[/b]", "pyfmha": "[/b]", "triton": "[/b]", "functions": []}',
-    "surrogate": '{"schema": 4, "build_id": "\\ud800", "pyfmha": "0", "triton": "3", "functions": []}',
+    "markup": '{"schema": 5, "build_id": "[/b]", "pyfmha": "[/b]", "triton": "[/b]", "functions": []}',
+    "surrogate": '{"schema": 5, "build_id": "\\ud800", "pyfmha": "0", "triton": "3", "functions": []}',
     "deep": "[" * 100_000,
     "true": '{"schema": true, "build_id": "a", "pyfmha": "0", "triton": "3", "functions": []}',
     "markup for a schema": '{"schema": "[/b]"}',
@@ -268,10 +270,13 @@ def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pyte
         assert f"the GPU here is {arch}, which pyfmha has no code for; give {option}, one or several of" in done.output
 
 
-def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
+    project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.lend(project / "o[" / "x]")
     monkeypatch.chdir(project)
-    for module in ("main", "demo"):
-        monkeypatch.setattr(f"pyfmha.cli.{module}.find_gpu", lambda: gpu_of("sm_75"))
+    for module in ("cli.main", "cli.demo"):
+        monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_75"))
     monkeypatch.setattr("pyfmha.cli.main.console", Console(width=80, highlight=False, emoji=False))
 
     done = CliRunner().invoke(app, ["demo", "--dtype", "fp16", "--head-size", "32", "-o", "o[/x]"])
@@ -291,8 +296,8 @@ def test_a_gpu_that_runs_older_code_gets_it(monkeypatch: pytest.MonkeyPatch) -> 
 
     archs, why = default_archs()
 
-    assert [arch.name for arch in archs] == ["sm_87"]
-    assert why == "for sm_87, found here: Some [/b] GPU, which is sm_88"
+    assert [arch.name for arch in archs] == ["sm_86"]
+    assert why == "for sm_86, found here: Some [/b] GPU, which is sm_88"
 
 
 SPREAD = {
@@ -336,7 +341,8 @@ def test_h_is_help_everywhere(command: list[str]) -> None:
     assert helped[0].output == helped[1].output
 
 
-def test_several_values_after_one_option(project: Path) -> None:
+def test_several_values_after_one_option(project: Path, shared: Shared) -> None:
+    shared.lend(project / "out")
     few = ("--kernels", "basic", "-o", "out")
     done = run(project, "build", "--arch", "sm_80", "sm_90", "--dtype", "fp16", "--head-size", "32", *few)
 
@@ -360,7 +366,10 @@ def test_demo_runs_the_main_job_without_a_gpu(project: Path) -> None:
         assert expected in done.stdout
 
 
-def test_demo_exits_1_when_the_numbers_are_wrong(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_exits_1_when_the_numbers_are_wrong(
+    project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.lend(project / "out")
     monkeypatch.chdir(project)
     monkeypatch.setattr("pyfmha.cli.demo.LIMITS", {"fp16": 1e-9})
 
@@ -434,3 +443,53 @@ def test_compile_takes_a_workspace(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "compile it with --workspace" in " ".join(refused.output.split())
     assert done.exit_code == 0, done.output
+
+
+def test_builds_of_two_dtypes_give_a_library_of_both(project: Path) -> None:
+    size = ("--kernels", "decode", "--head-size", "64", "--arch", "sm_90", "-j", "2")
+    first = run(project, "build", "--dtype", "fp16", *size)
+    second = run(project, "build", "--dtype", "bf16", *size)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "Kept 2 functions that the library held beside: fmha_combine_d64_fp16, fmha_split_d64_fp16" in second.stdout
+    assert "aot_out/libpyfmha.so: 4 functions for sm_90, 3 compiled, 3 from the cache" in second.stdout
+    assert len(Library(project / "aot_out" / "libpyfmha.so")) == 4
+
+    fresh = run(project, "build", "--dtype", "fp16", *size, "--fresh")
+
+    dropped = "Dropped 2 functions that the library held: fmha_combine_d64_bf16, fmha_split_d64_bf16\n"
+    assert fresh.stdout == dropped + "aot_out/libpyfmha.so: 2 functions for sm_90, 0 compiled, 3 from the cache\n"
+
+
+def test_results_go_into_a_folder_that_ends_in_a_slash(project: Path) -> None:
+    shutil.copy(KERNELS / "elementwise.py", project)
+    kernel = ("elementwise.py", "-n", "volume", "-s", "*i64, i64, i64, i64", "-g", "a, b, c", "-t", "sm_90")
+
+    compiled = run(project, "compile", *kernel, "-o", "new/")
+
+    assert compiled.returncode == 0, compiled.stderr
+    (header,) = compiled.stdout.splitlines()
+    assert header.startswith("new/volume.volume_")
+    assert not list(project.glob("new.*"))
+    for output in ("new/", "nowhere/"):
+        linked = run(project, "link", header, "-o", output)
+        assert (linked.returncode, linked.stdout) == (2, "")
+        assert linked.stderr == (
+            f"error: -o {output} is a folder; give the path of the results in it, without ending: {output}NAME\n"
+        )
+    assert run(project, "link", header, "-o", "new/all").returncode == 0
+
+
+def test_options_of_the_compiler_reach_the_library(project: Path) -> None:
+    shutil.copy(KERNELS / "elementwise.py", project)
+    kernel = ("elementwise.py", "-n", "volume", "-s", "*i64, i64, i64, i64", "-g", "a, b, c", "-t", "sm_90")
+    options = ("--maxnreg", "32", "--debug", "--no-fp-fusion", "--nullable", "X if a == 0")
+
+    plain, other = (run(project, "compile", *kernel, *more, "-o", "k/") for more in ((), options))
+
+    assert (plain.returncode, other.returncode) == (0, 0), plain.stderr + other.stderr
+    (one,), (another,) = plain.stdout.splitlines(), other.stdout.splitlines()
+    assert one != another
+    variant = read_handover(project / another)
+    assert variant.spec.nullable == ("X if a == 0",)
+    (image,) = variant.variant.images
+    assert (image.maxnreg, image.debug, image.enable_fp_fusion) == (32, True, False)

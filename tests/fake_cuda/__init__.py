@@ -2,13 +2,16 @@
 
 import ctypes
 import hashlib
+import re
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("fake_cuda.c")
+_FUNCTIONS = re.findall(r"^EXPORT CUresult (cu\w+)\(", SOURCE.read_text(), re.MULTILINE)
 MAX_PARAMS = 128
 PARAM_BYTES = 4096
 MAP_BYTES = 128
@@ -144,6 +147,10 @@ class FakeCuda:
 
     def calls(self, function: str) -> int:
         return int(self.c.fake_calls(function.encode()))
+
+    def all_calls(self) -> Counter[str]:
+        """Of every function that was called, how often."""
+        return +Counter({name: self.calls(name) for name in _FUNCTIONS})
 
     def begin_capture(self) -> None:
         """From now on this thread may only launch: what a stream capture forbids fails, and is a violation."""

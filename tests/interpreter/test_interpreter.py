@@ -1,12 +1,16 @@
 """Any kernel on numpy arrays under Triton's interpreter, in this process and in another."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from forward_runs import Problem, fill, launch, place
 from numpy.random import default_rng
 
 from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
@@ -298,3 +302,27 @@ def test_no_room_even_for_the_error_is_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(InterpreterError, match="on purpose"):
         run_in_subprocess(tmp_path / "fills.py", "nothing", (1,), {"X": np.zeros(1000, np.int32)})
+
+
+def test_the_language_is_replaced_once_a_run_and_for_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter does it at each call of a device function, of which a run has hundreds."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    real, files = interpreter._patch_lang, []
+
+    def counted(function: Any) -> Any:
+        files.append(function.__globals__["__name__"])
+        return real(function)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", counted)
+    problem = Problem(heads=2, kv_heads=2, right=0, softcap=2.0)
+    made = place(problem)
+    fill(problem, made)
+    fast = launch(problem, made)
+    assert 1 <= len(files) == len(set(files)) < 10
+
+    monkeypatch.setattr("pyfmha.interpreter.kernel.less_work", lambda _: nullcontext())
+    files.clear()
+    usual = launch(problem, made)
+    assert len(files) > 100
+    for one, other in zip(fast, usual, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -46,9 +46,9 @@ def test_the_shared_memory_limits_are_those_of_the_programming_guide() -> None:
     assert {name: arch.shared_limit for name, arch in ARCHS.items()} == {name: 1024 * n for name, n in kib.items()}
 
 
-def test_code_from_9_0_on_runs_on_its_own_capability_only() -> None:
+def test_code_from_9_0_on_and_of_tegra_runs_on_its_own_capability_only() -> None:
     assert [name for name, arch in ARCHS.items() if arch.exact] == [
-        "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121"
+        "sm_87", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121"
     ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_code_from_9_0_on_runs_on_its_own_capability_only() -> None:
         ("sm_80", "sm_80"),
         ("sm_86", "sm_86"),
         ("sm_87", "sm_87"),
-        ("sm_88", "sm_87"),
+        ("sm_88", "sm_86"),
         ("sm_89", "sm_89"),
         ("sm_90", "sm_90"),
         ("sm_75", None),
@@ -71,5 +71,8 @@ def test_the_code_that_a_gpu_runs(gpu: str, runs: str | None) -> None:
     assert arch_for(gpu, ARCHS) == runs
     assert arch_for(gpu, ["sm_86", "sm_100", "sm_120"]) == (
         "sm_86" if gpu in ("sm_86", "sm_87", "sm_88", "sm_89") else None
+    )
+    assert arch_for(gpu, ["sm_86", "sm_87"]) == (
+        gpu if gpu == "sm_87" else "sm_86" if gpu in ("sm_86", "sm_88", "sm_89") else None
     )
     assert arch_for(gpu, ["sm_90", "sm_80"]) == (gpu if gpu == "sm_90" else "sm_80" if gpu.startswith("sm_8") else None)

@@ -238,7 +238,7 @@ def test_the_grid_that_a_library_launches_is_the_one_python_computes(library: CL
     assert library.load("product") == SUCCESS
 
     for n in (128, 192, 1024, 4095):
-        assert library.launch("product", 0, 0, 0, n, 64) == SUCCESS
+        assert library.launch("product", 16, 16, 16, n, 64) == SUCCESS
         assert fake_cuda.launches()[-1].grid == (x.evaluate({"n": n}), y.evaluate({"n": n}), 1)
 
 

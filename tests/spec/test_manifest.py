@@ -1,7 +1,10 @@
 """Manifests: written and read back, and everything else refused."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import CLibrary
@@ -186,3 +189,49 @@ def test_names_of_the_users_own_need_not_be_ascii(manifest: Manifest) -> None:
 def test_text_too_deep_or_large_to_read_is_refused(text: str) -> None:
     with pytest.raises(ManifestError, match="some/file is not"):
         parse_manifest(text, "some/file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.update(name="rm -rf; x"), "a name expected, got 'rm -rf; x'"),
+        (lambda f: f["algorithms"][0][0].update(name=""), "a name expected, got ''"),
+        (lambda f: f.update(algorithms=[]), "there are no algorithms of a function"),
+        (lambda f: f["algorithms"].append([]), "there are no variants of an algorithm"),
+        (lambda f: f["algorithms"][0][0].update(images=[]), "there are no images of a variant"),
+        (lambda f: f["algorithms"][0][0]["images"].append(f["algorithms"][0][0]["images"][0]), "one image for sm_80"),
+        (lambda f: f["algorithms"][0][0]["images"][0].update(grid=[]), "there are no expressions of a grid"),
+        (lambda f: f.update(arguments=[]), "there are no arguments of a function"),
+        (lambda f: f.update(arguments=[["n", "i32"], ["n", "i32"]]), "more than one argument n"),
+        (lambda f: f.update(arguments=[["n", "i33"]]), "unknown type 'i33'"),
+        (lambda f: f.update(arguments=[["a b", "i32"]]), "a name expected, got 'a b'"),
+    ],
+)
+def test_what_no_library_can_hold_is_refused(
+    manifest: Manifest, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    data = json.loads(manifest.to_json())
+    change(data["functions"][0])
+
+    with pytest.raises(ManifestError, match=f"here is damaged .*{re.escape(message)}.*; build it again: pyfmha build"):
+        parse_manifest(json.dumps(data), "here")
+
+
+def test_a_function_is_there_once(manifest: Manifest) -> None:
+    data = json.loads(manifest.to_json())
+    data["functions"].append(data["functions"][0])
+
+    with pytest.raises(ManifestError, match="more than one function add"):
+        parse_manifest(json.dumps(data), "here")
+
+
+def test_architectures_of_some_functions_only_are_told_apart(manifest: Manifest) -> None:
+    data = json.loads(manifest.to_json())
+    for algorithm in data["functions"][0]["algorithms"]:
+        for variant in algorithm:
+            variant["images"] = variant["images"][1:]
+    partly = parse_manifest(json.dumps(data), "here")
+
+    assert manifest.archs_in_words() == "sm_80, sm_90"
+    assert partly.archs_in_words() == "sm_90; in part sm_80"
+    assert [function.archs() for function in partly.functions][:3:2] == [("sm_90",), ("sm_80", "sm_90")]

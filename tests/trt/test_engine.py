@@ -1,4 +1,4 @@
-"""Building and saving engines, on doubles of TensorRT 10.13, 10.14 and 11.1, and a real builder, TensorRT-RTX's."""
+"""Building and saving engines, on doubles of TensorRT 10.13, 10.14 and 11.4, and a real builder, TensorRT-RTX's."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
 
-SMALL = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40)
+SMALL = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40, causal=True)
 NOTHING = dict.fromkeys(("memory", "streams", "graphs", "events", "modules", "contexts"), 0)
 
 
@@ -48,7 +48,7 @@ def test_an_engine_built_by_each_version_gives_attention(full_trt: Any, gpu: Gpu
 
 @pytest.mark.parametrize(("dtype", "limit"), [("bf16", 4e-3), ("fp32", 1e-5)])
 def test_other_types(trt11: Any, dtype: str, limit: float) -> None:
-    config = EngineConfig(2, 32, 2, 40, dtype)
+    config = EngineConfig(2, 32, 2, 40, dtype, causal=True)
 
     assert error_of(trt11, build_engine(config, trt_module=trt11), config, (1, 40)) < limit
 
@@ -73,7 +73,9 @@ def test_every_tactic_is_timed_once_and_then_read_from_the_timing_cache(trt11: A
 def test_the_timing_cache_does_not_serve_another_attention(trt11: Any) -> None:
     first = build_engine(SMALL, trt_module=trt11)
 
-    build_engine(EngineConfig(2, 32, 2, 40, softmax_scale=0.5), trt_module=trt11, timing_cache=first.timing_cache)
+    build_engine(
+        EngineConfig(2, 32, 2, 40, softmax_scale=0.5, causal=True), trt_module=trt11, timing_cache=first.timing_cache
+    )
 
     assert len(trt11.double.timed) == 2
 
@@ -98,7 +100,7 @@ def test_an_unknown_verbosity_is_refused(trt11: Any) -> None:
 
 
 def test_tensorrts_own_layer(full_trt: Any) -> None:
-    config = EngineConfig(2, 32, 2, 40, layer="tensorrt")
+    config = EngineConfig(2, 32, 2, 40, causal=True, layer="tensorrt")
     if not hasattr(full_trt.INetworkDefinition, "add_attention"):
         with pytest.raises(EngineError, match=r"10\.13\.3 has no attention layer of its own; 10\.14"):
             build_engine(config, trt_module=full_trt)
@@ -152,18 +154,20 @@ def test_the_weights_memory_lives_until_the_engine_is_built(trt11: Any, monkeypa
 )
 def test_a_configuration_out_of_range_is_refused(values: dict[str, Any], text: str) -> None:
     with pytest.raises(EngineError, match=text):
-        EngineConfig(**{"num_heads": 2, "head_size": 32, "max_batch_size": 1, "max_seq_len": 8, **values})
+        EngineConfig(
+            **{"num_heads": 2, "head_size": 32, "max_batch_size": 1, "max_seq_len": 8, "causal": True, **values}
+        )
 
 
 def test_a_head_size_without_kernels_is_refused_with_those_there_are(trt11: Any, gpu: Gpu) -> None:
     with pytest.raises(PyfmhaError, match=r"does not hold fmha_fwd_d64_fp16.*pyfmha build --dtype fp16 --head-size 64"):
-        build_engine(EngineConfig(2, 48, 1, 8), trt_module=trt11)
+        build_engine(EngineConfig(2, 48, 1, 8, causal=True), trt_module=trt11)
     assert gpu.live() == NOTHING
 
 
 def test_a_member_that_the_library_lacks_is_refused_with_the_command_that_adds_it(trt11: Any) -> None:
     with pytest.raises(PluginError, match="pyfmha build --dtype fp16 --head-size 64"):
-        build_engine(EngineConfig(2, 64, 1, 8), trt_module=trt11)
+        build_engine(EngineConfig(2, 64, 1, 8, causal=True), trt_module=trt11)
 
 
 def test_a_missing_library(trt11: Any, tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_a_dynamic_input_without_a_range(trt11: Any) -> None:
     def define(network: Any) -> None:
         shape = (-1, 2, -1, 32)
         q = network.add_input("Q", trt11.DataType.HALF, shape)
-        network.mark_output(add_attention(network, q, q, q, trt_module=trt11))
+        network.mark_output(add_attention(network, q, q, q, causal=True, trt_module=trt11))
 
     with pytest.raises(EngineError, match="dynamic input Q without a profile"):
         build_plan(trt11, define, {})
@@ -357,12 +361,12 @@ from pyfmha.trt.engine import EngineConfig, build_engine
 warnings.simplefilter("ignore", DeprecationWarning)  # it still takes a timing cache, but has no use for it
 for dtype in ("fp16", "bf16", "fp32"):
     for causal in (True, False):
-        config = EngineConfig(2, 64, 2, 32, dtype, causal, layer="tensorrt")
+        config = EngineConfig(2, 64, 2, 32, dtype, causal=causal, layer="tensorrt")
         built = build_engine(config, trt_module=trt, device=None, profiling_verbosity="detailed")
         assert len(built.plan) > 10000 and built.tensorrt == trt.__version__
         print(dtype, causal)
 try:
-    build_engine(EngineConfig(2, 64, 2, 32), trt_module=trt, device=None)
+    build_engine(EngineConfig(2, 64, 2, 32, causal=True), trt_module=trt, device=None)
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -17,7 +17,7 @@ from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
 
-SMALL = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40)
+SMALL = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40, causal=True)
 EXACT = runpy.run_path(str(TESTS.parent / "examples" / "exact.py"))
 """What ``examples/run.py`` makes inputs and judges outputs with; the double computes by address and stride instead."""
 
@@ -37,7 +37,9 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 
 def featured(**features: Any) -> EngineConfig:
-    return EngineConfig(**{"num_heads": 4, "head_size": 20, "max_batch_size": 3, "max_seq_len": 40, **features})
+    return EngineConfig(
+        **{"num_heads": 4, "head_size": 20, "max_batch_size": 3, "max_seq_len": 40, "causal": True, **features}
+    )
 
 
 @pytest.fixture

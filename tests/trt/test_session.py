@@ -21,7 +21,7 @@ from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
 
-SMALL = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40)
+SMALL = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40, causal=True)
 NOTHING = dict.fromkeys(("memory", "streams", "graphs", "events", "modules", "contexts"), 0)
 
 
@@ -67,7 +67,7 @@ def test_what_the_engine_takes_and_gives(trt11: Any, plan: bytes) -> None:
 
 
 def test_bfloat16_travels_as_its_bits(trt11: Any) -> None:
-    config = EngineConfig(2, 32, 1, 16, "bf16")
+    config = EngineConfig(2, 32, 1, 16, "bf16", causal=True)
     inputs = inputs_of(1, 16, config=config)
 
     with Session(build_engine(config, trt_module=trt11).plan, trt_module=trt11) as session:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda
+from shared import Shared
 from trt_double import Tensor
 from trt_double.binding import make_binding
 from trt_double.scene import DECODES, FORWARDS, Scene, pair_standins, standin
@@ -29,13 +30,14 @@ INT32 = 3
 
 
 @pytest.fixture(scope="module")
-def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library_path(shared: Shared) -> Path:
     """fmha_fwd_d128_fp16 with the variant that decodes, and stand-ins for everything else."""
     decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
     assert decoder.kernel == DECODE_KERNEL
     others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoder.algorithm_name)
     specs = [decoder, others, others.generic(), *pair_standins(DECODES[-1])]
-    return build(specs, parse_archs(["sm_90", "sm_100"]), tmp_path_factory.mktemp("in_one"), jobs=2).library
+    archs = parse_archs(["sm_90", "sm_100"])
+    return shared.once("in_one", lambda folder: build(specs, archs, folder, jobs=2).library)
 
 
 @pytest.fixture

@@ -80,8 +80,8 @@ def open_session(
     monkeypatch.setattr(FakeArray, "live", 0)
 
     def session(**changes: Any) -> DirectSession:
-        settings = {"num_heads": HEADS, "head_size": SIZE, "library": attention_library, "trt_module": trt, **changes}
-        return DirectSession(**settings)
+        settings = {"num_heads": HEADS, "head_size": SIZE, "causal": True, "library": attention_library}
+        return DirectSession(**{**settings, "trt_module": trt, **changes})
 
     return session
 
@@ -186,3 +186,8 @@ def test_without_tensorrt_the_standin_serves(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(direct, "find_module", missing)
     assert direct._installed_or_standin() is standin
+
+
+def test_where_the_mask_is_aligned_is_a_feature(open_session: Callable[..., DirectSession]) -> None:
+    with pytest.raises(PluginError, match=r"causal is 'bottom-right'; allowed are True and False .*bottom_right=True"):
+        open_session(causal="bottom-right")

@@ -1,8 +1,10 @@
 """The newer creation fields: what they ask of the tensors, and what ``fmha_fwd_*`` is launched with."""
 
+import inspect
 import struct
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Launch
 from trt_double import BF16, BUILD, FLOAT, HALF, Tensor
@@ -10,6 +12,7 @@ from trt_double.binding import DataType, make_binding
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, fields
 
 import pyfmha.trt
+from pyfmha.errors import EngineError
 from pyfmha.runtime.library import Library
 from pyfmha.trt import PluginError, add_attention, add_attention_packed
 
@@ -457,17 +460,17 @@ def test_the_production_kernel_serves_all_where_the_library_holds_it(
 ) -> None:
     """It is as fast as the first kernel, and far faster on Hopper."""
     network, tensors = network_of(*shapes)
-    add_attention(network, *tensors, library=forward_library, **keywords)
+    add_attention(network, *tensors, library=forward_library, **{"causal": True, **keywords})
     assert network.layers[0].plugin.origin.problem.features is not None
 
 
 @pytest.mark.parametrize("shape", [KNOWN, DYNAMIC])
 def test_a_library_of_the_first_kernel_alone_serves_as_ever(attention_library: Library, shape: tuple[int, ...]) -> None:
     network, tensors = network_of(shape, shape, shape)
-    add_attention(network, *tensors, library=attention_library)
+    add_attention(network, *tensors, causal=True, library=attention_library)
     assert network.layers[0].plugin.origin.problem.features is None
     with pytest.raises(PluginError, match="does not hold fmha_fwd_d32_fp16"):
-        add_attention(network, *tensors, library=attention_library, softcap=3.0)
+        add_attention(network, *tensors, causal=True, library=attention_library, softcap=3.0)
 
 
 def test_every_keyword_of_add_attention(forward_library: Library) -> None:
@@ -490,7 +493,13 @@ def test_ragged_attention_in_a_network(forward_library: Library) -> None:
     network, tensors = network_of((-1, 4, SIZE), (-1, 2, SIZE), (-1, 2, SIZE))
     begins = int32(network, -1)
     out, lse = add_attention(
-        network, *tensors, cu_seqlens_q=begins, cu_seqlens_kv=begins, return_lse=True, library=forward_library
+        network,
+        *tensors,
+        causal=True,
+        cu_seqlens_q=begins,
+        cu_seqlens_kv=begins,
+        return_lse=True,
+        library=forward_library,
     )
     assert (out.shape, lse.shape) == ((-1, 4, SIZE), (4, -1))
     assert network.layers[0].inputs == [*tensors, begins, begins]
@@ -511,7 +520,7 @@ def test_packed_attention_in_a_network(
 ) -> None:
     network, (qkv,) = network_of(shape)
     begins = {name: int32(network, -1) for name in ("cu_seqlens_q", "cu_seqlens_kv")} if ragged else {}
-    made = add_attention_packed(network, qkv, *heads, **begins, library=forward_library)
+    made = add_attention_packed(network, qkv, *heads, causal=True, **begins, library=forward_library)
     assert made.shape == out
     assert network.layers[0].plugin.origin.problem.kv_heads == heads[-1]
     assert network.layers[0].inputs == [qkv, *begins.values()]
@@ -519,6 +528,7 @@ def test_packed_attention_in_a_network(
 
 BAD_NETWORKS: list[tuple[dict[str, Any], str]] = [
     ({"causal": "lower-left"}, "causal is 'lower-left'; allowed are True, False and 'bottom-right'"),
+    ({"causal": None}, "causal is None; allowed are True, False and 'bottom-right'"),
     ({"align": "middle"}, "align is 'middle'; allowed are top-left, bottom-right"),
     ({"causal": "bottom-right", "align": "top-left"}, "leave one of them out"),
     ({"window": (1, 2, 3)}, r"window is \(1, 2, 3\); give \(left, right\)"),
@@ -542,7 +552,7 @@ def test_what_a_network_cannot_have(forward_library: Library, keywords: dict[str
     made["float"] = network.add_input("float", DataType.FLOAT, (2,))
     keywords = {name: made.get(value, value) if isinstance(value, str) else value for name, value in keywords.items()}
     with pytest.raises(PluginError, match=message):
-        add_attention(network, *tensors, library=forward_library, **keywords)
+        add_attention(network, *tensors, library=forward_library, **{"causal": True, **keywords})
 
 
 @pytest.mark.parametrize(
@@ -560,7 +570,7 @@ def test_shapes_that_a_network_cannot_have(
 ) -> None:
     network, tensors = network_of(*shapes)
     with pytest.raises(PluginError, match=message):
-        add_attention(network, *tensors, library=forward_library, **keywords)
+        add_attention(network, *tensors, library=forward_library, **{"causal": True, **keywords})
 
 
 @pytest.mark.parametrize(
@@ -577,4 +587,30 @@ def test_packed_tensors_that_do_not_fit(
 ) -> None:
     network, (qkv,) = network_of(shape)
     with pytest.raises(PluginError, match=message):
-        add_attention_packed(network, qkv, *heads, library=forward_library)
+        add_attention_packed(network, qkv, *heads, causal=True, library=forward_library)
+
+
+@pytest.mark.parametrize("causal", [True, False, 1, 0, np.True_, np.False_])
+def test_causal_as_a_number_means_what_it_says(forward_library: Library, causal: Any) -> None:
+    network, tensors = network_of(KNOWN, KNOWN, KNOWN)
+    add_attention(network, *tensors, causal=causal, library=forward_library)
+    assert network.layers[0].plugin.origin.problem.causal is bool(causal)
+
+
+def test_nobody_leaves_causal_to_a_default(forward_library: Library) -> None:
+    """A default would give an encoder, or a decoder, wrong numbers without an error."""
+    network, tensors = network_of(KNOWN, KNOWN, KNOWN)
+    (qkv,) = network_of((2, 8, 12, SIZE))[1]
+    choices = r"causal=True \(.*causal=False \(.*causal='bottom-right'"
+    for error, name, call in [
+        (PluginError, "add_attention", lambda: add_attention(network, *tensors, library=forward_library)),
+        (PluginError, "add_attention_packed", lambda: add_attention_packed(network, qkv, 4, library=forward_library)),
+        (PluginError, "DirectSession", lambda: pyfmha.DirectSession(num_heads=4, head_size=SIZE)),
+        (EngineError, "EngineConfig", lambda: pyfmha.EngineConfig(4, SIZE, 2, 8)),
+    ]:
+        with pytest.raises(error, match=f"^{name} is not told whether the attention is causal; give {choices}"):
+            call()
+    for told in (add_attention, add_attention_packed, pyfmha.DirectSession, pyfmha.EngineConfig):
+        causal = inspect.signature(told).parameters["causal"]
+        assert (causal.kind, causal.default) == (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty)
+    assert network.layers == []

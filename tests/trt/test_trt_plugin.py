@@ -9,7 +9,7 @@ from trt_double import BF16, BUILD, FLOAT, HALF, INT32, RUNTIME, Tensor
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, number, tensors, text
 
 from pyfmha import trt as pyfmha_trt
-from pyfmha.spec.manifest import SCHEMA
+from pyfmha.spec.manifest import INTERFACE
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -100,9 +100,9 @@ def test_stored_fields_are_refused_in_the_build_phase(scene: Scene) -> None:
 
 def test_an_engine_of_another_schema_is_refused(scene: Scene) -> None:
     stored = scene.calls.stored_fields(scene.built()).read()
-    changed = [number(f.name, INT32, SCHEMA + 1) if f.name == "pyfmha_schema" else f for f in stored]
+    changed = [number(f.name, INT32, INTERFACE + 1) if f.name == "pyfmha_schema" else f for f in stored]
     assert scene.calls.create(scene.creator, "x", changed, RUNTIME) is None
-    assert f"schema {SCHEMA + 1}; the library here has" in last_error()
+    assert f"schema {INTERFACE + 1}; the library here has" in last_error()
     assert "build the engine again" in last_error()
 
 
@@ -184,7 +184,7 @@ def test_capabilities_are_the_plugin_itself(scene: Scene) -> None:
 
 def test_clone_and_attach_copy_everything(scene: Scene) -> None:
     plugin = scene.loaded(scene.built(softmax_scale=0.3))
-    first, second = plugin._tactics
+    first, second = plugin.origin.tactics
     assert plugin.tactic == first
     assert scene.calls.set_tactic(plugin, second.id) == 0
     for made in (scene.calls.clone(plugin), scene.calls.attach(plugin)):

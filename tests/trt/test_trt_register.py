@@ -142,7 +142,7 @@ def inputs(trt: Any, shape: tuple[int, ...] = (-1, HEADS, -1, SIZE), kind: int =
 
 def test_add_attention(double: Any, attention_library: Library) -> None:
     network, tensors = inputs(double)
-    out = add_attention(network, *tensors, library=attention_library, name="attention 3")
+    out = add_attention(network, *tensors, causal=True, library=attention_library, name="attention 3")
     assert (out.shape, out.dtype) == ((-1, HEADS, -1, SIZE), HALF)
     (layer,) = network.layers
     assert layer.name == "attention 3"
@@ -155,7 +155,7 @@ def test_add_attention(double: Any, attention_library: Library) -> None:
 @pytest.mark.parametrize(("kind", "dtype"), [(BF16, "bf16"), (FLOAT, "fp32")])
 def test_add_attention_takes_its_type_from_q(double: Any, attention_library: Library, kind: int, dtype: str) -> None:
     network, tensors = inputs(double, kind=kind)
-    add_attention(network, *tensors, library=attention_library, scale=0.5)
+    add_attention(network, *tensors, causal=True, library=attention_library, scale=0.5)
     problem = network.layers[0].plugin.origin.problem
     assert (problem.dtype, problem.softmax_scale) == (dtype, 0.5)
 
@@ -184,7 +184,7 @@ def test_tensors_that_do_not_fit_are_refused(
 ) -> None:
     network, tensors = inputs(double, shape, kind)
     with pytest.raises(PluginError, match=message):
-        add_attention(network, *tensors, library=attention_library)
+        add_attention(network, *tensors, causal=True, library=attention_library)
     assert network.layers == []
 
 
@@ -192,7 +192,7 @@ def test_unlike_tensors_are_refused(double: Any, attention_library: Library) -> 
     network, (q, k, _) = inputs(double)
     v = network.add_input("v", DataType.BF16, (-1, HEADS, -1, SIZE))
     with pytest.raises(PluginError, match="must be of one type, got Q"):
-        add_attention(network, q, k, v, library=attention_library)
+        add_attention(network, q, k, v, causal=True, library=attention_library)
 
 
 def test_what_fails_inside_is_raised(double: Any, attention_library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_what_fails_inside_is_raised(double: Any, attention_library: Library, mo
     register(double, library=attention_library)
     monkeypatch.setattr(plugin, "check_type", lambda *arguments: 1 / 0)
     with pytest.raises(PluginError, match="get_output_data_types: ZeroDivisionError"):
-        add_attention(network, *tensors)
+        add_attention(network, *tensors, causal=True)
 
 
 def test_networks_know_their_module(double: Any) -> None:
@@ -215,7 +215,7 @@ def test_rtx_has_no_plugins_in_networks(attention_library: Library) -> None:
     tensors = [network.add_input(name, rtx.DataType.HALF, (-1, HEADS, -1, SIZE)) for name in "qkv"]
     assert module_of(network) is rtx
     with pytest.raises(PluginError, match=r"tensorrt_rtx .* has no plugins in networks; build .* with tensorrt"):
-        add_attention(network, *tensors, library=attention_library)
+        add_attention(network, *tensors, causal=True, library=attention_library)
 
 
 def test_public_names() -> None:

@@ -6,7 +6,6 @@ Where a trap can be fallen into by one line, a test also falls into it, to show 
 import gc
 import logging
 import re
-import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
+from shared import Shared
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Field, Tensor
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, tensors
 
@@ -321,16 +321,15 @@ def test_failures_are_logged_and_collected(scene: Scene, fake_cuda: FakeCuda, ca
 
 
 @pytest.fixture(scope="session")
-def other_library_path(attention_library_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_library_path(shared: Shared) -> Path:
     """The library without its second algorithm, and with a third before the first."""
     from trt_double.scene import MEMBERS, specs
 
     from pyfmha.aot import build
     from pyfmha.spec.arch import parse_archs
 
-    folder = tmp_path_factory.mktemp("other_library")
-    shutil.copytree(attention_library_path.parent / "cache", folder / "cache")
-    return build(specs(MEMBERS[:1], (8, 4)), parse_archs(["sm_90"]), folder, jobs=2).library
+    wanted = specs(MEMBERS[:1], (8, 4))
+    return shared.once("other_library", lambda folder: build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library)
 
 
 def test_tactics_mean_the_same_in_another_build(
@@ -345,10 +344,10 @@ def test_tactics_mean_the_same_in_another_build(
     loaded = new.calls.create(new.creator, "layer 7", old.calls.stored_fields(built).read(), RUNTIME)
     assert new.calls.set_tactic(loaded, first) == 0
     assert loaded.tactic.algo_id == 1  # it has moved
-    assert loaded.tactic.name == built._tactics[0].name
+    assert loaded.tactic.name == built.origin.tactics[0].name
     assert new.calls.set_tactic(loaded, second) != 0
     message = str(pyfmha.trt.last_failure().error)
-    assert f"tactic {second} ({built._tactics[1].name}), which this library does not hold" in message
+    assert f"tactic {second} ({built.origin.tactics[1].name}), which this library does not hold" in message
     assert new.calls.timing_cache_id(new.built()) != old.calls.timing_cache_id(built)
 
 

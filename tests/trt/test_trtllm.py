@@ -1,6 +1,7 @@
 """The TensorRT-LLM layer, in processes that find a double of its graph API on a double of TensorRT 10."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,93 @@ def test_the_programs_build_and_run(machine: Machine, tmp_path: Path, arguments:
     assert "the engine's profile does not allow [3, 2, 5, 32]" in outside.stderr
 
 
+def check_error(done: subprocess.CompletedProcess[str], *texts: str) -> None:
+    """Exit code 2, and one line that says what was wrong."""
+    assert done.returncode == 2, done
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for text in texts:
+        assert text in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def engine(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a built engine, which no test changes."""
+    folder = tmp_path_factory.mktemp("engine_trtllm")
+    done = machine.example("trtllm_build.py", "--max_batch_size", "2", "--max_seq_len", "40", "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["", "early"])
+def test_shapes_outside_the_profile(machine: Machine, engine: Path, kind: str) -> None:
+    """The session of the later releases raises, that of the early ones answers with no shape."""
+    sizes = ("--batch_size", "3", "--seq_len", "5", "--engine_dir", engine)
+    done = machine.example("trtllm_run.py", *sizes, TRTLLM_DOUBLE=kind)
+
+    check_error(done, "the engine's profile does not allow [3, 2, 5, 32]")
+
+
+def test_an_engine_that_is_damaged(machine: Machine, engine: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(engine, tmp_path / "damaged"))
+    (folder / "fmha_d32_float16.engine").write_bytes(b"damaged")
+
+    check_error(machine.example("trtllm_run.py", "--engine_dir", folder), "the engine cannot be loaded or run here")
+
+
+@pytest.mark.parametrize("kind", ["", "early"])
+def test_an_engine_without_code_for_the_gpu(machine: Machine, engine: Path, kind: str) -> None:
+    """There is no execution context, and the plugin says why."""
+    done = machine.example("trtllm_run.py", "--engine_dir", engine, FAKE_GPU_DEVICES="80", TRTLLM_DOUBLE=kind)
+
+    check_error(done, "TritonFlashAttention layer", "sm_80", "pyfmha build --arch sm_80")
+
+
+def test_a_build_that_fails_shows_the_plugins_text(machine: Machine, tmp_path: Path) -> None:
+    done = machine.example("trtllm_build.py", "--output_dir", tmp_path / "new", FAKE_GPU_DEVICES="80")
+
+    check_error(done, "TritonFlashAttention layer", "sm_80", "pyfmha build --arch sm_80")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["trtllm_build.py", "trtllm_run.py"])
+def test_a_driver_that_is_too_old_for_it(machine: Machine, engine: Path, tmp_path: Path, name: str) -> None:
+    folder = {"trtllm_build.py": ("--output_dir", tmp_path / "new"), "trtllm_run.py": ("--engine_dir", engine)}[name]
+    done = machine.example(name, *folder, TRT_DOUBLE_DRIVER="old")
+
+    check_error(done, "TensorRT-LLM: TypeError", "nullptr", "its log says why")
+
+
+def test_where_the_timing_cache_goes_is_checked_before_the_build(machine: Machine, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    done = machine.example("trtllm_build.py", "--output_dir", tmp_path / "new", "--timing_cache", taken / "a.cache")
+
+    check_error(done, "cannot write", "taken is no folder")
+    assert not (tmp_path / "new").exists()
+
+    cache = tmp_path / "another" / "folder" / "a.cache"
+    done = machine.example("trtllm_build.py", "--output_dir", tmp_path / "new", "--timing_cache", cache)
+
+    assert done.returncode == 0, done.stderr
+    assert cache.is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("mpi", "its import fails: RuntimeError: cannot load MPI library"),
+        ("cuda", "its import fails: ImportError: libcuda.so.1: cannot open shared object file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["trtllm_build.py", "trtllm_run.py"])
+def test_a_machine_where_it_cannot_be_imported(machine: Machine, name: str, kind: str, text: str) -> None:
+    done = machine.example(name, TRTLLM_DOUBLE=kind)
+
+    check_error(done, f"TensorRT-LLM is installed, but {text}. See where it does: python -c 'import tensorrt_llm")
+    assert "has no graph API" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["trtllm_build.py", "trtllm_run.py"])
 def test_a_release_without_the_graph_api(machine: Machine, name: str) -> None:
     done = machine.example(name, TRTLLM_DOUBLE="removed")
@@ -79,7 +167,7 @@ def test_a_release_without_the_graph_api(machine: Machine, name: str) -> None:
     assert done.returncode == 2
     assert "error: TensorRT-LLM 1.3.0 has no graph API" in done.stderr
     assert "it was removed after 1.3.0rc20" in done.stderr
-    assert "pip install 'tensorrt-llm<=1.3.0rc20'" in done.stderr
+    assert "pip install 'tensorrt-llm>=0.10,<=1.3.0rc20'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -91,8 +179,8 @@ def test_without_tensorrt_llm() -> None:
         "except layer.GraphApiError as error: print(error)"
     )
 
-    assert "TensorRT-LLM cannot be imported" in done.stdout
-    assert "pip install 'tensorrt-llm<=1.3.0rc20'" in done.stdout
+    assert "TensorRT-LLM is not installed" in done.stdout
+    assert "pip install 'tensorrt-llm>=0.10,<=1.3.0rc20'" in done.stdout
 
 
 def test_importing_the_module_imports_nothing_of_theirs() -> None:
@@ -203,7 +291,8 @@ with net_guard(network):
     assert tuple(lse.trt_tensor.shape) == (-1, 4, -1) and lse.producer is out.producer
     plain = flash_attention_op(4, 20, 0.25, [q, k, v], kv_lengths=lengths.trt_tensor)
     names = [layer.name for layer in network.trt_network.layers]
-    assert names == ["mine", "Module/2"], names
+    assert names == ["mine", "flash_attention_op/PLUGIN_V3_0"], names
+    assert lse.trt_tensor.name == "mine_output_1"
     qkv = network.trt_network.add_input("QKV", trt.DataType.HALF, (-1, -1, 8, 20))
     for call in [
         lambda: flash_attention_op(4, 20, 0.25, [q, k, v], num_kv_heads=4),
@@ -214,6 +303,8 @@ with net_guard(network):
         lambda: flash_attention_op(6, 20, 0.25, [qkv], num_kv_heads=2),
         lambda: layer(q, k, v),
         lambda: FmhaLayer(4, 20, 0.25, "float16", num_kv_heads=3),
+        lambda: FmhaLayer(4, 20, 0.25, "int32"),
+        lambda: FmhaLayer(4, 20, 0.25, "fp16"),
     ]:
         try:
             call()
@@ -237,5 +328,38 @@ def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Pa
         "QKV has heads + 2 * kv heads 8, the plugin was created for 10",
         "3 inputs; it takes Q, K, V, kv_lengths",
         "num_heads is 4, num_kv_heads 3; num_heads must be a multiple",
+        "dtype is 'int32'; allowed are float16, bfloat16, float32",
+        "dtype is 'fp16'; allowed are float16, bfloat16, float32",
     ]
     check_lines(done, wanted)
+
+
+NAMES = """
+from tensorrt_llm.builder import Builder
+from tensorrt_llm.network import net_guard
+from pyfmha.trtllm import FmhaLayer, flash_attention_op
+
+network = Builder().create_network()
+def attend(inputs):
+    return [flash_attention_op(2, 32, 0.5, inputs) for _ in range(2)]
+
+with net_guard(network):
+    layer = FmhaLayer(2, 32, 0.5, "float16", return_lse=True)
+    inputs = layer.prepare_inputs(7, 100)
+    layer(*inputs)
+    attend(inputs), attend(inputs)
+layers = network.trt_network.layers
+for made in layers:
+    print(made.name)
+assert [output.name for output in layers[0].outputs] == ["out", "lse"]
+assert [output.name for output in layers[1].outputs] == ["attend/flash_attention_op/PLUGIN_V3_0_output_0"]
+"""
+
+
+def test_names_of_layers_hold_no_lines_of_source(fake_driver: FakeCuda, forward_library_path: Path) -> None:
+    done = Machine(fake_driver.path, forward_library_path).run("-c", NAMES)
+
+    plain = [f"attend/flash_attention_op/PLUGIN_V3_{number}" for number in range(4)]
+    check_lines(done, ["FmhaLayer/flash_attention_op/PLUGIN_V3_1", *plain])
+    assert done.stdout.splitlines()[1:] == plain
+    assert len(set(done.stdout.splitlines())) == 5

@@ -6,6 +6,7 @@ clone does not inherit.
 """
 
 import ctypes
+import struct as _struct
 import sys
 import types
 import weakref
@@ -59,17 +60,41 @@ class _Memory:
         content = b"" if owner is None else bytes(memoryview(owner).cast("B")) if self.length else b""
         return content[:wanted].ljust(wanted, bytes([POISON]))
 
+    def address(self) -> int | None:
+        """Where the data is, if it is an array that is still there."""
+        owner = self._owner()
+        return int(owner.ctypes.data) if isinstance(owner, np.ndarray) else None
 
-class PluginField:
-    def __init__(self, name: str = "", data: Any = None, type: PluginFieldType = PluginFieldType.UNKNOWN) -> None:
+
+class _Struct(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("length", ctypes.c_int32),
+    )
+
+
+class PluginField(float):
+    """As the binding's, in memory too: behind the object's header lies a pointer to the C struct. That is where a float
+    keeps its number, so this one's bits are that pointer."""
+
+    def __new__(
+        cls, name: str = "", data: Any = None, type: PluginFieldType = PluginFieldType.UNKNOWN
+    ) -> "PluginField":
         buffer = memoryview(b"" if data is None else data)
-        self._kept = data
-        self.memory = _Memory(name, data, type, int(np.prod(buffer.shape)))
+        field = cls.of(_Memory(name, data, type, int(np.prod(buffer.shape))))
+        field._kept = data
+        return field
 
     @classmethod
     def of(cls, memory: _Memory) -> "PluginField":
-        field = cls.__new__(cls)
-        field.memory = memory
+        content = ctypes.create_string_buffer(memory.read())
+        data = memory.address() or ctypes.addressof(content)
+        struct = _Struct(memory.name.encode(), data, memory.kind, memory.length)
+        (bits,) = _struct.unpack("d", _struct.pack("Q", ctypes.addressof(struct)))
+        field = super().__new__(cls, bits)
+        field.memory, field._behind = memory, (struct, content)
         return field
 
     @property
@@ -91,8 +116,19 @@ class PluginField:
         return np.frombuffer(self.memory.read(), _NUMPY[self.memory.kind]).copy()
 
 
+class RepeatingField(PluginField):
+    """As that of TensorRT 10.8 to 10.15.1 under numpy 2: ``data`` repeats its first element."""
+
+    @property
+    def data(self) -> Any:
+        content = super().data
+        return np.repeat(content[:1], len(content))
+
+
 class PluginFieldCollection:
     """A vector of copies of the fields' structs; the Python objects are not kept."""
+
+    field = PluginField
 
     def __init__(self, fields: Iterable[PluginField] = ()) -> None:
         self.structs = [field.memory for field in fields]
@@ -101,7 +137,11 @@ class PluginFieldCollection:
         return len(self.structs)
 
     def __getitem__(self, index: int) -> PluginField:
-        return PluginField.of(self.structs[index])
+        return self.field.of(self.structs[index])
+
+
+class _RepeatingCollection(PluginFieldCollection):
+    field = RepeatingField
 
 
 class PluginFieldCollection_:
@@ -195,9 +235,36 @@ def _base(name: str, /, **properties: type) -> Any:
     return _Made(name, (_Bound,), {"__init__": init, "cpp": True, **members})
 
 
+class _NoDims:
+    """The shape of an output that its plugin refused, up to 11.1: of -1 dimensions, so ``len()`` is a ValueError."""
+
+    def __len__(self) -> int:
+        return -1
+
+
 class ITensor:
     def __init__(self, name: str, dtype: DataType, shape: tuple[int, ...]) -> None:
         self.name, self.dtype, self.shape = name, dtype, shape
+
+    @property
+    def shape(self) -> Any:
+        if self._shape is None:
+            raise RuntimeError("Could not get tensor shape.")
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: Any) -> None:
+        self._shape = shape
+
+    @classmethod
+    def refused(cls, name: str, version: str) -> "ITensor":
+        """An output whose plugin refused to say its type or shape."""
+        return cls(name, DataType.FLOAT, None if version_of(version) > (11, 1) else _NoDims())
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(map(int, text.split(".")[:2]))
 
 
 class _Layer:
@@ -221,17 +288,19 @@ class INetworkDefinition:
 
     def add_plugin_v3(self, inputs: Sequence[ITensor], shape_inputs: Sequence[ITensor], plugin: Any) -> _Layer | None:
         calls = DoubleCalls(sys.modules[type(self).__module__])
+        calls.keep(plugin)
         copy = calls.clone(plugin)
         if copy is None:
             return None
         kinds = calls.output_types(copy, [int(tensor.dtype) for tensor in inputs])
         shapes = calls.output_shapes(copy, [[None if size < 0 else size for size in t.shape] for t in inputs])
         if kinds is None or shapes is None:
-            kinds, shapes = [0] * copy.num_outputs, [[]] * copy.num_outputs
-        outputs = [
-            ITensor("output", DataType(kind), tuple(-1 if size is None else size for size in shape))
-            for kind, shape in zip(kinds, shapes, strict=True)
-        ]
+            outputs = [ITensor.refused("output", calls.trt.__version__)] * copy.num_outputs
+        else:
+            outputs = [
+                ITensor("output", DataType(kind), tuple(-1 if size is None else size for size in shape))
+                for kind, shape in zip(kinds, shapes, strict=True)
+            ]
         self.layers.append(_Layer(outputs, copy))
         self.layers[-1].inputs = list(inputs)
         return self.layers[-1]
@@ -255,8 +324,11 @@ class _Registry:
 _numbers = count()
 
 
-def make_binding(name: str | None = None) -> Any:
-    """A new module of its own classes, in ``sys.modules`` under its name; its registry is empty."""
+def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
+    """A new module of its own classes, in ``sys.modules`` under its name; its registry is empty.
+
+    ``repeats`` is for one of TensorRT 10.8 to 10.15.1 under numpy 2, see :class:`RepeatingField`.
+    """
     module: Any = types.ModuleType(name or f"trt_double_{next(_numbers)}")
     for shared in (
         *(DataType, TensorFormat, PluginFieldType, TensorRTPhase, PluginCapabilityType, PluginField),
@@ -264,7 +336,10 @@ def make_binding(name: str | None = None) -> Any:
         *(IDimensionExpr, DimsExprs, IExprBuilder, ITensor),
     ):
         setattr(module, shared.__name__, shared)
-    module.__version__ = "11.1.double"
+    module.__version__ = "11.4.double"
+    if repeats:
+        module.__version__ = "10.15.double"
+        module.PluginField, module.PluginFieldCollection = RepeatingField, _RepeatingCollection
     module.IPluginV3 = _base("IPluginV3")
     module.IPluginV3OneCore = _base("IPluginV3OneCore", plugin_name=str, plugin_version=str, plugin_namespace=str)
     module.IPluginV3OneBuild = _base("IPluginV3OneBuild", num_outputs=int, timing_cache_id=str)
@@ -303,7 +378,7 @@ class DoubleCalls:
     def __init__(self, trt: Any) -> None:
         self.trt = trt
         self.errors: list[str] = []
-        self._owned: list[Any] = []  # what TensorRT deletes
+        self.kept: list[Any] = []  # what the binding keeps for ever: every plugin that C++ has had in its hands
 
     def _try(self, plugin: Any, call: str, failed: Any, use: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -318,8 +393,13 @@ class DoubleCalls:
     def _plugin(self, made: Any) -> Any:
         if not isinstance(made, self.trt.IPluginV3):
             raise TypeError("Return value could not be interpreted as nvinfer1::IPluginV3")
-        self._owned.append(made)
+        self.keep(made)
         return made
+
+    def keep(self, plugin: Any) -> None:
+        """As the binding, which gives up its hold on a plugin (``.release()``) without ever letting it go."""
+        if not any(other is plugin for other in self.kept):
+            self.kept.append(plugin)
 
     def _descs(self, tensors: Sequence[Tensor]) -> list[Any]:
         return [self._desc(tensor) for tensor in tensors]
@@ -346,7 +426,7 @@ class DoubleCalls:
         structs = (
             _Memory(f.name, array, PluginFieldType(f.type), f.length) for f, array in zip(fields, data, strict=True)
         )
-        vector = PluginFieldCollection()
+        vector = self.trt.PluginFieldCollection()
         vector.structs = list(structs)
         phase = self.trt.TensorRTPhase(phase)
         plugin = self._try(
@@ -438,4 +518,3 @@ class DoubleCalls:
 
     def destroy(self, plugin: Any) -> None:
         self._try(plugin, "destroy", None, lambda ignored: None)
-        self._owned = [other for other in self._owned if other is not plugin]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import Shared
 
 from pyfmha.runtime.library import Library
 from trt_double.scene import (
@@ -18,9 +19,9 @@ from trt_double.scene import (
 
 
 @pytest.fixture(scope="session")
-def attention_library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def attention_library_path(shared: Shared) -> Path:
     """A small attention library for sm_90."""
-    return build_library(tmp_path_factory.mktemp("attention_library"))
+    return shared.once("attention_library", build_library)
 
 
 @pytest.fixture
@@ -30,11 +31,9 @@ def attention_library(attention_library_path: Path, tmp_path: Path) -> Library:
 
 
 @pytest.fixture(scope="session")
-def forward_library_path(attention_library_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def forward_library_path(shared: Shared) -> Path:
     """A small library of the first kernel and of stand-ins for ``fmha_fwd_*``, for sm_90."""
-    folder = tmp_path_factory.mktemp("forward_library")
-    shutil.copytree(attention_library_path.parent / "cache", folder / "cache")  # the first kernel is compiled already
-    return build_forward_library(folder)
+    return shared.once("forward_library", build_forward_library)
 
 
 @pytest.fixture
@@ -44,11 +43,9 @@ def forward_library(forward_library_path: Path, tmp_path: Path) -> Library:
 
 
 @pytest.fixture(scope="session")
-def decode_library_path(forward_library_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decode_library_path(shared: Shared) -> Path:
     """A small library of stand-ins for ``fmha_fwd_*``, ``fmha_split_*`` and ``fmha_combine_*``, for sm_90."""
-    folder = tmp_path_factory.mktemp("decode_library")
-    shutil.copytree(forward_library_path.parent / "cache", folder / "cache")
-    return build_decode_library(folder)
+    return shared.once("decode_library", build_decode_library)
 
 
 @pytest.fixture

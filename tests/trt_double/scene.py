@@ -14,7 +14,7 @@ from pyfmha.aot import build
 from pyfmha.attention import decode
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
-from pyfmha.attention.forward import ARGUMENTS, Forward
+from pyfmha.attention.forward import ARGUMENTS, NULLABLE, Forward
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -67,6 +67,7 @@ def pair_standins(pair: Decode) -> list[KernelSpec]:
         num_warps=1,
         num_stages=1,
         algorithm_name="default",
+        nullable=decode.SPLIT_NULLABLE,
     )
     constants = (("HEAD_SIZE", pair.padded), ("BLOCK", 128), ("LAST", 1))
     grid = "batch_size * num_heads * q_len"
@@ -77,6 +78,7 @@ def pair_standins(pair: Decode) -> list[KernelSpec]:
         constants=constants,
         grid=grid,
         programmatic_dependent_launch=True,
+        nullable=decode.COMBINE_NULLABLE,
     )
     return [split, split.generic(), combine]
 
@@ -106,6 +108,7 @@ def standin(member: Forward, block: int) -> KernelSpec:
         num_warps=1,
         num_stages=1,
         algorithm_name=f"block{block}",
+        nullable=NULLABLE,
     )
 
 

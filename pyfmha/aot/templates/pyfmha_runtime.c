@@ -210,15 +210,31 @@ static struct pyfmha_loaded *find_loaded(const pyfmha_kernel *kernel, CUcontext 
   return loaded;
 }
 
+/* Whether code for a capability, which is exact or not, runs on a device of another. */
+static bool runs_on(int capability, bool exact, int device) {
+  return capability == device || (!exact && capability / 10 == device / 10 && capability < device);
+}
+
 /* The image for a device: that of its own capability, else the latest earlier minor revision that may run there. */
 static const pyfmha_image *choose_image(const pyfmha_kernel *kernel, int capability) {
   const pyfmha_image *best = NULL;
   for (size_t i = 0; i < kernel->image_count; i++) {
     const pyfmha_image *image = &kernel->images[i];
-    const bool runs = image->exact ? image->capability == capability
-                                   : image->capability / 10 == capability / 10 && image->capability <= capability;
-    if (runs && (best == NULL || image->capability > best->capability)) best = image;
+    if (runs_on(image->capability, image->exact, capability) && (best == NULL || image->capability > best->capability)) best = image;
   }
+  return best;
+}
+
+/* The capability whose code a device runs, of those that pyfmha compiles for: its own, else the newest of the same major
+ * revision before it whose code is not exact; 0: none. */
+static int served_as(int capability) {
+  static const struct {
+    int capability;
+    bool exact;
+  } served[] = {{0, true} /* the capabilities that pyfmha compiles for */};
+  int best = 0;
+  for (size_t i = 0; i < sizeof served / sizeof served[0]; i++)
+    if (runs_on(served[i].capability, served[i].exact, capability) && served[i].capability > best) best = served[i].capability;
   return best;
 }
 
@@ -228,9 +244,13 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
     const int more = snprintf(held + used, sizeof held - used, "%ssm_%d", i ? ", " : "", kernel->images[i].capability);
     used += more > 0 ? (size_t)more : 0;
   }
+  const int served = served_as(capability);
+  if (served == 0)
+    return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU, "%s holds code for %s, not for device %d, which is sm_%d; pyfmha has no code for that",
+                       kernel->name, held, device, capability);
   return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU,
-                     "%s holds code for %s, not for device %d, which is sm_%d; where pyfmha serves that, add it: pyfmha build --arch sm_%d (or pyfmha compile -t sm_%d)",
-                     kernel->name, held, device, capability, capability, capability);
+                     "%s holds code for %s, not for device %d, which is sm_%d; add it: pyfmha build --arch sm_%d (a kernel of your own: pyfmha compile with -t sm_%d too, then pyfmha link)",
+                     kernel->name, held, device, capability, served, served);
 }
 
 /* What launching an image needs that this driver has not, in words; NULL: nothing. */
@@ -575,11 +595,15 @@ static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream,
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernelEx", loaded->kernel->name);
 }
 
-CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params) {
+CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params,
+                       const char *missing) {
   int64_t grid[3];
   bool empty;
   CUresult status = compute_grid(loaded, arguments, grid, &empty);
   if (status != PYFMHA_SUCCESS || empty) return status;
+  if (missing != NULL)
+    return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: %s is null; give its address (a kernel that does without it is compiled with --nullable %s)",
+                       loaded->kernel->name, missing, missing);
   void **given;
   memcpy(&given, &params, sizeof given); /* the driver only reads through it, but its prototype has no const */
   if (loaded->dependent || loaded->image->cluster || loaded->image->ctas > 1) return launch_with(loaded, stream, grid, given);

@@ -127,8 +127,9 @@ CUresult pyfmha_check_workspace(const struct pyfmha_loaded *loaded, const void *
 bool pyfmha_tensors_fit(const pyfmha_tensor *tensors, unsigned count, uint64_t *key);
 CUresult pyfmha_refuse_tensors(const char *variant, const pyfmha_tensor *tensors, unsigned count, uint64_t *key);
 CUresult pyfmha_encode(const struct pyfmha_loaded *loaded, const uint64_t *key, const pyfmha_map **maps);
-/* An empty grid launches nothing and succeeds. */
-CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params);
+/* An empty grid launches nothing and succeeds; any other is refused where a pointer that it needs is missing, by name. */
+CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, const void *arguments, const void *const *params,
+                       const char *missing);
 
 /* float to the bits of fp16 and bf16, rounded to nearest even; NaN stays NaN. */
 uint16_t pyfmha_to_fp16(float value);

@@ -6,17 +6,20 @@ It computes: on the fake GPU of :mod:`trt_double.full.gpu`, with the plugin's ow
 """
 
 import ctypes
+import os
 import sys
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from trt_double import Tensor
-from trt_double.binding import DoubleCalls, TensorFormat, make_binding
+from trt_double.binding import DoubleCalls, TensorFormat, make_binding, version_of
 from trt_double.full import builder, network, runtime
 from trt_double.full.gpu import gpu
 
-VERSIONS = ("10.13.3", "10.14.1", "11.1.0")
+VERSIONS = ("10.13.3", "10.14.1", "11.4.0")
 
 
 class LoudCalls(DoubleCalls):
@@ -35,10 +38,6 @@ class LoudCalls(DoubleCalls):
         except Exception as error:
             self.errors.append(f"Exception thrown from {call}() {error}")
             sys.stderr.write(f"[ERROR] {self.errors[-1]}\n")
-            # TensorRT's frames are C++: a kept exception keeps none of its objects alive.
-            cause: BaseException | None = error
-            while cause is not None:
-                cause.__traceback__, cause = None, cause.__cause__
             return failed
 
 
@@ -51,7 +50,19 @@ class _Flags(IntEnum):
 
 
 class _Double(SimpleNamespace):
-    """What tests look at: ``calls``, and ``timed``, the tactics that builds measured."""
+    """What tests look at: ``calls``, and ``timed``, the tactics that builds measured; and what they set.
+
+    ``old_driver``: the driver is too old for TensorRT's CUDA; for a process of its own, ``TRT_DOUBLE_DRIVER=old``.
+    ``refused_profiles``: numbers of optimisation profiles that a context refuses.
+    """
+
+    def check_driver(self, logger: Any) -> None:
+        """What the binding makes of TensorRT's null pointers; TensorRT logs its reason as a warning."""
+        if self.old_driver:
+            logger.log(
+                Severity.WARNING, "CUDA initialization failure with error: 35. Please check your CUDA installation"
+            )
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def use_runtime_context(self) -> bool:
         """As the CUDA runtime does: the current context, else device 0's primary one. False where there is no GPU."""
@@ -77,10 +88,13 @@ def _bound(name: str, trt: Any, made: type, *first: Any) -> type:
 
 def make_full(name: str, version: str) -> Any:
     """A double of one version of ``tensorrt``, or of ``tensorrt_lean``, which builds nothing."""
-    trt = make_binding(name)
+    numbers = version_of(version)
+    repeats = numbers < (10, 16) and int(np.__version__.split(".")[0]) >= 2
+    trt = make_binding(name, repeats=repeats)
     trt.__version__ = version
-    trt.double = _Double(calls=LoudCalls(trt), timed=[])
-    modern = int(version.split(".")[0]) >= 11
+    old = os.environ.get("TRT_DOUBLE_DRIVER") == "old"
+    trt.double = _Double(calls=LoudCalls(trt), timed=[], old_driver=old, refused_profiles=set())
+    modern = numbers >= (11, 0)
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity

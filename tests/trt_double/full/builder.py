@@ -21,12 +21,18 @@ class ProfilingVerbosity(IntEnum):
     LAYER_NAMES_ONLY, NONE, DETAILED = range(3)
 
 
-class HostMemory(bytearray):
-    """As ``IHostMemory``: a buffer, not bytes."""
+class HostMemory(np.ndarray):
+    """As ``IHostMemory``: a buffer, and neither bytes nor a bytearray."""
 
-    @property
-    def nbytes(self) -> int:
-        return len(self)
+    @classmethod
+    def of(cls, content: bytes) -> "HostMemory":
+        return np.frombuffer(content, np.uint8).view(cls)
+
+    def __enter__(self) -> "HostMemory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class TimingCache:
@@ -35,7 +41,7 @@ class TimingCache:
         self.entries: dict[str, int] = json.loads(content[len(CACHE_MAGIC) :])["entries"] if content else {}
 
     def serialize(self) -> HostMemory:
-        return HostMemory(CACHE_MAGIC + json.dumps({"version": self.version, "entries": self.entries}).encode())
+        return HostMemory.of(CACHE_MAGIC + json.dumps({"version": self.version, "entries": self.entries}).encode())
 
 
 class Profile:
@@ -44,6 +50,10 @@ class Profile:
         self.values: dict[str, list[list[int]]] = {}
 
     def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:
+        if any(len(shape) > 8 for shape in (min, opt, max)):
+            raise TypeError("set_shape(): incompatible function arguments. The following argument types are supported")
+        if len({len(min), len(opt), len(max)}) > 1:
+            raise RuntimeError("Shape provided for min, opt and max must have the same rank")
         if not all(0 <= a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
             raise ValueError("min <= opt <= max does not hold")  # the real one raises so
         self.shapes[input] = [list(min), list(opt), list(max)]
@@ -86,6 +96,7 @@ class Config:
 class Builder:
     def __init__(self, trt: Any, logger: Any) -> None:
         assert isinstance(logger, trt.ILogger)
+        trt.double.check_driver(logger)
         self.trt, self.logger = trt, logger
 
     def create_network(self, flags: int = 0) -> Any:
@@ -153,7 +164,7 @@ class Builder:
             "on_host": sorted(on_host),
             "profiles": [{"shapes": p.shapes, "values": p.values} for p in profiles],
         }
-        return HostMemory(MAGIC + json.dumps(plan).encode())
+        return HostMemory.of(MAGIC + json.dumps(plan).encode())
 
     def _check_profile(self, tensor: Any, ranges: list[list[int]]) -> None:
         for size, *bounds in zip(tensor.shape, *ranges, strict=True):

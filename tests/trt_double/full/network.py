@@ -118,6 +118,11 @@ class Network:
         self.inputs: list[ITensor] = []
         self.outputs: list[ITensor] = []
 
+    def __del__(self) -> None:
+        for layer in self.layers:
+            if layer.plugin is not None:
+                self.trt.double.calls.destroy(layer.plugin)
+
     @property
     def num_layers(self) -> int:
         return len(self.layers)
@@ -174,6 +179,7 @@ class Network:
 
     def add_plugin_v3(self, inputs: Sequence[ITensor], shape_inputs: Sequence[ITensor], plugin: Any) -> Layer | None:
         calls = self.trt.double.calls
+        calls.keep(plugin)
         copy = calls.clone(plugin)  # TensorRT never uses the object that it is given
         if copy is None:
             return None
@@ -181,7 +187,7 @@ class Network:
         axes = None if kinds is None else output_axes(calls, copy, [tensor.shape for tensor in inputs])
         if kinds is None or axes is None:
             layer = self._add("plugin", inputs, DataType(0), (), axes=axes)
-            layer.outputs *= copy.num_outputs
+            layer.outputs = [ITensor.refused(layer.outputs[0].name, self.trt.__version__)] * copy.num_outputs
         else:
             shapes = [axes_shape(own, [tensor.shape for tensor in inputs]) for own in axes]
             layer = self._add("plugin", inputs, DataType(kinds[0]), shapes[0], axes=axes)

@@ -27,6 +27,7 @@ class TensorLocation(IntEnum):
 class Runtime:
     def __init__(self, trt: Any, logger: Any) -> None:
         assert isinstance(logger, trt.ILogger)
+        trt.double.check_driver(logger)
         self.trt, self.logger = trt, logger
         # Without a GPU the object comes to be all the same, and the next call crashes: seen with tensorrt_lean 11.4.
         self._dead = not trt.double.use_runtime_context()
@@ -72,6 +73,10 @@ class Engine:
         self._names = [*plan["inputs"], *plan["outputs"]]
         self.num_io_tensors = len(self._names)
         self.num_optimization_profiles = len(plan["profiles"])
+
+    def __del__(self) -> None:
+        for plugin in self.plugins.values():
+            self.trt.double.calls.destroy(plugin)
 
     def get_tensor_name(self, index: int) -> str:
         return str(self._names[index])
@@ -179,6 +184,10 @@ class Context:
         return found
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        """True, or an exception."""
+        if profile_index in self.engine.trt.double.refused_profiles:
+            self._error(f"setOptimizationProfileAsync: Error Code 3: Profile {profile_index} is in use")
+            raise RuntimeError("Error in set optimization profile async.")
         self.active_optimization_profile = profile_index
         self._shapes.clear()
         return True

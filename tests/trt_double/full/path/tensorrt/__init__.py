@@ -2,6 +2,6 @@
 
 import os
 
-from trt_double.full import make_full
+from trt_double.full import VERSIONS, make_full
 
-make_full("tensorrt", os.environ.get("TRT_DOUBLE_VERSION", "11.1.0"))  # takes this module's place in sys.modules
+make_full("tensorrt", os.environ.get("TRT_DOUBLE_VERSION", VERSIONS[-1]))  # takes this module's place in sys.modules

@@ -2,7 +2,9 @@ import contextlib
 import os
 
 if os.environ.get("TRTLLM_DOUBLE") == "removed":
-    raise ImportError("cannot import name 'default_trtnet' from 'tensorrt_llm._common'")
+    raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
+if os.environ.get("TRTLLM_DOUBLE") == "cuda":
+    raise ImportError("libcuda.so.1: cannot open shared object file", name="tensorrt_llm.bindings")
 
 net = None
 

@@ -30,7 +30,9 @@ class Builder:
         for name, bounds in network.inputs.items():
             profile.set_shape(name, *bounds)
         builder_config.trt_builder_config.add_optimization_profile(profile)
-        return self.trt_builder.build_serialized_network(network.trt_network, builder_config.trt_builder_config)
+        engine = self.trt_builder.build_serialized_network(network.trt_network, builder_config.trt_builder_config)
+        assert engine is not None, "no engine: see the log"
+        return engine
 
     @staticmethod
     def save_config(builder_config, config_path):

@@ -24,7 +24,7 @@ class Tensor:
 
 
 def _create_tensor(trt_tensor, producer):
-    producer.name = f"Module/{default_net().new_name()}"  # as the real one does, at every call
+    default_net().name_layer(producer)  # at every call, as the real one does
     assert len(trt_tensor.shape) >= 0, "tensor has undefined shape"
     tensor = Tensor(is_network_input=False)
     tensor.trt_tensor, tensor.producer = trt_tensor, producer

@@ -1,0 +1,121 @@
+"""What the host spends on a launch, without a GPU: against the fake driver, whose own time is in it.
+
+    python tests/host_times.py
+
+Builds what it launches (a minute), and prints microseconds of this thread's processor time, the best of many rounds by
+turns. They depend on the host and on what else it does, so they are no test; ``trt_gpu.py`` has them on a GPU. On an
+AMD EPYC of 2024 with other work beside: 0.8 from C by ctypes, 0.5 and 0.8 through ``Function``, 0.4 prepared, 2.6 for
+``enqueue`` where an empty override takes 2.1, and 2.8 for the two launches of decoding. What does not depend on the
+host the tests hold: a launch is one function in Python, and asks the driver for nothing but the context.
+"""
+
+import os
+import tempfile
+import time
+import timeit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+from fake_cuda import FakeCuda
+from helpers import KERNELS, CLibrary
+from trt_double import Tensor
+from trt_double.scene import BINDINGS, HEADS, SIZE, Scene, build_decode_library, build_library, open_binding
+
+from pyfmha.aot import Compiler, build, make_spec
+from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
+
+X, Y, Z, WORKSPACE, STREAM = 0x7000_0000, 0x7000_1000, 0x7000_2000, 0x7000_4000, 7
+LAUNCHES = (
+    ("add", "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024"),
+    ("many", f"*fp32:16, *fp32:16, {'*fp32, ' * 8}*fp32:16, i32:16, i32, 128"),
+)
+GROUPED = 2
+"""Key heads of the plugin that decodes."""
+
+
+def best_of(calls: dict[str, Callable[[], object]], rounds: int, count: int) -> dict[str, float]:
+    """Microseconds of one call each; in turns, so that the host's load is on all alike."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken = timeit.timeit(call, number=count, timer=time.thread_time) / count * 1e6
+            best[name] = min(best[name], taken)
+    return best
+
+
+def build_small_library(folder: Path) -> Path:
+    """Two functions, of 4 arguments and of 13."""
+    with Compiler(jobs=1) as compiler:
+        specs = [
+            make_spec(compiler, KERNELS / "elementwise.py", name, signature, "cdiv(n, BLOCK)")
+            for name, signature in LAUNCHES
+        ]
+    wanted = [variant for spec in specs for variant in (spec, spec.generic())]
+    return build(wanted, parse_archs(["sm_90"]), folder, jobs=1).library
+
+
+def launches(path: Path) -> dict[str, Callable[[], object]]:
+    """Of the small library, from C and through :class:`pyfmha.runtime.library.Function`; a context must be current."""
+    c, library = CLibrary(path), Library(path)
+    add, many = library["add"], library["many"]
+    add.load()
+    many.load()
+    prepared = add.prepare(0, 0, 0, 1024)
+
+    def both_steps() -> None:
+        prepared.pack(0, X, Y, Z)
+        prepared.launch()
+
+    return {
+        "launch from C, by ctypes": lambda: c.c.add(0, X, Y, Z, 1024, 0),
+        "Function, 4 arguments": lambda: add(0, X, Y, Z, 1024),
+        "Function, 13 arguments": lambda: many(0, *[X] * 11, 1024, 1024),
+        "prepared": lambda: prepared(0, X, Y, Z),
+        "prepared, in two steps": both_steps,
+    }
+
+
+def enqueues(trt: Any, attention: Path, decode: Path) -> dict[str, Callable[[], object]]:
+    """Of the plugin, from C++ through a binding; a context must be current."""
+    plain, decoding = Scene(trt, attention), Scene(trt, decode)
+    ours, empty = plain.running(), plain.running()
+    empty.enqueue = lambda *arguments: None
+    plugins = {"enqueue": (plain, ours), "an empty override": (plain, empty)}
+    for name, rows in (("enqueue that decodes by two launches", 1), ("enqueue beside it, of one", 100)):
+        plugin = decoding.calls.attach(decoding.loaded(decoding.built(num_kv_heads=GROUPED)))
+        q, kv = Tensor((2, HEADS, rows, SIZE)), Tensor((2, GROUPED, 600, SIZE))
+        assert decoding.calls.on_shape_change(plugin, [q, kv, kv], [q]) == 0
+        plugins[name] = decoding, plugin
+    return {
+        f"{trt.__name__}: {name}": scene.calls.prepared_enqueue(plugin, [X, Y, Z], [X], WORKSPACE, STREAM)
+        for name, (scene, plugin) in plugins.items()
+    }
+
+
+def main(rounds: int = 20, count: int = 500) -> None:
+    with tempfile.TemporaryDirectory(prefix="pyfmha-host-times-") as folder:
+        root = Path(folder)
+        fake = FakeCuda(fake_cuda.build(root / "libcuda.so.1"))
+        os.environ["PYFMHA_LIBCUDA"] = str(fake.path)
+        small = build_small_library(root / "small")
+        attention, decode = build_library(root / "attention"), build_decode_library(root / "decode")
+        groups: list[Callable[[], dict[str, Callable[[], object]]]] = [lambda: launches(small)]
+        for name in BINDINGS[1:]:
+            trt, reason = open_binding(name)
+            if trt is None:
+                print(f"{name} is left out: {reason}")
+            else:
+                groups.append(lambda trt=trt: enqueues(trt, attention, decode))  # type: ignore[misc]
+        for group in groups:
+            fake.reset()
+            assert fake.c.cuInit(0) == 0
+            fake.use_context()
+            for name, taken in best_of(group(), rounds, count).items():
+                print(f"{taken:7.2f} us  {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The program that measures what the host spends: that it launches what it says, once a call."""
+
+from pathlib import Path
+
+import host_times
+import pytest
+from fake_cuda import FakeCuda
+from trt_double.scene import BINDINGS
+
+pytest_plugins = ("trt_double.fixtures",)
+
+
+def test_every_launch_is_one(small_library_path: Path, fake_cuda: FakeCuda) -> None:
+    fake_cuda.use_context()
+    for name, call in host_times.launches(small_library_path).items():
+        before = fake_cuda.launch_count()
+        call()
+        assert fake_cuda.launch_count() == before + 1, name
+
+
+@pytest.mark.parametrize("binding", BINDINGS[1:])
+def test_enqueues_launch_once_twice_and_not_at_all(
+    binding: str, attention_library_path: Path, decode_library_path: Path, fake_cuda: FakeCuda
+) -> None:
+    trt = pytest.importorskip(binding)
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    made = []
+    for call in host_times.enqueues(trt, attention_library_path, decode_library_path).values():
+        before = fake_cuda.launch_count()
+        assert call() == 0
+        made.append(fake_cuda.launch_count() - before)
+    assert made == [1, 0, 2, 1]
+
+
+def test_the_best_round_counts() -> None:
+    turns = {"slow": 0, "fast": 0}
+
+    def call(name: str) -> None:
+        turns[name] += 1
+        sum(range(20000 if name == "slow" else 10))
+
+    best = host_times.best_of({name: lambda name=name: call(name) for name in turns}, rounds=3, count=2)
+    assert turns == {"slow": 6, "fast": 6}
+    assert set(best) == {"slow", "fast"}

@@ -55,6 +55,10 @@ class Function:
         self._variant = _bind(
             cdll, f"{manifest.name}_variant", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
         )
+        needed = any(i.workspace for algorithm in manifest.algorithms for v in algorithm for i in v.images)
+        self._workspace = needed and _bind(
+            cdll, f"{manifest.name}_workspace", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64)]
+        )
         self._last_error = _bind(cdll, "pyfmha_last_error", [], ctypes.c_char_p)
         self._types = types
         self._flags = [i for i, entry in enumerate(types, start=1) if entry.bounds == (0, 1)]
@@ -150,6 +154,23 @@ class Function:
         name = ctypes.c_char_p()
         self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
+
+    def workspace_size(self, *arguments: Any, algo_id: int = 0) -> int:
+        """Bytes of device memory that a launch with these arguments needs at its last one, the workspace; often 0.
+
+        Args:
+            arguments: as for :meth:`variant`; the workspace itself may be 0.
+            algo_id: which algorithm, from 0.
+
+        Raises:
+            LaunchError: as a call would; the function must be loaded in the current CUDA context.
+            TypeError, OverflowError: as a call.
+        """
+        self._packed((0, *arguments), algo_id)
+        size = ctypes.c_uint64()
+        if self._workspace:
+            self.check(self._workspace(*arguments, algo_id, ctypes.byref(size)), LaunchError)
+        return size.value
 
     def _refusal(self, arguments: tuple[object, ...], algo_id: object) -> Exception:
         """The error for a stream and arguments that could not be packed: the first that is at fault, by name."""

@@ -11,7 +11,8 @@ from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, O
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
 from pyfmha.spec.abi import ctype
-from pyfmha.spec.kernel import Argument, Constant, KernelSpec
+from pyfmha.spec.constants import Constant
+from pyfmha.spec.kernel import Argument, KernelSpec
 
 _SCALARS = {"int": "i32", "bool": "i32", "float": "fp32"}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import pyfmha
-from pyfmha.aot import BuildResult, Compiler, build, compile_kernel, link, make_spec
+from pyfmha.aot import BuildResult, Compiler, build, compile_configs, compile_kernel, link, make_specs
 from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
@@ -100,14 +100,20 @@ Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler 
 @reported()
 def compile_command(
     path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
-    kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
+    kernel_name: Annotated[
+        str,
+        typer.Option(
+            "-n", "--kernel-name", help="The @triton.jit function; it may stand under autotune or heuristics."
+        ),
+    ],
     signature: Annotated[
         str,
         typer.Option(
             "-s",
             "--signature",
             help="Types, hints and constants, in the kernel's order: '*fp16:16, i32, fp32, 128'. :16 promises a"
-            " multiple of 16, :1 the value 1.",
+            " multiple of 16, :1 the value 1. Then by name: 'BLOCK=128, ACTIVATION=gelu, DTYPE=fp16'; tuples in"
+            " parentheses; _ for what a configuration, a heuristic or a default gives.",
         ),
     ],
     grid: Annotated[
@@ -130,8 +136,25 @@ def compile_command(
     out_name: Annotated[
         str | None, typer.Option("-on", "--out-name", help="The C function's name. Default: the kernel's.")
     ] = None,
-    num_warps: Annotated[int, typer.Option("-w", "--num-warps", help="Warps a block.")] = 1,
-    num_stages: Annotated[int, typer.Option("-ns", "--num-stages", help="Software-pipelining depth.")] = 3,
+    num_warps: Annotated[
+        int | None, typer.Option("-w", "--num-warps", help="Warps a block. Default: the configuration's, else 1.")
+    ] = None,
+    num_stages: Annotated[
+        int | None,
+        typer.Option("-ns", "--num-stages", help="Software-pipelining depth. Default: the configuration's, else 3."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            help="Which configuration of its @triton.autotune, from 0 on, gives constants, warps and stages; all: each,"
+            " as an algorithm of its own.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        bool,
+        typer.Option("--workspace", help="The function's last argument is memory for the kernel's global scratch."),
+    ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option("-t", "--target", help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's."),
@@ -162,16 +185,50 @@ def compile_command(
     -g "(seq_len + 127) / 128, batch_size * num_heads, 1"
     """
     archs = _archs(target)
+    configs = _configs(config)
     with Compiler() as compiler, progress_bar(errors, "compiling") as progress:
-        spec = make_spec(
-            compiler, path, kernel_name, signature, grid, name=out_name, num_warps=num_warps, num_stages=num_stages,
-            maxnreg=maxnreg, debug=debug, enable_fp_fusion=fp_fusion, nullable=nullable or (),
-        )  # fmt: skip
+        specs = make_specs(
+            compiler,
+            path,
+            kernel_name,
+            signature,
+            grid,
+            name=out_name,
+            configs=configs,
+            archs=archs,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            maxnreg=maxnreg,
+            workspace=workspace,
+            default_warps=1,
+            debug=debug,
+            enable_fp_fusion=fp_fusion,
+            nullable=nullable or (),
+            note=_note,
+        )
         folder = not out_path or out_path.endswith("/")
-        output = Path(out_path or "", spec.name) if folder else Path(out_path or "")
-        headers = compile_kernel(compiler, spec, archs, output, generic=generic, progress=progress)
+        output = Path(out_path or "", specs[0].name) if folder else Path(out_path or "")
+        if configs is None:
+            headers = compile_configs(compiler, specs, archs, output, generic=generic, progress=progress, note=_note)
+        else:
+            headers = compile_kernel(compiler, specs[0], archs, output, generic=generic, progress=progress)
     for header in headers:
         console.print(str(header), markup=False, soft_wrap=True)
+
+
+def _configs(text: str | None) -> list[int | None] | None:
+    """The configurations asked for: none, one, or, as None, all."""
+    if text is None:
+        return [None]
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise SpecError(f"--config is {text!r}; give a number, from 0 on, or all")
+    return [int(text)]
+
+
+def _note(text: str) -> None:
+    errors.print(f"note: {text}", markup=False)
 
 
 @app.command("link")

@@ -276,7 +276,8 @@ class Instance:
             )
         except EvaluationError as error:
             raise PluginError(str(error)) from None
-        return Plan(steps, len(forms.inputs), len(forms.outputs), total, self._sizes(scope))
+        counts = len(forms.inputs), len(forms.outputs)
+        return Plan(steps, *counts, total, self._sizes(scope), bool(forms.shapes))
 
     def _sizes(self, scope: ShapeScope) -> str:
         if self.program.shape_summary:

@@ -84,7 +84,7 @@ def test_a_plugin_is_made_stored_and_loaded(attention_library: Library) -> None:
 
     for name in ("library", "stored", "layer", "namespace"):
         assert getattr(loaded.origin, name) == getattr(built.origin, name), name
-    for name in ("program", "attributes", "given", "options", "types"):
+    for name in ("program", "attributes", "options", "types"):
         assert getattr(loaded.instance, name) == getattr(built.instance, name), name
     tactics = tactics_of(attention_library["fmha_d32_fp16"].manifest)
     assert loaded.origin.stored.algorithms == tuple(tactic.name for tactic in tactics)

@@ -6,6 +6,7 @@ clone does not inherit.
 """
 
 import ctypes
+import operator
 import struct as _struct
 import sys
 import types
@@ -188,9 +189,29 @@ class DimsExprs(list):
     pass
 
 
+class DimensionOperation(IntEnum):
+    SUM, PROD, MAX, MIN, SUB, EQUAL, LESS, FLOOR_DIV, CEIL_DIV = range(9)
+
+
+_OPERATIONS: dict[DimensionOperation, Callable[[int, int], int]] = {
+    DimensionOperation.SUM: operator.add,
+    DimensionOperation.PROD: operator.mul,
+    DimensionOperation.MAX: max,
+    DimensionOperation.MIN: min,
+    DimensionOperation.SUB: operator.sub,
+    DimensionOperation.FLOOR_DIV: operator.floordiv,
+    DimensionOperation.CEIL_DIV: lambda a, b: -(-a // b),
+}
+
+
 class IExprBuilder:
     def constant(self, value: int) -> IDimensionExpr:
         return IDimensionExpr(value)
+
+    def operation(self, op: DimensionOperation, first: IDimensionExpr, second: IDimensionExpr) -> IDimensionExpr:
+        if first.value is None or second.value is None:
+            return IDimensionExpr(None)
+        return IDimensionExpr(_OPERATIONS[op](first.value, second.value))
 
 
 class _Made(type):
@@ -333,7 +354,7 @@ def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
     for shared in (
         *(DataType, TensorFormat, PluginFieldType, TensorRTPhase, PluginCapabilityType, PluginField),
         *(PluginFieldCollection, PluginFieldCollection_, Dims, PluginTensorDesc, DynamicPluginTensorDesc),
-        *(IDimensionExpr, DimsExprs, IExprBuilder, ITensor),
+        *(IDimensionExpr, DimsExprs, IExprBuilder, DimensionOperation, ITensor),
     ):
         setattr(module, shared.__name__, shared)
     module.__version__ = "11.4.double"
@@ -445,14 +466,18 @@ class DoubleCalls:
         kinds = [self.trt.DataType(kind) for kind in types]
         return self._try(plugin, "get_output_data_types", None, use, kinds)
 
-    def output_shapes(self, plugin: Any, shapes: Sequence[Sequence[int | None]]) -> list[list[int | None]] | None:
+    def output_shapes(
+        self, plugin: Any, shapes: Sequence[Sequence[int | None]], values: Sequence[Sequence[int | None]] = ()
+    ) -> list[list[int | None]] | None:
+        """The outputs' shapes; ``values`` are those of the inputs whose values are read."""
+
         def use(outputs: Any) -> list[list[int | None]]:
             if len(outputs) != plugin.num_outputs or not all(isinstance(dims, DimsExprs) for dims in outputs):
                 raise RuntimeError("Return value could not be interpreted as std::vector<DimsExprs>")
             return [[expression.value for expression in dims] for dims in outputs]
 
-        inputs = [DimsExprs(IDimensionExpr(size) for size in shape) for shape in shapes]
-        return self._try(plugin, "get_output_shapes", None, use, inputs, [], IExprBuilder())
+        inputs, read = ([DimsExprs(map(IDimensionExpr, sizes)) for sizes in given] for given in (shapes, values))
+        return self._try(plugin, "get_output_shapes", None, use, inputs, read, IExprBuilder())
 
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool:
         return self._try(

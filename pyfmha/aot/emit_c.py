@@ -293,6 +293,7 @@ class _LibraryFunctionView(_FunctionView):
         self.kernels = ", ".join(dict.fromkeys(spec.kernel for spec in specs))
         self.variants = [spec.variant for spec in specs]
         self.ends = list(itertools.accumulate(map(len, algorithms)))
+        self.pointers = [argument for argument in specs[0].arguments if ctype(argument.type).kind == "pointer"]
 
 
 def runtime_files(*endings: str) -> dict[str, str]:

@@ -46,6 +46,7 @@ class Request:
         png: the picture; None for none.
         old: an earlier JSON to compare with; None for none.
         library: whose kernels are ours; None for the one of :func:`pyfmha.trt.creator.find_library`.
+        device: number of the GPU.
     """
 
     cells: Sequence[Cell]
@@ -55,6 +56,7 @@ class Request:
     png: Path | None = None
     old: Path | None = None
     library: Path | None = None
+    device: int = 0
 
 
 def run_bench(console: Console, errors: Console, request: Request) -> bool:
@@ -73,7 +75,7 @@ def run_bench(console: Console, errors: Console, request: Request) -> bool:
     """
     old = None if request.old is None else read_results(request.old)
     with ExitStack() as stack:
-        device = Device()
+        device = Device(request.device)
         stack.callback(device.close)
         library = find_library(request.library)
         _check_code(library, device)

@@ -102,6 +102,7 @@ class FakeCuda:
         self.c.fake_create_context.restype = ctypes.c_void_p
         for name in ("fake_destroy_context", "fake_recreate_context", "fake_make_current"):
             getattr(self.c, name).argtypes = [ctypes.c_void_p]
+        self.c.fake_set_memory.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
         self.c.fake_inject.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
         self.c.fake_calls.argtypes = [ctypes.c_char_p]
         self.c.fake_calls.restype = ctypes.c_ulong
@@ -121,6 +122,14 @@ class FakeCuda:
     def set_driver_version(self, version: int) -> None:
         """As ``cuDriverGetVersion`` says it: 13000 is CUDA 13.0, which is what a reset sets."""
         self.c.fake_set_driver_version(version)
+
+    def set_memory(self, begin: int, size: int, device: int = 0) -> None:
+        """Memory of a device at an address, for ``cuPointerGetAttribute``; of size 0 it is gone again."""
+        self.c.fake_set_memory(begin, size, device)
+
+    def set_peer(self, device: int, other: int) -> None:
+        """A device may access another's memory."""
+        self.c.fake_set_peer(device, other)
 
     def use_context(self, device: int = 0) -> int:
         """Create a context and make it current on this thread."""

@@ -69,6 +69,11 @@ void fake_set_device_count(int count);
 void fake_set_device(CUdevice device, int capability, int shared_optin);
 void fake_set_driver_version(int version);
 
+/* Memory of a device, for cuPointerGetAttribute; of size 0: gone again. Addresses that nobody set are unknown to it. */
+void fake_set_memory(uint64_t begin, uint64_t size, CUdevice device);
+/* The first device may access the other's memory. */
+void fake_set_peer(CUdevice device, CUdevice other);
+
 CUcontext fake_create_context(CUdevice device);
 void fake_destroy_context(CUcontext context);
 /* Another context takes the address of this one: the same pointer, a new id, nothing loaded. */

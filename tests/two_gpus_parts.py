@@ -348,4 +348,7 @@ def access_to(pointer: int) -> str:
     """What the driver says of the access that the current context's device has, and of the memory's owner."""
     kinds = _driver().CUpointer_attribute
     wanted = (kinds.CU_POINTER_ATTRIBUTE_ACCESS_FLAGS, kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
-    return ", ".join(str(_call("cuPointerGetAttribute", kind, pointer)) for kind in wanted)
+    try:
+        return ", ".join(str(_call("cuPointerGetAttribute", kind, pointer)) for kind in wanted)
+    except (TypeError, ValueError, PyfmhaError) as error:  # a cuda-python that does not know one of them
+        return f"not known: {error}"

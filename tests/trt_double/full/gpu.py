@@ -177,7 +177,7 @@ class Gpu:
         self.graphs: dict[int, list[Work]] = {}
         self.events: dict[int, float | None] = {}
         self.clock = 0.0
-        self.error = SUCCESS
+        self.errors: dict[int | None, int] = {}  # by context: what failed in one is lost with it, and no other
         self._launches = 0
         self._handles = 0x5000
         self._kernels: dict[str, Kernel] = {}
@@ -278,17 +278,21 @@ class Gpu:
             return INVALID_HANDLE
         while queue:
             work = queue.pop(0)
-            if self.error == SUCCESS:
+            if self.error_on(stream) == SUCCESS:
                 try:
                     self.clock += work()
                 except Fault:
-                    self.error = ILLEGAL_ADDRESS
-        return self.error
+                    self.errors[self.owners.get(stream)] = ILLEGAL_ADDRESS
+        return self.error_on(stream)
+
+    def error_on(self, stream: int) -> int:
+        """Whether something failed in a stream's context."""
+        return self.errors.get(self.owners.get(stream), SUCCESS)
 
     def finish_all(self) -> int:
         for stream in list(self.streams):
             self.finish(stream)
-        return self.error
+        return self.errors.get(self.current()[0], SUCCESS)
 
     def forbidden(self) -> bool:
         """Whether this thread captures, so that waiting and allocating break the capture."""
@@ -355,8 +359,8 @@ _current: list[Gpu] = []
 def gpu() -> Gpu:
     """This process's, made at first use from the fake driver that ``PYFMHA_LIBCUDA`` names.
 
-    Its devices are sm_90, two of them, or those of ``FAKE_GPU_DEVICES``: compute capabilities with commas between. As with
-    the real one, ``CUDA_VISIBLE_DEVICES`` chooses among them and orders them.
+    Its devices are sm_90, two of them, or those of ``FAKE_GPU_DEVICES``: compute capabilities with commas between. As
+    with the real one, ``CUDA_VISIBLE_DEVICES`` chooses among them and orders them.
     """
     if not _current:
         made = Gpu(Path(os.environ["PYFMHA_LIBCUDA"]))

@@ -103,7 +103,7 @@ class FakeCuda:
         for name in ("fake_destroy_context", "fake_recreate_context", "fake_make_current"):
             getattr(self.c, name).argtypes = [ctypes.c_void_p]
         self.c.fake_set_memory.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
-        self.c.fake_inject.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        self.c.fake_inject.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 4]
         self.c.fake_calls.argtypes = [ctypes.c_char_p]
         self.c.fake_calls.restype = ctypes.c_ulong
         self.c.fake_launch_count.restype = ctypes.c_ulong
@@ -147,12 +147,13 @@ class FakeCuda:
         """Another context takes the address of this one."""
         self.c.fake_recreate_context(context)
 
-    def fail(self, function: str, status: int, *, after: int = 0, times: int = -1) -> None:
-        """Make a function fail after some more calls that work, for so many calls (-1: from then on)."""
-        self.c.fake_inject(function.encode(), status, after, times)
+    def fail(self, function: str, status: int, *, after: int = 0, times: int = -1, device: int = -1) -> None:
+        """Make a function fail after some more calls that work, for so many calls (-1: from then on); on one device
+        only, where it is given."""
+        self.c.fake_inject(function.encode(), status, after, times, device)
 
     def heal(self, function: str) -> None:
-        self.c.fake_inject(function.encode(), 0, 0, 0)
+        self.c.fake_inject(function.encode(), 0, 0, 0, -1)
 
     def calls(self, function: str) -> int:
         return int(self.c.fake_calls(function.encode()))

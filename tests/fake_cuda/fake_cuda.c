@@ -74,6 +74,7 @@ typedef struct {
   CUresult status;
   int after;
   int times;
+  int device; /* of the current context, for it to fail; -1: any */
 } call_record;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -115,6 +116,13 @@ static call_record *record_of(const char *name) {
   abort(); /* MAX_FUNCTIONS is too small */
 }
 
+static CUcontext current_context(void) { return current_generation == generation ? current : NULL; }
+
+static bool fails_here(const call_record *record) {
+  const CUcontext context = current_context();
+  return record->device < 0 || (context != NULL && context->device == record->device);
+}
+
 /* Begins a driver call under the mutex: counts it, and tells whether it is to fail. The record is looked up once: a launch
  * is timed with this driver, so it must cost as little as a real one's bookkeeping. */
 static CUresult enter_call(call_record **cached, const char *name, bool needs_init, bool capturable) {
@@ -127,7 +135,7 @@ static CUresult enter_call(call_record **cached, const char *name, bool needs_in
     snprintf(last_violation, sizeof last_violation, "%s", name);
     return STREAM_CAPTURE_UNSUPPORTED;
   }
-  if (record->times != 0 && record->after-- <= 0) {
+  if (record->times != 0 && fails_here(record) && record->after-- <= 0) {
     if (record->times > 0) record->times--;
     record->after = 0;
     return record->status;
@@ -143,8 +151,6 @@ static CUresult leave(CUresult status) {
   pthread_mutex_unlock(&mutex);
   return status;
 }
-
-static CUcontext current_context(void) { return current_generation == generation ? current : NULL; }
 
 static void set_current(CUcontext context) {
   current = context;
@@ -678,12 +684,13 @@ EXPORT void fake_make_current(CUcontext context) {
   pthread_mutex_unlock(&mutex);
 }
 
-EXPORT int fake_inject(const char *function, CUresult status, int after, int times) {
+EXPORT int fake_inject(const char *function, CUresult status, int after, int times, CUdevice number) {
   pthread_mutex_lock(&mutex);
   call_record *record = record_of(function);
   record->status = status;
   record->after = after;
   record->times = times;
+  record->device = number;
   pthread_mutex_unlock(&mutex);
   return 0;
 }

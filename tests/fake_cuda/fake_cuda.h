@@ -81,8 +81,9 @@ void fake_recreate_context(CUcontext context);
 /* For the calling thread; NULL for none. */
 void fake_make_current(CUcontext context);
 
-/* The function returns status at `times` calls (-1: at all), after it has worked `after` times more. */
-int fake_inject(const char *function, CUresult status, int after, int times);
+/* The function returns status at `times` calls (-1: at all), after it has worked `after` times more; calls in a context of
+ * that device (-1: any) are meant. */
+int fake_inject(const char *function, CUresult status, int after, int times, CUdevice device);
 unsigned long fake_calls(const char *function);
 
 /* From now on, the calling thread may do nothing that a stream capture forbids; each attempt fails and is counted. */

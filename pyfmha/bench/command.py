@@ -107,7 +107,7 @@ def all_contenders(library: Library, clock: Clock, device: Device, *, generic: b
     """Everything that computes attention here, or would if it were installed."""
     stream = clock.stream
     ours = our_contenders(library, stream, generic=generic)
-    return [*ours, *torch_contenders(stream, device.arch), TensorrtLayer()]
+    return [*ours, *torch_contenders(stream, device.arch), TensorrtLayer(device.ordinal)]
 
 
 def chosen(contenders: Sequence[Contender], wanted: Sequence[str]) -> list[Contender]:

@@ -70,13 +70,13 @@ def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None, device
     """
     trt = _find_builder(trt_module)
     find_library()
-    with Device(device):  # the builder takes the GPU whose context is current
-        for dtype in dtypes:
-            for causal in (True, False):
-                config = EngineConfig(
-                    NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal=causal
-                )
-                yield from _verify_engine(config, trt, device)
+    Device(device).close()
+    for dtype in dtypes:
+        for causal in (True, False):
+            config = EngineConfig(
+                NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal=causal
+            )
+            yield from _verify_engine(config, trt, device)
 
 
 def _find_builder(trt_module: Any) -> Any:
@@ -92,7 +92,7 @@ def _verify_engine(config: EngineConfig, trt: Any, device: int) -> Iterator[Veri
     try:
         with (
             chosen_tactics() as chosen,
-            Session(build_engine(config, trt_module=trt).plan, trt_module=trt, device=device) as session,
+            Session(build_engine(config, trt_module=trt, device=device).plan, trt_module=trt, device=device) as session,
         ):
             for batch, seq in SHAPES:
                 yield _verify_shape(config, session, batch, seq, chosen)

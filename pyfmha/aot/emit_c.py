@@ -304,6 +304,7 @@ class _LibraryFunctionView(_FunctionView):
         held = [image for spec in specs for image in images.get(spec.variant, ())]
         self.workspaces = ", ".join(dict.fromkeys(f"{i.workspace * i.num_ctas} for {i.arch}" for i in held)) or "none"
         self.ends = list(itertools.accumulate(map(len, algorithms)))
+        self.pointers = [argument for argument in specs[0].arguments if ctype(argument.type).kind == "pointer"]
 
 
 def runtime_files(*endings: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ LibraryPath = Annotated[
     typer.Option("--library", help="The .so. Default: $PYFMHA_LIBRARY, else aot_out/libpyfmha.so."),
 ]
 
+DeviceNumber = Annotated[int, typer.Option("--device", min=0, help="Number of the GPU, as the CUDA driver counts.")]
+
 
 @reported()
 def verify_command(
@@ -32,6 +34,7 @@ def verify_command(
             help="So many random problems for each production function besides: sizes, masks, lengths, strides.",
         ),
     ] = 0,
+    device: DeviceNumber = 0,
 ) -> None:
     """Check every variant of the library on this GPU against float64, then TensorRT engines with the plugin.
 
@@ -44,7 +47,7 @@ def verify_command(
     """
     from pyfmha.verify.command import run_verify
 
-    if not run_verify(console, errors, dtype or DTYPES, head_size, only, library, random):
+    if not run_verify(console, errors, dtype or DTYPES, head_size, only, library, random, device):
         raise typer.Exit(1)
 
 
@@ -89,6 +92,7 @@ def bench_command(
         ),
     ] = None,
     library: LibraryPath = None,
+    device: DeviceNumber = 0,
 ) -> None:
     """Time attention side by side on this GPU: ours by variant, cuDNN, FlashAttention-2, Triton's JIT, TensorRT.
 
@@ -126,5 +130,5 @@ def bench_command(
             head_size or [64], masks,
         )  # fmt: skip
     picture = png or out.with_suffix(".png")
-    if not run_bench(console, errors, Request(cells, row or (), generic, out, picture, compare, library)):
+    if not run_bench(console, errors, Request(cells, row or (), generic, out, picture, compare, library, device)):
         raise typer.Exit(1)

@@ -31,6 +31,7 @@ def run_verify(
     only: str | None = None,
     path: Path | None = None,
     random: int = 0,
+    device: int = 0,
 ) -> bool:
     """Check and print; returns whether everything passed.
 
@@ -42,6 +43,7 @@ def run_verify(
         only: one of :data:`PARTS`, or None for both. Without it, a TensorRT that is missing is no error.
         path: of the library, for its variants; None for the one that engines use.
         random: how many random problems for each production function besides.
+        device: number of the GPU.
 
     Raises:
         SpecError: there is no such part.
@@ -59,16 +61,14 @@ def run_verify(
             if only == "engine":
                 raise
             missing = str(error)
-    library, device = find_library(path), Device()
-    try:
-        console.print(_facts(library, device, tensorrt), markup=False, soft_wrap=True)
-        passed = only == "engine" or _verify_library(console, errors, library, device, dtypes, random)
-    finally:
-        device.close()
+    library = find_library(path)
+    with Device(device) as gpu:
+        console.print(_facts(library, gpu, tensorrt), markup=False, soft_wrap=True)
+        passed = only == "engine" or _verify_library(console, errors, library, gpu, dtypes, random)
     if missing:
         console.print(f"Engines were not checked: {missing}", markup=False, soft_wrap=True)
     elif tensorrt:
-        passed = print_engines(console, dtypes, head_size) and passed
+        passed = print_engines(console, dtypes, head_size, device) and passed
     return passed
 
 

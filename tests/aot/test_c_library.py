@@ -867,7 +867,9 @@ class TestThreads:
         assert "algo_id is 9" in loaded.error()
 
 
-def test_a_launch_allocates_no_memory(small_library_path: Path, fake_driver: FakeCuda, tmp_path: Path) -> None:
+def test_a_launch_allocates_no_memory_and_contexts_leave_none_behind(
+    small_library_path: Path, fake_driver: FakeCuda, tmp_path: Path
+) -> None:
     """A C program whose own malloc, calloc and realloc count their calls links the library as a user would."""
     program = tmp_path / "launch_many"
     source = TESTS / "fake_cuda" / "launch_many.c"
@@ -885,7 +887,9 @@ def test_a_launch_allocates_no_memory(small_library_path: Path, fake_driver: Fak
     )
 
     assert ran.returncode == 0, ran.stderr
-    assert re.fullmatch(r"allocations while loading: [1-9]\d*, in 1000 launches: 0\n", ran.stdout)
+    assert re.fullmatch(
+        r"allocations while loading: [1-9]\d*, in 1000 launches: 0, held after 1000 more contexts: 0\n", ran.stdout
+    )
 
 
 def test_ctypes_integers_are_as_wide_as_the_prototypes(library: CLibrary) -> None:

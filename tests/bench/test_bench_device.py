@@ -256,6 +256,17 @@ def bench(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
 
+def test_another_device(bench_gpu: Gpu, tmp_path: Path) -> None:
+    bench_gpu.cuda.set_device(0, 75)  # without code
+    out = tmp_path / "second.json"
+
+    done = bench(*SIZES, "--row", "ours", "--device", "1", "-o", str(out))
+
+    assert done.exit_code == 0, done.output
+    assert {launch.device for launch in bench_gpu.cuda.launches()} == {1}
+    assert read_results(out).facts["device"] == "Fake GPU 1"
+
+
 SIZES = ("--batch", "2", "--heads", "2", "--seq", "40", "72", "--head-size", "32", "--causal")
 
 

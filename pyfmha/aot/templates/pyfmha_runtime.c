@@ -2,6 +2,7 @@
  *
  * libcuda is opened at the first load, so that the library can be read where there is no driver. Its path is taken from
  * the environment variable PYFMHA_LIBCUDA if that is set. PYFMHA_PDL=0 forgoes programmatic dependent launch.
+ * PYFMHA_CHECK_POINTERS=1 asks of every launch whether its device may access what it is given.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -31,6 +32,9 @@ enum {
   SHARED_CARVEOUT = 9,            /* CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT */
   LARGE_CLUSTERS = 14,            /* CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED */
   MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
+  PAGEABLE_ACCESS = 88,           /* CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS */
+  POINTER_DEVICE = 9,             /* CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL */
+  POINTER_ACCESS = 16,            /* CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: of the current context's device; 0: none */
   CLUSTER_DIMENSION = 4,          /* CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION */
   MAX_CLUSTER = 8,                /* blocks: the most that is portable (CUDA C Programming Guide, 5.2.1) */
   STREAM_SERIALIZATION = 6,       /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
@@ -76,7 +80,9 @@ static struct {
   CUresult (*get_version)(int *);
   CUresult (*tensor_map_encode)(pyfmha_map *, int, uint32_t, void *, const uint64_t *, const uint64_t *, const uint32_t *,
                                 const uint32_t *, int, int, int, int); /* cuTensorMapEncodeTiled, CUDA 12 and later */
+  CUresult (*pointer_get_attribute)(void *, int, CUdeviceptr);
   int version;
+  bool check_pointers; /* before each launch: a debugging aid, which costs a call of the driver a pointer */
   bool may_depend; /* programmatic dependent launch can and may be used */
   bool ready;
 } driver;
@@ -164,6 +170,7 @@ static CUresult open_driver(void) {
       {"cuLaunchKernel", &driver.launch_kernel},
       {"cuGetErrorString", &driver.get_error_string},
       {"cuDriverGetVersion", &driver.get_version},
+      {"cuPointerGetAttribute", &driver.pointer_get_attribute},
   };
   for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++)
     if (!find(library, needed[i].name, needed[i].slot)) {
@@ -185,6 +192,8 @@ static CUresult open_driver(void) {
     return status;
   }
   find_launch_kernel_ex(library);
+  const char *check = getenv("PYFMHA_CHECK_POINTERS");
+  driver.check_pointers = check != NULL && check[0] != '\0' && strcmp(check, "0") != 0;
   driver.ready = true;
   return PYFMHA_SUCCESS;
 }
@@ -311,6 +320,20 @@ static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *imag
   return status;
 }
 
+/* Forget what was loaded in contexts that are gone: another has taken the address since. The code went with them. */
+static void forget_gone(pyfmha_kernel *kernel, CUcontext context, unsigned long long id) {
+  struct pyfmha_loaded **link = &kernel->loaded;
+  while (*link != NULL) {
+    struct pyfmha_loaded *loaded = *link;
+    if (loaded->context != context || loaded->context_id == id) {
+      link = &loaded->next;
+      continue;
+    }
+    *link = loaded->next;
+    free(loaded);
+  }
+}
+
 /* Passes over an optional kernel that has no code for the device, or that the driver lacks something for. */
 static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long long id) {
   struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
@@ -337,6 +360,7 @@ static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long
     free(loaded);
     return status;
   }
+  forget_gone(kernel, context, id);
   loaded->next = kernel->loaded;
   kernel->loaded = loaded;
   return PYFMHA_SUCCESS;
@@ -662,6 +686,41 @@ static CUresult refused(const pyfmha_function *function, int algo_id, bool passe
                      function->name, algo_id, function->name);
 }
 
+/* Refuse memory that the current context's device cannot access; what is wrong with it, in words. */
+static CUresult check_pointer(const pyfmha_function *function, const char *name, uint64_t address, CUdevice device) {
+  uint64_t access = 0, owner = 0; /* wider than what the driver writes, and zero */
+  int pageable = 0, ordinal = 0;
+  const bool answered = driver.pointer_get_attribute(&access, POINTER_ACCESS, address) == PYFMHA_SUCCESS;
+  if (answered && access != 0) return PYFMHA_SUCCESS;
+  if (driver.pointer_get_attribute(&owner, POINTER_DEVICE, address) == PYFMHA_SUCCESS) {
+    memcpy(&ordinal, &owner, sizeof ordinal);
+    if (!answered && ordinal == device) return PYFMHA_SUCCESS; /* a driver without access flags */
+    return pyfmha_fail(PYFMHA_INVALID_VALUE,
+                       "%s: %s is 0x%llx, memory of device %d; the current CUDA context is of device %d, which cannot access that: copy it, make a context of device %d current, or enable peer access (cuCtxEnablePeerAccess)",
+                       function->name, name, (unsigned long long)address, ordinal, device, ordinal);
+  }
+  if (driver.device_get_attribute(&pageable, PAGEABLE_ACCESS, device) == PYFMHA_SUCCESS && pageable != 0) return PYFMHA_SUCCESS;
+  return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: %s is 0x%llx, which is no memory that CUDA knows of; device %d cannot access it", function->name,
+                     name, (unsigned long long)address, device);
+}
+
+/* With PYFMHA_CHECK_POINTERS: every pointer that is not null, unless the grid is empty, which reads and writes nothing. */
+static CUresult check_pointers(const pyfmha_function *function, const struct pyfmha_loaded *loaded, const void *arguments) {
+  int64_t grid[3];
+  bool empty;
+  CUdevice device = 0;
+  CUresult status = compute_grid(loaded, arguments, grid, &empty);
+  if (status != PYFMHA_SUCCESS || empty) return status;
+  status = driver.ctx_get_device(&device);
+  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuCtxGetDevice", function->name);
+  for (unsigned i = 0; i < function->pointer_count && status == PYFMHA_SUCCESS; i++) {
+    uint64_t address;
+    memcpy(&address, (const char *)arguments + function->pointers[i].at, sizeof address);
+    if (address != 0) status = check_pointer(function, function->pointers[i].name, address, device);
+  }
+  return status;
+}
+
 /* The first variant that serves the arguments and is loaded, as it is loaded, and its key. The caller holds the lock. */
 static CUresult find_launch(const pyfmha_function *function, int algo_id, const void *arguments, uint64_t *key,
                             const struct pyfmha_loaded **found) {
@@ -689,7 +748,8 @@ static CUresult find_launch(const pyfmha_function *function, int algo_id, const 
 static CUresult dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
   uint64_t key[PYFMHA_KEY_WORDS]; /* written by the variant that serves, if it has descriptors */
   const struct pyfmha_loaded *loaded = NULL;
-  const CUresult status = find_launch(function, algo_id, arguments, key, &loaded);
+  CUresult status = find_launch(function, algo_id, arguments, key, &loaded);
+  if (status == PYFMHA_SUCCESS && driver.check_pointers) status = check_pointers(function, loaded, arguments);
   return status == PYFMHA_SUCCESS ? loaded->kernel->launch(loaded, arguments, key) : status;
 }
 

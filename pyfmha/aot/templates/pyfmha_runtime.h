@@ -90,12 +90,20 @@ typedef struct {
   struct pyfmha_loaded *loaded; /* guarded by the runtime's lock */
 } pyfmha_kernel;
 
+/* A pointer among a function's arguments, and where it lies in their struct. */
+typedef struct {
+  const char *name;
+  size_t at;
+} pyfmha_pointer;
+
 /* One C function: its variants, algorithm by algorithm, and where in that list each algorithm ends. */
 typedef struct {
   const char *name;
   pyfmha_kernel *const *kernels;
   const unsigned *ends;
   int algorithm_count;
+  const pyfmha_pointer *pointers;
+  unsigned pointer_count;
 } pyfmha_function;
 
 /* Text of the last failure on this thread; "" where there was none. Valid until the thread's next failure. The text is

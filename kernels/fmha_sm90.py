@@ -25,7 +25,7 @@ input takes the same path, hundreds of times slower.
 from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
 from sm90_ragged import find_tile, store_rows
 from sm90_slow import LN_2, SLOW_ROWS, bent, compute_slowly, narrow, score_factors, shift_of
-from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
+from sm90_tiles import ROWS, Shape, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -51,7 +51,7 @@ NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 @gluon.jit
 def _load_v(work, place, step, SHAPE: gl.constexpr):
     """The block of V of one step."""
-    V_STAGES: gl.constexpr = SHAPE[8]
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -59,7 +59,7 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
     batch, head, key = place
     stage = step % V_STAGES
     mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    mbarrier.expect(v_ready.index(stage), SHAPE[1] * SHAPE[0] * 2)
+    mbarrier.expect(v_ready.index(stage), SHAPE.BLOCK_N * SHAPE.BLOCK_D * 2)
     tma.async_load(v_desc, [batch, head, key, 0], v_ready.index(stage), v_smem.index(stage))
 
 
@@ -67,13 +67,13 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
     too, so that the first keys of a tile are asked for before the last values of the one before."""
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    STAGES: gl.constexpr = SHAPE[3]
-    ORDER: gl.constexpr = SHAPE[9]
-    Q_SLOTS: gl.constexpr = SHAPE[6]
-    RAGGED: gl.constexpr = SHAPE[11]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    ORDER: gl.constexpr = SHAPE.ORDER
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    RAGGED: gl.constexpr = SHAPE.RAGGED
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -125,7 +125,7 @@ def _load(work, SHAPE: gl.constexpr):
             if CONSUMERS == 1:
                 keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
-            keep_up(step, tile_barriers(SHAPE[10], SHAPE[11]), 13, 1)
+            keep_up(step, tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED), 13, 1)
     if step > 0:
         _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
@@ -138,17 +138,17 @@ def _load(work, SHAPE: gl.constexpr):
 @gluon.jit
 def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
-    ORDER: gl.constexpr = SHAPE[9]
+    ORDER: gl.constexpr = SHAPE.ORDER
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     barriers = 40
     for turn in range(tile_count(row_tiles, heads, ORDER)):
         row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
-        if SHAPE[11]:
+        if SHAPE.RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         else:
             sequence = sequence_of(sizes, head, SHAPE)
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
-        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10], SHAPE[11])
+        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED)
     for i in range(0, barriers, 16):
         keep_up(i, 16, NAME, WARPS)
 
@@ -223,10 +223,10 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
 
     It falls to the last consumer, which uses every block of a tile, before its turn, which another may keep that waits.
     """
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    V_STAGES: gl.constexpr = SHAPE[8]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
     HEIGHT: gl.constexpr = 16
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     stage = step % V_STAGES
@@ -250,10 +250,10 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
 @gluon.jit
 def _wait_for_v(barriers, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """Wait until a step's block of V is there, and nothing of it padding."""
-    V_STAGES: gl.constexpr = SHAPE[8]
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
-    if SHAPE[10] and CONSUMER < SHAPE[2] - 1:
+    if SHAPE.GENERAL and CONSUMER < SHAPE.CONSUMERS - 1:
         mbarrier.wait(v_whole.index(step % V_STAGES), (step // V_STAGES) & 1)
 
 
@@ -264,14 +264,14 @@ def _step(
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`; exponentials while that product runs."""
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    STAGES: gl.constexpr = SHAPE[3]
-    PING_PONG: gl.constexpr = SHAPE[5]
-    LATE: gl.constexpr = SHAPE[7]
-    V_STAGES: gl.constexpr = SHAPE[8]
-    GENERAL: gl.constexpr = SHAPE[10]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    LATE: gl.constexpr = SHAPE.LATE
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    GENERAL: gl.constexpr = SHAPE.GENERAL
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     stage = step % STAGES
@@ -296,7 +296,7 @@ def _step(
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     next_p, m, row_sum, alpha = _weigh(
-        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE[12]
+        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
     )
     row_sum = hold(row_sum)
     if not LATE:
@@ -310,18 +310,18 @@ def _step(
 @gluon.jit
 def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED."""
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    STAGES: gl.constexpr = SHAPE[3]
-    CAUSAL: gl.constexpr = SHAPE[4]
-    PING_PONG: gl.constexpr = SHAPE[5]
-    Q_SLOTS: gl.constexpr = SHAPE[6]
-    LATE: gl.constexpr = SHAPE[7]
-    V_STAGES: gl.constexpr = SHAPE[8]
-    ORDER: gl.constexpr = SHAPE[9]
-    GENERAL: gl.constexpr = SHAPE[10]
-    RAGGED: gl.constexpr = SHAPE[11]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
+    PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    LATE: gl.constexpr = SHAPE.LATE
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    ORDER: gl.constexpr = SHAPE.ORDER
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    RAGGED: gl.constexpr = SHAPE.RAGGED
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
@@ -333,7 +333,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     shift: gl.constexpr = shift_of(v_smem.dtype)
-    scale = score_factors(factors, SHAPE[12])
+    scale = score_factors(factors, SHAPE.CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -401,12 +401,12 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if half:
             p, m, row_sum, alpha = _weigh_half(
-                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE[12]
+                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE.CAPPED
             )
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = _weigh(
-                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE[12]
+                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
             )
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
@@ -587,7 +587,7 @@ def fmha_fwd_sm90(
     work = (descriptors, shared, barriers, notes, sizes, Lse, factors, ragged - 1 if RAGGED else ragged)
     LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
     ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS)
-    SHAPE: gl.constexpr = (
+    SHAPE: gl.constexpr = Shape(
         BLOCK_D,
         BLOCK_N,
         CONSUMERS,

@@ -1,5 +1,7 @@
 """Which tiles a program of fmha_sm90.py takes, and which keys a tile sees."""
 
+from typing import NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -11,6 +13,28 @@ UNBOUNDED: gl.constexpr = gl.constexpr(2**29)
 SINGLES: gl.constexpr = gl.constexpr(0)
 PAIRS_OF_A_HEAD: gl.constexpr = gl.constexpr(1)
 PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
+
+
+class Shape(NamedTuple):
+    """How the kernel is cut: constants of one variant, which its functions hand on as SHAPE.
+
+    Those that are not explained at `fmha_fwd_sm90`: ORDER, how tiles are dealt out; and LATE, whether weights are
+    converted to 16 bits beside the next product, where registers hold them as float32 so long.
+    """
+
+    BLOCK_D: gl.constexpr
+    BLOCK_N: gl.constexpr
+    CONSUMERS: gl.constexpr
+    STAGES: gl.constexpr
+    CAUSAL: gl.constexpr
+    PING_PONG: gl.constexpr
+    Q_SLOTS: gl.constexpr
+    LATE: gl.constexpr
+    V_STAGES: gl.constexpr
+    ORDER: gl.constexpr
+    GENERAL: gl.constexpr
+    RAGGED: gl.constexpr
+    CAPPED: gl.constexpr
 
 
 @gluon.constexpr_function
@@ -92,7 +116,7 @@ def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
 def sequence_of(sizes, head, SHAPE: gl.constexpr):
     """The sequence of a head: its queries and keys, and which keys query i sees where there are masks: those up to
     i + newest and, if GENERAL, from i + oldest on."""
-    GENERAL: gl.constexpr = SHAPE[10]
+    GENERAL: gl.constexpr = SHAPE.GENERAL
     num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
     bottom_right, q_lengths, kv_lengths, window_left, window_right = bounds
     if GENERAL:
@@ -107,7 +131,7 @@ def sequence_of(sizes, head, SHAPE: gl.constexpr):
 @gluon.jit
 def seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE: gl.constexpr):
     """A sequence of so many queries and keys, as `sequence_of` has it."""
-    GENERAL: gl.constexpr = SHAPE[10]
+    GENERAL: gl.constexpr = SHAPE.GENERAL
     offset = (bottom_right != 0).to(gl.int32) * (kv_len - q_len)
     oldest = offset
     newest = offset
@@ -120,8 +144,8 @@ def seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE: gl.
 @gluon.jit
 def end_block_of(end_row, sequence, SHAPE: gl.constexpr):
     """The block past the last one that rows below end_row see; at least 1: a first block may count for nothing."""
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CAUSAL: gl.constexpr = SHAPE[4]
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
     q_len, kv_len, oldest, newest = sequence
     end = kv_len
     if CAUSAL:
@@ -133,12 +157,12 @@ def end_block_of(end_row, sequence, SHAPE: gl.constexpr):
 def tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
     """Key blocks that some row of a tile sees, as their first and the one past the last: those that are loaded for it.
     One, where all rows are padding."""
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    GENERAL: gl.constexpr = SHAPE[10]
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    GENERAL: gl.constexpr = SHAPE.GENERAL
     q_len, kv_len, oldest, newest = sequence
-    first_row = row_tile * (ROWS * SHAPE[2])
+    first_row = row_tile * (ROWS * SHAPE.CONSUMERS)
     first = 0
-    end = end_block_of(first_row + ROWS * SHAPE[2], sequence, SHAPE)
+    end = end_block_of(first_row + ROWS * SHAPE.CONSUMERS, sequence, SHAPE)
     if GENERAL:
         end = gl.where(first_row < q_len, end, 1)
         first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)

@@ -186,6 +186,8 @@ def load_kernel(path: Path, machine: Machine, folder: Path | None = None) -> dic
     near = folder or path.parent
 
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if name == "typing":
+            return __import__(name, fromlist=fromlist)
         if name not in modules:  # another kernel's
             own = near / f"{name}.py"
             modules[name] = types.ModuleType(name)
@@ -193,7 +195,7 @@ def load_kernel(path: Path, machine: Machine, folder: Path | None = None) -> dic
         return modules[name]
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
-    namespace: dict[str, Any] = {"__builtins__": builtins}
+    namespace: dict[str, Any] = {"__builtins__": builtins, "__name__": path.stem}
     exec(compile(path.read_text(), str(path), "exec"), namespace)
     return namespace
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def test_windows_of_any_width(setting: str, bottom_right: bool) -> None:
 @pytest.mark.parametrize(("row_tile", "loaded"), [(0, (0, 32)), (1, (0, 32)), (2, (0, 1)), (63, (0, 1))])
 def test_tiles_of_padding_alone_load_one_block(row_tile: int, loaded: tuple[int, int]) -> None:
     tiles = load_kernel(TILES, Machine(0))
-    shape = (64, 128, 1, 2, True, False, 2, True, 2, tiles["PAIRS_OF_A_HEAD"], True)
+    shape = SimpleNamespace(BLOCK_N=128, CONSUMERS=1, CAUSAL=True, GENERAL=True)
     wide = 2**29
     sequence = [tensor(number, np.int32) for number in (65, 4096, -wide, wide)]
     assert tuple(map(int, tiles["tile_blocks"](tensor(row_tile, np.int32), sequence, shape))) == loaded
@@ -486,7 +487,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "the producer waits for the phase of fewer blocks of V": (
         "mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)",
-        "mbarrier.wait(v_free.index(stage), ((step // SHAPE[3]) & 1) ^ 1)",
+        "mbarrier.wait(v_free.index(stage), ((step // SHAPE.STAGES) & 1) ^ 1)",
         STAGES,
     ),
     "V is not waited for until it is free": (
@@ -496,7 +497,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a consumer waits for the phase of fewer blocks of V": (
         "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)\n    if",
-        "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // SHAPE[3]) & 1)\n    if",
+        "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // SHAPE.STAGES) & 1)\n    if",
         STAGES,
     ),
     "a consumer that passes over keys waits for the phase of fewer blocks": (

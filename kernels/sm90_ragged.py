@@ -39,7 +39,7 @@ def find_tile(sizes, tile, SHAPE: gl.constexpr):
     """
     TILE: gl.constexpr = ROWS * SHAPE.CONSUMERS
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [LOOK], [gl.num_warps()], [0])
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     bottom_right, queries, cu_seqlens_kv, window_left, window_right = bounds
     cu_seqlens_q, batch_size = queries
     tile = row_tiles - 1 - tile

@@ -84,7 +84,7 @@ def compute_slowly(
     CAPPED: gl.constexpr = SHAPE.CAPPED
     Out, Lse, Q, K, V = tensors
     q_strides, k_strides, v_strides, out_strides = strides
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     if RAGGED:
         q_start, kv_start, sequence = place
         Q += q_start.to(gl.int64) * q_strides[2]

@@ -144,11 +144,20 @@ def _quick() -> list[Cell]:
     return [*few, Cell("fp16", 16, 32, 8, 1, 4096, 128, False)]
 
 
-PRESETS = ("quick", "prefill", "decode")
+def _flash3() -> list[Cell]:
+    few = [(8, 32, 32, 512), (4, 32, 32, 2048), (1, 32, 32, 16384)]
+    sizes = [(*size, 64) for size in few]
+    sizes += [(*size, 128) for size in (*few[:2], (2, 32, 32, 8192), few[2], (4, 32, 8, 2048))]
+    sizes += [(4, 16, 16, 512, 256), (4, 16, 16, 4096, 256), (1, 16, 16, 16384, 256)]
+    return [Cell("bf16", b, h, hk, s, s, d, causal) for causal in (False, True) for b, h, hk, s, d in sizes]
+
+
+PRESETS = ("quick", "prefill", "decode", "flash3")
 
 
 def preset(name: str) -> list[Cell]:
-    """The cells of a preset: ``quick``, 13 of fp16; ``prefill``, the table of the aim on Hopper; ``decode``, one query.
+    """The cells of a preset: ``quick``, 13 of fp16; ``prefill``, the table of the aim on Hopper; ``decode``, one
+    query; ``flash3``, bf16 beside FlashAttention-3, head sizes 64 to 256.
 
     Raises:
         SpecError: there is no such preset.
@@ -157,4 +166,6 @@ def preset(name: str) -> list[Cell]:
         return _quick()
     if name in ("prefill", "decode"):
         return (_prefill if name == "prefill" else _decode)(("fp16", "bf16"))
+    if name == "flash3":
+        return _flash3()
     raise SpecError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")

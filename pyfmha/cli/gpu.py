@@ -60,7 +60,8 @@ def bench_command(
         typer.Option(
             "--preset",
             help="quick: 13 sizes of fp16, about half a minute. prefill: fp16 and bf16, head sizes 64 and 128, 512 to"
-            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. Default, without sizes: quick.",
+            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. flash3: bf16, head sizes"
+            " 64, 128 and 256, 512 to 16384 keys. Default, without sizes: quick.",
         ),
     ] = None,
     dtype: Annotated[list[str] | None, _several(f"{', '.join(DTYPES)}", "fp16")] = None,

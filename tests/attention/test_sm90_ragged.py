@@ -62,7 +62,7 @@ def check_tiles(
     height, batch = 64 * consumers, len(cu_q) - 1
     tiles = -(-q_len // height) + batch + 1
     queries, keys = (Pointer(np.array(cu, np.int64).astype(np.int32), INT32) for cu in (cu_q, cu_kv))
-    numbers = [tensor(x, np.int32) for x in (1, 1, q_len, kv_len, tiles, 1)]
+    numbers = [tensor(x, np.int32) for x in (1, 1, q_len, kv_len, tiles, 1, 1)]
     left, right = tensor(-1, np.int32), tensor(0, np.int32)
     sizes = (*numbers, (right, (queries, tensor(batch, np.int32)), keys, left, right))
     segments = []

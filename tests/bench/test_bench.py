@@ -72,6 +72,10 @@ def test_presets_hold_the_cells_of_the_aim() -> None:
     decode = {(c.dtype, c.batch, c.kv_seq) for c in preset("decode")}
     assert decode == {(t, b, n) for t in ("fp16", "bf16") for b in (1, 16) for n in (4096, 32768)}
     assert all((c.seq, c.heads, c.kv_heads, c.bound_by_memory) == (1, 32, 8, True) for c in preset("decode"))
+    flash3 = preset("flash3")
+    assert len(flash3) == 22
+    assert {(c.dtype, c.head_size) for c in flash3} == {("bf16", 64), ("bf16", 128), ("bf16", 256)}
+    assert Cell("bf16", 4, 32, 8, 2048, 2048, 128, True) in flash3
     assert len(preset("quick")) == 13
 
 

@@ -397,20 +397,20 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             p = pack(p, v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
-        count = uniform(block - first_block)
+        to_left = uniform(block - first_block)
         step = uniform(step)
         block = uniform(block)
         if SPLIT:  # two loops: the second, which has most of the blocks, needs no registers to mask them
-            masked_count = gl.minimum(gl.maximum(block - unmasked, 0), count)
+            masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
             acc, p, m, row_sum, step, block = _steps(
                 acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, masked_count,
                 unmasked, unmasked_from, values, zero, True,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
-            count -= masked_count
+            to_left -= masked_count
             p = moved(p)
         acc, p, m, row_sum, step, block = _steps(
-            acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, count, unmasked,
+            acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
             unmasked_from, values, zero, not SPLIT and CAUSAL,
             CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
         )  # fmt: skip

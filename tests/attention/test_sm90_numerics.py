@@ -740,14 +740,14 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "the weights of two keys are unpacked in another order": ("gl.join(even, odd)", "gl.join(odd, even)", DIAGONAL),
     "a block more is masked than there is": (
-        "masked_count = gl.minimum(gl.maximum(block - unmasked, 0), count)",
+        "masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)",
         "masked_count = gl.maximum(block - unmasked, 1)",
         DIAGONAL,
     ),
-    "the blocks that are masked are multiplied twice": ("            count -= masked_count\n", "", DIAGONAL),
+    "the blocks that are masked are multiplied twice": ("            to_left -= masked_count\n", "", DIAGONAL),
     "one masked block is left to the loop without a mask": (
-        "gl.maximum(block - unmasked, 0), count)",
-        "gl.maximum(block - unmasked - 1, 0), count)",
+        "gl.maximum(block - unmasked, 0), to_left)",
+        "gl.maximum(block - unmasked - 1, 0), to_left)",
         {**DIAGONAL, "block_n": 32},
     ),
     "the halves of Out change places": ("satfinite.f16x2.f32 $0, $2, $1", "satfinite.f16x2.f32 $0, $1, $2", DIAGONAL),

@@ -72,6 +72,8 @@ class TensorrtLayer:
         """See the protocol."""
         if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq:
             raise MissingError("not asked: the engine here has as many key heads as heads, and keys as queries")
+        if cell.layout != "bhsd":
+            raise MissingError("not asked: the engine here has [batch, heads, sequence, head size]")
         config = EngineConfig(
             cell.heads, cell.head_size, cell.batch, cell.seq, cell.dtype, causal=cell.causal, layer="tensorrt"
         )

@@ -1,5 +1,6 @@
 """The commands that measure and check on a GPU: ``verify`` and ``bench``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,8 @@ def bench_command(
         typer.Option(
             "--preset",
             help="quick: 13 sizes of fp16, about half a minute. prefill: fp16 and bf16, head sizes 64 and 128, 512 to"
-            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. Default, without sizes: quick.",
+            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. flash3: bf16, head sizes"
+            " 64, 128 and 256, 512 to 16384 keys. Default, without sizes: quick.",
         ),
     ] = None,
     dtype: Annotated[list[str] | None, _several(f"{', '.join(DTYPES)}", "fp16")] = None,
@@ -73,11 +75,14 @@ def bench_command(
     kv_seq: Annotated[list[int] | None, _several("Keys of a sequence", "as seq")] = None,
     head_size: Annotated[list[int] | None, _several("1 to 256", "64")] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Which mask. Default: both.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="How tensors lie in memory: bhsd, [batch, heads, sequence, head size], or bshd.")
+    ] = "bhsd",
     row: Annotated[
         list[str] | None,
         typer.Option(
             help="Which rows, by the beginning of their names: ours, ours-decode, ours-first, cudnn, flash, efficient,"
-            " math, jit, tensorrt. Default: all."
+            " math, flash3, jit, tensorrt. Default: all."
         ),
     ] = None,
     generic: Annotated[
@@ -94,7 +99,7 @@ def bench_command(
     library: LibraryPath = None,
     device: DeviceNumber = 0,
 ) -> None:
-    """Time attention side by side on this GPU: ours by variant, cuDNN, FlashAttention-2, Triton's JIT, TensorRT.
+    """Time attention side by side on this GPU: ours by variant, cuDNN, FlashAttention-2 and 3, Triton's JIT, TensorRT.
 
     Needs a GPU and the library that pyfmha build makes. Software that is missing is a row that says so; PyTorch brings
     most rows: pip install torch.
@@ -102,7 +107,8 @@ def bench_command(
     GPU us is the median time of single launches, each after a write to more memory than the L2 cache holds, on random
     data in three sets, all contenders in turns; each output is compared with float64 before and after. +- is the
     farthest that the median of a round lay from it. host us is what a call costs on the CPU, graph us the same launch
-    in a CUDA graph, ratio cuDNN's time over the row's (memory-efficient's, where cuDNN does not serve).
+    in a CUDA graph, ratio FlashAttention-3's time over the row's (cuDNN's where that is not there, memory-efficient's
+    where cuDNN does not serve).
 
     Examples:
 
@@ -129,6 +135,7 @@ def bench_command(
             dtype or ["fp16"], batch or [4], heads or [32], kv_heads or [], seq or [2048], kv_seq or [],
             head_size or [64], masks,
         )  # fmt: skip
+    cells = [replace(cell, layout=layout) for cell in cells]
     picture = png or out.with_suffix(".png")
     if not run_bench(console, errors, Request(cells, row or (), generic, out, picture, compare, library, device)):
         raise typer.Exit(1)

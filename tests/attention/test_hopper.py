@@ -431,6 +431,34 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
+@pytest.mark.parametrize(("head_size", "longest"), [(64, 4096), (128, 4096), (256, 2048)])
+def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> None:
+    for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
+        spec = served_by(head_size, q_len=q_len, window_right=right)
+        found = dict(spec.constants)
+        assert found["LONGEST_FIRST"] == (right == 0 and q_len > longest)
+        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"]
+
+
+@pytest.mark.parametrize(
+    ("q_len", "heads", "batch", "grid"),
+    [(16384, 32, 1, (132, 3)), (5000, 1, 1, (40, 3)), (4097, 4, 1, (132, 3)), (128 * 132 * 2 + 1, 2, 1, (132, 4))],
+)
+def test_the_grid_of_tiles_from_the_longest(q_len: int, heads: int, batch: int, grid: tuple[int, int]) -> None:
+    """A row of persistent programs, and rows for the tiles of the last section, or of one head."""
+    spec = served_by(128, q_len=q_len, window_right=0)
+    values = {"q_len": q_len, "num_heads": heads, "batch_size": batch, "num_sms": 132}
+
+    found = tuple(e.evaluate({name: values[name] for name in e.names()}) for e in spec.grid_expressions)
+
+    assert found == (*grid, 1)
+
+
+def test_three_consumers_share_keys_where_heads_are_of_64_and_rows_are_many() -> None:
+    for q_len, right, consumers in ((512, -1, 1), (513, -1, 3), (4096, 0, 1), (4097, 0, 3)):
+        assert dict(served_by(64, q_len=q_len, window_right=right).constants)["CONSUMERS"] == consumers
+
+
 def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> None:
     for q_len, right in ((2, 0), (512, 0), (513, 0), (8192, 0), (512, -1), (8192, -1)):
         found = dict(served_by(64, q_len=q_len, window_right=right).constants)

@@ -114,6 +114,7 @@ def _specs(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             maxnreg=config.maxnreg,
+            nullable=tuple(name for name, source in launch.arguments if _may_be_null(program, source)),
         )
         yield spec
         yield spec.generic()

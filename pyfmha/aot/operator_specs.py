@@ -120,6 +120,15 @@ def _specs(
         yield spec.generic()
 
 
+def _may_be_null(program: Program, source: object) -> bool:
+    """Whether a pointer may be of a tensor or a part of the workspace that is not there."""
+    if not isinstance(source, Source):
+        return False
+    optional = {tensor.name for tensor in (*program.inputs, *program.outputs) if tensor.when is not None}
+    optional |= {name for name, _, when in program.workspace if when is not None}
+    return any(name == NULL or name in optional for _, name, _ in source.cases)
+
+
 def _values(operator: Operator, launch: Launch, found: Parameters, config: Config) -> tuple[tuple[str, Constant], ...]:
     """The kernel's constants: a configuration's, else the launch's, else the kernel's own defaults."""
     values: dict[str, Constant] = {**found.defaults, **dict(launch.constants), **dict(config.constants)}

@@ -113,8 +113,8 @@ def test_what_contradicts_itself_or_its_kernel_is_refused(
 def test_pointers_of_what_may_be_missing_may_be_null(compiler: Compiler, tmp_path: Path) -> None:
     file = tmp_path / "described.py"
     text = (
-        "O = operator(inputs={'X': 'fp32[length]', 'W': 'fp32[length] when weighted'}, attributes={'weighted': 'int32 = 0'},"
-        " launches=[launch(arguments=given(x='W if weighted else X'))])\n"
+        "O = operator(inputs={'X': 'fp32[length]', 'W': 'fp32[length] when weighted'},"
+        " attributes={'weighted': 'int32 = 0'}, launches=[launch(arguments=given(x='W if weighted else X'))])\n"
     )
     file.write_text(HEAD + text)
     (operator,) = load_operators(compiler, file)

@@ -531,8 +531,8 @@ def fmha_fwd_sm90(
     RAGGED wants GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by
     eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
-    SECTION_ROUNDS or as many as the tiles of a head fill; not for RAGGED. Q_SLOTS: 2 where there is shared memory for
-    the rows of the next tile, else 1. Out is stored from the slot of its rows.
+    2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. Q_SLOTS: 2 where there is shared
+    memory for the rows of the next tile, else 1. Out is stored from the slot of its rows.
     """
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)

@@ -16,7 +16,8 @@ PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 # From the longest, section by section, and those of the last section one a program: see `tile_of`.
 LONGEST_FIRST: gl.constexpr = gl.constexpr(3)
 # Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
-# that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has as many rows more.
+# that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
+# more, for the last section, of up to two.
 SECTION_ROUNDS: gl.constexpr = gl.constexpr(2)
 
 
@@ -66,6 +67,13 @@ def _share(count):
 
 
 @gluon.jit
+def _last_heads(heads, section):
+    """The first head of the last section, which has what is left over of whole ones besides: so many tiles that short
+    ones make up for long ones there, too."""
+    return gl.maximum(heads // section - 1, 0) * section
+
+
+@gluon.jit
 def _forth_and_back(tiles):
     """How many of a section's tiles this program gets, dealt out from the first program to the last, then back."""
     programs = gl.num_programs(0)
@@ -79,11 +87,11 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
     """How many of all tiles this program takes. `section` is what `section_heads` gives."""
     tiles = row_tiles * heads
     if ORDER == LONGEST_FIRST:
-        whole = (heads - 1) // section  # sections before the last
+        first = _last_heads(heads, section)
         if gl.program_id(1) == 0:
-            count = whole * _forth_and_back(row_tiles * section)
+            count = first // section * _forth_and_back(row_tiles * section)
         else:
-            count = (_last_place() < (heads - whole * section) * row_tiles).to(gl.int32)
+            count = (_last_place() < (heads - first) * row_tiles).to(gl.int32)
         return count
     count = _share(tiles)
     if ORDER == PAIRS_OF_A_HEAD:
@@ -124,12 +132,13 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
     if ORDER == LONGEST_FIRST:
         each = gl.maximum(_forth_and_back(row_tiles * section), 1)
         first_head = turn // each * section
+        side_by_side = section
         lap = turn % each
         place = lap * programs + gl.where(lap % 2 == 0, gl.program_id(0), programs - 1 - gl.program_id(0))
         if gl.program_id(1) != 0:
-            first_head = (heads - 1) // section * section
+            first_head = _last_heads(heads, section)
+            side_by_side = heads - first_head
             place = _last_place()
-        side_by_side = gl.minimum(heads - first_head, section)
         return row_tiles - 1 - place // side_by_side, first_head + place % side_by_side
     unit = turn * programs + gl.program_id(0)
     head = unit // row_tiles

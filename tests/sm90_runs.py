@@ -19,6 +19,11 @@ ROUNDS = 2
 TOLERANCE = {"fp16": 5e-4, "bf16": 4e-3}
 
 
+def rows_of_grid(row_tiles: int, programs: int) -> int:
+    """Where tiles go from the longest."""
+    return 1 + max(2 * ROUNDS, -(-2 * row_tiles // programs))
+
+
 def make(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, layout: str, scale: float = 1.0) -> Any:
     """A [batch, heads, seq, head size] array of values of the dtype, laid out as asked for, within guards of NaN."""
     values = DTYPES[dtype].rounded(rng.standard_normal(shape) * scale)
@@ -135,7 +140,7 @@ def run(
         CAUSAL=bool(causal) or general,
         TWO_HEADS=two_heads,
         LONGEST_FIRST=longest_first,
-        rows=1 + max(ROUNDS, -(-q_len // (64 * consumers * programs))) if longest_first else 1,
+        rows=rows_of_grid(-(-q_len // (64 * consumers)), programs) if longest_first else 1,
         GENERAL=general,
         RAGGED=ragged,
         CAPPED=softcap > 0,
@@ -214,10 +219,10 @@ def check_longest_first(row_tiles: int, heads: int, section: int, programs: int,
     kernel = load_kernel(source, machine)
     machine.programs = programs
     sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, section)), kernel["LONGEST_FIRST"]
-    last = (heads - 1) // section * section  # the first head of the last section
+    last = max(heads // section - 1, 0) * section  # the first head of the last section
     taken: list[tuple[int, int]] = []
     work, singles = [], []
-    rows = 1 + max(ROUNDS, -(-row_tiles // programs))
+    rows = rows_of_grid(row_tiles, programs)
     for machine.row in range(rows):
         for machine.program in range(programs):
             count = int(kernel["tile_count"](*sizes))

@@ -277,9 +277,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
 
 def _grid(tiles: str, row_tiles: str, most: str, longest_first: bool) -> str:
     """Where tiles come from the longest, one row of persistent programs, and more for each tile of the last section:
-    SECTION_ROUNDS of the kernel's, or as many as one head needs."""
+    two for each of SECTION_ROUNDS of the kernel's, or as many as two heads need."""
     programs = f"min({most}, {tiles})"
-    return f"{programs}, 1 + max(2, cdiv({row_tiles}, {most}))" if longest_first else programs
+    return f"{programs}, 1 + max(4, cdiv({row_tiles} * 2, {most}))" if longest_first else programs
 
 
 def _ragged_hint(name: str) -> int | None:

@@ -86,13 +86,13 @@ def test_plain_attention_is_launched_through_tma(
 
 
 def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
-    """Tiles of 64 rows, two programs for each multiprocessor."""
+    """Tiles of 64 rows, two programs for each multiprocessor; of many rows, tiles of 192, one program."""
     launches = [
         launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch))
         for q_len, batch in ((65, 1), (1000, 1), (4096, 1), (300, 200))
     ]
 
-    assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 128, 2 * SMS, 2 * SMS)]
+    assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 48, SMS, 2 * SMS)]
 
 
 def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
@@ -103,6 +103,17 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
     ]
 
     assert [launch.grid[0] for launch in launches] == [16, 128, SMS, 8 * 8 * 5 // 2, 2 * SMS, SMS, 2 * 128]
+
+
+def test_the_grid_of_long_causal_rows_has_rows_of_its_own_for_the_last_tiles(
+    loaded: CLibrary, fake_cuda: FakeCuda
+) -> None:
+    launches = [
+        launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=1, window_right=0))
+        for q_len in (4096, 4097, 192 * SMS * 3)
+    ]
+
+    assert [launch.grid for launch in launches] == [(2 * 128, 1, 1), (SMS, 5, 1), (SMS, 7, 1)]
 
 
 @pytest.mark.parametrize(
@@ -442,7 +453,7 @@ def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> N
 
 @pytest.mark.parametrize(
     ("q_len", "heads", "batch", "grid"),
-    [(16384, 32, 1, (132, 3)), (5000, 1, 1, (40, 3)), (4097, 4, 1, (132, 3)), (128 * 132 * 2 + 1, 2, 1, (132, 4))],
+    [(16384, 32, 1, (132, 5)), (5000, 1, 1, (40, 5)), (4097, 4, 1, (132, 5)), (128 * 132 * 2 + 1, 2, 1, (132, 6))],
 )
 def test_the_grid_of_tiles_from_the_longest(q_len: int, heads: int, batch: int, grid: tuple[int, int]) -> None:
     """A row of persistent programs, and rows for the tiles of the last section, or of one head."""

@@ -509,15 +509,6 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
         {**DIAGONAL, "consumers": 1},
     ),
-    "a product is read before it is complete": (
-        "        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))\n"
-        "        mbarrier.arrive(v_free.index(before), count=1)\n"
-        "        next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)\n",
-        "        next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)\n"
-        "        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))\n"
-        "        mbarrier.arrive(v_free.index(before), count=1)\n",
-        DIAGONAL,
-    ),
     "the last V is freed before its product is complete": (
         "        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n        mbarrier.arrive(v_free.index(last), count=1)\n",
         "        mbarrier.arrive(v_free.index(last), count=1)\n        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n",
@@ -610,11 +601,6 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "half = gl.minimum(first_row + ROWS + newest",
         "half = gl.minimum(first_row + 1 + newest",
         {**HALF, "kv_len": 127},
-    ),
-    "a half is taken by what the first consumer sees": (
-        "half = gl.minimum(first_row + ROWS + newest",
-        "half = gl.minimum(tile_row + ROWS + newest",
-        {**HALF, "q_len": 128, "kv_len": 128, "consumers": 2},
     ),
     "a half is taken as if all began at the left": (
         "half = gl.minimum(first_row + ROWS + newest",
@@ -739,11 +725,6 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "the weights of two keys are unpacked in another order": ("gl.join(even, odd)", "gl.join(odd, even)", DIAGONAL),
-    "a block more is masked than there is": (
-        "masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)",
-        "masked_count = gl.maximum(block - unmasked, 1)",
-        DIAGONAL,
-    ),
     "the blocks that are masked are multiplied twice": ("            to_left -= masked_count\n", "", DIAGONAL),
     "one masked block is left to the loop without a mask": (
         "gl.maximum(block - unmasked, 0), to_left)",

@@ -52,8 +52,8 @@ class Numbers:
         self.launches, self.options, self.attributes, self.types = launches, options, attributes, types
 
     def value(self, name: str) -> str:
-        """The C name of a value's number."""
-        return f"{self.prefix}_{name}"
+        """The C name of a value's number: no table ends like it."""
+        return f"{self.prefix}_{name}_value"
 
 
 def c_expression(node: Node, numbers: Numbers) -> str:
@@ -64,7 +64,7 @@ def c_expression(node: Node, numbers: Numbers) -> str:
 
     match node.kind:
         case "constant":
-            return _constant(node.value)
+            return c_constant(node.value)
         case "name":
             value = f"s->v[{numbers.value(node.value)}].{_MEMBERS[node.type]}"
             return f"({value} != 0)" if node.type == "bool" else value
@@ -94,13 +94,16 @@ def c_expression(node: Node, numbers: Numbers) -> str:
     return f"pyfmha_{node.value}({left}, {right}, &s->bad)"
 
 
-def _constant(value: Any) -> str:
+def c_constant(value: Any) -> str:
+    """A number, a truth value or a text in C."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return c_string(value)
     if isinstance(value, float):
-        return float.hex(value) if math.isfinite(value) else ("INFINITY" if value > 0 else "-INFINITY")
+        if math.isnan(value):
+            return "NAN"
+        return float.hex(value) if math.isfinite(value) else f"{'-' * (value < 0)}INFINITY"
     if value == -(1 << 63):
         return "INT64_MIN"
     return f"INT64_C({value})" if value >= 0 else f"-INT64_C({-value})"

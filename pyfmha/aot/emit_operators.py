@@ -1,10 +1,11 @@
 """The plugins in C: an operator's description as tables and small functions, see ``pyfmha_operator.h``."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pyfmha.aot.c_expressions import Numbers, Symbols, c_expression, c_string, c_text
+from pyfmha.aot.c_expressions import Numbers, Symbols, c_constant, c_expression, c_string, c_text
 from pyfmha.aot.callables import function_view
 from pyfmha.aot.emit_c import TEMPLATES, render
 from pyfmha.errors import SpecError
@@ -17,6 +18,7 @@ from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.manifest import INTERFACE, Function
 
 MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
+MOST_FUNCTIONS = 1024
 """The limits of ``pyfmha_operator.h``."""
 
 _C_TYPES = {"int": "int64_t", "float": "double", "str": "const char *", "bool": "bool"}
@@ -30,14 +32,15 @@ class OperatorEmitter:
     Args:
         operator: its description.
         functions: those of the library, by name.
+        number: of the operator in the library: what is made of one's names cannot be what is made of another's.
     """
 
-    def __init__(self, operator: Operator, functions: Mapping[str, Function]) -> None:
+    def __init__(self, operator: Operator, functions: Mapping[str, Function], number: int = 0) -> None:
         self.name = operator.name
         self.comment = f"{operator.name} {operator.version}" + (
             f" of {operator.namespace}" if operator.namespace else ""
         )
-        self.prefix = re.sub(r"\W", "_", "_".join(filter(None, [operator.namespace, operator.name])))
+        self.prefix = re.sub(r"\W", "_", "_".join(filter(None, [f"o{number}", operator.namespace, operator.name])))
         self.code: list[str] = []
         self._program = program = program_of(operator)
         self._functions = functions
@@ -72,6 +75,7 @@ class OperatorEmitter:
             "parts of the workspace": (len(program.workspace), MOST_PARTS),
             "options": (len(program.options), MOST_OPTIONS),
             "arguments of a launch": (max(len(launch.arguments) for launch in program.launches), MOST_ARGUMENTS),
+            "functions for a launch": (max(len(self._callables(one)) for one in program.launches), MOST_FUNCTIONS),
         }
         for what, (count, most) in counts.items():
             if count > most:
@@ -229,7 +233,7 @@ class OperatorEmitter:
         if len(elements) > MOST_ELEMENTS:
             raise SpecError(f"{self.name}: attribute {name} has {len(elements)} elements; at most {MOST_ELEMENTS}")
         is_float = kind.type == "fp32[]"
-        inside = ", ".join(float.hex(float(e)) if is_float else f"INT64_C({e})" for e in elements) or "0"
+        inside = ", ".join(c_constant(float(e) if is_float else int(e)) for e in elements) or "0"
         table = f"{self.prefix}_{name}_default"
         member = "f" if is_float else "i"
         self.code.append(
@@ -239,16 +243,17 @@ class OperatorEmitter:
 
     def _range(self, name: str, kind: Attribute) -> dict[str, str]:
         found: dict[str, str] = {}
+        is_float = kind.type.removesuffix("[]") == "fp32"
         if kind.minimum is not None:
-            found |= {"has_minimum": "true", "minimum": float.hex(float(kind.minimum))}
+            found |= {"has_minimum": "true", "minimum": _bound(kind.minimum, is_float, math.ceil)}
         if kind.maximum is not None:
-            found |= {"has_maximum": "true", "maximum": float.hex(float(kind.maximum))}
+            found |= {"has_maximum": "true", "maximum": _bound(kind.maximum, is_float, math.floor)}
         found["range"] = c_string(range_text(kind)) if found else '""'
         if kind.choices:
             base = kind.type.removesuffix("[]")
             member = {"string": "s", "fp32": "f"}.get(base, "i")
             values = [
-                c_string(str(c)) if member == "s" else float.hex(float(c)) if member == "f" else str(c)
+                c_string(str(c)) if member == "s" else c_constant(float(c) if member == "f" else int(c))
                 for c in kind.choices
             ]
             count, table = self._table(
@@ -351,7 +356,7 @@ def emit_operators(operators: Sequence[Operator], held: Sequence[Function], libr
     """
     functions = {function.name: function for function in held}
     views = [function_view(function) for function in used_functions(operators, functions)]
-    emitters = [OperatorEmitter(operator, functions) for operator in operators]
+    emitters = [OperatorEmitter(operator, functions, number) for number, operator in enumerate(operators)]
     source = render(
         "operators.c.j2",
         summary=f"{library}: {', '.join(operator.name for operator in operators)}.",
@@ -372,6 +377,15 @@ def used_functions(operators: Sequence[Operator], functions: Mapping[str, Functi
         for function in functions.values()
         if any(launch.fits(function.arguments) for program in programs for launch in program.launches)
     ]
+
+
+def _bound(value: float, is_float: bool, rounded: Callable[[float], int]) -> str:
+    """A limit as a ``pyfmha_value``: of an integer, the last integer that it allows."""
+    if is_float:
+        return f"{{.f = {c_constant(float(value))}}}"
+    if math.isinf(value):
+        return f"{{.i = INT64_M{'AX' if value > 0 else 'IN'}}}"
+    return f"{{.i = {c_constant(max(-(1 << 63), min(rounded(value), (1 << 63) - 1)))}}}"
 
 
 def _bool(value: object) -> str:

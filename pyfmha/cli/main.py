@@ -21,6 +21,7 @@ from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
 from pyfmha.spec.arch import ARCHS, Arch, arch_for, parse_archs
 from pyfmha.spec.kernel import KernelSpec
+from pyfmha.verify.plugins import MODULES, check_plugins
 
 app = typer.Typer(
     name="pyfmha",
@@ -333,6 +334,29 @@ def inspect_command(
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
     console.print(audit(manifest))
+
+
+@app.command("plugin-check")
+@reported()
+def plugin_check_command(
+    path: Annotated[Path, typer.Argument(help="The library (.so).")] = Path("aot_out/libpyfmha.so"),
+    tensorrt: Annotated[
+        str | None,
+        typer.Option(
+            "--tensorrt", help=f"Module to load it with. Default: the first there is of {', '.join(MODULES)}."
+        ),
+    ] = None,
+) -> None:
+    """Load a library's own plugins as TensorRT does, and ask all that needs no engine. Needs neither GPU nor Triton;
+    without TensorRT it goes through the plugins' tables. Exit code 1: an answer is wrong.
+    """
+    wrong = 0
+    for finding in check_plugins(path, tensorrt):
+        console.print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}", markup=False, soft_wrap=True)
+        wrong += not finding.good
+    if wrong:
+        console.print(f"{wrong} wrong", markup=False)
+        raise typer.Exit(1)
 
 
 @app.command("demo", cls=Spread)

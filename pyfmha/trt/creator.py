@@ -137,6 +137,11 @@ class PluginClasses:
 _lock = threading.RLock()
 _classes: dict[Any, PluginClasses] = {}
 _creators: dict[tuple[Any, str, str, str], CreatorBehaviour] = {}
+_loaded: dict[tuple[Any, str, str, str], Library] = {}
+"""The libraries that a module's registry has loaded, by their plugins."""
+
+KINDS = ("python", "library")
+"""What :func:`register` registers."""
 
 
 def plugin_classes(trt: Any) -> PluginClasses:
@@ -205,10 +210,19 @@ def register(
     namespace: str | None = None,
     library: Library | Path | str | None = None,
     operator: Operator | str = OPERATOR,
+    kind: str = "python",
 ) -> Any:
     """Make TensorRT know a plugin: before a network with it is built, and before an engine with it is loaded.
 
-    Doing it again changes nothing.
+    Doing it again changes nothing. There are two plugins that do the same, and either runs an engine that was built
+    with the other:
+
+    - ``"python"`` is this package's. What fails in it is raised again where TensorRT was called (:class:`Session`,
+      :func:`build_engine`, ...) and logged by ``logging``, and its namespace can be chosen; every enqueue takes the GIL
+      and some microseconds of host time.
+    - ``"library"`` is the one in C inside the library, which TensorRT loads (``IPluginRegistry::loadLibrary``): no
+      Python runs in an enqueue, and threads do not wait for one another. What fails in it goes to TensorRT's logger, as
+      text. All operators of the library are registered at once, each in its own namespace.
 
     Args:
         trt_module: the module that will build or run the engine; by default the first installed of ``tensorrt``,
@@ -216,16 +230,22 @@ def register(
         namespace: of the plugin; by default its operator's. An engine remembers it.
         library: the built library, or its path; see :func:`find_library`.
         operator: what the plugin is, or its name in the library; attention by default.
+        kind: ``"python"`` or ``"library"``.
 
     Returns:
         The creator, an ``IPluginCreatorV3One``.
 
     Raises:
-        PluginError: TensorRT is missing or too old, or the name is taken: by another plugin, or by this one with
-            another library.
+        PluginError: TensorRT is missing or too old, or the name is taken: by another plugin, by this one with another
+            library or of the other kind; or the library does not hold the plugin.
         LibraryError: the library is missing or cannot be used.
     """
+    if kind not in KINDS:
+        raise PluginError(f"kind is {kind!r}; allowed are {', '.join(KINDS)}")
     trt = find_module(trt_module)
+    if kind == "library":
+        with _lock:
+            return _load(trt, find_library(library), operator, namespace)
     with _lock:
         found = None if isinstance(operator, Operator) else find_library(library)
         if not isinstance(operator, Operator):
@@ -236,16 +256,63 @@ def register(
         known = _creators.get(key)
         if known is not None:
             return _same_library(known, library)
+        if key in _loaded:
+            raise _other_kind(trt, operator, space, "library", _loaded[key].path)
         creator = make_creator(trt, found or find_library(library), space, operator)
         registry = trt.get_plugin_registry()
         taken = registry is None or registry.get_creator(operator.name, operator.version, space) is not None
         if taken or not registry.register_creator(creator, space):
-            raise PluginError(
-                f"{trt.__name__} refused to register {operator.name} version {operator.version} in namespace {space!r}:"
-                " a plugin of that name is registered already; give another namespace"
-            )
+            raise _taken(trt, operator, space)
         _creators[key] = creator
         return creator
+
+
+def _load(trt: Any, library: Library, asked: Operator | str, namespace: str | None) -> Any:
+    """The creator of a library's own plugin, which TensorRT loads once for each module and path."""
+    name = asked if isinstance(asked, str) else asked.name
+    held = {operator.name: operator for operator in library.operators}
+    if name not in held:
+        listed = ", ".join(held) or "none"
+        raise PluginError(
+            f"{library.path} has no plugin {name} of its own, but {listed}; build it again with this pyfmha, or"
+            ' register(kind="python")'
+        )
+    space = held[name].namespace
+    if namespace not in (None, space):
+        raise PluginError(
+            f"the plugin {name} of {library.path} is in namespace {space!r}, not {namespace!r}; only"
+            ' register(kind="python") chooses one'
+        )
+    registry = trt.get_plugin_registry()
+    keys = {(trt, operator.name, operator.version, operator.namespace): operator for operator in held.values()}
+    if not any(_loaded.get(key) is not None and _loaded[key].path == library.path for key in keys):
+        for (_, other, version, own), operator in keys.items():
+            known = _creators.get((trt, other, version, own))
+            if known is not None:
+                raise _other_kind(trt, operator, own, "python", known.library.path)
+            if registry is None or registry.get_creator(other, version, own) is not None:
+                raise _taken(trt, operator, own)
+        if registry.load_library(str(library.path)) is None:
+            raise PluginError(f"{trt.__name__} refused to load {library.path}: pyfmha plugin-check says more")
+        _loaded.update(dict.fromkeys(keys, library))
+    creator = registry.get_creator(name, held[name].version, space)
+    if creator is None:
+        raise PluginError(f"{trt.__name__} loaded {library.path} without {name}: pyfmha plugin-check says more")
+    return creator
+
+
+def _other_kind(trt: Any, operator: Operator, space: str, kind: str, path: Path) -> PluginError:
+    return PluginError(
+        f"{trt.__name__} has {operator.name} version {operator.version} in namespace {space!r} of the kind {kind!r}"
+        f" already, with {path}; go on with that one, or start another process"
+    )
+
+
+def _taken(trt: Any, operator: Operator, space: str) -> PluginError:
+    return PluginError(
+        f"{trt.__name__} refused to register {operator.name} version {operator.version} in namespace {space!r}:"
+        " a plugin of that name is registered already; give another namespace"
+    )
 
 
 def unregistered(trt: Any, said: Iterable[str]) -> str:

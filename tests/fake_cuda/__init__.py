@@ -179,8 +179,9 @@ class FakeCuda:
     def launch_count(self) -> int:
         return int(self.c.fake_launch_count())
 
-    def launches(self) -> list[Launch]:
-        return [self._launch(index) for index in range(self.launch_count())]
+    def launches(self, start: int = 0) -> list[Launch]:
+        """From one on."""
+        return [self._launch(index) for index in range(start, self.launch_count())]
 
     def _launch(self, index: int) -> Launch:
         raw = _Launch()

@@ -9,34 +9,16 @@ sees it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from pyfmha.trt.tables import Field, Tensor
+from pyfmha.trt.tables import Unknown as Unknown
+from pyfmha.trt.tables import operate as operate
 
 FLOAT, HALF, BF16 = 0, 1, 7  # trt.DataType
 INT32, FLOAT32, CHAR = 5, 1, 6  # trt.PluginFieldType
 BUILD, RUNTIME = 0, 1  # trt.TensorRTPhase
 LINEAR = 0  # trt.TensorFormat
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor's descriptor; with bounds, a dynamic one's."""
-
-    shape: tuple[int, ...]
-    type: int = HALF
-    format: int = LINEAR
-    largest: tuple[int, ...] | None = None
-    smallest: tuple[int, ...] | None = None  # the largest, if not given
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field as C++ reads it: its data as bytes."""
-
-    name: str
-    type: int
-    length: int
-    data: bytes
 
 
 class StoredFields(Protocol):
@@ -52,7 +34,9 @@ class Calls(Protocol):
 
     def create(self, creator: Any, name: str, fields: Sequence[Field], phase: int) -> Any | None: ...
     def output_types(self, plugin: Any, types: Sequence[int]) -> list[int] | None: ...
-    def output_shapes(self, plugin: Any, shapes: Sequence[Sequence[int | None]]) -> list[list[int | None]] | None: ...
+    def output_shapes(
+        self, plugin: Any, shapes: Sequence[Sequence[int | None]], values: Sequence[Sequence[int | None]] = ()
+    ) -> list[list[int | None]] | None: ...
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool: ...
     def configure(self, plugin: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int: ...
     def tactics(self, plugin: Any) -> list[int] | None: ...

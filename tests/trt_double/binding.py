@@ -6,7 +6,6 @@ clone does not inherit.
 """
 
 import ctypes
-import operator
 import struct as _struct
 import sys
 import types
@@ -14,11 +13,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trt_double import Field, Tensor
+from pyfmha.trt.tables import LibraryTables, virtual
+from trt_double import Field, Tensor, Unknown, operate
 
 POISON = 0xDB  # what freed memory holds
 _ELEMENT = {0: 2, 1: 4, 2: 8, 3: 1, 4: 2, 5: 4, 6: 1, 7: 4, 8: 1, 9: 2, 10: 8}
@@ -43,6 +44,10 @@ class TensorRTPhase(IntEnum):
 
 class PluginCapabilityType(IntEnum):
     CORE, BUILD, RUNTIME = range(3)
+
+
+class DimensionOperation(IntEnum):
+    SUM, PROD, MAX, MIN, SUB, EQUAL, LESS, FLOOR_DIV, CEIL_DIV = range(9)
 
 
 class _Memory:
@@ -179,29 +184,14 @@ class IDimensionExpr:
         self.value = value
 
     def is_constant(self) -> bool:
-        return self.value is not None
+        return self.value is not None and not isinstance(self.value, Unknown)
 
     def get_constant_value(self) -> int:
-        return -1 if self.value is None else self.value
+        return self.value if self.value is not None and self.is_constant() else -1
 
 
 class DimsExprs(list):
     pass
-
-
-class DimensionOperation(IntEnum):
-    SUM, PROD, MAX, MIN, SUB, EQUAL, LESS, FLOOR_DIV, CEIL_DIV = range(9)
-
-
-_OPERATIONS: dict[DimensionOperation, Callable[[int, int], int]] = {
-    DimensionOperation.SUM: operator.add,
-    DimensionOperation.PROD: operator.mul,
-    DimensionOperation.MAX: max,
-    DimensionOperation.MIN: min,
-    DimensionOperation.SUB: operator.sub,
-    DimensionOperation.FLOOR_DIV: operator.floordiv,
-    DimensionOperation.CEIL_DIV: lambda a, b: -(-a // b),
-}
 
 
 class IExprBuilder:
@@ -209,9 +199,7 @@ class IExprBuilder:
         return IDimensionExpr(value)
 
     def operation(self, op: DimensionOperation, first: IDimensionExpr, second: IDimensionExpr) -> IDimensionExpr:
-        if first.value is None or second.value is None:
-            return IDimensionExpr(None)
-        return IDimensionExpr(_OPERATIONS[op](first.value, second.value))
+        return IDimensionExpr(operate(op, first.value, second.value))
 
 
 class _Made(type):
@@ -327,9 +315,32 @@ class INetworkDefinition:
         return self.layers[-1]
 
 
+class _LibraryCreator:
+    """As the registry shows a creator in C."""
+
+    def __init__(self, tables: LibraryTables, address: int) -> None:
+        names = [virtual(address, slot, ctypes.c_char_p)().decode() for slot in (6, 7, 8)]
+        self.name, self.plugin_version, self.plugin_namespace = names
+        self.field_names = [
+            PluginField(name, None, PluginFieldType(kind)) for name, kind in tables.field_names(address)
+        ]
+
+
 class _Registry:
     def __init__(self) -> None:
         self._creators: dict[tuple[str, str, str], Any] = {}
+        self.loaded: list[str] = []
+
+    def load_library(self, plugin_path: str) -> object | None:
+        """None for a path that is loaded, as lean has it."""
+        if plugin_path in self.loaded:
+            return None
+        self.loaded.append(plugin_path)
+        tables = LibraryTables(Path(plugin_path))
+        for address in tables.creators:
+            creator = _LibraryCreator(tables, address)
+            self._creators[creator.name, creator.plugin_version, creator.plugin_namespace] = creator
+        return object()
 
     def register_creator(self, creator: Any, plugin_namespace: str = "") -> bool:
         key = (creator.name, creator.plugin_version, plugin_namespace)

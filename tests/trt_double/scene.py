@@ -15,6 +15,8 @@ from pyfmha.attention import decode
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
 from pyfmha.attention.forward import ARGUMENTS, NULLABLE, Forward
+from pyfmha.attention.operator import OPERATOR
+from pyfmha.operators.description import Operator
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -186,13 +188,13 @@ class Scene:
 
     _namespaces = 0
 
-    def __init__(self, trt: Any, library: Library | Path) -> None:
+    def __init__(self, trt: Any, library: Library | Path, operator: Operator = OPERATOR) -> None:
         # The registry of a real binding lives as long as the process: each scene has a namespace of its own.
         Scene._namespaces += 1
         self.namespace = f"scene{Scene._namespaces}"
         self.trt = trt
         self.calls = calls_of(trt)
-        self.creator = register(trt, namespace=self.namespace, library=library)
+        self.creator = register(trt, namespace=self.namespace, library=library, operator=operator)
 
     def built(self, **changes: float | str | None) -> Any:
         """A plugin of the build phase."""

@@ -35,6 +35,57 @@ int64_t pyfmha_item_size_of(const char *word) {
   return 4;
 }
 
+/* ------------------------------------------------------------------ tactics */
+
+static uint32_t rotated(uint32_t word, int by) { return word >> by | word << (32 - by); }
+
+/* One block of SHA-256 (FIPS 180-4, 6.2.2). Its constants are the fractions of cube roots of primes. */
+static void hash_block(uint32_t *state, const unsigned char *block) {
+  static const uint32_t constants[64] = {
+      0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
+      0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
+      0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85,
+      0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
+      0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
+      0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+  uint32_t words[64], now[8];
+  for (int i = 0; i < 16; i++)
+    words[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
+  for (int i = 16; i < 64; i++) {
+    const uint32_t a = words[i - 15], b = words[i - 2];
+    words[i] = words[i - 16] + (rotated(a, 7) ^ rotated(a, 18) ^ a >> 3) + words[i - 7] + (rotated(b, 17) ^ rotated(b, 19) ^ b >> 10);
+  }
+  memcpy(now, state, sizeof now);
+  for (int i = 0; i < 64; i++) {
+    const uint32_t e = now[4], a = now[0];
+    const uint32_t first = now[7] + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & now[5]) ^ (~e & now[6])) + constants[i] + words[i];
+    const uint32_t second = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & now[1]) ^ (a & now[2]) ^ (now[1] & now[2]));
+    memmove(now + 1, now, 7 * sizeof *now);
+    now[4] += first;
+    now[0] = first + second;
+  }
+  for (int i = 0; i < 8; i++) state[i] += now[i];
+}
+
+int32_t pyfmha_tactic_id(const char *name, size_t length) {
+  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  unsigned char block[64];
+  size_t at = 0;
+  for (; length - at >= 64; at += 64) hash_block(state, (const unsigned char *)name + at);
+  const size_t left = length - at;
+  memset(block, 0, sizeof block);
+  memcpy(block, name + at, left);
+  block[left] = 0x80;
+  if (left >= 56) {
+    hash_block(state, block);
+    memset(block, 0, sizeof block);
+  }
+  for (int i = 0; i < 8; i++) block[56 + i] = (unsigned char)((uint64_t)length * 8 >> (56 - 8 * i));
+  hash_block(state, block);
+  const int32_t id = (int32_t)(state[0] & 0x7FFFFFFF);
+  return id == 0 ? 1 : id;
+}
+
 /* ------------------------------------------------------------------ texts */
 
 const char *pyfmha_say(pyfmha_why *why, const char *format, ...) {
@@ -66,6 +117,8 @@ void pyfmha_put_integer(pyfmha_buffer *b, int64_t value) {
 void pyfmha_put_float(pyfmha_buffer *b, double value) {
   char text[32];
   snprintf(text, sizeof text, "%g", value);
+  for (char *at = text; *at != '\0'; at++) /* the program's language may have another decimal point */
+    if (strchr("0123456789+-einf", *at) == NULL) *at = '.';
   pyfmha_put(b, isnan(value) ? "nan" : text);
 }
 
@@ -183,15 +236,17 @@ static bool chosen(const pyfmha_attribute *attribute, const pyfmha_value *value)
 
 static const char *check_element(const pyfmha_attribute *attribute, const pyfmha_value *value, int index, pyfmha_why *why) {
   char said[96], shown[160];
-  const double number = attribute->kind == PYFMHA_FP32 ? value->f : (double)value->i;
+  const bool is_float = attribute->kind == PYFMHA_FP32;
+  const pyfmha_value *low = &attribute->minimum, *high = &attribute->maximum;
+  const bool enough = !attribute->has_minimum || (is_float ? value->f >= low->f : value->i >= low->i);
+  const bool too_much = attribute->has_maximum && !(is_float ? value->f <= high->f : value->i <= high->i);
   snprintf(said, sizeof said, index < 0 ? "%s" : "%s[%d]", attribute->name, index);
   pyfmha_buffer b = buffer(shown, sizeof shown);
   if (attribute->kind == PYFMHA_STRING) pyfmha_put_quoted(&b, value->s);
   else if (attribute->kind == PYFMHA_FP32) pyfmha_put_float(&b, value->f);
   else pyfmha_put_integer(&b, value->i);
   if (!chosen(attribute, value)) return pyfmha_say(why, "%s is %s; allowed are %s", said, shown, attribute->choices_text);
-  if ((attribute->has_minimum && !(number >= attribute->minimum)) || (attribute->has_maximum && !(number <= attribute->maximum)))
-    return pyfmha_say(why, "%s is %s; %s", said, shown, attribute->range);
+  if (!enough || too_much) return pyfmha_say(why, "%s is %s; %s", said, shown, attribute->range);
   return NULL;
 }
 
@@ -366,7 +421,9 @@ void pyfmha_type_error(pyfmha_instance *instance, const pyfmha_tensor_form *form
 }
 
 const char *pyfmha_types_for(pyfmha_instance *instance, const pyfmha_forms *forms, const int *given, int count, int *found, pyfmha_why *why) {
-  memcpy(found, instance->types, (size_t)instance->of->variable_count * sizeof *found);
+  /* Those that attributes hold; the others follow from what is given, not from what was given before. */
+  for (int i = 0; i < instance->of->variable_count; i++)
+    found[i] = instance->of->variables[i].attribute >= 0 ? instance->types[i] : PYFMHA_UNKNOWN;
   for (int i = 0; i < count && i < forms->input_count + forms->output_count; i++) {
     const pyfmha_tensor_form *form = form_at(forms, i);
     const int index = form->form->variable;
@@ -681,8 +738,7 @@ static bool serves(pyfmha_scope *scope, int launch, const char *kernel) {
   if (callable == NULL) return false;
   int64_t offsets[PYFMHA_MAX_PARTS];
   for (int i = 0; i < PYFMHA_MAX_PARTS; i++) offsets[i] = -1;
-  pyfmha_step *step = malloc(sizeof *step);
-  if (step == NULL) return false;
+  pyfmha_step asked, *step = &asked; /* not from the heap: without memory the answer would be another */
   bool answer = false;
   if (fill_step(m, launch, callable, offsets, step, &why) == NULL) {
     for (int i = 0; i < step->address_count; i++) {
@@ -693,6 +749,5 @@ static bool serves(pyfmha_scope *scope, int launch, const char *kernel) {
     const pyfmha_kernel *found = pyfmha_serving(callable->function, step->tuned ? m->algo_id : 0, m->capability, step->packed);
     answer = found != NULL && strcmp(found->symbol, kernel) == 0;
   }
-  free(step);
   return answer;
 }

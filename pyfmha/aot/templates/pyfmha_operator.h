@@ -13,6 +13,7 @@ enum {
   PYFMHA_MAX_TENSORS_IO = 32, /* inputs, or outputs, of one plugin */
   PYFMHA_MAX_VALUES = 160, /* attributes, axes and definitions of one operator */
   PYFMHA_MAX_LAUNCHES = 16,
+  PYFMHA_MAX_FUNCTIONS = 1024, /* of a library, that take one launch's arguments */
   PYFMHA_MAX_ARGUMENTS = 96,
   PYFMHA_MAX_PACKED = 8 * (PYFMHA_MAX_ARGUMENTS + 2),
   PYFMHA_MAX_LIST = 64, /* elements of a list attribute */
@@ -98,7 +99,7 @@ typedef struct {
   pyfmha_condition *stored;        /* NULL: always */
   pyfmha_expression stores;        /* nothing set: itself */
   bool has_minimum, has_maximum;
-  double minimum, maximum;
+  pyfmha_value minimum, maximum;   /* as its kind: integers of 64 bits are not compared as floats */
   const char *range;               /* what is said of a value out of range */
   int choice_count;
   const pyfmha_value *choices;
@@ -333,7 +334,9 @@ pyfmha_scope pyfmha_scope_of(pyfmha_instance *instance);
 /* The tensors; ranks of the inputs tell alternative forms apart, NULL is the last that is allowed. */
 const char *pyfmha_forms_of(pyfmha_instance *instance, const int *ranks, int rank_count, pyfmha_forms *forms, pyfmha_why *why);
 const char *pyfmha_check_count(const pyfmha_forms *forms, int inputs, int outputs, pyfmha_why *why);
-/* What the names of types stand for, by the types of the tensors. */
+/* The id of an algorithm by its name, as pyfmha.operators.tactics has it. */
+int32_t pyfmha_tactic_id(const char *name, size_t length);
+/* What the names of types stand for, by the types of the tensors; PYFMHA_UNKNOWN where those do not tell. */
 const char *pyfmha_types_for(pyfmha_instance *instance, const pyfmha_forms *forms, const int *types, int count, int *found, pyfmha_why *why);
 void pyfmha_set_types(pyfmha_instance *instance, const int *types);
 void pyfmha_type_error(pyfmha_instance *instance, const pyfmha_tensor_form *form, int type, const int *types, pyfmha_why *why);

@@ -66,15 +66,17 @@ typedef struct {
   char **strings;          /* of string attributes, by attribute */
   char *layer, *id;
   stored kept;
-  int32_t tactic;          /* algo_id */
-  char *workspace_failure; /* why its workspace is unknown */
+  int32_t chosen;          /* the tactic's id; 0: the first */
+  int32_t tactic;          /* its algo_id, for the types that are known */
+  bool workspace_unknown;
+  char *workspace_failure; /* why; NULL: there was no memory to keep it */
   /* What belongs to one execution context. */
   pyfmha_plan *plan;
   bool prepared;
-  int shape_count;
+  int shape_count, shape_inputs;
   trt_dims shapes[PYFMHA_MAX_TENSORS_IO * 2];
   int shape_types[PYFMHA_MAX_TENSORS_IO * 2];
-  bool holding;
+  bool holding, outdated; /* what is held is of other types */
   void *context;
   unsigned long long context_id;
   int held_count;
@@ -187,9 +189,6 @@ static void put_code_for(pyfmha_buffer *b, int capability) {
   if (served == 0) {
     snprintf(text, sizeof text, "pyfmha has no code for sm_%d; it serves %s", capability, pyfmha_arch_names);
     pyfmha_put(b, text);
-  } else if (strcmp(library_file(), library_name) != 0) {
-    snprintf(text, sizeof text, "compile its kernels for it too (pyfmha compile with -t sm_%d) and link them again", served);
-    pyfmha_put(b, text);
   } else {
     snprintf(text, sizeof text, "--arch sm_%d", served);
     put_build(b, text);
@@ -258,11 +257,16 @@ static plugin *copy(const plugin *p) {
   made->kept.algorithms = copy_text(p->kept.algorithms);
   made->layer = copy_text(p->layer);
   made->id = copy_text(p->id);
+  made->chosen = p->chosen;
   made->tactic = p->tactic;
+  made->workspace_unknown = p->workspace_unknown;
   made->workspace_failure = copy_text(p->workspace_failure);
   complete &= made->kept.prototype != NULL && made->kept.algorithms != NULL && made->layer != NULL && made->id != NULL;
-  complete &= (made->workspace_failure == NULL) == (p->workspace_failure == NULL);
-  own_values(made);
+  pyfmha_why why;
+  if (complete) {
+    own_values(made);
+    complete = pyfmha_settle(&made->instance, &why) == NULL; /* what is defined by strings points to its own, too */
+  }
   if (complete) return made;
   destroy(made);
   return NULL;
@@ -317,8 +321,13 @@ static const char *forms_for(plugin *p, const int *ranks, int count, pyfmha_form
 static const char *types_from(plugin *p, const pyfmha_forms *forms, const int *types, int count, pyfmha_why *why) {
   int found[PYFMHA_MAX_VALUES];
   const char *failure = pyfmha_types_for(&p->instance, forms, types, count, found, why);
-  if (failure == NULL) pyfmha_set_types(&p->instance, found);
-  return failure;
+  if (failure != NULL) return failure;
+  for (int i = 0; i < p->of->variable_count; i++) {
+    if (found[i] == PYFMHA_UNKNOWN) found[i] = p->instance.types[i];
+    p->outdated |= found[i] != p->instance.types[i];
+  }
+  pyfmha_set_types(&p->instance, found);
+  return NULL;
 }
 
 static const char *check_type(plugin *p, const pyfmha_tensor_form *form, int type, pyfmha_why *why) {
@@ -520,14 +529,7 @@ static bool supports(void *self, int32_t position, const trt_dynamic_desc *all, 
   const pyfmha_tensor_form *form = index < forms.input_count ? &forms.inputs[index] : &forms.outputs[index - forms.input_count];
   if (form->form->variable < 0) return asked->type == form->form->type;
   /* What TensorRT chose earlier for the same name decides; types that were configured before do not. */
-  pyfmha_instance *open = malloc(sizeof *open);
-  if (open == NULL) return false;
-  *open = p->instance;
-  for (int i = 0; i < p->of->variable_count; i++)
-    if (p->of->variables[i].attribute < 0) open->types[i] = PYFMHA_UNKNOWN;
-  const bool fits = pyfmha_types_for(open, &forms, types, index + 1, found, &why) == NULL;
-  free(open);
-  return fits;
+  return pyfmha_types_for(&p->instance, &forms, types, index + 1, found, &why) == NULL;
 }
 
 static int32_t output_count(void *self) {
@@ -631,13 +633,42 @@ static size_t workspace_size(void *self, const trt_dynamic_desc *in, int32_t in_
   failed(p, "get_workspace_size", failure);
   free(p->workspace_failure);
   p->workspace_failure = copy_text(pyfmha_last_error());
+  p->workspace_unknown = true;
   return SIZE_MAX; /* more than there is: the call cannot fail otherwise */
 }
 
-/* The function whose algorithms are the tactics. */
+/* The first choice of types for those that are not known. */
+static void first_types(const plugin *p, int *types) {
+  for (int i = 0; i < p->of->variable_count; i++)
+    types[i] = p->instance.types[i] == PYFMHA_UNKNOWN ? p->of->variables[i].types[0] : p->instance.types[i];
+}
+
+/* The next choice; false: there is none. */
+static bool next_types(const plugin *p, const int *known, int *types) {
+  for (int i = p->of->variable_count - 1; i >= 0; i--) {
+    const pyfmha_variable *variable = &p->of->variables[i];
+    if (known[i] != PYFMHA_UNKNOWN) continue;
+    int at = 0;
+    while (at < variable->count && variable->types[at] != types[i]) at++;
+    if (at + 1 < variable->count) {
+      types[i] = variable->types[at + 1];
+      return true;
+    }
+    types[i] = variable->types[0];
+  }
+  return false;
+}
+
+/* The function whose algorithms are the tactics; where types are not known, that of the first that may be. */
 static const pyfmha_callable *main_callable(plugin *p, pyfmha_why *why) {
+  int types[PYFMHA_MAX_VALUES], before[PYFMHA_MAX_VALUES];
+  memcpy(before, p->instance.types, sizeof before);
+  first_types(p, types);
+  pyfmha_set_types(&p->instance, types);
   pyfmha_scope scope = pyfmha_scope_of(&p->instance);
-  return pyfmha_callable_of(&scope, p->instance.main, why);
+  const pyfmha_callable *callable = pyfmha_callable_of(&scope, p->instance.main, why);
+  pyfmha_set_types(&p->instance, before);
+  return callable;
 }
 
 static int32_t valid_tactics(plugin *p, int32_t *tactics, int32_t room) {
@@ -692,32 +723,87 @@ static int32_t aliased_input(void *self, int32_t output) {
 
 /* ------------------------------------------------------------------ running */
 
+/* The functions whose algorithms are tactics, one for each choice of types that is not made yet. `use` ends it with a text. */
+static const char *each_main(plugin *p, const char *(*use)(plugin *p, const pyfmha_callable *callable, void *context, pyfmha_why *why),
+                             void *context, pyfmha_why *why) {
+  int types[PYFMHA_MAX_VALUES], before[PYFMHA_MAX_VALUES];
+  const pyfmha_launch_entry *launch = &p->of->launchs[p->instance.main];
+  const char *failure = NULL;
+  bool used[PYFMHA_MAX_FUNCTIONS] = {false};
+  memcpy(before, p->instance.types, sizeof before);
+  first_types(p, types);
+  do {
+    pyfmha_set_types(&p->instance, types);
+    pyfmha_scope scope = pyfmha_scope_of(&p->instance);
+    const pyfmha_callable *callable = pyfmha_callable_of(&scope, p->instance.main, why);
+    if (callable == NULL) {
+      failure = use(p, NULL, context, why);
+      continue;
+    }
+    int index = 0; /* several choices may have one function */
+    while (launch->callables[index] != callable) index++;
+    if (!used[index]) failure = use(p, callable, context, why);
+    used[index] = true;
+  } while (failure == NULL && next_types(p, before, types));
+  pyfmha_set_types(&p->instance, before);
+  return failure;
+}
+
+typedef struct {
+  int32_t id, algo_id; /* -1: not found */
+  bool several;
+  pyfmha_buffer held;
+} search;
+
+static const char *look_for(plugin *p, const pyfmha_callable *callable, void *context, pyfmha_why *why) {
+  search *wanted = context;
+  (void)p;
+  if (callable == NULL) return why->text;
+  for (int i = 0; i < callable->function->algorithm_count; i++) {
+    if (callable->tactics[i].id == wanted->id && wanted->algo_id < 0) wanted->algo_id = i;
+    if (wanted->several) pyfmha_put(&wanted->held, ", ");
+    wanted->several = true;
+    pyfmha_put_integer(&wanted->held, callable->tactics[i].id);
+    pyfmha_put(&wanted->held, " (");
+    pyfmha_put(&wanted->held, callable->tactics[i].name);
+    pyfmha_put(&wanted->held, ")");
+  }
+  return NULL;
+}
+
+/* The algorithm of a tactic: of the types that are known, or of any that may be. */
+static const char *find_tactic(plugin *p, int32_t id, pyfmha_why *why) {
+  char held[1200] = "", name[320] = "";
+  search wanted = {id, id == 0 ? 0 : -1, false, {held, sizeof held}};
+  const char *failure = each_main(p, look_for, &wanted, why);
+  if (failure != NULL) return failure;
+  if (wanted.algo_id >= 0) {
+    p->chosen = id;
+    p->tactic = wanted.algo_id;
+    return NULL;
+  }
+  for (const char *at = p->kept.algorithms; *at != '\0';) {
+    const size_t length = strcspn(at, ";");
+    if (length > 0 && pyfmha_tactic_id(at, length) == id) {
+      snprintf(name, sizeof name, " (%.*s)", (int)length, at);
+      break;
+    }
+    at += length + (at[length] == ';');
+  }
+  return pyfmha_say(why,
+                    "the engine uses tactic %d%s, which this library does not hold; it holds %s: build the engine again, or use the library"
+                    " that the engine was built with",
+                    id, name, held);
+}
+
+static const char *plan_again(plugin *p, pyfmha_why *why);
+
 static int32_t set_tactic(void *self, int32_t tactic) {
   SELF(runtime);
   pyfmha_why why;
-  const pyfmha_callable *callable = main_callable(p, &why);
-  if (callable == NULL) return failed(p, "set_tactic", why.text);
-  int32_t found = tactic == 0 ? 0 : -1;
-  for (int i = 0; i < callable->function->algorithm_count; i++)
-    if (callable->tactics[i].id == tactic) found = i;
-  if (found < 0) {
-    char held[1024] = "";
-    pyfmha_buffer b = {held, sizeof held};
-    for (int i = 0; i < callable->function->algorithm_count; i++) {
-      if (i > 0) pyfmha_put(&b, ", ");
-      pyfmha_put_integer(&b, callable->tactics[i].id);
-      pyfmha_put(&b, " (");
-      pyfmha_put(&b, callable->tactics[i].name);
-      pyfmha_put(&b, ")");
-    }
-    pyfmha_say(&why,
-               "the engine uses tactic %d, which this library does not hold; it holds %s: build the engine again, or use the library that the"
-               " engine was built with",
-               tactic, held);
-    return failed(p, "set_tactic", why.text);
-  }
-  p->tactic = found;
-  return 0;
+  const char *failure = find_tactic(p, tactic, &why);
+  if (failure == NULL && p->prepared) failure = plan_again(p, &why); /* what is launched may hang on it */
+  return failure == NULL ? 0 : failed(p, "set_tactic", failure);
 }
 
 /* Load the code that the plugin may launch into the current context, if that is another than before. */
@@ -725,7 +811,7 @@ static const char *hold(plugin *p, pyfmha_why *why) {
   void *context = NULL;
   unsigned long long id = 0;
   const CUresult current = pyfmha_context(&context, &id);
-  if (p->holding && current == PYFMHA_SUCCESS && context == p->context && id == p->context_id) return NULL;
+  if (p->holding && !p->outdated && current == PYFMHA_SUCCESS && context == p->context && id == p->context_id) return NULL;
   const pyfmha_function *wanted[PYFMHA_MAX_LAUNCHES * 4];
   int count = 0;
   pyfmha_scope scope = pyfmha_scope_of(&p->instance);
@@ -745,6 +831,7 @@ static const char *hold(plugin *p, pyfmha_why *why) {
   if (pyfmha_context(&context, &id) != PYFMHA_SUCCESS) return pyfmha_say(why, "%s", pyfmha_last_error());
   release(p);
   p->holding = count > 0;
+  p->outdated = false;
   p->context = context;
   p->context_id = id;
   p->held_count = count;
@@ -781,10 +868,26 @@ static const char *plan_shapes(plugin *p, const trt_desc *in, int in_count, cons
   for (int i = 0; i < count && failure == NULL; i++)
     failure = check_type(p, i < forms->input_count ? &forms->inputs[i] : &forms->outputs[i - forms->input_count], types[i], why);
   if (m != NULL) memset(m->least, 0, sizeof m->least);
+  if (failure == NULL) find_tactic(p, p->chosen, why); /* of the types that are known now; check_tactic tells of a failure */
   if (failure == NULL) failure = measured(p, dims, in_count, dims + in_count, out_count, forms, m, why);
   if (failure == NULL) failure = pyfmha_plan_of(m, p->plan, why);
   free(m);
   free(forms);
+  return failure;
+}
+
+/* The tactic must be one of the function that is launched: which that is, types tell, and those are known late. */
+static const char *check_tactic(plugin *p, pyfmha_why *why) {
+  for (int i = 0; i < p->plan->step_count; i++)
+    if (p->plan->steps[i].tuned) return find_tactic(p, p->chosen, why);
+  return NULL;
+}
+
+static const char *plan_again(plugin *p, pyfmha_why *why) {
+  trt_desc descs[PYFMHA_MAX_TENSORS_IO * 2];
+  for (int i = 0; i < p->shape_count; i++) descs[i] = (trt_desc){p->shapes[i], p->shape_types[i], TRT_LINEAR, 1.0f};
+  const char *failure = plan_shapes(p, descs, p->shape_inputs, descs + p->shape_inputs, p->shape_count - p->shape_inputs, why);
+  if (failure != NULL) disarm(p);
   return failure;
 }
 
@@ -793,8 +896,9 @@ static int32_t shape_change(void *self, const trt_desc *in, int32_t in_count, co
   pyfmha_why why;
   const bool same = p->prepared && in_count >= 0 && out_count >= 0 && same_shapes(p, in, in_count, out, out_count);
   disarm(p); /* what was prepared before must not run if this fails */
-  if (p->workspace_failure != NULL) {
-    pyfmha_say(&why, "its workspace is unknown, because of an earlier failure: %s", p->workspace_failure);
+  if (p->workspace_unknown) {
+    pyfmha_say(&why, "its workspace is unknown, because of an earlier failure: %s",
+               p->workspace_failure == NULL ? "out of host memory" : p->workspace_failure);
     return failed(p, "on_shape_change", why.text);
   }
   const char *failure = NULL;
@@ -802,7 +906,9 @@ static int32_t shape_change(void *self, const trt_desc *in, int32_t in_count, co
     failure = pyfmha_say(&why, "%d inputs, %d outputs", in_count, out_count);
   if (failure == NULL && !same) failure = plan_shapes(p, in, in_count, out, out_count, &why);
   if (failure == NULL) failure = hold(p, &why);
+  if (failure == NULL) failure = check_tactic(p, &why);
   if (failure != NULL) return failed(p, "on_shape_change", failure);
+  p->shape_inputs = in_count;
   p->shape_count = in_count + out_count;
   for (int i = 0; i < p->shape_count; i++) {
     const trt_desc *desc = i < in_count ? &in[i] : &out[i - in_count];
@@ -1148,22 +1254,6 @@ static bool has_option(plugin *p, int option) {
   return true;
 }
 
-/* A choice of types for those that are not known yet: the next of all; false: there is none. */
-static bool next_types(const plugin *p, int *types) {
-  for (int i = p->of->variable_count - 1; i >= 0; i--) {
-    const pyfmha_variable *variable = &p->of->variables[i];
-    if (variable->attribute >= 0) continue;
-    int at = 0;
-    while (at < variable->count && variable->types[at] != types[i]) at++;
-    if (at + 1 < variable->count) {
-      types[i] = variable->types[at + 1];
-      return true;
-    }
-    types[i] = variable->types[0];
-  }
-  return false;
-}
-
 static const char *describe_missing(plugin *p, pyfmha_scope *scope, const char *name, pyfmha_why *why) {
   char served[768] = "", options[256] = "", command[PATH_MAX + 512] = "";
   pyfmha_buffer b = {served, sizeof served}, c = {options, sizeof options}, d = {command, sizeof command};
@@ -1174,37 +1264,41 @@ static const char *describe_missing(plugin *p, pyfmha_scope *scope, const char *
                     pyfmha_functions_held, command);
 }
 
-/* The functions whose algorithms are tactics, one for each choice of types: what an engine keeps of them. */
-static const char *describe_functions(plugin *p, char *prototypes, size_t prototype_room, char *algorithms, size_t algorithm_room,
-                                      pyfmha_why *why) {
-  int types[PYFMHA_MAX_VALUES], before[PYFMHA_MAX_VALUES];
-  memcpy(types, p->instance.types, sizeof types);
-  memcpy(before, p->instance.types, sizeof before);
-  for (int i = 0; i < p->of->variable_count; i++)
-    if (types[i] == PYFMHA_UNKNOWN) types[i] = p->of->variables[i].types[0];
-  pyfmha_buffer b = {prototypes, prototype_room}, c = {algorithms, algorithm_room};
-  const char *failure = NULL;
-  bool first = true;
-  do {
-    pyfmha_set_types(&p->instance, types);
+typedef struct {
+  pyfmha_buffer prototypes, algorithms;
+  bool several;
+} description;
+
+static const char *describe_function(plugin *p, const pyfmha_callable *callable, void *context, pyfmha_why *why) {
+  description *to = context;
+  if (callable == NULL) {
     pyfmha_scope scope = pyfmha_scope_of(&p->instance);
-    const pyfmha_callable *callable = pyfmha_callable_of(&scope, p->instance.main, why);
-    if (callable == NULL) {
-      char name[256];
-      snprintf(name, sizeof name, "%.255s", why->text);
-      failure = describe_missing(p, &scope, name, why);
-      break;
-    }
-    pyfmha_put(&b, first ? "" : "; ");
-    pyfmha_put(&b, callable->prototype);
-    for (int i = 0; i < callable->function->algorithm_count; i++) {
-      pyfmha_put(&c, first && i == 0 ? "" : ";");
-      pyfmha_put(&c, callable->tactics[i].name);
-    }
-    first = false;
-  } while (next_types(p, types));
-  pyfmha_set_types(&p->instance, before);
-  return failure;
+    char name[256];
+    snprintf(name, sizeof name, "%.255s", why->text);
+    return describe_missing(p, &scope, name, why);
+  }
+  pyfmha_put(&to->prototypes, to->several ? "; " : "");
+  pyfmha_put(&to->prototypes, callable->prototype);
+  for (int i = 0; i < callable->function->algorithm_count; i++) {
+    pyfmha_put(&to->algorithms, to->several || i > 0 ? ";" : "");
+    pyfmha_put(&to->algorithms, callable->tactics[i].name);
+  }
+  to->several = true;
+  return NULL;
+}
+
+/* What an engine keeps of the functions whose algorithms are tactics: two texts to be freed, however long they are. */
+static const char *describe_functions(plugin *p, char **prototypes, char **algorithms, pyfmha_why *why) {
+  const char *failure = NULL;
+  for (size_t room = 1 << 12;; room *= 2) {
+    *prototypes = calloc(1, room);
+    *algorithms = calloc(1, room);
+    description found = {{*prototypes, room}, {*algorithms, room}, false};
+    failure = *prototypes == NULL || *algorithms == NULL ? "out of host memory" : each_main(p, describe_function, &found, why);
+    if (failure != NULL || (found.prototypes.room > 1 && found.algorithms.room > 1)) return failure;
+    free(*prototypes);
+    free(*algorithms);
+  }
 }
 
 /* Python's hexadecimal form of a float. */
@@ -1236,41 +1330,47 @@ static void put_value(pyfmha_buffer *b, const pyfmha_attribute *attribute, const
   }
 }
 
-static const char *name_timings(plugin *p) {
-  char text[4096] = "";
-  pyfmha_buffer b = {text, sizeof text};
+/* All that tells apart what may be timed, however long it is: cut off, two plugins would share their timings. */
+static void put_timings(plugin *p, pyfmha_buffer *b) {
   pyfmha_scope scope = pyfmha_scope_of(&p->instance);
-  pyfmha_put(&b, p->of->name);
-  pyfmha_put(&b, " ");
-  pyfmha_put(&b, p->of->version);
+  pyfmha_put(b, p->of->name);
+  pyfmha_put(b, " ");
+  pyfmha_put(b, p->of->version);
   for (int i = 0; i < p->of->attribute_count; i++) {
     const pyfmha_attribute *attribute = &p->of->attributes[i];
     if (attribute->stored != NULL && !attribute->stored(&scope)) continue;
     const pyfmha_value value = stored_value(attribute, &scope);
-    pyfmha_put(&b, " ");
-    pyfmha_put(&b, attribute->name);
-    pyfmha_put(&b, "=");
-    put_value(&b, attribute, &value);
+    pyfmha_put(b, " ");
+    pyfmha_put(b, attribute->name);
+    pyfmha_put(b, "=");
+    put_value(b, attribute, &value);
   }
-  pyfmha_put(&b, " build=");
-  pyfmha_put(&b, pyfmha_build_id);
+  pyfmha_put(b, " build=");
+  pyfmha_put(b, pyfmha_build_id);
   for (int i = 0; i < p->of->option_count; i++) {
     if (!p->instance.options[i]) continue;
-    pyfmha_put(&b, " ");
-    pyfmha_put(&b, p->of->options[i].name);
-    pyfmha_put(&b, "=");
-    pyfmha_put_integer(&b, p->kept.options[i]);
+    pyfmha_put(b, " ");
+    pyfmha_put(b, p->of->options[i].name);
+    pyfmha_put(b, "=");
+    pyfmha_put_integer(b, p->kept.options[i]);
   }
-  p->id = copy_text(text);
-  return p->id == NULL ? "out of host memory" : NULL;
+}
+
+static const char *name_timings(plugin *p) {
+  for (size_t room = 1 << 10;; room *= 2) {
+    free(p->id);
+    p->id = calloc(1, room);
+    if (p->id == NULL) return "out of host memory";
+    pyfmha_buffer b = {p->id, room};
+    put_timings(p, &b);
+    if (b.room > 1) return NULL;
+  }
 }
 
 /* What the engine keeps is of this library, or of one that is called in the same way. */
 static const char *check_stored(plugin *p, bool runtime, pyfmha_why *why) {
-  enum { ROOM = 1 << 16 };
-  char *prototype = calloc(1, ROOM), *algorithms = calloc(1, ROOM);
-  const char *failure = prototype == NULL || algorithms == NULL ? "out of host memory" : NULL;
-  if (failure == NULL) failure = describe_functions(p, prototype, ROOM, algorithms, ROOM, why);
+  char *prototype = NULL, *algorithms = NULL;
+  const char *failure = describe_functions(p, &prototype, &algorithms, why);
   bool options[PYFMHA_MAX_OPTIONS] = {false};
   for (int i = 0; i < p->of->option_count && failure == NULL; i++) {
     const bool has = has_option(p, i);
@@ -1289,9 +1389,9 @@ static const char *check_stored(plugin *p, bool runtime, pyfmha_why *why) {
                          p->kept.prototype, p->kept.schema, prototype, p->of->schema);
   if (failure == NULL && !runtime) {
     p->kept.schema = p->of->schema;
-    p->kept.prototype = copy_text(prototype);
-    p->kept.algorithms = copy_text(algorithms);
-    if (p->kept.prototype == NULL || p->kept.algorithms == NULL) failure = "out of host memory";
+    p->kept.prototype = prototype;
+    p->kept.algorithms = algorithms;
+    prototype = algorithms = NULL;
   }
   free(prototype);
   free(algorithms);
@@ -1315,12 +1415,27 @@ static int32_t tensorrt_version(void) {
   return version();
 }
 
+/* 100001 is 10.0.1 and 8601 is 8.6.1; TensorRT-RTX, which counts from 1 again, lies between: 10701 is 1.7.1. */
+static bool is_rtx(int32_t version) { return version >= 10000 && version < 100000; }
+
 static const char *check_version(pyfmha_why *why) {
   const int32_t version = tensorrt_version();
-  const int32_t major = version >= 10000 ? version / 10000 : version / 1000; /* 101500 is 10.15.0, 8601 is 8.6.1 */
-  if (version == 0 || (major >= OLDEST_TENSORRT && major <= LATEST_TENSORRT)) return NULL;
+  const int32_t major = version >= 10000 ? version / 10000 : version / 1000;
+  if (version == 0 || is_rtx(version) || (major >= OLDEST_TENSORRT && major <= LATEST_TENSORRT)) return NULL;
   return pyfmha_say(why, "this is TensorRT %d (version number %d); the library was made for the interfaces of TensorRT %d to %d", major, version,
                     OLDEST_TENSORRT, LATEST_TENSORRT);
+}
+
+/* TensorRT-RTX ends the process where it is given a plugin; its parser takes an error. */
+static const char *check_layers(plugin *p, pyfmha_why *why) {
+  const int32_t version = tensorrt_version();
+  if (!is_rtx(version)) return NULL;
+  char served[768] = "";
+  pyfmha_buffer b = {served, sizeof served};
+  pyfmha_scope scope = pyfmha_scope_of(&p->instance);
+  pyfmha_summarise(&scope, p->of->summarys, p->of->summary_count, &b);
+  return pyfmha_say(why, "this is TensorRT-RTX %d.%d, which has no plugin layers; use TensorRT. The plugin would serve %s", version / 10000,
+                    version / 100 % 100, served);
 }
 
 static void *create(void *self, const char *name, const trt_fields *fields, int32_t phase) {
@@ -1339,6 +1454,7 @@ static void *create(void *self, const char *name, const trt_fields *fields, int3
   }
   if (failure == NULL) failure = pyfmha_settle(&p->instance, &why);
   if (failure == NULL) failure = check_stored(p, runtime, &why);
+  if (failure == NULL) failure = check_layers(p, &why);
   if (failure == NULL) failure = name_timings(p);
   if (failure == NULL) return p;
   char text[4096];

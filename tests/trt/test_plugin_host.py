@@ -1,0 +1,39 @@
+"""The plugins in C in a process without Python: a program in C plays TensorRT and sees what Python's plugins do."""
+
+import random
+from pathlib import Path
+
+import pytest
+from fake_cuda import FakeCuda
+from plugin_host import HostCalls
+from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values
+from trt_double.twins import Pair, drive, fields_of, spoilt
+
+pytest_plugins = ("plugin_host.operators",)
+
+
+def pair_of(path: Path, fake_cuda: FakeCuda, host: HostCalls, name: str) -> Pair:
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    return Pair(path, fake_cuda, operators_of(path)[name], host)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_call_is_answered_alike(path: Path, fake_cuda: FakeCuda, host: HostCalls, name: str, seed: int) -> None:
+    pair = pair_of(path, fake_cuda, host, name)
+    chance = random.Random(seed)
+    counts = {"refused": 0, "prepared": 0, "launched": 0, "split": 0}
+    for _ in range(60):
+        layer = chance.choice(("layer 7", "", 'it\'s \\ "so"', "\u03c0"))
+        plugins = pair.create(spoilt(fields_of(pair.operator, random_values(name, chance)), chance), layer=layer)
+        if plugins is None:
+            counts["refused"] += 1
+            continue
+        counts[drive(pair, plugins, chance, SHAPES[name])] += 1
+        plugins[1].delete()
+    assert counts["refused"] > 0
+    assert counts["prepared"] > 0
+    assert counts["split" if name == "Blend" else "launched"] > 0
+    del plugins
+    assert host.ask("modules") == ["0"]

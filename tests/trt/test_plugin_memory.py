@@ -1,0 +1,233 @@
+"""The plugins in C under sanitizers, without memory, ten thousand times, and on two threads."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_cuda import FakeCuda
+from plugin_host import HostCalls, build_host
+from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values, specs_of
+from shared import Shared
+from trt_double import BUILD, HALF, RUNTIME, Field, Tensor
+from trt_double.twins import Pair, drive, fields_of, spoilt
+
+from pyfmha.aot import Compiler, build
+from pyfmha.spec.arch import parse_archs
+
+pytest_plugins = ("plugin_host.operators",)
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
+WRAPPED = "-Wl," + ",".join(f"--wrap={name}" for name in ("malloc", "calloc", "strdup", "free"))
+BLEND = {"weights": (0.5, 2.0), "masked": 1, "outputs": 2, "mode": "sum"}
+TENSORS = [Tensor((3, 64)), Tensor((3, 64), 3), Tensor((3, 64), 0), Tensor((3,), 0)]
+"""X, Mask; Y, Total."""
+
+
+def built_with(compiler: Compiler, shared: Shared, name: str, command: str) -> Path:
+    """The library of three operators, by another compiler command."""
+
+    def make(folder: Path) -> Path:
+        operators, specs = specs_of(compiler)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CC", command)
+            return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
+
+    return shared.once(name, make)
+
+
+@pytest.fixture(scope="session")
+def counted_path(compiler: Compiler, shared: Shared) -> Path:
+    """Its allocations are the program's to count and to refuse; gcc's sanitizers watch."""
+    return built_with(compiler, shared, "plugins_counted", f"gcc {' '.join(SANITIZERS)} {WRAPPED}")
+
+
+@pytest.fixture(scope="session")
+def watched_program(shared: Shared) -> Path:
+    return shared.once("plugin_host_watched", lambda folder: build_host(folder / "host", *SANITIZERS))
+
+
+@pytest.fixture
+def watched(watched_program: Path, counted_path: Path, tmp_path: Path, fake_cuda: FakeCuda) -> Iterator[HostCalls]:
+    (tmp_path / "watched").mkdir()
+    copy = Path(shutil.copy(counted_path, tmp_path / "watched" / "libpyfmha.so"))
+    calls = HostCalls(watched_program, copy, fake_cuda.path, ASAN_OPTIONS="detect_leaks=0")
+    yield calls
+    assert calls.close() == ""
+
+
+def live(host: HostCalls) -> tuple[int, int]:
+    """Allocations of the library that were not freed, and how many there were in all."""
+    now, made = map(int, host.ask("fail", 0))
+    return now, made
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_sanitizers_have_nothing_to_say(watched: HostCalls, path: Path, fake_cuda: FakeCuda, name: str) -> None:
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    pair = Pair(path, fake_cuda, operators_of(path)[name], watched)
+    chance, lived = random.Random(99), 0
+    before = live(watched)[0]
+    for _ in range(25):
+        plugins = pair.create(spoilt(fields_of(pair.operator, random_values(name, chance)), chance))
+        if plugins is not None:
+            lived += drive(pair, plugins, chance, SHAPES[name]) != "refused"
+            plugins[1].delete()
+        del plugins
+    assert lived > 2
+    assert live(watched)[0] == before
+    assert watched.ask("modules") == ["0"]
+
+
+def whole_life(host: HostCalls, fields: list[Field]) -> list[str]:
+    """Every call on one plugin, as far as it comes: the names of those that failed."""
+    failed = []
+    inputs, outputs = TENSORS[:2], TENSORS[2:]
+    built = host.create(host.named("Blend"), "layer", fields, BUILD)
+    if built is None:
+        return ["create"]
+    calls = {
+        "types": host.output_types(built, [HALF, 3]) is None,
+        "shapes": host.output_shapes(built, [t.shape for t in inputs]) is None,
+        "supports": not all(host.supports(built, position, TENSORS) for position in range(4)),
+        "configure": host.configure(built, inputs, outputs) != 0,
+        "tactics": not host.tactics(built),
+        "workspace": host.workspace(built, inputs, outputs) > 1 << 40,
+    }
+    failed += [name for name, wrong in calls.items() if wrong]
+    loaded = host.create(host.named("Blend"), "layer", host.stored_fields(built).read(), RUNTIME)
+    attached = loaded and host.attach(loaded)
+    if attached is None:
+        return [*failed, "create" if loaded is None else "attach"]
+    if host.set_tactic(attached, 0):
+        failed.append("set_tactic")
+    if host.on_shape_change(attached, inputs, outputs):
+        failed.append("on_shape_change")
+    status = host.enqueue(attached, [1 << 40, 2 << 40], [3 << 40, 4 << 40], 5 << 40, 6)
+    assert (status != 0) == ("on_shape_change" in failed)
+    if host.clone(attached) is None:
+        failed.append("clone")
+    return failed
+
+
+def test_without_memory_a_call_fails_with_a_text(watched: HostCalls, path: Path) -> None:
+    fields = fields_of(operators_of(path)["Blend"], BLEND)
+    assert whole_life(watched, fields) == []  # what is allocated once is
+    before, start = live(watched)
+    assert whole_life(watched, fields) == []
+    kept, end = live(watched)
+    assert kept == before
+    calls: set[str] = set()
+    for number in range(1, end - start + 1):
+        lines = len(watched.logger.lines)
+        watched.ask("fail", number)
+        failed = whole_life(watched, fields)
+        said = [line for severity, line in watched.logger.lines[lines:] if severity == 1]
+        assert failed, number
+        assert said, (number, failed)
+        assert any("memory" in line for line in said), (number, said)
+        calls.update(failed)
+        assert live(watched)[0] == before, (number, failed)
+    assert calls >= {"create", "shapes", "configure", "workspace", "attach", "on_shape_change", "clone"}
+    assert watched.ask("modules") == ["0"]
+
+
+def test_ten_thousand_lives_leave_nothing(host: HostCalls, path: Path) -> None:
+    operator = operators_of(path)["Blend"]
+    plugin = host.create(host.named("Blend"), "layer", fields_of(operator, BLEND), BUILD)
+    assert plugin is not None
+    assert host.on_shape_change(plugin, TENSORS[:2], TENSORS[2:]) == 0
+    failed, grown, _, modules = map(int, host.ask("repeat", plugin.number, host.named("Blend"), 10_000))
+    assert failed == 0
+    assert grown < 1 << 14  # bytes, in 5,000 lives
+    assert modules == 6  # those of the plugin that still lives
+    plugin.delete()
+    assert host.ask("modules") == ["0"]
+
+
+def test_two_contexts_on_two_threads(watched: HostCalls, path: Path) -> None:
+    plugin = watched.create(watched.named("Blend"), "layer", fields_of(operators_of(path)["Blend"], BLEND), BUILD)
+    assert plugin is not None
+    assert watched.on_shape_change(plugin, TENSORS[:2], TENSORS[2:]) == 0
+    contexts = [watched.ask("context", device)[0] for device in (0, 1)]
+    before = watched.launch_count()
+    assert watched.ask("threads", plugin.number, 1000, *contexts) == ["0", "0", "6"]  # the modules of the first plugin
+    launches = watched.launches(before)
+    for device in (0, 1):
+        own = [launch for launch in launches if launch.device == device]
+        assert len(own) == 2000
+        assert {launch.stream for launch in own} == {device + 1}
+        assert len({launch.params for launch in own}) == 2
+        assert [own[0].params, own[1].params] * 1000 == [launch.params for launch in own]  # one after the other
+    plugin.delete()
+
+
+def test_the_sources_are_strict_c(compiler: Compiler, shared: Shared) -> None:
+    strict = "gcc -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror"
+    assert built_with(compiler, shared, "plugins_strict", strict).is_file()
+    if shutil.which("clang"):
+        strict = "clang -Wall -Wextra -Wconversion -Werror"
+        assert built_with(compiler, shared, "plugins_clang", strict).is_file()
+
+
+def test_the_library_needs_libc_alone(path: Path) -> None:
+    done = subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True)
+    undefined = [line.split()[-1] for line in done.stdout.splitlines() if line.split()[-2] in "Uw"]
+    assert [name for name in undefined if "@" in name and "@GLIBC_" not in name] == []
+    optional = {"__cxa_finalize", "__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+    assert {name for name in undefined if "@" not in name} <= optional
+    exports = {line.split()[-1] for line in done.stdout.splitlines() if line.split()[-2] == "T"}
+    assert {"getCreators", "setLoggerFinder"} <= exports
+    needed = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
+    libraries = {line.split()[1] for line in needed.splitlines() if line.split()[:1] == ["NEEDED"]}
+    assert {name.split(".")[0] for name in libraries} <= {
+        "libc",
+        "libdl",
+        "libpthread",
+        "libm",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+    }
+
+
+@pytest.mark.parametrize(("version", "shown"), [(9300, "TensorRT 9"), (120000, "TensorRT 12"), (8601, "TensorRT 8")])
+def test_another_tensorrt_is_refused(host: HostCalls, path: Path, version: int, shown: str) -> None:
+    fields = fields_of(operators_of(path)["BiasGelu"], {"scale": 0.5})
+    host.ask("version", version)
+    assert host.create(host.named("BiasGelu"), "layer", fields, BUILD) is None
+    assert f"this is {shown} (version number {version})" in host.error()
+    assert "TensorRT 10 to 11" in host.error()
+    for right in (100001, 101500, 110400, 0):  # 0: it does not say
+        host.ask("version", right)
+        assert host.create(host.named("BiasGelu"), "layer", fields, BUILD) is not None
+
+
+def test_a_logger_that_comes_later(host: HostCalls) -> None:
+    host.ask("logger", 0)
+    assert host.create(host.named("BiasGelu"), "layer", [Field("scale", 5, 1, bytes(4))], BUILD) is None
+    assert host.logger.lines == []
+    assert "field scale is of type INT32; it must be FLOAT32" in host.error()
+    host.ask("logger", 1)
+    assert host.create(host.named("BiasGelu"), "layer", [Field("scale", 5, 1, bytes(4))], BUILD) is None
+    assert [severity for severity, _ in host.logger.lines] == [1]
+
+
+def test_what_every_plugin_says_of_itself(host: HostCalls, path: Path) -> None:
+    for creator, (name, operator) in enumerate(operators_of(path).items()):
+        answer = host.ask("creator", creator)
+        texts = [bytes.fromhex(word[1:]).decode() for word in answer[:4]]
+        assert texts == [name, operator.version, operator.namespace, "PLUGIN CREATOR_V3ONE"]
+        assert answer[4:] == ["1", "0", "0"]
+        assert [field for field, _ in host.field_names(creator)] == [field for field, _ in operator.attributes]
+    plugin = host.create(host.named("BiasGelu"), "layer", [], BUILD)
+    assert plugin is not None
+    assert host.ask("others", plugin.number) == ["100", "x", "-1"]
+    assert host.core(plugin) == ("BiasGelu", "1", "acme")
+
+
+def test_there_is_no_python_in_the_process(host: HostCalls) -> None:
+    mapped = host.maps()
+    assert "libpyfmha.so" in mapped
+    assert "libpython" not in mapped

@@ -158,9 +158,8 @@ def attend(
             None if score is None else partial(_score_of, score, b, h), None if seen is None else partial(seen, b, h),
         )  # fmt: skip
         head_out, head_lse, head_q, head_k, head_v = rows
-        _attend_one(
-            head_out, head_lse, head_q, head_k, head_v, sm_scale, softcap, window_left, window_right, bottom_right, change
-        )  # fmt: skip
+        window = window_left, window_right, bottom_right
+        _attend_one(head_out, head_lse, head_q, head_k, head_v, sm_scale, softcap, window, change)
     return out, lse
 
 
@@ -190,7 +189,8 @@ class _Change:
         """Scores of query i for some keys, minus infinity where they are not seen."""
         query, key = np.array([[position]]), np.arange(keys.start, keys.stop)[None, :]
         if self.bias is not None:
-            scores = scores + _row(self.bias, i, keys).astype(np.float64)
+            bias = _row(self.bias, i, keys).astype(np.float64)
+            scores = np.where(np.isneginf(bias), -np.inf, scores + bias)  # even where the score is NaN
         if self.score is not None:
             scores = np.broadcast_to(self.score(scores[None, :], query, key), (1, scores.size))[0]
         if self.mask is not None:
@@ -216,20 +216,21 @@ def _counts(lengths: Sequence[int] | None, batch: int, seq: int) -> list[int]:
 
 def _attend_one(
     out: Floats, lse: Floats, q: Floats, k: Floats, v: Floats,
-    sm_scale: float, softcap: float, window_left: int, window_right: int, bottom_right: bool, change: _Change,
+    sm_scale: float, softcap: float, window: tuple[int, int, bool], change: _Change,
 ) -> None:  # fmt: skip
     """One head of one sequence: ``out`` [m, head size] and ``lse`` [m] are filled in, q by q."""
+    window_left, window_right, bottom_right = window
     offset = len(k) - len(q) if bottom_right else 0
     for i in range(len(q)):
         first = max(i + offset - window_left, 0) if window_left >= 0 else 0
         last = min(i + offset + window_right, len(k) - 1) if window_right >= 0 else len(k) - 1
-        window = slice(first, max(last + 1, first))
-        scores = sm_scale * (k[window] @ q[i])
+        keys = slice(first, max(last + 1, first))
+        scores = sm_scale * (k[keys] @ q[i])
         if softcap > 0:
             scores = softcap * np.tanh(scores / softcap)
-        scores = change.apply(scores, i, max(i + offset, 0), window)
+        scores = change.apply(scores, i, max(i + offset, 0), keys)
         seen = scores != -np.inf
-        scores, values = scores[seen], v[window][seen]
+        scores, values = scores[seen], v[keys][seen]
         sink = -np.inf if change.sink is None else change.sink
         largest = max(scores.max(initial=-np.inf), sink)
         if largest > -np.inf:

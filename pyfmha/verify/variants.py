@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.attention.biased import biased_family
 from pyfmha.attention.decode import Decoding, decode_family
 from pyfmha.attention.first import DTYPES, family
 from pyfmha.attention.forward import forward_family
@@ -21,6 +22,7 @@ from pyfmha.runtime.library import Function, Library
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import build_command, code_for
 from pyfmha.spec.arch import arch_for
+from pyfmha.verify.biased_cases import BiasedCase, biased_cases
 from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
 from pyfmha.verify.random_cases import random_cases
 
@@ -196,6 +198,9 @@ def _plans(library: Library, dtypes: Sequence[str], random: int = 0) -> Iterator
         if forward.name in library:
             cases = forward_cases(forward.dtype, forward.padded)
             yield [library[forward.name]], [*cases, *random_cases(forward.dtype, forward.padded, random)]
+    for biased in biased_family(dtypes):
+        if biased.name in library:
+            yield [library[biased.name]], list(biased_cases(biased.dtype, biased.padded))
     for pair in decode_family(dtypes):
         if pair.split_name in library and pair.combine_name in library:
             functions = [library[pair.split_name], library[pair.combine_name]]
@@ -273,7 +278,22 @@ def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -
         workspace = [launched.add(np.full(size, NAN_BYTE, np.uint8)).pointer for size in sizes]
         return (out, lse, *inputs, *lengths, *workspace, *decoding.scalars())
     lengths += [launched.integers(values) for values in (case.cu_q, case.cu_kv)]
+    if isinstance(case, BiasedCase):
+        return (out, lse, *inputs, *lengths, *_tensors(case, launched), *case.call().scalars())
     return (out, lse, *inputs, *lengths, *case.call().scalars())
+
+
+def _tensors(case: BiasedCase, launched: _Launched) -> list[int]:
+    """Bias, BiasFp32, Mask, Sinks, SinksFp32: where they are, 0 for those that are not there."""
+    own, wide = [], []
+    for name, kind in (("bias", case.bias_dtype), ("mask", "own"), ("sinks", case.sinks)):
+        content = case.tensors.get(name)
+        shift = 0 if content is None else case.tensor_shift * content.itemsize
+        pointer = 0 if content is None else launched.add(content, shift).pointer
+        is_own = name == "mask" or case.dtype_of(kind) == case.dtype
+        own.append(pointer if is_own else 0)
+        wide.append(0 if is_own else pointer)
+    return [own[0], wide[0], own[1], own[2], wide[2]]
 
 
 def summary_of(library: Library, arch: str, checked: Sequence[Checked], dtypes: Sequence[str]) -> list[Summary]:

@@ -39,6 +39,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "interpreter": ({"bfloat16", "errors"}, {"numpy", "triton"}),
     "runtime": ({"errors", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "errors", "interpreter", "runtime", "spec"}, {"numpy"}),
+    "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "spec"}, {"jinja2", "triton"}),
     "report": ({"aot", "spec"}, {"rich"}),
     "trt": ({"attention", "bfloat16", "errors", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
@@ -52,10 +53,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "report", "runtime", "spec", "trt", "verify"},
+        {"aot", "attention", "bench", "errors", "functions", "report", "runtime", "spec", "trt", "verify"},
         {"click", "numpy", "rich", "typer", "triton"},
     ),
-    "__init__": ({"attention", "errors", "runtime", "spec", "trt"}, set()),
+    "__init__": ({"attention", "errors", "functions", "runtime", "spec", "trt"}, set()),
     "__main__": ({"cli"}, set()),
 }
 

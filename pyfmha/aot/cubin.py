@@ -233,6 +233,18 @@ class Compiler:
         found = self._ask({"task": "describe", "source": str(check_source(source)), "kernel": kernel})
         return Parameters(tuple(found["parameters"]), found["defaults"], frozenset(found["constexprs"]), found["debug"])
 
+    def collect(self, source: Path) -> list[dict[str, Any]]:
+        """What the objects of a file say of themselves that have a method ``__pyfmha__``, in the order of their names.
+
+        Raises:
+            KernelSourceError: the file is missing or raises.
+            SpecError: raised by the file itself.
+        """
+        found: list[dict[str, Any]] = self._ask({"task": "collect", "source": str(check_source(source)), "kernel": ""})[
+            "objects"
+        ]
+        return found
+
     def compile(self, spec: KernelSpec, arch: Arch) -> Cubin:
         """Compile one spec for one architecture.
 
@@ -247,6 +259,8 @@ class Compiler:
             "kernel": spec.kernel,
             "arguments": [vars(argument) for argument in spec.arguments],
             "constants": spec.constants,
+            "functions": [[f.parameter, str(check_source(f.source)), f.attribute] for f in spec.functions],
+            "packed": spec.packed,
             "descriptors": [
                 {key: getattr(tensor, key) for key in ("name", "element", "item_size", "rank", "block")}
                 for tensor in spec.tensors

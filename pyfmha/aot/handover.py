@@ -69,7 +69,7 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
     described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
     return Image(
         **described,
-        constants=dict(spec.constants),
+        constants={**dict(spec.constants), **{f.parameter: f.attribute for f in spec.functions}},
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         maxnreg=spec.maxnreg,

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
 from pyfmha.aot.reasons import full_disk, reasons
+from pyfmha.errors import SpecError
 
 
 class Refused(Exception):
@@ -64,6 +65,8 @@ def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
         spec.loader.exec_module(module)
     except Refused:
         raise
+    except SpecError as error:  # a function declared wrongly: it says itself what is wrong
+        raise Refused("SpecError", f"{path}: {error}") from error
     except BaseException as error:  # a kernel file may raise anything, SystemExit included
         raise Refused("KernelSourceError", f"{path} cannot be imported: {_where(error, path)}") from error
     finally:
@@ -76,6 +79,8 @@ def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
 def _is_users(module: ModuleType) -> bool:
     """Whether a module is the user's own: a file, and not of Python's, Triton's or another installed package."""
     file = getattr(module, "__file__", None)
+    if module.__name__.partition(".")[0] == "pyfmha":  # what user's functions are declared with: no part of them
+        return False
     return bool(file) and not any(Path(str(file)).is_relative_to(folder) for folder in _INSTALLED)
 
 
@@ -120,6 +125,31 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": names, "defaults": defaults, "constexprs": constexprs, "debug": bool(kernel.debug)}
 
 
+def collect(request: dict[str, Any]) -> dict[str, Any]:
+    """What the objects of a file say of themselves."""
+    module = load_source(Path(request["source"]))[0]
+    found = {name: value for name, value in sorted(vars(module).items()) if hasattr(type(value), "__pyfmha__")}
+    return {"objects": [{**value.__pyfmha__(), "attribute": name} for name, value in found.items()]}
+
+
+def _load_functions(functions: list[list[str]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The constants that are functions, by parameter, and the digests of the files they are made of."""
+    from triton.runtime.jit import JITFunction
+
+    constants: dict[str, Any] = {}
+    made_of: dict[str, str] = {}
+    for parameter, source, attribute in functions:
+        value, digests = load_source(Path(source))
+        found: Any = value
+        for name in attribute.split("."):
+            found = getattr(found, name, None)
+        if not isinstance(found, JITFunction):
+            raise Refused("KernelSourceError", f"{source} holds no @triton.jit function {attribute}")
+        constants[parameter] = found
+        made_of |= digests
+    return constants, made_of
+
+
 def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     """Compile one spec for one architecture."""
     import triton
@@ -129,12 +159,21 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     path = Path(request["source"])
-    module, made_of = load_source(path)
+    functions, made_of = _load_functions(request["functions"])
+    module, own = load_source(path)
+    made_of |= own
     kernel = find_kernel(module, request["kernel"], path)
     names = [parameter.name for parameter in kernel.params]
     arguments, constants, descriptors = request["arguments"], dict(request["constants"]), request["descriptors"]
-    types = {d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors}
+    types: dict[str, Any] = {
+        d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors
+    }
     types |= {a["name"]: a["type"] for a in arguments}
+    constants |= functions
+    if request["packed"]:
+        parameter, held = request["packed"]
+        types[parameter] = tuple(types.pop(name) for name in held)
+        arguments = [a for a in arguments if a["name"] not in held]
     _check_names(request["kernel"], names, [*types], [*constants])
     hints = {a["name"]: a["hint"] for a in arguments}
     constants |= {name: 1 for name, hint in hints.items() if hint == 1}
@@ -160,7 +199,9 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     code = bytes(compiled.asm["cubin"])
     try:
         tensors = described_tensors(compiled.metadata, descriptors)
-        scratch = _scratch_pointers(compiled, descriptors, sum(name not in constants for name in hints))
+        scratch = _scratch_pointers(
+            compiled, descriptors, sum(name not in constants for name in hints) + _held(request)
+        )
     except UnsupportedDescriptor as error:
         raise Refused("CompileError", str(error)) from error
     return {
@@ -176,6 +217,11 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
+
+
+def _held(request: dict[str, Any]) -> int:
+    """How many arguments the kernel takes packed."""
+    return len(request["packed"][1]) if request["packed"] else 0
 
 
 def _check_names(kernel: str, names: list[str], given: list[str], constants: list[str]) -> None:
@@ -244,7 +290,7 @@ def answer(line: str) -> dict[str, Any]:
     """Carry out one request; failures become an answer too."""
     try:
         request = json.loads(line)
-        task = describe if request["task"] == "describe" else compile_cubin
+        task = {"describe": describe, "collect": collect, "compile": compile_cubin}[request["task"]]
         return {"result": task(request)}
     except Refused as error:
         return {"error": error.kind, "message": str(error)}

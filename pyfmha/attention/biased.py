@@ -2,7 +2,7 @@
 
 An additive bias, a mask, sinks, values of another head size: all that :mod:`pyfmha.attention.forward` serves and these
 besides. Its functions stay as they are, since engines refer to them; these are a family of their own. What a user's
-functions make of it is :mod:`pyfmha.attention.functions`.
+functions make of it is :mod:`pyfmha.functions`.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,8 @@ class Variant:
 _NO_CAP = "softcap == 0"
 _NO_BIAS = ("Bias == 0", "BiasFp32 == 0")
 _NO_MASK = ("Mask == 0",)
-_PLAIN = Variant("never", "never", "never", (_NO_CAP, *_NO_BIAS, *_NO_MASK))
+PLAIN = Variant("never", "never", "never", (_NO_CAP, *_NO_BIAS, *_NO_MASK))
+"""The variant for neither bias nor mask nor soft cap."""
 _BIAS = Variant("never", "own", "never", (_NO_CAP, "Bias != 0", "BiasFp32 == 0", *_NO_MASK), ("bias",))
 _MASK = Variant("never", "never", "always", (_NO_CAP, *_NO_BIAS, "Mask != 0"), ("mask",))
 ANY = Variant("any", "any", "any")
@@ -98,14 +99,14 @@ class Biased:
         16 bytes at a time and no soft cap. Any of it, in rows of any stride, is another's for Q, K, V and Out that are.
         fp32 has that one only: its products take so long that the rest hardly shows.
         """
-        known = (_PLAIN, _BIAS, _MASK, ANY) if self.dtype != "fp32" else (ANY,)
+        known = (PLAIN, _BIAS, _MASK, ANY) if self.dtype != "fp32" else (ANY,)
         narrow = (self._narrow(),) if self.dtype != "fp32" and self.padded == HEAD_SIZES[-1] else ()
         return (*narrow, *(self.tuned(variant) for variant in known), self.generic())
 
     def _narrow(self) -> KernelSpec:
         """For values of at most half the head size, such as 128 of 192: their blocks take half the registers."""
         half = self.padded // 2
-        plain = replace(_PLAIN, requires=(*_PLAIN.requires, f"v_head_size <= {half}"))
+        plain = replace(PLAIN, requires=(*PLAIN.requires, f"v_head_size <= {half}"))
         return self.tuned(plain, value_size=half)
 
     def tuned(self, variant: Variant, *, value_size: int | None = None) -> KernelSpec:

@@ -81,6 +81,21 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class JitFunction:
+    """A compile-time parameter of a kernel that is itself a ``@triton.jit`` function, of another file.
+
+    Attributes:
+        parameter: the kernel's ``tl.constexpr`` parameter.
+        source: the Python file that holds the function.
+        attribute: where it is there: ``"alibi"``, or ``"alibi.score"`` for an attribute of an object.
+    """
+
+    parameter: str
+    source: Path
+    attribute: str
+
+
+@dataclass(frozen=True)
 class KernelSpec:
     """One specialisation of one Triton kernel.
 
@@ -115,6 +130,9 @@ class KernelSpec:
         nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
             :mod:`pyfmha.spec.conditions`) holds. A call that gives another as 0, and whose grid is not empty, is an
             error. It changes no machine code, and so not the variant's name.
+        functions: compile-time parameters that are functions.
+        packed: a parameter of the kernel that takes arguments as a tuple, and their names, the last of `arguments`.
+            The parameter is the kernel's last before its constants. None: there is no such parameter.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -141,6 +159,8 @@ class KernelSpec:
     debug: bool | None = None
     enable_fp_fusion: bool = True
     nullable: tuple[str, ...] = ()
+    functions: tuple[JitFunction, ...] = ()
+    packed: tuple[str, tuple[str, ...]] | None = None
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     _nullable: dict[str, Condition | None] = field(init=False, repr=False, compare=False)
@@ -196,6 +216,13 @@ class KernelSpec:
 
     def _check_names(self) -> None:
         names = [a.name for a in self.arguments] + [d.name for d in self.descriptors] + [n for n, _ in self.constants]
+        names += [function.parameter for function in self.functions]
+        if self.packed is not None:
+            parameter, held = self.packed
+            names.append(parameter)
+            last = tuple(argument.name for argument in self.arguments[len(self.arguments) - len(held) :])
+            if not held or held != last:
+                raise SpecError(f"{self.name}: {parameter} packs {held!r}; it must be the last arguments, at least one")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise SpecError(f"{self.name}: argument {', '.join(repeated)} is given more than once")
@@ -357,6 +384,10 @@ class KernelSpec:
             described.append(f"debug {self.debug}")
         if not self.enable_fp_fusion:
             described.append("no fp fusion")
+        if self.functions:
+            described.append([[function.parameter, function.attribute] for function in self.functions])
+        if self.packed is not None:
+            described.append(["packed", *self.packed])
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":

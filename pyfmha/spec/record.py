@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.spec.descriptors import Descriptor
-from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
+from pyfmha.spec.kernel import Argument, JitFunction, KernelSpec, Tuning
 
 
 def spec_to_data(spec: KernelSpec) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def spec_to_data(spec: KernelSpec) -> dict[str, Any]:
         "debug": spec.debug,
         "enable_fp_fusion": spec.enable_fp_fusion,
         "nullable": list(spec.nullable),
+        "functions": [[f.parameter, f.source.name, f.attribute] for f in spec.functions],
+        "packed": None if spec.packed is None else [spec.packed[0], list(spec.packed[1])],
     }
 
 
@@ -49,6 +51,9 @@ def spec_from_data(data: dict[str, Any]) -> KernelSpec:
     )
     for name in ("requires", "archs", "nullable"):
         fields[name] = tuple(fields.get(name, ()))
+    fields["functions"] = tuple(JitFunction(p, Path(file), name) for p, file, name in fields.get("functions", ()))
+    packed = fields.get("packed")
+    fields["packed"] = None if packed is None else (packed[0], tuple(packed[1]))
     fields["descriptors"] = tuple(map(_descriptor, fields.get("descriptors", ())))
     return KernelSpec(**fields)
 

@@ -122,6 +122,8 @@ def fused_attention_biased(
     """
     WIDE: tl.constexpr = Q.dtype.element_ty != tl.float16
     shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
+    if inputs is None:
+        inputs = ()
     # As a constant, 1 has no .to; and offsets can pass 2**31 elements.
     q_len = tl.cast(q_len, tl.int32)
     kv_len = tl.cast(kv_len, tl.int32)

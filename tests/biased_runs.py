@@ -174,6 +174,8 @@ def launch(problem: Problem, made: Placed, functions: dict[str, Any] | None = No
         "BLOCK_M": p.blocks[0], "BLOCK_N": p.blocks[1], "SOFTCAP": softcap, "BIAS": bias, "MASK": mask,
         "SEGMENTS": p.segments, **(functions or {}),
     }  # fmt: skip
+    if constants["inputs"] is not None:
+        args["inputs"] = constants.pop("inputs")
     x = -(-p.q_len // p.blocks[0]) + int(p.ragged) * (call.batch_size + 1)
     integers = {name: value for name, value in args.items() if isinstance(value, int)}
     y, z = (e.evaluate(integers) for e in spec.grid_expressions[1:])

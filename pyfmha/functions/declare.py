@@ -10,8 +10,8 @@
 
 The body is Triton's language, for a block: score is float32 [queries, keys], query int32 [queries, 1], key [1, keys],
 batch and head are numbers. What follows is inputs of the function's own. What a ``tl.load`` begins with is a pointer to
-float32, anything else an int32; ``inputs={"slopes": "*fp16"}`` says otherwise. Positions are those of the sequence: a query's is its index, or, with bottom-right alignment, that of the key
-it stands at.
+float32, anything else an int32; ``inputs={"slopes": "*fp16"}`` says otherwise. Positions are those of the sequence: a
+query's is its index, or, with bottom-right alignment, that of the key it stands at.
 """
 
 import ast
@@ -260,6 +260,8 @@ def _jitted(name: str, parameters: Sequence[str], expression: str, scope: dict[s
     text = f"def {name.replace('.', '_')}({', '.join(parameters)}):\n    return {expression}\n"
     file = f"<pyfmha {name} {hash((text, id(scope))) & 0xFFFFFFFF:08x}>"
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
-    space = dict(scope)
+    import triton.language
+
+    space = {"_tl": triton.language, **scope}  # the interpreter looks for it in what it runs
     exec(compile(text, file, "exec"), space)
     return _jit(space[name.replace(".", "_")])

@@ -15,7 +15,7 @@ from pyfmha.errors import KernelSourceError, LibraryError, SpecError
 from pyfmha.spec.kernel import Argument, JitFunction, KernelSpec
 
 ATTRIBUTES = {"SCORE": "score", "SEEN": "seen", "BOUNDS": "bounds"}
-"""The kernel's parameters that are functions, and where :class:`pyfmha.functions.declare.AttentionFunction` has them."""
+"""The kernel's parameters that are functions, and the attributes of an AttentionFunction that they are."""
 
 SHIPPED = tuple(
     sorted(
@@ -118,9 +118,7 @@ class WithFunction(Biased):
         return replace(
             spec,
             arguments=(*spec.arguments, *(Argument(name, kind) for name, kind in inputs)),
-            constants=tuple(
-                (name, () if name == "inputs" else value) for name, value in spec.constants if name not in held
-            ),
+            constants=tuple((name, value) for name, value in spec.constants if name not in held),
             functions=tuple(
                 JitFunction(part, self.function.source, f"{self.function.name}.{ATTRIBUTES[part]}")
                 for part in self.function.parts

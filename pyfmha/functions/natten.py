@@ -11,20 +11,20 @@ from pyfmha.functions import mask_function
 
 
 @triton.jit
-def middle(position, size, kernel):
+def middle(position, size, window):
     """The middle of the neighbourhood of a position: moved inwards at the borders."""
-    half = kernel // 2
+    half = window // 2
     return tl.minimum(tl.maximum(position, half), size - 1 - half)
 
 
 @mask_function(
-    bounds=lambda first_query, last_query, height, width, kernel: (
-        (middle(first_query // width, height, kernel) - kernel // 2) * width,
-        (middle(last_query // width, height, kernel) + kernel // 2 + 1) * width,
+    bounds=lambda first_query, last_query, height, width, window: (
+        (middle(first_query // width, height, window) - window // 2) * width,
+        (middle(last_query // width, height, window) + window // 2 + 1) * width,
     )
 )
-def natten(batch, head, query, key, height, width, kernel):
-    """height, width: of the image, in tokens; kernel: the neighbourhood's width, odd and at most either."""
-    rows = tl.abs(middle(query // width, height, kernel) - key // width)
-    columns = tl.abs(middle(query % width, width, kernel) - key % width)
-    return (rows <= kernel // 2) & (columns <= kernel // 2)
+def natten(batch, head, query, key, height, width, window):
+    """height, width: of the image, in tokens; window: the neighbourhood's width, odd and at most either."""
+    rows = tl.abs(middle(query // width, height, window) - key // width)
+    columns = tl.abs(middle(query % width, width, window) - key % width)
+    return (rows <= window // 2) & (columns <= window // 2)

@@ -36,6 +36,7 @@ POINTER, NUMBER = "*fp32", "i32"
 """The types of inputs of which nothing else is said."""
 
 Inputs = tuple[tuple[str, str], ...]
+Example = Callable[[int, int, int, int], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class AttentionFunction:
         name: part of the C functions' names: ``fmha_with_alibi_d64_fp16``.
         source: the file that declares it.
         inputs: name and type of each input, in the order of the kernel's arguments.
+        example: gives inputs by name, numpy arrays and numbers, for (batch, heads, q_len, kv_len); or None.
     """
 
     name: str
     source: Path
     inputs: Inputs
+    example: Example | None = None
     _score: _Part | None = None
     _seen: _Part | None = None
     _bounds: tuple[tuple[str, ...], Any] | None = None
@@ -104,7 +107,9 @@ class AttentionFunction:
         }
 
 
-def score_function(function: Any = None, *, inputs: Mapping[str, str] | None = None) -> Any:
+def score_function(
+    function: Any = None, *, inputs: Mapping[str, str] | None = None, example: Example | None = None
+) -> Any:
     """Make a function (score, batch, head, query, key, inputs...) one of scores: it gives the score that counts.
 
     It sees ``scale * q . k`` after soft cap and bias. Minus infinity says that the key is not seen.
@@ -112,6 +117,8 @@ def score_function(function: Any = None, *, inputs: Mapping[str, str] | None = N
     Args:
         function: the function.
         inputs: types of inputs, by name, where they are other than ``*fp32`` for what is loaded from, and ``i32``.
+        example: for ``pyfmha verify --functions``: a function of (batch, heads, q_len, kv_len) that returns inputs by
+            name, numpy arrays and numbers.
 
     Returns:
         An :class:`AttentionFunction`; the decorator, where keywords alone are given.
@@ -120,13 +127,17 @@ def score_function(function: Any = None, *, inputs: Mapping[str, str] | None = N
         SpecError: it takes other arguments, or an input has a type that is not served.
     """
     if function is None:
-        return partial(score_function, inputs=inputs)
+        return partial(score_function, inputs=inputs, example=example)
     part = _Part(_jit(function), _inputs_of(function, SCORE, "score", inputs or {}))
-    return AttentionFunction(function.__name__, _file_of(function), part.inputs, _score=part)
+    return AttentionFunction(function.__name__, _file_of(function), part.inputs, example, _score=part)
 
 
 def mask_function(
-    function: Any = None, *, bounds: Callable[..., Any] | None = None, inputs: Mapping[str, str] | None = None
+    function: Any = None,
+    *,
+    bounds: Callable[..., Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    example: Example | None = None,
 ) -> Any:
     """Make a function (batch, head, query, key, inputs...) one that says which keys are seen.
 
@@ -137,7 +148,7 @@ def mask_function(
             the function denies. Two more numbers, first and end of keys that all these queries see, save asking the
             function there. A lambda of one expression, or a ``@triton.jit`` function; it takes any of batch, head,
             first_query, last_query and kv_len, in this order, and then any inputs of the function, in theirs.
-        inputs: as of :func:`score_function`.
+        inputs, example: as of :func:`score_function`.
 
     Returns:
         An :class:`AttentionFunction`; the decorator, where keywords alone are given.
@@ -146,10 +157,10 @@ def mask_function(
         SpecError: it takes other arguments, or an input has a type that is not served.
     """
     if function is None:
-        return partial(mask_function, bounds=bounds, inputs=inputs)
+        return partial(mask_function, bounds=bounds, inputs=inputs, example=example)
     part = _Part(_jit(function), _inputs_of(function, SEEN, "mask", inputs or {}))
     limits = None if bounds is None else _bounds_of(bounds, function.__name__, dict(part.inputs))
-    return AttentionFunction(function.__name__, _file_of(function), part.inputs, _seen=part, _bounds=limits)
+    return AttentionFunction(function.__name__, _file_of(function), part.inputs, example, _seen=part, _bounds=limits)
 
 
 def score_and_mask(name: str, score: AttentionFunction, mask: AttentionFunction) -> AttentionFunction:
@@ -172,7 +183,15 @@ def score_and_mask(name: str, score: AttentionFunction, mask: AttentionFunction)
     frame = inspect.currentframe()
     caller = frame.f_back if frame else None
     source = Path(caller.f_code.co_filename) if caller else mask.source
-    return AttentionFunction(name, source, tuple(inputs.items()), score._score, mask._seen, mask._bounds)
+    example = None
+    if score.example is not None and mask.example is not None:
+        example = partial(_both, score.example, mask.example)
+    return AttentionFunction(name, source, tuple(inputs.items()), example, score._score, mask._seen, mask._bounds)
+
+
+def _both(one: Example, other: Example, *sizes: int) -> dict[str, Any]:
+    """The examples of two functions; the same inputs are the second's."""
+    return {**one(*sizes), **other(*sizes)}
 
 
 def _jit(function: Any) -> Any:

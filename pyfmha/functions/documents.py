@@ -4,12 +4,24 @@ As attention-gym's `document_mask` has it; first and end of each token's documen
 are neither loaded nor computed.
 """
 
+import numpy as np
 import triton.language as tl
 
 from pyfmha.functions import mask_function
 
 
+def example(batch, heads, q_len, kv_len):
+    """Documents of 21 tokens, but for the first and the last of a sequence."""
+    tokens = max(q_len, kv_len)
+    number = (np.arange(tokens) + 8 * np.arange(batch)[:, None]) // 21
+    begins, ends = (
+        np.stack([np.searchsorted(row, row, side) for row in number]).astype(np.int32) for side in ("left", "right")
+    )
+    return {"begins": begins, "ends": ends, "tokens": tokens}
+
+
 @mask_function(
+    example=example,
     inputs={"begins": "*i32", "ends": "*i32"},
     bounds=lambda batch, first_query, last_query, kv_len, begins, ends, tokens: (
         tl.load(begins + batch * tokens + first_query),

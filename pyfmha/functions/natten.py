@@ -17,11 +17,16 @@ def middle(position, size, window):
     return tl.minimum(tl.maximum(position, half), size - 1 - half)
 
 
+def example(batch, heads, q_len, kv_len):
+    return {"height": -(-max(q_len, kv_len) // 8), "width": 8, "window": 5}
+
+
 @mask_function(
+    example=example,
     bounds=lambda first_query, last_query, height, width, window: (
         (middle(first_query // width, height, window) - window // 2) * width,
         (middle(last_query // width, height, window) + window // 2 + 1) * width,
-    )
+    ),
 )
 def natten(batch, head, query, key, height, width, window):
     """height, width: of the image, in tokens; window: the neighbourhood's width, odd and at most either."""

@@ -4,12 +4,18 @@ Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to
 "causal with prefix" masks.
 """
 
+import numpy as np
 import triton.language as tl
 
 from pyfmha.functions import mask_function
 
 
+def example(batch, heads, q_len, kv_len):
+    return {"lengths": (np.arange(batch) * 30 % kv_len).astype(np.int32)}
+
+
 @mask_function(
+    example=example,
     inputs={"lengths": "*i32"},
     bounds=lambda batch, first_query, last_query, kv_len, lengths: (
         0,

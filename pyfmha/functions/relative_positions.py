@@ -6,12 +6,21 @@ tables of the model, [tokens, height] and [tokens, width] a head; their sum [tok
 heads 384 MB, is never made.
 """
 
+import numpy as np
 import triton.language as tl
 
 from pyfmha.functions import score_function
 
 
-@score_function
+def example(batch, heads, q_len, kv_len):
+    width = 8
+    height = -(-max(q_len, kv_len) // width)
+    shape, rng = (batch, heads, height * width), np.random.default_rng(0)
+    by_row, by_column = (rng.standard_normal((*shape, size)).astype(np.float32) for size in (height, width))
+    return {"by_row": by_row, "by_column": by_column, "heads": heads, "height": height, "width": width}
+
+
+@score_function(example=example)
 def relative_positions(score, batch, head, query, key, by_row, by_column, heads, height, width):
     """by_row: [batch, heads, tokens, height]; by_column: [batch, heads, tokens, width]; tokens = height * width."""
     row = (batch * heads + head) * height * width + query

@@ -4,6 +4,7 @@ Raffel et al. (2020), section 2.1, and `T5Attention._relative_position_bucket` o
 the buckets of a direction are for single distances, the others logarithmic up to `furthest`.
 """
 
+import numpy as np
 import triton
 import triton.language as tl
 
@@ -20,7 +21,12 @@ def bucket_of(distance, buckets, furthest):
     return tl.where(distance < exact, distance, tl.minimum(large, buckets - 1))
 
 
-@score_function
+def example(batch, heads, q_len, kv_len):
+    table = np.random.default_rng(0).standard_normal((32, heads)).astype(np.float32)
+    return {"table": table, "heads": heads, "buckets": 32, "furthest": 128}
+
+
+@score_function(example=example)
 def t5(score, batch, head, query, key, table, heads, buckets, furthest):
     """An encoder's, of both directions. table: [buckets, heads], the weight of T5's embedding; buckets: 32 of T5's;
     furthest: 128 of T5's."""
@@ -29,7 +35,7 @@ def t5(score, batch, head, query, key, table, heads, buckets, furthest):
     return score + tl.load(table + bucket * heads + head)
 
 
-@score_function
+@score_function(example=example)
 def t5_causal(score, batch, head, query, key, table, heads, buckets, furthest):
     """A decoder's, which looks back only; its mask is causal attention's business."""
     bucket = bucket_of(tl.maximum(query - key, 0), buckets, tl.cast(furthest, tl.int32))

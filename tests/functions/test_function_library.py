@@ -134,7 +134,10 @@ def test_the_command_builds_what_a_file_declares(tmp_path: Path, monkeypatch: py
             "import pyfmha\n@pyfmha.score_function\ndef wrong(score, query, key): return score",
             r"score function wrong takes \(score, query, key\)",
         ),
-        ("import pyfmha\n@pyfmha.mask_function\ndef a(batch, head, query, key): return key > 1\nb = a", "a is assigned to b"),
+        (
+            "import pyfmha\n@pyfmha.mask_function\ndef a(batch, head, query, key): return key > 1\nb = a",
+            "a is assigned to b",
+        ),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -27,6 +27,9 @@ ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
 )
 """Those of :data:`pyfmha.attention.forward.ARGUMENTS`, with the tensors, V's head size and the strides among them."""
 
+NULLABLE = (*forward.NULLABLE, *(name for name, _ in _TENSORS))
+"""The pointers that may be 0, :data:`pyfmha.attention.forward.NULLABLE` and the tensors of this family."""
+
 POINTERS = tuple(name for name, kind in ARGUMENTS if kind.startswith("*"))
 """The arguments that are pointers: they come first."""
 
@@ -158,6 +161,7 @@ class Biased:
             tunings=tunings,
             algorithm_name="default",
             requires=variant.requires,
+            nullable=NULLABLE,
         )
 
 

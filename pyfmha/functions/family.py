@@ -3,6 +3,7 @@
 They take what :mod:`pyfmha.attention.biased` takes, and then the function's inputs.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
+from pyfmha.spec.advice import build_command
 from pyfmha.spec.kernel import Argument, JitFunction, KernelSpec
 
 ATTRIBUTES = {"SCORE": "score", "SEEN": "seen", "BOUNDS": "bounds"}
@@ -162,7 +164,8 @@ def find(library: Any, function: Declared, dtype: str, head_size: int) -> Any:
         LibraryError: the library has none, or one that takes other inputs.
     """
     wanted = WithFunction(dtype, head_size, function=function)
-    command = f"pyfmha build --functions {function.source} --dtype {dtype} --head-size {wanted.padded}"
+    options = f"--functions {shlex.quote(str(function.source))}", f"--dtype {dtype}", f"--head-size {wanted.padded}"
+    command = build_command(library.path, *options)
     if wanted.name not in library:
         raise LibraryError(f"{library.path} has no {wanted.name}, made of {function.name}; build it: {command}")
     found = library[wanted.name]

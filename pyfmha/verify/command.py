@@ -120,8 +120,8 @@ def _verify_library(
         f.name.removeprefix("fmha_with_").rpartition("_d")[0] for f in library.manifest.functions if _is_made(f.name)
     }
     if made - known:
-        names = ", ".join(sorted(made - known))
-        console.print(f"Not checked, give their files to --functions: {names}", markup=False, soft_wrap=True)
+        left = ", ".join(sorted(made - known))
+        console.print(f"Not checked, give their files to --functions: {left}", markup=False, soft_wrap=True)
     unserved = [summary.variant for summary in summaries if not summary.cases]
     for name in unserved:
         console.print(f"{name}: no case was served by it, so nothing is known of it", markup=False, soft_wrap=True)

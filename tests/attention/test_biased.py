@@ -85,6 +85,15 @@ def test_narrow_values_have_a_variant_of_their_own() -> None:
     assert serving(Biased("bf16", 192), {}, call(head_size=192)) == ("never", "never", "never", 256)
 
 
+def test_tensors_may_be_absent_and_the_rest_may_not() -> None:
+    for spec in Biased("fp16", 64).specs():
+        needed = {argument.name: condition and condition.text for argument, condition in spec.needed_pointers()}
+        assert needed == {
+            "Out": "q_len == 0", "Q": "q_len == 0", "K": "kv_len == 0", "V": "kv_len == 0",
+            "cu_seqlens_q": "ragged == 0", "cu_seqlens_kv": "ragged == 0",
+        }  # fmt: skip
+
+
 def test_scalars_follow_the_arguments() -> None:
     scalars = call(v_head_size=32, bias_strides=(9, 8, 7, 6), mask_strides=(5, 4, 3, 2)).scalars()
     given = dict(zip([name for name, _ in ARGUMENTS][len(POINTERS) :], scalars, strict=True))

@@ -1,5 +1,6 @@
 """From a file of functions to a library: what is built, what it says of itself, and what goes wrong."""
 
+import json
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -20,6 +21,7 @@ from pyfmha.functions.family import SHIPPED, Declared, WithFunction, declared_in
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import Argument, JitFunction, KernelSpec
+from pyfmha.spec.record import spec_from_data, spec_to_data
 
 NEAR = """
     import triton.language as tl
@@ -81,7 +83,8 @@ def test_a_function_that_is_missing_says_the_command(built: tuple[Path, Path]) -
     source, path = built
     near = declared(source)["near"]
     with pytest.raises(
-        LibraryError, match=rf"no fmha_with_near_d64_fp16, .*--functions {source} --dtype fp16 --head-size 64"
+        LibraryError,
+        match=rf"no fmha_with_near_d64_fp16, .*--functions {source} --dtype fp16 --head-size 64 -o {path.parent}",
     ):
         find(Library(path), near, "fp16", 40)
 
@@ -201,3 +204,17 @@ def test_functions_and_packed_arguments_of_a_spec() -> None:
         spec(packed=("inputs", ()))
     with pytest.raises(SpecError, match="argument n is given more than once"):
         spec(functions=(JitFunction("n", Path("f.py"), "f"),))
+
+
+def test_a_spec_with_functions_survives_a_file() -> None:
+    function = JitFunction("F", Path("f.py"), "f.score")
+    whole = spec(functions=(function,), packed=("inputs", ("n",)))
+    assert spec_from_data(json.loads(json.dumps(spec_to_data(whole)))) == whole
+    old = {name: value for name, value in spec_to_data(spec()).items() if name not in ("functions", "packed")}
+    assert spec_from_data(old) == spec()
+
+
+def test_null_inputs_are_refused() -> None:
+    near = Declared(Path("f.py"), "near", (("slopes", "*fp32"),), ("SCORE",))
+    for one in WithFunction("fp16", 32, function=near).specs():
+        assert "slopes" in {argument.name for argument, condition in one.needed_pointers() if condition is None}

@@ -1,5 +1,6 @@
 """What ``pyfmha verify`` computes with biases and masks: run by the kernel under the interpreter, and judged."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_the_families_of_a_library_are_in_its_plans() -> None:
     manifest = SimpleNamespace(arguments=(*ARGUMENTS, ("slopes", "*fp32")), algorithms=[()])
 
     class Held(dict):
-        path = "lib.so"
+        path = Path("lib.so")
 
     library = Held({name: SimpleNamespace(name=name, manifest=manifest) for name in functions})
     plans = {held[0].name: cases for held, cases in _plans(library, ["fp16"], 0, list(examples_in(file_of("alibi"))))}

@@ -22,8 +22,9 @@ from pyfmha.attention.run import to_float
 from pyfmha.attention.tiles import tile_for
 from pyfmha.errors import PyfmhaError
 from pyfmha.runtime.device import Device, Event, Stream
-from pyfmha.trt.engine import build_engine
-from pyfmha.trt.saved import Saved, write_whole
+from pyfmha.trt.attention.engine import build_engine
+from pyfmha.trt.attention.saved import Saved
+from pyfmha.trt.saved import write_whole
 from pyfmha.trt.session import Session
 
 ROUNDS, LAUNCHES = 7, 20

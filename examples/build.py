@@ -17,10 +17,12 @@ from pathlib import Path
 
 from common import DTYPES, add_log_level, positive, run_program
 
-from pyfmha.trt.engine import VERBOSITIES, EngineConfig, build_engine
-from pyfmha.trt.network import ALIGNMENTS
-from pyfmha.trt.problem import LAYOUTS
-from pyfmha.trt.saved import ENGINE_FILE, TIMING_CACHE_FILE, check_writable, read_timing_cache, save_engine
+from pyfmha.attention.operator import LAYOUTS
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.network import ALIGNMENTS
+from pyfmha.trt.attention.saved import ENGINE_FILE, TIMING_CACHE_FILE, save_engine
+from pyfmha.trt.engine import VERBOSITIES
+from pyfmha.trt.saved import check_writable, read_timing_cache
 
 FEATURES = (
     *("num_kv_heads", "max_kv_seq_len", "align", "window", "softcap", "layout", "return_lse"),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from pyfmha.errors import PyfmhaError
-from pyfmha.trt.llm import DTYPES  # on these command lines, too, types have TensorRT-LLM's names
+from pyfmha.trt.attention.llm import DTYPES  # on these command lines, too, types have TensorRT-LLM's names
 
 __all__ = ["DTYPES", "LOG_LEVELS", "add_log_level", "positive", "run_program"]
 

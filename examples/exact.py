@@ -6,7 +6,7 @@ import numpy as np
 
 from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.attention.run import to_float, to_storage
-from pyfmha.trt.config import EngineConfig
+from pyfmha.trt.attention.config import EngineConfig
 from pyfmha.verify.cases import LSE_LIMIT, lse_error
 
 Arrays = dict[str, Any]

@@ -17,7 +17,7 @@ from common import add_log_level, positive, run_program
 from exact import exact_outputs, judge, make_inputs
 
 from pyfmha.errors import EngineError
-from pyfmha.trt.saved import Saved, read_engine
+from pyfmha.trt.attention.saved import Saved, read_engine
 from pyfmha.trt.session import Session
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from common import DTYPES, add_log_level, positive, run_program
 
+from pyfmha.trt.attention.graph_api import graph_api, told
 from pyfmha.trt.engine import VERBOSITIES
-from pyfmha.trt.graph_api import graph_api, told
 from pyfmha.trt.saved import check_writable, write_whole
 
 

@@ -18,7 +18,7 @@ from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.trt import register
-from pyfmha.trt.graph_api import graph_api, told
+from pyfmha.trt.attention.graph_api import graph_api, told
 from pyfmha.trt.saved import read_plan
 
 

@@ -7,6 +7,9 @@ Importing it does nothing but define names; what needs Triton, CUDA or TensorRT 
   :class:`Session`: run any engine; :class:`DirectSession`: run the plugin without an engine.
 - :class:`Library`, :class:`Function`: a built library, to launch from.
 - :class:`KernelSpec`, :class:`Argument`: describe a kernel to compile; :mod:`pyfmha.aot` compiles and links.
+- :class:`Operator`, of :class:`Tensor`, :class:`Types`, :class:`Attribute`, :class:`Check`, :class:`Launch`,
+  :class:`Config`, :class:`Part` and :class:`Option`: describe a plugin of one's own; :func:`add_operator` puts it in a
+  network.
 - :class:`Attention`, :func:`family`: the attention kernels.
 - :class:`PyfmhaError`: the base of every error, all in :mod:`pyfmha.errors`.
 """
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfmha.attention.first import Attention, family
 from pyfmha.errors import PyfmhaError
+from pyfmha.operators.description import Attribute, Check, Config, Launch, Operator, Option, Part, Tensor, Types
 from pyfmha.runtime.library import Function, Library
 from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.spec.manifest import Manifest
@@ -23,24 +27,36 @@ from pyfmha.spec.manifest import Manifest
 if TYPE_CHECKING:
     from pyfmha.functions import mask_function, score_and_mask, score_function
     from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
-    from pyfmha.trt.engine import EngineConfig, build_engine, build_plan
-    from pyfmha.trt.saved import read_engine, save_engine
+    from pyfmha.trt.attention.engine import EngineConfig, build_engine
+    from pyfmha.trt.attention.saved import read_engine, save_engine
+    from pyfmha.trt.engine import build_plan
+    from pyfmha.trt.network import add_operator
     from pyfmha.trt.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
     "Argument",
     "Attention",
+    "Attribute",
+    "Check",
+    "Config",
     "DirectSession",
     "EngineConfig",
     "Function",
     "KernelSpec",
+    "Launch",
     "Library",
     "Manifest",
+    "Operator",
+    "Option",
+    "Part",
     "PyfmhaError",
     "Session",
+    "Tensor",
+    "Types",
     "add_attention",
     "add_attention_packed",
+    "add_operator",
     "build_engine",
     "build_plan",
     "family",
@@ -55,16 +71,17 @@ __all__ = [
 # Imported at first use: they need numpy, which building and launching do without.
 _LAZY = {
     "DirectSession": "pyfmha.trt",
-    "EngineConfig": "pyfmha.trt.engine",
+    "EngineConfig": "pyfmha.trt.attention.engine",
     "Session": "pyfmha.trt.session",
     "add_attention": "pyfmha.trt",
     "add_attention_packed": "pyfmha.trt",
-    "build_engine": "pyfmha.trt.engine",
+    "add_operator": "pyfmha.trt.network",
+    "build_engine": "pyfmha.trt.attention.engine",
     "build_plan": "pyfmha.trt.engine",
     "mask_function": "pyfmha.functions",
-    "read_engine": "pyfmha.trt.saved",
+    "read_engine": "pyfmha.trt.attention.saved",
     "register": "pyfmha.trt",
-    "save_engine": "pyfmha.trt.saved",
+    "save_engine": "pyfmha.trt.attention.saved",
     "score_and_mask": "pyfmha.functions",
     "score_function": "pyfmha.functions",
 }

@@ -1,9 +1,9 @@
-"""TensorRT-LLM's layer under its public name; it lives in :mod:`pyfmha.trt.llm`, beside the plugin that it adds."""
+"""TensorRT-LLM's layer under its public name; it lives in :mod:`pyfmha.trt.attention.llm`."""
 
 from typing import Any
 
-from pyfmha.trt import llm
-from pyfmha.trt.llm import flash_attention_op
+from pyfmha.trt.attention import llm
+from pyfmha.trt.attention.llm import flash_attention_op
 
 __all__ = ["flash_attention_op"]
 

@@ -1,6 +1,7 @@
 """The layering that DESIGN promises, read from the source and seen in fresh processes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,13 +37,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "bfloat16": (set(), {"numpy"}),
     "spec": ({"errors"}, set()),
+    "operators": ({"errors", "spec"}, set()),
     "interpreter": ({"bfloat16", "errors"}, {"numpy", "triton"}),
-    "runtime": ({"errors", "spec"}, {"numpy", "cuda"}),
-    "attention": ({"bfloat16", "errors", "interpreter", "runtime", "spec"}, {"numpy"}),
+    "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
+    "attention": ({"bfloat16", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
     "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
-    "aot": ({"errors", "spec"}, {"jinja2", "triton"}),
+    "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"aot", "spec"}, {"rich"}),
-    "trt": ({"attention", "bfloat16", "errors", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
+    "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
     "verify": (
         {"attention", "bfloat16", "errors", "functions", "interpreter", "report", "runtime", "spec", "trt"},
@@ -53,10 +55,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "functions", "report", "runtime", "spec", "trt", "verify"},
+        {"aot", "attention", "bench", "errors", "functions", "operators", "report", "runtime", "spec", "trt", "verify"},
         {"click", "numpy", "rich", "typer", "triton"},
     ),
-    "__init__": ({"attention", "errors", "functions", "runtime", "spec", "trt"}, set()),
+    "__init__": ({"attention", "errors", "functions", "operators", "runtime", "spec", "trt"}, set()),
     "__main__": ({"cli"}, set()),
 }
 
@@ -91,8 +93,37 @@ def test_a_room_imports_from_below_only(path: Path) -> None:
 
 
 def test_the_families_of_attention_need_the_standard_library_only() -> None:
-    for name in ("first", "tiles", "forward", "decode", "hopper", "biased", "families"):
+    for name in ("first", "tiles", "forward", "decode", "hopper", "biased", "families", "operator"):
         assert top(imports_of(PACKAGE / "attention" / f"{name}.py")) <= sys.stdlib_module_names | {"pyfmha"}, name
+
+
+WORDS_OF_ATTENTION = {
+    *("attention", "flash", "fmha", "softmax", "softcap", "causal", "lse", "qkv", "kv", "bhsd", "bshd"),
+    *("head", "heads", "query", "queries", "keys", "seq", "seqlen", "seqlens", "tokens"),
+    *("decode", "decoded", "decoding", "decodes"),
+}
+# The default operator of `register`, a bytes object's method, and what is no head of attention: bytes of a launch.
+NO_WORDS_OF_ATTENTION = (
+    *("from pyfmha.attention.operator import OPERATOR", "attention by default", '.decode(errors="replace")'),
+    "made.head for _, made",
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in (PACKAGE / "trt").glob("*.py") if path.name != "__init__.py")
+    + sorted((PACKAGE / "operators").glob("*.py")),
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_plugins_know_nothing_of_attention(path: Path) -> None:
+    """What attention is stands in its description and in the folder ``trt/attention``; all else serves any operator."""
+    text = path.read_text()
+    for allowed in NO_WORDS_OF_ATTENTION:
+        text = text.replace(allowed, "")
+    # Names fall into words at underscores and at capitals in their midst.
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
+
+    assert not words & WORDS_OF_ATTENTION
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.name)
@@ -147,4 +178,4 @@ def test_the_top_level_is_the_one_the_user_fixed() -> None:
     names = {name.partition("/")[0] for name in listed if name and not name.startswith(".")}
 
     fixed = {"pyproject.toml", "pyfmha", "kernels", "aot_out", "examples", "tests"}
-    assert names == fixed | {"README.md", "LICENSE", "CHANGELOG.md", "Makefile"} | (names & {"CONTRIBUTING.md"})
+    assert names == fixed | {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.cache import Cache
-from pyfmha.aot.cubin import Compiler, Cubin, toolchain
+from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
@@ -19,13 +19,14 @@ from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
-from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SpecError
+from pyfmha.aot.toolchain import toolchain
+from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SharedMemoryError, SpecError
+from pyfmha.operators.description import Operator
 from pyfmha.spec.advice import LIBRARY_NAME, LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Manifest, read_manifest
 from pyfmha.spec.record import spec_to_data
-from pyfmha.spec.signature import parse_signature
 
 Progress = Callable[[int, int, str], None]
 """Called with work done, work in all, and the name of what was just done."""
@@ -33,47 +34,6 @@ Progress = Callable[[int, int, str], None]
 
 def _silent(done: int, total: int, name: str) -> None:
     pass
-
-
-def make_spec(
-    compiler: Compiler,
-    source: Path,
-    kernel: str,
-    signature: str,
-    grid: str,
-    *,
-    name: str | None = None,
-    num_warps: int = 4,
-    num_stages: int = 3,
-    maxnreg: int | None = None,
-    debug: bool | None = None,
-    enable_fp_fusion: bool = True,
-    nullable: Sequence[str] = (),
-) -> KernelSpec:
-    """A spec from a signature in Triton's notation, read against the kernel's own parameters.
-
-    What the other settings mean, :class:`pyfmha.KernelSpec` says; ``debug`` is by default as the kernel's decorator.
-
-    Raises:
-        KernelSourceError: the file or the kernel cannot be had.
-        SpecError: signature, grid, hints or settings are wrong.
-    """
-    found = compiler.describe(source, kernel)
-    arguments, constants = parse_signature(signature, found.names, found.defaults, found.constexprs)
-    return KernelSpec(
-        source,
-        kernel,
-        name or kernel,
-        arguments,
-        constants,
-        grid,
-        num_warps,
-        num_stages,
-        maxnreg=maxnreg,
-        debug=True if debug is None and found.debug else debug,
-        enable_fp_fusion=enable_fp_fusion,
-        nullable=tuple(nullable),
-    )
 
 
 def compile_kernel(
@@ -127,6 +87,43 @@ def compile_kernel(
             names += write_handover(stage, stem, one, images, triton)
         stage.publish(*dict.fromkeys(names))
     return [output.parent / f"{output.name}.{one.variant}.h" for one in specs]
+
+
+def compile_configs(
+    compiler: Compiler,
+    specs: Sequence[KernelSpec],
+    archs: Sequence[Arch],
+    output: Path,
+    *,
+    generic: bool = True,
+    progress: Progress = _silent,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """As :func:`compile_kernel`, for the configurations of an autotuner: each an algorithm, in their order.
+
+    One that needs more shared memory than an architecture has is left out with a note, as the autotuner does.
+
+    Raises:
+        SharedMemoryError: all of them do.
+        PyfmhaError: as :func:`compile_kernel`.
+    """
+    if output.is_dir():
+        output = output / specs[0].name
+    check_stem(output)
+    headers: list[Path] = []
+    failure: SharedMemoryError | None = None
+    for index, spec in enumerate(specs):
+        stem = output.with_name(
+            f"{output.name}.{index:0{len(str(len(specs)))}}"
+        )  # in their order where a glob sorts them
+        try:
+            headers += compile_kernel(compiler, spec, archs, stem, generic=generic, progress=progress)
+        except SharedMemoryError as error:
+            failure = error
+            note(f"left out: {error}")
+    if failure is not None and not headers:
+        raise failure
+    return headers
 
 
 def _handover(spec: KernelSpec, cubins: Sequence[Cubin], stem: Path, triton: str) -> Handover:
@@ -183,6 +180,7 @@ def build(
     jobs: int | None = None,
     progress: Progress = _silent,
     fresh: bool = False,
+    operators: Sequence[Operator] = (),
 ) -> BuildResult:
     """Build a library of many specs: ``libpyfmha.so`` and ``manifest.json``, with the C sources in ``c/``.
 
@@ -198,6 +196,8 @@ def build(
         jobs: compiler processes, by default one a CPU.
         progress: called after each piece of machine code that had to be compiled.
         fresh: drop what the folder holds and is not asked for.
+        operators: what the library's plugins are, see :func:`pyfmha.aot.emit_operators.emit_operators`. Those that the
+            folder holds stay, too.
 
     Returns:
         What was done.
@@ -214,7 +214,8 @@ def build(
     while True:
         held = read_held(folder)
         planned = plan(held, asked, archs, folder, fresh=fresh)
-        stamp = _stamp(cache, planned)
+        plugins = joined_operators(() if fresh else held.operators, operators)
+        stamp = _stamp(cache, planned, plugins)
         found = {(spec.variant, arch.name): cache.get(spec, arch) for spec, archs in planned.pieces for arch in archs}
         complete = None not in found.values()
         manifest = _current(folder, held, stamp) if complete else None
@@ -222,10 +223,16 @@ def build(
         if not complete:
             compiled += _compile_missing(cache, planned, found, folder, jobs, progress)
         if manifest is None:
-            manifest = _write(folder, held, planned, found, cache.toolchain["triton"], stamp)
+            manifest = _write(folder, held, planned, found, plugins, cache.toolchain["triton"], stamp)
         if manifest is not None:
             pieces = (len(found), planned.kept, planned.replaced, planned.dropped)
             return BuildResult(folder / LIBRARY_NAME, manifest, compiled, up_to_date, *pieces)
+
+
+def joined_operators(held: Sequence[Operator], asked: Sequence[Operator]) -> tuple[Operator, ...]:
+    """Operators by name; of one that is held and asked for, what is asked for."""
+    found = {(one.namespace, one.name, one.version): one for one in (*held, *asked)}
+    return tuple(found[key] for key in sorted(found))
 
 
 Found = dict[tuple[str, str], Cubin | None]
@@ -279,7 +286,15 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(folder: Path, held: Held, planned: Plan, found: Found, triton: str, stamp: str) -> Manifest | None:
+def _write(
+    folder: Path,
+    held: Held,
+    planned: Plan,
+    found: Found,
+    operators: Sequence[Operator],
+    triton: str,
+    stamp: str,
+) -> Manifest | None:
     """Write the library; None where another build changed the folder meanwhile, so that the plan is out of date."""
     with staging(folder) as stage, _locked(folder):
         if read_held(folder) != held:
@@ -289,30 +304,31 @@ def _write(folder: Path, held: Held, planned: Plan, found: Found, triton: str, s
             cubins = [cubin for arch in archs if (cubin := found[spec.variant, arch.name]) is not None]
             names += write_handover(stage, f"{SOURCES}/{spec.variant}", spec, cubins, triton)
         variants = [read_handover(stage.path / f"{SOURCES}/{spec.variant}.h") for spec, _ in planned.pieces]
-        made, manifest = prepare_library(stage, variants, LIBRARY_STEM, library=True)
+        made, manifest = prepare_library(stage, variants, LIBRARY_STEM, library=True, operators=operators)
         stage.write(MANIFEST_NAME, manifest.to_json())
         sources = [name for name in made if name.endswith((".c", ".h"))]
         for name in sources:
             (stage.path / name).replace(stage.path / SOURCES / name)
         names = [*dict.fromkeys([*names, *(f"{SOURCES}/{name}" for name in sources), LIBRARY_NAME, MANIFEST_NAME])]
         pieces = [(spec, [arch.name for arch in archs]) for spec, archs in planned.pieces]
-        stage.write(RECORD_NAME, to_record(folder, stage.path, names, pieces, stamp))
+        stage.write(RECORD_NAME, to_record(folder, stage.path, names, pieces, operators, stamp))
         stage.publish(*names, RECORD_NAME)
         for name in held.files.keys() - set(names):  # the sources of variants that are no more
             (folder / SOURCES / Path(name).name).unlink(missing_ok=True)
     return manifest
 
 
-def _stamp(cache: Cache, planned: Plan) -> str:
+def _stamp(cache: Cache, planned: Plan, operators: Sequence[Operator]) -> str:
     """Digest of everything that decides a build's output."""
     digest = hashlib.sha256(json.dumps([pyfmha.__version__, *find_compiler(), *CFLAGS, *LDFLAGS]).encode())
     for spec, archs in planned.pieces:
         described = [spec_to_data(spec), [cache.key(spec, arch) for arch in archs]]
         digest.update(json.dumps(described).encode())
+    digest.update(json.dumps([operator.to_json() for operator in operators]).encode())
     for file in sorted(TEMPLATES.iterdir()):
         digest.update(file.read_bytes())
     package = Path(pyfmha.__file__).parent
-    for module in sorted([*package.glob("aot/*.py"), *package.glob("spec/*.py")]):
+    for module in sorted([*package.glob("aot/*.py"), *package.glob("spec/*.py"), *package.glob("operators/*.py")]):
         digest.update(module.read_bytes())
     return digest.hexdigest()
 

@@ -12,6 +12,8 @@ from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import SCHEMA
 
+_WORKER = ("worker.py", "descriptors.py", "sources.py", "target.py", "wrappers.py")
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -30,7 +32,7 @@ class Cache:
     @classmethod
     def open(cls, folder: Path, toolchain: dict[str, str]) -> "Cache":
         """The cache in a folder, which need not exist."""
-        worker = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("worker.py", "descriptors.py"))
+        worker = b"".join(Path(__file__).with_name(name).read_bytes() for name in _WORKER)
         return cls(folder, toolchain, hashlib.sha256(worker).hexdigest())
 
     def key(self, spec: KernelSpec, arch: Arch) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.emit_c import emit_library, emit_manifest
+from pyfmha.aot.emit_operators import emit_operators
 from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover, unite, write_handover
 from pyfmha.aot.staging import Staging, staging
 from pyfmha.errors import SpecError, ToolchainError
+from pyfmha.operators.description import Operator
 from pyfmha.spec.advice import LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import KernelSpec
@@ -94,13 +96,16 @@ def prepare_library(
     library: bool,
     so_name: str | None = None,
     in_order: bool = True,
+    operators: Sequence[Operator] = (),
 ) -> tuple[list[str], Manifest]:
     """Prepare a library's files; returns their names in the order to publish them, and the manifest."""
     functions = group(variants, in_order=in_order)
     by_name = {v.spec.variant: v for v in variants}
     specs = {name: [[v.spec for v in algorithm] for algorithm in algorithms] for name, algorithms in functions.items()}
-    files = emit_library(specs, stem)
-    manifest = _manifest(functions, files)
+    files = emit_library(specs, stem, {v.variant.name: v.variant.images for v in variants})
+    if operators:
+        files |= emit_operators(operators, _manifest(functions, {}, operators).functions, f"{stem}.so")
+    manifest = _manifest(functions, files, operators)
     text = manifest.to_json()
     for name, content in files.items():
         stage.write(name, content)
@@ -108,7 +113,7 @@ def prepare_library(
     names = list(files)
     if library:
         so_name = so_name or f"{stem}.so"
-        sources = files | {"pyfmha_manifest.c": emit_manifest(text)}
+        sources = files | {"pyfmha_manifest.c": emit_manifest(text, manifest.build_id)}
         build_shared(stage, sources, list(by_name.values()), so_name)
         names.append(so_name)
     return [*names, f"{stem}.json"], manifest
@@ -214,6 +219,7 @@ def _check_exports(names: Sequence[str]) -> None:
             f"{name}_arguments",
             f"{name}_get_num_algos",
             f"{name}_variant",
+            f"{name}_workspace",
         ):
             if symbol in exports:
                 raise SpecError(
@@ -222,7 +228,9 @@ def _check_exports(names: Sequence[str]) -> None:
             exports[symbol] = name
 
 
-def _manifest(functions: dict[str, list[list[Handover]]], files: dict[str, str]) -> Manifest:
+def _manifest(
+    functions: dict[str, list[list[Handover]]], files: dict[str, str], operators: Sequence[Operator]
+) -> Manifest:
     described = tuple(
         Function(
             name=name,
@@ -233,11 +241,12 @@ def _manifest(functions: dict[str, list[list[Handover]]], files: dict[str, str])
         for name, algorithms in functions.items()
     )
     triton = ", ".join(sorted({v.triton for algorithms in functions.values() for a in algorithms for v in a}))
-    unnamed = Manifest("", pyfmha.__version__, triton, described)
+    plugins = tuple(operator.to_json() for operator in operators)
+    unnamed = Manifest("", pyfmha.__version__, triton, described, plugins)
     digest = hashlib.sha256(unnamed.to_json().encode())
     for name in sorted(files):
         digest.update(files[name].encode())
-    return Manifest(digest.hexdigest()[:32], pyfmha.__version__, triton, described)
+    return replace(unnamed, build_id=digest.hexdigest()[:32])
 
 
 def build_shared(stage: Staging, sources: dict[str, str], variants: Sequence[Handover], name: str) -> None:

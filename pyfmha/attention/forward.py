@@ -12,9 +12,8 @@ from pathlib import Path
 from pyfmha.attention import first
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.hopper import variants as hopper_variants
-from pyfmha.attention.tiles import Tile, forward_generic_tile, forward_precision, forward_tile
+from pyfmha.attention.tiles import TUNED_ARCHS, Tile, forward_generic_tile, forward_precision, forward_tile
 from pyfmha.errors import SpecError
-from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 
 HEAD_SIZES = (32, 64, 128, 256)
@@ -104,7 +103,7 @@ class Forward:
         generic = self._spec(forward_generic_tile(self.dtype, self.padded), "any", hinted=False)
         return (
             *(hopper_variants(generic, self.padded) if hopper else ()),
-            self._tuned("never", list(ARCHS)),
+            self._tuned("never", list(TUNED_ARCHS)),
             *self._capped(),
             generic,
         )
@@ -112,8 +111,8 @@ class Forward:
     def _capped(self) -> tuple[KernelSpec, ...]:
         """The variant for soft caps, if there is one."""
         if self.dtype != "fp32":
-            return (self._tuned("always", list(ARCHS)),)
-        archs = [arch for arch in ARCHS if forward_precision("fp32", self.padded, arch) == "fp16x3"]
+            return (self._tuned("always", list(TUNED_ARCHS)),)
+        archs = [arch for arch in TUNED_ARCHS if forward_precision("fp32", self.padded, arch) == "fp16x3"]
         return (replace(self._tuned("always", archs), archs=tuple(archs)),) if archs else ()
 
     def _tuned(self, softcap: str, archs: list[str]) -> KernelSpec:

@@ -93,6 +93,9 @@ _MMA_SYNC: _Table = {
     ("tf32", 256): Tile(16, 32, 4, 2),
 }
 
+TUNED_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+"""Those with tiles of their own. Variants are named by them, so that the list stays as it is; others are like one."""
+
 _TABLES = {"sm_90": _HOPPER, "sm_100": _BLACKWELL}
 
 # Where the production kernel, which holds strides and limits besides, needs other tiles.
@@ -112,13 +115,18 @@ _BIASED: dict[str, _Table] = {"sm_90": {("half", 256): Tile(64, 32, 8, 2)}}
 _FORWARD_PRECISION = {("sm_90", head_size): "fp16x3" for head_size in (32, 64, 128, 256)}
 
 
+def _tuned_as(arch: str) -> str:
+    found = parse_arch(arch)
+    return found.like or found.name
+
+
 def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str = "tf32x3") -> Tile:
     """The tile the attention kernel is built with.
 
     Args:
         dtype: fp16, bf16 or fp32.
         head_size: 32, 64, 128 or 256.
-        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        arch: an architecture that is served.
         causal: reserved: so far the same tile was best for causal and full attention.
         precision: for fp32, tf32x3 or tf32.
 
@@ -128,7 +136,7 @@ def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str
     del causal
     if dtype not in ("fp16", "bf16", "fp32"):
         raise SpecError(f"no tile for dtype {dtype!r}: use fp16, bf16 or fp32")
-    table = _TABLES.get(parse_arch(arch).name, _MMA_SYNC)
+    table = _TABLES.get(_tuned_as(arch), _MMA_SYNC)
     key = (precision if dtype == "fp32" else "half", head_size)
     if key not in table:
         raise SpecError(
@@ -152,9 +160,9 @@ def forward_precision(dtype: str, head_size: int, arch: str) -> str:
     Args:
         dtype: fp16, bf16 or fp32.
         head_size: 32, 64, 128 or 256.
-        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        arch: an architecture that is served.
     """
-    return _FORWARD_PRECISION.get((parse_arch(arch).name, head_size), "tf32x3") if dtype == "fp32" else "tf32x3"
+    return _FORWARD_PRECISION.get((_tuned_as(arch), head_size), "tf32x3") if dtype == "fp32" else "tf32x3"
 
 
 def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
@@ -167,14 +175,14 @@ def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
     Args:
         dtype: fp16, bf16 or fp32.
         head_size: padded: 32, 64, 128 or 256.
-        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        arch: an architecture that is served.
 
     Raises:
         SpecError: there is no tile for that combination.
     """
     key = (forward_precision(dtype, head_size, arch) if dtype == "fp32" else "half", head_size)
     usual = tile_for(dtype, head_size, arch, causal=True)
-    return _FORWARD.get(parse_arch(arch).name, {}).get(key, usual)
+    return _FORWARD.get(_tuned_as(arch), {}).get(key, usual)
 
 
 def forward_generic_tile(dtype: str, head_size: int) -> Tile:

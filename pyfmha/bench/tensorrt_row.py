@@ -8,7 +8,7 @@ from pyfmha.bench.cells import Cell
 from pyfmha.bench.inputs import DeviceInputs
 from pyfmha.bench.protocol import Floats, MissingError
 from pyfmha.runtime.graph import Graph
-from pyfmha.trt.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
 from pyfmha.trt.session import Session
 
 

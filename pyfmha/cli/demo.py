@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pyfmha.aot import build
 from pyfmha.attention.first import Attention, family_specs
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
 from pyfmha.attention.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
 from pyfmha.report import audit, progress_bar
@@ -93,7 +94,7 @@ def run_demo(
     sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
     console.print(f"Attention kernels of head size {sizes}, {why}.", markup=False, soft_wrap=True)
     with progress_bar(console, "compiling") as progress:
-        built = build(family_specs(members), archs, folder, jobs=jobs, progress=progress)
+        built = build(family_specs(members), archs, folder, jobs=jobs, progress=progress, operators=[OPERATOR])
     console.print(
         "Up to date: nothing had changed since the last build."
         if built.up_to_date

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 import pyfmha
-from pyfmha.aot import BuildResult, Compiler, build, compile_kernel, link, make_spec
+from pyfmha.aot import BuildResult, Compiler, build, compile_configs, compile_kernel, link, make_specs
+from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.errors import SpecError
 from pyfmha.functions.family import SHIPPED, declared_in, file_of, function_specs
+from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
@@ -98,14 +101,20 @@ Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler 
 @reported()
 def compile_command(
     path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
-    kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
+    kernel_name: Annotated[
+        str,
+        typer.Option(
+            "-n", "--kernel-name", help="The @triton.jit function; it may stand under autotune or heuristics."
+        ),
+    ],
     signature: Annotated[
         str,
         typer.Option(
             "-s",
             "--signature",
             help="Types, hints and constants, in the kernel's order: '*fp16:16, i32, fp32, 128'. :16 promises a"
-            " multiple of 16, :1 the value 1.",
+            " multiple of 16, :1 the value 1. Then by name: 'BLOCK=128, ACTIVATION=gelu, DTYPE=fp16'; tuples in"
+            " parentheses; _ for what a configuration, a heuristic or a default gives.",
         ),
     ],
     grid: Annotated[
@@ -128,8 +137,25 @@ def compile_command(
     out_name: Annotated[
         str | None, typer.Option("-on", "--out-name", help="The C function's name. Default: the kernel's.")
     ] = None,
-    num_warps: Annotated[int, typer.Option("-w", "--num-warps", help="Warps a block.")] = 1,
-    num_stages: Annotated[int, typer.Option("-ns", "--num-stages", help="Software-pipelining depth.")] = 3,
+    num_warps: Annotated[
+        int | None, typer.Option("-w", "--num-warps", help="Warps a block. Default: the configuration's, else 1.")
+    ] = None,
+    num_stages: Annotated[
+        int | None,
+        typer.Option("-ns", "--num-stages", help="Software-pipelining depth. Default: the configuration's, else 3."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            help="Which configuration of its @triton.autotune, from 0 on, gives constants, warps and stages; all: each,"
+            " as an algorithm of its own.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        bool,
+        typer.Option("--workspace", help="The function's last argument is memory for the kernel's global scratch."),
+    ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option("-t", "--target", help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's."),
@@ -160,16 +186,50 @@ def compile_command(
     -g "(seq_len + 127) / 128, batch_size * num_heads, 1"
     """
     archs = _archs(target)
+    configs = _configs(config)
     with Compiler() as compiler, progress_bar(errors, "compiling") as progress:
-        spec = make_spec(
-            compiler, path, kernel_name, signature, grid, name=out_name, num_warps=num_warps, num_stages=num_stages,
-            maxnreg=maxnreg, debug=debug, enable_fp_fusion=fp_fusion, nullable=nullable or (),
-        )  # fmt: skip
+        specs = make_specs(
+            compiler,
+            path,
+            kernel_name,
+            signature,
+            grid,
+            name=out_name,
+            configs=configs,
+            archs=archs,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            maxnreg=maxnreg,
+            workspace=workspace,
+            default_warps=1,
+            debug=debug,
+            enable_fp_fusion=fp_fusion,
+            nullable=nullable or (),
+            note=_note,
+        )
         folder = not out_path or out_path.endswith("/")
-        output = Path(out_path or "", spec.name) if folder else Path(out_path or "")
-        headers = compile_kernel(compiler, spec, archs, output, generic=generic, progress=progress)
+        output = Path(out_path or "", specs[0].name) if folder else Path(out_path or "")
+        if configs is None:
+            headers = compile_configs(compiler, specs, archs, output, generic=generic, progress=progress, note=_note)
+        else:
+            headers = compile_kernel(compiler, specs[0], archs, output, generic=generic, progress=progress)
     for header in headers:
         console.print(str(header), markup=False, soft_wrap=True)
+
+
+def _configs(text: str | None) -> list[int | None] | None:
+    """The configurations asked for: none, one, or, as None, all."""
+    if text is None:
+        return [None]
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise SpecError(f"--config is {text!r}; give a number, from 0 on, or all")
+    return [int(text)]
+
+
+def _note(text: str) -> None:
+    errors.print(f"note: {text}", markup=False)
 
 
 @app.command("link")
@@ -219,23 +279,50 @@ def build_command(
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the library there holds beside this.")] = False,
+    operators: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--operators",
+            help="Python file with pyfmha.Operator descriptions and their kernels, one or several; it is executed. Then"
+            " attention is built only where --kernels, --dtype or --head-size ask for it.",
+        ),
+    ] = None,
 ) -> None:
-    """Build the attention kernels into one shared library with its manifest. Needs no GPU.
+    """Build the attention kernels, or operators of your own, into one shared library with its manifest and its plugins
+    for TensorRT. Needs no GPU.
 
     What the library there holds stays in it: functions, and architectures of the same functions, add up.
 
     Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128 --kernels forward decode
+
+    Example: pyfmha build --operators gelu.py --arch sm_80 sm_90
     """
     archs, why = (parse_archs(arch), "") if arch else default_archs()
     if why:
         console.print(f"Building {why}.", markup=False, soft_wrap=True)
-    specs = library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
+    specs, described = _described(operators or [])
+    if not operators or kernels or dtype or head_size:
+        specs += library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
+        described.append(OPERATOR)
     if functions:
         specs += _function_specs(functions, dtype or DTYPES, head_size or HEAD_SIZES)
     with progress_bar(errors, "compiling") as progress:
-        result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh)
+        result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh, operators=described)
     for line in _told(result):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
+    """What to compile for the operators of some files, and the operators."""
+    specs: list[KernelSpec] = []
+    described: list[Operator] = []
+    if files:
+        with Compiler(1) as compiler:
+            for file in files:
+                for operator in load_operators(compiler, file):
+                    specs += operator_specs(compiler, operator)
+                    described.append(operator)
+    return specs, described
 
 
 def _told(result: BuildResult) -> Iterator[str]:

@@ -14,7 +14,8 @@ from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
 from pyfmha.spec.advice import build_command
-from pyfmha.spec.kernel import Argument, JitFunction, KernelSpec
+from pyfmha.spec.constants import JitFunction
+from pyfmha.spec.kernel import Argument, KernelSpec
 
 ATTRIBUTES = {"SCORE": "score", "SEEN": "seen", "BOUNDS": "bounds"}
 """The kernel's parameters that are functions, and the attributes of an AttentionFunction that they are."""
@@ -125,7 +126,7 @@ class WithFunction(Biased):
                 JitFunction(part, self.function.source, f"{self.function.name}.{ATTRIBUTES[part]}")
                 for part in self.function.parts
             ),
-            packed=("inputs", tuple(name for name, _ in inputs)) if inputs else None,
+            tuples=(("inputs", tuple(name for name, _ in inputs)),) if inputs else (),
         )
 
 

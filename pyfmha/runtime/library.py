@@ -7,18 +7,20 @@ import ctypes
 import functools
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
+from pyfmha.operators.description import Operator
 from pyfmha.runtime.elf import check_whole
+from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.advice import DEFAULT_FOLDER, LIBRARY_NAME, MANIFEST_NAME, build_command
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest, parse_manifest, read_manifest
 
-_FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
+FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
 DEFAULT_LIBRARY = DEFAULT_FOLDER / LIBRARY_NAME
 
 
@@ -43,8 +45,8 @@ class Function:
         # One struct instead of dozens of ctypes conversions: twice as fast, and struct refuses what does not fit, where
         # ctypes wraps integers without a word.
         formats = ["Q", *(entry.format for entry in types)]
-        self.pack = struct.Struct(_aligned([*formats, "i"])).pack
-        self._pack_first = struct.Struct(_aligned([*formats, "4x"])).pack  # with algo_id 0
+        self.pack = struct.Struct(aligned([*formats, "i"])).pack
+        self._pack_first = struct.Struct(aligned([*formats, "4x"])).pack  # with algo_id 0
         self.launch_packed = _bind(cdll, f"{manifest.name}_packed", [ctypes.c_char_p])
         self._launch = _bind(cdll, f"{manifest.name}_packed")  # takes bytes at once, unchecked: 40 ns less
         self._entry = _bind(cdll, manifest.name, [])
@@ -53,6 +55,10 @@ class Function:
         values = [entry.ctypes for entry in types]
         self._variant = _bind(
             cdll, f"{manifest.name}_variant", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
+        )
+        needed = any(i.workspace for algorithm in manifest.algorithms for v in algorithm for i in v.images)
+        self._workspace = needed and _bind(
+            cdll, f"{manifest.name}_workspace", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64)]
         )
         self._last_error = _bind(cdll, "pyfmha_last_error", [], ctypes.c_char_p)
         self._types = types
@@ -108,17 +114,23 @@ class Function:
         if status:
             self.check(status, LaunchError)
 
-    def prepare(self, *arguments: Any, algo_id: int = 0) -> "Prepared":
+    def prepare(self, *arguments: Any, algo_id: int = 0, all_pointers: bool = False) -> "Prepared":
         """Settle everything about a launch but its stream and leading pointers, for the cheapest way to repeat it.
 
         Args:
             arguments: as for a call; the leading pointers are placeholders, to be given at each launch.
             algo_id: which algorithm, from 0.
+            all_pointers: whether pointers behind other arguments are placeholders, too.
 
         Raises:
             TypeError, OverflowError: as a call. Whether the arguments are served is found out at the launch.
         """
-        return Prepared(self, self._launch, self._packed((0, *arguments), algo_id), self._leading)
+        packed = self._packed((0, *arguments), algo_id)
+        pointers = [index for index, entry in enumerate(self._types) if entry.kind == "pointer"]
+        if not all_pointers or pointers == list(range(self._leading)):
+            return Prepared(self, self._launch, packed, leading_pointers(self._leading))
+        formats = [entry.format for entry in self._types[: pointers[-1] + 1]]
+        return Prepared(self, self._launch, packed, pointers_among(formats, arguments, pointers))
 
     def _packed(self, arguments: tuple[Any, ...], algo_id: int) -> bytes:
         try:
@@ -144,6 +156,23 @@ class Function:
         self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
 
+    def workspace_size(self, *arguments: Any, algo_id: int = 0) -> int:
+        """Bytes of device memory that a launch with these arguments needs at its last one, the workspace; often 0.
+
+        Args:
+            arguments: as for :meth:`variant`; the workspace itself may be 0.
+            algo_id: which algorithm, from 0.
+
+        Raises:
+            LaunchError: as a call would; the function must be loaded in the current CUDA context.
+            TypeError, OverflowError: as a call.
+        """
+        self._packed((0, *arguments), algo_id)
+        size = ctypes.c_uint64()
+        if self._workspace:
+            self.check(self._workspace(*arguments, algo_id, ctypes.byref(size)), LaunchError)
+        return size.value
+
     def _refusal(self, arguments: tuple[object, ...], algo_id: object) -> Exception:
         """The error for a stream and arguments that could not be packed: the first that is at fault, by name."""
         names = [name for name, _ in self.manifest.arguments]
@@ -158,7 +187,7 @@ class Function:
             ["stream", *names, "algo_id"], kinds, entries, [*arguments, algo_id], strict=True
         ):
             wanted = "a number" if entry.kind == "float" else "an integer"
-            low, high = entry.bounds or ((-_FLOAT_MAX, _FLOAT_MAX) if entry.kind == "float" else (0, (1 << 64) - 1))
+            low, high = entry.bounds or ((-FLOAT_MAX, FLOAT_MAX) if entry.kind == "float" else (0, (1 << 64) - 1))
             try:
                 struct.pack(entry.format, value)
                 number: float = value  # type: ignore[assignment]  # it was packed
@@ -205,9 +234,8 @@ class Prepared:
 
     __slots__ = ("_buffer", "function", "head", "launch", "pack", "start", "tail")
 
-    def __init__(self, function: Function, launch: Any, packed: bytes, pointers: int) -> None:
+    def __init__(self, function: Function, launch: Any, packed: bytes, head: Head) -> None:
         self.function = function
-        head = struct.Struct(f"@{1 + pointers}Q")
         self.head: Callable[..., bytes] = head.pack
         self.tail = packed[head.size :]
         self.start: Callable[[bytes], int] = launch
@@ -259,6 +287,15 @@ class Library:
         self.manifest = self._read_manifest()
         self._functions = {function.name: Function(self._cdll, function) for function in self.manifest.functions}
 
+    @functools.cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """The descriptions of the plugins that it holds.
+
+        Raises:
+            SpecError: a later version of this package described one.
+        """
+        return tuple(Operator.from_json(data) for data in self.manifest.operators)
+
     def _read_manifest(self) -> Manifest:
         try:
             text = _bind(self._cdll, "pyfmha_manifest", [], ctypes.c_char_p)()
@@ -299,20 +336,6 @@ class Library:
 
     def __repr__(self) -> str:
         return f"<Library {self.path}: {len(self)} functions for {self.manifest.archs_in_words()}>"
-
-
-def _aligned(formats: Sequence[str]) -> str:
-    """A format of struct for a C struct of such members, in order.
-
-    Its padding is spelled out, because only without alignment of its own does struct refuse floats that would become
-    infinite.
-    """
-    parts, end = ["<"], 0
-    for code in formats:
-        size = struct.calcsize(f"<{code}")
-        parts.append("x" * (-end % size) + code)
-        end += -end % size + size
-    return "".join(parts)
 
 
 def _bind(cdll: ctypes.CDLL, name: str, argtypes: list[Any] | None = None, restype: Any = ctypes.c_int) -> Any:

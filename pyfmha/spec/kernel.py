@@ -9,18 +9,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import canonical, ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name, check_function_name
 from pyfmha.spec.conditions import Condition, parse_condition, parse_nullable
+from pyfmha.spec.constants import Constant, JitFunction, constants_to_data
 from pyfmha.spec.descriptors import MAX_DESCRIPTORS, Descriptor, Tensor, parse_descriptor
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
 
 _T = TypeVar("_T")
-Constant = int | float | bool | str | None
+Shape = tuple[Union[str, "Shape"], ...]
+"""What a tuple is made of: names of arguments and constants, and further tuples."""
 HINTS = (1, 8, 16)
 TENSOR_CAPABILITY = 90
 """The first compute capability (major * 10 + minor) with the Tensor Memory Accelerator."""
@@ -81,21 +83,6 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class JitFunction:
-    """A compile-time parameter of a kernel that is itself a ``@triton.jit`` function, of another file.
-
-    Attributes:
-        parameter: the kernel's ``tl.constexpr`` parameter.
-        source: the Python file that holds the function.
-        attribute: where it is there: ``"alibi"``, or ``"alibi.score"`` for an attribute of an object.
-    """
-
-    parameter: str
-    source: Path
-    attribute: str
-
-
-@dataclass(frozen=True)
 class KernelSpec:
     """One specialisation of one Triton kernel.
 
@@ -125,14 +112,18 @@ class KernelSpec:
             words must not be in the kernel: a constant that :attr:`tunings` set can leave them out.
         cluster: the programs along x, 1 to 8 of them, form a thread-block cluster. For sm_90 and later only. A call
             whose grid has more along x is an error: let `requires` or the grid prevent it.
+        num_ctas: 1, 2, 4, 8 or 16 blocks that work on one program together, as a thread-block cluster along x: Triton's
+            option of that name. Above 1 for sm_90 and later only.
+        tuples: parameters that are tuples, of which some elements are arguments: each with its elements, which
+            `arguments` and `constants` list in the tuple's place.
+        workspace: the last of `arguments`, a pointer to memory of the caller's that the kernel uses as its global
+            scratch, as device-made tensor descriptors need it; the kernel has no parameter of that name. Empty: none.
         debug: whether ``tl.device_assert`` is in the machine code; None: as the kernel's ``@triton.jit(debug=...)``.
         enable_fp_fusion: whether a * b + c may be rounded once, as Triton's option of that name.
         nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
             :mod:`pyfmha.spec.conditions`) holds. A call that gives another as 0, and whose grid is not empty, is an
             error. It changes no machine code, and so not the variant's name.
         functions: compile-time parameters that are functions.
-        packed: a parameter of the kernel that takes arguments as a tuple, and their names, the last of `arguments`.
-            The parameter is the kernel's last before its constants. None: there is no such parameter.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -156,11 +147,13 @@ class KernelSpec:
     descriptors: tuple[Descriptor, ...] = ()
     programmatic_dependent_launch: bool = False
     cluster: bool = False
+    num_ctas: int = 1
+    tuples: tuple[tuple[str, Shape], ...] = ()
+    workspace: str = ""
     debug: bool | None = None
     enable_fp_fusion: bool = True
     nullable: tuple[str, ...] = ()
     functions: tuple[JitFunction, ...] = ()
-    packed: tuple[str, tuple[str, ...]] | None = None
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     _nullable: dict[str, Condition | None] = field(init=False, repr=False, compare=False)
@@ -207,7 +200,11 @@ class KernelSpec:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)!r}; use True or False")
         if self.debug is not None and type(self.debug) is not bool:
             raise SpecError(f"{self.name}: debug is {self.debug!r}; use True, False or None")
-        if not self.arguments:
+        if type(self.num_ctas) is not int or self.num_ctas not in (1, 2, 4, 8, 16):
+            raise SpecError(f"{self.name}: num_ctas is {self.num_ctas}; use 1, 2, 4, 8 or 16")
+        if self.num_ctas > 1 and self.cluster:
+            raise SpecError(f"{self.name}: num_ctas above 1 is a cluster a program already; leave out cluster")
+        if not self.kernel_arguments:
             raise SpecError(f"{self.name}: the kernel takes no run-time argument, so it can have no effect")
         if len(self.descriptors) > MAX_DESCRIPTORS:
             raise SpecError(
@@ -215,14 +212,10 @@ class KernelSpec:
             )
 
     def _check_names(self) -> None:
+        if self.workspace and self.arguments[-1:] != (workspace_argument(self.workspace),):
+            raise SpecError(f"{self.name}: the last argument is to be the workspace {self.workspace}, of type *i8")
         names = [a.name for a in self.arguments] + [d.name for d in self.descriptors] + [n for n, _ in self.constants]
         names += [function.parameter for function in self.functions]
-        if self.packed is not None:
-            parameter, held = self.packed
-            names.append(parameter)
-            last = tuple(argument.name for argument in self.arguments[len(self.arguments) - len(held) :])
-            if not held or held != last:
-                raise SpecError(f"{self.name}: {parameter} packs {held!r}; it must be the last arguments, at least one")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise SpecError(f"{self.name}: argument {', '.join(repeated)} is given more than once")
@@ -280,13 +273,21 @@ class KernelSpec:
         return self._grid
 
     @property
+    def kernel_arguments(self) -> tuple[Argument, ...]:
+        """The arguments that the kernel has parameters for: all but the workspace."""
+        return self.arguments[: len(self.arguments) - bool(self.workspace)]
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """What :attr:`requires` says, parsed."""
         return self._conditions
 
     def needed_pointers(self) -> Iterator[tuple[Argument, Condition | None]]:
-        """The pointers that must not be 0 in a call that runs; with each the condition under which it may, if any."""
-        for argument in self.arguments:
+        """The pointers that must not be 0 in a call that runs; with each the condition under which it may, if any.
+
+        The workspace is none of them: how much of it a launch needs, if any, depends on the architecture.
+        """
+        for argument in self.kernel_arguments:
             condition = self._nullable.get(argument.name)
             if ctype(argument.type).kind == "pointer" and (condition or argument.name not in self._nullable):
                 yield argument, condition
@@ -315,8 +316,9 @@ class KernelSpec:
         return self.programmatic_dependent_launch and ARCHS[arch].capability >= DEPENDENT_CAPABILITY
 
     def resolve(self, arch: str) -> "KernelSpec":
-        """The spec for one architecture: its tuning applied, its name kept."""
-        tuning = next((tuning for tuning in self.tunings if tuning.arch == arch), None)
+        """The spec for one architecture: its tuning, or that of the one it is like, applied; its name kept."""
+        tuned = {tuning.arch: tuning for tuning in reversed(self.tunings)}
+        tuning = tuned.get(arch) or tuned.get(ARCHS[arch].like if arch in ARCHS else "")
         if tuning is None:
             return replace(self, tunings=(), resolved_from=self.variant)
         constants = tuple((name, dict(tuning.constants).get(name, value)) for name, value in self.constants)
@@ -333,10 +335,12 @@ class KernelSpec:
     @property
     def _settings(self) -> str:
         tunings: list[Any] = [
-            [t.arch, t.constants, t.num_warps, t.num_stages, *([t.maxnreg] if t.maxnreg else [])] for t in self.tunings
+            [t.arch, constants_to_data(t.constants), t.num_warps, t.num_stages, *([t.maxnreg] if t.maxnreg else [])]
+            for t in self.tunings
         ]
         limit = [self.maxnreg] if self.maxnreg else []
-        return json.dumps([self.constants, self.num_warps, self.num_stages, tunings, *limit])
+        ctas = [f"{self.num_ctas} blocks"] if self.num_ctas > 1 else []
+        return json.dumps([constants_to_data(self.constants), self.num_warps, self.num_stages, tunings, *limit, *ctas])
 
     @property
     def algorithm(self) -> str:
@@ -355,9 +359,8 @@ class KernelSpec:
             return self.resolved_from
         if self.tunings:
             return f"{self.name}_{self._kind}_{self.digest}"
-        sizes = [str(v).replace("-", "m") for _, v in self.constants if isinstance(v, int) and not isinstance(v, bool)][
-            :4
-        ]
+        numbers = [value for _, value in self.constants if isinstance(value, int) and not isinstance(value, bool)]
+        sizes = [str(value).replace("-", "m") for value in numbers[:4]]
         parts = [self.name, "x".join(sizes), f"w{self.num_warps}s{self.num_stages}", self._kind]
         return "_".join([part for part in parts if part] + [self.digest])
 
@@ -380,16 +383,23 @@ class KernelSpec:
             described.append("programmatic dependent launch")
         if self.cluster:
             described.append("cluster")
+        if self.tuples:
+            described.append(["tuples", self.tuples])
+        if self.workspace:
+            described.append(["workspace", self.workspace])
         if self.debug is not None:
             described.append(f"debug {self.debug}")
         if not self.enable_fp_fusion:
             described.append("no fp fusion")
         if self.functions:
             described.append([[function.parameter, function.attribute] for function in self.functions])
-        if self.packed is not None:
-            described.append(["packed", *self.packed])
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":
         """The same without hints: it serves every value and alignment that its conditions and descriptors admit."""
         return replace(self, arguments=tuple(replace(argument, hint=None) for argument in self.arguments))
+
+
+def workspace_argument(name: str) -> Argument:
+    """The argument that a kernel's global scratch is given by."""
+    return Argument(name, "*i8")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pyfmha.errors import ManifestError
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.advice import build_command
+from pyfmha.spec.constants import from_data
 
 _T = TypeVar("_T")
 
@@ -45,6 +46,9 @@ class Image:
         threads: threads a block.
         dependent: it is launched by programmatic dependent launch, see :class:`pyfmha.spec.kernel.KernelSpec`.
         cluster: the blocks along x form a thread-block cluster.
+        num_ctas: blocks that work on one program together, as a cluster; the grid counts programs.
+        workspace: bytes of global scratch that a block needs, in the function's last argument; 0: none.
+        workspace_align: bytes of which the workspace must be a multiple.
         size: bytes of code.
         sha256: of the code.
         ptxas: version of the assembler, which decides the oldest driver that can load the code.
@@ -68,6 +72,9 @@ class Image:
     size: int
     sha256: str
     ptxas: str
+    num_ctas: int = 1
+    workspace: int = 0
+    workspace_align: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,11 @@ class Function:
     arguments: tuple[tuple[str, str], ...]
     algorithms: tuple[tuple[Variant, ...], ...]
 
+    @property
+    def prototype(self) -> str:
+        """The C function with the names and types of its arguments, as engines store it."""
+        return f"{self.name}({', '.join(f'{kind} {name}' for name, kind in self.arguments)})"
+
     def archs(self) -> tuple[str, ...]:
         """The architectures for which every algorithm holds the code that it needs, ascending.
 
@@ -124,12 +136,15 @@ class Manifest:
     Attributes:
         build_id: changes with anything that is compiled into the library.
         pyfmha, triton: versions that built it.
+        operators: descriptions of the plugins that it holds, as JSON has them; see
+            :meth:`pyfmha.operators.description.Operator.from_json`.
     """
 
     build_id: str
     pyfmha: str
     triton: str
     functions: tuple[Function, ...]
+    operators: tuple[Any, ...] = ()
 
     def archs(self) -> tuple[str, ...]:
         """The architectures that every function is for, ascending."""
@@ -151,7 +166,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as text that :func:`parse_manifest` reads back, the same for equal manifests."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+        data = {"schema": SCHEMA, **asdict(self)}
+        if not self.operators:
+            del data["operators"]
+        return json.dumps(data, indent=1) + "\n"
 
 
 def _ascending(archs: Iterable[str]) -> tuple[str, ...]:
@@ -190,7 +208,11 @@ def parse_manifest(text: str, origin: str, again: str = "pyfmha build") -> Manif
         functions = tuple(_function(entry) for entry in data["functions"])
         _refuse_repeated("function", [function.name for function in functions])
         return Manifest(
-            text_from_data(data["build_id"]), text_from_data(data["pyfmha"]), text_from_data(data["triton"]), functions
+            text_from_data(data["build_id"]),
+            text_from_data(data["pyfmha"]),
+            text_from_data(data["triton"]),
+            functions,
+            tuple(data.get("operators", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{origin} is damaged ({type(error).__name__}: {error}); build it again: {again}") from None
@@ -273,8 +295,10 @@ def _constants(value: object) -> dict[str, Any]:
         raise TypeError(f"constants by name expected, got {reprlib.repr(value)}")
     for name, constant in value.items():
         _user_text(name)
-        if not isinstance(constant, int | float | bool | str | None):
-            raise TypeError(f"a constant expected for {name}, got {reprlib.repr(constant)}")
+        try:
+            from_data(constant)
+        except TypeError:
+            raise TypeError(f"a constant expected for {name}, got {reprlib.repr(constant)}") from None
     return value
 
 
@@ -298,6 +322,9 @@ def _image(data: dict[str, Any]) -> Image:
         size=_number(data["size"]),
         sha256=text_from_data(data["sha256"]),
         ptxas=text_from_data(data["ptxas"]),
+        num_ctas=_number(data.get("num_ctas", 1)),
+        workspace=_number(data.get("workspace", 0)),
+        workspace_align=_number(data.get("workspace_align", 1)),
     )
 
 

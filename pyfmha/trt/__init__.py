@@ -1,11 +1,12 @@
 """The plugin for TensorRT: registering it, putting it in a network, running it. Imports TensorRT only when asked to."""
 
 from pyfmha.errors import PluginError
+from pyfmha.trt.attention.direct import DirectSession
+from pyfmha.trt.attention.network import add_attention, add_attention_packed
+from pyfmha.trt.attention.problem import Features
 from pyfmha.trt.creator import find_library, register
-from pyfmha.trt.direct import DirectSession
 from pyfmha.trt.failures import Failure, collect_failures, last_failure
-from pyfmha.trt.network import add_attention, add_attention_packed
-from pyfmha.trt.problem import Features
+from pyfmha.trt.network import add_operator
 
 __all__ = [
     "DirectSession",
@@ -14,6 +15,7 @@ __all__ = [
     "PluginError",
     "add_attention",
     "add_attention_packed",
+    "add_operator",
     "collect_failures",
     "find_library",
     "last_failure",

@@ -1,4 +1,4 @@
-"""The plugin's creator, its classes for one TensorRT module, and its registration."""
+"""The creators of plugins, their classes for one TensorRT module, and their registration."""
 
 import os
 import re
@@ -11,26 +11,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pyfmha.attention.decode import ARGUMENTS, WORKSPACE_RULE
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import LibraryError, PluginError
+from pyfmha.operators.description import Operator
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.program import program_of
 from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
 from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
-from pyfmha.trt.fields import ATTRIBUTES, Stored, read_fields
+from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.plan import pair_of
-from pyfmha.trt.plugin import NAME, VERSION, Origin, PluginBehaviour
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.tactics import tactics_of
+from pyfmha.trt.origin import Origin
+from pyfmha.trt.plugin import PluginBehaviour
 
 LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
 
 
 class CreatorBehaviour:
-    """All that the creator does; joined to a module's ``IPluginCreatorV3One`` by :func:`plugin_classes`.
+    """All that a creator does; joined to a module's ``IPluginCreatorV3One`` by :func:`plugin_classes`.
 
     Attributes:
-        library: the library whose kernels its plugins launch.
+        operator: what its plugins are.
+        library: the library whose kernels they launch.
     """
 
     trt: ClassVar[Any]
@@ -41,18 +43,26 @@ class CreatorBehaviour:
     plugin_namespace: str
     field_names: Any
 
-    def __init__(self, library: Library, namespace: str = "") -> None:
+    def __init__(self, operator: Operator, library: Library, namespace: str = "") -> None:
         for base in self.trt_bases:
             base.__init__(self)
+        self.operator = operator
         self.library = library
-        self.name = NAME
-        self.plugin_version = VERSION
+        self._program = program_of(operator)
+        self.name = operator.name
+        self.plugin_version = operator.version
         self.plugin_namespace = namespace
         # Names and types without data. The binding copies pointers only: what they point to must live here.
-        empty = {"INT32": np.empty(0, np.int32), "FLOAT32": np.empty(0, np.float32), "CHAR": np.empty(0, np.int8)}
+        empty = {
+            "INT32": np.empty(0, np.int32),
+            "INT64": np.empty(0, np.int64),
+            "FLOAT32": np.empty(0, np.float32),
+            "CHAR": np.empty(0, np.int8),
+        }
+        kinds = {name: FIELD_TYPES[kind.removesuffix("[]")] for name, kind in attribute_types(self._program).items()}
         self._fields = [
             self.trt.PluginField(name, empty[kind], getattr(self.trt.PluginFieldType, kind))
-            for name, kind in ATTRIBUTES.items()
+            for name, kind in kinds.items()
         ]
         self._field_data = empty
         self._field_names = self.trt.PluginFieldCollection(self._fields)
@@ -63,55 +73,57 @@ class CreatorBehaviour:
 
         Args:
             name: of the layer.
-            fields: a ``PluginFieldCollection``: :data:`pyfmha.trt.fields.ATTRIBUTES` in the build phase, and what the
-                engine stores besides in the runtime phase.
+            fields: a ``PluginFieldCollection``: the operator's attributes in the build phase, and what the engine
+                stores besides in the runtime phase.
             phase: a ``TensorRTPhase``.
 
         Raises:
             PluginError: a field is wrong, or the library does not serve it.
         """
         try:
-            problem, stored = read_fields(self.trt, fields, stored=phase == self.trt.TensorRTPhase.RUNTIME)
-            function = self.library[self._served(problem)].manifest
-            pair = self._pair(problem)
-            if stored is None:
-                stored = Stored.of(function, WORKSPACE_RULE if pair else 0)
-            stored.check(function)
-            origin = Origin(
-                problem=problem,
-                library=self.library,
-                stored=stored,
-                tactics=tactics_of(function),
-                pair=pair if stored.decode == WORKSPACE_RULE else (),
-                layer=name or NAME,
-                namespace=self.plugin_namespace,
-            )
-            if (stored.decode == WORKSPACE_RULE) != bool(pair):
-                missing = "the library here has" if pair else "the engine has, the library here lacks"
-                LOGGER.info("%s layer %r does not decode: only %s what it takes", NAME, origin.layer, missing)
-            return self.plugin_class(origin)
+            runtime = phase == self.trt.TensorRTPhase.RUNTIME
+            given, stored = read_fields(self.trt, self._program, fields, stored=runtime)
+            return self.plugin_class(self._origin(name or self.name, Instance(self._program, given), stored))
         except Exception as error:
-            raise report("create_plugin", f"{NAME} layer {name!r}", error) from error
+            raise report("create_plugin", f"{self.name} layer '{name}'", error) from error
 
-    def _pair(self, problem: Problem) -> tuple[str, ...]:
-        """The two functions that decode a problem, if the library holds them as this version calls them."""
-        pair = pair_of(problem)
-        if pair is None:
-            return ()
-        wanted = [(name, kind.replace("T", problem.dtype)) for name, kind in ARGUMENTS]
-        names = (pair.split_name, pair.combine_name)
-        held = all(name in self.library and list(self.library[name].manifest.arguments) == wanted for name in names)
-        return names if held else ()
+    def _origin(self, layer: str, instance: Instance, stored: Stored | None) -> Origin:
+        functions = [self.library[name].manifest for name in self._held(instance)]
+        numbers = {option.name: option.number for option, _ in self._program.options}
+        held = {name: number for name, number in numbers.items() if self._has_option(instance, name)}
+        if stored is None:
+            stored = Stored.of(functions, held)
+        stored.check(functions)
+        kept = dict(stored.options)
+        for name, number in numbers.items():
+            if (kept.get(name) == number) != (name in held):
+                missing = "the library here has" if name in held else "the engine has, the library here lacks"
+                LOGGER.info("%s layer '%s' does without %s: only %s what it takes", self.name, layer, name, missing)
+        options = {name: name in held and kept.get(name) == number for name, number in numbers.items()}
+        return Origin(instance.with_options(options), self.library, stored, layer, self.plugin_namespace)
 
-    def _served(self, problem: Problem) -> str:
-        name = problem.function_name
-        if name not in self.library:
-            wanted = ("--dtype", problem.dtype, "--head-size", str(problem.padded_size))
-            raise PluginError(
-                f"{self.library.path} does not hold {name}, which serves {problem}; it holds {', '.join(self.library)}."
-                f" Add it: {build_command(self.library.path, *wanted)}"
-            )
-        return name
+    def _held(self, instance: Instance) -> tuple[str, ...]:
+        """The functions whose algorithms are tactics; the library must hold them, as the operator calls them."""
+        names = instance.main_functions()
+        for name in names:
+            if name not in self.library or not instance.active[0].fits(self.library[name].manifest.arguments):
+                command = build_command(self.library.path, *instance.build_options().split())
+                raise PluginError(
+                    f"{self.library.path} does not hold {name}, which serves {instance}; it holds"
+                    f" {', '.join(self.library)}. Add it: {command}"
+                )
+        return names
+
+    def _has_option(self, instance: Instance, name: str) -> bool:
+        """Whether the library holds all functions of an option as the operator calls them."""
+        launches = [launch for launch in self._program.launches if launch.launch.option == name]
+        for option, functions in instance.options_wanted():
+            if option.name == name:
+                return all(
+                    function in self.library and launch.fits(self.library[function].manifest.arguments)
+                    for launch, function in zip(launches, functions, strict=True)
+                )
+        return False
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class PluginClasses:
 
 _lock = threading.RLock()
 _classes: dict[Any, PluginClasses] = {}
-_creators: dict[tuple[Any, str], CreatorBehaviour] = {}
+_creators: dict[tuple[Any, str, str, str], CreatorBehaviour] = {}
 
 
 def plugin_classes(trt: Any) -> PluginClasses:
@@ -132,9 +144,9 @@ def plugin_classes(trt: Any) -> PluginClasses:
     with _lock:
         if trt not in _classes:
             plugin_bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
-            plugin = _joined(NAME, PluginBehaviour, plugin_bases, {"trt": trt})
+            plugin = _joined("PyfmhaPlugin", PluginBehaviour, plugin_bases, {"trt": trt})
             creator_bases = (trt.IPluginCreatorV3One,)
-            creator = _joined(f"{NAME}Creator", CreatorBehaviour, creator_bases, {"trt": trt, "plugin_class": plugin})
+            creator = _joined("PyfmhaCreator", CreatorBehaviour, creator_bases, {"trt": trt, "plugin_class": plugin})
             _classes[trt] = PluginClasses(plugin, creator)
         return _classes[trt]
 
@@ -170,21 +182,40 @@ def find_library(library: Library | Path | str | None = None) -> Library:
     return Library(DEFAULT_LIBRARY)
 
 
-def make_creator(trt: Any, library: Library, namespace: str = "") -> Any:
+def make_creator(trt: Any, library: Library, namespace: str = "", operator: Operator = OPERATOR) -> Any:
     """A creator of a module's class; not registered."""
-    return plugin_classes(trt).creator(library, namespace)
+    return plugin_classes(trt).creator(operator, library, namespace)
 
 
-def register(trt_module: Any = None, *, namespace: str = "", library: Library | Path | str | None = None) -> Any:
-    """Make TensorRT know the plugin: before a network with it is built, and before an engine with it is loaded.
+def operator_named(library: Library, name: str) -> Operator:
+    """An operator that a library holds, by name.
+
+    Raises:
+        PluginError: it holds none of that name.
+    """
+    held = {operator.name: operator for operator in (OPERATOR, *library.operators)}
+    if name not in held:
+        raise PluginError(f"{library.path} holds no operator {name!r}; it holds {', '.join(held)}")
+    return held[name]
+
+
+def register(
+    trt_module: Any = None,
+    *,
+    namespace: str | None = None,
+    library: Library | Path | str | None = None,
+    operator: Operator | str = OPERATOR,
+) -> Any:
+    """Make TensorRT know a plugin: before a network with it is built, and before an engine with it is loaded.
 
     Doing it again changes nothing.
 
     Args:
         trt_module: the module that will build or run the engine; by default the first installed of ``tensorrt``,
             ``tensorrt_lean`` and ``tensorrt_dispatch``.
-        namespace: of the plugin; an engine remembers it.
+        namespace: of the plugin; by default its operator's. An engine remembers it.
         library: the built library, or its path; see :func:`find_library`.
+        operator: what the plugin is, or its name in the library; attention by default.
 
     Returns:
         The creator, an ``IPluginCreatorV3One``.
@@ -196,18 +227,24 @@ def register(trt_module: Any = None, *, namespace: str = "", library: Library | 
     """
     trt = find_module(trt_module)
     with _lock:
-        known = _creators.get((trt, namespace))
+        found = None if isinstance(operator, Operator) else find_library(library)
+        if not isinstance(operator, Operator):
+            assert found is not None
+            operator = operator_named(found, operator)
+        space = operator.namespace if namespace is None else namespace
+        key = (trt, operator.name, operator.version, space)
+        known = _creators.get(key)
         if known is not None:
             return _same_library(known, library)
-        creator = make_creator(trt, find_library(library), namespace)
+        creator = make_creator(trt, found or find_library(library), space, operator)
         registry = trt.get_plugin_registry()
-        taken = registry is None or registry.get_creator(NAME, VERSION, namespace) is not None
-        if taken or not registry.register_creator(creator, namespace):
+        taken = registry is None or registry.get_creator(operator.name, operator.version, space) is not None
+        if taken or not registry.register_creator(creator, space):
             raise PluginError(
-                f"{trt.__name__} refused to register {NAME} version {VERSION} in namespace {namespace!r}: a plugin of"
-                " that name is registered already; give another namespace"
+                f"{trt.__name__} refused to register {operator.name} version {operator.version} in namespace {space!r}:"
+                " a plugin of that name is registered already; give another namespace"
             )
-        _creators[trt, namespace] = creator
+        _creators[key] = creator
         return creator
 
 
@@ -218,10 +255,25 @@ def unregistered(trt: Any, said: Iterable[str]) -> str:
         A hint for the message; empty where they are about something else.
     """
     for text in said:
-        found = re.search(rf"find plugin.*{NAME}.*namespace:?\s*(\w(?:[^\s,;()]*[^\s,;().])?)", text, re.IGNORECASE)
-        if found and (trt, found[1]) not in _creators:
-            return f"it was built with the plugin in that namespace; before: pyfmha.register(namespace={found[1]!r})"
+        found = re.search(r"find plugin\W*(\w+).*namespace:?\s*(\w(?:[^\s,;()]*[^\s,;().])?)", text, re.IGNORECASE)
+        if found and found[1] in _known_names() and not _is_registered(trt, found[1], found[2]):
+            which = "" if found[1] == OPERATOR.name else f"operator={found[1]!r}, "
+            call = f"pyfmha.register({which}namespace={found[2]!r})"
+            return f"it was built with the plugin in that namespace; before: {call}"
     return ""
+
+
+def _is_registered(trt: Any, name: str, namespace: str) -> bool:
+    return any((module, known, space) == (trt, name, namespace) for module, known, _, space in _creators)
+
+
+def _known_names() -> set[str]:
+    """The operators that this process knows of."""
+    names = {OPERATOR.name} | {name for _, name, _, _ in _creators}
+    try:
+        return names | {operator.name for operator in find_library().operators}
+    except LibraryError:
+        return names
 
 
 def _same_library(known: CreatorBehaviour, library: Library | Path | str | None) -> CreatorBehaviour:
@@ -229,7 +281,7 @@ def _same_library(known: CreatorBehaviour, library: Library | Path | str | None)
         asked = find_library(library)
         if (asked.path, asked.manifest.build_id) != (known.library.path, known.library.manifest.build_id):
             raise PluginError(
-                f"{NAME} is registered in namespace {known.plugin_namespace!r} with {known.library.path}; to use"
+                f"{known.name} is registered in namespace {known.plugin_namespace!r} with {known.library.path}; to use"
                 f" {asked.path} as well, register it in another namespace"
             )
     return known

@@ -1,55 +1,26 @@
-"""The plugin's fields: what it is created with, and what an engine stores of it."""
+"""A plugin's fields: what it is created with, and what an engine stores of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
+from pyfmha.operators.description import MOST_ELEMENTS
+from pyfmha.operators.program import Program
 from pyfmha.spec.manifest import INTERFACE, Function
 from pyfmha.trt.field_data import read_data
-from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
 
-EARLIER = {
-    "num_heads": "INT32",
-    "head_size": "INT32",
-    "type_id": "INT32",
-    "softmax_scale": "FLOAT32",
-    "causal": "INT32",
-}
-"""The first five attributes and their types. A plugin created with no others launches the first kernel."""
+FIELD_TYPES = {"int32": "INT32", "int64": "INT64", "fp32": "FLOAT32", "string": "CHAR"}
+"""TensorRT's type of an attribute's field, a list's too."""
 
-NEWER = {
-    "num_kv_heads": "INT32",
-    "layout": "CHAR",
-    "bottom_right": "INT32",
-    "window_left": "INT32",
-    "window_right": "INT32",
-    "softcap": "FLOAT32",
-    "return_lse": "INT32",
-    "q_lengths": "INT32",
-    "kv_lengths": "INT32",
-    "cu_seqlens": "INT32",
-}
-"""Those of :class:`pyfmha.trt.problem.Features`, all optional; one of them is enough for the kernel that has them."""
+SCHEMA_FIELD, PROTOTYPE_FIELD, ALGORITHMS_FIELD = "pyfmha_schema", "pyfmha_prototype", "pyfmha_algorithms"
+STORED = {SCHEMA_FIELD: "int32", PROTOTYPE_FIELD: "string", ALGORITHMS_FIELD: "string"}
+"""What an engine stores besides attributes, to know a library that it cannot use; and of each option ``pyfmha_`` and
+its name, where the library had it: an engine without is one that earlier versions of this package still load."""
 
-ATTRIBUTES = {**EARLIER, **NEWER}
-"""Creation attributes and their types, as ``creator.field_names`` lists them: all that TensorRT's ONNX parser reads."""
-
-STORED = {
-    "pyfmha_schema": "INT32",
-    "pyfmha_prototype": "CHAR",
-    "pyfmha_algorithms": "CHAR",
-    "pyfmha_decode": "INT32",
-}
-"""What an engine stores besides, to know a library that it cannot use. The last is missing in an engine without room
-for decoding, so that earlier versions of this package still load it, and this one loads theirs."""
-
-OPTIONAL = {"causal", *NEWER, "pyfmha_decode"}
-_FLAGS = ("bottom_right", "return_lse", "q_lengths", "kv_lengths", "cu_seqlens")
-_NUMPY = {"INT32": np.int32, "FLOAT32": np.float32, "CHAR": np.int8}
+_NUMPY = {"int32": np.int32, "int64": np.int64, "fp32": np.float32, "string": np.int8}
 
 
 @dataclass(frozen=True)
@@ -58,127 +29,129 @@ class Stored:
 
     Attributes:
         schema: the version of how its functions are called, :data:`pyfmha.spec.manifest.INTERFACE`.
-        prototype: the C function with its arguments.
-        algorithms: the names of its algorithms, see :class:`pyfmha.trt.tactics.Tactic`.
-        decode: :data:`pyfmha.attention.decode.WORKSPACE_RULE` of then, if it had the functions of decoding, so that
-            TensorRT was asked for their workspace; else 0. Without, the workspace's address belongs to somebody else,
-            and need not be null: only what is stored tells whether it may be written to.
+        prototype: the C functions whose algorithms are tactics, with their arguments.
+        algorithms: the names of their algorithms, see :class:`pyfmha.operators.tactics.Tactic`.
+        options: of each option that the library had then, its number. Without, TensorRT was not asked for its
+            workspace, whose address belongs to somebody else: only what is stored tells whether it may be written to.
     """
 
     schema: int
     prototype: str
     algorithms: tuple[str, ...]
-    decode: int = 0
+    options: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, function: Function, decode: int = 0) -> "Stored":
-        """The entry for a function of the library in use."""
-        algorithms = tuple("+".join(variant.name for variant in algorithm) for algorithm in function.algorithms)
-        return cls(INTERFACE, prototype(function), algorithms, decode)
+    def of(cls, functions: Sequence[Function], options: Mapping[str, int] | None = None) -> "Stored":
+        """The entry for functions of the library in use."""
+        algorithms = [algorithm for function in functions for algorithm in function.algorithms]
+        names = tuple("+".join(variant.name for variant in algorithm) for algorithm in algorithms)
+        prototypes = "; ".join(function.prototype for function in functions)
+        return cls(INTERFACE, prototypes, names, tuple((options or {}).items()))
 
-    def check(self, function: Function) -> None:
+    def check(self, functions: Sequence[Function]) -> None:
         """Compare with the library in use.
 
         Raises:
             PluginError: the engine was built with a library that is called in another way.
         """
-        here = Stored.of(function)
+        here = Stored.of(functions)
         if (self.schema, self.prototype) != (here.schema, here.prototype):
             raise PluginError(
                 f"the engine was built with {self.prototype}, schema {self.schema}; the library here has"
                 f" {here.prototype}, schema {here.schema}: build the engine again, or use the library of that time"
             )
 
+    def values(self) -> dict[str, int | str]:
+        """The fields by name."""
+        return {
+            SCHEMA_FIELD: self.schema,
+            PROTOTYPE_FIELD: self.prototype,
+            ALGORITHMS_FIELD: ";".join(self.algorithms),
+            **{f"pyfmha_{name}": number for name, number in self.options},
+        }
 
-def prototype(function: Function) -> str:
-    """A C function with the names and types of its arguments."""
-    return f"{function.name}({', '.join(f'{kind} {name}' for name, kind in function.arguments)})"
+
+def attribute_types(program: Program) -> dict[str, str]:
+    """The attributes of an operator by name, with their types."""
+    return {name: kind.type for name, kind in program.operator.attributes}
 
 
-def read_fields(trt: Any, collection: Iterable[Any] | None, *, stored: bool) -> tuple[Problem, Stored | None]:
+def stored_types(program: Program) -> dict[str, str]:
+    """What an engine stores besides, with types."""
+    return STORED | {f"pyfmha_{option.name}": "int32" for option, _ in program.options}
+
+
+def read_fields(
+    trt: Any, program: Program, collection: Iterable[Any] | None, *, stored: bool
+) -> tuple[dict[str, Any], Stored | None]:
     """Read what ``create_plugin`` receives; every value is copied.
 
     Args:
         trt: the TensorRT module that the fields are of.
+        program: of the operator.
         collection: its ``PluginField`` objects.
         stored: whether they come from an engine, so that :data:`STORED` must be among them, or from a user.
 
+    Returns:
+        The attributes that are given, by name, and what the engine stored.
+
     Raises:
-        PluginError: a field is missing, unknown, repeated, of the wrong type or length, or its value is not served.
+        PluginError: a field is missing, unknown, repeated, or of the wrong type or length.
     """
-    allowed = {**ATTRIBUTES, **STORED} if stored else ATTRIBUTES
+    attributes = attribute_types(program)
+    allowed = {**attributes, **stored_types(program)} if stored else attributes
+    optional = {name for name, default in program.attributes.items() if default is not None}
+    optional |= {f"pyfmha_{option.name}" for option, _ in program.options}
+    listed = ", ".join(
+        f"{name} ({_said(kind)}{', optional' if name in optional else ''})" for name, kind in allowed.items()
+    )
     values: dict[str, Any] = {}
     for field in collection or ():
-        if field.name not in allowed:
-            raise PluginError(f"unknown field {field.name!r}; allowed are {_listed(allowed)}")
         if field.name in values:
             raise PluginError(f"field {field.name} is given more than once")
+        if field.name not in allowed:
+            raise PluginError(f"unknown field '{field.name}'; allowed are {listed}")
         values[field.name] = _value(trt, field, allowed[field.name])
-    missing = [name for name in allowed if name not in values and name not in OPTIONAL]
+    missing = [name for name in allowed if name not in values and name not in optional]
     if missing:
         foreign = "; the engine was not built by pyfmha" if stored and set(missing) <= set(STORED) else ""
-        raise PluginError(f"missing field {', '.join(missing)}{foreign}; needed are {_listed(allowed)}")
-    return _problem(values), _stored(values) if stored else None
+        raise PluginError(f"missing field {', '.join(missing)}{foreign}; needed are {listed}")
+    given = {name: value for name, value in values.items() if name in attributes}
+    return given, _stored(program, values) if stored else None
 
 
-def _listed(fields: dict[str, str]) -> str:
-    return ", ".join(f"{name} ({kind}{', optional' if name in OPTIONAL else ''})" for name, kind in fields.items())
+def _said(kind: str) -> str:
+    return FIELD_TYPES[kind.removesuffix("[]")] + (" list" if kind.endswith("[]") else "")
 
 
 def _value(trt: Any, field: Any, kind: str) -> Any:
-    if field.type != getattr(trt.PluginFieldType, kind):
-        raise PluginError(f"field {field.name} is of type {field.type}; it must be {kind}")
-    if kind == "CHAR":
-        return read_data(trt, field, kind).tobytes().rstrip(b"\0").decode(errors="replace")
+    element = kind.removesuffix("[]")
+    wanted = FIELD_TYPES[element]
+    # The ONNX parser gives integers of 32 bits for those of 64.
+    narrow = wanted == "INT64" and field.type == trt.PluginFieldType.INT32
+    if field.type != getattr(trt.PluginFieldType, wanted) and not narrow:
+        raise PluginError(f"field {field.name} is of type {_type_word(field.type)}; it must be {wanted}")
+    found = "INT32" if narrow else wanted
+    if kind == "string":
+        return read_data(trt, field, found).tobytes().split(b"\0")[0].decode(errors="replace")
+    if kind.endswith("[]"):
+        if field.size > MOST_ELEMENTS:
+            raise PluginError(f"field {field.name} has {field.size} values; at most {MOST_ELEMENTS} are allowed")
+        return tuple(read_data(trt, field, found).tolist()) if field.size else ()
     if field.size != 1:
-        raise PluginError(f"field {field.name} has {field.size} values; it must have one {kind}")
-    return read_data(trt, field, kind)[0].item()
+        raise PluginError(f"field {field.name} has {field.size} values; it must have one {wanted}")
+    return read_data(trt, field, found)[0].item()
 
 
-def _problem(values: dict[str, Any]) -> Problem:
-    if values["type_id"] not in DATA_TYPES:
-        known = ", ".join(f"{number} ({TYPE_NAMES[dtype]})" for number, dtype in sorted(DATA_TYPES.items()))
-        raise PluginError(f"type_id is {values['type_id']}; allowed is int(trt.DataType): {known}")
-    causal = values.get("causal", 1)
-    if causal not in (0, 1, 2):
-        raise PluginError(
-            f"causal is {causal}; allowed are 1 (a query sees no later key), 2 (so, aligned to the last query and key)"
-            " and 0 (it sees all)"
-        )
-    newer = any(name in values for name in NEWER) or causal == 2 or values["head_size"] not in HEAD_SIZES
-    return Problem(
-        values["num_heads"],
-        values["head_size"],
-        DATA_TYPES[values["type_id"]],
-        values["softmax_scale"],
-        causal != 0,
-        _features(values, causal) if newer else None,
-    )
+def _type_word(kind: Any) -> str:
+    return str(getattr(kind, "name", kind))
 
 
-def _features(values: dict[str, Any], causal: int) -> Features:
-    for name in _FLAGS:
-        if values.get(name, 0) not in (0, 1):
-            raise PluginError(f"{name} is {values[name]}; allowed are 0 and 1")
-    ragged = bool(values.get("cu_seqlens", 0))
-    if causal == 2 and values.get("bottom_right", 1) == 0:
-        raise PluginError("causal is 2, which is aligned bottom right, and bottom_right is 0; leave one of them out")
-    return Features(
-        num_kv_heads=values.get("num_kv_heads", values["num_heads"]),
-        layout=values.get("layout", "bshd" if ragged else "bhsd"),
-        bottom_right=causal == 2 or bool(values.get("bottom_right", 0)),
-        window=(values.get("window_left", -1), values.get("window_right", -1)),
-        softcap=values.get("softcap", 0.0),
-        return_lse=bool(values.get("return_lse", 0)),
-        q_lengths=bool(values.get("q_lengths", 0)),
-        kv_lengths=bool(values.get("kv_lengths", 0)),
-        cu_seqlens=ragged,
-    )
-
-
-def _stored(values: dict[str, Any]) -> Stored:
-    algorithms = tuple(name for name in values["pyfmha_algorithms"].split(";") if name)
-    return Stored(values["pyfmha_schema"], values["pyfmha_prototype"], algorithms, values.get("pyfmha_decode", 0))
+def _stored(program: Program, values: Mapping[str, Any]) -> Stored:
+    algorithms = tuple(name for name in values[ALGORITHMS_FIELD].split(";") if name)
+    names = [option.name for option, _ in program.options if values.get(f"pyfmha_{option.name}")]
+    options = tuple((name, values[f"pyfmha_{name}"]) for name in names)
+    return Stored(values[SCHEMA_FIELD], values[PROTOTYPE_FIELD], algorithms, options)
 
 
 class FieldCollection:
@@ -188,11 +161,10 @@ class FieldCollection:
     ``collection`` to TensorRT keeps this object for as long as TensorRT may read it.
     """
 
-    def __init__(self, trt: Any, values: dict[str, int | float | str]) -> None:
-        kinds = {**ATTRIBUTES, **STORED}
-        self._arrays = {name: _array(kinds[name], value) for name, value in values.items()}
+    def __init__(self, trt: Any, values: Mapping[str, Any], types: Mapping[str, str]) -> None:
+        self._arrays = {name: _array(types[name], value) for name, value in values.items()}
         self._fields = [
-            trt.PluginField(name, array, getattr(trt.PluginFieldType, kinds[name]))
+            trt.PluginField(name, array, getattr(trt.PluginFieldType, FIELD_TYPES[types[name].removesuffix("[]")]))
             for name, array in self._arrays.items()
         ]
         self._vector = trt.PluginFieldCollection(self._fields)
@@ -202,24 +174,20 @@ class FieldCollection:
         self.collection = self._vector if convert is None else convert(self._vector)
 
 
-def _array(kind: str, value: int | float | str) -> Any:
-    if isinstance(value, str):  # with a NUL at the end, as TensorRT's own parser writes strings
+def _array(kind: str, value: Any) -> Any:
+    if kind == "string":  # with a NUL at the end, as TensorRT's own parser writes strings
         return np.frombuffer(value.encode() + b"\0", np.int8)
+    if kind.endswith("[]"):
+        return np.array(value, _NUMPY[kind.removesuffix("[]")])
     return np.array([value], _NUMPY[kind])
 
 
-def creation_fields(trt: Any, problem: Problem) -> FieldCollection:
-    """The fields with which a user creates the plugin."""
-    return FieldCollection(trt, problem.attributes())
+def creation_fields(trt: Any, program: Program, attributes: Mapping[str, Any]) -> FieldCollection:
+    """The fields with which a user creates a plugin."""
+    return FieldCollection(trt, attributes, attribute_types(program))
 
 
-def stored_fields(trt: Any, problem: Problem, stored: Stored) -> FieldCollection:
+def stored_fields(trt: Any, program: Program, attributes: Mapping[str, Any], stored: Stored) -> FieldCollection:
     """The fields that an engine stores."""
-    extra: dict[str, int | float | str] = {
-        "pyfmha_schema": stored.schema,
-        "pyfmha_prototype": stored.prototype,
-        "pyfmha_algorithms": ";".join(stored.algorithms),
-    }
-    if stored.decode:
-        extra["pyfmha_decode"] = stored.decode
-    return FieldCollection(trt, {**problem.attributes(), **extra})
+    types = {**attribute_types(program), **stored_types(program)}
+    return FieldCollection(trt, {**attributes, **stored.values()}, types)

@@ -1,15 +1,17 @@
 """A launch with everything but its addresses prepared, and the hold on a function's machine code that it needs."""
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from pyfmha.errors import LaunchError, PluginError, PyfmhaError
-from pyfmha.runtime.library import Function
+from pyfmha.operators.plan import Plan, Pointer
+from pyfmha.runtime.library import FLOAT_MAX, Function, Prepared
+from pyfmha.spec.abi import ctype
 from pyfmha.trt.current import Context, current_context, made_current
 from pyfmha.trt.failures import LOGGER
-from pyfmha.trt.plan import Plan
 
 Enqueue = Callable[[Any, Any, Sequence[int], Sequence[int], int, int], None]
 """``enqueue(input_desc, output_desc, inputs, outputs, workspace, stream)``, as TensorRT calls it."""
@@ -17,7 +19,9 @@ Enqueue = Callable[[Any, Any, Sequence[int], Sequence[int], int, int], None]
 FailedCall = Callable[[], Callable[[Exception], Exception] | None]
 
 _TEMPLATE = """
-def make(pack, tail, steps, failed, no_workspace, offsets):
+def make(packs, tails, steps, failed, no_workspace, offsets):
+    {pack_names} = packs
+    {tail_names} = tails
     {step_names} = steps
     {offset_names} = offsets
 
@@ -25,14 +29,15 @@ def make(pack, tail, steps, failed, no_workspace, offsets):
         try:
             {inputs} = inputs
             {outputs} = outputs
-            {workspace}
-            arguments = pack(stream, {pointers}) + tail{launches}
+            {workspace}{launches}
         except Exception as error:
             raise failed(error) from error
 
     return enqueue
 """
 
+_PACK = """
+            arguments = pack{number}(stream{pointers}) + tail{number}"""
 _LAUNCH = """
             status = launch{0}(arguments)
             if status:
@@ -43,17 +48,17 @@ class _Pattern(NamedTuple):
     """All that the text of an ``enqueue`` depends on.
 
     Attributes:
-        pointers: of each the source, the index, and whether there is an offset.
+        packed: of each different set of arguments its pointers: the source, the index, and whether there is an offset.
+        steps: of each launch, which of those sets it takes.
         num_inputs, num_outputs: how many addresses TensorRT gives.
         needs_workspace: whether to refuse to run without.
-        steps: how many functions are launched.
     """
 
-    pointers: tuple[tuple[str, int, bool], ...]
+    packed: tuple[tuple[tuple[str, int, bool], ...], ...]
+    steps: tuple[int, ...]
     num_inputs: int
     num_outputs: int
     needs_workspace: bool
-    steps: int
 
 
 @cache
@@ -61,50 +66,77 @@ def _maker(pattern: _Pattern) -> Any:
     """Makes the ``enqueue`` for one pattern.
 
     Written as text, as ``dataclasses`` does, because each pattern is a few names in a call then: one function for all
-    of them would build and pick apart tuples, 0.5 us of the 6 that the host has for an enqueue.
+    of them would build and pick apart tuples, 0.5 us of the 6 that the host has for an enqueue. Launches of the same
+    arguments share their bytes.
     """
-    names = {"input": "i{}", "output": "o{}", "workspace": "workspace", "null": "0"}
-    terms: list[str] = []
     offset_names: list[str] = []
-    for source, index, moved in pattern.pointers:
-        term = names[source].format(index)
-        if moved:
-            offset_names.append(f"d{len(offset_names)}")
-            term += f" + {offset_names[-1]}"
-        terms.append(term)
-    steps = range(pattern.steps)
+    launches, packed = "", -1
+    for step, number in enumerate(pattern.steps):
+        if number != packed:
+            terms = [_term(*pointer, offset_names) for pointer in pattern.packed[number]]
+            launches += _PACK.format(number=number, pointers="".join(f", {term}" for term in terms))
+        launches += _LAUNCH.format(step)
+        packed = number
     text = _TEMPLATE.format(
-        step_names=_unpacked([f"[launch{step}, check{step}]" for step in steps]),
+        pack_names=_unpacked([f"pack{number}" for number in range(len(pattern.packed))]),
+        tail_names=_unpacked([f"tail{number}" for number in range(len(pattern.packed))]),
+        step_names=_unpacked([f"[launch{step}, check{step}]" for step in range(len(pattern.steps))]),
         offset_names=_unpacked(offset_names),
         inputs=_unpacked([f"i{index}" for index in range(pattern.num_inputs)]),
         outputs=_unpacked([f"o{index}" for index in range(pattern.num_outputs)]),
         workspace="if not workspace: raise no_workspace()" if pattern.needs_workspace else "",
-        pointers=", ".join(terms),
-        launches="".join(map(_LAUNCH.format, steps)),
+        launches=launches,
     )
     made: dict[str, Any] = {}
     exec(compile(text, "<enqueue>", "exec"), made)
     return made["make"]
 
 
+def _term(source: str, index: int, moved: bool, offset_names: list[str]) -> str:
+    """The Python of an address; the name of its offset is added to those there are."""
+    term = {"input": f"i{index}", "output": f"o{index}", "workspace": "workspace", "null": "0"}[source]
+    if not moved:
+        return term
+    offset_names.append(f"d{len(offset_names)}")
+    return f"{term} + {offset_names[-1]}"
+
+
 def _unpacked(names: Sequence[str]) -> str:
     return f"[{', '.join(names)}]"
+
+
+def check_arguments(function: Function, arguments: Sequence[Pointer | int | float]) -> None:
+    """Refuse arguments that do not fit their C types.
+
+    Raises:
+        PluginError: the first that does not, with what its type holds.
+    """
+    for (name, kind), argument in zip(function.manifest.arguments, arguments, strict=True):
+        entry = ctype(kind)
+        if isinstance(argument, Pointer):
+            continue
+        if entry.kind == "float":
+            fits = entry.c == "double" or not math.isfinite(argument) or abs(argument) <= FLOAT_MAX
+            held = "up to 3.4e38 in size"
+        else:
+            low, high = entry.bounds or (0, (1 << 64) - 1)
+            fits, held = isinstance(argument, int) and low <= argument <= high, f"{low} to {high}"
+        if not fits:
+            shown = f"{argument:g}" if isinstance(argument, float) else argument
+            raise PluginError(f"{function.name}: {name} is {shown}, {kind} holds {held}")
 
 
 def bind(steps: Sequence[tuple[Function, int]], plan: Plan, failed: FailedCall) -> Enqueue:
     """Prepare the launches: what it returns is the plugin's ``enqueue`` for one shape, and all that runs in it.
 
-    It puts the addresses before the other arguments and calls C, without another call in Python between. Nothing is
+    It puts the addresses among the other arguments and calls C, without another call in Python between. Nothing is
     kept from one call to the next, so threads that meet in it do not disturb each other.
 
     Args:
         steps: what to launch, one after the other on the stream, each with its algorithm's number: functions that are
-            loaded and take the same arguments.
-        plan: those arguments.
+            loaded.
+        plan: their arguments.
         failed: a weak reference to what makes of an exception the one to raise.
-
-    Raises:
-        PluginError: the functions do not take the same arguments.
     """
 
     def report(error: Exception) -> Exception:
@@ -118,28 +150,42 @@ def bind(steps: Sequence[tuple[Function, int]], plan: Plan, failed: FailedCall) 
             " asked"
         )
 
-    prepared = [
-        function.prepare(*[0] * len(plan.pointers), *plan.scalars, algo_id=algo_id) for function, algo_id in steps
-    ]
-    first = prepared[0]
-    if any(other.tail != first.tail for other in prepared):
-        raise PluginError(f"{' and '.join(f.name for f, _ in steps)} do not take the same arguments: pyfmha build")
+    prepared: list[Prepared] = []
+    numbers: list[int] = []
+    packed: list[tuple[Sequence[Pointer | int | float], Prepared]] = []
+    for (function, algo_id), step in zip(steps, plan.steps, strict=True):
+        made = function.prepare(
+            *(0 if isinstance(argument, Pointer) else argument for argument in step.arguments),
+            algo_id=algo_id,
+            all_pointers=True,
+        )
+        prepared.append(made)
+        alike = [n for n, (given, other) in enumerate(packed) if given == step.arguments and other.tail == made.tail]
+        if not alike:
+            packed.append((step.arguments, made))
+        numbers.append(alike[0] if alike else len(packed) - 1)
+    pointers = [[argument for argument in given if isinstance(argument, Pointer)] for given, _ in packed]
     pattern = _Pattern(
-        tuple((pointer.source, pointer.index, pointer.offset != 0) for pointer in plan.pointers),
+        tuple(tuple((pointer.source, pointer.index, pointer.offset != 0) for pointer in found) for found in pointers),
+        tuple(numbers),
         plan.num_inputs,
         plan.num_outputs,
         plan.workspace_bytes > 0,
-        len(steps),
     )
     enqueue: Enqueue = _maker(pattern)(
-        first.head,
-        first.tail,
+        [made.head for _, made in packed],
+        [made.tail for _, made in packed],
         [(other.start, _checker(other.function, named=len(steps) > 1)) for other in prepared],
         report,
         no_workspace,
-        [pointer.offset for pointer in plan.pointers if pointer.offset],
+        [pointer.offset for number in _in_order(numbers) for pointer in pointers[number] if pointer.offset],
     )
     return enqueue
+
+
+def _in_order(numbers: Sequence[int]) -> list[int]:
+    """The sets of arguments in the order in which they are packed: again where another came between."""
+    return [number for index, number in enumerate(numbers) if index == 0 or numbers[index - 1] != number]
 
 
 def _checker(function: Function, *, named: bool) -> Callable[[int], None]:

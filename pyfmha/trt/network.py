@@ -1,168 +1,114 @@
-"""Attention as a layer of a TensorRT network."""
+"""An operator as a layer of a TensorRT network."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.errors import PluginError
+from pyfmha.operators.description import Operator
+from pyfmha.operators.forms import TensorForm
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.program import program_of
 from pyfmha.runtime.library import Library
-from pyfmha.trt.causal import check_causal, says_causal
 from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module, module_of
-from pyfmha.trt.plugin import NAME
-from pyfmha.trt.problem import DATA_TYPES, TYPE_NAMES, Features, Problem
-from pyfmha.trt.shapes import INPUTS, Shape, TensorForm, forms_of
 
-ALIGNMENTS = ("top-left", "bottom-right")
 Tensors = dict[str, Any]
 """``ITensor`` by name."""
 
 
-@says_causal("add_attention", PluginError)
-def add_attention(
+def add_operator(
     network: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    *,
-    causal: bool | str,
-    scale: float | None = None,
-    window: tuple[int, int] = (-1, -1),
-    align: str | None = None,
-    softcap: float = 0.0,
-    layout: str | None = None,
-    q_lengths: Any = None,
-    kv_lengths: Any = None,
-    cu_seqlens_q: Any = None,
-    cu_seqlens_kv: Any = None,
-    return_lse: bool = False,
+    operator: Operator | str,
+    *inputs: Any,
     name: str | None = None,
-    namespace: str = "",
+    namespace: str | None = None,
     library: Library | Path | str | None = None,
     trt_module: Any = None,
-) -> Any:
-    """Add softmax(scale * Q K^T) V to a network. Registers the plugin first, if need be.
+    **attributes: Any,
+) -> tuple[Any, ...]:
+    """Add an operator of a library to a network. Registers its plugin first, if need be.
 
     Args:
         network: an ``INetworkDefinition`` of TensorRT 10.x or 11.x.
-        q: ``ITensor`` of type HALF, BF16 or FLOAT, [batch, heads, Sq, head size], or as ``layout`` says. Heads and
-            head size are known, the other sizes may be -1.
-        k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads. Keys beyond
-            ``kv_lengths``, and the other sequences of a ragged batch, change nothing, even if they are NaN. Behind
-            ``causal`` or ``window`` that does not hold: NaN or infinity in K or V there may reach queries that do not
-            see it, where others of the same tile do, because a weight of 0 times NaN is NaN.
-        causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` is True with that
-            ``align``. It has no default: who leaves it out is told what to say.
-        scale: by default 1 / sqrt(head size).
-        window: how many keys a query sees to the left and to the right of its position; -1 is no limit.
-        align: what is at one position, for ``causal`` and ``window``: the first query and the first key
-            (``"top-left"``, the default), or the last ones (``"bottom-right"``).
-        softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
-        layout: ``"bhsd"``, the default, or ``"bshd"`` for [batch, seq, heads, head size].
-        q_lengths, kv_lengths: ``ITensor`` INT32 [batch]: the valid queries or keys of each sequence.
-        cu_seqlens_q, cu_seqlens_kv: ``ITensor`` INT32 [batch + 1], both or none: the sequences lie behind each other
-            in Q [tokens, heads, head size] and in K and V [tokens, kv heads, head size], and these say where each
-            begins and the last one ends. That is layout ``"bshd"``, the default then.
-        return_lse: whether to return Lse, too.
+        operator: its description, or its name in the library.
+        inputs: ``ITensor``, in the order of the description's inputs, without those that the attributes leave out;
+            those whose values are read as sizes come last.
         name: of the layer, which also names it in the engine and in messages.
         namespace, library: as :func:`pyfmha.trt.register`.
         trt_module: by default the module that the network is of.
+        attributes: of the operator, by name.
 
     Returns:
-        Out, an ``ITensor`` of the type and shape of Q; with ``return_lse`` a pair of Out and Lse, FLOAT
-        [batch, heads, Sq] or [heads, tokens]: the natural logarithm of each query's sum of exp(score). A query that
-        sees no key has zeros and minus infinity.
+        Its outputs, each an ``ITensor``.
 
     Raises:
-        PluginError: the tensors do not fit, or TensorRT refused the layer.
+        PluginError: an attribute is not served, the tensors do not fit, or TensorRT refused the layer.
         LibraryError: the library is missing or cannot be used.
     """
-    trt = _module(network, trt_module)
-    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    ragged = "cu_seqlens_q" in lengths
-    layout = layout or ("bshd" if ragged else "bhsd")
-    if layout == "packed":
-        raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
-    tensors = dict(zip(INPUTS, (q, k, v), strict=True))
-    dtype = _dtype(tensors)
-    heads, kv_heads, size = _heads(tensors, layout, ragged)
-    features = features_of(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
-    problem = Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
-    creator = register(trt, namespace=namespace, library=library)
-    problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
-    _, outputs = add_layer(trt, network, creator, problem, {**tensors, **lengths}, name or NAME)
-    return tuple(outputs) if return_lse else outputs[0]
+    trt = module_with_plugins(network, trt_module)
+    creator = register(trt, namespace=namespace, library=library, operator=operator)
+    program = program_of(creator.operator)
+    unknown = sorted(set(attributes) - set(program.attributes))
+    if unknown:
+        there = ", ".join(program.attributes) or "none"
+        raise PluginError(f"{creator.operator.name} has no attribute {', '.join(unknown)}; it has: {there}")
+    given = {key: typed(program.operator.attributes, key, value) for key, value in attributes.items()}
+    instance = Instance(program, given)
+    forms = instance.forms()
+    names = [*(form.name for form in forms.inputs), *(shape for shape, _ in forms.shapes)]
+    if len(inputs) != len(names):
+        raise PluginError(
+            f"{creator.operator.name} is given {len(inputs)} inputs; it takes {', '.join(names) or 'none'}"
+        )
+    _, outputs = add_layer(trt, network, creator, given, dict(zip(names, inputs, strict=True)), name)
+    return tuple(outputs)
 
 
-@says_causal("add_attention_packed", PluginError)
-def add_attention_packed(
-    network: Any,
-    qkv: Any,
-    num_heads: int,
-    num_kv_heads: int | None = None,
-    *,
-    causal: bool | str,
-    scale: float | None = None,
-    window: tuple[int, int] = (-1, -1),
-    align: str | None = None,
-    softcap: float = 0.0,
-    q_lengths: Any = None,
-    kv_lengths: Any = None,
-    cu_seqlens_q: Any = None,
-    cu_seqlens_kv: Any = None,
-    return_lse: bool = False,
-    name: str | None = None,
-    namespace: str = "",
-    library: Library | Path | str | None = None,
-    trt_module: Any = None,
-) -> Any:
-    """As :func:`add_attention`, for Q, K and V in one tensor, which is read where it is.
-
-    Args:
-        network: an ``INetworkDefinition``.
-        qkv: ``ITensor`` [batch, seq, 3, heads, head size], or [batch, seq, heads + 2 * kv heads, head size] with the
-            heads of Q first, then those of K and of V; with ``cu_seqlens_q`` and ``cu_seqlens_kv``, which may be one
-            and the same, [tokens, ...] in the place of [batch, seq, ...].
-        num_heads, num_kv_heads: heads of Q, and of K and V, by default as many; with an axis of 3 there are as many.
-        causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, return_lse, name,
-            namespace, library, trt_module: as there.
-
-    Returns:
-        Out [batch, seq, heads, head size], or [tokens, heads, head size]; with ``return_lse`` a pair of it and Lse.
+def typed(attributes: Any, name: str, value: Any) -> Any:
+    """An attribute's value of its type.
 
     Raises:
-        PluginError, LibraryError: as there.
+        PluginError: it is of another.
     """
-    trt = _module(network, trt_module)
-    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    dtype = _dtype({"QKV": qkv})
-    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    features = features_of(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
-    shape = tuple(qkv.shape)
-    size = shape[-1] if shape else -1
-    if size < 1:
-        raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
-    problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
-    creator = register(trt, namespace=namespace, library=library)
-    _, outputs = add_layer(trt, network, creator, problem, {"QKV": qkv, **lengths}, name or NAME)
-    return tuple(outputs) if return_lse else outputs[0]
+    kind = dict(attributes)[name].type
+    if kind.endswith("[]"):
+        return tuple(_element(name, kind, element) for element in value)
+    return _element(name, kind, value)
+
+
+def _element(name: str, kind: str, value: Any) -> Any:
+    base = kind.removesuffix("[]")
+    if base == "string":
+        if isinstance(value, str) and "\0" not in value:
+            return value
+    elif base == "fp32":
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, int):
+        bits = 31 if base == "int32" else 63
+        if -(1 << bits) <= value < 1 << bits:
+            return int(value)
+    raise PluginError(f"{name} is {value!r}; it must be {kind}")
 
 
 def add_layer(
-    trt: Any, network: Any, creator: Any, problem: Problem, tensors: Tensors, name: str | None = None
+    trt: Any,
+    network: Any,
+    creator: Any,
+    attributes: Mapping[str, Any],
+    tensors: Tensors,
+    name: str | None = None,
 ) -> tuple[Any, list[Any]]:
-    """Add the plugin to a network.
+    """Add a plugin to a network.
 
     Args:
         trt: the network's module.
         network: anything with TensorRT's ``add_plugin_v3``.
         creator: as :func:`pyfmha.trt.register` returns it.
-        problem: what the plugin shall serve.
+        attributes: of the operator.
         tensors: its inputs, in any order.
         name: of the layer; None leaves it as it is.
 
@@ -172,18 +118,21 @@ def add_layer(
     Raises:
         PluginError: the tensors do not fit, or TensorRT refused the layer.
     """
-    fields = creation_fields(trt, problem)
-    forms = forms_of(problem)
+    program = program_of(creator.operator)
+    fields = creation_fields(trt, program, attributes)
+    forms = Instance(program, attributes).forms()
     inputs = [tensors[form.name] for form in forms.inputs]
+    shapes = [tensors[shape] for shape, _ in forms.shapes]
+    said = name or creator.name
     with collect_failures() as failures:
-        plugin = creator.create_plugin(name or NAME, fields.collection, trt.TensorRTPhase.BUILD)
-        layer = network.add_plugin_v3(inputs, [], plugin)
+        plugin = creator.create_plugin(said, fields.collection, trt.TensorRTPhase.BUILD)
+        layer = network.add_plugin_v3(inputs, shapes, plugin)
         outputs = [] if layer is None else [layer.get_output(index) for index in range(len(forms.outputs))]
         fits = bool(outputs) and all(map(_fits, outputs, forms.outputs))
     if failures:
         raise failures[-1].error
     if not fits:
-        raise PluginError(f"{trt.__name__} refused to add {name or NAME!r}; its log says why")
+        raise PluginError(f"{trt.__name__} refused to add {said!r}; its log says why")
     if name is not None:
         layer.name = name
     return layer, outputs
@@ -198,115 +147,15 @@ def _fits(output: Any, form: TensorForm) -> bool:
         return False
 
 
-def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
-    """The problem for the first kernel, where a library has no other and that serves it: no newer feature is used, Q, K
-    and V are of one shape. Where sizes are -1, they are taken to be."""
-    newer = problem.features != Features(problem.num_heads) or problem.head_size not in HEAD_SIZES
-    if newer or len(set(shapes)) > 1 or problem.function_name in library:
-        return problem
-    first = replace(problem, features=None)
-    return first if first.function_name in library else problem
+def module_with_plugins(network: Any, trt_module: Any) -> Any:
+    """The TensorRT module of a network.
 
-
-def _module(network: Any, trt_module: Any) -> Any:
+    Raises:
+        PluginError: it has no plugins in networks.
+    """
     trt = find_module(trt_module if trt_module is not None else module_of(network))
     if not hasattr(network, "add_plugin_v3"):
         raise PluginError(
             f"{trt.__name__} {trt.__version__} has no plugins in networks; build the engine with tensorrt"
         )
     return trt
-
-
-def _lengths(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Tensors:
-    """Those that are given."""
-    if (cu_seqlens_q is None) != (cu_seqlens_kv is None):
-        given, missing = (
-            ("cu_seqlens_q", "cu_seqlens_kv") if cu_seqlens_kv is None else ("cu_seqlens_kv", "cu_seqlens_q")
-        )
-        raise PluginError(f"{given} is given and {missing} is not; give both, which may be one tensor, or none")
-    named = {
-        "q_lengths": q_lengths,
-        "kv_lengths": kv_lengths,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_kv": cu_seqlens_kv,
-    }
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-def features_of(
-    kv_heads: int,
-    layout: str,
-    causal: bool | str,
-    align: str | None,
-    window: tuple[int, int],
-    softcap: float,
-    return_lse: bool,
-    lengths: Collection[str],
-) -> Features:
-    """The features that keywords of :func:`add_attention` ask for.
-
-    Args:
-        kv_heads, layout: with their defaults resolved.
-        causal, align, window, softcap, return_lse: as there.
-        lengths: the names of the lengths that are given.
-
-    Raises:
-        PluginError: a value is not allowed, or two do not go together.
-    """
-    check_causal(causal)
-    if align not in (None, *ALIGNMENTS):
-        raise PluginError(f"align is {align!r}; allowed are {', '.join(ALIGNMENTS)}")
-    if causal == "bottom-right" and align == "top-left":
-        raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
-    if len(window) != 2:
-        raise PluginError(f"window is {window}; give (left, right), with -1 for no limit")
-    return Features(
-        num_kv_heads=kv_heads,
-        layout=layout,
-        bottom_right="bottom-right" in (causal, align),
-        window=(window[0], window[1]),
-        softcap=softcap,
-        return_lse=return_lse,
-        q_lengths="q_lengths" in lengths,
-        kv_lengths="kv_lengths" in lengths,
-        cu_seqlens="cu_seqlens_q" in lengths,
-    )
-
-
-def _scale(scale: float | None, head_size: int) -> float:
-    return 1 / math.sqrt(head_size) if scale is None else scale
-
-
-def _listed(tensors: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items())
-
-
-def _dtype(tensors: Tensors) -> str:
-    kinds = {int(tensor.dtype) for tensor in tensors.values()}
-    if len(kinds) > 1:
-        raise PluginError(f"Q, K and V must be of one type, got {_listed(tensors)}")
-    (kind,) = kinds
-    if kind not in DATA_TYPES:
-        raise PluginError(
-            f"{', '.join(tensors)} must be of type {', '.join(TYPE_NAMES.values())}, got {_listed(tensors)}"
-        )
-    return DATA_TYPES[kind]
-
-
-def _heads(tensors: Tensors, layout: str, ragged: bool) -> tuple[int, int, int]:
-    """Heads of Q, heads of K and V, and head size."""
-    if layout not in ("bhsd", "bshd"):
-        raise PluginError(f"layout is {layout!r}; allowed are bhsd and bshd")
-    axes = (
-        "[tokens, heads, head size]"
-        if ragged
-        else f"[batch, {'heads, seq' if layout == 'bhsd' else 'seq, heads'}, head size]"
-    )
-    rank, at = (3, 1) if ragged else (4, 1 if layout == "bhsd" else 2)
-    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
-    if any(len(shape) != rank or shape[at] < 1 or shape[-1] < 1 for shape in shapes):
-        raise PluginError(f"Q, K and V must be {axes} with heads and head size known, got {_listed(tensors)}")
-    (heads, kv_heads, _), (size, *others) = ([shape[axis] for shape in shapes] for axis in (at, -1))
-    if shapes[1][at] != shapes[2][at] or set(others) != {size}:
-        raise PluginError(f"K and V must have as many heads, and Q, K and V one head size, got {_listed(tensors)}")
-    return heads, kv_heads, size

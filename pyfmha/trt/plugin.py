@@ -1,7 +1,8 @@
-"""The plugin: attention as a TensorRT ``IPluginV3``.
+"""The plugin: an operator as a TensorRT ``IPluginV3``.
 
 TensorRT's classes are local to a module (``tensorrt``, ``tensorrt_lean``, ...), so the plugin's behaviour stands here
-as a plain class, and :func:`pyfmha.trt.creator.plugin_classes` joins it to the classes of one module.
+as a plain class, and :func:`pyfmha.trt.creator.plugin_classes` joins it to the classes of one module. What it is and
+does follows from its operator's description; the plugin in C inside the library does the same (``pyfmha_plugin.c``).
 
 What the binding does with an override decides its form: every return value but those of the build-time questions is
 ignored and only an exception is a failure; an exception in ``get_workspace_size`` is taken for 0 bytes; an exception in
@@ -9,71 +10,40 @@ ignored and only an exception is a failure; an exception in ``get_workspace_size
 """
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pyfmha.attention.hopper import decodes
 from pyfmha.errors import PluginError, PyfmhaError
-from pyfmha.runtime.library import Function, Library
+from pyfmha.operators.forms import Shape
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.plan import Plan
+from pyfmha.operators.scopes import ShapeScope
+from pyfmha.operators.tactics import Tactic, choose, tactics_of
+from pyfmha.runtime.library import Function
+from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
-from pyfmha.trt.fields import FieldCollection, Stored, stored_fields
-from pyfmha.trt.launch import Enqueue, Hold, bind
-from pyfmha.trt.plan import Plan, plan_of, split_workspace_bytes
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.shapes import (
-    Forms,
-    Shape,
-    check_expressions,
-    check_type,
-    check_types,
-    forms_of,
-    largest,
-    output_expressions,
-    sizes,
-    smallest,
-)
-from pyfmha.trt.tactics import Tactic, choose
+from pyfmha.trt.fields import FieldCollection, stored_fields
+from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments
+from pyfmha.trt.origin import Origin
+from pyfmha.trt.shapes import Symbols, check_expressions, check_types, largest, least_sizes, sizes
 
-NAME = "TritonFlashAttention"
-VERSION = "1"
 IMPOSSIBLE_BYTES = 1 << 62
 """A workspace that nobody has: the answer of a failed ``get_workspace_size``, for which TensorRT drops the layer."""
 
-
-@dataclass(frozen=True)
-class Origin:
-    """What a plugin object is made of, and its clones after it.
-
-    Attributes:
-        problem: what it serves.
-        library: with which code.
-        stored: what its engine stores: of this library where it was built, of an earlier one where it was loaded.
-        tactics: the function's algorithms.
-        pair: names of the functions that decode: in the library, and with room in the engine; or none.
-        layer: the name that TensorRT gave it.
-        namespace: that of its creator.
-    """
-
-    problem: Problem
-    library: Library
-    stored: Stored
-    tactics: tuple[Tactic, ...]
-    pair: tuple[str, ...]
-    layer: str
-    namespace: str
+MOST_PLANS = 16
+"""Shapes whose launches a plugin keeps, so that shapes which alternate are planned once."""
 
 
 class PluginBehaviour:
     """All that the plugin does; see the module.
 
     Attributes:
-        tactic: the algorithm to launch; the first, until TensorRT chooses. Shapes that are decoded run the same pair of
-            functions whatever it is: TensorRT measures tactics at one shape of a profile, and how to split the keys
-            follows from the shape at hand, without a choice.
+        tactic: the algorithm to launch; the first, until TensorRT chooses. It is one of the operator's first launch;
+            what else is launched has no choice, because TensorRT measures tactics at one shape of a profile.
     """
 
     trt: ClassVar[Any]
@@ -89,27 +59,21 @@ class PluginBehaviour:
         for base in self.trt_bases:
             base.__init__(self)
         self._origin: Origin | None = origin
-        names = (origin.problem.function_name, *origin.pair)
-        self._functions = [origin.library[name] for name in names]
+        self._instance: Instance | None = origin.instance
         self._stored_fields: FieldCollection | None = None
-        self.tactic: Tactic = origin.tactics[0]
+        self._tactic = 0
         self._workspace_failure: PyfmhaError | None = None
-        self._forms = forms_of(origin.problem)
         self._shapes: list[Shape] | None = None
+        self._plans: OrderedDict[tuple[Shape, ...], Plan] = OrderedDict()
         self._plan: Plan | None = None
         self._launch: Enqueue | None = None
         self._hold: Hold | None = None
-        self.plugin_name = NAME
-        self.plugin_version = VERSION
+        operator = origin.instance.program.operator
+        self.plugin_name = operator.name
+        self.plugin_version = operator.version
         self.plugin_namespace = origin.namespace
-        self.num_outputs = len(self._forms.outputs)
-        self.timing_cache_id = self._timing_cache_id()
-
-    def _timing_cache_id(self) -> str:
-        attributes = self.origin.problem.attributes().items()
-        listed = " ".join(f"{name}={v.hex() if isinstance(v, float) else v}" for name, v in attributes)
-        decode = f" decode={self.origin.stored.decode}" if self.origin.pair else ""
-        return f"{NAME} {VERSION} {listed} build={self.origin.library.manifest.build_id}{decode}"
+        self.num_outputs = len(self.instance.forms().outputs)
+        self.timing_cache_id = origin.timing_cache_id()
 
     @property
     def origin(self) -> Origin:
@@ -123,19 +87,22 @@ class PluginBehaviour:
         return self._origin
 
     @property
-    def _function(self) -> Function:
-        return self._functions[0]
+    def instance(self) -> Instance:
+        """What it serves, with the types of its tensors once they are known.
 
-    @property
-    def _pair(self) -> list[Function]:
-        return self._functions[1:]
+        Raises:
+            PluginError: it was destroyed.
+        """
+        if self._instance is None:
+            raise PluginError("the plugin was destroyed")
+        return self._instance
 
     def describe(self) -> str:
         """Who it is, for messages: name, layer, what it serves, and the shape last prepared."""
         if self._origin is None:
-            return f"{NAME} (destroyed)"
+            return f"{self.plugin_name} (destroyed)"
         shape = "" if self._plan is None else f", {self._plan.sizes}"
-        return f"{NAME} layer {self.origin.layer!r} ({self.origin.problem}{shape})"
+        return f"{self.plugin_name} layer '{self.origin.layer}' ({self.instance}{shape})"
 
     # ------------------------------------------------------------------ the object
 
@@ -150,7 +117,8 @@ class PluginBehaviour:
 
     def _copy(self) -> "PluginBehaviour":
         copy = type(self)(self.origin)
-        copy.tactic = self.tactic
+        copy._instance = self._instance
+        copy._tactic = self._tactic
         copy._workspace_failure = self._workspace_failure
         return copy
 
@@ -164,64 +132,88 @@ class PluginBehaviour:
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.release()
-        self._origin = self._stored_fields = self._plan = self._shapes = self._workspace_failure = None
-        self._functions = []
+        self._origin = self._instance = self._stored_fields = self._plan = self._shapes = None
+        self._workspace_failure = None
+        self._plans.clear()
 
     # ------------------------------------------------------------------ build
 
     @guarded
     def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
-        """The types of the outputs: of Out that of Q, K and V, which must be the plugin's, of Lse FLOAT."""
-        self._forms.check_count(input_types)
-        for form, kind in zip(self._forms.inputs, input_types, strict=True):
-            check_type(self.origin.problem, form, kind)
-        lse = [self.trt.DataType.FLOAT] if len(self._forms.outputs) > 1 else []
-        return [input_types[0], *lse]
+        """The types of the outputs, which those of the inputs tell where attributes do not."""
+        forms = self.instance.forms()
+        forms.check_count(input_types)
+        kinds = [int(kind) for kind in input_types]
+        self._take_types(kinds[: len(forms.inputs)])
+        for form, kind in zip(self.instance.forms().inputs, kinds, strict=False):
+            if form.type_id != kind:
+                raise PluginError(self.instance.type_error(form, kind, self.instance.types))
+        return [self.trt.DataType(form.type_id) for form in self.instance.forms().outputs]
 
     @guarded
     def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expr_builder: Any) -> list[Any]:
         """The shapes of the outputs, of the inputs' own sizes."""
-        self._forms.check_count([*inputs, *shape_inputs])
-        forms = self._forms_for(inputs)
+        forms = self.instance.forms([len(dims) for dims in inputs])
+        forms.check_count([*inputs, *shape_inputs])
+        if (len(inputs), len(shape_inputs)) != (len(forms.inputs), len(forms.shapes)):
+            wanted = f"it has {len(forms.inputs)} and {len(forms.shapes)}"
+            raise PluginError(f"{len(inputs)} inputs and {len(shape_inputs)} shape inputs; {wanted}")
         check_expressions(forms, inputs)
-        if self.origin.problem.features is None:
-            return [inputs[0]]
-        return [self.trt.DimsExprs(dims) for dims in output_expressions(forms, inputs, expr_builder.constant)]
+        found = Symbols(self.trt, self.instance, expr_builder).outputs(forms, inputs, shape_inputs)
+        return [self.trt.DimsExprs(dims) for dims in found]
 
     @guarded
     def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
         """Whether a tensor's type and format will do: the type of its form, linear."""
-        self._forms.check_count(in_out[:num_inputs], in_out[num_inputs:])
-        desc = in_out[pos].desc
-        return int(desc.type) == self._forms.all[pos].type_id and bool(desc.format == self.trt.TensorFormat.LINEAR)
+        forms = self.instance.forms()
+        forms.check_count(in_out[:num_inputs], in_out[num_inputs:])
+        asked = in_out[pos].desc
+        if asked.format != self.trt.TensorFormat.LINEAR:
+            return False
+        count = len(forms.inputs)
+        if count <= pos < num_inputs:  # an input whose values are read
+            return bool(asked.type in (self.trt.DataType.INT32, self.trt.DataType.INT64))
+        descs = [in_out[index].desc for index in (*range(count), *range(num_inputs, len(in_out)))]
+        index = pos if pos < num_inputs else pos - num_inputs + count
+        form = forms.all[index]
+        if form.variable not in self.instance.program.types:
+            return int(asked.type) == form.type_id
+        # What TensorRT chose earlier for the same name decides; types that were configured before do not.
+        fixed = {name: self.instance.types[name] for name in self.instance.program.fixed_types}
+        try:
+            self.instance.types_for([int(desc.type) for desc in descs[: index + 1]], fixed)
+        except PluginError:
+            return False
+        return True
 
     @guarded
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Check the largest shapes that are asked for."""
+        """Take the types, and check the largest shapes that are asked for."""
         self._largest(inputs, outputs)
 
     @guarded
     def get_valid_tactics(self) -> list[int]:
         """The tactics with code for the current device."""
         capability = current_capability()
-        served = [tactic.id for tactic in self.origin.tactics if tactic.runs_on(capability)]
+        function = self._main_function()
+        served = [tactic.id for tactic in tactics_of(function.manifest) if tactic.runs_on(capability)]
         if not served:
-            held = ", ".join(self._function.manifest.archs())
+            held = ", ".join(function.manifest.archs())
             raise PluginError(
-                f"{self.origin.library.path.name} has no {self._function.name} for this device, which is"
+                f"{self.origin.library.path.name} has no {function.name} for this device, which is"
                 f" sm_{capability}; it is built for {held}: {code_for(f'sm_{capability}', self.origin.library.path)}"
             )
         return served
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        """Bytes of workspace for the largest shape, and for every other of the profile that is decoded.
+        """Bytes of workspace that the largest shape needs, and every other of the profile.
 
         An exception here would be taken for 0 bytes, and the kernel would write into somebody else's memory. So a
         failure is answered with more than there is, remembered, and raised where exceptions count.
         """
         try:
-            needed = self._largest(inputs, outputs).workspace_bytes
-            return max(needed, self._split_bytes([*inputs, *outputs])) if self._pair else needed
+            plan, scope = self._largest(inputs, outputs)
+            return max(plan.workspace_bytes, self.instance.profile_bytes(scope))
         except Exception as error:
             self._workspace_failure = report("get_workspace_size", self.describe(), error)
             return IMPOSSIBLE_BYTES
@@ -232,7 +224,8 @@ class PluginBehaviour:
     def get_fields_to_serialize(self) -> Any:
         """What the engine stores; the memory behind it lives as long as this object."""
         if self._stored_fields is None:
-            self._stored_fields = stored_fields(self.trt, self.origin.problem, self.origin.stored)
+            program, attributes = self.instance.program, self.instance.stored_attributes()
+            self._stored_fields = stored_fields(self.trt, program, attributes, self.origin.stored)
         return self._stored_fields.collection
 
     @guarded
@@ -246,11 +239,18 @@ class PluginBehaviour:
     @guarded
     def set_tactic(self, tactic: int) -> None:
         """Choose the algorithm by its tactic id; 0 is the first."""
-        self.tactic = choose(self.origin.tactics, tactic, self.origin.stored.algorithms)
-        name = self.tactic.name
-        LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, name, extra={"tactic": name})
-        if self._launch is not None:
+        chosen = choose(tactics_of(self._main_function().manifest), tactic, self.origin.stored.algorithms)
+        self._tactic = tactic
+        self._plans.clear()  # what is launched may hang on it
+        LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, chosen.name, extra={"tactic": chosen.name})
+        if self._launch is not None and self._shapes is not None:
+            self._plan = self._planned(self._shapes)
             self._prepare()
+
+    @property
+    def tactic(self) -> Tactic:
+        """The algorithm to launch."""
+        return choose(tactics_of(self._main_function().manifest), self._tactic, self.origin.stored.algorithms)
 
     @guarded
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -263,9 +263,11 @@ class PluginBehaviour:
         self._plan = self._shapes = None
         if self._workspace_failure is not None:
             raise PluginError(f"its workspace is unknown, because of an earlier failure: {self._workspace_failure}")
-        self._forms.check_count(inputs, outputs)
-        descs = [*inputs, *outputs]
-        check_types(self.origin.problem, self._forms.all, descs)
+        forms = self.instance.forms()
+        forms.check_count(inputs, outputs)
+        descs = [*inputs[: len(forms.inputs)], *outputs]
+        self._take_types([int(desc.type) for desc in descs])
+        check_types(self.instance, self.instance.forms().all, descs)
         shapes = [sizes(desc.dims) for desc in descs]
         if plan is None or shapes != earlier:
             plan, prepared = self._planned(shapes), None
@@ -292,9 +294,8 @@ class PluginBehaviour:
 
         Args:
             input_desc, output_desc: not looked at: ``on_shape_change`` has seen them.
-            inputs: addresses, in the order of :func:`pyfmha.trt.shapes.forms_of`.
-            outputs: address of Out, and of Lse where it is asked for.
-            workspace: address of :attr:`pyfmha.trt.plan.Plan.workspace_bytes` bytes.
+            inputs, outputs: addresses, in the order of :meth:`pyfmha.operators.instance.Instance.forms`.
+            workspace: address of :attr:`pyfmha.operators.instance.Plan.workspace_bytes` bytes.
             stream: the ``CUstream`` as an integer.
         """
         error = PluginError("no shape is prepared: on_shape_change was not called on this object, or failed")
@@ -308,18 +309,36 @@ class PluginBehaviour:
     def _hold_code(self) -> None:
         if self._hold is not None and self._hold.context.is_current():
             return
-        hold = Hold([self._function, *self._pair])
+        hold = Hold(self._functions())
         earlier, self._hold = self._hold, hold
         hold.release_with(self)
         if earlier is not None:
             earlier.release()
 
+    def _functions(self) -> list[Function]:
+        """All that it may launch, as far as types tell."""
+        names = self.instance.launched_functions()
+        return [self.origin.library[name] for name in names if name in self.origin.library]
+
+    def _main_function(self) -> Function:
+        name = self.instance.main_functions()[0]
+        return self.origin.library[name]
+
+    def _take_types(self, kinds: Sequence[int]) -> None:
+        """Learn from the types of tensors what those in the description stand for."""
+        if set(self.instance.program.types) != self.instance.program.fixed_types:
+            fixed = {name: self.instance.types[name] for name in self.instance.program.fixed_types}
+            types = self.instance.types_for(kinds, fixed)
+            if types != self.instance.types:
+                self._instance = self.instance.with_types(types)
+                self._plans.clear()
+                self._shapes = None
+
     def _prepare(self) -> None:
         assert self._plan is not None
-        steps = [(self._function, self.tactic.algo_id)]
-        if self._plan.split:
-            steps = [(function, 0) for function in self._pair]
-        self._arm(bind(steps, self._plan, weakref.WeakMethod(self._enqueue_failed)))
+        library, plan = self.origin.library, self._plan
+        steps = [(library[step.function], self.tactic.algo_id if step.tuned else 0) for step in plan.steps]
+        self._arm(bind(steps, plan, weakref.WeakMethod(self._enqueue_failed)))
 
     def _arm(self, launch: Enqueue | None) -> None:
         self._launch = launch
@@ -328,35 +347,46 @@ class PluginBehaviour:
         else:
             self.__dict__["enqueue"] = launch
 
-    def _forms_for(self, first: Sequence[Any]) -> Forms:
-        """The forms for what is given: the number of dimensions of the first input tells the packed ones apart."""
-        features = self.origin.problem.features
-        if features is None or features.layout != "packed" or not first:
-            return self._forms
-        return forms_of(self.origin.problem, len(first[0]))
-
     def _planned(self, shapes: Sequence[Shape]) -> Plan:
-        """The launch for the shapes of all tensors."""
-        count = len(self._forms.inputs)
-        forms = self._forms_for(shapes)
-        inputs, outputs = shapes[:count], shapes[count:]
-        may_split = bool(self._pair)
-        return plan_of(self.origin.problem, forms, inputs, outputs, may_split=may_split, in_one=self._decodes_in_one)
+        """The launches for the shapes of all tensors."""
+        key = tuple(shapes)
+        plan = self._plans.get(key)
+        if plan is None:
+            count = len(self.instance.forms().inputs)
+            scope = self.instance.measure(shapes[:count], shapes[count:], serves=self._serves)
+            plan = self._plans[key] = self._checked(self.instance.plan(scope))
+            if len(self._plans) > MOST_PLANS:
+                self._plans.popitem(last=False)
+        return plan
 
-    def _decodes_in_one(self, values: Sequence[float]) -> bool:
-        """Whether the function decodes in one launch on the current device; no where there is none, as in a build."""
-        if current_context() is None:
+    def _checked(self, plan: Plan) -> Plan:
+        library = self.origin.library
+        for step in plan.steps:
+            if step.function not in library:
+                raise PluginError(f"{library.path} does not hold {step.function}")
+            check_arguments(library[step.function], step.arguments)
+        return plan
+
+    def _serves(self, function: str, kernel: str, arguments: Sequence[float]) -> bool:
+        """Whether a function would run a kernel on the current device; no where there is none, as in a build."""
+        if current_context() is None or function not in self.origin.library:
             return False
-        held = self._function.manifest.archs()
-        arch = arch_for(f"sm_{current_capability()}", held)
-        return arch is not None and decodes(self._function.manifest, self.tactic.algo_id, arch, values)
+        arch = arch_for(f"sm_{current_capability()}", self.origin.library[function].manifest.archs())
+        if arch is None:
+            return False
+        main = function == self.instance.main_functions()[0]
+        found = serving(self.origin.library[function].manifest, self.tactic.algo_id if main else 0, arch, arguments)
+        return any(variant.kernel == kernel for variant in found[:1])
 
-    def _split_bytes(self, descs: Sequence[Any]) -> int:
-        """What the shapes of a profile that are decoded need at the most."""
-        bounds = list(map(smallest, descs)), list(map(largest, descs))
-        return split_workspace_bytes(self.origin.problem, self._forms, *bounds, len(self._forms.inputs))
-
-    def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Plan:
-        """The launch for the largest shapes that are asked for."""
-        self._forms.check_count(inputs, outputs)
-        return self._planned(list(map(largest, [*inputs, *outputs])))
+    def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Plan, ShapeScope]:
+        """The launches for the largest shapes that are asked for, and what is known of the profile."""
+        forms = self.instance.forms()
+        forms.check_count(inputs, outputs)
+        self._take_types([int(desc.desc.type) for desc in inputs[: len(forms.inputs)]])
+        count = len(forms.inputs)
+        shapes = [largest(desc) for desc in (*inputs[:count], *outputs)]
+        forms = self.instance.forms([len(shape) for shape in shapes[:count]])
+        scope = self.instance.measure(
+            shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves
+        )
+        return self._checked(self.instance.plan(scope)), scope

@@ -1,168 +1,37 @@
-"""The plugin's tensors: names, types and axes, and what TensorRT's descriptors of them must say."""
+"""What TensorRT's descriptors and expressions say of a plugin's tensors."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from pyfmha.errors import PluginError
-from pyfmha.trt.problem import TYPE_NAMES, Problem
+from pyfmha.operators.expressions import Expression, Node
+from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.scopes import AttributeScope
 
-INPUTS = ("Q", "K", "V")
-"""The inputs of the first kernel, and of every other layout but packed."""
-
-FLOAT, INT32 = 0, 3  # int(trt.DataType)
-_NAMES = {**{0: "FLOAT", 3: "INT32"}, 1: "HALF", 7: "BF16"}
-
-Shape = tuple[int, ...]
-Axis = tuple[str, int | None]
-"""What an axis is, and its size where the plugin was created for one. Axes of one name have one size."""
-
-
-@dataclass(frozen=True)
-class TensorForm:
-    """One tensor of the plugin.
-
-    Attributes:
-        name: for messages, and in :class:`pyfmha.trt.direct.DirectSession`.
-        type_id: ``int(trt.DataType)``.
-        axes: in the order of its dimensions.
-    """
-
-    name: str
-    type_id: int
-    axes: tuple[Axis, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} [{', '.join(name if size is None else str(size) for name, size in self.axes)}]"
-
-    def fits(self, shape: Shape, found: dict[str, int]) -> bool:
-        """Whether a shape is of this form, and of the sizes of axes found before; adds its own to them."""
-        if len(shape) != len(self.axes):
-            return False
-        for (name, wanted), size in zip(self.axes, shape, strict=True):
-            if size < (name == "batch + 1") or wanted not in (None, size) or found.setdefault(name, size) != size:
-                return False
-        return True
-
-    def named(self) -> str:
-        """Its axes by name, as ``[batch, heads, seq, head size]``."""
-        return f"[{', '.join(name for name, _ in self.axes)}]"
+_OPERATIONS = {
+    "add": "SUM",
+    "sub": "SUB",
+    "mul": "PROD",
+    "div": "FLOOR_DIV",  # sizes are not negative
+    "floordiv": "FLOOR_DIV",
+    "cdiv": "CEIL_DIV",
+    "min": "MIN",
+    "max": "MAX",
+}
+_LATE = {"size", "stride", "numel", "least", "serves", "itemsize"}
 
 
-@dataclass(frozen=True)
-class Forms:
-    """All tensors of a plugin, in TensorRT's order."""
-
-    inputs: tuple[TensorForm, ...]
-    outputs: tuple[TensorForm, ...]
-
-    @property
-    def all(self) -> tuple[TensorForm, ...]:
-        """Inputs, then outputs."""
-        return self.inputs + self.outputs
-
-    def check_count(self, inputs: Sequence[Any], outputs: Sequence[Any] | None = None) -> None:
-        """Refuse any other number of tensors.
-
-        Raises:
-            PluginError: saying which they are.
-        """
-        given = len(self.outputs) if outputs is None else len(outputs)
-        if len(inputs) != len(self.inputs) or given != len(self.outputs):
-            names, results = (" and ".join(form.name for form in forms) for forms in (self.inputs, self.outputs))
-            raise PluginError(
-                f"{len(inputs)} inputs, {given} outputs; it has the inputs {names}, the outputs {results}"
-            )
-
-
-@lru_cache(maxsize=256)
-def forms_of(problem: Problem, rank: int = 0) -> Forms:
-    """The tensors of a problem.
-
-    Args:
-        problem: what the plugin serves.
-        rank: number of dimensions of the first input. It tells the two packed forms apart: with an axis of 3, or with
-            the heads of Q, K and V in one axis, which is the one for 0.
-    """
-    features, kind = problem.features, problem.type_id
-    heads, kv_heads, size = (
-        ("heads", problem.num_heads),
-        ("kv heads", problem.kv_heads),
-        ("head size", problem.head_size),
-    )
-    if features is None:
-        axes: tuple[Axis, ...] = (("batch", None), heads, ("seq", None), size)
-        first = tuple(TensorForm(name, kind, axes) for name in (*INPUTS, "Out"))
-        return Forms(first[:3], first[3:])
-    batch: tuple[Axis, ...] = () if features.cu_seqlens else (("batch", None),)
-    rows = _row_axes(problem)
-    if features.layout == "packed":
-        many: tuple[Axis, ...] = (("heads + 2 * kv heads", problem.num_heads + 2 * problem.kv_heads),)
-        if rank == len(batch) + 4 and problem.num_heads == problem.kv_heads:
-            many = (("Q, K, V", 3), heads)
-        inputs = [TensorForm("QKV", kind, (*batch, rows[0], *many, size))]
-    else:
-        order = (1, 0) if features.layout == "bhsd" else (0, 1)
-        pairs = ((rows[0], heads), (rows[1], kv_heads), (rows[1], kv_heads))
-        inputs = [
-            TensorForm(name, kind, (*batch, *(pair[i] for i in order), size))
-            for name, pair in zip(INPUTS, pairs, strict=True)
-        ]
-    out = (*batch, heads, rows[0], size) if features.layout == "bhsd" else (*batch, rows[0], heads, size)
-    outputs = [TensorForm("Out", kind, out)]
-    if features.return_lse:
-        outputs.append(TensorForm("Lse", FLOAT, (*batch, heads, rows[0])))
-    return Forms((*inputs, *_length_forms(problem)), tuple(outputs))
-
-
-def _row_axes(problem: Problem) -> tuple[Axis, Axis]:
-    """The axes of queries and of keys: those of a packed tensor are one."""
-    assert problem.features is not None
-    names = ("Q tokens", "KV tokens") if problem.features.cu_seqlens else ("Sq", "Skv")
-    if problem.features.layout == "packed":
-        names = ("tokens",) * 2 if problem.features.cu_seqlens else ("seq",) * 2
-    return (names[0], None), (names[1], None)
-
-
-def _length_forms(problem: Problem) -> list[TensorForm]:
-    features = problem.features
-    assert features is not None
-    present = {
-        "q_lengths": features.q_lengths,
-        "kv_lengths": features.kv_lengths,
-        "cu_seqlens_q": features.cu_seqlens,
-        "cu_seqlens_kv": features.cu_seqlens,
-    }
-    axis = ("batch + 1" if features.cu_seqlens else "batch", None)
-    return [TensorForm(name, INT32, (axis,)) for name, given in present.items() if given]
-
-
-def check_type(problem: Problem, form: TensorForm, kind: Any) -> None:
-    """Compare a tensor's ``DataType`` with its form's.
-
-    Raises:
-        PluginError: it is another.
-    """
-    if int(kind) == form.type_id:
-        return
-    if form.type_id == problem.type_id and form.name != "Lse":
-        wanted = f"the plugin was created for {TYPE_NAMES[problem.dtype]} (type_id {problem.type_id})"
-    else:
-        wanted = f"it must be {_NAMES[form.type_id]}"
-    raise PluginError(f"{form.name} is of type {kind}; {wanted}")
-
-
-def check_types(problem: Problem, forms: Iterable[TensorForm], descs: Iterable[Any]) -> None:
+def check_types(instance: Instance, forms: Iterable[TensorForm], descs: Iterable[Any]) -> None:
     """Compare the types of tensors' ``PluginTensorDesc`` with their forms'.
 
     Raises:
         PluginError: one is of another type.
     """
-    for form, desc in zip(forms, descs, strict=True):
-        kind = desc.type  # read once: every look into the binding costs about 0.5 us
-        if int(kind) != form.type_id:
-            check_type(problem, form, kind)
+    for form, desc in zip(forms, descs, strict=False):
+        kind = int(desc.type)
+        if kind != form.type_id:
+            raise PluginError(instance.type_error(form, kind, instance.types))
 
 
 def check_expressions(forms: Forms, inputs: Sequence[Any]) -> None:
@@ -176,30 +45,105 @@ def check_expressions(forms: Forms, inputs: Sequence[Any]) -> None:
     for form, dims in zip(forms.inputs, inputs, strict=True):
         if len(dims) != len(form.axes):
             raise PluginError(f"{form.name} has {len(dims)} dimensions; it must be {form.named()}")
-        for expression, (name, wanted) in zip(dims, form.axes, strict=True):
+        for expression, axis in zip(dims, form.axes, strict=True):
             if expression is None or not expression.is_constant():
                 continue
             got = expression.get_constant_value()
-            if wanted not in (None, got):
-                raise PluginError(f"{form.name} has {name} {got}, the plugin was created for {wanted}")
-            other, size = found.setdefault(name, (form.name, got))
+            if axis.size not in (None, got):
+                raise PluginError(f"{form.name} has {axis.label} {got}, the plugin was created for {axis.size}")
+            other, size = found.setdefault(axis.label, (form.name, got))
             if size != got:
-                raise PluginError(f"{form.name} has {name} {got}, {other} has {size}; they must be the same")
+                raise PluginError(f"{form.name} has {axis.label} {got}, {other} has {size}; they must be the same")
 
 
-def output_expressions(forms: Forms, inputs: Sequence[Any], constant: Any) -> list[list[Any]]:
-    """The ``DimsExprs`` of the outputs as lists: each size that of an input's axis of the same name.
+class Symbols:
+    """Sizes of axes in TensorRT's expressions, while a network is built.
 
     Args:
-        forms: of the tensors.
-        inputs: their ``DimsExprs``, checked.
-        constant: makes the expression of a number, for a size that no input has by itself.
+        trt: the TensorRT module.
+        instance: the plugin's.
+        builder: an ``IExprBuilder``.
     """
-    known: dict[str, Any] = {}
-    for form, dims in zip(forms.inputs, inputs, strict=True):
-        for axis, (name, _) in enumerate(form.axes):
-            known.setdefault(name, dims[axis])
-    return [[known[name] if name in known else constant(size) for name, size in form.axes] for form in forms.outputs]
+
+    def __init__(self, trt: Any, instance: Instance, builder: Any) -> None:
+        self._trt, self._scope, self._builder = trt, instance.scope, builder
+        self._definitions = {name: expression.node for name, expression in instance.program.late}
+        self._known: dict[str, Any] = {}
+        self._axes: list[tuple[AxisForm, Any]] = []
+        self._values: dict[str, Sequence[Any]] = {}
+
+    def outputs(self, forms: Forms, inputs: Sequence[Any], shape_inputs: Sequence[Any]) -> list[list[Any]]:
+        """The ``DimsExprs`` of the outputs as lists: each size that of an input's axis of the same name, or computed.
+
+        Raises:
+            PluginError: TensorRT has no such expression.
+        """
+        self._values = {name: list(values) for (name, _), values in zip(forms.shapes, shape_inputs, strict=True)}
+        axes = [
+            (axis, expression)
+            for form, dims in zip(forms.inputs, inputs, strict=True)
+            for axis, expression in zip(form.axes, dims, strict=True)
+        ]
+        for axis, expression in axes:
+            if axis.size is None and axis.name is not None:
+                self._known.setdefault(axis.name, expression)
+        self._axes = axes
+        labelled: dict[str, Any] = {}
+        for axis, expression in axes:
+            labelled.setdefault(axis.label, expression)
+        return [[self._size(axis, labelled) for axis in form.axes] for form in forms.outputs]
+
+    def _size(self, axis: AxisForm, labelled: Mapping[str, Any]) -> Any:
+        if axis.size is not None:
+            return labelled[axis.label] if axis.label in labelled else self._builder.constant(axis.size)
+        return self._of(axis.expression.node)
+
+    def _solve(self, name: str) -> None:
+        """What an axis without other unknown names tells of a name: of a * name + b, (size - b) / a."""
+        for axis, size in self._axes:
+            if axis.size is None and axis.unknown - set(self._known) - set(self._scope.values) == {name}:
+                self._known[name] = self._builder.constant(0)
+                offset = self._of(axis.expression.node)
+                self._known[name] = self._builder.constant(1)
+                factor = self._operation("SUB", self._of(axis.expression.node), offset)
+                self._known[name] = self._operation("FLOOR_DIV", self._operation("SUB", size, offset), factor)
+                return
+
+    def _operation(self, name: str, left: Any, right: Any) -> Any:
+        return self._builder.operation(getattr(self._trt.DimensionOperation, name), left, right)
+
+    def _of(self, node: Node) -> Any:
+        if _is_early(node, self._scope):
+            return self._builder.constant(Expression("", node).evaluate(self._scope))
+        if node.kind == "name" and node.value in self._definitions:
+            return self._of(self._definitions[node.value])
+        if node.kind == "name":
+            if node.value not in self._known:
+                self._solve(node.value)
+            if node.value in self._known:
+                return self._known[node.value]
+        if node.kind == "item" and node.value in self._values and node.parts[0].kind == "constant":
+            values, index = self._values[node.value], node.parts[0].value
+            if index < len(values):
+                return values[index]
+        if node.kind == "if" and _is_early(node.parts[0], self._scope):
+            chosen = 1 if Expression("", node.parts[0]).evaluate(self._scope) else 2
+            return self._of(node.parts[chosen])
+        if node.kind == "binary" and node.value in _OPERATIONS:
+            return self._operation(_OPERATIONS[node.value], *map(self._of, node.parts))
+        if node.kind == "binary" and node.value == "mod":
+            left, right = map(self._of, node.parts)
+            whole = self._operation("PROD", self._operation("FLOOR_DIV", left, right), right)
+            return self._operation("SUB", left, whole)
+        raise PluginError("the shape of an output cannot be computed")
+
+
+def _is_early(node: Node, scope: AttributeScope) -> bool:
+    if node.kind in ("name", "item") and node.value not in scope.values:
+        return False
+    if node.kind == "ask" and node.value in _LATE:
+        return False
+    return all(_is_early(part, scope) for part in node.parts if isinstance(part, Node))
 
 
 def sizes(dims: Any) -> Shape:
@@ -221,23 +165,11 @@ def smallest(desc: Any) -> Shape:
     return tuple(bound if size < 0 else min(size, bound) for size, bound in zip(own, bounds, strict=True))
 
 
-def measure(forms: Forms, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Mapping[str, int]:
-    """The sizes of all axes by name.
-
-    Raises:
-        PluginError: there are too many or too few tensors, or their shapes are not those of the forms.
-    """
-    forms.check_count(inputs, outputs)
-    shapes = [*inputs, *outputs]
+def least_sizes(forms: Forms, descs: Sequence[Any]) -> dict[str, int]:
+    """The lower bounds of the axes that inputs give by themselves, -1 where one is not known."""
     found: dict[str, int] = {}
-    for form, shape in zip(forms.all, shapes, strict=True):
-        if not form.fits(shape, found):
-            raise _mismatch(forms, shapes)
+    for form, desc in zip(forms.inputs, descs, strict=False):
+        low = smallest(desc)
+        if len(low) == len(form.axes):
+            found |= {axis.name: size for axis, size in zip(form.axes, low, strict=True) if axis.name is not None}
     return found
-
-
-def _mismatch(forms: Forms, shapes: Sequence[Shape]) -> PluginError:
-    got = ", ".join(f"{form.name} {list(shape)}" for form, shape in zip(forms.all, shapes, strict=True))
-    wanted = ", ".join(map(str, forms.all))
-    alike = "; a name stands for the same size wherever it is"
-    return PluginError(f"shapes are {got}; they must be {wanted}: numbers as the plugin was created{alike}")

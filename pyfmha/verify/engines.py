@@ -16,8 +16,8 @@ from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
 from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.device import Device
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
 from pyfmha.trt.creator import find_library
-from pyfmha.trt.engine import EngineConfig, build_engine
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.session import Session
 

@@ -28,10 +28,10 @@ from helpers import (
 
 from pyfmha.aot import Compiler, build
 from pyfmha.errors import SpecError
+from pyfmha.operators.tactics import tactics_of
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.descriptors import Descriptor, parse_descriptor
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
-from pyfmha.trt.tactics import tactics_of
 
 ARGUMENTS = tuple(
     Argument(name, kind)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from pyfmha.aot import Compiler, build
 from pyfmha.aot.cache import Cache
-from pyfmha.aot.cubin import toolchain
+from pyfmha.aot.toolchain import toolchain
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.cli.main import app
 from pyfmha.errors import CompileError, KernelSourceError, LibraryError, SpecError
@@ -20,7 +20,8 @@ from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import SHIPPED, Declared, WithFunction, declared_in, file_of, find, function_specs
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
-from pyfmha.spec.kernel import Argument, JitFunction, KernelSpec
+from pyfmha.spec.constants import JitFunction
+from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.spec.record import spec_from_data, spec_to_data
 
 NEAR = """
@@ -190,27 +191,23 @@ def spec(**options: Any) -> KernelSpec:
     return KernelSpec(Path("k.py"), "k", "k", arguments, (("BLOCK", 16),), "n", **options)
 
 
-def test_functions_and_packed_arguments_of_a_spec() -> None:
+def test_functions_of_a_spec() -> None:
     function = JitFunction("F", Path("f.py"), "f")
     variants = {
-        spec().variant, spec(functions=(function,)).variant, spec(packed=("inputs", ("n",))).variant,
+        spec().variant, spec(functions=(function,)).variant,
         spec(functions=(JitFunction("F", Path("f.py"), "g"),)).variant,
     }  # fmt: skip
-    assert len(variants) == 4
+    assert len(variants) == 3
     assert spec(functions=(function,)).variant == spec(functions=(JitFunction("F", Path("other.py"), "f"),)).variant
-    with pytest.raises(SpecError, match=r"inputs packs .*it must be the last arguments"):
-        spec(packed=("inputs", ("x",)))
-    with pytest.raises(SpecError, match="at least one"):
-        spec(packed=("inputs", ()))
     with pytest.raises(SpecError, match="argument n is given more than once"):
         spec(functions=(JitFunction("n", Path("f.py"), "f"),))
 
 
 def test_a_spec_with_functions_survives_a_file() -> None:
     function = JitFunction("F", Path("f.py"), "f.score")
-    whole = spec(functions=(function,), packed=("inputs", ("n",)))
+    whole = spec(functions=(function,), tuples=(("inputs", ("n",)),))
     assert spec_from_data(json.loads(json.dumps(spec_to_data(whole)))) == whole
-    old = {name: value for name, value in spec_to_data(spec()).items() if name not in ("functions", "packed")}
+    old = {name: value for name, value in spec_to_data(spec()).items() if name != "functions"}
     assert spec_from_data(old) == spec()
 
 

@@ -17,8 +17,10 @@ from pyfmha.attention.reference import attention_float64, relative_error
 from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import DriverError, EngineError, LaunchError, LibraryError, OutputError, PyfmhaError
 from pyfmha.trt import PluginError, add_attention
-from pyfmha.trt.engine import Built, EngineConfig, build_engine, build_plan
-from pyfmha.trt.saved import read_engine, read_timing_cache, save_engine, write_whole
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.saved import read_engine, save_engine
+from pyfmha.trt.engine import Built, build_plan
+from pyfmha.trt.saved import read_timing_cache, write_whole
 from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
@@ -357,7 +359,7 @@ def test_the_configuration_holds_the_engines_digest(tmp_path: Path) -> None:
 REAL = """
 import sys, warnings
 import tensorrt_rtx as trt
-from pyfmha.trt.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
 warnings.simplefilter("ignore", DeprecationWarning)  # it still takes a timing cache, but has no use for it
 for dtype in ("fp16", "bf16", "fp32"):
     for causal in (True, False):

@@ -11,8 +11,8 @@ from helpers import TESTS
 from trt_double.full.gpu import Gpu
 
 from pyfmha.errors import EngineError, PyfmhaError
-from pyfmha.trt.engine import EngineConfig, build_engine
-from pyfmha.trt.saved import read_engine, save_engine
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.saved import read_engine, save_engine
 from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
@@ -141,7 +141,7 @@ def test_the_shapes_that_an_engine_serves() -> None:
         ({"cu_seqlens": True, "layout": "bhsd"}, "layout 'bhsd' has no ragged form"),
         ({"layout": "packed", "max_kv_seq_len": 50}, "max_kv_seq_len is 50, max_seq_len 40; layout 'packed'"),
         ({"head_size": 257}, "257"),
-        ({"softmax_scale": 0.0}, "softmax_scale is 0.0"),
+        ({"softmax_scale": 0.0}, "softmax_scale is 0;"),
         ({"layer": "tensorrt", "softcap": 2.0, "layout": "bshd"}, "does not serve softcap, layout here"),
         ({"layer": "tensorrt", "causal": "bottom-right"}, "does not serve causal 'bottom-right' here"),
     ],

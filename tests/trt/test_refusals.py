@@ -16,7 +16,8 @@ from trt_double.full.gpu import Gpu
 from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.library import Library
 from pyfmha.trt import PluginError, add_attention, add_attention_packed, last_failure, register
-from pyfmha.trt.engine import EngineConfig, build_engine, build_plan
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.engine import build_plan
 from pyfmha.trt.plugin import PluginBehaviour
 from pyfmha.trt.session import Session
 

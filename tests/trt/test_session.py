@@ -16,7 +16,8 @@ from pyfmha.attention.reference import attention_float64, relative_error
 from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import DriverError, EngineError, LaunchError, PyfmhaError
 from pyfmha.trt import PluginError
-from pyfmha.trt.engine import EngineConfig, build_engine, build_plan
+from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.engine import build_plan
 from pyfmha.trt.session import Session
 
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]

@@ -20,11 +20,9 @@ from pyfmha.attention.decode import LEAST_KEYS, MOST_QUERIES, most_workspace_byt
 from pyfmha.errors import DriverError, LaunchError
 from pyfmha.runtime.library import Function, Library
 from pyfmha.trt import launch, standin
+from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
 from pyfmha.trt.creator import make_creator
 from pyfmha.trt.fields import creation_fields
-from pyfmha.trt.plan import pair_of, plan_of, split_workspace_bytes
-from pyfmha.trt.problem import Features, Problem
-from pyfmha.trt.shapes import forms_of
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -173,6 +171,11 @@ def test_where_the_keys_are_split(
     assert bool(scene.calls.workspace(plugin, made[:3], made[3:])) is split
 
 
+def pair_of(plugin: Any) -> tuple[str, ...]:
+    """The functions of decoding that a plugin may launch."""
+    return tuple(name for name in plugin.instance.launched_functions() if name in (SPLIT, COMBINE))
+
+
 RAGGED = {"cu_seqlens": 1}, [Tensor((3, HQ, D)), *[Tensor((900, HKV, D))] * 2, *[Tensor((3,), INT32)] * 2], (3, HQ, D)
 PACKED = {"layout": "packed"}, [Tensor((1, 600, HQ + 2 * HKV, D))], (1, 600, HQ, D)
 
@@ -183,7 +186,7 @@ def test_what_is_never_split(
 ) -> None:
     start(fake_cuda)
     plugin = scene.calls.attach(scene.loaded(scene.built(**GROUPED, **changes)))
-    assert plugin.origin.pair == ()
+    assert pair_of(plugin) == ()
     assert scene.calls.on_shape_change(plugin, inputs, [Tensor(out)]) == 0, last_error()
     assert scene.calls.workspace(plugin, inputs, [Tensor(out)]) == 0
     assert scene.calls.enqueue(plugin, [Q, K, V, LENGTHS, LENGTHS][: len(inputs)], [OUT], 0, STREAM) == 0
@@ -333,8 +336,8 @@ def test_no_shape_needs_more_than_was_asked_for() -> None:
             chance.choice((1, 80, 256)),
         )
         problem = Problem(kv_heads * group, size, "fp16", 1.0, False, Features(kv_heads))
-        assert pair_of(problem) is not None
-        forms = forms_of(problem)
+        assert list(problem.instance.options_wanted())
+        instance = problem.instance.with_options({"decode": True})
         ranges = [
             sorted(chance.choice(choices) for _ in "ab") for choices in ((1, 2, 7, 40, 999), (1, 5, 64, 900), KEYS)
         ]
@@ -347,13 +350,14 @@ def test_no_shape_needs_more_than_was_asked_for() -> None:
             return [q, kv, kv, q]
 
         least, most = (shapes(*(span[end] for span in ranges)) for end in (0, 1))
-        asked = split_workspace_bytes(problem, forms, least, most, 3)
+        bounds = {"Sq": least[0][2], "Skv": least[1][2], "batch": least[0][0]}
+        asked = instance.profile_bytes(instance.measure(most[:3], most[3:], least=bounds))
         for _ in range(20):
             sizes = [chance.choice((*span, chance.randint(*span))) for span in ranges]
             made = shapes(*sizes)
-            plan = plan_of(problem, forms, made[:3], made[3:], may_split=True)
+            plan = instance.plan(instance.measure(made[:3], made[3:]))
             assert plan.workspace_bytes <= asked, (problem, ranges, sizes)
-            split += plan.split
+            split += len(plan.steps) > 1
     assert split > 500
 
 
@@ -392,7 +396,7 @@ def test_what_is_stored_says_that_there_is_room(scene: Scene, decode_library: Li
     again = scene.calls.stored_fields(plugin)
     assert again is not None
     assert [(f.name, f.data) for f in again.read()] == [(f.name, f.data) for f in fields]
-    assert plugin.origin.pair == (SPLIT, COMBINE)
+    assert pair_of(plugin) == (SPLIT, COMBINE)
     assert scene.calls.timing_cache_id(plugin) == scene.calls.timing_cache_id(scene.built(**GROUPED))
 
 
@@ -437,7 +441,7 @@ def test_a_library_without_the_functions_runs_forward(
             assert enqueue(scene, plugin) == 0, last_error()
             library = decode_library if scene is later else forward_library
             assert variant_of(library, fake_cuda.launches()[before])[0] == function
-    said = [record.message for record in caplog.records if "does not decode" in record.message]
+    said = [record.message for record in caplog.records if "does without decode" in record.message]
     assert len(said) == 2
     assert "the engine has, the library here lacks what it takes" in said[0]
     assert "only the library here has what it takes" in said[1]
@@ -446,11 +450,11 @@ def test_a_library_without_the_functions_runs_forward(
 def test_functions_that_are_called_in_another_way_are_not_called(
     scene: Scene, decode_library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert scene.built(**GROUPED).origin.pair == (SPLIT, COMBINE)
+    assert pair_of(scene.built(**GROUPED)) == (SPLIT, COMBINE)
     combine = decode_library[COMBINE]
     others = tuple(("parts" if name == "splits" else name, kind) for name, kind in combine.manifest.arguments)
     monkeypatch.setattr(combine, "manifest", replace(combine.manifest, arguments=others))
-    assert scene.built(**GROUPED).origin.pair == ()
+    assert pair_of(scene.built(**GROUPED)) == ()
 
 
 # Loaded code
@@ -530,7 +534,7 @@ def test_a_device_change_takes_all_along(scene: Scene, decode_library: Library, 
 
 def test_what_python_drops_is_given_back(decode_library: Library, fake_cuda: FakeCuda) -> None:
     start(fake_cuda)
-    made = creation_fields(standin, Problem(HQ, SIZE, "fp16", SCALE, False, Features(HKV)))
+    made = creation_fields(standin, PROGRAM, Problem(HQ, SIZE, "fp16", SCALE, False, Features(HKV)).attributes())
     plugin = make_creator(standin, decode_library).create_plugin("x", made.collection, 0)
     attached = plugin.attach_to_context(None)
     assert fake_cuda.modules_loaded() > 0
@@ -584,8 +588,8 @@ def test_an_argument_is_not_shared_between_two_launches(
     scene = Scene(make_binding(), decode_library)
     original, nested = Function.prepare, [False]
 
-    def prepare(self: Function, *arguments: Any, algo_id: int = 0) -> Any:
-        made = original(self, *arguments, algo_id=algo_id)
+    def prepare(self: Function, *arguments: Any, **options: Any) -> Any:
+        made = original(self, *arguments, **options)
         start_of = made.start
 
         def between(packed: bytes) -> int:

@@ -11,7 +11,8 @@ from trt_double.scene import BINDINGS, HEADS, SIZE, open_binding
 
 from pyfmha.errors import DriverError, LaunchError, SpecError
 from pyfmha.runtime.library import Library
-from pyfmha.trt import DirectSession, PluginError, direct, standin
+from pyfmha.trt import DirectSession, PluginError, standin
+from pyfmha.trt.attention import direct
 
 pytest_plugins = ("trt_double.fixtures",)
 

@@ -9,7 +9,7 @@ import pytest
 from fake_cuda import FakeCuda, Launch
 from trt_double import BF16, BUILD, FLOAT, HALF, Tensor
 from trt_double.binding import DataType, make_binding
-from trt_double.scene import HEADS, SCALE, SIZE, Scene, fields
+from trt_double.scene import HEADS, SCALE, SIZE, Scene, fields, problem_of
 
 import pyfmha.trt
 from pyfmha.errors import EngineError
@@ -206,7 +206,7 @@ EVERYTHING = {
 def test_what_is_stored_gives_the_same_plugin(scene: Scene, changes: dict[str, Any]) -> None:
     built = scene.built(**changes)
     loaded = scene.loaded(built)
-    assert loaded.origin.problem == built.origin.problem
+    assert problem_of(loaded) == problem_of(built)
     assert loaded.origin.stored.prototype.startswith("fmha_fwd_d")
     first, second = (scene.calls.stored_fields(plugin) for plugin in (built, loaded))
     assert first is not None
@@ -217,7 +217,7 @@ def test_what_is_stored_gives_the_same_plugin(scene: Scene, changes: dict[str, A
 
 
 def test_every_field_is_what_it_says(scene: Scene) -> None:
-    problem = scene.built(**EVERYTHING).origin.problem
+    problem = problem_of(scene.built(**EVERYTHING))
     assert (problem.causal, problem.kv_heads) == (True, 2)
     features = problem.features
     assert (features.layout, features.bottom_right, features.window, features.softcap) == ("bshd", True, (5, 6), 1.5)
@@ -261,7 +261,7 @@ def test_every_newer_field_changes_the_cache_id(scene: Scene) -> None:
         ({"layout": ""}, "layout is ''; allowed are"),
         ({"window_left": -2}, "window_left is -2; give 0 or more keys, or -1 for no limit"),
         ({"window_right": -5}, "window_right is -5"),
-        ({"softcap": -1.0}, "softcap is -1.0; give a finite number above 0, or 0 for none"),
+        ({"softcap": -1.0}, "softcap is -1; give a finite number above 0, or 0 for none"),
         ({"softcap": float("inf")}, "softcap is inf"),
         ({"softcap": float("nan")}, "softcap is nan"),
         (
@@ -461,14 +461,14 @@ def test_the_production_kernel_serves_all_where_the_library_holds_it(
     """It is as fast as the first kernel, and far faster on Hopper."""
     network, tensors = network_of(*shapes)
     add_attention(network, *tensors, library=forward_library, **{"causal": True, **keywords})
-    assert network.layers[0].plugin.origin.problem.features is not None
+    assert problem_of(network.layers[0].plugin).features is not None
 
 
 @pytest.mark.parametrize("shape", [KNOWN, DYNAMIC])
 def test_a_library_of_the_first_kernel_alone_serves_as_ever(attention_library: Library, shape: tuple[int, ...]) -> None:
     network, tensors = network_of(shape, shape, shape)
     add_attention(network, *tensors, causal=True, library=attention_library)
-    assert network.layers[0].plugin.origin.problem.features is None
+    assert problem_of(network.layers[0].plugin).features is None
     with pytest.raises(PluginError, match="does not hold fmha_fwd_d32_fp16"):
         add_attention(network, *tensors, causal=True, library=attention_library, softcap=3.0)
 
@@ -484,7 +484,7 @@ def test_every_keyword_of_add_attention(forward_library: Library) -> None:
     (layer,) = network.layers
     assert layer.inputs == [*tensors, *lengths]
     assert layer.name == "cross"
-    problem = layer.plugin.origin.problem
+    problem = problem_of(layer.plugin)
     assert (problem.num_heads, problem.head_size, problem.softmax_scale, problem.causal) == (4, SIZE, 0.5, False)
     assert problem.features == pyfmha.trt.Features(2, "bshd", True, (3, 1), 2.0, True, True, True, False)
 
@@ -503,7 +503,7 @@ def test_ragged_attention_in_a_network(forward_library: Library) -> None:
     )
     assert (out.shape, lse.shape) == ((-1, 4, SIZE), (4, -1))
     assert network.layers[0].inputs == [*tensors, begins, begins]
-    assert network.layers[0].plugin.origin.problem.features.layout == "bshd"
+    assert problem_of(network.layers[0].plugin).features.layout == "bshd"
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_packed_attention_in_a_network(
     begins = {name: int32(network, -1) for name in ("cu_seqlens_q", "cu_seqlens_kv")} if ragged else {}
     made = add_attention_packed(network, qkv, *heads, causal=True, **begins, library=forward_library)
     assert made.shape == out
-    assert network.layers[0].plugin.origin.problem.kv_heads == heads[-1]
+    assert problem_of(network.layers[0].plugin).kv_heads == heads[-1]
     assert network.layers[0].inputs == [qkv, *begins.values()]
 
 
@@ -533,7 +533,7 @@ BAD_NETWORKS: list[tuple[dict[str, Any], str]] = [
     ({"causal": "bottom-right", "align": "top-left"}, "leave one of them out"),
     ({"window": (1, 2, 3)}, r"window is \(1, 2, 3\); give \(left, right\)"),
     ({"window": (-2, 0)}, "window_left is -2"),
-    ({"softcap": -1.0}, "softcap is -1.0"),
+    ({"softcap": -1.0}, "softcap is -1"),
     ({"softcap": 1e-50}, "softcap is 1e-50; give a finite number above 0"),  # 0 as a float32, which is none
     ({"layout": "sbhd"}, "layout is 'sbhd'; allowed are bhsd and bshd"),
     ({"layout": "packed"}, "use add_attention_packed"),
@@ -594,7 +594,7 @@ def test_packed_tensors_that_do_not_fit(
 def test_causal_as_a_number_means_what_it_says(forward_library: Library, causal: Any) -> None:
     network, tensors = network_of(KNOWN, KNOWN, KNOWN)
     add_attention(network, *tensors, causal=causal, library=forward_library)
-    assert network.layers[0].plugin.origin.problem.causal is bool(causal)
+    assert problem_of(network.layers[0].plugin).causal is bool(causal)
 
 
 def test_nobody_leaves_causal_to_a_default(forward_library: Library) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from trt_double import BF16, BUILD, FLOAT, HALF, INT32, RUNTIME, Tensor
-from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, number, tensors, text
+from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, number, problem_of, tensors, text
 
 from pyfmha import trt as pyfmha_trt
+from pyfmha.operators.tactics import tactics_of
 from pyfmha.spec.manifest import INTERFACE
 
 pytest_plugins = ("trt_double.fixtures",)
@@ -26,19 +27,19 @@ def test_name_version_and_namespace(scene: Scene) -> None:
 
 @pytest.mark.parametrize("causal", [None, 0, 1])
 def test_fields_become_the_problem(scene: Scene, causal: int | None) -> None:
-    problem = scene.built(causal=causal).origin.problem
+    problem = problem_of(scene.built(causal=causal))
     assert (problem.num_heads, problem.head_size, problem.dtype, problem.softmax_scale) == (HEADS, SIZE, "fp16", SCALE)
     assert problem.causal is (causal != 0)
 
 
 def test_a_negative_scale_is_served(scene: Scene) -> None:
-    assert scene.built(softmax_scale=-1.5).origin.problem.softmax_scale == -1.5
+    assert problem_of(scene.built(softmax_scale=-1.5)).softmax_scale == -1.5
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(FLOAT, "fp32"), (HALF, "fp16"), (BF16, "bf16")])
 def test_type_ids_are_data_types(scene: Scene, kind: int, dtype: str) -> None:
     plugin = scene.built(type_id=kind)
-    assert plugin.origin.problem.dtype == dtype
+    assert problem_of(plugin).dtype == dtype
     assert int(getattr(scene.trt.DataType, {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[dtype])) == kind
 
 
@@ -54,7 +55,7 @@ def test_type_ids_are_data_types(scene: Scene, kind: int, dtype: str) -> None:
         ({"head_size": 0}, "head size is 0: use an integer from 1 to 256"),
         ({"head_size": 64}, r"does not hold fmha_d64_fp16.* it holds .*pyfmha build --dtype fp16 --head-size 64"),
         ({"type_id": 2}, r"type_id is 2; allowed is int\(trt.DataType\): 0 \(FLOAT\), 1 \(HALF\), 7 \(BF16\)"),
-        ({"softmax_scale": 0.0}, "softmax_scale is 0.0; give a finite float32 other than 0"),
+        ({"softmax_scale": 0.0}, "softmax_scale is 0; give a finite float32 other than 0"),
         ({"softmax_scale": float("nan")}, "softmax_scale is nan"),
         ({"softmax_scale": float("inf")}, "softmax_scale is inf"),
         ({"causal": 2}, "does not hold fmha_fwd_d32_fp16"),
@@ -116,7 +117,7 @@ def test_an_engine_of_another_prototype_is_refused(scene: Scene) -> None:
 def test_loading_gives_the_same_plugin(scene: Scene) -> None:
     built = scene.built(causal=0, softmax_scale=0.3, num_heads=5)
     loaded = scene.loaded(built)
-    assert loaded.origin.problem == built.origin.problem
+    assert problem_of(loaded) == problem_of(built)
     assert [f.data for f in scene.calls.stored_fields(loaded).read()] == [
         f.data for f in scene.calls.stored_fields(built).read()
     ]
@@ -184,7 +185,7 @@ def test_capabilities_are_the_plugin_itself(scene: Scene) -> None:
 
 def test_clone_and_attach_copy_everything(scene: Scene) -> None:
     plugin = scene.loaded(scene.built(softmax_scale=0.3))
-    first, second = plugin.origin.tactics
+    first, second = tactics_of(plugin.origin.library["fmha_d32_fp16"].manifest)
     assert plugin.tactic == first
     assert scene.calls.set_tactic(plugin, second.id) == 0
     for made in (scene.calls.clone(plugin), scene.calls.attach(plugin)):

@@ -11,14 +11,15 @@ import pytest
 from helpers import python_environment
 from trt_double import BF16, FLOAT, HALF
 from trt_double.binding import DataType, make_binding
-from trt_double.scene import HEADS, REAL_BINDINGS, SIZE, open_binding
+from trt_double.scene import HEADS, REAL_BINDINGS, SIZE, open_binding, problem_of
 
 import pyfmha.trt
 from pyfmha.errors import LibraryError
 from pyfmha.runtime.library import Library
-from pyfmha.trt import PluginError, add_attention, plugin, register
+from pyfmha.trt import PluginError, add_attention, register
 from pyfmha.trt.creator import find_library, plugin_classes
 from pyfmha.trt.modules import MODULES, find_module, module_of
+from pyfmha.trt.plugin import PluginBehaviour
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -146,7 +147,7 @@ def test_add_attention(double: Any, attention_library: Library) -> None:
     assert (out.shape, out.dtype) == ((-1, HEADS, -1, SIZE), HALF)
     (layer,) = network.layers
     assert layer.name == "attention 3"
-    problem = layer.plugin.origin.problem
+    problem = problem_of(layer.plugin)
     assert (problem.num_heads, problem.head_size, problem.dtype, problem.causal) == (HEADS, SIZE, "fp16", True)
     assert problem.softmax_scale == pytest.approx(1 / math.sqrt(SIZE), rel=1e-7)
     assert layer.plugin.origin.layer == "attention 3"
@@ -156,7 +157,7 @@ def test_add_attention(double: Any, attention_library: Library) -> None:
 def test_add_attention_takes_its_type_from_q(double: Any, attention_library: Library, kind: int, dtype: str) -> None:
     network, tensors = inputs(double, kind=kind)
     add_attention(network, *tensors, causal=True, library=attention_library, scale=0.5)
-    problem = network.layers[0].plugin.origin.problem
+    problem = problem_of(network.layers[0].plugin)
     assert (problem.dtype, problem.softmax_scale) == (dtype, 0.5)
 
 
@@ -165,7 +166,7 @@ def test_add_full_attention_in_a_namespace(double: Any, attention_library: Libra
     out = add_attention(network, *tensors, causal=False, namespace="mine", library=attention_library)
     assert out.shape == (2, HEADS, 64, SIZE)
     plugin = network.layers[0].plugin
-    assert (plugin.origin.problem.causal, plugin.plugin_namespace) == (False, "mine")
+    assert (problem_of(plugin).causal, plugin.plugin_namespace) == (False, "mine")
     assert double.get_plugin_registry().get_creator("TritonFlashAttention", "1", "mine") is not None
 
 
@@ -198,7 +199,7 @@ def test_unlike_tensors_are_refused(double: Any, attention_library: Library) -> 
 def test_what_fails_inside_is_raised(double: Any, attention_library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     network, tensors = inputs(double)
     register(double, library=attention_library)
-    monkeypatch.setattr(plugin, "check_type", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(PluginBehaviour, "_take_types", lambda *arguments: 1 / 0)
     with pytest.raises(PluginError, match="get_output_data_types: ZeroDivisionError"):
         add_attention(network, *tensors, causal=True)
 

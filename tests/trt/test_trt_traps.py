@@ -17,11 +17,12 @@ import pytest
 from fake_cuda import FakeCuda
 from shared import Shared
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Field, Tensor
-from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, tensors
+from trt_double.scene import HEADS, SCALE, SIZE, Scene, dynamic, fields, problem_of, tensors
 
 import pyfmha.trt
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.tactics import tactics_of
 from pyfmha.runtime.library import Library
-from pyfmha.trt import plugin as plugin_module
 from pyfmha.trt.creator import register
 
 pytest_plugins = ("trt_double.fixtures",)
@@ -76,7 +77,7 @@ def test_1_the_double_notices_temporaries(attention_library: Library) -> None:
 
 def test_1_created_plugins_keep_nothing_of_the_fields(scene: Scene) -> None:
     plugin = scene.built()  # the calls write over the fields' memory afterwards
-    assert plugin.origin.problem.num_heads == HEADS
+    assert problem_of(plugin).num_heads == HEADS
     assert scene.loaded(plugin).origin.stored == plugin.origin.stored
 
 
@@ -97,7 +98,7 @@ def test_2_a_failed_workspace_is_no_zero(scene: Scene, fake_cuda: FakeCuda) -> N
 
 
 def test_2_a_failure_that_is_no_error_of_ours(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module, "plan_of", lambda *arguments, **keywords: 1 // 0)
+    monkeypatch.setattr(Instance, "plan", lambda *arguments: 1 // 0)
     largest = dynamic()
     assert scene.calls.workspace(scene.built(), largest[:3], largest[3:]) > 1 << 60
     assert "ZeroDivisionError" in str(pyfmha.trt.last_failure().error)
@@ -198,7 +199,7 @@ def test_6_an_onnx_node_keeps_all_attributes(scene: Scene) -> None:
     read = [  # as the parser: only what field_names lists, as INT32 from INT and FLOAT32 from FLOAT
         Field(name, kind, 1, struct.pack("<f" if kind == FLOAT32 else "<i", attributes[name])) for name, kind in names
     ]
-    problem = scene.calls.create(scene.creator, "node", read, BUILD).origin.problem
+    problem = problem_of(scene.calls.create(scene.creator, "node", read, BUILD))
     assert problem.causal is False
     assert problem.softmax_scale == pytest.approx(0.3)
 
@@ -266,7 +267,7 @@ def test_8_enqueue_may_be_captured(scene: Scene, fake_cuda: FakeCuda) -> None:
 def test_8_loading_in_enqueue_would_be_noticed(scene: Scene, fake_cuda: FakeCuda) -> None:
     start(fake_cuda)
     plugin = scene.loaded()
-    plugin.enqueue = lambda *arguments: plugin._function.load()
+    plugin.enqueue = lambda *arguments: plugin._main_function().load()
     fake_cuda.begin_capture()
     status = scene.calls.enqueue(plugin, [16, 32, 48], [64], 256, 7)
     fake_cuda.end_capture()
@@ -281,7 +282,7 @@ def test_9_nothing_removed_is_named() -> None:
     removed = re.compile(
         r"EXPLICIT_BATCH|BuilderFlag\.(FP16|BF16)|get_plugin_creator|plugin_creator_list|\.precision\b"
     )
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.glob("**/*.py"):
         assert not removed.search(file.read_text()), file
 
 
@@ -344,10 +345,11 @@ def test_tactics_mean_the_same_in_another_build(
     loaded = new.calls.create(new.creator, "layer 7", old.calls.stored_fields(built).read(), RUNTIME)
     assert new.calls.set_tactic(loaded, first) == 0
     assert loaded.tactic.algo_id == 1  # it has moved
-    assert loaded.tactic.name == built.origin.tactics[0].name
+    assert loaded.tactic.name == built.tactic.name
     assert new.calls.set_tactic(loaded, second) != 0
     message = str(pyfmha.trt.last_failure().error)
-    assert f"tactic {second} ({built.origin.tactics[1].name}), which this library does not hold" in message
+    gone = tactics_of(built._main_function().manifest)[1].name
+    assert f"tactic {second} ({gone}), which this library does not hold" in message
     assert new.calls.timing_cache_id(new.built()) != old.calls.timing_cache_id(built)
 
 
@@ -371,7 +373,7 @@ def test_tactics_need_code_for_the_device(scene: Scene, fake_cuda: FakeCuda) -> 
 
 
 def test_colliding_ids_are_refused(attention_library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyfmha.trt import tactics
+    from pyfmha.operators import tactics
 
     function = attention_library["fmha_d32_fp16"].manifest
     assert len(tactics.tactics_of(function)) == 2

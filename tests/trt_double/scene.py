@@ -19,6 +19,7 @@ from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.trt import register
+from pyfmha.trt.attention.problem import Features, Problem
 from trt_double import BUILD, CHAR, FLOAT32, HALF, INT32, RUNTIME, Calls, Field, Tensor
 from trt_double.binding import DoubleCalls, make_binding
 from trt_double.vtable import RealCalls
@@ -215,3 +216,26 @@ class Scene:
         shape = tensors(batch, seq, int(changes.get("type_id", HALF)), int(changes.get("num_heads", HEADS)))
         assert self.calls.on_shape_change(plugin, shape[:3], shape[3:]) == 0
         return plugin
+
+
+def problem_of(plugin: Any) -> Problem:
+    """What a Python plugin of attention serves."""
+    values = plugin.instance.attributes
+    features = Features(
+        num_kv_heads=values["num_kv_heads"],
+        layout=values["layout"],
+        bottom_right=bool(values["bottom_right"]),
+        window=(values["window_left"], values["window_right"]),
+        softcap=values["softcap"],
+        **{name: bool(values[name]) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")},
+    )
+    dtype = plugin.instance.types["T"]
+    has_features = plugin.instance.scope.values["features"]
+    return Problem(
+        values["num_heads"],
+        values["head_size"],
+        dtype,
+        values["softmax_scale"],
+        values["causal"] != 0,
+        features if has_features else None,
+    )

@@ -161,9 +161,31 @@ class _Stored:
     def read(self) -> list[Field]:
         fields = (self._collection.fields[index] for index in range(self._collection.nb))
         return [
-            Field(f.name.decode(), f.type, f.length, ctypes.string_at(f.data, f.length * _ELEMENT[f.type]))
+            Field(
+                f.name.decode(),
+                f.type,
+                f.length,
+                ctypes.string_at(f.data or 0, f.length * _ELEMENT[f.type]) if f.length else b"",
+            )
             for f in fields
         ]
+
+
+def create_through(creator: int, name: str, fields: Sequence[Field], phase: int) -> int | None:
+    """The address of the IPluginV3 that a creator's C++ object makes; the fields' memory is gone afterwards."""
+    data = [ctypes.create_string_buffer(field.data, max(len(field.data), 1)) for field in fields]
+    entries = (_Field * len(fields))(
+        *(
+            _Field(f.name.encode(), ctypes.addressof(buffer), f.type, f.length)
+            for f, buffer in zip(fields, data, strict=True)
+        )
+    )
+    collection = _Collection(len(fields), entries)
+    call = virtual(creator, 4, _POINTER, ctypes.c_char_p, ctypes.POINTER(_Collection), ctypes.c_int32)
+    made: int | None = call(name.encode(), ctypes.byref(collection), phase)
+    for buffer in data:  # TensorRT's memory is gone after the call
+        ctypes.memset(buffer, 0xDB, len(buffer))
+    return made
 
 
 class RealCalls:
@@ -192,20 +214,12 @@ class RealCalls:
         return issubclass(type(candidate), self.trt.IPluginV3)
 
     def create(self, creator: Any, name: str, fields: Sequence[Field], phase: int) -> Any | None:
-        data = [ctypes.create_string_buffer(field.data, max(len(field.data), 1)) for field in fields]
-        entries = (_Field * len(fields))(
-            *(
-                _Field(f.name.encode(), ctypes.addressof(buffer), f.type, f.length)
-                for f, buffer in zip(fields, data, strict=True)
-            )
-        )
-        collection = _Collection(len(fields), entries)
         (this,) = pointers(creator, 1)
-        call = virtual(this, 4, _POINTER, ctypes.c_char_p, ctypes.POINTER(_Collection), ctypes.c_int32)
-        plugin = self._object(call(name.encode(), ctypes.byref(collection), phase))
-        for buffer in data:  # TensorRT's memory is gone after the call
-            ctypes.memset(buffer, 0xDB, len(buffer))
-        return plugin
+        return self._object(create_through(this, name, fields, phase))
+
+    def fields_at(self, collection: int) -> list[Field]:
+        """The fields of a C++ collection."""
+        return _Stored(collection).read()
 
     def output_types(self, plugin: Any, types: Sequence[int]) -> list[int] | None:
         ints = ctypes.POINTER(ctypes.c_int32)

@@ -29,6 +29,7 @@ enum {
   CAPABILITY_MINOR = 76,          /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
   MAX_DYNAMIC_SHARED = 8,         /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
   SHARED_CARVEOUT = 9,            /* CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT */
+  LARGE_CLUSTERS = 14,            /* CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED */
   MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
   CLUSTER_DIMENSION = 4,          /* CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION */
   MAX_CLUSTER = 8,                /* blocks: the most that is portable (CUDA C Programming Guide, 5.2.1) */
@@ -60,6 +61,7 @@ typedef struct {
 static struct {
   CUresult (*init)(unsigned);
   CUresult (*ctx_get_current)(CUcontext *);
+  CUresult (*ctx_set_current)(CUcontext);
   CUresult (*ctx_get_device)(CUdevice *);
   CUresult (*ctx_get_id)(CUcontext, unsigned long long *); /* CUDA 12 and later; NULL before */
   CUresult (*device_get_attribute)(int *, int, CUdevice);
@@ -152,6 +154,7 @@ static CUresult open_driver(void) {
   } needed[] = {
       {"cuInit", &driver.init},
       {"cuCtxGetCurrent", &driver.ctx_get_current},
+      {"cuCtxSetCurrent", &driver.ctx_set_current},
       {"cuCtxGetDevice", &driver.ctx_get_device},
       {"cuDeviceGetAttribute", &driver.device_get_attribute},
       {"cuModuleLoadData", &driver.module_load_data},
@@ -209,27 +212,31 @@ static struct pyfmha_loaded *find_loaded(const pyfmha_kernel *kernel, CUcontext 
   return loaded;
 }
 
+/* Whether code for a capability, which is exact or not, runs on a device of another. */
+static bool runs_on(int capability, bool exact, int device) {
+  return capability == device || (!exact && capability / 10 == device / 10 && capability < device);
+}
+
 /* The image for a device: that of its own capability, else the latest earlier minor revision that may run there. */
 static const pyfmha_image *choose_image(const pyfmha_kernel *kernel, int capability) {
   const pyfmha_image *best = NULL;
   for (size_t i = 0; i < kernel->image_count; i++) {
     const pyfmha_image *image = &kernel->images[i];
-    const bool runs = image->exact ? image->capability == capability
-                                   : image->capability / 10 == capability / 10 && image->capability <= capability;
-    if (runs && (best == NULL || image->capability > best->capability)) best = image;
+    if (runs_on(image->capability, image->exact, capability) && (best == NULL || image->capability > best->capability)) best = image;
   }
   return best;
 }
 
-/* The capability whose code a device runs, of those that pyfmha compiles for: its own, else, before 9.0, the newest of the
- * same major revision before it; 0: none. */
+/* The capability whose code a device runs, of those that pyfmha compiles for: its own, else the newest of the same major
+ * revision before it whose code is not exact; 0: none. */
 static int served_as(int capability) {
-  static const int served[] = {0 /* the capabilities that pyfmha compiles for */};
+  static const struct {
+    int capability;
+    bool exact;
+  } served[] = {{0, true} /* the capabilities that pyfmha compiles for */};
   int best = 0;
-  for (size_t i = 0; i < sizeof served / sizeof served[0]; i++) {
-    const bool older = served[i] < 90 && served[i] / 10 == capability / 10 && served[i] <= capability;
-    if ((served[i] == capability || older) && served[i] > best) best = served[i];
-  }
+  for (size_t i = 0; i < sizeof served / sizeof served[0]; i++)
+    if (runs_on(served[i].capability, served[i].exact, capability) && served[i].capability > best) best = served[i].capability;
   return best;
 }
 
@@ -250,7 +257,7 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
 
 /* What launching an image needs that this driver has not, in words; NULL: nothing. */
 static const char *lacking(const pyfmha_kernel *kernel, const pyfmha_image *image) {
-  if (image->cluster && driver.launch_kernel_ex == NULL) return "is launched in clusters, which needs cuLaunchKernelEx";
+  if ((image->cluster || image->ctas > 1) && driver.launch_kernel_ex == NULL) return "is launched in clusters, which needs cuLaunchKernelEx";
   if (kernel->tensor_count > 0 && driver.tensor_map_encode == NULL) return "makes tensor maps, which needs cuTensorMapEncodeTiled";
   return NULL;
 }
@@ -291,6 +298,10 @@ static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *imag
   } else if (image->shared > SHARED_WITHOUT_OPTIN) {
     status = driver.func_set_attribute(loaded->function, MAX_DYNAMIC_SHARED, (int)image->shared);
     if (status != PYFMHA_SUCCESS) driver_failed(status, "cuFuncSetAttribute (shared memory)", kernel->name);
+  }
+  if (status == PYFMHA_SUCCESS && image->ctas > MAX_CLUSTER) {
+    status = driver.func_set_attribute(loaded->function, LARGE_CLUSTERS, 1);
+    if (status != PYFMHA_SUCCESS) driver_failed(status, "cuFuncSetAttribute (clusters above 8 blocks)", kernel->name);
   }
   /* Room for several blocks an SM, at the cost of L1 cache: a wish, without which only speed is lost. A dependent kernel
    * has it too, since an SM must be idle to change over, and its blocks are to start beside those of the kernel before. */
@@ -539,7 +550,7 @@ static CUresult grid_refused(const char *name, int axis, int64_t got, int64_t li
 
 static CUresult compute_grid(const struct pyfmha_loaded *loaded, const void *arguments, int64_t grid[3], bool *empty) {
   const bool cluster = loaded->image->cluster;
-  const int64_t limits[3] = {cluster ? MAX_CLUSTER : INT32_MAX, MAX_GRID_YZ, MAX_GRID_YZ};
+  const int64_t limits[3] = {cluster ? MAX_CLUSTER : INT32_MAX / loaded->image->ctas, MAX_GRID_YZ, MAX_GRID_YZ};
   const char *name = loaded->kernel->name;
   *empty = false;
   if (!loaded->image->grid(arguments, loaded->num_sms, grid))
@@ -558,10 +569,11 @@ static CUresult compute_grid(const struct pyfmha_loaded *loaded, const void *arg
 static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream, const int64_t grid[3], void **params) {
   launch_attribute attributes[2] = {{0}};
   unsigned count = 0;
-  if (loaded->image->cluster) {
+  const unsigned ctas = loaded->image->ctas;
+  if (loaded->image->cluster || ctas > 1) {
     launch_attribute *cluster = &attributes[count++];
     cluster->id = CLUSTER_DIMENSION;
-    cluster->value.cluster[0] = (unsigned)grid[0];
+    cluster->value.cluster[0] = ctas > 1 ? ctas : (unsigned)grid[0];
     cluster->value.cluster[1] = cluster->value.cluster[2] = 1;
   }
   if (loaded->dependent) { /* the last, to be left out if it is refused */
@@ -570,7 +582,7 @@ static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream,
     serialization->value.serialization = 1;
   }
   launch_config config = {
-      .grid = {(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]},
+      .grid = {(unsigned)grid[0] * ctas, (unsigned)grid[1], (unsigned)grid[2]},
       .block = {loaded->image->threads, 1, 1},
       .shared = loaded->image->shared,
       .stream = stream,
@@ -596,10 +608,38 @@ CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, cons
                        loaded->kernel->name, missing, missing);
   void **given;
   memcpy(&given, &params, sizeof given); /* the driver only reads through it, but its prototype has no const */
-  if (loaded->dependent || loaded->image->cluster) return launch_with(loaded, stream, grid, given);
+  if (loaded->dependent || loaded->image->cluster || loaded->image->ctas > 1) return launch_with(loaded, stream, grid, given);
   status = driver.launch_kernel(loaded->function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], loaded->image->threads,
                                 1, 1, loaded->image->shared, stream, given, NULL);
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernel", loaded->kernel->name);
+}
+
+/* The bytes of a launch: each block of the grid has its own. */
+static CUresult workspace_bytes(const struct pyfmha_loaded *loaded, const void *arguments, uint64_t *bytes) {
+  int64_t grid[3];
+  bool empty;
+  *bytes = 0;
+  const CUresult status = compute_grid(loaded, arguments, grid, &empty);
+  if (status != PYFMHA_SUCCESS || empty || loaded->image->workspace == 0) return status;
+  uint64_t total = loaded->image->workspace * loaded->image->ctas;
+  for (int i = 0; i < 3; i++)
+    if (__builtin_mul_overflow(total, (uint64_t)grid[i], &total))
+      return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the workspace of this grid overflows 64 bits", loaded->kernel->name);
+  *bytes = total;
+  return PYFMHA_SUCCESS;
+}
+
+CUresult pyfmha_check_workspace(const struct pyfmha_loaded *loaded, const void *arguments, CUdeviceptr workspace) {
+  uint64_t bytes;
+  const CUresult status = workspace_bytes(loaded, arguments, &bytes);
+  if (status != PYFMHA_SUCCESS || bytes == 0) return status;
+  if (workspace == 0)
+    return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the workspace is 0; these arguments need %llu bytes of device memory, as %s_workspace() says",
+                       loaded->kernel->name, (unsigned long long)bytes, loaded->kernel->function);
+  if (workspace % loaded->image->workspace_align != 0)
+    return pyfmha_fail(PYFMHA_MISALIGNED_ADDRESS, "%s: the workspace is 0x%llx, not a multiple of %llu bytes", loaded->kernel->name,
+                       (unsigned long long)workspace, (unsigned long long)loaded->image->workspace_align);
+  return PYFMHA_SUCCESS;
 }
 
 static CUresult no_algorithm(const pyfmha_function *function, int algo_id) {
@@ -622,9 +662,9 @@ static CUresult refused(const pyfmha_function *function, int algo_id, bool passe
                      function->name, algo_id, function->name);
 }
 
-/* The caller holds the lock. */
-static CUresult dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
-  uint64_t key[PYFMHA_KEY_WORDS]; /* written by the variant that serves, if it has descriptors */
+/* The first variant that serves the arguments and is loaded, as it is loaded, and its key. The caller holds the lock. */
+static CUresult find_launch(const pyfmha_function *function, int algo_id, const void *arguments, uint64_t *key,
+                            const struct pyfmha_loaded **found) {
   const unsigned begin = algo_id == 0 ? 0 : function->ends[algo_id - 1], end = function->ends[algo_id];
   unsigned i = next_serving(function, begin, end, arguments, key);
   if (i == end) return refused(function, algo_id, false, arguments);
@@ -637,13 +677,32 @@ static CUresult dispatch(const pyfmha_function *function, int algo_id, const voi
   if (status != PYFMHA_SUCCESS) return status;
   for (; i < end; i = next_serving(function, i + 1, end, arguments, key)) {
     const pyfmha_kernel *kernel = function->kernels[i];
-    const struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
-    if (loaded != NULL) return kernel->launch(loaded, arguments, key);
+    *found = find_loaded(kernel, context, id);
+    if (*found != NULL) return PYFMHA_SUCCESS;
     if (!kernel->optional)
       return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded in the current CUDA context: call load_%s() there first", kernel->name,
                          function->name);
   }
   return refused(function, algo_id, true, arguments);
+}
+
+static CUresult dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
+  uint64_t key[PYFMHA_KEY_WORDS]; /* written by the variant that serves, if it has descriptors */
+  const struct pyfmha_loaded *loaded = NULL;
+  const CUresult status = find_launch(function, algo_id, arguments, key, &loaded);
+  return status == PYFMHA_SUCCESS ? loaded->kernel->launch(loaded, arguments, key) : status;
+}
+
+CUresult pyfmha_workspace(const pyfmha_function *function, int algo_id, const void *arguments, uint64_t *bytes) {
+  *bytes = 0;
+  if (algo_id < 0 || algo_id >= function->algorithm_count) return no_algorithm(function, algo_id);
+  uint64_t key[PYFMHA_KEY_WORDS];
+  const struct pyfmha_loaded *loaded = NULL;
+  pthread_rwlock_rdlock(&lock);
+  CUresult status = find_launch(function, algo_id, arguments, key, &loaded);
+  if (status == PYFMHA_SUCCESS) status = workspace_bytes(loaded, arguments, bytes);
+  pthread_rwlock_unlock(&lock);
+  return status;
 }
 
 CUresult pyfmha_dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
@@ -679,6 +738,71 @@ CUresult pyfmha_choose(const pyfmha_function *function, int algo_id, const void 
   if (i == end) return refused(function, algo_id, passed_over, arguments);
   *variant = function->kernels[i]->name;
   return PYFMHA_SUCCESS;
+}
+
+/* ------------------------------------------------------------- for plugins */
+
+/* Open the driver if that was not done; nothing is loaded. */
+static CUresult need_driver(void) {
+  pthread_rwlock_wrlock(&lock);
+  const CUresult status = open_driver();
+  pthread_rwlock_unlock(&lock);
+  return status;
+}
+
+CUresult pyfmha_context(void **context, unsigned long long *id) {
+  CUcontext found = NULL;
+  CUresult status = need_driver();
+  if (status == PYFMHA_SUCCESS) status = current_context("the plugin", &found, id);
+  *context = found;
+  return status;
+}
+
+CUresult pyfmha_current_capability(int *capability) {
+  CUcontext context = NULL;
+  CUdevice device = 0;
+  const CUresult status = need_driver();
+  if (status != PYFMHA_SUCCESS) return status;
+  if (driver.ctx_get_current(&context) != PYFMHA_SUCCESS || context == NULL)
+    return pyfmha_fail(PYFMHA_INVALID_CONTEXT,
+                       "this thread has no current CUDA context, so the GPU to serve is unknown: make one current first");
+  return current_device("the plugin", &device, capability);
+}
+
+bool pyfmha_runs_on(const pyfmha_function *function, int algo_id, int capability) {
+  bool needed = false, any = false, all = true;
+  for (unsigned i = algo_id == 0 ? 0 : function->ends[algo_id - 1]; i < function->ends[algo_id]; i++) {
+    const bool runs = choose_image(function->kernels[i], capability) != NULL;
+    any |= runs;
+    if (!function->kernels[i]->optional) {
+      needed = true;
+      all &= runs;
+    }
+  }
+  return needed ? all : any;
+}
+
+const pyfmha_kernel *pyfmha_serving(const pyfmha_function *function, int algo_id, int capability, const void *arguments) {
+  uint64_t key[PYFMHA_KEY_WORDS];
+  if (algo_id < 0 || algo_id >= function->algorithm_count) return NULL;
+  const unsigned end = function->ends[algo_id];
+  unsigned i = next_serving(function, algo_id == 0 ? 0 : function->ends[algo_id - 1], end, arguments, key);
+  for (; i < end; i = next_serving(function, i + 1, end, arguments, key))
+    if (!function->kernels[i]->optional || choose_image(function->kernels[i], capability) != NULL) return function->kernels[i];
+  return NULL;
+}
+
+const char *pyfmha_unload_in(void *context, unsigned long long id, const pyfmha_function *const *functions, int count) {
+  CUcontext before = NULL;
+  unsigned long long now = 0;
+  if (driver.ctx_get_current(&before) != PYFMHA_SUCCESS) return "the driver does not say which context is current";
+  if (driver.ctx_get_id != NULL && (driver.ctx_get_id(context, &now) != PYFMHA_SUCCESS || now != id)) return "the CUDA context was destroyed";
+  if (before != context && driver.ctx_set_current(context) != PYFMHA_SUCCESS) return "the CUDA context cannot be made current";
+  const char *failure = NULL;
+  for (int i = count - 1; i >= 0; i--)
+    if (pyfmha_unload(functions[i]) != PYFMHA_SUCCESS) failure = pyfmha_last_error();
+  if (before != context) (void)driver.ctx_set_current(before);
+  return failure;
 }
 
 /* ------------------------------------------------------------- conversions */

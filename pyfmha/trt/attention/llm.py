@@ -14,12 +14,11 @@ from functools import cache
 from typing import Any
 
 from pyfmha.errors import EngineError, GraphApiError, PluginError
-from pyfmha.trt.config import EngineConfig
-from pyfmha.trt.graph_api import graph_api
+from pyfmha.trt.attention.config import EngineConfig
+from pyfmha.trt.attention.graph_api import graph_api
+from pyfmha.trt.attention.network import add_attention, add_attention_packed
+from pyfmha.trt.attention.problem import DTYPE_OF, INPUTS
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.network import add_attention, add_attention_packed
-from pyfmha.trt.problem import DATA_TYPES
-from pyfmha.trt.shapes import INPUTS
 
 __all__ = ["DTYPES", "GraphApiError", "flash_attention_op", "graph_api"]
 
@@ -188,7 +187,7 @@ def _layer_class() -> Any:
 
         def engine_config(self, max_batch_size: int, max_len: int, max_kv_len: int | None = None) -> EngineConfig:
             """What it serves up to these sizes."""
-            dtype = DATA_TYPES[int(self.dtype)]
+            dtype = DTYPE_OF[int(self.dtype)]
             plain = EngineConfig(
                 self.num_heads,
                 self.head_size,

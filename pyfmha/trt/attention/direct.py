@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PluginError, SpecError
+from pyfmha.operators.expressions import Scope
+from pyfmha.operators.forms import Forms, Shape, TensorForm, measure
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
-from pyfmha.trt.causal import says_causal
+from pyfmha.trt.attention.causal import says_causal
+from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module
-from pyfmha.trt.problem import Features, Problem
-from pyfmha.trt.shapes import INT32, Forms, Shape, TensorForm, forms_of
 
 Array = NDArray[Any]
 
@@ -80,10 +81,10 @@ class DirectSession:
             features = Features(num_heads)
         scale = 1 / math.sqrt(head_size) if scale is None else scale
         self.problem = Problem(num_heads, head_size, dtype, scale, bool(causal), features)
-        self.forms = forms_of(self.problem)
+        self.forms = self.problem.forms()
         creator = make_creator(self._trt, find_library(library))
         phases = self._trt.TensorRTPhase
-        fields = creation_fields(self._trt, self.problem)
+        fields = creation_fields(self._trt, PROGRAM, self.problem.attributes())
         built = creator.create_plugin("DirectSession", fields.collection, phases.BUILD)
         loaded = creator.create_plugin("DirectSession", built.get_fields_to_serialize(), phases.RUNTIME)
         self._workspace: DeviceArray | None = None
@@ -119,9 +120,8 @@ class DirectSession:
             seq_len: rows of Q: Sq, or with cu_seqlens all tokens.
             kv_len: rows of K and V, by default as many.
         """
-        known = {"batch": batch_size, "batch + 1": batch_size + 1}
-        known |= dict.fromkeys(("seq", "Sq", "tokens", "Q tokens"), seq_len)
-        known |= dict.fromkeys(("Skv", "KV tokens"), seq_len if kv_len is None else kv_len)
+        known = {"batch": batch_size, **dict.fromkeys(("seq", "Sq", "tokens", "Q_tokens"), seq_len)}
+        known |= dict.fromkeys(("Skv", "KV_tokens"), seq_len if kv_len is None else kv_len)
         self._prepare(self.forms, [_shape_of(form, known) for form in self.forms.all])
 
     def _prepare(self, forms: Forms, shapes: list[Shape]) -> None:
@@ -215,27 +215,31 @@ class DirectSession:
         return dynamic
 
     def _storage(self, form: TensorForm) -> np.dtype[Any]:
-        if form.type_id == INT32:
-            return np.dtype(np.int32)
-        return np.dtype(np.float32 if form.name == "Lse" else STORAGE[self.problem.dtype])
+        return np.dtype(np.int32 if form.type == "int32" else STORAGE[form.type or self.problem.dtype])
 
     def _check(self, inputs: Mapping[str, Array]) -> tuple[Forms, list[Shape]]:
         """The forms and shapes of all tensors, for inputs that fit."""
         names = [form.name for form in self.forms.inputs]
         if set(inputs) != set(names):
             raise SpecError(f"inputs are {', '.join(inputs) or 'missing'}; give {', '.join(names)}")
-        forms = forms_of(self.problem, inputs[names[0]].ndim)
+        forms = self.problem.forms(inputs[names[0]].ndim)
+        wanted = ", ".join(f"{form} {self._storage(form)}" for form in forms.inputs)
         known: dict[str, int] = {}
-        for form in forms.inputs:
-            array, storage = inputs[form.name], self._storage(form)
-            if array.dtype != storage or not form.fits(array.shape, known):
-                wanted = ", ".join(f"{other} {self._storage(other)}" for other in forms.inputs)
-                raise SpecError(f"{form.name} is {array.dtype} {list(array.shape)}; inputs must be {wanted}")
+        for count, form in enumerate(forms.inputs, 1):
+            array = inputs[form.name]
+            try:  # with those before it, so that the first is named that does not fit
+                known = measure(Forms(forms.inputs[:count], ()), [inputs[name].shape for name in names[:count]], (), {})
+                fits = array.dtype == self._storage(form)
+            except PluginError:
+                fits = False
+            if not fits:
+                raise SpecError(f"{form.name} is {array.dtype} {list(array.shape)}; inputs must be {wanted}") from None
         return forms, [_shape_of(form, known) for form in forms.all]
 
 
 def _shape_of(form: TensorForm, known: Mapping[str, int]) -> Shape:
-    return tuple(known[name] if size is None else size for name, size in form.axes)
+    scope = Scope(known)
+    return tuple(axis.expression.evaluate(scope) if axis.size is None else axis.size for axis in form.axes)
 
 
 def _installed_or_standin() -> Any:

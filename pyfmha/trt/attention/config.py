@@ -5,41 +5,16 @@ from dataclasses import dataclass, field
 
 from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError
-from pyfmha.trt.causal import check_causal, says_causal
-from pyfmha.trt.network import features_of
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.shapes import INPUTS, Axis, forms_of
+from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.network import features_of
+from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.engine import Range
 
 LAYERS = ("plugin", "tensorrt")
 """Whose attention an engine has: this package's plugin, or TensorRT's own layer (from 10.14), to compare with."""
 
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, optimum and largest shape of an input."""
-
-MAX_RANK = 8
-"""``trt.Dims.MAX_DIMS``."""
-
-
-def check_range(name: str, bounds: Range) -> None:
-    """Refuse what is no range of an input's shapes.
-
-    Raises:
-        EngineError: there are not three shapes of one rank, of at most 8 dimensions, none larger than the next.
-    """
-    shapes = [tuple(shape) for shape in bounds]
-    listed = ", ".join(str(list(shape)) for shape in shapes)
-    if len(shapes) != 3 or len(set(map(len, shapes))) != 1:
-        raise EngineError(
-            f"the range of input {name} is {listed}; give its smallest, optimum and largest shape, of one rank"
-        )
-    if len(shapes[0]) > MAX_RANK:
-        raise EngineError(
-            f"the range of input {name} is {listed}, of {len(shapes[0])} dimensions; TensorRT has at most {MAX_RANK}"
-        )
-    if not all(0 <= low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
-        raise EngineError(
-            f"the range of input {name} is {listed}; no size may be negative, or larger than in the shape after it"
-        )
+Axis = tuple[str, int | None]
+"""What an axis is, and its size where that is fixed."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +135,8 @@ class EngineConfig:
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The inputs by name: what each axis is, and its size where that is fixed."""
         if self.layer == "plugin":
-            return {form.name: form.axes for form in forms_of(self.problem).inputs}
+            forms = self.problem.forms()
+            return {form.name: tuple((axis.label, axis.size) for axis in form.axes) for form in forms.inputs}
         axes = (("batch", None), ("heads", self.num_heads), ("Sq", None), ("head size", self.head_size))
         return dict.fromkeys(INPUTS, axes)
 

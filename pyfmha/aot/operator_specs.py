@@ -1,0 +1,172 @@
+"""What to compile for operators: the kernels that their launches name, for every type, as functions of a library."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pyfmha.aot.cubin import Compiler, Parameters
+from pyfmha.errors import SpecError
+from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, Operator
+from pyfmha.operators.expressions import Scope
+from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
+from pyfmha.spec.abi import ctype
+from pyfmha.spec.constants import Constant
+from pyfmha.spec.kernel import Argument, KernelSpec
+
+_SCALARS = {"int": "i32", "bool": "i32", "float": "fp32"}
+
+
+def load_operators(compiler: Compiler, path: Path) -> list[Operator]:
+    """The operators that a Python file describes, ready to be compiled: arguments in the order of their kernels.
+
+    Raises:
+        KernelSourceError: the file is missing, raises, or describes no operator.
+        SpecError: a description contradicts itself or its kernel.
+    """
+    found = [Operator.from_json(data).of(str(path)) for data in compiler.operators(path)]
+    return [_ordered(compiler, operator) for operator in found]
+
+
+def _ordered(compiler: Compiler, operator: Operator) -> Operator:
+    launches = []
+    for launch in operator.launches:
+        if launch.kernel:
+            names = [name for name in _run_time(compiler, operator, launch) if name in dict(launch.arguments)]
+            given = dict(launch.arguments)
+            others = [name for name in given if name not in names]
+            launch = replace(launch, arguments=[(name, given[name]) for name in (*names, *others)])
+        launches.append(launch)
+    return replace(operator, launches=launches)
+
+
+def _run_time(compiler: Compiler, operator: Operator, launch: Launch) -> list[str]:
+    found = compiler.describe(Path(operator.source), launch.kernel)
+    return [name for name in found.names if name not in _constants(launch, found)]
+
+
+def _constants(launch: Launch, found: Parameters) -> set[str]:
+    configured = {name for config in launch.configs for name, _ in config.constants}
+    return {*found.constexprs, *dict(launch.constants), *configured}
+
+
+def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
+    """The specs of an operator's own kernels: of each a variant for aligned tensors and a generic one.
+
+    Args:
+        compiler: running compiler processes.
+        operator: as :func:`load_operators` gives it.
+
+    Raises:
+        KernelSourceError: a kernel cannot be had.
+        SpecError: an argument has no source, a constant no value, or a launch names what its kernel has not.
+    """
+    program = program_of(operator)
+    specs: list[KernelSpec] = []
+    for launch in program.launches:
+        if launch.launch.kernel:
+            found = compiler.describe(Path(operator.source), launch.launch.kernel)
+            _check_names(operator, launch.launch, found)
+            for types in _type_choices(program):
+                specs += _specs(program, launch, found, types)
+    return list({spec.variant: spec for spec in specs}.values())
+
+
+def _check_names(operator: Operator, launch: Launch, found: Parameters) -> None:
+    what = f"{operator.name}: launch of {launch.kernel}"
+    given, constants = [name for name, _ in launch.arguments], _constants(launch, found)
+    run_time = [name for name in found.names if name not in constants]
+    missing = [name for name in run_time if name not in given]
+    if missing:
+        raise SpecError(f"{what}: argument {', '.join(missing)} of the kernel has no source; give arguments={{...}}")
+    unknown = [name for name in (*given, *dict(launch.constants)) if name not in found.names]
+    if unknown:
+        raise SpecError(f"{what}: the kernel has no parameter {', '.join(unknown)}; it has {', '.join(found.names)}")
+    both = sorted(set(given) & constants)
+    if both:
+        raise SpecError(
+            f"{what}: {', '.join(both)} is a constant of the kernel; give it in constants, not in arguments"
+        )
+    if not launch.grid:
+        raise SpecError(f"{what}: there is no grid")
+
+
+def _type_choices(program: Program) -> Iterator[dict[str, str]]:
+    names = list(program.types)
+    for chosen in itertools.product(*(program.types[name].names for name in names)):
+        yield dict(zip(names, chosen, strict=True))
+
+
+def _specs(
+    program: Program, launch: LaunchProgram, found: Parameters, types: Mapping[str, str]
+) -> Iterator[KernelSpec]:
+    operator = program.operator
+    name = launch.function.render(Scope(types))
+    arguments = tuple(_argument(program, launch, argument, types) for argument in launch.arguments)
+    for config in launch.launch.configs or (Config(),):
+        spec = KernelSpec(
+            source=Path(operator.source),
+            kernel=launch.launch.kernel,
+            name=name,
+            arguments=arguments,
+            constants=_values(operator, launch.launch, found, config),
+            grid=launch.launch.grid,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            maxnreg=config.maxnreg,
+        )
+        yield spec
+        yield spec.generic()
+
+
+def _values(operator: Operator, launch: Launch, found: Parameters, config: Config) -> tuple[tuple[str, Constant], ...]:
+    """The kernel's constants: a configuration's, else the launch's, else the kernel's own defaults."""
+    values: dict[str, Constant] = {**found.defaults, **dict(launch.constants), **dict(config.constants)}
+    names = _constants(launch, found)
+    missing = sorted(names - set(values))
+    if missing:
+        raise SpecError(
+            f"{operator.name}: launch of {launch.kernel}: constant {', '.join(missing)} has no value;"
+            " give constants={...}"
+        )
+    return tuple((name, values[name]) for name in found.names if name in names)
+
+
+def _argument(
+    program: Program, launch: LaunchProgram, argument: tuple[str, object], types: Mapping[str, str]
+) -> Argument:
+    name, source = argument
+    given = dict(launch.launch.scalars).get(name)
+    if isinstance(source, Source):
+        return Argument(name, given or f"*{_element(program, launch, name, source, types)}", 16)
+    kind = given or _SCALARS.get(getattr(source, "type", ""), "")
+    what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"
+    if not kind:
+        raise SpecError(f"{what}: a kernel takes no {getattr(source, 'type', 'such value')}")
+    if ctype(kind).kind == "pointer":
+        raise SpecError(f"{what}: it is a pointer ({kind}), and its source is a number")
+    if ctype(kind).kind == "integer" and getattr(source, "type", "") == "float":
+        raise SpecError(f"{what}: it is {kind}, and its source is a float")
+    return Argument(name, kind, 16 if name in launch.launch.hints and ctype(kind).kind == "integer" else None)
+
+
+def _element(program: Program, launch: LaunchProgram, name: str, source: Source, types: Mapping[str, str]) -> str:
+    """What a pointer points to: the elements of its tensor, or of its part of the workspace."""
+    what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"
+    kinds: set[str] = set()
+    for _, pointer, _ in source.cases:
+        if pointer == NULL:
+            continue
+        parts = {part.name: part.type for part in program.operator.workspace}
+        if pointer in parts:
+            kinds.add(types.get(parts[pointer], parts[pointer]))
+        for tensor in (*program.inputs, *program.outputs):
+            if tensor.name == pointer:
+                kinds |= {types.get(form.type, form.type) for form in tensor.forms}
+    if len(kinds) != 1:
+        there = f"it may be of {', '.join(sorted(kinds))}" if kinds else "nothing tells what it points to"
+        raise SpecError(f"{what}: {there}; say so in scalars={{{name!r}: '*fp32'}}")
+    (kind,) = kinds
+    if kind not in DATA_TYPES:
+        raise SpecError(f"{what}: {kind!r} is no type")
+    return ELEMENTS[kind]

@@ -1,0 +1,353 @@
+"""One plugin of an operator: its attributes with their values, and from the shapes of its tensors the launches.
+
+The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pyfmha.errors import PluginError
+from pyfmha.operators.arithmetic import EvaluationError
+from pyfmha.operators.attributes import settle
+from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES, Option, Types
+from pyfmha.operators.expressions import Expression, Scope
+from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
+from pyfmha.operators.plan import Plan, Pointer, Step, pointer_of, typical
+from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
+from pyfmha.operators.ranges import range_text as range_text
+from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
+from pyfmha.operators.text import Text
+
+Serves = Callable[[str, str, Sequence[float]], bool]
+"""Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
+
+
+class Instance:
+    """One plugin of an operator.
+
+    Attributes:
+        program: of the operator.
+        values: its attributes and what is defined by them.
+        given: the attributes that were given.
+        options: which groups of functions there are.
+        types: what the names of types stand for, as far as it is known.
+
+    Args:
+        program: of the operator.
+        given: the attributes by name.
+        options: as the attribute.
+        types: those that do not follow from attributes, where they are known.
+
+    Raises:
+        PluginError: on creation: an attribute is missing or not allowed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        given: Mapping[str, Any],
+        options: Mapping[str, bool] | None = None,
+        types: Mapping[str, str] | None = None,
+    ) -> None:
+        self.program = program
+        self.given = frozenset(given)
+        self.options = dict(options or {})
+        try:
+            self.attributes = settle(program, given)
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
+        self.types = dict(types or {}) | _fixed_types(program, self.attributes)
+        self.scope = AttributeScope(self.attributes, self.given, self.options, self.types)
+        try:
+            define(program.early, program.early_checks, self.scope)
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
+        self._forms: dict[tuple[int, ...], Forms] = {}
+        self.active = tuple(launch for launch in program.launches if holds(launch.early_when, self.scope))
+        if not self.active:
+            raise PluginError("no launch is for these attributes")
+
+    def with_options(self, options: Mapping[str, bool]) -> "Instance":
+        """The same where other groups of functions are there."""
+        return Instance(self.program, {name: self.attributes[name] for name in self.given}, options, self.types)
+
+    def with_types(self, types: Mapping[str, str]) -> "Instance":
+        """The same with types that are known now."""
+        if all(self.types.get(name) == kind for name, kind in types.items()):
+            return self
+        given = {name: self.attributes[name] for name in self.given}
+        return Instance(self.program, given, self.options, {**self.types, **types})
+
+    # ------------------------------------------------------------------ what it is
+
+    def stored_attributes(self) -> dict[str, Any]:
+        """The attributes that an engine stores."""
+        found = {}
+        for name, value in self.attributes.items():
+            stores = self.program.stores[name]
+            if holds(self.program.stored[name], self.scope):
+                found[name] = value if stores is None else stores.evaluate(self.scope)
+        return found
+
+    def __str__(self) -> str:
+        return _joined(self.program.summary, self.scope)
+
+    def options_wanted(self) -> Iterator[tuple[Option, tuple[str, ...]]]:
+        """The groups of functions that are of use for these attributes, with their functions."""
+        for option, when in self.program.options:
+            if holds(when, self.scope):
+                launches = [launch for launch in self.program.launches if launch.launch.option == option.name]
+                yield option, tuple(launch.function.render(self.scope) for launch in launches)
+
+    def main_functions(self) -> tuple[str, ...]:
+        """The functions whose algorithms are tactics, one for each choice of types that is not made yet."""
+        found: dict[str, None] = {}
+        for scope in self._typed_scopes():
+            found[self.active[0].function.render(scope)] = None
+        return tuple(found)
+
+    def needed_functions(self) -> tuple[str, ...]:
+        """Every function that it may launch, those of options left out."""
+        found: dict[str, None] = {}
+        for scope in self._typed_scopes():
+            found |= {one.function.render(scope): None for one in self.active if not one.launch.option}
+        return tuple(found)
+
+    def launched_functions(self) -> tuple[str, ...]:
+        """Every function that it may launch with the types that are known; of options, those that there are."""
+        if set(self.types) != set(self.program.types):
+            return ()
+        launches = [one for one in self.active if not one.launch.option or self.options.get(one.launch.option)]
+        return tuple(dict.fromkeys(launch.function.render(self.scope) for launch in launches))
+
+    def _typed_scopes(self) -> Iterator[AttributeScope]:
+        """A scope for each choice of the types that are not known."""
+        choices: list[dict[str, str]] = [{}]
+        for name, kinds in self.program.types.items():
+            names = (self.types[name],) if name in self.types else kinds.names
+            choices = [{**choice, name: kind} for choice in choices for kind in names]
+        for types in choices:
+            yield AttributeScope(self.scope.values, self.given, self.options, types)
+
+    def build_options(self) -> str:
+        """What ``pyfmha build`` is told to add the functions that it lacks."""
+        scope = next(iter(self._typed_scopes()))
+        return "" if self.program.build is None else self.program.build.render(scope)
+
+    # ------------------------------------------------------------------ its tensors
+
+    def forms(self, ranks: Sequence[int] = ()) -> Forms:
+        """The tensors.
+
+        Args:
+            ranks: numbers of dimensions of the inputs, which tell alternative forms apart; by default the last that is
+                allowed.
+        """
+        key = tuple(ranks)
+        if key not in self._forms:
+            self._forms[key] = self._make_forms(key)
+        return self._forms[key]
+
+    def _make_forms(self, ranks: tuple[int, ...]) -> Forms:
+        inputs: list[TensorForm] = []
+        shapes: list[tuple[str, int]] = []
+        for tensor in self._present(self.program.inputs):
+            rank = ranks[len(inputs)] if len(inputs) < len(ranks) else -1
+            form = self._form_of(tensor, rank)
+            if form.type == SHAPE:
+                shapes.append((tensor.name, int(form.axes[0].expression.evaluate(self.scope))))
+            else:
+                inputs.append(self._tensor(tensor.name, form))
+        outputs = [
+            self._tensor(tensor.name, self._form_of(tensor, -1)) for tensor in self._present(self.program.outputs)
+        ]
+        return Forms(tuple(inputs), tuple(outputs), tuple(shapes))
+
+    def _present(self, tensors: Sequence[TensorProgram]) -> list[TensorProgram]:
+        return [tensor for tensor in tensors if holds(tensor.when, self.scope)]
+
+    def _form_of(self, tensor: TensorProgram, rank: int) -> Form:
+        allowed = [form for form in tensor.forms if holds(form.condition, self.scope)]
+        if not allowed:
+            raise PluginError(f"{tensor.name} has no form for these attributes")
+        return next((form for form in allowed if len(form.axes) == rank), allowed[-1])
+
+    def _tensor(self, name: str, form: Form) -> TensorForm:
+        kind = form.type if form.type in DATA_TYPES else self.types.get(form.type)
+        axes = tuple(AxisForm.of(axis, self.scope) for axis in form.axes)
+        return TensorForm(name, kind, form.type, axes)
+
+    def types_for(self, kinds: Sequence[int], known: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What the names of types stand for.
+
+        Args:
+            kinds: ``int(trt.DataType)`` of the inputs, then of outputs as far as they are known.
+            known: what is known of them before; by default :attr:`types`.
+
+        Raises:
+            PluginError: one is of a type that is not allowed, or not of that of another.
+        """
+        found = dict(self.types if known is None else known)
+        names = {number: name for name, number in DATA_TYPES.items()}
+        for form, kind in zip(self.forms().all, kinds, strict=False):
+            if form.variable in DATA_TYPES:
+                continue
+            allowed = self.program.types[form.variable].names
+            name = names.get(kind, "")
+            if name not in allowed or found.setdefault(form.variable, name) != name:
+                raise PluginError(self.type_error(form, kind, found))
+        return found
+
+    def type_error(self, form: TensorForm, kind: int, types: Mapping[str, str]) -> str:
+        """What is said of a tensor of another type."""
+        names = {number: name for name, number in DATA_TYPES.items()}
+        got = f"{form.name} is of type {TYPE_NAMES.get(names.get(kind, ''), kind)}"
+        if form.variable in DATA_TYPES:
+            return f"{got}; it must be {TYPE_NAMES[form.variable]}"
+        variable = self.program.types[form.variable]
+        if variable.attribute:
+            wanted = types[form.variable]
+            made = f"{TYPE_NAMES[wanted]} ({variable.attribute} {DATA_TYPES[wanted]})"
+            return f"{got}; the plugin was created for {made}"
+        return f"{got}; {form.variable} is one type of {allowed_types(variable)} in all tensors"
+
+    # ------------------------------------------------------------------ its launches
+
+    def measure(
+        self,
+        inputs: Sequence[Shape],
+        outputs: Sequence[Shape],
+        *,
+        least: Mapping[str, int] | None = None,
+        serves: Serves = lambda function, kernel, arguments: False,
+    ) -> ShapeScope:
+        """All sizes, checked, with what is defined by them.
+
+        Args:
+            inputs, outputs: shapes of the tensors.
+            least: lower bounds of axes, where this is of a profile.
+            serves: answers what the description asks of the device.
+
+        Raises:
+            PluginError: the shapes are not those of the forms, or a check does not hold.
+        """
+        forms = self.forms([len(shape) for shape in inputs])
+        found: dict[str, Any] = measure(forms, inputs, outputs, self.scope.values)
+        shapes = dict(zip([form.name for form in forms.all], [*inputs[: len(forms.inputs)], *outputs], strict=True))
+        # A name that no tensor of these attributes has is 0, as in C.
+        found = dict.fromkeys(self.program.axes, 0) | found | shape_values(forms, outputs)
+
+        def asked(name: str, kernel: str) -> bool:
+            return self._serves(name, kernel, scope, forms, serves)
+
+        scope = ShapeScope(self.scope, found, shapes, least or {}, asked)
+        try:
+            define(self.program.late, self.program.late_checks, scope)
+            self._check_outputs(forms, outputs, scope, [*inputs, *outputs])
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
+        return scope
+
+    def _check_outputs(
+        self, forms: Forms, outputs: Sequence[Shape], scope: ShapeScope, shapes: Sequence[Shape]
+    ) -> None:
+        for form, shape in zip(forms.outputs, outputs, strict=True):
+            for axis, size in zip(form.axes, shape, strict=True):
+                if axis.size is None and axis.expression.evaluate(scope) != size:
+                    raise mismatch(forms, list(shapes))
+
+    def plan(self, scope: ShapeScope) -> Plan:
+        """The launches for some sizes.
+
+        Raises:
+            PluginError: an argument has no value for them.
+        """
+        forms = self.forms([len(scope.shapes[form.name]) for form in self.forms().inputs])
+        try:
+            offsets, total = self.workspace(scope)
+            running = [launch for launch in self.active if holds(launch.when, scope)]
+            steps = tuple(
+                Step(
+                    launch.function.render(scope),
+                    self.arguments(launch, scope, forms, offsets),
+                    launch is self.active[0],
+                )
+                for launch in running
+            )
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
+        return Plan(steps, len(forms.inputs), len(forms.outputs), total, self._sizes(scope))
+
+    def _sizes(self, scope: ShapeScope) -> str:
+        if self.program.shape_summary:
+            return _joined(self.program.shape_summary, scope)
+        return ", ".join(f"{name} {list(shape)}" for name, shape in scope.shapes.items())
+
+    def workspace(self, scope: ShapeScope) -> tuple[dict[str, int], int]:
+        """Where each part of the workspace begins, and bytes in all."""
+        offsets: dict[str, int] = {}
+        end = 0
+        for name, size, when in self.program.workspace:
+            if not holds(when, scope):
+                continue
+            bytes_ = size.evaluate(scope)
+            if bytes_ < 0:
+                raise EvaluationError
+            alignment = self.program.operator.alignment
+            offsets[name] = -(-end // alignment) * alignment
+            end = offsets[name] + bytes_
+            if end >= 1 << 62:
+                raise EvaluationError
+        return offsets, end
+
+    def profile_bytes(self, scope: ShapeScope) -> int:
+        """Bytes of workspace that every shape of a profile asks for at the most, where the description says so."""
+        expression = self.program.workspace_of_profile
+        try:
+            return 0 if expression is None else int(expression.evaluate(scope))
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
+
+    def arguments(
+        self, launch: LaunchProgram, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]
+    ) -> tuple[Pointer | int | float, ...]:
+        """A launch's arguments in its function's order."""
+        found: list[Pointer | int | float] = []
+        for _, source in launch.arguments:
+            if isinstance(source, Source):
+                found.append(pointer_of(source, scope, forms, offsets))
+            else:
+                value = source.evaluate(scope)
+                found.append(int(value) if isinstance(value, bool) else value)
+        return tuple(found)
+
+    def _serves(self, name: str, kernel: str, scope: ShapeScope, forms: Forms, serves: Serves) -> bool:
+        launch = next(launch for launch in self.program.launches if launch.launch.name == name)
+        arguments = self.arguments(launch, scope, forms, {})
+        values = [typical(argument) for argument in arguments]
+        return serves(launch.function.render(scope), kernel, values)
+
+
+def _fixed_types(program: Program, values: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    numbers = {number: name for name, number in DATA_TYPES.items()}
+    for name, kinds in program.types.items():
+        if not kinds.attribute:
+            continue
+        number = values[kinds.attribute]
+        if numbers.get(number) not in kinds.names:
+            allowed = allowed_types(kinds)
+            raise PluginError(f"{kinds.attribute} is {number}; allowed is int(trt.DataType): {allowed}")
+        found[name] = numbers[number]
+    return found
+
+
+def allowed_types(kinds: Types) -> str:
+    """The types that a name may stand for, for messages: with their numbers where an attribute holds it."""
+    if not kinds.attribute:
+        return ", ".join(TYPE_NAMES[name] for name in kinds.names)
+    return ", ".join(f"{n} ({said})" for n, said in sorted((DATA_TYPES[k], TYPE_NAMES[k]) for k in kinds.names))
+
+
+def _joined(parts: Sequence[tuple[Expression | None, Text]], scope: Scope) -> str:
+    return "".join(text.render(scope) for when, text in parts if holds(when, scope))

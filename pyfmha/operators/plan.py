@@ -1,0 +1,80 @@
+"""The launches of a plugin for one shape: all but the addresses, which TensorRT gives with each call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pyfmha.operators.forms import Forms
+from pyfmha.operators.program import NULL, Source
+from pyfmha.operators.scopes import ShapeScope, holds
+
+TYPICAL_ADDRESS = 1 << 40
+"""An address such as TensorRT's are: a multiple of 256."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Where an address comes from when the launch is queued.
+
+    Attributes:
+        source: ``"input"``, ``"output"``, ``"workspace"``, or ``"null"`` for none.
+        index: which input or output.
+        offset: bytes from there.
+    """
+
+    source: str
+    index: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch, but for the addresses.
+
+    Attributes:
+        function: the C function.
+        arguments: in its order: pointers and numbers.
+        tuned: whether TensorRT's tactic says which algorithm; else it is the first.
+    """
+
+    function: str
+    arguments: tuple[Pointer | int | float, ...]
+    tuned: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches for one shape.
+
+    Attributes:
+        steps: one after the other.
+        num_inputs, num_outputs: how many addresses TensorRT gives.
+        workspace_bytes: how much workspace they need.
+        sizes: what the shape is, for messages.
+    """
+
+    steps: tuple[Step, ...]
+    num_inputs: int
+    num_outputs: int
+    workspace_bytes: int
+    sizes: str
+
+
+def typical(argument: Pointer | int | float) -> int | float:
+    if isinstance(argument, Pointer):
+        return 0 if argument.source == NULL else TYPICAL_ADDRESS + argument.offset
+    return argument
+
+
+def pointer_of(source: Source, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]) -> Pointer:
+    for condition, name, offset in source.cases:
+        if not holds(condition, scope):
+            continue
+        moved = 0 if offset is None else offset.evaluate(scope)
+        for kind, tensors in (("input", forms.inputs), ("output", forms.outputs)):
+            for index, form in enumerate(tensors):
+                if form.name == name:
+                    return Pointer(kind, index, moved)
+        if name in offsets:
+            return Pointer("workspace", 0, offsets[name] + moved)
+        return Pointer(NULL)
+    return Pointer(NULL)

@@ -1,0 +1,105 @@
+"""Building an engine with one attention layer."""
+
+from pathlib import Path
+from typing import Any
+
+from pyfmha.errors import EngineError
+from pyfmha.runtime.library import Library
+from pyfmha.spec.advice import build_command
+from pyfmha.trt.attention.config import EngineConfig
+from pyfmha.trt.attention.network import add_attention, add_attention_packed
+from pyfmha.trt.attention.own_layer import add_tensorrt_attention
+from pyfmha.trt.attention.problem import DTYPE_NAMES, INPUTS
+from pyfmha.trt.creator import register
+from pyfmha.trt.engine import Built, build_plan
+from pyfmha.trt.modules import find_module
+
+__all__ = ["EngineConfig", "build_engine"]
+
+
+def build_engine(
+    config: EngineConfig,
+    *,
+    trt_module: Any = None,
+    library: Library | Path | str | None = None,
+    timing_cache: bytes = b"",
+    profiling_verbosity: str = "layer_names_only",
+    version_compatible: bool = False,
+    device: int | None = 0,
+) -> Built:
+    """Build an engine with one attention layer.
+
+    Args:
+        config: what it serves.
+        trt_module: as :func:`pyfmha.trt.register`; it needs a builder.
+        library: as :func:`pyfmha.trt.register`; not looked at for TensorRT's own layer.
+        timing_cache, profiling_verbosity, version_compatible, device: as :func:`build_plan`.
+
+    Raises:
+        EngineError, PluginError, LibraryError, DriverError: as :func:`build_plan` and
+            :func:`pyfmha.trt.add_attention`.
+    """
+    trt = find_module(trt_module)
+
+    def define(network: Any) -> Any:
+        kept: Any = None
+        tensors = _add_inputs(trt, network, config)
+        if config.layer == "plugin":
+            outputs = _add_plugin(trt, network, tensors, config, library)
+        else:
+            out, kept = add_tensorrt_attention(
+                trt, network, *tensors.values(), dtype=config.dtype, scale=config.scale, causal=bool(config.causal)
+            )
+            outputs = (out,)
+        for name, output in zip(("Out", "Lse"), outputs, strict=False):
+            output.name = name
+            network.mark_output(output)
+        return kept
+
+    return build_plan(
+        trt,
+        define,
+        config.ranges(),
+        timing_cache=timing_cache,
+        profiling_verbosity=profiling_verbosity,
+        version_compatible=version_compatible,
+        device=device,
+    )
+
+
+def _add_inputs(trt: Any, network: Any, config: EngineConfig) -> dict[str, Any]:
+    tensors = {}
+    for name, axes in config.axes().items():
+        kind = DTYPE_NAMES[config.dtype] if name in (*INPUTS, "QKV") else "INT32"
+        shape = tuple(-1 if size is None else size for _, size in axes)
+        tensors[name] = network.add_input(name, getattr(trt.DataType, kind), shape)
+    return tensors
+
+
+def _check_other_length(config: EngineConfig, library: Library) -> None:
+    """Refuse a library with the first kernel alone: shapes of -1 do not tell add_attention that keys have a length of
+    their own."""
+    problem = config.problem
+    if problem.function_name not in library:
+        wanted = ("--dtype", config.dtype, "--head-size", str(problem.padded_size))
+        raise EngineError(
+            f"{library.path} does not hold {problem.function_name}, which serves max_kv_seq_len {config.max_kv_len}"
+            f" beside max_seq_len {config.max_seq_len}. Add it: {build_command(library.path, *wanted)}"
+        )
+
+
+def _add_plugin(
+    trt: Any, network: Any, tensors: dict[str, Any], config: EngineConfig, library: Library | Path | str | None
+) -> tuple[Any, ...]:
+    if config.max_kv_len != config.max_seq_len:
+        _check_other_length(config, register(trt, library=library).library)
+    settings: dict[str, Any] = {
+        name: getattr(config, name) for name in ("causal", "scale", "align", "window", "softcap", "return_lse")
+    }
+    settings |= {name: tensor for name, tensor in tensors.items() if name not in (*INPUTS, "QKV")}
+    settings |= {"library": library, "trt_module": trt}
+    if config.layout == "packed":
+        made = add_attention_packed(network, tensors["QKV"], config.num_heads, config.num_kv_heads, **settings)
+    else:
+        made = add_attention(network, *(tensors[name] for name in INPUTS), layout=config.layout, **settings)
+    return made if config.return_lse else (made,)

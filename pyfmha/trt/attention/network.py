@@ -1,0 +1,254 @@
+"""Attention as a layer of a TensorRT network."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyfmha.attention.first import HEAD_SIZES
+from pyfmha.attention.operator import NAME
+from pyfmha.errors import PluginError
+from pyfmha.operators.forms import Shape
+from pyfmha.runtime.library import Library
+from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features, Problem
+from pyfmha.trt.creator import register
+from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
+
+ALIGNMENTS = ("top-left", "bottom-right")
+
+
+@says_causal("add_attention", PluginError)
+def add_attention(
+    network: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    causal: bool | str,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    align: str | None = None,
+    softcap: float = 0.0,
+    layout: str | None = None,
+    q_lengths: Any = None,
+    kv_lengths: Any = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_kv: Any = None,
+    return_lse: bool = False,
+    name: str | None = None,
+    namespace: str = "",
+    library: Library | Path | str | None = None,
+    trt_module: Any = None,
+) -> Any:
+    """Add softmax(scale * Q K^T) V to a network. Registers the plugin first, if need be.
+
+    Args:
+        network: an ``INetworkDefinition`` of TensorRT 10.x or 11.x.
+        q: ``ITensor`` of type HALF, BF16 or FLOAT, [batch, heads, Sq, head size], or as ``layout`` says. Heads and
+            head size are known, the other sizes may be -1.
+        k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads. Keys beyond
+            ``kv_lengths``, and the other sequences of a ragged batch, change nothing, even if they are NaN. Behind
+            ``causal`` or ``window`` that does not hold: NaN or infinity in K or V there may reach queries that do not
+            see it, where others of the same tile do, because a weight of 0 times NaN is NaN.
+        causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` is True with that
+            ``align``. It has no default: who leaves it out is told what to say.
+        scale: by default 1 / sqrt(head size).
+        window: how many keys a query sees to the left and to the right of its position; -1 is no limit.
+        align: what is at one position, for ``causal`` and ``window``: the first query and the first key
+            (``"top-left"``, the default), or the last ones (``"bottom-right"``).
+        softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
+        layout: ``"bhsd"``, the default, or ``"bshd"`` for [batch, seq, heads, head size].
+        q_lengths, kv_lengths: ``ITensor`` INT32 [batch]: the valid queries or keys of each sequence.
+        cu_seqlens_q, cu_seqlens_kv: ``ITensor`` INT32 [batch + 1], both or none: the sequences lie behind each other
+            in Q [tokens, heads, head size] and in K and V [tokens, kv heads, head size], and these say where each
+            begins and the last one ends. That is layout ``"bshd"``, the default then.
+        return_lse: whether to return Lse, too.
+        name: of the layer, which also names it in the engine and in messages.
+        namespace, library: as :func:`pyfmha.trt.register`.
+        trt_module: by default the module that the network is of.
+
+    Returns:
+        Out, an ``ITensor`` of the type and shape of Q; with ``return_lse`` a pair of Out and Lse, FLOAT
+        [batch, heads, Sq] or [heads, tokens]: the natural logarithm of each query's sum of exp(score). A query that
+        sees no key has zeros and minus infinity.
+
+    Raises:
+        PluginError: the tensors do not fit, or TensorRT refused the layer.
+        LibraryError: the library is missing or cannot be used.
+    """
+    trt = module_with_plugins(network, trt_module)
+    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    ragged = "cu_seqlens_q" in lengths
+    layout = layout or ("bshd" if ragged else "bhsd")
+    if layout == "packed":
+        raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
+    tensors = dict(zip(INPUTS, (q, k, v), strict=True))
+    dtype = _dtype(tensors)
+    heads, kv_heads, size = _heads(tensors, layout, ragged)
+    features = features_of(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
+    problem = Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
+    creator = register(trt, namespace=namespace, library=library)
+    problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
+    _, outputs = add_layer(trt, network, creator, problem.attributes(), {**tensors, **lengths}, name or NAME)
+    return tuple(outputs) if return_lse else outputs[0]
+
+
+@says_causal("add_attention_packed", PluginError)
+def add_attention_packed(
+    network: Any,
+    qkv: Any,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    *,
+    causal: bool | str,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    align: str | None = None,
+    softcap: float = 0.0,
+    q_lengths: Any = None,
+    kv_lengths: Any = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_kv: Any = None,
+    return_lse: bool = False,
+    name: str | None = None,
+    namespace: str = "",
+    library: Library | Path | str | None = None,
+    trt_module: Any = None,
+) -> Any:
+    """As :func:`add_attention`, for Q, K and V in one tensor, which is read where it is.
+
+    Args:
+        network: an ``INetworkDefinition``.
+        qkv: ``ITensor`` [batch, seq, 3, heads, head size], or [batch, seq, heads + 2 * kv heads, head size] with the
+            heads of Q first, then those of K and of V; with ``cu_seqlens_q`` and ``cu_seqlens_kv``, which may be one
+            and the same, [tokens, ...] in the place of [batch, seq, ...].
+        num_heads, num_kv_heads: heads of Q, and of K and V, by default as many; with an axis of 3 there are as many.
+        causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, return_lse, name,
+            namespace, library, trt_module: as there.
+
+    Returns:
+        Out [batch, seq, heads, head size], or [tokens, heads, head size]; with ``return_lse`` a pair of it and Lse.
+
+    Raises:
+        PluginError, LibraryError: as there.
+    """
+    trt = module_with_plugins(network, trt_module)
+    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    dtype = _dtype({"QKV": qkv})
+    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    features = features_of(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
+    shape = tuple(qkv.shape)
+    size = shape[-1] if shape else -1
+    if size < 1:
+        raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
+    problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
+    creator = register(trt, namespace=namespace, library=library)
+    _, outputs = add_layer(trt, network, creator, problem.attributes(), {"QKV": qkv, **lengths}, name or NAME)
+    return tuple(outputs) if return_lse else outputs[0]
+
+
+def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
+    """The problem for the first kernel, where a library has no other and that serves it: no newer feature is used, Q, K
+    and V are of one shape. Where sizes are -1, they are taken to be."""
+    newer = problem.features != Features(problem.num_heads) or problem.head_size not in HEAD_SIZES
+    if newer or len(set(shapes)) > 1 or problem.function_name in library:
+        return problem
+    first = replace(problem, features=None)
+    return first if first.function_name in library else problem
+
+
+def _lengths(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Tensors:
+    """Those that are given."""
+    if (cu_seqlens_q is None) != (cu_seqlens_kv is None):
+        given, missing = (
+            ("cu_seqlens_q", "cu_seqlens_kv") if cu_seqlens_kv is None else ("cu_seqlens_kv", "cu_seqlens_q")
+        )
+        raise PluginError(f"{given} is given and {missing} is not; give both, which may be one tensor, or none")
+    named = {
+        "q_lengths": q_lengths,
+        "kv_lengths": kv_lengths,
+        "cu_seqlens_q": cu_seqlens_q,
+        "cu_seqlens_kv": cu_seqlens_kv,
+    }
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def features_of(
+    kv_heads: int,
+    layout: str,
+    causal: bool | str,
+    align: str | None,
+    window: tuple[int, int],
+    softcap: float,
+    return_lse: bool,
+    lengths: Collection[str],
+) -> Features:
+    """The features that keywords of :func:`add_attention` ask for.
+
+    Args:
+        kv_heads, layout: with their defaults resolved.
+        causal, align, window, softcap, return_lse: as there.
+        lengths: the names of the lengths that are given.
+
+    Raises:
+        PluginError: a value is not allowed, or two do not go together.
+    """
+    check_causal(causal)
+    if align not in (None, *ALIGNMENTS):
+        raise PluginError(f"align is {align!r}; allowed are {', '.join(ALIGNMENTS)}")
+    if causal == "bottom-right" and align == "top-left":
+        raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
+    if len(window) != 2:
+        raise PluginError(f"window is {window}; give (left, right), with -1 for no limit")
+    return Features(
+        num_kv_heads=kv_heads,
+        layout=layout,
+        bottom_right="bottom-right" in (causal, align),
+        window=(window[0], window[1]),
+        softcap=softcap,
+        return_lse=return_lse,
+        q_lengths="q_lengths" in lengths,
+        kv_lengths="kv_lengths" in lengths,
+        cu_seqlens="cu_seqlens_q" in lengths,
+    )
+
+
+def _scale(scale: float | None, head_size: int) -> float:
+    return 1 / math.sqrt(head_size) if scale is None else scale
+
+
+def _listed(tensors: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items())
+
+
+def _dtype(tensors: Tensors) -> str:
+    kinds = {int(tensor.dtype) for tensor in tensors.values()}
+    if len(kinds) > 1:
+        raise PluginError(f"Q, K and V must be of one type, got {_listed(tensors)}")
+    (kind,) = kinds
+    if kind not in DTYPE_OF:
+        raise PluginError(
+            f"{', '.join(tensors)} must be of type {', '.join(DTYPE_NAMES.values())}, got {_listed(tensors)}"
+        )
+    return DTYPE_OF[kind]
+
+
+def _heads(tensors: Tensors, layout: str, ragged: bool) -> tuple[int, int, int]:
+    """Heads of Q, heads of K and V, and head size."""
+    if layout not in ("bhsd", "bshd"):
+        raise PluginError(f"layout is {layout!r}; allowed are bhsd and bshd")
+    axes = (
+        "[tokens, heads, head size]"
+        if ragged
+        else f"[batch, {'heads, seq' if layout == 'bhsd' else 'seq, heads'}, head size]"
+    )
+    rank, at = (3, 1) if ragged else (4, 1 if layout == "bhsd" else 2)
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    if any(len(shape) != rank or shape[at] < 1 or shape[-1] < 1 for shape in shapes):
+        raise PluginError(f"Q, K and V must be {axes} with heads and head size known, got {_listed(tensors)}")
+    (heads, kv_heads, _), (size, *others) = ([shape[axis] for shape in shapes] for axis in (at, -1))
+    if shapes[1][at] != shapes[2][at] or set(others) != {size}:
+        raise PluginError(f"K and V must have as many heads, and Q, K and V one head size, got {_listed(tensors)}")
+    return heads, kv_heads, size

@@ -1,0 +1,136 @@
+"""The attributes of attention's plugin in Python: what :func:`pyfmha.trt.add_attention` makes of its keywords.
+
+What is allowed is said in one place, the operator's description (:mod:`pyfmha.attention.operator`).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pyfmha.attention.first import DTYPES
+from pyfmha.attention.operator import OPERATOR
+from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
+from pyfmha.operators.forms import Forms
+from pyfmha.operators.instance import Instance
+from pyfmha.operators.program import program_of
+
+PROGRAM = program_of(OPERATOR)
+INPUTS = ("Q", "K", "V")
+"""The inputs of every layout but packed."""
+
+DTYPE_NAMES = {dtype: TYPE_NAMES[dtype] for dtype in sorted(DTYPES, key=lambda dtype: DATA_TYPES[dtype])}
+"""How TensorRT calls the types of Q, K and V."""
+
+DTYPE_OF = {DATA_TYPES[dtype]: dtype for dtype in DTYPES}
+"""Types of Q, K and V by ``int(trt.DataType)``."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the first kernel does not do.
+
+    Attributes:
+        num_kv_heads: heads of K and V; each serves num_heads / num_kv_heads heads of Q.
+        layout: one of :data:`pyfmha.attention.operator.LAYOUTS`.
+        bottom_right: whether the mask and the window are aligned so that the last query sees the last key; else so
+            that the first query sees the first key.
+        window: how many keys a query sees to its left and to its right; -1 is no limit.
+        softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
+        return_lse: whether there is a second output, Lse: float32, the natural logarithm of the sum of exp(score).
+        q_lengths, kv_lengths: whether there is an input INT32 [batch], the valid queries or keys of each sequence.
+        cu_seqlens: whether the sequences lie behind each other without padding, with two inputs INT32 [batch + 1]
+            that say where each begins.
+    """
+
+    num_kv_heads: int
+    layout: str = "bhsd"
+    bottom_right: bool = False
+    window: tuple[int, int] = (-1, -1)
+    softcap: float = 0.0
+    return_lse: bool = False
+    q_lengths: bool = False
+    kv_lengths: bool = False
+    cu_seqlens: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The attention that one plugin serves.
+
+    Attributes:
+        num_heads: heads of Q, and of K and V unless the features say otherwise.
+        head_size: elements of one head: 1 to 256, without features those of :data:`pyfmha.attention.first.HEAD_SIZES`.
+        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        softmax_scale: factor of Q K^T.
+        causal: whether a query sees only keys at its own position and before.
+        features: None for the first kernel.
+
+    Raises:
+        PluginError: on creation, for values that no kernel serves.
+    """
+
+    num_heads: int
+    head_size: int
+    dtype: str
+    softmax_scale: float
+    causal: bool
+    features: Features | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.instance
+
+    @property
+    def instance(self) -> Instance:
+        """The operator with these attributes."""
+        return _instance(tuple(self.attributes().items()))
+
+    @property
+    def function_name(self) -> str:
+        """The C function that serves it."""
+        return self.instance.main_functions()[0]
+
+    @property
+    def padded_size(self) -> int:
+        """The head size that its kernel is compiled for."""
+        return self.head_size if self.features is None else int(self.instance.scope.values["padded"])  # type: ignore[arg-type]
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of K and V."""
+        return self.num_heads if self.features is None else self.features.num_kv_heads
+
+    def attributes(self) -> dict[str, int | float | str]:
+        """The creation attributes by name: the earlier five, and where there are features all others."""
+        earlier: dict[str, int | float | str] = {
+            "num_heads": self.num_heads,
+            "head_size": self.head_size,
+            "type_id": DATA_TYPES.get(self.dtype, -1),
+            "softmax_scale": self.softmax_scale,
+            "causal": int(self.causal),
+        }
+        if self.features is None:
+            return earlier
+        more = self.features
+        return earlier | {
+            "num_kv_heads": more.num_kv_heads,
+            "layout": more.layout,
+            "bottom_right": int(more.bottom_right),
+            "window_left": more.window[0],
+            "window_right": more.window[1],
+            "softcap": more.softcap,
+            "return_lse": int(more.return_lse),
+            "q_lengths": int(more.q_lengths),
+            "kv_lengths": int(more.kv_lengths),
+            "cu_seqlens": int(more.cu_seqlens),
+        }
+
+    def forms(self, rank: int = 0) -> Forms:
+        """Its tensors; the number of dimensions of the first tells the packed ones apart."""
+        return self.instance.forms([rank] if rank else ())
+
+    def __str__(self) -> str:
+        return str(self.instance)
+
+
+@lru_cache(maxsize=256)
+def _instance(attributes: tuple[tuple[str, int | float | str], ...]) -> Instance:
+    return Instance(PROGRAM, dict(attributes))

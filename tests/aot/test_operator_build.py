@@ -1,0 +1,110 @@
+"""``pyfmha build --operators``: a kernel of one's own with its description becomes functions and plugins."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import TESTS, python_environment
+from trt_double.library_calls import LibraryCalls
+
+from pyfmha.aot import Compiler, build
+from pyfmha.aot.operator_specs import load_operators, operator_specs
+from pyfmha.attention.operator import NAME, OPERATOR
+from pyfmha.errors import KernelSourceError, SpecError
+from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
+
+EXAMPLE = TESTS.parent / "examples" / "operator"
+
+
+def pyfmha(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pyfmha", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=python_environment(),
+    )
+
+
+def test_the_example_is_built_and_kept(tmp_path: Path, compiler: Compiler) -> None:
+    done = pyfmha("build", "--operators", EXAMPLE / "bias_gelu.py", "--arch", "sm_90", "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    library = Library(tmp_path / "libpyfmha.so")
+    assert list(library) == [f"acme_biasgelu_{kind}" for kind in ("bf16", "fp16", "fp32")]
+    assert [len(library[name].manifest.algorithms) for name in library] == [2, 2, 2]
+    assert [operator.name for operator in library.operators] == ["BiasGelu"]
+
+    calls = LibraryCalls(library.path)
+    assert calls.field_names(calls.named("BiasGelu")) == [("scale", 1)]
+
+    # Another build in the folder keeps the operator and its plugin.
+    more = operator_specs(compiler, load_operators(compiler, EXAMPLE / "bias_gelu.py")[0])[:2]
+    result = build(more, parse_archs(["sm_80"]), tmp_path, operators=[OPERATOR])
+    assert [operator["name"] for operator in result.manifest.operators] == [NAME, "BiasGelu"]
+    fresh = build(more, parse_archs(["sm_80"]), tmp_path, fresh=True)
+    assert fresh.manifest.operators == ()
+
+
+def test_the_example_is_right() -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLE / "run.py", "--interpret", "--rows", "5", "--cols", "33"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=python_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "BiasGelu [5, 33]: relative error" in done.stdout
+
+
+HEAD = """
+import triton
+import triton.language as tl
+import pyfmha
+
+@triton.jit
+def copy(x, y, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at, at < n, 0.0), at < n)
+
+def given(**changes):
+    return {"x": "X", "y": "Y", "n": "length", **changes}
+
+def launch(**changes):
+    usual = {"arguments": given(), "constants": {"BLOCK": 64}, "grid": "cdiv(n, BLOCK)"}
+    return pyfmha.Launch(kernel=copy, **{**usual, **changes})
+
+def operator(**changes):
+    given = {"inputs": {"X": "fp32[length]"}, "outputs": {"Y": "fp32[length]"}, "launches": [launch()]}
+    return pyfmha.Operator(name="Copy", **{**given, **changes})
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("O = operator(launches=[launch(arguments={'x': 'X', 'y': 'Y'})])", "argument n of the kernel has no source"),
+        ("O = operator(launches=[launch(arguments={'x': 'X', 'y': 'Y', 'n': 'rows'})])", "'rows' is not known"),
+        ("O = operator(launches=[launch(constants={})])", "constant BLOCK has no value"),
+        ("O = operator(launches=[launch(constants={'BLOCK': 64, 'C': 1})])", "the kernel has no parameter C"),
+        ("O = operator(launches=[launch(grid='')])", "there is no grid"),
+        ("O = operator(launches=[launch(grid='cdiv(m, 4)')])", "'m' is no integer argument"),
+        ("O = operator(launches=[launch(arguments=given(x='1'), scalars={'x': '*fp32'})])", "pointer"),
+        ("O = operator(launches=[launch(arguments=given(n='0.5 * length'), scalars={'n': 'i32'})])", "float"),
+        ("O = operator(outputs={'X': 'fp32[length]'})", "X is an input and an output: nothing is computed in place"),
+        ("O = operator(outputs={'Y': 'fp32[other]'})", "'other' is not known"),
+        ("O = operator(define={'a': 'b + 1', 'b': 'a + 1'})", "a cycle, or an order to change"),
+        ("O = operator(inputs={'X': 'fp12[size]'})", "'fp12' is no type"),
+        ("O = 1", "describes no operator"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_or_its_kernel_is_refused(
+    compiler: Compiler, tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "described.py"
+    file.write_text(HEAD + text + "\n")
+    with pytest.raises((SpecError, KernelSourceError), match=message):
+        _ = [operator_specs(compiler, operator) for operator in load_operators(compiler, file)]

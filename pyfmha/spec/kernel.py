@@ -192,10 +192,7 @@ class KernelSpec:
             raise SpecError(f"{self.name}: num_stages is {self.num_stages}; use 1 to 16")
         if self.maxnreg is not None and (type(self.maxnreg) is not int or self.maxnreg not in range(8, 256)):
             raise SpecError(f"{self.name}: maxnreg is {self.maxnreg}; use 8 to 255, or None")
-        if type(self.programmatic_dependent_launch) is not bool:
-            got = self.programmatic_dependent_launch
-            raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
-        for name in ("cluster", "enable_fp_fusion"):
+        for name in ("programmatic_dependent_launch", "cluster", "enable_fp_fusion"):
             if type(getattr(self, name)) is not bool:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)!r}; use True or False")
         if self.debug is not None and type(self.debug) is not bool:
@@ -379,10 +376,8 @@ class KernelSpec:
         described: list[Any] = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         if self.requires or self.archs or self.descriptors:  # the others keep the names that they have always had
             described += [self.requires, self.archs, [asdict(descriptor) for descriptor in self.descriptors]]
-        if self.programmatic_dependent_launch:
-            described.append("programmatic dependent launch")
-        if self.cluster:
-            described.append("cluster")
+        said = {"programmatic dependent launch": self.programmatic_dependent_launch, "cluster": self.cluster}
+        described += [word for word, holds in said.items() if holds]
         if self.tuples:
             described.append(["tuples", self.tuples])
         if self.workspace:

@@ -25,6 +25,7 @@ from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.spec.manifest import Manifest
 
 if TYPE_CHECKING:
+    from pyfmha.functions import mask_function, score_and_mask, score_function
     from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
     from pyfmha.trt.attention.engine import EngineConfig, build_engine
     from pyfmha.trt.attention.saved import read_engine, save_engine
@@ -59,9 +60,12 @@ __all__ = [
     "build_engine",
     "build_plan",
     "family",
+    "mask_function",
     "read_engine",
     "register",
     "save_engine",
+    "score_and_mask",
+    "score_function",
 ]
 
 # Imported at first use: they need numpy, which building and launching do without.
@@ -74,9 +78,12 @@ _LAZY = {
     "add_operator": "pyfmha.trt.network",
     "build_engine": "pyfmha.trt.attention.engine",
     "build_plan": "pyfmha.trt.engine",
+    "mask_function": "pyfmha.functions",
     "read_engine": "pyfmha.trt.attention.saved",
     "register": "pyfmha.trt",
     "save_engine": "pyfmha.trt.attention.saved",
+    "score_and_mask": "pyfmha.functions",
+    "score_function": "pyfmha.functions",
 }
 
 

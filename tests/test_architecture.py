@@ -41,12 +41,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "interpreter": ({"bfloat16", "errors"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
+    "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"aot", "spec"}, {"rich"}),
     "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
     "verify": (
-        {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
+        {"attention", "bfloat16", "errors", "functions", "interpreter", "report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},
     ),
     "bench": (
@@ -54,10 +55,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "operators", "report", "runtime", "spec", "trt", "verify"},
+        {"aot", "attention", "bench", "errors", "functions", "operators", "report", "runtime", "spec", "trt", "verify"},
         {"click", "numpy", "rich", "typer", "triton"},
     ),
-    "__init__": ({"attention", "errors", "operators", "runtime", "spec", "trt"}, set()),
+    "__init__": ({"attention", "errors", "functions", "operators", "runtime", "spec", "trt"}, set()),
     "__main__": ({"cli"}, set()),
 }
 
@@ -92,7 +93,7 @@ def test_a_room_imports_from_below_only(path: Path) -> None:
 
 
 def test_the_families_of_attention_need_the_standard_library_only() -> None:
-    for name in ("first", "tiles", "forward", "decode", "hopper", "families", "operator"):
+    for name in ("first", "tiles", "forward", "decode", "hopper", "biased", "families", "operator"):
         assert top(imports_of(PACKAGE / "attention" / f"{name}.py")) <= sys.stdlib_module_names | {"pyfmha"}, name
 
 

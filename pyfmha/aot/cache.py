@@ -52,6 +52,10 @@ class Cache:
             self.toolchain,
             self.worker,
         ]
+        if spec.functions:  # the module by which they are declared decides what they are, too
+            declared = Path(__file__).parents[1] / "functions" / "declare.py"
+            files = [*(function.source for function in spec.functions), declared]
+            parts.append([hashlib.sha256(check_source(file).read_bytes()).hexdigest() for file in files])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def get(self, spec: KernelSpec, arch: Arch) -> Cubin | None:

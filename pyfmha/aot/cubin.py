@@ -282,8 +282,12 @@ class Compiler:
         found = self._ask(
             {"task": "operators", "source": str(check_source(source)), "kernel": "of its operators", "arch": "sm_80"}
         )
-        operators: list[dict[str, Any]] = found["operators"]
-        return operators
+        return list(found["operators"])
+
+    def collect(self, source: Path) -> list[dict[str, Any]]:
+        """What the objects of a file that have a method ``__pyfmha__`` say by it; raises as :meth:`operators`."""
+        asked = {"task": "collect", "source": str(check_source(source)), "kernel": "of its functions", "arch": "sm_80"}
+        return list(self._ask(asked)["objects"])
 
     def compile(self, spec: KernelSpec, arch: Arch) -> Cubin:
         """Compile one spec for one architecture.
@@ -301,6 +305,7 @@ class Compiler:
             "arguments": [vars(argument) for argument in spec.kernel_arguments],
             "constants": {name: to_data(value) for name, value in spec.constants},
             "tuples": spec.tuples,
+            "functions": [[f.parameter, str(check_source(f.source)), f.attribute] for f in spec.functions],
             "workspace": bool(spec.workspace),
             "descriptors": [
                 {key: getattr(tensor, key) for key in ("name", "element", "item_size", "rank", "block")}

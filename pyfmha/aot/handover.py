@@ -70,7 +70,10 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
     described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
     return Image(
         **described,
-        constants={name: to_data(value) for name, value in spec.constants},
+        constants={
+            **{name: to_data(value) for name, value in spec.constants},
+            **{function.parameter: function.attribute for function in spec.functions},
+        },
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         maxnreg=spec.maxnreg,

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from pyfmha.aot.target import NotKnown, TargetDriver, TorchWatcher
+from pyfmha.errors import SpecError
 from pyfmha.spec.arch import ARCHS
 
 
@@ -79,6 +80,8 @@ def load_source(path: Path, arch: str) -> Source:
         module = _import(path)
     except Refused:
         raise
+    except SpecError as error:  # a function declared wrongly: it says itself what is wrong
+        raise Refused("SpecError", f"{path}: {error}") from error
     except BaseException as error:  # a kernel file may raise anything, SystemExit included
         raise Refused("KernelSourceError", _explained(error, path, arch)) from error
     finally:

@@ -98,6 +98,31 @@ def operators(request: dict[str, Any]) -> dict[str, Any]:
     return {"operators": [operator.to_json() for operator in dict.fromkeys(found)]}
 
 
+def collect(request: dict[str, Any]) -> dict[str, Any]:
+    """What the objects of a file say of themselves."""
+    module = load_source(Path(request["source"]), request["arch"]).module
+    found = {name: value for name, value in sorted(vars(module).items()) if hasattr(type(value), "__pyfmha__")}
+    return {"objects": [{**value.__pyfmha__(), "attribute": name} for name, value in found.items()]}
+
+
+def _load_functions(functions: list[list[str]], arch: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The constants that are functions of other files, by parameter, and the digests of the files they are made of."""
+    from triton.runtime.jit import JITFunction
+
+    constants: dict[str, Any] = {}
+    made_of: dict[str, str] = {}
+    for parameter, source, attribute in functions:
+        loaded = load_source(Path(source), arch)
+        found: Any = loaded.module
+        for name in attribute.split("."):
+            found = getattr(found, name, None)
+        if not isinstance(found, JITFunction):
+            raise Refused("KernelSourceError", f"{source} holds no @triton.jit function {attribute}")
+        constants[parameter] = found
+        made_of |= loaded.made_of
+    return constants, made_of
+
+
 def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     """Compile one spec for one architecture."""
     import triton
@@ -107,11 +132,12 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     path = Path(request["source"])
+    functions, made_of = _load_functions(request["functions"], request["arch"])
     source_file = load_source(path, request["arch"])
-    module, made_of = source_file.module, source_file.made_of
+    module, made_of = source_file.module, {**made_of, **source_file.made_of}
     kernel = find_kernel(module, request["kernel"], path).kernel
     descriptors = request["descriptors"]
-    parameters = _Parameters(request, kernel, module)
+    parameters = _Parameters(request, kernel, module, functions)
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel, signature=parameters.signature, constexprs=parameters.constexprs, attrs=parameters.attrs
     )
@@ -159,10 +185,11 @@ class _Parameters:
         passed: how many arguments the compiled kernel takes.
     """
 
-    def __init__(self, request: dict[str, Any], kernel: Any, module: ModuleType) -> None:
+    def __init__(self, request: dict[str, Any], kernel: Any, module: ModuleType, functions: dict[str, Any]) -> None:
         names = [parameter.name for parameter in kernel.params]
         self._arguments = {argument["name"]: argument for argument in request["arguments"]}
         self._constants = {name: decode(value, module) for name, value in request["constants"].items()}
+        self._constants |= functions
         tuples = dict(request["tuples"])
         descriptors = request["descriptors"]
         types = {d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors}
@@ -256,7 +283,13 @@ def _resources(code: bytes) -> dict[str, int]:
     return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
 
 
-_TASKS = {"describe": describe, "settle": settle_wrappers, "operators": operators, "compile": compile_cubin}
+_TASKS = {
+    "collect": collect,
+    "describe": describe,
+    "settle": settle_wrappers,
+    "operators": operators,
+    "compile": compile_cubin,
+}
 
 
 def answer(line: str) -> dict[str, Any]:

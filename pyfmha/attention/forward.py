@@ -43,6 +43,11 @@ NULLABLE = (
 )
 """The pointers that may be 0: what was not asked for or not given, and tensors without elements."""
 
+_HEADS = "num_heads * (batch_size - ragged * (batch_size - 1))"
+GRID = f"cdiv(q_len, BLOCK_M) + ragged * (batch_size + 1), min({_HEADS}, 65535), cdiv({_HEADS}, 65535)"
+"""The launch grid. In a ragged batch each sequence, and the rows before the first and after the last, have tiles of
+their own. The heads that exceed the limit of the grid's y go to its z; the kernel skips those past the last."""
+
 Strides = tuple[int, int, int]
 
 
@@ -73,7 +78,7 @@ class Forward:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype {self.dtype!r} is not served: use one of {', '.join(DTYPES)}")
-        _check_range("head size", self.head_size, 1, HEAD_SIZES[-1])
+        check_range("head size", self.head_size, 1, HEAD_SIZES[-1])
 
     @property
     def padded(self) -> int:
@@ -143,16 +148,13 @@ class Forward:
             ("PRECISION", precision),
             ("SEGMENTS", 128),
         )
-        heads = "num_heads * (batch_size - ragged * (batch_size - 1))"
         return KernelSpec(
             source=kernel_path(),
             kernel=KERNEL,
             name=self.name,
             arguments=self._arguments(hinted=hinted),
             constants=constants,
-            # In a ragged batch each sequence, and the rows before the first and after the last, have tiles of their
-            # own. The heads that exceed the limit of the grid's y go to its z; the kernel skips those past the last.
-            grid=f"cdiv(q_len, BLOCK_M) + ragged * (batch_size + 1), min({heads}, 65535), cdiv({heads}, 65535)",
+            grid=GRID,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             tunings=tunings,
@@ -231,10 +233,10 @@ class Call:
     def __post_init__(self) -> None:
         largest = 2**31 - 1
         for name, lowest in (("batch_size", 0), ("num_heads", 1), ("num_kv_heads", 1), ("q_len", 0), ("kv_len", 0)):
-            _check_range(name, getattr(self, name), lowest, largest)
-        _check_range("head_size", self.head_size, 1, HEAD_SIZES[-1])
+            check_range(name, getattr(self, name), lowest, largest)
+        check_range("head_size", self.head_size, 1, HEAD_SIZES[-1])
         for name in ("window_left", "window_right"):
-            _check_range(name, getattr(self, name), -1, largest)
+            check_range(name, getattr(self, name), -1, largest)
         if self.num_heads % self.num_kv_heads:
             raise SpecError(
                 f"{self.num_heads} query heads and {self.num_kv_heads} key heads: use a multiple of the key heads"
@@ -244,7 +246,7 @@ class Call:
             if len(value) != len(_AXES):
                 raise SpecError(f"{name} is {value!r}: give three, of batch, head and sequence, in elements")
             for stride in value:
-                _check_range(name, stride, -(2**63), 2**63 - 1)
+                check_range(name, stride, -(2**63), 2**63 - 1)
         for name, lowest_float in (("sm_scale", -_FLOAT_MAX), ("softcap", 0.0)):
             if not lowest_float <= getattr(self, name) <= _FLOAT_MAX:
                 raise SpecError(f"{name} is {getattr(self, name)}: use a finite float32 of at least {lowest_float}")
@@ -262,7 +264,12 @@ class Call:
 _FLOAT_MAX = 3.4028234663852886e38
 
 
-def _check_range(name: str, value: int, lowest: int, largest: int) -> None:
+def check_range(name: str, value: int, lowest: int, largest: int) -> None:
+    """Refuse what is no integer of a range.
+
+    Raises:
+        SpecError: it is none.
+    """
     if type(value) is not int or not lowest <= value <= largest:
         raise SpecError(f"{name} is {value!r}: use an integer from {lowest} to {largest}")
 

@@ -108,6 +108,8 @@ _FORWARD: dict[str, _Table] = {
         ("fp16x3", 256): Tile(128, 32, 8, 2),
     },
 }
+# Where a block of a bias or of the mask is held besides.
+_BIASED: dict[str, _Table] = {"sm_90": {("half", 256): Tile(64, 32, 8, 2)}}
 # How the production kernel multiplies fp32: where wgmma has fp16 at twice the speed of tf32, and takes it from
 # registers or shared memory as it is, three products of fp16 halves are twice as fast as three of tf32 by mma.sync.
 _FORWARD_PRECISION = {("sm_90", head_size): "fp16x3" for head_size in (32, 64, 128, 256)}
@@ -190,3 +192,26 @@ def forward_generic_tile(dtype: str, head_size: int) -> Tile:
     time of four. fp32 at 256 spills with any, 864 bytes a thread on sm_90.
     """
     return Tile(32, 32, 8, 1) if dtype != "fp32" and head_size < 128 else Tile(16, 16, 8, 1)
+
+
+def biased_tile(dtype: str, head_size: int, arch: str, *, known: bool = True) -> Tile:
+    """The tile of the kernel with biases and masks (kernels/fmha_biased.py), chosen by registers, spills and shared
+    memory of the compiled code; fp32 is three products of tf32 on every architecture.
+
+    Args:
+        dtype: fp16, bf16 or fp32.
+        head_size: padded: 32, 64, 128 or 256.
+        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        known: whether the variant knows what it is given. One that does not reads bias and mask element by element,
+            through many registers: fewer keys at a time and eight warps keep it from spilling.
+
+    Raises:
+        SpecError: there is no tile for that combination.
+    """
+    key = ("tf32x3" if dtype == "fp32" else "half", head_size)
+    usual = tile_for(dtype, head_size, arch, causal=True)
+    tile = _BIASED.get(parse_arch(arch).name, {}).get(key, usual)
+    if known:
+        return tile
+    warps = tile.num_warps if (dtype, head_size) == ("fp32", 32) else 8
+    return Tile(min(tile.block_m, 64), min(tile.block_n, 32), warps, tile.num_stages)

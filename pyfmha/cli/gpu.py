@@ -35,6 +35,14 @@ def verify_command(
             help="So many random problems for each production function besides: sizes, masks, lengths, strides.",
         ),
     ] = 0,
+    functions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--functions",
+            help="Files of score and mask functions, which are executed, or names of some that come with pyfmha. One"
+            " or several. Needs Triton, whose interpreter evaluates them in float64.",
+        ),
+    ] = None,
     device: DeviceNumber = 0,
 ) -> None:
     """Check every variant of the library on this GPU against float64, then TensorRT engines with the plugin.
@@ -48,7 +56,9 @@ def verify_command(
     """
     from pyfmha.verify.command import run_verify
 
-    if not run_verify(console, errors, dtype or DTYPES, head_size, only, library, random, device):
+    if not run_verify(
+        console, errors, dtype or DTYPES, head_size, only, library, random, functions or (), device=device
+    ):
         raise typer.Exit(1)
 
 

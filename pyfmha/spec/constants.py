@@ -6,6 +6,7 @@ tuple a list, so that specs without them have the digests that they have always 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Union
 
 from pyfmha.spec.abi import ELEMENT_SIZES
@@ -47,6 +48,21 @@ class FunctionName:
 
     def __repr__(self) -> str:
         return self.name
+
+
+@dataclass(frozen=True)
+class JitFunction:
+    """A compile-time parameter of a kernel that is itself a ``@triton.jit`` function, of another file.
+
+    Attributes:
+        parameter: the kernel's ``tl.constexpr`` parameter.
+        source: the Python file that holds the function.
+        attribute: where it is there: ``"alibi"``, or ``"alibi.score"`` for an attribute of an object.
+    """
+
+    parameter: str
+    source: Path
+    attribute: str
 
 
 Constant = Union[int, float, bool, str, None, Dtype, FunctionName, tuple["Constant", ...]]  # noqa: UP007  (of a name in quotes)

@@ -16,7 +16,7 @@ from pyfmha.spec.abi import canonical, ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name, check_function_name
 from pyfmha.spec.conditions import Condition, parse_condition, parse_nullable
-from pyfmha.spec.constants import Constant, constants_to_data
+from pyfmha.spec.constants import Constant, JitFunction, constants_to_data
 from pyfmha.spec.descriptors import MAX_DESCRIPTORS, Descriptor, Tensor, parse_descriptor
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
 
@@ -123,6 +123,7 @@ class KernelSpec:
         nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
             :mod:`pyfmha.spec.conditions`) holds. A call that gives another as 0, and whose grid is not empty, is an
             error. It changes no machine code, and so not the variant's name.
+        functions: compile-time parameters that are functions.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -152,6 +153,7 @@ class KernelSpec:
     debug: bool | None = None
     enable_fp_fusion: bool = True
     nullable: tuple[str, ...] = ()
+    functions: tuple[JitFunction, ...] = ()
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     _nullable: dict[str, Condition | None] = field(init=False, repr=False, compare=False)
@@ -190,10 +192,7 @@ class KernelSpec:
             raise SpecError(f"{self.name}: num_stages is {self.num_stages}; use 1 to 16")
         if self.maxnreg is not None and (type(self.maxnreg) is not int or self.maxnreg not in range(8, 256)):
             raise SpecError(f"{self.name}: maxnreg is {self.maxnreg}; use 8 to 255, or None")
-        if type(self.programmatic_dependent_launch) is not bool:
-            got = self.programmatic_dependent_launch
-            raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
-        for name in ("cluster", "enable_fp_fusion"):
+        for name in ("programmatic_dependent_launch", "cluster", "enable_fp_fusion"):
             if type(getattr(self, name)) is not bool:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)!r}; use True or False")
         if self.debug is not None and type(self.debug) is not bool:
@@ -213,6 +212,7 @@ class KernelSpec:
         if self.workspace and self.arguments[-1:] != (workspace_argument(self.workspace),):
             raise SpecError(f"{self.name}: the last argument is to be the workspace {self.workspace}, of type *i8")
         names = [a.name for a in self.arguments] + [d.name for d in self.descriptors] + [n for n, _ in self.constants]
+        names += [function.parameter for function in self.functions]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise SpecError(f"{self.name}: argument {', '.join(repeated)} is given more than once")
@@ -376,10 +376,8 @@ class KernelSpec:
         described: list[Any] = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         if self.requires or self.archs or self.descriptors:  # the others keep the names that they have always had
             described += [self.requires, self.archs, [asdict(descriptor) for descriptor in self.descriptors]]
-        if self.programmatic_dependent_launch:
-            described.append("programmatic dependent launch")
-        if self.cluster:
-            described.append("cluster")
+        said = {"programmatic dependent launch": self.programmatic_dependent_launch, "cluster": self.cluster}
+        described += [word for word, holds in said.items() if holds]
         if self.tuples:
             described.append(["tuples", self.tuples])
         if self.workspace:
@@ -388,6 +386,8 @@ class KernelSpec:
             described.append(f"debug {self.debug}")
         if not self.enable_fp_fusion:
             described.append("no fp fusion")
+        if self.functions:
+            described.append([[function.parameter, function.attribute] for function in self.functions])
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":

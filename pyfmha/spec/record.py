@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyfmha.spec.constants import Constant, constants_to_data, from_data
+from pyfmha.spec.constants import Constant, JitFunction, constants_to_data, from_data
 from pyfmha.spec.descriptors import Descriptor
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 
@@ -35,6 +35,7 @@ def spec_to_data(spec: KernelSpec) -> dict[str, Any]:
         "debug": spec.debug,
         "enable_fp_fusion": spec.enable_fp_fusion,
         "nullable": list(spec.nullable),
+        "functions": [[f.parameter, f.source.name, f.attribute] for f in spec.functions],
     }
 
 
@@ -54,6 +55,7 @@ def spec_from_data(data: dict[str, Any]) -> KernelSpec:
     fields["tuples"] = _nested(fields.get("tuples", ()))
     for name in ("requires", "archs", "nullable"):
         fields[name] = tuple(fields.get(name, ()))
+    fields["functions"] = tuple(JitFunction(p, Path(file), name) for p, file, name in fields.get("functions", ()))
     fields["descriptors"] = tuple(map(_descriptor, fields.get("descriptors", ())))
     return KernelSpec(**fields)
 

@@ -45,6 +45,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"aot", "spec"}, {"rich"}),
     "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
+    "onnx": (
+        {"attention", "bfloat16", "errors", "runtime", "trt"},
+        {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    ),
     "verify": (
         {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},

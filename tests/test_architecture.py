@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trtllm": ({"trt"}, set()),
     "onnx": (
         {"attention", "bfloat16", "errors", "runtime", "trt"},
-        {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+        {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
     "verify": (
         {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
@@ -58,7 +58,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "operators", "report", "runtime", "spec", "trt", "verify"},
+        {"aot", "attention", "bench", "errors", "onnx", "operators", "report", "runtime", "spec", "trt", "verify"},
         {"click", "numpy", "rich", "typer", "triton"},
     ),
     "__init__": ({"attention", "errors", "operators", "runtime", "spec", "trt"}, set()),

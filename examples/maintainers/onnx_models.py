@@ -283,19 +283,18 @@ class Named(nn.Module):
 def export(model: Model, route: str, opset: int, path: Path) -> None:
     """Write a model by one route."""
     names = list(model.inputs)
+    module, values = Named(model.module, names), tuple(model.inputs.values())
     if route == "torch new":
-        shapes = {name: dict.fromkeys(model.free.get(name, {}), DYNAMIC) for name in names}
-        arguments = inspect_arguments(model.module)
-        dynamic = shapes if arguments else {"inputs": shapes}
+        shapes = tuple(dict.fromkeys(model.free.get(name, {}), DYNAMIC) for name in names)
         program = torch.onnx.export(
-            model.module, (), kwargs=model.inputs, dynamo=True, opset_version=opset, dynamic_shapes=dynamic,
-            verbose=False,
+            module, values, dynamo=True, opset_version=opset, dynamic_shapes={"values": shapes}, verbose=False,
+            input_names=names,
         )  # fmt: skip
         program.save(str(path))
         return
     buffer = io.BytesIO()
     torch.onnx.export(
-        Named(model.module, names), tuple(model.inputs.values()), buffer, dynamo=False, opset_version=opset,
+        module, values, buffer, dynamo=False, opset_version=opset,
         input_names=names, dynamic_axes=model.free,
     )  # fmt: skip
     path.write_bytes(buffer.getvalue())
@@ -303,11 +302,6 @@ def export(model: Model, route: str, opset: int, path: Path) -> None:
         from onnxruntime.transformers.optimizer import optimize_model
 
         optimize_model(str(path), model_type="bert", num_heads=0, hidden_size=0).save_model_to_file(str(path))
-
-
-def inspect_arguments(module: nn.Module) -> bool:
-    """Whether a module names its arguments, rather than taking any."""
-    return "inputs" not in module.forward.__code__.co_varnames
 
 
 def row(name: str, route: tuple[str, int, str], folder: Path) -> tuple[str, Report | None]:

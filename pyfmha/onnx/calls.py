@@ -129,7 +129,11 @@ class Call:
         pairs += [("length", "K", ks, "V", vs), ("head size", "Q", qd, "K", kd)]
         for what, left, a, right, b in pairs:
             if a != b:
-                raise LeftAloneError(f"the {what} of {left}, {a}, and of {right}, {b}, are not proven to be the same")
+                nameless = any(name.startswith(("<", "unk__")) for name in a.symbols | b.symbols)
+                hint = ": give free axes names" if nameless else ""
+                raise LeftAloneError(
+                    f"the {what} of {left}, {a}, and of {right}, {b}, are not proven to be the same{hint}"
+                )
         for what, size in (("heads of Q", qh), ("heads of K", kh), ("head size", qd), ("head size of V", vd)):
             if not size.number:
                 raise LeftAloneError(f"the {what}, {size}, must be a number")

@@ -57,15 +57,22 @@ class Scores:
 
 
 def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | None:
-    """The Softmax over the last axis that a factor comes from, through casts, and whether NaN rows become zeros."""
-    guarded = False
+    """The Softmax over the last axis that a factor comes from, through casts, and whether NaN rows become zeros.
+
+    Raises:
+        LeftAloneError: something else reads the weights, too: replaced, attention would be computed twice.
+    """
+    guarded, given = False, value
     for _ in range(8):
         node = None if value is None else value.producer()
         if node is None or node.domain not in STANDARD:
             return None
         if node.op_type == "Softmax":
             shape = facts.shape(node.outputs[0])
-            return (node, guarded) if shape is not None and _last_axis(node, len(shape)) else None
+            if shape is None or not _last_axis(node, len(shape)):
+                return None
+            _check_readers(given, value)
+            return node, guarded
         if node.op_type in ("Cast", "Identity") or (node.op_type == "Dropout" and _inference(facts, node)):
             value = node.inputs[0]
         elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
@@ -73,6 +80,19 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
         else:
             return None
     return None
+
+
+def _check_readers(value: ir.Value | None, end: ir.Value | None) -> None:
+    """From the last product back to Softmax, whether each value has no other reader."""
+    allowed = 1
+    while value is not None:
+        if value.is_graph_output() or len(value.uses()) > allowed:
+            raise LeftAloneError(f"its attention weights {value.name} are read by something else, too")
+        node = value.producer()
+        if value is end or node is None:
+            return
+        allowed = 2 if node.op_type == "Where" else 1  # the guard against NaN reads twice
+        value = node.inputs[2] if node.op_type == "Where" else node.inputs[0]
 
 
 def _last_axis(node: ir.Node, rank: int) -> bool:
@@ -231,7 +251,7 @@ def _hidden(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
 
 
 def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: bool) -> Call:
-    q_axes, k_axes, v_axes, out = _axes(final, scores.product)
+    q_axes, k_axes, v_axes, out, order = _axes(facts, final, scores.product)
     shapes = [facts.shape(value) for value in (scores.product.left, scores.product.right, final.right)]
     if any(shape is None for shape in shapes):
         raise LeftAloneError("the shapes of Q, K and V are not known")
@@ -260,11 +280,11 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         out_order=out,
         packed=packed(q.part, k.part, v.part, facts, scores.scale),
     )  # fmt: skip
-    return _masked(facts, call, scores, bounds, guarded)
+    return _masked(facts, call, scores, order, bounds, guarded)
 
 
-def _axes(final: Product, first: Product) -> tuple[str, str, str, str]:
-    """The axes of Q, K, V and the result by ``b h s d``.
+def _axes(facts: Facts, final: Product, first: Product) -> tuple[str, str, str, str, str]:
+    """The axes of Q, K, V and the result by ``b h s d``, and those of the scores by ``b h s k``.
 
     Raises:
         LeftAloneError: the two products do not go together as attention.
@@ -288,8 +308,9 @@ def _axes(final: Product, first: Product) -> tuple[str, str, str, str]:
         raise LeftAloneError("its second product does not sum over the keys")
     if any(names[letter] not in final.right_axes or names[letter] not in final.out_axes for letter in outer):
         raise LeftAloneError("its second product does not keep batch and heads")
-    # In the order of the scores, the first of the outer axes is the batch.
-    ordered = [letter for letter in first.out_axes if letter in outer]
+    # The heads are the outer axis whose size is a number, the last one where both are.
+    shape = dict(zip(first.left_axes, facts.shape(first.left) or (), strict=False))
+    ordered = sorted(outer, key=lambda letter: letter in shape and shape[letter].number is not None)
     mine = dict(zip([*ordered, rows[0], columns[0], summed[0]], [*"bh"[: len(outer)], "s", "s", "d"], strict=True))
     theirs = {names[letter]: name for letter, name in mine.items() if letter in names} | {depth[0]: "d"}
     return (
@@ -297,16 +318,18 @@ def _axes(final: Product, first: Product) -> tuple[str, str, str, str]:
         "".join(mine[letter] for letter in first.right_axes),
         "".join(theirs[letter] for letter in final.right_axes),
         "".join(theirs[letter] for letter in final.out_axes),
+        "".join("k" if letter == columns[0] else mine[letter] for letter in first.out_axes),
     )
 
 
-def _masked(facts: Facts, call: Call, scores: Scores, bounds: dict[str, Size], guarded: bool) -> Call:
+def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool) -> Call:
     """With what the masks say, each as a rule, or as a tensor that only the run knows."""
     elements, seen, extras = Elements(facts, bounds), masks.NOTHING_HIDDEN, []
     kind = scores.product.left.dtype
     dtype = DTYPES.get(kind, "fp32") if kind is not None else "fp32"
-    index = tuple(map(Size.of, (BATCH, HEAD, QUERY, KEY)))
-    sizes = (call.q.sizes[0], bounds[HEAD], call.q.sizes[2], call.k.sizes[2])
+    symbols = {"b": BATCH, "h": HEAD, "s": QUERY, "k": KEY}
+    index = tuple(Size.of(symbols[axis]) for axis in order)
+    sizes = tuple(bounds[symbols[axis]] for axis in order)
     for value, factor in scores.added:
         try:
             element = as_number(elements.at(value, _mask_index(facts, value, index, sizes)))
@@ -315,14 +338,16 @@ def _masked(facts: Facts, call: Call, scores: Scores, bounds: dict[str, Size], g
         except LeftAloneError as why:
             extras.append(Extra("bias", value, str(why)))
     for condition, shown, hides in scores.hidden:
+        hidden = masks.of_number(hides, dtype)
+        if hidden.condition is not False:
+            raise LeftAloneError("its mask writes 0 in the place of scores, which hides no key")
         try:
-            hidden = masks.of_number(hides, dtype)
             element = elements.at(condition, _mask_index(facts, condition, index, sizes))
             found = masks.of_condition(element if shown else negated_element(element))
             seen = masks.joined(seen, Seen(found.condition, hidden.finite))
         except LeftAloneError as why:
             extras.append(Extra("mask", condition, str(why)))
-    rows, columns = sizes[2], sizes[3]
+    rows, columns = bounds[QUERY], bounds[KEY]
     visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
     return replace(call, visible=visible, extras=extras)
 
@@ -334,10 +359,10 @@ def _mask_index(facts: Facts, value: ir.Value, index: Shape, sizes: Shape) -> Sh
         LeftAloneError: its shape is not known, or not proven to fit.
     """
     shape = facts.shape(value)
-    if shape is None or len(shape) > 4:
+    if shape is None or len(shape) > len(index):
         raise LeftAloneError(f"the shape of its mask {value.name} is not known")
     found = []
-    for at, size, own in zip(index[4 - len(shape) :], sizes[4 - len(shape) :], shape, strict=True):
+    for at, size, own in zip(index[len(index) - len(shape) :], sizes[len(index) - len(shape) :], shape, strict=True):
         if own.number != 1 and own != size:
             raise LeftAloneError(f"its mask {value.name} has an axis of size {own} where the scores have {size}")
         found.append(at if own == size else Size())

@@ -99,7 +99,7 @@ class Facts:
             return self.input_shape(node, 0) if index == 0 else None
         if node.op_type in BROADCAST:
             return self._broadcast(node)
-        rule = SHAPES.get(node.op_type) if node.domain in STANDARD else None
+        rule = SHAPES.get(node.op_type) if node.domain in STANDARD or node.op_type == "FusedMatMul" else None
         return None if rule is None else rule(self, node, index)
 
     def _content_of(self, node: ir.Node) -> Content | None:

@@ -47,7 +47,7 @@ def operand(facts: Facts, value: ir.Value, axes: str, heads: Size, row: str, bou
     given, shape = value, facts.shape(value)
     assert shape is not None
     symbols = {"b": BATCH, "h": HEAD, "s": row, "d": DEPTH}
-    sizes = {name: shape[axis] for axis, name in enumerate(axes)}
+    sizes = {"h": Size.of(1), **{name: shape[axis] for axis, name in enumerate(axes)}}
     index = tuple(Size() if sizes[name].number == 1 else Size.of(symbols[name]) for name in axes)
     kind, scale, best, part = value.dtype, 1.0, None, None
     while True:

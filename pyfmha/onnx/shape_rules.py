@@ -206,7 +206,9 @@ def _matmul(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     if left is None or right is None or len(left) < 2 or len(right) < 2:
         return None
     outer = broadcast([left[:-2], right[:-2]], node.outputs[0].name or "")
-    return (*outer, left[-2], right[-1])
+    # ONNX Runtime's FusedMatMul may swap the last two axes of either.
+    row, column = (attribute(node, "transA", 0), attribute(node, "transB", 0))
+    return (*outer, left[-1 if row else -2], right[-2 if column else -1])
 
 
 def _einsum(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
@@ -244,5 +246,5 @@ def _range(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
 SHAPES: dict[str, Callable[["Facts", ir.Node, int], Shape | None]] = {
     "Transpose": _transpose, "Reshape": _reshape, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand,
     "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": _matmul,
-    "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content, "Range": _range,
+    "FusedMatMul": _matmul, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content, "Range": _range,
 }  # fmt: skip

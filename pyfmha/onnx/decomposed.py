@@ -9,7 +9,7 @@ from pyfmha.onnx.calls import DTYPES, Call, Extra, Laid, LeftAloneError
 from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.formulas import as_number, mapped, multiplied, negated_element
-from pyfmha.onnx.laid import DEPTH, Operand, is_float, operand, packed
+from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
@@ -267,6 +267,7 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         operand(facts, value, axes, heads, row, bounds)
         for value, axes, row in zip(values, (q_axes, k_axes, v_axes), (QUERY, KEY, KEY), strict=True)
     )
+    k, v = alike(k, v)
     if v.scale != 1:
         sizes_of_v = sizes[2]["b"], sizes[2]["h"], sizes[2]["s"], sizes[2]["d"]
         v = Operand(Laid(final.right, v_axes, sizes_of_v))

@@ -44,7 +44,7 @@ class Elements:
         key = value, index
         if key not in self._known:
             self._known[key] = self._cell(value, index)  # what a circle would answer
-            self._known[key] = self._found(value, index)
+            self._known[key] = f.settled(self._found(value, index), self.bounds)
         return self._known[key]
 
     def _found(self, value: ir.Value, index: Shape) -> Any:
@@ -155,6 +155,49 @@ class Elements:
             return None
         return self.at(data, (*index[:axis], at, *index[axis + len(inner) :]))
 
+    def _gather_nd(self, node: ir.Node, index: Shape) -> Any:
+        data, indices = node.inputs[:2]
+        shape = None if data is None else self.facts.shape(data)
+        inner = None if indices is None else self.facts.shape(indices)
+        if data is None or indices is None or shape is None or inner is None or attribute(node, "batch_dims", 0):
+            return None
+        count, outer = inner[-1].number or 0, len(inner) - 1
+        found = [self.at(indices, (*index[:outer], Size.of(axis))) for axis in range(count)]
+        if not count or not all(isinstance(at, Size) and at.at_least_0(self.bounds) for at in found):
+            return None
+        return self.at(data, (*found, *index[outer:]))
+
+    def _concat(self, node: ir.Node, index: Shape) -> Any:
+        """The part that an index falls into; a choice, where that depends on the index."""
+        parts = [(value, self.facts.shape(value)) for value in node.inputs if value is not None]
+        if any(shape is None for _, shape in parts):
+            return None
+        axis = attribute(node, "axis", 0) % len(index)
+        pieces, first = [], Size()
+        for value, shape in parts:
+            at = (*index[:axis], index[axis] - first, *index[axis + 1 :])
+            pieces.append((first, value, at))
+            first += (shape or ())[axis]
+        result = None
+        for first, value, at in pieces:  # the last that begins at or before the index
+            begun = f.settled(f.at_least(index[axis], first), self.bounds)
+            if begun is False:
+                break
+            element = self.at(value, at)
+            result = element if result is None or begun is True else f.chosen(begun, element, result)
+        return result
+
+    def _cumsum(self, node: ir.Node, index: Shape) -> Any:
+        """Sums of zeros, which are zeros wherever they are taken."""
+        source, axes = node.inputs[0], self.facts.numbers(node.inputs[1])
+        shape = None if source is None else self.facts.shape(source)
+        if source is None or shape is None or axes is None:
+            return None
+        axis, symbol = axes[0] % len(index), f"{node.outputs[0].name}+"
+        self.bounds[symbol] = shape[axis]
+        element = self.at(source, (*index[:axis], Size.of(symbol), *index[axis + 1 :]))
+        return element if element in (Size(), 0.0) else None
+
     def _where(self, node: ir.Node, index: Shape) -> Any:
         inputs = self._inputs(node, node.outputs[0], index)
         if inputs is None:
@@ -184,5 +227,6 @@ _LOGIC: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 _RULES: dict[str, Callable[[Elements, ir.Node, Shape], Any]] = {
     "Cast": Elements._cast, "Trilu": Elements._trilu, "ConstantOfShape": Elements._constant_of_shape,
-    "Range": Elements._range, "Gather": Elements._gather, "Where": Elements._where,
+    "Range": Elements._range, "Gather": Elements._gather, "GatherND": Elements._gather_nd, "Where": Elements._where,
+    "Concat": Elements._concat, "CumSum": Elements._cumsum,
 }  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyfmha.onnx.sizes import Size
+from pyfmha.onnx.sizes import Bounds, Size
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,30 @@ def negated(condition: Condition) -> Condition:
         other = Some if isinstance(condition, All) else All
         return other(frozenset(map(negated, condition.parts)))
     return condition
+
+
+def settled(element: Any, bounds: Bounds) -> Any:
+    """An element with the conditions left out that the bounds of its indices decide."""
+    if isinstance(element, AtLeast0):
+        if element.size.at_least_0(bounds):
+            return True
+        return False if (-element.size - 1).at_least_0(bounds) else element
+    if isinstance(element, (All, Some)):
+        join = both if isinstance(element, All) else either
+        result: Condition = isinstance(element, All)
+        for part in sorted(element.parts, key=str):
+            result = join(result, settled(part, bounds))
+        if isinstance(result, Some) and any(_denied(part) in result.parts for part in result.parts):
+            return True
+        return result
+    if isinstance(element, Pick):
+        return chosen(settled(element.condition, bounds), element.yes, element.no)
+    return element
+
+
+def _denied(condition: Condition) -> Condition | None:
+    """What holds where a condition does not; nothing is known of data, of which each element may be another."""
+    return AtLeast0(-condition.size - 1) if isinstance(condition, AtLeast0) else None
 
 
 def chosen(condition: Condition, yes: Any, no: Any) -> Any:

@@ -23,11 +23,13 @@ class Operand:
         laid: the deepest tensor that is laid in a way that can be written down and holds nothing else.
         scale: what it was multiplied with on the way.
         part: the deepest tensor of which it is a part, as Q is of packed Q, K and V; or none.
+        above: one that is less deep; or none.
     """
 
     laid: Laid
     scale: float = 1.0
     part: "Operand | None" = None
+    above: "Operand | None" = None
 
 
 def operand(facts: Facts, value: ir.Value, axes: str, heads: Size, row: str, bounds: Bounds) -> Operand:
@@ -54,7 +56,7 @@ def operand(facts: Facts, value: ir.Value, axes: str, heads: Size, row: str, bou
         if value.dtype == kind:
             laid = _laid(facts, value, index, sizes, row, bounds)
             if laid is not None and not laid.part:
-                best = Operand(laid, scale)
+                best = Operand(laid, scale, above=best)
             elif laid is not None:
                 part = Operand(laid, scale)
         step = _scaled(facts, value)
@@ -69,6 +71,19 @@ def operand(facts: Facts, value: ir.Value, axes: str, heads: Size, row: str, bou
     if best is None:
         best = Operand(Laid(given, axes, (sizes["b"], sizes["h"], sizes["s"], sizes["d"])))
     return replace(best, part=part)
+
+
+def alike(k: Operand, v: Operand) -> tuple[Operand, Operand]:
+    """The deepest tensors of K and V that have as many heads."""
+    first: Operand | None = k
+    while first is not None:
+        second: Operand | None = v
+        while second is not None:
+            if first.laid.sizes[1] == second.laid.sizes[1] and second.scale == 1:
+                return replace(first, part=k.part), replace(second, part=v.part)
+            second = second.above
+        first = first.above
+    return k, v
 
 
 def _scaled(facts: Facts, value: ir.Value) -> tuple[ir.Value, float] | None:

@@ -57,10 +57,19 @@ def _reshape(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
         wanted = [source[axis] if source and size.number == 0 else size for axis, size in enumerate(wanted)]
     free = [axis for axis, size in enumerate(wanted) if size.number == -1]
     if free:
-        rest = product(size for size in wanted if size.number != -1)
-        whole = None if source is None else product(source).over(rest)
+        whole = None if source is None else _left_over(source, [size for size in wanted if size.number != -1])
         wanted[free[0]] = Size.of(f"<{node.outputs[0].name}.{free[0]}>") if whole is None else whole
     return tuple(wanted)
+
+
+def _left_over(source: Shape, wanted: list[Size]) -> Size | None:
+    """The one size that is not given; sizes that are on both sides cancel first, for a sum divides by itself only."""
+    mine = list(source)
+    for size in list(wanted):
+        if size in mine:
+            mine.remove(size)
+            wanted.remove(size)
+    return product(mine).over(product(wanted))
 
 
 def _unsqueeze(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
@@ -154,9 +163,10 @@ def slices(facts: "Facts", node: ir.Node) -> dict[int, tuple[Size, Size, int]] |
     for axis, start, end, step in zip(axes, starts.flat, ends.flat, steps, strict=True):
         size = shape[axis % len(shape)]
         first, last = _clamped(start, size), _clamped(end, size)
-        if first is None or last is None or step < 1:
+        if first is None or step < 1:
             return None
-        count = last - first
+        # Where it ends, only its shape depends on: an unknown size, which the model may declare.
+        count = Size.of(f"<{node.outputs[0].name}.{axis}>") if last is None else last - first
         if step > 1:
             if count.number is None:
                 return None

@@ -8,7 +8,7 @@ from pyfmha.onnx import masks
 from pyfmha.onnx.calls import DTYPES, Call, Extra, Laid, LeftAloneError, Visible
 from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.facts import Facts
-from pyfmha.onnx.laid import DEPTH, operand, packed
+from pyfmha.onnx.laid import DEPTH, alike, operand, packed
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, NOTHING_HIDDEN, QUERY, Seen
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import attribute
@@ -103,6 +103,7 @@ def _looked_through(
         operand(facts, laid.value, "bhsd", laid.sizes[1], row, bounds | {HEAD: laid.sizes[1]})
         for laid, row in ((q, QUERY), (k, KEY), (v, KEY))
     )
+    second, third = alike(second, third)
     joint = packed(first.part, second.part, third.part, facts, scale)
     value = third.laid if third.scale == 1 else v
     return (first.laid, second.laid, value), scale * first.scale * second.scale, joint

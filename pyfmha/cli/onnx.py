@@ -100,6 +100,7 @@ def _proof(done: Any) -> Table:
         table.add_column(heading, overflow="fold")
     for trial in done.trials:
         sizes = ", ".join(f"{name}={number}" for name, number in trial.sizes.items()) or "fixed"
+        sizes += "" if trial.original_by == "ONNX Runtime" else f" (original by {trial.original_by})"
         for entry in trial.compared:
             holes = f" ({entry.holes} without a number)" if entry.holes else ""
             verdict = "same" if entry.same else "DIFFERENT"

@@ -102,6 +102,7 @@ def _described(done: Done) -> dict[str, object]:
         described["proof"] = [
             {
                 "sizes": trial.sizes,
+                "original by": trial.original_by,
                 "outputs": [
                     {"name": entry.output, "shape": list(entry.shape), "error": entry.error,
                      "explained": entry.explained, "same": entry.same}

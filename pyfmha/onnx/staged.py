@@ -46,7 +46,7 @@ def session_of(model: ir.Model, folder: Path | None) -> Any:
 
 def first_line(error: Exception) -> str:
     """An error of ONNX Runtime, without its traces."""
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Whole:
@@ -63,6 +63,27 @@ class Whole:
             OnnxError: ONNX Runtime fails.
         """
         return dict(zip(self._names, run(self._session, self._names, inputs), strict=True))
+
+
+class Reference:
+    """A model run by ONNX's own reference implementation: slow, and right where ONNX Runtime refuses."""
+
+    def __init__(self, model: ir.Model) -> None:
+        from onnx.reference import ReferenceEvaluator
+
+        self._evaluator = ReferenceEvaluator(ir.serde.serialize_model(model))
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        """The outputs by name.
+
+        Raises:
+            OnnxError: it fails, too.
+        """
+        names = list(self._evaluator.output_names)
+        try:
+            return dict(zip(names, self._evaluator.run(None, dict(inputs)), strict=True))
+        except Exception as error:  # whatever an operator raises
+            raise OnnxError(f"ONNX's reference implementation fails: {first_line(error)}") from None
 
 
 def run(session: Any, names: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[Any]:

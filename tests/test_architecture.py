@@ -49,6 +49,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"attention", "bfloat16", "errors", "runtime", "trt"},
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
+    "torch": ({"errors", "runtime", "trt"}, {"torch", "transformers"}),
     "verify": (
         {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},

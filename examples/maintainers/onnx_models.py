@@ -320,7 +320,10 @@ def row(name: str, route: tuple[str, int, str], folder: Path) -> tuple[str, Repo
             export(MODELS[name](route[2]), *route[:2], path)
     except Exception as error:  # whatever an exporter raises: it is what the table says
         return f"{label}not exported: {type(error).__name__}: {short(error)} | | | |", None
-    original = read_model(path)
+    try:
+        original = read_model(path)
+    except PyfmhaError as error:
+        return f"{label}not read: {short(error)} | | | |", None
     new, report = replaced(original.clone())
     kinds = collections.Counter(entry.kind for entry in report.found)
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"

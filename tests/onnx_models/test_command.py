@@ -117,6 +117,15 @@ def test_models_that_cannot_be_read(model: Path) -> None:
     assert [path.name for path in folder.glob("*.pyfmha.onnx")] == []
 
 
+def test_an_operator_that_onnx_does_not_know(tmp_path: Path) -> None:
+    """As ONNX Runtime's optimizer writes them, in ONNX's own domain."""
+    made = model_of()
+    made.graph.node[-1].op_type = "SkipSomething"
+    onnx.save(made, tmp_path / "model.onnx")
+
+    assert run("onnx", tmp_path / "model.onnx").exit_code == 0
+
+
 def test_models_with_nothing_to_replace(tmp_path: Path) -> None:
     plain = Graph()
     plain.output(plain.op("Relu", plain.input("x", (1, 2, 3, 4))))

@@ -120,8 +120,11 @@ def _as_float(element: Any) -> float | Size | None:
 
 
 def _as_whole(element: Any, kind: int) -> Size | None:
+    if kind == int(ir.DataType.BOOL):
+        number = element.number if isinstance(element, Size) else element
+        return None if number is None else Size.of(int(number != 0))
     if isinstance(element, Size):
-        return element if kind != int(ir.DataType.BOOL) or element.number in (0, 1) else None
+        return element
     return Size.of(int(element)) if math.isfinite(element) else None
 
 
@@ -216,7 +219,7 @@ def _constant_of_shape(facts: "Facts", node: ir.Node) -> Content | None:
         return None
     tensor = attribute(node, "value", None)
     value: Any = 0.0 if tensor is None else tensor.numpy().reshape(-1)[0]
-    element = Size.of(int(value)) if isinstance(value, np.integer) else float(value)
+    element = Size.of(int(value)) if isinstance(value, (np.integer, np.bool_)) else float(value)
     return objects([element] * math.prod(shape), shape)
 
 

@@ -51,7 +51,7 @@ class Elements:
         content = self.facts.content(value)
         if content is not None and content.size == 1:
             (element,) = content.flat
-            return bool(element.number) if value.dtype == ir.DataType.BOOL and element.number is not None else element
+            return f.as_condition(element) if value.dtype == ir.DataType.BOOL else element
         array = constant(value)
         if array is not None:
             if array.ndim != len(index):

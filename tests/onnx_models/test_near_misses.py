@@ -177,6 +177,18 @@ def test_a_softmax_over_another_axis_is_no_attention(opset: int, axis: int | Non
     assert len(report_of(graph.model()).replaced) == found
 
 
+@pytest.mark.parametrize(("seen", "shown"), [(0.5, True), (0.0, False)])
+def test_a_condition_cast_from_a_float_that_is_no_whole_number(seen: float, shown: bool) -> None:
+    """0.5 is true: cut off to 0 it would hide every key."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    condition = graph.op("Cast", graph.constant(seen), to=BOOL)
+    hide = graph.constant(-np.inf)
+    graph.output(attention(graph, q, k, v, mask=lambda scores: graph.op("Where", condition, scores, hide)))
+
+    assert [entry.replaced for entry in report_of(graph.model()).found] == [shown]
+
+
 def test_a_dropout_in_training() -> None:
     graph = Graph()
     q, k, v = heads(graph)

@@ -37,6 +37,9 @@ class Model:
 
     def __init__(self, module: nn.Module, free: dict[str, dict[int, str]], **inputs: torch.Tensor) -> None:
         self.module, self.inputs, self.free = module.eval(), inputs, free
+        for parameter in module.parameters():
+            if not parameter.any():  # biases that begin at zero would prove to be none
+                nn.init.normal_(parameter, std=0.5)
 
 
 class Only(nn.Module):

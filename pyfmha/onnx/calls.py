@@ -60,11 +60,15 @@ class Extra:
         feature: its name in :data:`pyfmha.onnx.served.SERVED`.
         value: the tensor that it is read from.
         what: in words, for the report.
+        factor: what a bias is multiplied with before it is added.
+        shows: whether a mask is True where a key is seen.
     """
 
     feature: str
     value: ir.Value
     what: str
+    factor: float = 1.0
+    shows: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pyfmha.onnx.calls import DTYPES, Call, Extra, Laid, LeftAloneError
 from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.formulas import as_number, mapped, multiplied, negated_element
-from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed
+from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed, with_heads
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
@@ -75,6 +75,8 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
             return node, guarded
         if node.op_type in ("Cast", "Identity") or (node.op_type == "Dropout" and _inference(facts, node)):
             value = node.inputs[0]
+            if value is None or not is_float(value):  # whole numbers between: weights that are quantised
+                return None
         elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
             value, guarded = kept, True
         else:
@@ -267,7 +269,7 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         operand(facts, value, axes, heads, row, bounds)
         for value, axes, row in zip(values, (q_axes, k_axes, v_axes), (QUERY, KEY, KEY), strict=True)
     )
-    k, v = alike(k, v)
+    q, (k, v) = with_heads(q, heads), alike(k, v)
     if v.scale != 1:
         sizes_of_v = sizes[2]["b"], sizes[2]["h"], sizes[2]["s"], sizes[2]["d"]
         v = Operand(Laid(final.right, v_axes, sizes_of_v))
@@ -279,7 +281,7 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         scale=scores.scale * q.scale * k.scale,
         softcap=scores.softcap,
         out_order=out,
-        packed=packed(q.part, k.part, v.part, facts, scores.scale),
+        packed=packed(q, k, v, facts, scores.scale),
     )  # fmt: skip
     return _masked(facts, call, scores, order, bounds, guarded)
 
@@ -337,7 +339,7 @@ def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[s
             element = element if factor == 1 else mapped(multiplied, element, factor)
             seen = masks.joined(seen, masks.of_number(element, dtype))
         except LeftAloneError as why:
-            extras.append(Extra("bias", value, str(why)))
+            extras.append(Extra("bias", value, str(why), factor=factor))
     for condition, shown, hides in scores.hidden:
         hidden = masks.of_number(hides, dtype)
         if hidden.condition is not False:
@@ -347,7 +349,7 @@ def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[s
             found = masks.of_condition(element if shown else negated_element(element))
             seen = masks.joined(seen, Seen(found.condition, hidden.finite))
         except LeftAloneError as why:
-            extras.append(Extra("mask", condition, str(why)))
+            extras.append(Extra("mask", condition, str(why), shows=shown))
     rows, columns = bounds[QUERY], bounds[KEY]
     visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
     return replace(call, visible=visible, extras=extras)

@@ -1,5 +1,6 @@
 """An element of a computed tensor as an expression of its index: how masks made at run time are understood."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,8 @@ class Elements:
         element = self.at(source, index)
         if int(attribute(node, "to", 0)) == int(ir.DataType.BOOL):
             return f.as_condition(element)
-        return f.as_number(element)
+        number = f.as_number(element)
+        return mapped(_cut, number) if int(attribute(node, "to", 0)) in _WHOLE else number
 
     def _trilu(self, node: ir.Node, index: Shape) -> Any:
         source = node.inputs[0]
@@ -206,6 +208,13 @@ class Elements:
         if isinstance(condition, Data):
             return yes if yes == no else condition
         return f.chosen(condition, yes, no)
+
+
+def _cut(number: Any) -> Any:
+    """A float as a whole number, towards 0."""
+    if isinstance(number, Size):
+        return number
+    return Size.of(int(number)) if math.isfinite(number) else f.Data(str(number))
 
 
 def _zero(element: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from pyfmha.onnx.content_rules import CONTENTS
-from pyfmha.onnx.shape_rules import BROADCAST, SAME_SHAPE, SHAPES
+from pyfmha.onnx.shape_rules import ARITHMETIC, BROADCAST, SAME_SHAPE, SHAPES, TYPED_OTHERWISE
 from pyfmha.onnx.sizes import Size, parsed
 from pyfmha.onnx.tensors import STANDARD, Content, Shape, broadcast, constant, objects
 
@@ -78,6 +78,7 @@ class Facts:
             self._keep(value, array)
 
     def _learn(self, node: ir.Node) -> None:
+        _pass_type(node)
         for index, value in enumerate(node.outputs):
             declared, own = _declared(value), self._shape_of(node, index)
             self._shapes[value] = _merged(own, declared)
@@ -124,6 +125,16 @@ class Facts:
         if len(known) < len(shapes) or not known:
             return None
         return broadcast(known, node.outputs[0].name or "")
+
+
+def _pass_type(node: ir.Node) -> None:
+    """Name the type of a result that ONNX does not infer, behind an operator that it does not know."""
+    value, source = node.outputs[0], node.inputs[0] if node.inputs else None
+    moved = node.op_type in SHAPES or node.op_type in SAME_SHAPE or node.op_type in ARITHMETIC
+    if value.dtype is None and source is not None and moved and node.op_type not in TYPED_OTHERWISE:
+        kind = source.dtype
+        if kind is not None:
+            value.dtype = kind
 
 
 def _declared(value: ir.Value) -> Shape | None:

@@ -87,13 +87,11 @@ def alike(k: Operand, v: Operand) -> tuple[Operand, Operand]:
 
 
 def _scaled(facts: Facts, value: ir.Value) -> tuple[ir.Value, float] | None:
-    """The tensor that a value is a multiple of, and the factor; a cast between floats is a multiple, too."""
+    """The tensor that a value is a multiple of, and the factor."""
     node = value.producer()
-    if node is None or node.domain not in STANDARD or node.op_type not in ("Mul", "Div", "Cast", "Identity"):
+    if node is None or node.domain not in STANDARD or node.op_type not in ("Mul", "Div"):
         return None
     inputs = [x for x in node.inputs if x is not None]
-    if node.op_type in ("Cast", "Identity"):
-        return (inputs[0], 1.0) if is_float(inputs[0]) else None
     for at, (factor, rest) in enumerate((inputs[::-1], inputs)):
         number = facts.scalar(factor)
         if number is None or facts.shape(rest) != facts.shape(value):
@@ -103,6 +101,16 @@ def _scaled(facts: Facts, value: ir.Value) -> tuple[ir.Value, float] | None:
         if at == 0 and number:
             return rest, 1 / number
     return None
+
+
+def with_heads(found: Operand, heads: Size) -> Operand:
+    """The deepest tensor that has all heads: Q, of which each head is a result, may not be grouped."""
+    first: Operand | None = found
+    while first is not None:
+        if first.laid.sizes[1] == heads:
+            return replace(first, part=found.part)
+        first = first.above
+    return found
 
 
 def is_float(value: ir.Value) -> bool:
@@ -196,22 +204,22 @@ def _filled(order: Sequence[str | None], free: list[int], names: list[str]) -> s
     return "".join(name or "" for name in result)
 
 
-def packed(
-    q: Operand | None, k: Operand | None, v: Operand | None, facts: Facts, scale: float
-) -> tuple[ir.Value, float] | None:
+def packed(q: Operand, k: Operand, v: Operand, facts: Facts, scale: float) -> tuple[ir.Value, float] | None:
     """The tensor that Q, K and V are the parts of, in this order and with nothing else in it; and the scale then."""
-    if q is None or k is None or v is None or v.scale != 1:
+    parts = [found.part for found in (q, k, v)]
+    first, second, third = parts
+    if first is None or second is None or third is None or third.scale != 1:
         return None
-    laids = q.laid, k.laid, v.laid
+    # What the plugin is created with follows from Q, K and V as they are laid: the parts must be of the same sizes.
+    if any(part is None or part.laid.sizes != found.laid.sizes for part, found in zip(parts, (q, k, v), strict=True)):
+        return None
+    laids = first.laid, second.laid, third.laid
     heads, kv_heads, size = q.laid.sizes[1].number, k.laid.sizes[1].number, q.laid.sizes[3].number
-    shape = facts.shape(q.laid.value)
+    shape = facts.shape(laids[0].value)
     if heads is None or kv_heads is None or size is None or shape is None or len({id(x.value) for x in laids}) > 1:
         return None
-    firsts = [0, heads * size, (heads + kv_heads) * size]
-    columns, alike = (
-        (heads + 2 * kv_heads) * size,
-        k.laid.sizes == v.laid.sizes and k.laid.sizes[2:] == q.laid.sizes[2:],
-    )
+    firsts, columns = [0, heads * size, (heads + kv_heads) * size], (heads + 2 * kv_heads) * size
+    alike = k.laid.sizes == v.laid.sizes and k.laid.sizes[2:] == q.laid.sizes[2:]
     if not alike or shape[2].number != columns or [x.first for x in laids] != firsts:
         return None
-    return q.laid.value, scale * q.scale * k.scale
+    return laids[0].value, scale * first.scale * second.scale

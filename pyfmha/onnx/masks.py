@@ -90,7 +90,9 @@ def _refuse_data(condition: Any) -> None:
             _refuse_data(part)
 
 
-def visible(seen: Seen, elements: Elements, rows: Size, columns: Size, *, guarded: bool = False) -> Visible:
+def visible(
+    seen: Seen, elements: Elements, rows: Size, columns: Size, *, guarded: bool = False, within: bool = False
+) -> Visible:
     """The plugin's words for a mask.
 
     Args:
@@ -98,6 +100,8 @@ def visible(seen: Seen, elements: Elements, rows: Size, columns: Size, *, guarde
         elements: where its symbols are known.
         rows, columns: how many queries and keys there are.
         guarded: whether the model gives zeros, as the plugin does, for a query without a key.
+        within: whether lengths are by contract no larger than the tensor. The plugin takes larger ones for as large,
+            which moves what is aligned to them.
 
     Raises:
         LeftAloneError: the plugin has no words for it, or it is not proven that every query has a key.
@@ -119,8 +123,12 @@ def visible(seen: Seen, elements: Elements, rows: Size, columns: Size, *, guarde
         else:
             raise LeftAloneError("its mask has two lengths for one sequence")
     value = None if lengths is None else elements.cells[str(lengths)][0]
+    if value is not None and elements.facts.shape(value) != (elements.bounds[BATCH],):
+        raise LeftAloneError(f"its lengths {value.name} are not proven to be of shape [batch]")
     end = columns if lengths is None else lengths
     aligned = _aligned(left, right, rows, end)
+    if lengths is not None and aligned[0] and not within:
+        raise LeftAloneError("its mask is aligned to lengths, which are not proven to lie within the tensor")
     found = Visible(aligned[2] == 0, aligned[0], (aligned[1], -1 if aligned[2] == 0 else aligned[2]), value)
     if not guarded and (seen.finite or lengths is None):
         _check_rows(found, rows, columns, lengths is not None)

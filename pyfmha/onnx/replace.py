@@ -110,7 +110,7 @@ class _State:
         assert self.pending is not None
         values = emitted(op, self.pending, self.problem)
         # An output that nobody reads needs a value all the same, for the rewriter counts.
-        values += [values[0]] * (count - len(values))
+        values += [op.Identity(values[0]) for _ in range(count - len(values))]
         for new, old in zip(values, node.outputs, strict=False):
             self.facts.adopt(new, old)
         return values

@@ -29,6 +29,10 @@ BROADCAST = frozenset(
 )
 """Operators whose first output is of the first input's shape, and elementwise ones of several inputs."""
 
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max"})
+TYPED_OTHERWISE = frozenset({"Cast", "CastLike", "Not", "IsNaN", "ConstantOfShape"})
+"""Elementwise operators whose result is of the first input's type, and those of the others whose result is not."""
+
 
 def axes_of(facts: "Facts", node: ir.Node, rank: int) -> list[int] | None:
     """The axes of Squeeze or Unsqueeze, an attribute before opset 13, as indices of a tensor of that rank."""
@@ -60,6 +64,15 @@ def _reshape(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
         whole = None if source is None else _left_over(source, [size for size in wanted if size.number != -1])
         wanted[free[0]] = Size.of(f"<{node.outputs[0].name}.{free[0]}>") if whole is None else whole
     return tuple(wanted)
+
+
+def _flatten(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
+    shape = facts.input_shape(node, 0)
+    if shape is None:
+        return None
+    axis = attribute(node, "axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    return product(shape[:axis]), product(shape[axis:])
 
 
 def _left_over(source: Shape, wanted: list[Size]) -> Size | None:
@@ -256,5 +269,6 @@ def _range(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
 SHAPES: dict[str, Callable[["Facts", ir.Node, int], Shape | None]] = {
     "Transpose": _transpose, "Reshape": _reshape, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand,
     "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": _matmul,
-    "FusedMatMul": _matmul, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content, "Range": _range,
+    "FusedMatMul": _matmul, "Flatten": _flatten, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content,
+    "Range": _range,
 }  # fmt: skip

@@ -6,7 +6,7 @@ graph is cut at these nodes. Everything else is run by ONNX Runtime as it is, an
 that every kernel of the project is checked against, from the attributes that the plugin's creator would read.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,53 +49,50 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class Whole:
-    """A model without nodes of ours."""
+class Runner:
+    """A model without nodes of ours, run by ONNX Runtime, or where that fails by ONNX's own reference implementation.
+
+    ONNX Runtime refuses some models that ONNX defines, such as RotaryEmbedding of opset 23 with more than one sequence.
+
+    Args:
+        model: without nodes of ours.
+        folder: of external weights.
+
+    Attributes:
+        by: who ran it last.
+    """
 
     def __init__(self, model: ir.Model, folder: Path | None = None) -> None:
-        self._session = session_of(model, folder)
+        self._model = model
         self._names = [output.name or "" for output in model.graph.outputs]
+        self._session: Any = None
+        self._refused = ""
+        self.by = "ONNX Runtime"
+        try:
+            self._session = session_of(model, folder)
+        except OnnxError as error:
+            self._refused = str(error)
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """The outputs by name.
 
         Raises:
-            OnnxError: ONNX Runtime fails.
+            OnnxError: both fail.
         """
-        return dict(zip(self._names, run(self._session, self._names, inputs), strict=True))
-
-
-class Reference:
-    """A model run by ONNX's own reference implementation: slow, and right where ONNX Runtime refuses."""
-
-    def __init__(self, model: ir.Model) -> None:
+        if self._session is not None:
+            try:
+                return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
+            except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+                self._refused = f"ONNX Runtime fails: {first_line(error)}"
         from onnx.reference import ReferenceEvaluator
 
-        self._evaluator = ReferenceEvaluator(ir.serde.serialize_model(model))
-
-    def run(self, inputs: Mapping[str, Any]) -> Arrays:
-        """The outputs by name.
-
-        Raises:
-            OnnxError: it fails, too.
-        """
-        names = list(self._evaluator.output_names)
         try:
-            return dict(zip(names, self._evaluator.run(None, dict(inputs)), strict=True))
+            evaluator = ReferenceEvaluator(ir.serde.serialize_model(self._model))
+            outputs = evaluator.run(None, dict(inputs))
         except Exception as error:  # whatever an operator raises
-            raise OnnxError(f"ONNX's reference implementation fails: {first_line(error)}") from None
-
-
-def run(session: Any, names: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[Any]:
-    """Run a session.
-
-    Raises:
-        OnnxError: ONNX Runtime fails.
-    """
-    try:
-        return list(session.run(list(names), dict(inputs)))
-    except Exception as error:  # as above
-        raise OnnxError(f"ONNX Runtime fails: {first_line(error)}") from None
+            raise OnnxError(f"{self._refused}; ONNX's reference implementation: {first_line(error)}") from None
+        self.by = "ONNX's reference implementation"
+        return dict(zip(self._names, outputs, strict=True))
 
 
 class Staged:
@@ -114,7 +111,7 @@ class Staged:
             [node for node in self._graph if not is_ours(node) and self._level[node] == level]
             for level in range(max(self._level.values(), default=0) + 1)
         ]
-        self._sessions: dict[int, tuple[Any, list[str], list[str]]] = {}
+        self._runners: dict[int, tuple[Runner, list[str]]] = {}
 
     def run(self, inputs: Mapping[str, Any], change: Change | None = None) -> Arrays:
         """The outputs by name.
@@ -152,13 +149,13 @@ class Staged:
         }
 
     def _run_stage(self, level: int, stage: list[ir.Node], known: Arrays) -> Arrays:
-        if level not in self._sessions:
-            self._sessions[level] = self._made(stage, known)
-        session, needs, gives = self._sessions[level]
-        return dict(zip(gives, run(session, gives, {name: known[name] for name in needs}), strict=True))
+        if level not in self._runners:
+            self._runners[level] = self._made(stage, known)
+        runner, needs = self._runners[level]
+        return runner.run({name: known[name] for name in needs})
 
-    def _made(self, stage: list[ir.Node], known: Arrays) -> tuple[Any, list[str], list[str]]:
-        """A session for the nodes of one stage; the types of its inputs are those of the arrays that are there."""
+    def _made(self, stage: list[ir.Node], known: Arrays) -> tuple[Runner, list[str]]:
+        """What runs the nodes of one stage; the types of its inputs are those of the arrays that are there."""
         inside = {value for node in stage for value in node.outputs}
         read = {value for node in stage for value in _read(node)}
         weights = [value for value in self._graph.initializers.values() if value in read and value.name not in known]
@@ -176,11 +173,7 @@ class Staged:
         for field in ("input", "output", "value_info"):
             proto.graph.ClearField(field)
         _describe(proto.graph, {name: known[name] for name in needs}, gives)
-        return _session(proto, self._folder), needs, gives
-
-
-def _session(proto: Any, folder: Path | None) -> Any:
-    return session_of(ir.serde.deserialize_model(proto), folder)
+        return Runner(ir.serde.deserialize_model(proto), self._folder), needs
 
 
 def _describe(graph: Any, inputs: Arrays, outputs: Iterable[str]) -> None:

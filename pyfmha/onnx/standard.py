@@ -8,7 +8,7 @@ from pyfmha.onnx import masks
 from pyfmha.onnx.calls import DTYPES, Call, Extra, Laid, LeftAloneError, Visible
 from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.facts import Facts
-from pyfmha.onnx.laid import DEPTH, alike, operand, packed
+from pyfmha.onnx.laid import DEPTH, alike, operand, packed, with_heads
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, NOTHING_HIDDEN, QUERY, Seen
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import attribute
@@ -77,7 +77,9 @@ def read(facts: Facts, node: ir.Node) -> Call:
             raise LeftAloneError(f"the head size, {q.sizes[3]}, must be a number")
         scale = 1 / math.sqrt(size)
     visible, extras = _visible(facts, node, q, total, past)
-    order, (q, k, v), scale, packed = q.order, *_looked_through(facts, q, k, v, total, scale)
+    order, packed, present = q.order, None, used(node, 1) or used(node, 2)
+    if past is None and not present:  # the keys of all steps must be those that the operator has
+        (q, k, v), scale, packed = _looked_through(facts, q, k, v, total, scale)
     return Call(
         node.name or node.outputs[0].name or "",
         q, k, v,
@@ -87,7 +89,7 @@ def read(facts: Facts, node: ir.Node) -> Call:
         out_order=order,
         extras=extras,
         past=past,
-        present=used(node, 1) or used(node, 2),
+        present=present,
         packed=packed,
     )  # fmt: skip
 
@@ -103,10 +105,11 @@ def _looked_through(
         operand(facts, laid.value, "bhsd", laid.sizes[1], row, bounds | {HEAD: laid.sizes[1]})
         for laid, row in ((q, QUERY), (k, KEY), (v, KEY))
     )
-    second, third = alike(second, third)
-    joint = packed(first.part, second.part, third.part, facts, scale)
-    value = third.laid if third.scale == 1 else v
-    return (first.laid, second.laid, value), scale * first.scale * second.scale, joint
+    first, (second, third) = with_heads(first, q.sizes[1]), alike(second, third)
+    if third.scale != 1:
+        return (q, k, v), scale, None
+    joint = packed(first, second, third, facts, scale)
+    return (first.laid, second.laid, third.laid), scale * first.scale * second.scale, joint
 
 
 def _past(facts: Facts, node: ir.Node, k: Laid) -> tuple[ir.Value, ir.Value] | None:
@@ -156,7 +159,7 @@ def _visible(
         seen = masks.joined(seen, Seen(masks.not_above(query - left, key)))
     seen, extras = _with_mask(facts, node, elements, seen, (q.sizes[0], q.sizes[1], rows, total))
     # The operator itself gives zeros for a query whose keys are all hidden by minus infinity, as the plugin does.
-    return masks.visible(seen, elements, rows, total, guarded=not seen.finite), extras
+    return masks.visible(seen, elements, rows, total, guarded=not seen.finite, within=True), extras
 
 
 def _with_mask(

@@ -176,7 +176,7 @@ def _group(out: Shape, shape: Shape, left: int, right: int) -> tuple[int, int] |
 
 _MOVES: dict[str, Callable[[Facts, ir.Node, Shape, Bounds], Origin | None]] = {
     "Identity": _same, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand,
-    "Tile": _tile, "Slice": _slice, "Gather": _gather, "Reshape": _reshape,
+    "Tile": _tile, "Slice": _slice, "Gather": _gather, "Reshape": _reshape, "Flatten": _reshape,
 }  # fmt: skip
 
 

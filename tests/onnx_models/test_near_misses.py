@@ -7,7 +7,7 @@ import onnx
 import pytest
 from models import BOOL, FLOAT, FLOAT16, INT64, Graph, attention, counted, heads, size
 from onnx import helper
-from proofs import reason_of, report_of
+from proofs import problem_of, reason_of, report_of
 
 from pyfmha.errors import OnnxError
 from pyfmha.onnx import replace_attention
@@ -241,3 +241,58 @@ def test_the_model_given_stays_as_it_is() -> None:
     replace_attention(model)
 
     assert model.SerializeToString() == before
+
+
+def test_repeated_heads_of_q_are_heads() -> None:
+    """Q and K of two heads, each repeated: four heads of the result, not two."""
+    graph = Graph()
+    q, k, v = heads(graph, ("batch", 2, "rows", 16), ("batch", 2, "keys", 16))
+    twice = graph.constant(np.array([0, 0, 1, 1]))
+    q, k, v = (graph.op("Gather", x, twice, axis=1) for x in (q, k, v))
+    graph.output(attention(graph, q, k, v))
+
+    problem = problem_of(graph.model())
+
+    assert (problem.num_heads, problem.kv_heads) == (4, 2)
+
+
+def test_weights_that_are_quantised() -> None:
+    graph = Graph()
+    q, k, v = heads(graph)
+    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2]))
+    whole = graph.op("Cast", graph.op("Softmax", scores, axis=-1), to=INT64)
+    graph.output(graph.op("MatMul", graph.op("Cast", whole, to=FLOAT), v))
+
+    assert report_of(graph.model()).found == []
+
+
+def test_a_mask_aligned_to_lengths() -> None:
+    """Lengths beyond the tensor move the mask of the model, and not that of the plugin."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    graph.input("lengths", ("batch",), INT64)
+    ends = graph.op("Unsqueeze", "lengths", graph.constant(np.array([1, 2, 3])))
+    rows = graph.op("Unsqueeze", counted(graph, size(graph, "q", 2)), graph.constant(np.array([1])))
+    keys = graph.op("Unsqueeze", counted(graph, size(graph, "k", 2)), graph.constant(np.array([0])))
+    last = graph.op("Sub", graph.op("Add", rows, ends), size(graph, "q", 2))
+    seen = graph.op("And", graph.op("Less", keys, ends), graph.op("LessOrEqual", keys, last))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Where", seen, s, graph.constant(-np.inf))))
+
+    assert "aligned to lengths, which are not proven to lie within the tensor" in reason_of(graph.model())
+
+
+def test_a_number_that_is_cut_off() -> None:
+    """0.5 as a whole number is 0: key <= query + 0.5 is causal, key <= query + 1.5 shows one more."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    rows = graph.op("Add", counted(graph, size(graph, "q", 2)), graph.op("Cast", graph.constant(1.5), to=INT64))
+    rows = graph.op("Unsqueeze", rows, graph.constant(np.array([1])))
+    keys = graph.op("Unsqueeze", counted(graph, size(graph, "k", 2)), graph.constant(np.array([0])))
+    seen = graph.op("LessOrEqual", keys, rows)
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Where", seen, s, graph.constant(-np.inf))))
+
+    problem = problem_of(graph.model())
+
+    assert not problem.causal
+    assert problem.features is not None
+    assert problem.features.window == (-1, 1)

@@ -7,6 +7,8 @@ import pytest
 from models import BOOL, FLOAT16, INT64, Graph, heads
 from proofs import as_defined, problem_of, reason_of
 
+from pyfmha.onnx import replace_attention
+
 MICROSOFT = "com.microsoft"
 INT32 = 6
 CAUSAL_MASK = np.tril(np.ones((6, 6), bool))
@@ -200,3 +202,39 @@ def test_microsofts_that_are_left_alone() -> None:
 
     assert "its input key_padding_mask is given" in reason_of(padded.model())
     assert "its attribute do_rotary is 1" in reason_of(rotary.model())
+
+
+def test_the_keys_of_all_steps_are_the_operators_own() -> None:
+    """K and V are repeated and scaled before the operator: its outputs are what it was given, not what lies deeper."""
+    graph = Graph(23)
+    q, k, v = heads(graph, k=("batch", 2, "rows", 16))
+    twice = graph.constant(np.array([0, 0, 1, 1]))
+    k = graph.op("Mul", graph.op("Gather", k, twice, axis=1), graph.constant(2.0))
+    past = [graph.input(name, ("batch", 4, "past", 16)) for name in ("past_key", "past_value")]
+    out, key, value = graph.op("Attention", q, k, graph.op("Gather", v, twice, axis=1), "", *past, outputs=3)
+    for name in (out, key, value):
+        graph.output(name)
+
+    assert as_defined(graph.model()).kv_heads == 4
+
+
+def test_outputs_that_nobody_reads() -> None:
+    graph = Graph(23)
+    q, k, v = heads(graph)
+    graph.output(graph.op("Attention", q, k, v, outputs=3)[0])
+    model = graph.model()
+
+    assert as_defined(model).num_heads == 4
+    assert [value.name for value in replace_attention(model)[0].graph.output] == [model.graph.output[0].name]
+
+
+def test_what_onnx_runtime_refuses_runs_by_onnxs_reference() -> None:
+    """RotaryEmbedding of opset 23 with more than one sequence, before and beside attention."""
+    graph = Graph(23)
+    q, k, v = heads(graph, **SAME)
+    angles = [graph.constant(np.random.default_rng(seed).normal(size=(12, 8))) for seed in range(2)]
+    at = graph.input("at", ("batch", "rows"), INT64)
+    q = graph.op("RotaryEmbedding", q, *angles, at)
+    graph.output(graph.op("Attention", q, k, v, is_causal=1))
+
+    assert problem_of(graph.model()).causal

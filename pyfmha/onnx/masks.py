@@ -51,7 +51,7 @@ def of_number(element: Any, dtype: str) -> Seen:
         LeftAloneError: it depends on data, or adds something else than nothing and minus infinity.
     """
     if isinstance(element, f.Data):
-        raise LeftAloneError(f"its mask is {element.source}, which only the run knows")
+        raise LeftAloneError(f"its mask is {_name(element)}, which only the run knows")
     if isinstance(element, f.Pick):
         _refuse_data(element.condition)
         yes, no = of_number(element.yes, dtype), of_number(element.no, dtype)
@@ -82,9 +82,14 @@ def joined(left: Seen, right: Seen) -> Seen:
     return Seen(f.both(left.condition, right.condition), left.finite or right.finite)
 
 
+def _name(data: f.Data) -> str:
+    """The name of data, without the sign of an element of whole numbers."""
+    return data.source.replace("@", "")
+
+
 def _refuse_data(condition: Any) -> None:
     if isinstance(condition, f.Data):
-        raise LeftAloneError(f"its mask depends on {condition.source}, which only the run knows")
+        raise LeftAloneError(f"its mask depends on {_name(condition)}, which only the run knows")
     if isinstance(condition, (f.All, f.Some)):
         for part in sorted(condition.parts, key=str):
             _refuse_data(part)
@@ -149,11 +154,15 @@ def _bound(size: Size, elements: Elements, one_row: bool) -> tuple[str, Size]:
             return "length", rest + 1
         if one_row and query == 0 and abs(key) == 1 and cell is None:  # the one query has index 0
             return ("right" if key < 0 else "left"), rest
-    raise LeftAloneError(f"its mask shows a key where {size} >= 0, which is no causal mask, window or length")
+    raise LeftAloneError(f"its mask shows a key where {_plain(size)} >= 0, which is no causal mask, window or length")
 
 
 def _is_batch(at: Size, elements: Elements) -> bool:
     return at == Size.of(BATCH) or (at == Size() and elements.bounds[BATCH].number == 1)
+
+
+def _plain(size: Size) -> str:
+    return str(size).replace("@", "")
 
 
 def _tighter(known: Size | None, bound: Size, elements: Elements) -> Size:

@@ -349,16 +349,19 @@ def short(error: Exception) -> str:
     return lines[0][:110].replace("|", "/")
 
 
-def rows(names: list[str], folder: Path) -> Iterator[tuple[str, Report | None]]:
+def rows(names: list[str], routes: list[int], folder: Path) -> Iterator[tuple[str, Report | None]]:
     for name in names:
-        for route in ROUTES:
-            yield row(name, route, folder)
+        for route in routes:
+            yield row(name, ROUTES[route], folder)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Replace and prove the attention of small models of many kinds.")
     parser.add_argument("-o", "--out", type=Path, help="file of the table, in Markdown")
     parser.add_argument("--model", nargs="+", choices=sorted(MODELS), default=list(MODELS))
+    numbers = range(len(ROUTES))
+    routes = "; ".join(f"{number}: {' '.join(map(str, ROUTES[number]))}" for number in numbers)
+    parser.add_argument("--route", nargs="+", type=int, choices=numbers, default=list(numbers), help=routes)
     parser.add_argument("--keep", type=Path, help="folder for the last model made")
     settings = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -372,7 +375,7 @@ def main() -> int:
     ]  # fmt: skip
     different = False
     with tempfile.TemporaryDirectory() as made:
-        for line, _ in rows(settings.model, settings.keep or Path(made)):
+        for line, _ in rows(settings.model, settings.route, settings.keep or Path(made)):
             print(line, flush=True)
             lines.append(line)
             different |= "DIFFERENT" in line

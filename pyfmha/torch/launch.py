@@ -46,6 +46,7 @@ def _prepared(problem: Problem, shapes: tuple[Shape, ...], device: int, thread: 
     One a thread, as TensorRT has one an execution context: a prepared launch packs its arguments in place.
     """
     forms = forms_of(problem)
+    measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :])
     plugin: PluginBehaviour = _plugin(problem).attach_to_context(None)
     plugin.set_tactic(0)
     dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
@@ -80,24 +81,18 @@ def launch(problem: Problem, inputs: Sequence[torch.Tensor]) -> list[torch.Tenso
     forms = forms_of(problem)
     tensors = [tensor.contiguous() for tensor in inputs]
     q = tensors[0]
-    outputs = [torch.empty_like(q)]
+    outputs = [q.new_empty(q.shape)]
     if len(forms.outputs) > 1:
         outputs.append(q.new_empty(lse_shape(problem, q), dtype=torch.float32))
     shapes = tuple(tuple(tensor.shape) for tensor in (*tensors, *outputs))
     with torch.cuda.device(q.device):
-        plugin, needed = _ready(problem, forms, shapes, q.device.index or 0)
+        plugin, needed = _prepared(problem, shapes, q.device.index or 0, threading.get_ident())
         workspace = q.new_empty(needed, dtype=torch.uint8) if needed else None
         pointers = [tensor.data_ptr() for tensor in tensors]
         results = [tensor.data_ptr() for tensor in outputs]
         address = 0 if workspace is None else workspace.data_ptr()
         plugin.enqueue((), (), pointers, results, address, torch.cuda.current_stream().cuda_stream)
     return outputs
-
-
-def _ready(problem: Problem, forms: Forms, shapes: tuple[Shape, ...], device: int) -> tuple[PluginBehaviour, int]:
-    count = len(forms.inputs)
-    measure(forms, shapes[:count], shapes[count:])
-    return _prepared(problem, shapes, device, threading.get_ident())
 
 
 def lse_shape(problem: Problem, q: torch.Tensor) -> tuple[int, ...]:

@@ -60,7 +60,8 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
     """The Softmax over the last axis that a factor comes from, through casts, and whether NaN rows become zeros.
 
     Raises:
-        LeftAloneError: something else reads the weights, too: replaced, attention would be computed twice.
+        LeftAloneError: something else reads the weights, too: replaced, attention would be computed twice. Or their
+            shape is not known.
     """
     guarded, given = False, value
     for _ in range(8):
@@ -69,7 +70,9 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
             return None
         if node.op_type == "Softmax":
             shape = facts.shape(node.outputs[0])
-            if shape is None or not _last_axis(node, len(shape)):
+            if shape is None:
+                raise LeftAloneError("the shape of its scores is not known")
+            if not _last_axis(node, len(shape)):
                 return None
             _check_readers(given, value)
             return node, guarded
@@ -156,14 +159,16 @@ def read(facts: Facts, node: ir.Node) -> Call | None:
     Raises:
         LeftAloneError: it is, but it is not proven to be attention as the plugin computes it.
     """
-    final = product_of(node, facts)
-    if final is None:
+    if node.op_type not in _PRODUCTS or len(node.inputs) != 2:
         return None
-    softmax, swapped = softmax_of(facts, final.left), False
+    softmax, swapped = softmax_of(facts, node.inputs[0]), False
     if softmax is None and node.op_type == "Einsum":
-        softmax, swapped = softmax_of(facts, final.right), True
+        softmax, swapped = softmax_of(facts, node.inputs[1]), True
     if softmax is None:
         return None
+    final = product_of(node, facts)
+    if final is None:
+        raise LeftAloneError("its last product is not known to be one of tensors of three or four axes")
     if swapped:
         final = Product(final.right, final.left, final.right_axes, final.left_axes, final.out_axes)
     scores = scores_of(facts, softmax[0].inputs[0])

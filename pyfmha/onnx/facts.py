@@ -18,6 +18,9 @@ SMALL = 64
 """Elements of the largest tensor whose contents are followed: shapes, axes, scales, splits."""
 
 
+_SUM = {"SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3}
+
+
 class Facts:
     """Shapes and contents of the values of a graph, found once from its inputs to its outputs.
 
@@ -97,7 +100,8 @@ class Facts:
 
     def _shape_of(self, node: ir.Node, index: int) -> Shape | None:
         if node.op_type in SAME_SHAPE:
-            return self.input_shape(node, 0) if index == 0 else None
+            # Of ONNX Runtime's fused normalisations the last output is the sum that is normalised.
+            return self.input_shape(node, 0) if index in (0, _SUM.get(node.op_type, 0)) else None
         if node.op_type in BROADCAST:
             return self._broadcast(node)
         rule = SHAPES.get(node.op_type) if node.domain in STANDARD or node.op_type == "FusedMatMul" else None
@@ -129,12 +133,14 @@ class Facts:
 
 def _pass_type(node: ir.Node) -> None:
     """Name the type of a result that ONNX does not infer, behind an operator that it does not know."""
-    value, source = node.outputs[0], node.inputs[0] if node.inputs else None
+    source = node.inputs[0] if node.inputs else None
+    kind = None if source is None else source.dtype
     moved = node.op_type in SHAPES or node.op_type in SAME_SHAPE or node.op_type in ARITHMETIC
-    if value.dtype is None and source is not None and moved and node.op_type not in TYPED_OTHERWISE:
-        kind = source.dtype
-        if kind is not None:
-            value.dtype = kind
+    if kind is None or not moved or node.op_type in TYPED_OTHERWISE:
+        return
+    for index in {0, _SUM.get(node.op_type, 0)} & set(range(len(node.outputs))):
+        if node.outputs[index].dtype is None:
+            node.outputs[index].dtype = kind
 
 
 def _declared(value: ir.Value) -> Shape | None:

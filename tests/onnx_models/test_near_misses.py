@@ -296,3 +296,27 @@ def test_a_number_that_is_cut_off() -> None:
     assert not problem.causal
     assert problem.features is not None
     assert problem.features.window == (-1, 1)
+
+
+def test_shapes_that_nobody_knows_stand_in_the_report() -> None:
+    """Behind an operator of somebody's own nothing is known."""
+    graph = Graph()
+    q, k, v = (graph.op("Own", x, domain="com.microsoft") for x in heads(graph))
+    graph.output(attention(graph, q, k, v))
+    (found,) = report_of(graph.model()).found
+
+    assert found.reason == "the shape of its scores is not known"
+
+
+def test_behind_onnx_runtimes_fused_normalisation_shapes_and_types_are_known() -> None:
+    """Of its four outputs the last is the sum, of the first input's shape and type; ONNX does not infer it."""
+    graph = Graph()
+    x, gain = graph.input("x", ("batch", "rows", 64)), graph.constant(np.ones(64))
+    _, _, _, added = graph.op(
+        "SkipSimplifiedLayerNormalization", x, x, gain, outputs=4, domain="com.microsoft", epsilon=1e-6
+    )
+    split = graph.op("Reshape", added, graph.constant(np.array([0, 0, 4, 16])))
+    head = graph.op("Transpose", split, perm=[0, 2, 1, 3])
+    graph.output(attention(graph, head, head, head))
+
+    assert problem_of(graph.model()).num_heads == 4

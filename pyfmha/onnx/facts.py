@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from pyfmha.onnx.content_rules import CONTENTS
 from pyfmha.onnx.shape_rules import ARITHMETIC, BROADCAST, SAME_SHAPE, SHAPES, TYPED_OTHERWISE
-from pyfmha.onnx.sizes import Size, parsed
+from pyfmha.onnx.sizes import Size, dimension
 from pyfmha.onnx.tensors import STANDARD, Content, Shape, broadcast, constant, objects
 
 SMALL = 64
@@ -88,8 +88,7 @@ class Facts:
         content = self._content_of(node)
         if content is not None and content.size <= SMALL:
             self._contents[node.outputs[0]] = content
-            if self._shapes[node.outputs[0]] is None:
-                self._shapes[node.outputs[0]] = tuple(map(Size.of, content.shape))
+            self._shapes[node.outputs[0]] = tuple(map(Size.of, content.shape))
 
     def _keep(self, value: ir.Value, array: Any) -> None:
         if array.size > SMALL or array.dtype.kind not in "iufb":
@@ -148,11 +147,10 @@ def _declared(value: ir.Value) -> Shape | None:
         return tuple(map(Size.of, value.const_value.shape.numpy()))
     if value.shape is None:
         return None
-    sizes = []
-    for axis, size in enumerate(value.shape):
-        text = None if isinstance(size, int) else size.value
-        sizes.append(Size.of(size) if isinstance(size, int) else parsed(text or f"<{value.name}.{axis}>"))
-    return tuple(sizes)
+    return tuple(
+        dimension(size if isinstance(size, int) else size.value, f"<{value.name}.{axis}>")
+        for axis, size in enumerate(value.shape)
+    )
 
 
 def _merged(own: Shape | None, declared: Shape | None) -> Shape | None:

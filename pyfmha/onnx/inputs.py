@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pyfmha.errors import OnnxError
-from pyfmha.onnx.sizes import Size, parsed
+from pyfmha.onnx.sizes import Size, dimension
 
 SIZES = ((2, 7), (1, 1), (3, 12), (1, 5))
 """For each trial the size of the first free axis of a model, as a rule the batch, and the least of the others."""
@@ -51,11 +51,10 @@ def shape_of(value: ir.Value) -> list[Size]:
     """
     if value.shape is None:
         raise OnnxError(f"the input {value.name} has no shape")
-    sizes = []
-    for axis, size in enumerate(value.shape):
-        name = None if isinstance(size, int) else size.value
-        sizes.append(Size.of(size) if isinstance(size, int) else parsed(name or f"{value.name}.{axis}"))
-    return sizes
+    return [
+        dimension(size if isinstance(size, int) else size.value, f"{value.name}.{axis}")
+        for axis, size in enumerate(value.shape)
+    ]
 
 
 def random_inputs(graph: ir.Graph, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from onnxscript.rewriter import pattern
 from pyfmha.errors import OnnxError
 from pyfmha.onnx import contrib, decomposed, standard
 from pyfmha.onnx.calls import Call, LeftAloneError
-from pyfmha.onnx.emit import DOMAIN, emitted, prepared
+from pyfmha.onnx.emit import DOMAIN, emitted, prepared, written
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.report import Found, Report
 from pyfmha.onnx.tensors import STANDARD, attribute
@@ -25,6 +25,8 @@ _OPERATORS: dict[tuple[str, str], Callable[[Facts, ir.Node], Call]] = {
     (contrib.DOMAIN, "GroupQueryAttention"): contrib.read,
 }
 _MOST_OUTPUTS = 4
+_ROUNDS = 8
+"""How often ONNX's shape inference is run again behind operators that it does not know."""
 _PRODUCTS = (("", "MatMul"), ("", "Einsum"), (contrib.DOMAIN, "FusedMatMul"))
 
 
@@ -60,9 +62,8 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
         raise OnnxError(f"the model is of opset {version}; export it with opset {OLDEST} or later, best 17 or later")
     if model.functions:
         ir.passes.common.InlinePass()(model)
-    _infer_shapes(model)
     report = Report()
-    state = _State(model, Facts(model.graph), report)
+    state = _State(model, _facts(model), report)
     operators = [_Operator(state, *key, outputs) for key in _OPERATORS for outputs in range(1, _MOST_OUTPUTS + 1)]
     kinds: list[_Rule] = [*operators, *(_Decomposed(state, *key) for key in _PRODUCTS)]
     rules = [
@@ -75,6 +76,27 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
         _join_transposes(model.graph)
         ir.passes.common.RemoveUnusedNodesPass()(model)
     return model, report
+
+
+def _facts(model: ir.Model) -> Facts:
+    """What is known of a model: what ONNX infers, and again behind the operators that only we follow."""
+    for _ in range(_ROUNDS):
+        _infer_shapes(model)
+        facts = Facts(model.graph)
+        if not _declared_more(model.graph, facts):
+            break
+    return facts
+
+
+def _declared_more(graph: ir.Graph, facts: Facts) -> bool:
+    """Write down the shapes of results of operators that are none of ONNX's, and whether there were any."""
+    more = False
+    for node in graph:
+        for value in node.outputs if node.domain not in STANDARD else ():
+            shape = facts.shape(value)
+            if value.shape is None and shape is not None:
+                value.shape, more = ir.Shape([written(size) for size in shape]), True
+    return more
 
 
 def _infer_shapes(model: ir.Model) -> None:

@@ -75,6 +75,20 @@ def _flatten(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     return product(shape[:axis]), product(shape[axis:])
 
 
+def _reduced(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
+    shape = facts.input_shape(node, 0)
+    if shape is None:
+        return None
+    axes = axes_of(facts, node, len(shape))
+    if axes is None:
+        if attribute(node, "noop_with_empty_axes", 0) or (len(node.inputs) > 1 and node.inputs[1] is not None):
+            return None
+        axes = list(range(len(shape)))
+    if attribute(node, "keepdims", 1):
+        return tuple(Size.of(1) if axis in axes else size for axis, size in enumerate(shape))
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
 def _left_over(source: Shape, wanted: list[Size]) -> Size | None:
     """The one size that is not given; sizes that are on both sides cancel first, for a sum divides by itself only."""
     mine = list(source)
@@ -270,5 +284,5 @@ SHAPES: dict[str, Callable[["Facts", ir.Node, int], Shape | None]] = {
     "Transpose": _transpose, "Reshape": _reshape, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand,
     "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": _matmul,
     "FusedMatMul": _matmul, "Flatten": _flatten, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content,
-    "Range": _range,
+    "Range": _range, **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduced),
 }  # fmt: skip

@@ -188,6 +188,17 @@ def parsed(text: str) -> Size:
         return Size.of(text)
 
 
+NAMELESS = ("", "?", "*", "-1", "None")
+"""What exporters write for a size that they do not know. Two of them are two sizes."""
+
+
+def dimension(size: int | str | None, otherwise: str) -> Size:
+    """A dimension as a model declares it; one without a name is a symbol of the name given."""
+    if isinstance(size, int):
+        return Size.of(size)
+    return Size.of(otherwise) if size is None or size.strip() in NAMELESS else parsed(size)
+
+
 class _Reader:
     """Reads sums of products, from left to right."""
 

@@ -139,6 +139,15 @@ def test_axes_without_names() -> None:
     assert "not proven to be the same: give free axes names" in reason_of(model)
 
 
+@pytest.mark.parametrize("name", ["?", "-1"])
+def test_axes_whose_name_says_nothing(name: str) -> None:
+    """Paddle's exporter calls every size that it does not know "?"; two of them are not one size."""
+    graph = Graph()
+    graph.output(attention(graph, *heads(graph, (name, 4, "rows", 16), (name, 4, "keys", 16))))
+
+    assert "not proven to be the same: give free axes names" in reason_of(graph.model())
+
+
 def test_types_that_are_mixed() -> None:
     graph = Graph()
     q, k, v = graph.input("q", (1, 4, 8, 16)), graph.input("k", (1, 4, 8, 16)), graph.input("v", (1, 4, 8, 16), FLOAT16)

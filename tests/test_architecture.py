@@ -46,10 +46,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
     "onnx": (
-        {"attention", "bfloat16", "errors", "runtime", "trt"},
+        {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
-    "torch": ({"errors", "runtime", "trt"}, {"torch", "transformers"}),
+    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "transformers"}),
     "verify": (
         {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},

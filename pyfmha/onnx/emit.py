@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.onnx.calls import Call, Laid, LeftAloneError
 from pyfmha.onnx.served import problem_of
 from pyfmha.onnx.sizes import Size
-from pyfmha.trt.plugin import NAME, VERSION
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.shapes import forms_of
+from pyfmha.trt.attention.problem import Problem
 
 DOMAIN = "pyfmha"
 """The domain of the plugin's nodes."""
 
-PARSER = {"plugin_version": VERSION, "plugin_namespace": ""}
+PARSER = {"plugin_version": OPERATOR.version, "plugin_namespace": ""}
 """What TensorRT's parser looks the creator up by. Without the second it would take the domain for the namespace, and
 the creator is registered without one (:func:`pyfmha.trt.creator.register`)."""
 
@@ -75,9 +74,9 @@ def emitted(op: Any, call: Call, problem: Problem) -> list[ir.Value]:
     if call.visible.kv_lengths is not None:
         tensors["kv_lengths"] = _int32(op, call.visible.kv_lengths)
     out = op.op(
-        NAME,
-        *(tensors[form.name] for form in forms_of(problem).inputs),
-        _domain=DOMAIN, _version=1, _name=f"{call.name}_{NAME}",
+        OPERATOR.name,
+        *(tensors[form.name] for form in problem.forms().inputs),
+        _domain=DOMAIN, _version=1, _name=f"{call.name}_{OPERATOR.name}",
         **problem.attributes(), **PARSER,
     )  # fmt: skip
     own = _HEADS_FIRST if layout == _HEADS_FIRST else _ROWS_FIRST

@@ -8,25 +8,42 @@ import onnx_ir as ir
 
 from pyfmha.attention.reference import attend
 from pyfmha.onnx.emit import PARSER
+from pyfmha.operators.description import DATA_TYPES
+from pyfmha.operators.forms import measure
 from pyfmha.trt import standin
-from pyfmha.trt.fields import ATTRIBUTES, read_fields
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.shapes import forms_of, measure
+from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
+from pyfmha.trt.fields import FIELD_TYPES, attribute_types, read_fields
 
 _KINDS = {"INT32": np.int32, "FLOAT32": np.float32}
 
 
 def problem_of_node(node: ir.Node) -> Problem:
-    """What the creator makes of a node's attributes: read by the very code that reads the plugin's fields."""
-    fields = []
+    """What the creator makes of a node's attributes: read by the very code that reads the plugin's fields.
+
+    Raises:
+        PluginError: the creator would refuse them.
+    """
+    fields, types = [], attribute_types(PROGRAM)
     for name, attribute in node.attributes.items():
         if name in PARSER:
             continue
         value: Any = attribute.value
-        kind = ATTRIBUTES.get(name, "INT32")
+        kind = FIELD_TYPES[types.get(name, "int32")]
         data = np.frombuffer(value.encode() + b"\0", np.int8) if kind == "CHAR" else np.array([value], _KINDS[kind])
         fields.append(standin.PluginField(name, data, getattr(standin.PluginFieldType, kind)))
-    return read_fields(standin, fields, stored=False)[0]
+    given = read_fields(standin, PROGRAM, fields, stored=False)[0]
+    lengths = {name: bool(given[name]) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")}
+    features = Features(
+        given["num_kv_heads"],
+        given["layout"],
+        bool(given["bottom_right"]),
+        (given["window_left"], given["window_right"]),
+        given["softcap"],
+        **lengths,
+    )
+    dtype = {number: name for name, number in DATA_TYPES.items()}[given["type_id"]]
+    causal = bool(given["causal"])
+    return Problem(given["num_heads"], given["head_size"], dtype, given["softmax_scale"], causal, features)
 
 
 def computed(node: ir.Node, inputs: Sequence[Any]) -> list[Any]:
@@ -42,12 +59,12 @@ def computed(node: ir.Node, inputs: Sequence[Any]) -> list[Any]:
     problem = problem_of_node(node)
     features = problem.features
     assert features is not None
-    forms = forms_of(problem, inputs[0].ndim)
+    forms = problem.forms(inputs[0].ndim)
     tensors = dict(zip((form.name for form in forms.inputs), inputs, strict=True))
     q, k, v = _heads_first(problem, tensors)
     out_shape = q.shape if features.layout == "bhsd" else (q.shape[0], q.shape[2], q.shape[1], q.shape[3])
     outputs = [out_shape, q.shape[:3]][: len(forms.outputs)]
-    measure(forms, [array.shape for array in inputs], outputs)
+    measure(forms, [array.shape for array in inputs], outputs, problem.instance.scope.values)
     left, right = features.window
     out, lse = attend(
         q, k, v,

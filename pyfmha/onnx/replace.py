@@ -6,6 +6,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import OnnxError
 from pyfmha.onnx import contrib, decomposed, standard
 from pyfmha.onnx.calls import Call, LeftAloneError
@@ -13,7 +14,6 @@ from pyfmha.onnx.emit import DOMAIN, emitted, prepared, written
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.report import Found, Report
 from pyfmha.onnx.tensors import STANDARD, attribute
-from pyfmha.trt.plugin import NAME
 
 OLDEST = 11
 """The first opset that is read: Slice and Split of earlier ones are others, and their exporters are long gone."""
@@ -209,7 +209,7 @@ def _subgraphs(node: ir.Node) -> list[ir.Graph]:
 def _join_transposes(graph: ir.Graph) -> None:
     """Leave out two transposes behind a node of ours that undo each other."""
     for node in list(graph):
-        if node.domain != DOMAIN or node.op_type != NAME:
+        if node.domain != DOMAIN or node.op_type != OPERATOR.name:
             continue
         for first in _transposes(node.outputs[0]):
             for second in _transposes(first.outputs[0]):

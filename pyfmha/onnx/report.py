@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyfmha.trt.problem import Problem
+from pyfmha.trt.attention.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pyfmha.errors import PluginError
 from pyfmha.onnx.calls import Call, Extra, LeftAloneError
-from pyfmha.trt.problem import Features, Problem
+from pyfmha.trt.attention.problem import Features, Problem
 
 SERVED: dict[str, str] = {
     "mask": "the plugin has no input for a mask yet",

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.torch.operator import attention_op
 from pyfmha.torch.settings import DTYPES, Settings, problem_of
-from pyfmha.trt.plugin import NAME, VERSION
-from pyfmha.trt.shapes import forms_of
 
 ALIGNMENTS = ("top-left", "bottom-right")
 _native = torch.nn.functional.scaled_dot_product_attention
@@ -87,9 +86,9 @@ def _exported(
     rows, heads = (2, 1) if settings.layout == "bhsd" else (1, 2)
     lse_shape = (q.shape[1], q.shape[0]) if "cu_seqlens_q" in lengths else (q.shape[0], q.shape[heads], q.shape[rows])
     outputs = torch.onnx.ops.symbolic_multi_out(
-        f"pyfmha::{NAME}",
-        [tensors[form.name] for form in forms_of(problem).inputs],
-        attrs={**problem.attributes(), "plugin_version": VERSION, "plugin_namespace": ""},
+        f"pyfmha::{OPERATOR.name}",
+        [tensors[form.name] for form in problem.forms().inputs],
+        attrs={**problem.attributes(), "plugin_version": OPERATOR.version, "plugin_namespace": ""},
         dtypes=[q.dtype, torch.float32][: 1 + lse],
         shapes=[out_shape, lse_shape][: 1 + lse],
         version=1,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from pyfmha.operators.forms import Forms, Shape, measure
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
+from pyfmha.trt.attention.problem import PROGRAM, Problem
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.plugin import PluginBehaviour
-from pyfmha.trt.problem import Problem
-from pyfmha.trt.shapes import Forms, Shape, forms_of, measure
 
 LAYER = "torch.ops.pyfmha.attention"
 """The name that errors give."""
@@ -33,7 +33,7 @@ def library() -> Library:
 
 @functools.lru_cache(maxsize=KEPT)
 def _plugin(problem: Problem) -> PluginBehaviour:
-    fields = creation_fields(standin, problem)
+    fields = creation_fields(standin, PROGRAM, problem.attributes())
     phase = standin.TensorRTPhase.BUILD
     plugin: PluginBehaviour = make_creator(standin, library()).create_plugin(LAYER, fields.collection, phase)
     return plugin
@@ -45,8 +45,8 @@ def _prepared(problem: Problem, shapes: tuple[Shape, ...], device: int, thread: 
 
     One a thread, as TensorRT has one an execution context: a prepared launch packs its arguments in place.
     """
-    forms = forms_of(problem)
-    measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :])
+    forms = problem.forms()
+    measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :], problem.instance.scope.values)
     plugin: PluginBehaviour = _plugin(problem).attach_to_context(None)
     plugin.set_tactic(0)
     dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
@@ -60,7 +60,7 @@ def _prepared(problem: Problem, shapes: tuple[Shape, ...], device: int, thread: 
 def _described(forms: Forms, index: int, shape: Shape) -> standin.DynamicPluginTensorDesc:
     dynamic, desc = standin.DynamicPluginTensorDesc(), standin.PluginTensorDesc()
     desc.dims = dynamic.min = dynamic.opt = dynamic.max = standin.Dims(shape)
-    desc.type = standin.DataType(forms.all[index].type_id)
+    desc.type = standin.DataType(forms.all[index].type_id or 0)
     dynamic.desc = desc
     return dynamic
 
@@ -73,12 +73,12 @@ def launch(problem: Problem, inputs: Sequence[torch.Tensor]) -> list[torch.Tenso
 
     Args:
         problem: what is asked for.
-        inputs: in the order of :func:`pyfmha.trt.shapes.forms_of`.
+        inputs: in the order of :meth:`pyfmha.trt.attention.problem.Problem.forms`.
 
     Raises:
         PyfmhaError: the library lacks it, the shapes do not fit, or the launch failed.
     """
-    forms = forms_of(problem)
+    forms = problem.forms()
     tensors = [tensor.contiguous() for tensor in inputs]
     q = tensors[0]
     outputs = [q.new_empty(q.shape)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pyfmha.errors import PluginError
-from pyfmha.trt.problem import Features, Problem
+from pyfmha.trt.attention.problem import Features, Problem
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """The types of Q, K and V that are served, and their names here."""

@@ -10,9 +10,12 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
+from pyfmha.attention.operator import OPERATOR
+from pyfmha.trt.attention.problem import PROGRAM
 from pyfmha.trt.creator import plugin_classes
-from pyfmha.trt.fields import ATTRIBUTES, _value
+from pyfmha.trt.fields import _value, attribute_types
 
+TYPES = attribute_types(PROGRAM)
 received: list[dict[str, Any]] = []
 warned: list[str] = []
 
@@ -28,7 +31,7 @@ class Logger(trt.ILogger):
 
 class Recorder(plugin_classes(trt).creator):  # type: ignore[misc]
     def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-        received.append({field.name: _value(trt, field, ATTRIBUTES[field.name]) for field in fields})
+        received.append({field.name: _value(trt, field, TYPES[field.name]) for field in fields})
         raise RuntimeError("recorded")
 
 
@@ -37,7 +40,7 @@ class NoLibrary:
 
 
 model, namespace = sys.argv[1:]
-creator = Recorder(NoLibrary(), namespace)
+creator = Recorder(OPERATOR, NoLibrary(), namespace)
 assert trt.get_plugin_registry().register_creator(creator, namespace)
 logger = Logger()
 builder = trt.Builder(logger)

@@ -7,13 +7,13 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import relative_error
 from pyfmha.onnx import Report, replace_attention
 from pyfmha.onnx.inputs import random_inputs, sizes_of
 from pyfmha.onnx.prove import prove
 from pyfmha.onnx.staged import Staged
-from pyfmha.trt.plugin import NAME
-from pyfmha.trt.problem import Features, Problem
+from pyfmha.trt.attention.problem import Features, Problem
 
 
 def problem_of(model: onnx.ModelProto, **sizes: int) -> Problem:
@@ -21,7 +21,7 @@ def problem_of(model: onnx.ModelProto, **sizes: int) -> Problem:
     new, report = replace_attention(model)
     assert [entry.reason for entry in report.left_alone] == []
     (found,) = report.found
-    assert [node.op_type for node in new.graph.node].count(NAME) == 1
+    assert [node.op_type for node in new.graph.node].count(OPERATOR.name) == 1
     trials = prove(ir.serde.deserialize_model(model), ir.serde.deserialize_model(new), sizes=sizes)
     assert trials
     assert all(trial.same for trial in trials), trials

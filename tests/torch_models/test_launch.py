@@ -13,7 +13,7 @@ from trt_double.scene import HEADS, SIZE
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
 from pyfmha.torch import launch as launching
-from pyfmha.trt.problem import Features, Problem
+from pyfmha.trt.attention.problem import Features, Problem
 
 pytest_plugins = ("trt_double.fixtures",)
 

@@ -91,7 +91,7 @@ def test_the_compiler_takes_it_whole() -> None:
         ({"k": torch.randn(2, 2, 9, 16).half()}, "of one type"), ({"q": torch.randn(4, 7, 16)}, "4 axes"),
         ({"q": torch.randn(3, 4, 7, 16)}, "one batch"), ({"q": torch.randn(2, 3, 7, 16)}, "must be a multiple"),
         ({"layout": "sbhd"}, "layout is 'sbhd'"), ({"causal": "top"}, "causal is 'top'"),
-        ({"softcap": -1.0}, "softcap is -1.0"), ({"cu_seqlens_q": torch.tensor([0, 3])}, "cu_seqlens_kv"),
+        ({"softcap": -1.0}, "softcap is -1;"), ({"cu_seqlens_q": torch.tensor([0, 3])}, "cu_seqlens_kv"),
     ],
 )  # fmt: skip
 def test_what_is_refused(change: dict[str, Any], text: str) -> None:

@@ -329,3 +329,20 @@ def test_behind_onnx_runtimes_fused_normalisation_shapes_and_types_are_known() -
     graph.output(attention(graph, head, head, head))
 
     assert problem_of(graph.model()).num_heads == 4
+
+
+def test_shapes_behind_embeddings_that_are_picked_by_elements() -> None:
+    """BERT's token types: GatherElements has the shape of its indices, which ONNX infers as unknown sizes."""
+    graph = Graph()
+    types = graph.constant(np.zeros((1, 32), np.int64))
+    at = graph.op("Unsqueeze", counted(graph, size(graph, graph.input("x", ("batch", "rows", 4, 16)), 1)),
+                  graph.constant(np.array([0])))  # fmt: skip
+    kinds = graph.op("GatherElements", types, at, axis=1)
+    wide = graph.op("Expand", kinds, graph.op("Concat", size(graph, "x", 0), size(graph, "x", 1), axis=0))
+    table = graph.constant(np.random.default_rng(0).normal(size=(2, 4, 16)))
+    x = graph.op("Transpose", graph.op("Add", "x", graph.op("Gather", table, wide)), perm=[0, 2, 1, 3])
+    mask = graph.op("Expand", graph.constant(0.0), graph.op("Concat", *(size(graph, "x", at) for at in (0, 1)), axis=0))
+    mask = graph.op("Unsqueeze", mask, graph.constant(np.array([1, 2])))
+    graph.output(attention(graph, x, x, x, mask=lambda scores: graph.op("Add", scores, mask)))
+
+    assert problem_of(graph.model()).num_heads == 4

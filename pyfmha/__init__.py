@@ -11,6 +11,7 @@ Importing it does nothing but define names; what needs Triton, CUDA or TensorRT 
   :class:`Config`, :class:`Part` and :class:`Option`: describe a plugin of one's own; :func:`add_operator` puts it in a
   network.
 - :class:`Attention`, :func:`family`: the attention kernels.
+- :mod:`pyfmha.onnx`: attention of an ONNX model replaced by the plugin's node; :mod:`pyfmha.torch`: for PyTorch.
 - :class:`PyfmhaError`: the base of every error, all in :mod:`pyfmha.errors`.
 """
 
@@ -86,8 +87,13 @@ _LAZY = {
     "score_function": "pyfmha.functions",
 }
 
+# Rooms with names of their own: pyfmha.onnx.replace_attention, pyfmha.torch.attention. They need their extras.
+_ROOMS = ("onnx", "torch")
+
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"pyfmha.{name}")
     raise AttributeError(f"module 'pyfmha' has no attribute {name!r}")

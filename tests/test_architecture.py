@@ -46,6 +46,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"aot", "spec"}, {"rich"}),
     "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
+    "onnx": (
+        {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
+        {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    ),
+    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "transformers"}),
     "verify": (
         {"attention", "bfloat16", "errors", "functions", "interpreter", "report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},
@@ -55,7 +60,20 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "functions", "operators", "report", "runtime", "spec", "trt", "verify"},
+        {
+            "aot",
+            "attention",
+            "bench",
+            "errors",
+            "functions",
+            "onnx",
+            "operators",
+            "report",
+            "runtime",
+            "spec",
+            "trt",
+            "verify",
+        },
         {"click", "numpy", "rich", "typer", "triton"},
     ),
     "__init__": ({"attention", "errors", "functions", "operators", "runtime", "spec", "trt"}, set()),

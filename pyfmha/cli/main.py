@@ -14,6 +14,7 @@ from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
 from pyfmha.cli.gpu import bench_command, verify_command
+from pyfmha.cli.onnx import onnx_command, onnx_engine_command
 from pyfmha.errors import SpecError
 from pyfmha.functions.family import SHIPPED, declared_in, file_of, function_specs
 from pyfmha.operators.description import Operator
@@ -401,6 +402,8 @@ def demo_command(
         raise typer.Exit(1)
 
 
+app.command("onnx", cls=Spread)(onnx_command)
+app.command("onnx-engine", cls=Spread)(onnx_engine_command)
 app.command("verify", cls=Spread)(verify_command)
 app.command("bench", cls=Spread)(bench_command)
 

@@ -52,7 +52,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "transformers"}),
     "verify": (
-        {"attention", "bfloat16", "errors", "functions", "interpreter", "report", "runtime", "spec", "trt"},
+        {"attention", "bfloat16", "errors", "functions", "interpreter", "operators"}
+        | {"report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},
     ),
     "bench": (
@@ -122,7 +123,12 @@ WORDS_OF_ATTENTION = {
 }
 # The default operator of `register`, a bytes object's method, and what is no head of attention: bytes of a launch.
 NO_WORDS_OF_ATTENTION = (
-    *("from pyfmha.attention.operator import OPERATOR", "attention by default", '.decode(errors="replace")'),
+    *(
+        "from pyfmha.attention.operator import OPERATOR",
+        "attention by default",
+        '.decode(errors="replace")',
+        ".decode()",
+    ),
     "made.head for _, made",
 )
 

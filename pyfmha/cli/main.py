@@ -15,6 +15,7 @@ from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.cli.onnx import onnx_command, onnx_engine_command
+from pyfmha.cli.plugin_check import plugin_check_command
 from pyfmha.errors import SpecError
 from pyfmha.functions.family import SHIPPED, declared_in, file_of, function_specs
 from pyfmha.operators.description import Operator
@@ -23,7 +24,6 @@ from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
 from pyfmha.spec.arch import ARCHS, Arch, arch_for, parse_archs
 from pyfmha.spec.kernel import KernelSpec
-from pyfmha.verify.plugins import MODULES, check_plugins
 
 app = typer.Typer(
     name="pyfmha",
@@ -355,29 +355,6 @@ def inspect_command(
     console.print(audit(manifest))
 
 
-@app.command("plugin-check")
-@reported()
-def plugin_check_command(
-    path: Annotated[Path, typer.Argument(help="The library (.so).")] = Path("aot_out/libpyfmha.so"),
-    tensorrt: Annotated[
-        str | None,
-        typer.Option(
-            "--tensorrt", help=f"Module to load it with. Default: the first there is of {', '.join(MODULES)}."
-        ),
-    ] = None,
-) -> None:
-    """Load a library's own plugins as TensorRT does, and ask all that needs no engine. Needs neither GPU nor Triton;
-    without TensorRT it goes through the plugins' tables. Exit code 1: an answer is wrong.
-    """
-    wrong = 0
-    for finding in check_plugins(path, tensorrt):
-        console.print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}", markup=False, soft_wrap=True)
-        wrong += not finding.good
-    if wrong:
-        console.print(f"{wrong} wrong", markup=False)
-        raise typer.Exit(1)
-
-
 @app.command("demo", cls=Spread)
 @reported()
 def demo_command(
@@ -402,6 +379,7 @@ def demo_command(
         raise typer.Exit(1)
 
 
+app.command("plugin-check")(plugin_check_command)
 app.command("onnx", cls=Spread)(onnx_command)
 app.command("onnx-engine", cls=Spread)(onnx_engine_command)
 app.command("verify", cls=Spread)(verify_command)

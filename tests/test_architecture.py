@@ -47,7 +47,18 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
     "verify": (
-        {"attention", "bfloat16", "errors", "functions", "interpreter", "report", "runtime", "spec", "trt"},
+        {
+            "attention",
+            "bfloat16",
+            "errors",
+            "functions",
+            "interpreter",
+            "operators",
+            "report",
+            "runtime",
+            "spec",
+            "trt",
+        },
         {"numpy", "cuda", "rich"},
     ),
     "bench": (

@@ -1,6 +1,6 @@
 """The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +13,11 @@ from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
+from pyfmha.cli.functions import FunctionFiles, specs_of_files
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.cli.onnx import onnx_command, onnx_engine_command
 from pyfmha.cli.plugin_check import plugin_check_command
 from pyfmha.errors import SpecError
-from pyfmha.functions.family import SHIPPED, declared_in, file_of, function_specs
 from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.device import find_gpu
@@ -253,13 +253,6 @@ def link_command(
     console.print(f"{output}.so" if library else f"{output}.c", markup=False, soft_wrap=True)
 
 
-def _function_specs(names: list[str], dtypes: Sequence[str], head_sizes: Sequence[int]) -> list[KernelSpec]:
-    """What to compile of some files of functions, which are imported in a process of their own."""
-    with Compiler(1) as compiler:
-        declared = [function for name in names for function in declared_in(file_of(name), compiler.collect)]
-    return function_specs(declared, dtypes, head_sizes)
-
-
 @app.command("build", cls=Spread)
 @reported()
 def build_command(
@@ -270,14 +263,7 @@ def build_command(
         list[str] | None,
         typer.Option("--kernels", help=f"{_FAMILIES}. One or several. Default: {', '.join(DEFAULT)}."),
     ] = None,
-    functions: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--functions",
-            help="Files of score and mask functions, which are executed, or the names of some that come with pyfmha:"
-            f" {', '.join(SHIPPED)}. One or several, besides the kernels.",
-        ),
-    ] = None,
+    functions: FunctionFiles = None,
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the library there holds beside this.")] = False,
@@ -307,7 +293,7 @@ def build_command(
         specs += library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
         described.append(OPERATOR)
     if functions:
-        specs += _function_specs(functions, dtype or DTYPES, head_size or HEAD_SIZES)
+        specs += specs_of_files(functions, dtype or DTYPES, head_size or HEAD_SIZES)
     with progress_bar(errors, "compiling") as progress:
         result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh, operators=described)
     for line in _told(result):

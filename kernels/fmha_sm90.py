@@ -22,10 +22,21 @@ inputs. That part stands outside the consumers, whose registers it would fill wi
 input takes the same path, hundreds of times slower.
 """
 
-from sm90_asm import copy, hold, keep_up, pass_turn, take_turn, tile_barriers, written
+from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
 from sm90_ragged import find_tile, store_rows
-from sm90_slow import LN_2, SLOW_ROWS, bent, compute_slowly, narrow, score_factors, shift_of
-from sm90_tiles import ROWS, end_block_of, order_of, sequence_of, tile_blocks, tile_count, tile_of
+from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
+from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half
+from sm90_tiles import (
+    ROWS,
+    Shape,
+    end_block_of,
+    order_of,
+    section_heads,
+    sequence_of,
+    tile_blocks,
+    tile_count,
+    tile_of,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -51,7 +62,7 @@ NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 @gluon.jit
 def _load_v(work, place, step, SHAPE: gl.constexpr):
     """The block of V of one step."""
-    V_STAGES: gl.constexpr = SHAPE[8]
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -59,7 +70,7 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
     batch, head, key = place
     stage = step % V_STAGES
     mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    mbarrier.expect(v_ready.index(stage), SHAPE[1] * SHAPE[0] * 2)
+    mbarrier.expect(v_ready.index(stage), SHAPE.BLOCK_N * SHAPE.BLOCK_D * 2)
     tma.async_load(v_desc, [batch, head, key, 0], v_ready.index(stage), v_smem.index(stage))
 
 
@@ -67,22 +78,22 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
     too, so that the first keys of a tile are asked for before the last values of the one before."""
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    STAGES: gl.constexpr = SHAPE[3]
-    ORDER: gl.constexpr = SHAPE[9]
-    Q_SLOTS: gl.constexpr = SHAPE[6]
-    RAGGED: gl.constexpr = SHAPE[11]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    ORDER: gl.constexpr = SHAPE.ORDER
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    RAGGED: gl.constexpr = SHAPE.RAGGED
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
-    for turn in range(tile_count(row_tiles, heads, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
@@ -125,7 +136,7 @@ def _load(work, SHAPE: gl.constexpr):
             if CONSUMERS == 1:
                 keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
-            keep_up(step, tile_barriers(SHAPE[10], SHAPE[11]), 13, 1)
+            keep_up(step, tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED), 13, 1)
     if step > 0:
         _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
@@ -138,82 +149,19 @@ def _load(work, SHAPE: gl.constexpr):
 @gluon.jit
 def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
-    ORDER: gl.constexpr = SHAPE[9]
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    ORDER: gl.constexpr = SHAPE.ORDER
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     barriers = 40
-    for turn in range(tile_count(row_tiles, heads, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
-        if SHAPE[11]:
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
+        if SHAPE.RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         else:
             sequence = sequence_of(sizes, head, SHAPE)
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
-        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE[10], SHAPE[11])
+        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED)
     for i in range(0, barriers, 16):
         keep_up(i, 16, NAME, WARPS)
-
-
-@gluon.jit
-def _partial_sums(weights, BLOCK_N: gl.constexpr):
-    """Sums over the columns that a thread holds: [rows, 4], one for each thread of the four that share a row."""
-    parts = weights.reshape([ROWS, BLOCK_N // 8, 4, 2])
-    return gl.sum(gl.sum(parts, 3), 1)
-
-
-@gluon.jit
-def _weigh(
-    scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
-    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr,
-):  # fmt: skip
-    """Weights of one block of keys, and the running maximum (in units of log2, plus shift) and sums with it.
-
-    Where masked, a row sees only the keys below its end and, if GENERAL, from its begin on. `scale` is what
-    `score_factors` gives.
-    """
-    if CAPPED:
-        to_log2, bend = scale
-        products = scores
-        scores = bent(products, bend)
-        if shift > 0:  # bf16: NaN where the product overflowed, whose sign is then not known; that must show
-            scores += products * 0.0
-    else:
-        to_log2 = scale
-    if masked:
-        columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-        visible = columns[None, :] < (ends - key)[:, None]
-        if GENERAL:
-            visible = visible & (columns[None, :] >= (begins - key)[:, None])
-        scores = gl.where(visible, scores, float("-inf"))
-    m_new = gl.maximum(m, gl.max(scores, 1) * to_log2 + shift)
-    weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    alpha = gl.exp2(m - m_new)
-    parts = _partial_sums(weights, BLOCK_N)
-    factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
-    return weights, m_new, row_sum * factor[:, None] + parts, alpha
-
-
-@gluon.jit
-def _weigh_half(
-    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
-    CAPPED: gl.constexpr,
-):  # fmt: skip
-    """As `_weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
-    HALF: gl.constexpr = BLOCK_N // 2
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
-    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
-    near = gl.convert_layout(near, LAYOUT, assert_trivial=True)
-    zeros = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
-    before = _partial_sums(zeros, HALF)
-    m = gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True)
-    ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
-    before = gl.convert_layout(row_sum, before.type.layout, assert_trivial=True)
-    near, m, sums, alpha = _weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False, CAPPED)
-    weights = gl.join(near, zeros).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
-    weights = gl.convert_layout(weights, S_LAYOUT, assert_trivial=True)
-    m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
-    alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
-    return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha
 
 
 @gluon.jit
@@ -223,10 +171,10 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
 
     It falls to the last consumer, which uses every block of a tile, before its turn, which another may keep that waits.
     """
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    V_STAGES: gl.constexpr = SHAPE[8]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
     HEIGHT: gl.constexpr = 16
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     stage = step % V_STAGES
@@ -250,10 +198,10 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
 @gluon.jit
 def _wait_for_v(barriers, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """Wait until a step's block of V is there, and nothing of it padding."""
-    V_STAGES: gl.constexpr = SHAPE[8]
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
-    if SHAPE[10] and CONSUMER < SHAPE[2] - 1:
+    if SHAPE.GENERAL and CONSUMER < SHAPE.CONSUMERS - 1:
         mbarrier.wait(v_whole.index(step % V_STAGES), (step // V_STAGES) & 1)
 
 
@@ -263,15 +211,17 @@ def _step(
     CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores of block `step` beside the product of block `step - 1`; exponentials while that product runs."""
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    STAGES: gl.constexpr = SHAPE[3]
-    PING_PONG: gl.constexpr = SHAPE[5]
-    LATE: gl.constexpr = SHAPE[7]
-    V_STAGES: gl.constexpr = SHAPE[8]
-    GENERAL: gl.constexpr = SHAPE[10]
+    """Scores of block `step` beside the product of block `step - 1`. If LATE, exponentials run beside that product;
+    else beside those of the other consumers, in registers that the weights before them have left."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    LATE: gl.constexpr = SHAPE.LATE
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     stage = step % STAGES
@@ -284,45 +234,76 @@ def _step(
     k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
     scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
     _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
-    # In the shadow of the product above: converted or, where registers are few, copied to where wgmma reads them.
-    if LATE:
+    if LATE:  # converted in the shadow of the product above
         p = p.to(v_smem.dtype)
     else:
-        p = copy(p, zero)
+        p = unpack(p, v_smem.dtype)
     p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
     acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
-    next_p, m, row_sum, alpha = _weigh(
-        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE[12]
-    )
-    row_sum = hold(row_sum)
-    if not LATE:
-        next_p = next_p.to(v_smem.dtype)
-    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
-    mbarrier.arrive(v_free.index(before), count=1)
+    if LATE:
+        next_p, m, row_sum, alpha = weigh(
+            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+        )
+        row_sum = hold(row_sum)
+        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+        mbarrier.arrive(v_free.index(before), count=1)
+    else:
+        scores, m, alpha, to_log2 = maxima(
+            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+        )
+        if CAUSAL or BLOCK_D < 256:  # full attention of head size 256 is as fast or faster without
+            alpha = hold(alpha)
+        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
+        mbarrier.arrive(v_free.index(before), count=1)
+        next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)
+        next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     return acc, next_p, m, row_sum
 
 
 @gluon.jit
+def _steps(
+    acc, p, m, row_sum, q, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, block, count, unmasked,
+    unmasked_from, values, zero, MASKED: gl.constexpr,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """So many steps to the left of `block`; if MASKED, with a mask where one is needed."""
+    for _unused in range(count):
+        block -= 1
+        masked = block >= unmasked if MASKED else False
+        if SHAPE.GENERAL:
+            masked = masked | (block < unmasked_from)
+        acc, p, m, row_sum = _step(
+            acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block * SHAPE.BLOCK_N, masked,
+            values, zero,
+            CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+        )  # fmt: skip
+        step += 1
+    return acc, p, m, row_sum, step, block
+
+
+@gluon.jit
 def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED."""
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CONSUMERS: gl.constexpr = SHAPE[2]
-    STAGES: gl.constexpr = SHAPE[3]
-    CAUSAL: gl.constexpr = SHAPE[4]
-    PING_PONG: gl.constexpr = SHAPE[5]
-    Q_SLOTS: gl.constexpr = SHAPE[6]
-    LATE: gl.constexpr = SHAPE[7]
-    V_STAGES: gl.constexpr = SHAPE[8]
-    ORDER: gl.constexpr = SHAPE[9]
-    GENERAL: gl.constexpr = SHAPE[10]
-    RAGGED: gl.constexpr = SHAPE[11]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
+    PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    LATE: gl.constexpr = SHAPE.LATE
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    ORDER: gl.constexpr = SHAPE.ORDER
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    RAGGED: gl.constexpr = SHAPE.RAGGED
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
+    SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
@@ -331,16 +312,16 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     shift: gl.constexpr = shift_of(v_smem.dtype)
-    scale = score_factors(factors, SHAPE[12])
+    scale = score_factors(factors, SHAPE.CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     step = 0
-    for turn in range(tile_count(row_tiles, heads, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, ORDER)
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
         if RAGGED:
@@ -387,7 +368,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             token = q_start + first_row
             count = q_n - first_row
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
-        row_sum = _partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
+        row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
@@ -400,38 +381,45 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         key = block * BLOCK_N
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if half:
-            p, m, row_sum, alpha = _weigh_half(
-                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE[12]
+            p, m, row_sum, alpha = weigh_half(
+                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE.CAPPED
             )
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
-            p, m, row_sum, alpha = _weigh(
-                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE[12]
+            p, m, row_sum, alpha = weigh(
+                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
             )
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
         if not LATE:
-            p = p.to(v_smem.dtype)
+            p = pack(p, v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
-        for _unused in range(block - first_block):
-            block -= 1
-            masked = block >= unmasked if CAUSAL else False
-            if GENERAL:
-                masked = masked | (block < unmasked_from)
-            acc, p, m, row_sum = _step(
-                acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block * BLOCK_N, masked,
-                values, zero,
+        to_left = uniform(block - first_block)
+        step = uniform(step)
+        block = uniform(block)
+        if SPLIT:  # two loops: the second, which has most of the blocks, needs no registers to mask them
+            masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
+            acc, p, m, row_sum, step, block = _steps(
+                acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, masked_count,
+                unmasked, unmasked_from, values, zero, True,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
-            step += 1
+            to_left -= masked_count
+            p = moved(p)
+        acc, p, m, row_sum, step, block = _steps(
+            acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
+            unmasked_from, values, zero, not SPLIT and CAUSAL,
+            CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+        )  # fmt: skip
         last = (step - 1) % V_STAGES
         if GENERAL:
             _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, SHAPE)
         _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
-        p = gl.convert_layout(p.to(v_smem.dtype), P_LAYOUT, assert_trivial=True)
+        p = p.to(v_smem.dtype) if LATE else unpack(p, v_smem.dtype)
+        p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
         acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
@@ -524,6 +512,7 @@ def fmha_fwd_sm90(
     V_STAGES: gl.constexpr,
     CAUSAL: gl.constexpr,
     TWO_HEADS: gl.constexpr,
+    LONGEST_FIRST: gl.constexpr,
     GENERAL: gl.constexpr,
     RAGGED: gl.constexpr,
     CAPPED: gl.constexpr,
@@ -541,8 +530,9 @@ def fmha_fwd_sm90(
     window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28.
     RAGGED wants GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by
     eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
-    paired, see `tile_of`. Q_SLOTS: 2 where there is shared memory for the rows of the next tile, else 1. Out is stored
-    from the slot of its rows.
+    paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
+    2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. Q_SLOTS: 2 where there is shared
+    memory for the rows of the next tile, else 1. Out is stored from the slot of its rows.
     """
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
@@ -554,7 +544,9 @@ def fmha_fwd_sm90(
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
         plain = ()
-    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, bounds)
+    ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS, LONGEST_FIRST)
+    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     descriptors = (q_desc, k_desc, v_desc, out_desc)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -585,9 +577,8 @@ def fmha_fwd_sm90(
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     factors = (sm_scale, softcap) if CAPPED else sm_scale
     work = (descriptors, shared, barriers, notes, sizes, Lse, factors, ragged - 1 if RAGGED else ragged)
-    LATE: gl.constexpr = BLOCK_D + BLOCK_N <= 192
-    ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS)
-    SHAPE: gl.constexpr = (
+    LATE: gl.constexpr = CONSUMERS == 1 and BLOCK_D + BLOCK_N <= 192
+    SHAPE: gl.constexpr = Shape(
         BLOCK_D,
         BLOCK_N,
         CONSUMERS,
@@ -641,9 +632,9 @@ def fmha_fwd_sm90(
                 (v_stride_b, v_stride_h, v_stride_s),
                 (out_stride_b, out_stride_h, out_stride_s),
             )
-            for turn in range(tile_count(row_tiles, all_heads, ORDER)):
+            for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = tile_of(turn, row_tiles, all_heads, ORDER)
+                    row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
                     place = ()
                     if RAGGED:
                         row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)

@@ -19,12 +19,24 @@ def _clamped(cu_seqlens, index, given, otherwise, total):
 def find_ragged(
     cu_seqlens_q, cu_seqlens_kv, tile, batch_size, q_len, kv_len, BLOCK_M: tl.constexpr, SEGMENTS: tl.constexpr
 ):  # fmt: skip
-    """The sequence of a tile of a ragged batch: first_row of the tile, q_start, q_n, kv_start, kv_n.
+    """As find_sequence, but for the sequence's number."""
+    _, first_row, q_start, q_n, kv_start, kv_n = find_sequence(
+        cu_seqlens_q, cu_seqlens_kv, tile, batch_size, q_len, kv_len, BLOCK_M, SEGMENTS
+    )
+    return first_row, q_start, q_n, kv_start, kv_n
 
-    Sequence s is called segment s + 1. Segments 0 and batch_size + 1 are the rows before and after all sequences: they
-    have no keys, so their rows get what rows without keys get. Each segment has tiles of its own, at most
-    cdiv(q_len, BLOCK_M) + batch_size + 1 in all; tiles past the last find q_n = 0.
+
+@triton.jit
+def find_sequence(
+    cu_seqlens_q, cu_seqlens_kv, tile, batch_size, q_len, kv_len, BLOCK_M: tl.constexpr, SEGMENTS: tl.constexpr
+):  # fmt: skip
+    """The sequence of a tile of a ragged batch: its number, first_row of the tile, q_start, q_n, kv_start, kv_n.
+
+    Sequence s is called segment s + 1. Segments 0 and batch_size + 1 are the rows before and after all sequences, which
+    are numbers -1 and batch_size: they have no keys, so their rows get what rows without keys get. Each segment has
+    tiles of its own, at most cdiv(q_len, BLOCK_M) + batch_size + 1 in all; tiles past the last find q_n = 0.
     """
+    sequence = tile * 0 - 1
     first_row = tile * 0
     q_start = tile * 0
     q_n = tile * 0
@@ -48,6 +60,7 @@ def find_ragged(
         kv_end = _clamped(cu_seqlens_kv, segment, given, 0, kv_len)
         if tl.sum(hit.to(tl.int32), 0) != 0:
             found = tl.sum(tl.where(hit, segment, 0), 0)
+            sequence = found - 1
             first_row = tl.sum(tl.where(hit, (tile - tiles_end + tiles) * BLOCK_M, 0), 0)
             q_start = tl.sum(tl.where(hit, begin, 0), 0)
             q_n = tl.sum(tl.where(hit, end - begin, 0), 0)
@@ -60,4 +73,4 @@ def find_ragged(
             q_before = tl.max(end, 0)
             kv_before = tl.maximum(tl.max(kv_end, 0), kv_before)
             first += SEGMENTS
-    return first_row, q_start, q_n, kv_start, kv_n
+    return sequence, first_row, q_start, q_n, kv_start, kv_n

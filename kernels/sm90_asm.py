@@ -49,15 +49,15 @@ def hold(x):
     """Returns x, of at least 0 or NaN, two of which a thread holds; it is then computed before any wait that follows.
 
     Left alone, ptxas moves the wait for a product ahead of the arithmetic that should run beside it: nothing it knows
-    of ties them. A store does, which is never carried out. One for both rows of a thread, for two would keep the
-    arithmetic of the rows apart.
+    of ties them. A store does, which is never carried out: no such numbers have these bits. (ptxas knows of powers that
+    they are not below 0.) One for both rows of a thread, for two would keep the arithmetic of the rows apart.
     """
     asm: gl.constexpr = """
     {
         .reg .pred p;
-        .reg .f32 both;
-        add.f32 both, $2, $3;
-        setp.lt.f32 p, both, 0fBF800000;
+        .reg .b32 both;
+        or.b32 both, $2, $3;
+        setp.eq.u32 p, both, 0x80000001;
         @p st.shared.b32 [$2], $3;
         mov.b32 $0, $2;
         mov.b32 $1, $3;
@@ -66,10 +66,21 @@ def hold(x):
 
 
 @gluon.jit
-def copy(x, zero):
-    """A copy in other registers, made here: zero is 0, which the compiler does not know."""
+def moved(x):
+    """Returns x, integers, in registers of its own. Between two loops through which it goes, that saves moves in each
+    round of the second, for which ptxas else keeps some of the first one's registers."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
+def after(x, product, zero):
+    """Returns x, which is then not known before `product` is: zero is 0, which the compiler does not know.
+
+    A wait alone does not keep what follows behind it, see `hold`; what a tensor core operation writes does.
+    """
     zeros = gl.full(x.shape, zero, gl.int32, layout=x.type.layout)
-    return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], dtype=x.dtype, is_pure=True, pack=2)
+    asm: gl.constexpr = "lop3.b32 $0, $1, $2, $3, 0xEA;"  # ($1 & $2) | $3
+    return gl.inline_asm_elementwise(asm, "=r,r,r,r", [product, zeros, x], dtype=x.dtype, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -80,10 +91,10 @@ def reciprocal(x):
 
 @gluon.jit
 def uniform(x):
-    """Returns x, a scalar that every thread has; ptxas, which cannot know that, then may keep it once a warp. All
+    """Returns x, an integer that every thread has; ptxas, which cannot know that, then may keep it once a warp. All
     threads of a warp must come here."""
     return gl.inline_asm_elementwise(
-        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=1
+        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1
     )
 
 

@@ -37,9 +37,9 @@ def find_tile(sizes, tile, SHAPE: gl.constexpr):
     own, at most cdiv(q_len, 64 * CONSUMERS) + batch_size + 1 in all; tiles past the last find no queries. They are
     numbered from the last: causal sequences end with the tiles that take longest.
     """
-    TILE: gl.constexpr = ROWS * SHAPE[2]
+    TILE: gl.constexpr = ROWS * SHAPE.CONSUMERS
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [LOOK], [gl.num_warps()], [0])
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     bottom_right, queries, cu_seqlens_kv, window_left, window_right = bounds
     cu_seqlens_q, batch_size = queries
     tile = row_tiles - 1 - tile
@@ -91,7 +91,7 @@ def store_rows(slot, Out, stride, count, head_size, SHAPE: gl.constexpr):
         slot: [64, BLOCK_D] in shared memory, just written; the next rows may come by TMA when this is done.
         Out: of the first row; rows and head size are such that elements go by eights.
     """
-    BLOCK_D: gl.constexpr = SHAPE[0]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
     rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
     columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, LAYOUT))

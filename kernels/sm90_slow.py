@@ -77,14 +77,14 @@ def compute_slowly(
 
     `place` is where the queries and keys of a sequence begin, and the sequence, if RAGGED; rows count within it.
     """
-    BLOCK_D: gl.constexpr = SHAPE[0]
-    CAUSAL: gl.constexpr = SHAPE[4]
-    GENERAL: gl.constexpr = SHAPE[10]
-    RAGGED: gl.constexpr = SHAPE[11]
-    CAPPED: gl.constexpr = SHAPE[12]
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    RAGGED: gl.constexpr = SHAPE.RAGGED
+    CAPPED: gl.constexpr = SHAPE.CAPPED
     Out, Lse, Q, K, V = tensors
     q_strides, k_strides, v_strides, out_strides = strides
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     if RAGGED:
         q_start, kv_start, sequence = place
         Q += q_start.to(gl.int64) * q_strides[2]

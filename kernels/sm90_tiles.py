@@ -1,5 +1,7 @@
 """Which tiles a program of fmha_sm90.py takes, and which keys a tile sees."""
 
+from typing import NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -11,12 +13,49 @@ UNBOUNDED: gl.constexpr = gl.constexpr(2**29)
 SINGLES: gl.constexpr = gl.constexpr(0)
 PAIRS_OF_A_HEAD: gl.constexpr = gl.constexpr(1)
 PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
+# From the longest, section by section, and those of the last section one a program: see `tile_of`.
+LONGEST_FIRST: gl.constexpr = gl.constexpr(3)
+# Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
+# that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
+# more, for the last section, of up to two.
+SECTION_ROUNDS: gl.constexpr = gl.constexpr(2)
+
+
+class Shape(NamedTuple):
+    """How the kernel is cut: constants of one variant, which its functions hand on as SHAPE.
+
+    Those that are not explained at `fmha_fwd_sm90`: ORDER, how tiles are dealt out; and LATE, whether weights are
+    converted to 16 bits beside the next product, as a lone consumer does, which has registers for them as float32.
+    """
+
+    BLOCK_D: gl.constexpr
+    BLOCK_N: gl.constexpr
+    CONSUMERS: gl.constexpr
+    STAGES: gl.constexpr
+    CAUSAL: gl.constexpr
+    PING_PONG: gl.constexpr
+    Q_SLOTS: gl.constexpr
+    LATE: gl.constexpr
+    V_STAGES: gl.constexpr
+    ORDER: gl.constexpr
+    GENERAL: gl.constexpr
+    RAGGED: gl.constexpr
+    CAPPED: gl.constexpr
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads):
+def order_of(causal, two_heads, longest_first):
     """How the tiles of a kernel compiled so are dealt out."""
+    if longest_first:
+        return LONGEST_FIRST.value
     return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
+
+
+@gluon.jit
+def section_heads(row_tiles, heads):
+    """Heads of a section, if LONGEST_FIRST: so many that their tiles are SECTION_ROUNDS for each program, or just
+    fewer; at least one, whose tiles may be more."""
+    return gl.minimum(gl.maximum(SECTION_ROUNDS * gl.num_programs(0) // row_tiles, 1), heads)
 
 
 @gluon.jit
@@ -28,9 +67,32 @@ def _share(count):
 
 
 @gluon.jit
-def tile_count(row_tiles, heads, ORDER: gl.constexpr):
-    """How many of all tiles this program takes."""
+def _last_heads(heads, section):
+    """The first head of the last section, which has what is left over of whole ones besides: so many tiles that short
+    ones make up for long ones there, too."""
+    return gl.maximum(heads // section - 1, 0) * section
+
+
+@gluon.jit
+def _forth_and_back(tiles):
+    """How many of a section's tiles this program gets, dealt out from the first program to the last, then back."""
+    programs = gl.num_programs(0)
+    rounds = tiles // programs
+    place = gl.where(rounds % 2 == 0, gl.program_id(0), programs - 1 - gl.program_id(0))
+    return rounds + (place < tiles % programs).to(gl.int32)
+
+
+@gluon.jit
+def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
+    """How many of all tiles this program takes. `section` is what `section_heads` gives."""
     tiles = row_tiles * heads
+    if ORDER == LONGEST_FIRST:
+        first = _last_heads(heads, section)
+        if gl.program_id(1) == 0:
+            count = first // section * _forth_and_back(row_tiles * section)
+        else:
+            count = (_last_place() < (heads - first) * row_tiles).to(gl.int32)
+        return count
     count = _share(tiles)
     if ORDER == PAIRS_OF_A_HEAD:
         if tiles > gl.num_programs(0):
@@ -47,15 +109,37 @@ def tile_count(row_tiles, heads, ORDER: gl.constexpr):
 
 
 @gluon.jit
-def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
+def _last_place():
+    """Which tile of the last section this program takes, where its row of the grid is not the first."""
+    return (gl.program_id(1) - 1) * gl.num_programs(0) + gl.program_id(0)
+
+
+@gluon.jit
+def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
     """The turn-th tile of this program: its place among the tiles of rows, and its head of batch * heads.
 
     Pairs, where there are more tiles than programs, are units of two tiles that together are as long as every other
     unit: a long one and a short one. Of the same head; an odd number of tiles a head leaves one in the middle,
     which goes with that of the next head. Or of two heads side by side; of an odd number of heads the last one's
     tiles come last, one by one.
+
+    LONGEST_FIRST: tiles of a section, sorted by length, are dealt out to the programs of the grid's first row forth and
+    back, and programs go from section to section. The other rows of the grid hold a program for each tile of the last
+    section: the GPU starts them, in order, where a multiprocessor has become free. So what the first ones lack of being
+    equally long, and multiprocessors of being equally fast, is evened out without memory that launches would share.
     """
     programs = gl.num_programs(0)
+    if ORDER == LONGEST_FIRST:
+        each = gl.maximum(_forth_and_back(row_tiles * section), 1)
+        first_head = turn // each * section
+        side_by_side = section
+        lap = turn % each
+        place = lap * programs + gl.where(lap % 2 == 0, gl.program_id(0), programs - 1 - gl.program_id(0))
+        if gl.program_id(1) != 0:
+            first_head = _last_heads(heads, section)
+            side_by_side = heads - first_head
+            place = _last_place()
+        return row_tiles - 1 - place // side_by_side, first_head + place % side_by_side
     unit = turn * programs + gl.program_id(0)
     head = unit // row_tiles
     row_tile = unit % row_tiles
@@ -92,8 +176,8 @@ def tile_of(turn, row_tiles, heads, ORDER: gl.constexpr):
 def sequence_of(sizes, head, SHAPE: gl.constexpr):
     """The sequence of a head: its queries and keys, and which keys query i sees where there are masks: those up to
     i + newest and, if GENERAL, from i + oldest on."""
-    GENERAL: gl.constexpr = SHAPE[10]
-    num_heads, group, q_len, kv_len, row_tiles, heads, bounds = sizes
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     bottom_right, q_lengths, kv_lengths, window_left, window_right = bounds
     if GENERAL:
         batch = head // num_heads
@@ -107,7 +191,7 @@ def sequence_of(sizes, head, SHAPE: gl.constexpr):
 @gluon.jit
 def seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE: gl.constexpr):
     """A sequence of so many queries and keys, as `sequence_of` has it."""
-    GENERAL: gl.constexpr = SHAPE[10]
+    GENERAL: gl.constexpr = SHAPE.GENERAL
     offset = (bottom_right != 0).to(gl.int32) * (kv_len - q_len)
     oldest = offset
     newest = offset
@@ -120,8 +204,8 @@ def seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE: gl.
 @gluon.jit
 def end_block_of(end_row, sequence, SHAPE: gl.constexpr):
     """The block past the last one that rows below end_row see; at least 1: a first block may count for nothing."""
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    CAUSAL: gl.constexpr = SHAPE[4]
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
     q_len, kv_len, oldest, newest = sequence
     end = kv_len
     if CAUSAL:
@@ -133,12 +217,12 @@ def end_block_of(end_row, sequence, SHAPE: gl.constexpr):
 def tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
     """Key blocks that some row of a tile sees, as their first and the one past the last: those that are loaded for it.
     One, where all rows are padding."""
-    BLOCK_N: gl.constexpr = SHAPE[1]
-    GENERAL: gl.constexpr = SHAPE[10]
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    GENERAL: gl.constexpr = SHAPE.GENERAL
     q_len, kv_len, oldest, newest = sequence
-    first_row = row_tile * (ROWS * SHAPE[2])
+    first_row = row_tile * (ROWS * SHAPE.CONSUMERS)
     first = 0
-    end = end_block_of(first_row + ROWS * SHAPE[2], sequence, SHAPE)
+    end = end_block_of(first_row + ROWS * SHAPE.CONSUMERS, sequence, SHAPE)
     if GENERAL:
         end = gl.where(first_row < q_len, end, 1)
         first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)

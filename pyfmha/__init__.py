@@ -11,6 +11,7 @@ Importing it does nothing but define names; what needs Triton, CUDA or TensorRT 
   :class:`Config`, :class:`Part` and :class:`Option`: describe a plugin of one's own; :func:`add_operator` puts it in a
   network.
 - :class:`Attention`, :func:`family`: the attention kernels.
+- :mod:`pyfmha.onnx`: attention of an ONNX model replaced by the plugin's node; :mod:`pyfmha.torch`: for PyTorch.
 - :class:`PyfmhaError`: the base of every error, all in :mod:`pyfmha.errors`.
 """
 
@@ -25,6 +26,7 @@ from pyfmha.spec.kernel import Argument, KernelSpec
 from pyfmha.spec.manifest import Manifest
 
 if TYPE_CHECKING:
+    from pyfmha.functions import mask_function, score_and_mask, score_function
     from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
     from pyfmha.trt.attention.engine import EngineConfig, build_engine
     from pyfmha.trt.attention.saved import read_engine, save_engine
@@ -59,9 +61,12 @@ __all__ = [
     "build_engine",
     "build_plan",
     "family",
+    "mask_function",
     "read_engine",
     "register",
     "save_engine",
+    "score_and_mask",
+    "score_function",
 ]
 
 # Imported at first use: they need numpy, which building and launching do without.
@@ -74,13 +79,21 @@ _LAZY = {
     "add_operator": "pyfmha.trt.network",
     "build_engine": "pyfmha.trt.attention.engine",
     "build_plan": "pyfmha.trt.engine",
+    "mask_function": "pyfmha.functions",
     "read_engine": "pyfmha.trt.attention.saved",
     "register": "pyfmha.trt",
     "save_engine": "pyfmha.trt.attention.saved",
+    "score_and_mask": "pyfmha.functions",
+    "score_function": "pyfmha.functions",
 }
+
+# Rooms with names of their own: pyfmha.onnx.replace_attention, pyfmha.torch.attention. They need their extras.
+_ROOMS = ("onnx", "torch")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"pyfmha.{name}")
     raise AttributeError(f"module 'pyfmha' has no attribute {name!r}")

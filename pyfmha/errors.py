@@ -16,6 +16,7 @@
     |-- InterpreterError            Triton's interpreter cannot run here
     |-- PluginError                 TensorRT, or the plugin's fields or tactics, cannot be used as asked
     |-- EngineError                 an engine cannot be built, saved, loaded or run as asked
+    |-- OnnxError                   an ONNX model cannot be read, rewritten, written or proven as asked
     |-- BenchError                  results of the benchmark cannot be read or compared
     `-- GraphApiError               TensorRT-LLM is missing, or has no graph API
 
@@ -85,6 +86,10 @@ class PluginError(PyfmhaError):
 
 class EngineError(PyfmhaError):
     """An engine cannot be built, saved, loaded or run as asked."""
+
+
+class OnnxError(PyfmhaError):
+    """An ONNX model cannot be read, rewritten, written or proven."""
 
 
 class BenchError(PyfmhaError):

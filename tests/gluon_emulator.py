@@ -19,6 +19,7 @@ between what a partition stores in shared memory and the TMA store or the produc
 barrier; and that a fence and a barrier follow what it loads from there before it arrives at an mbarrier.
 """
 
+import itertools
 import random
 import re
 import threading
@@ -29,6 +30,7 @@ import numpy as np
 from gluon_values import (
     BF16,
     FP16,
+    INT32,
     LARGEST,
     USES,
     CachePolicy,
@@ -59,7 +61,7 @@ class Machine:
         self.lock = threading.Condition()
         self.copies: list[Copy | Store] = []
         self.copy_rate = 1.0
-        self.program, self.programs = 0, 1
+        self.program, self.programs, self.row = 0, 1, 0
         self.local = threading.local()
         self.named: dict[int, list[int]] = {}
 
@@ -136,9 +138,10 @@ class Machine:
         self.copies = []
 
     def place(self, axis: int) -> int:
-        return self.program
+        return (self.program, self.row)[axis]
 
     def extent(self, axis: int) -> int:
+        assert axis == 0
         return self.programs
 
     def switch(self, condition: Callable[[], bool] = lambda: True) -> None:
@@ -302,35 +305,53 @@ def _hold(_found: Any, _dtype: Any, x: Tensor) -> Tensor:
     return x
 
 
-def _copy_bits(_found: Any, _dtype: Any, x: Tensor, other: Tensor) -> Tensor:
-    """Of every two values, which share a register, exclusive or with the first of two integers: which are 0."""
-    assert x.element is not None, "only two values of 16 bits share a register"
-    assert not np.asarray(other).any(), "the copy differs"
+def _after(_found: Any, _dtype: Any, product: Tensor, zeros: Tensor, x: Tensor) -> Tensor:
+    """x, or what of a product's bits a mask leaves: nothing."""
+    assert isinstance(product, Tensor), "a product is read before it is complete"
+    assert not np.asarray(zeros).any(), "what comes after a product is changed by it"
     return x
 
 
-def _narrow(found: Any, dtype: DType, x: Tensor) -> Tensor:
-    """Two values to 16 bits; the first operand goes to the upper half, which is the second value."""
+def _unpack(_found: Any, dtypes: tuple[DType, DType], packed: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower and the upper 16 bits of integers."""
+    bits = np.asarray(packed).view(np.uint32)
+    low, high = (of_element(dtypes[0].from_bits(half), dtypes[0]) for half in (bits & 0xFFFF, bits >> 16))
+    return low, high
+
+
+def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) -> Tensor:
+    """Two values to 16 bits; the first operand goes to the upper half, which is the second value. Of two tensors, to
+    integers that hold both."""
     wanted = FP16 if found[2] == "f16x2" else BF16
+    if other is not None:
+        assert (dtype, found[1]) == (INT32, None)
+        operands = {"1": x, "2": other}
+        high, low = (wanted.bits(operands[found[i]]).astype(np.uint32) for i in (3, 4))
+        return tensor((high << 16 | low).view(np.int32), np.int32)
     assert dtype is wanted
     pairs = np.asarray(x).reshape(-1, 2)[:, [int(found[4]) - 1, int(found[3]) - 1]].reshape(x.shape)
     largest = LARGEST[wanted] if found[1] else np.inf
     return converted(np.clip(pairs, -largest, largest), wanted)  # NaN stays NaN
 
 
-ASSEMBLY: dict[str, Callable[..., Tensor]] = {
-    r"\{ .*setp\.lt\.f32 p, both, 0fBF800000; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
+ASSEMBLY: dict[str, Callable[..., Any]] = {
+    r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
-    r"xor\.b32 \$0, \$1, \$2;": _copy_bits,
+    r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
+    r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,
+    r"mov\.b32 \$0, \$1;": lambda _found, _dtype, x: x,
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }
 
 
-def launch(machine: Machine, kernel: Callable[..., None], programs: int, *arguments: Any, **constants: Any) -> None:
-    """Run all programs of a grid, one after the other. Integers are passed as int32, those above it as int64."""
+def launch(
+    machine: Machine, kernel: Callable[..., None], programs: int, *arguments: Any, rows: int = 1, **constants: Any
+) -> None:
+    """Run all programs of a grid, which may have several rows, one after the other. Integers are passed as int32, those
+    above it as int64."""
     machine.programs = programs
-    for machine.program in range(programs):
+    for machine.row, machine.program in itertools.product(range(rows), range(programs)):
         machine.named.clear()
         with np.errstate(all="ignore"):
             kernel(*map(scalar, arguments), **constants)

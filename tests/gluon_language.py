@@ -1,5 +1,6 @@
 """Stand-ins for the modules that a Gluon kernel imports, with a machine behind them: see gluon_emulator.py."""
 
+import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,10 @@ def _join(a: Tensor, b: Tensor) -> Tensor:
     return joined
 
 
+def _reduce(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
+    return functools.reduce(combine, np.moveaxis(x, axis, 0))
+
+
 def _scan(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
     assert x.ndim == 1
     assert axis == 0
@@ -118,6 +123,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "max": lambda x, axis: tensor(np.fmax.reduce(np.asarray(x), axis)),
         "reduce_or": lambda x, axis: tensor(np.bitwise_or.reduce(np.asarray(x), axis)),
         "associative_scan": _scan,
+        "reduce": _reduce,
         "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=np.asarray(x).dtype)),
         "where": _where,
         "split": _split,
@@ -186,6 +192,8 @@ def load_kernel(path: Path, machine: Machine, folder: Path | None = None) -> dic
     near = folder or path.parent
 
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if name == "typing":
+            return __import__(name, fromlist=fromlist)
         if name not in modules:  # another kernel's
             own = near / f"{name}.py"
             modules[name] = types.ModuleType(name)
@@ -193,7 +201,7 @@ def load_kernel(path: Path, machine: Machine, folder: Path | None = None) -> dic
         return modules[name]
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
-    namespace: dict[str, Any] = {"__builtins__": builtins}
+    namespace: dict[str, Any] = {"__builtins__": builtins, "__name__": path.stem}
     exec(compile(path.read_text(), str(path), "exec"), namespace)
     return namespace
 

@@ -75,6 +75,9 @@ class Tensor(np.ndarray):
         plain = np.array(self)
         return tensor(plain.view(dtype.numpy)) if bitcast else converted(plain, dtype)
 
+    def broadcast_to(self, shape: Sequence[int]) -> "Tensor":
+        return np.broadcast_to(self, shape, subok=True)
+
     def permute(self, order: Sequence[int]) -> "Tensor":
         return self.transpose(order)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyfmha.aot.cache import Cache
-from pyfmha.aot.cubin import Compiler, Cubin, toolchain
+from pyfmha.aot.cubin import Compiler, Cubin
+from pyfmha.aot.toolchain import toolchain
 from pyfmha.spec.arch import Arch
 from pyfmha.spec.kernel import KernelSpec
 

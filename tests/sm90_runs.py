@@ -13,7 +13,15 @@ from pyfmha.attention.reference import attend, relative_error
 
 KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_sm90.py"
 TILES = KERNEL.with_name("sm90_tiles.py")
+ROUNDS = 2
+"""SECTION_ROUNDS of the kernel."""
+
 TOLERANCE = {"fp16": 5e-4, "bf16": 4e-3}
+
+
+def rows_of_grid(row_tiles: int, programs: int) -> int:
+    """Where tiles go from the longest."""
+    return 1 + max(2 * ROUNDS, -(-2 * row_tiles // programs))
 
 
 def make(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, layout: str, scale: float = 1.0) -> Any:
@@ -46,6 +54,7 @@ def run(
     stages: int = 2,
     v_stages: int = 2,
     two_heads: bool = False,
+    longest_first: bool = False,
     ping_pong: bool | None = None,
     q_slots: int = 2,
     programs: int = 1,
@@ -130,6 +139,8 @@ def run(
         V_STAGES=v_stages,
         CAUSAL=bool(causal) or general,
         TWO_HEADS=two_heads,
+        LONGEST_FIRST=longest_first,
+        rows=rows_of_grid(-(-q_len // (64 * consumers)), programs) if longest_first else 1,
         GENERAL=general,
         RAGGED=ragged,
         CAPPED=softcap > 0,
@@ -182,7 +193,7 @@ def check_schedule(row_tiles: int, heads: int, programs: int, order: str, source
     machine = Machine(0)
     kernel = load_kernel(source, machine)
     machine.programs = programs
-    sizes = tensor(row_tiles, np.int32), tensor(heads, np.int32), kernel[order]
+    sizes = tensor(row_tiles, np.int32), tensor(heads, np.int32), tensor(heads, np.int32), kernel[order]
     taken: list[tuple[int, int]] = []
     work = []
     paired = order != "SINGLES"
@@ -195,6 +206,39 @@ def check_schedule(row_tiles: int, heads: int, programs: int, order: str, source
             check_pairs(tiles, row_tiles, heads)
     assert sorted(taken) == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
     assert max(work) - min(work) <= (row_tiles + 1 if paired else 1)
+
+
+def check_longest_first(row_tiles: int, heads: int, section: int, programs: int, source: Path = TILES) -> list[int]:
+    """Every tile of every head is taken once: those of all sections but the last by the first row of programs, longest
+    first within a section; one of the last section by each program of the other rows, longest first.
+
+    Returns:
+        How many keys each program of the first row has to do, in tiles' heights.
+    """
+    machine = Machine(0)
+    kernel = load_kernel(source, machine)
+    machine.programs = programs
+    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, section)), kernel["LONGEST_FIRST"]
+    last = max(heads // section - 1, 0) * section  # the first head of the last section
+    taken: list[tuple[int, int]] = []
+    work, singles = [], []
+    rows = rows_of_grid(row_tiles, programs)
+    for machine.row in range(rows):
+        for machine.program in range(programs):
+            count = int(kernel["tile_count"](*sizes))
+            tiles = [tuple(map(int, kernel["tile_of"](tensor(turn, np.int32), *sizes))) for turn in range(count)]
+            taken += tiles
+            if machine.row == 0:
+                work.append(sum(row_tile + 1 for row_tile, _ in tiles))
+                assert all(head < last for _, head in tiles)
+                assert tiles == sorted(tiles, key=lambda tile: (tile[1] // section, -tile[0]))
+            else:
+                assert count <= 1
+                singles += tiles
+    assert sorted(taken) == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
+    assert all(head >= last for _, head in singles)
+    assert singles == sorted(singles, key=lambda tile: (-tile[0], tile[1]))
+    return work
 
 
 def check_pairs(tiles: list[tuple[int, int]], row_tiles: int, heads: int) -> None:

@@ -41,12 +41,19 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "interpreter": ({"bfloat16", "errors"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
+    "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"aot", "spec"}, {"rich"}),
     "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
     "trtllm": ({"trt"}, set()),
+    "onnx": (
+        {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
+        {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    ),
+    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "transformers"}),
     "verify": (
-        {"attention", "bfloat16", "errors", "report", "runtime", "spec", "trt"},
+        {"attention", "bfloat16", "errors", "functions", "interpreter", "operators"}
+        | {"report", "runtime", "spec", "trt"},
         {"numpy", "cuda", "rich"},
     ),
     "bench": (
@@ -54,10 +61,23 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "cuda", "rich", "torch", "triton", "matplotlib"},
     ),
     "cli": (
-        {"aot", "attention", "bench", "errors", "report", "runtime", "spec", "trt", "verify"},
+        {
+            "aot",
+            "attention",
+            "bench",
+            "errors",
+            "functions",
+            "onnx",
+            "operators",
+            "report",
+            "runtime",
+            "spec",
+            "trt",
+            "verify",
+        },
         {"click", "numpy", "rich", "typer", "triton"},
     ),
-    "__init__": ({"attention", "errors", "operators", "runtime", "spec", "trt"}, set()),
+    "__init__": ({"attention", "errors", "functions", "operators", "runtime", "spec", "trt"}, set()),
     "__main__": ({"cli"}, set()),
 }
 
@@ -92,7 +112,7 @@ def test_a_room_imports_from_below_only(path: Path) -> None:
 
 
 def test_the_families_of_attention_need_the_standard_library_only() -> None:
-    for name in ("first", "tiles", "forward", "decode", "hopper", "families", "operator"):
+    for name in ("first", "tiles", "forward", "decode", "hopper", "biased", "families", "operator"):
         assert top(imports_of(PACKAGE / "attention" / f"{name}.py")) <= sys.stdlib_module_names | {"pyfmha"}, name
 
 
@@ -103,7 +123,12 @@ WORDS_OF_ATTENTION = {
 }
 # The default operator of `register`, a bytes object's method, and what is no head of attention: bytes of a launch.
 NO_WORDS_OF_ATTENTION = (
-    *("from pyfmha.attention.operator import OPERATOR", "attention by default", '.decode(errors="replace")'),
+    *(
+        "from pyfmha.attention.operator import OPERATOR",
+        "attention by default",
+        '.decode(errors="replace")',
+        ".decode()",
+    ),
     "made.head for _, made",
 )
 
@@ -130,7 +155,7 @@ def test_kernels_import_only_triton_and_each_other(path: Path) -> None:
     kernels = {other.stem for other in path.parent.glob("*.py")}
 
     assert "triton" in top(imports_of(path))
-    assert top(imports_of(path)) <= {"triton"} | kernels
+    assert top(imports_of(path)) <= {"triton", "typing"} | kernels
 
 
 def test_importing_pyfmha_has_no_side_effects(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_packed_engine_with_lengths(with_features: Examples, tmp_path: Path) -
     ("arguments", "text"),
     [
         (("--num_kv_heads", "3"), "num_heads is 2, num_kv_heads 3"),
-        (("--softcap", "-1"), "softcap is -1.0; give a finite number above 0"),
+        (("--softcap", "-1"), "softcap is -1; give a finite number above 0"),
         (("--layout", "packed", "--max_kv_seq_len", "50"), "leave max_kv_seq_len out"),
     ],
 )

@@ -8,6 +8,7 @@ It computes with numpy, at once, though time passes on the stream.
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,9 @@ class Tensor:
     def __getitem__(self, index: Any) -> "Tensor":
         return Tensor(self.values[index], self.dtype)
 
+    def transpose(self, one: int, other: int) -> "Tensor":
+        return Tensor(self.values.swapaxes(one, other), self.dtype)
+
     def double(self) -> "Tensor":
         return Tensor(self.values.astype(np.float64), "float64")
 
@@ -55,6 +59,7 @@ class Log:
         self.streams: list[int] = []
         self.options: list[dict[str, Any]] = []
         self.replays = 0
+        self.flash3_strides: list[tuple[int, ...]] = []
         self.graphs: list[Any] = []
 
 
@@ -105,6 +110,16 @@ def install(monkeypatch: Any, gpu: Any) -> Log:
         rounded = float_from_bf16(bf16_from_float(out)) if q.dtype == "bfloat16" else out.astype(q.values.dtype)
         return Tensor(rounded, q.dtype)
 
+    def flash3(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) -> tuple[Tensor, None]:
+        """[batch, sequence, heads, head size]; its package has no kernels for fp16."""
+        if q.dtype != "bfloat16":
+            raise RuntimeError("This flash attention build does not support FP16.\nException raised from run_mha_fwd")
+        gpu.push(log.streams[-1], lambda: 0.08)
+        log.flash3_strides.append(q.values.strides)
+        heads_first = [tensor.values.swapaxes(1, 2) for tensor in (q, k, v)]
+        out, _ = attend(*heads_first, sm_scale=softmax_scale, window_right=0 if causal else -1)
+        return Tensor(float_from_bf16(bf16_from_float(out)), q.dtype).transpose(1, 2), None
+
     def replay() -> None:
         gpu.push(log.streams[-1], lambda: 0.06)
         log.replays += 1
@@ -127,6 +142,10 @@ def install(monkeypatch: Any, gpu: Any) -> Log:
         CUDNN_ATTENTION="CUDNN", FLASH_ATTENTION="FLASH", EFFICIENT_ATTENTION="EFFICIENT", MATH="MATH"
     )
     torch.nn = SimpleNamespace(functional=SimpleNamespace(scaled_dot_product_attention=sdpa), attention=attention)
+    interface: Any = ModuleType("fa3_fwd_interface")
+    interface.flash_attn_func = flash3
+    interface.__spec__ = ModuleSpec(interface.__name__, None)
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
     for name, module in (("torch", torch), ("torch.nn", torch.nn), ("torch.nn.attention", attention)):
         monkeypatch.setitem(sys.modules, name, module)
     return log

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from trt_double import BUILD, FLOAT32, INT32, RUNTIME, Calls, Field, Tensor
-from trt_double.vtable import RealCalls, _descs, pointers
+from trt_double.vtable import RealCalls, pointers
 
 import pyfmha.trt
 from pyfmha.attention.reference import attention_float64, relative_error
@@ -23,6 +23,7 @@ from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PyfmhaError
 from pyfmha.runtime.device import Device, DeviceArray, Stream
+from pyfmha.trt.tables import descs_of
 
 TYPE_IDS = {"fp32": 0, "fp16": 1, "bf16": 7}
 """``int(trt.DataType)``."""
@@ -284,7 +285,7 @@ class Loops:
         """``enqueue`` of a real binding's object."""
         sources, targets = (ctypes.c_void_p * 3)(*inputs), (ctypes.c_void_p * 1)(out)
         function, this = _virtual(plugin, _ENQUEUE)
-        descs = _descs([Tensor((1,) * 4)] * 4)
+        descs = descs_of([Tensor((1,) * 4)] * 4)
         return self._best(
             "enqueue_many", function, this, descs, sources, targets, _address(workspace), _address(stream)
         )
@@ -292,7 +293,7 @@ class Loops:
     def shape_change(self, plugin: Any, first: list[Tensor], second: list[Tensor]) -> float:
         """``on_shape_change`` of a real binding's object, by turns to two shapes."""
         function, this = _virtual(plugin, _ON_SHAPE_CHANGE)
-        return self._best("shape_change_many", function, this, _descs(first), _descs(second))
+        return self._best("shape_change_many", function, this, descs_of(first), descs_of(second))
 
     def launch(self, function: Any, packed: bytes) -> float:
         """``X_packed`` of the launch library, without Python."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.cache import Cache
-from pyfmha.aot.cubin import Compiler, Cubin, toolchain
+from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
@@ -19,14 +19,14 @@ from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
-from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SpecError
+from pyfmha.aot.toolchain import toolchain
+from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SharedMemoryError, SpecError
 from pyfmha.operators.description import Operator
 from pyfmha.spec.advice import LIBRARY_NAME, LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Manifest, read_manifest
 from pyfmha.spec.record import spec_to_data
-from pyfmha.spec.signature import parse_signature
 
 Progress = Callable[[int, int, str], None]
 """Called with work done, work in all, and the name of what was just done."""
@@ -34,47 +34,6 @@ Progress = Callable[[int, int, str], None]
 
 def _silent(done: int, total: int, name: str) -> None:
     pass
-
-
-def make_spec(
-    compiler: Compiler,
-    source: Path,
-    kernel: str,
-    signature: str,
-    grid: str,
-    *,
-    name: str | None = None,
-    num_warps: int = 4,
-    num_stages: int = 3,
-    maxnreg: int | None = None,
-    debug: bool | None = None,
-    enable_fp_fusion: bool = True,
-    nullable: Sequence[str] = (),
-) -> KernelSpec:
-    """A spec from a signature in Triton's notation, read against the kernel's own parameters.
-
-    What the other settings mean, :class:`pyfmha.KernelSpec` says; ``debug`` is by default as the kernel's decorator.
-
-    Raises:
-        KernelSourceError: the file or the kernel cannot be had.
-        SpecError: signature, grid, hints or settings are wrong.
-    """
-    found = compiler.describe(source, kernel)
-    arguments, constants = parse_signature(signature, found.names, found.defaults, found.constexprs)
-    return KernelSpec(
-        source,
-        kernel,
-        name or kernel,
-        arguments,
-        constants,
-        grid,
-        num_warps,
-        num_stages,
-        maxnreg=maxnreg,
-        debug=True if debug is None and found.debug else debug,
-        enable_fp_fusion=enable_fp_fusion,
-        nullable=tuple(nullable),
-    )
 
 
 def compile_kernel(
@@ -128,6 +87,43 @@ def compile_kernel(
             names += write_handover(stage, stem, one, images, triton)
         stage.publish(*dict.fromkeys(names))
     return [output.parent / f"{output.name}.{one.variant}.h" for one in specs]
+
+
+def compile_configs(
+    compiler: Compiler,
+    specs: Sequence[KernelSpec],
+    archs: Sequence[Arch],
+    output: Path,
+    *,
+    generic: bool = True,
+    progress: Progress = _silent,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """As :func:`compile_kernel`, for the configurations of an autotuner: each an algorithm, in their order.
+
+    One that needs more shared memory than an architecture has is left out with a note, as the autotuner does.
+
+    Raises:
+        SharedMemoryError: all of them do.
+        PyfmhaError: as :func:`compile_kernel`.
+    """
+    if output.is_dir():
+        output = output / specs[0].name
+    check_stem(output)
+    headers: list[Path] = []
+    failure: SharedMemoryError | None = None
+    for index, spec in enumerate(specs):
+        stem = output.with_name(
+            f"{output.name}.{index:0{len(str(len(specs)))}}"
+        )  # in their order where a glob sorts them
+        try:
+            headers += compile_kernel(compiler, spec, archs, stem, generic=generic, progress=progress)
+        except SharedMemoryError as error:
+            failure = error
+            note(f"left out: {error}")
+    if failure is not None and not headers:
+        raise failure
+    return headers
 
 
 def _handover(spec: KernelSpec, cubins: Sequence[Cubin], stem: Path, triton: str) -> Handover:

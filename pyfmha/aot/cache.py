@@ -12,6 +12,8 @@ from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import SCHEMA
 
+_WORKER = ("worker.py", "descriptors.py", "sources.py", "target.py", "wrappers.py")
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -30,7 +32,7 @@ class Cache:
     @classmethod
     def open(cls, folder: Path, toolchain: dict[str, str]) -> "Cache":
         """The cache in a folder, which need not exist."""
-        worker = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("worker.py", "descriptors.py"))
+        worker = b"".join(Path(__file__).with_name(name).read_bytes() for name in _WORKER)
         return cls(folder, toolchain, hashlib.sha256(worker).hexdigest())
 
     def key(self, spec: KernelSpec, arch: Arch) -> str:
@@ -50,6 +52,10 @@ class Cache:
             self.toolchain,
             self.worker,
         ]
+        if spec.functions:  # the module by which they are declared decides what they are, too
+            declared = Path(__file__).parents[1] / "functions" / "declare.py"
+            files = [*(function.source for function in spec.functions), declared]
+            parts.append([hashlib.sha256(check_source(file).read_bytes()).hexdigest() for file in files])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def get(self, spec: KernelSpec, arch: Arch) -> Cubin | None:

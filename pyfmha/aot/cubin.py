@@ -5,25 +5,25 @@ import errno
 import hashlib
 import json
 import os
-import re
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
 from pyfmha.aot.reasons import no_temporary_file
 from pyfmha.errors import CompileError, KernelSourceError, OutputError, ToolchainError
-from pyfmha.spec.arch import Arch
-from pyfmha.spec.kernel import Constant, KernelSpec
+from pyfmha.spec.arch import ARCHS, Arch
+from pyfmha.spec.constants import Constant, from_data, to_data
+from pyfmha.spec.kernel import KernelSpec
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Cubin:
     Attributes:
         code: the ELF image.
         symbol: the kernel's name in it.
-        scratch: scratch pointers that the kernel takes after its own arguments, and never reads.
+        scratch: scratch pointers that the kernel takes after its own arguments: the first is its workspace's.
+        workspace: bytes of global scratch that a block needs; where that is 0, no scratch pointer is read.
+        workspace_align: of which the workspace must be a multiple.
         tensors: of each tensor descriptor, what its map is made with: ``swizzle`` and ``data_type`` as cuda.h numbers
             them, and ``box``, outermost first.
         source: SHA-256 of the kernel's file.
@@ -49,6 +51,8 @@ class Cubin:
     registers: int
     spilled: int
     scratch: int
+    workspace: int
+    workspace_align: int
     tensors: list[dict[str, Any]]
     ptxas: str
     source: str
@@ -75,43 +79,46 @@ class Cubin:
 
 @dataclass(frozen=True)
 class Parameters:
-    """A kernel's parameters, in order; their defaults; which are ``tl.constexpr``; whether its decorator says debug."""
+    """A kernel's parameters.
+
+    Attributes:
+        names: in order.
+        defaults: their default values, where they have one that can be a constant.
+        constexprs: those that are ``tl.constexpr``.
+        functions: the other functions of its file that can be constants.
+        configs: of its autotuner: what each sets, as Python would print it.
+        heuristics: names that heuristics give values to.
+        debug: whether its decorator says debug.
+    """
 
     names: tuple[str, ...]
     defaults: dict[str, Constant]
     constexprs: frozenset[str]
+    functions: tuple[str, ...] = ()
+    configs: tuple[dict[str, str], ...] = ()
+    heuristics: tuple[str, ...] = ()
     debug: bool = False
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of what decides the machine code: Triton and its assemblers. Does not import Triton.
+@dataclass(frozen=True)
+class Settled:
+    """What the wrappers around a kernel set.
 
-    Raises:
-        ToolchainError: Triton is not installed, or its assembler does not run.
+    Attributes:
+        constants: constants, by name.
+        options: ``num_warps``, ``num_stages``, ``num_ctas`` and ``maxnreg``, those that are set.
+        unknown: heuristics without a value, and why they have none.
+        notes: what a caller must know.
     """
-    spec = util.find_spec("triton")
-    if spec is None or not spec.submodule_search_locations:
-        raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
-    tools = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
-    versions = {"triton": _triton_version(Path(spec.submodule_search_locations[0]))}
-    for tool in sorted(tools.glob("ptxas*")):
-        try:
-            versions[tool.name] = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise ToolchainError(f"Triton's assembler {tool} does not run: {error}") from None
-    return versions
+
+    constants: dict[str, Constant]
+    options: dict[str, int]
+    unknown: dict[str, str]
+    notes: tuple[str, ...]
 
 
 # Not `-m`: that would look for every module in the current folder first, whatever lies there.
 _START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.aot.worker import main; main()"
-
-
-def _triton_version(package: Path) -> str:
-    try:
-        return metadata.version("triton")
-    except metadata.PackageNotFoundError:  # a build of another name
-        found = re.search(r"""__version__ = ["']([^"']+)""", (package / "__init__.py").read_text(encoding="utf-8"))
-        return found.group(1) if found else "unknown"
 
 
 class _Worker:
@@ -224,14 +231,47 @@ class Compiler:
                 if worker.process.poll() is None:
                     self._idle.append(worker)
 
-    def describe(self, source: Path, kernel: str) -> Parameters:
-        """The parameters of a kernel.
+    def describe(self, source: Path, kernel: str, arch: Arch = ARCHS["sm_80"]) -> Parameters:
+        """The parameters of a kernel, and what its wrappers set.
+
+        Args:
+            source: the kernel's file.
+            kernel: its name there.
+            arch: the architecture that the file is told where it asks for the GPU.
 
         Raises:
             KernelSourceError: the file is missing, raises, or does not hold the kernel.
         """
-        found = self._ask({"task": "describe", "source": str(check_source(source)), "kernel": kernel})
-        return Parameters(tuple(found["parameters"]), found["defaults"], frozenset(found["constexprs"]), found["debug"])
+        found = self._ask(
+            {"task": "describe", "source": str(check_source(source)), "kernel": kernel, "arch": arch.name}
+        )
+        return Parameters(
+            tuple(found["parameters"]),
+            {name: from_data(value) for name, value in found["defaults"].items()},
+            frozenset(found["constexprs"]),
+            tuple(found["functions"]),
+            tuple(found["configs"]),
+            tuple(found["heuristics"]),
+            found["debug"],
+        )
+
+    def settle(self, source: Path, kernel: str, arch: Arch, config: int | None, given: Mapping[str, Any]) -> Settled:
+        """What a configuration of the kernel's autotuner and its heuristics give values to.
+
+        Args:
+            source, kernel, arch: as :meth:`describe`.
+            config: which configuration, by its place; None: none.
+            given: of each parameter with a value or type, ``{"value": ...}``, ``{"type": ..., "hint": ...}`` or
+                ``{"elements": [...]}``.
+
+        Raises:
+            KernelSourceError: as :meth:`describe`.
+            SpecError: a wrapper sets what the kernel has not, or what is given.
+        """
+        request = {"task": "settle", "source": str(check_source(source)), "kernel": kernel, "arch": arch.name}
+        found = self._ask({**request, "config": config, "given": given})
+        constants = {name: from_data(value) for name, value in found["constants"].items()}
+        return Settled(constants, found["options"], found["unknown"], tuple(found["notes"]))
 
     def operators(self, source: Path) -> list[dict[str, Any]]:
         """The operators that a file describes, as JSON has them.
@@ -242,8 +282,12 @@ class Compiler:
         found = self._ask(
             {"task": "operators", "source": str(check_source(source)), "kernel": "of its operators", "arch": "sm_80"}
         )
-        operators: list[dict[str, Any]] = found["operators"]
-        return operators
+        return list(found["operators"])
+
+    def collect(self, source: Path) -> list[dict[str, Any]]:
+        """What the objects of a file that have a method ``__pyfmha__`` say by it; raises as :meth:`operators`."""
+        asked = {"task": "collect", "source": str(check_source(source)), "kernel": "of its functions", "arch": "sm_80"}
+        return list(self._ask(asked)["objects"])
 
     def compile(self, spec: KernelSpec, arch: Arch) -> Cubin:
         """Compile one spec for one architecture.
@@ -257,14 +301,19 @@ class Compiler:
             "task": "compile",
             "source": str(check_source(spec.source)),
             "kernel": spec.kernel,
-            "arguments": [vars(argument) for argument in spec.arguments],
-            "constants": spec.constants,
+            "arch": arch.name,
+            "arguments": [vars(argument) for argument in spec.kernel_arguments],
+            "constants": {name: to_data(value) for name, value in spec.constants},
+            "tuples": spec.tuples,
+            "functions": [[f.parameter, str(check_source(f.source)), f.attribute] for f in spec.functions],
+            "workspace": bool(spec.workspace),
             "descriptors": [
                 {key: getattr(tensor, key) for key in ("name", "element", "item_size", "rank", "block")}
                 for tensor in spec.tensors
             ],
             "num_warps": spec.num_warps,
             "num_stages": spec.num_stages,
+            "num_ctas": spec.num_ctas,
             "maxnreg": spec.maxnreg,
             "debug": spec.debug,
             "enable_fp_fusion": spec.enable_fp_fusion,
@@ -306,8 +355,10 @@ class Compiler:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for worker in self._all:
-                    worker.process.kill()
+                with self._lock:  # whoever goes on after this failure gets others
+                    self._idle.clear()
+                    for worker in self._all:
+                        worker.process.kill()
                 raise
 
 

@@ -18,9 +18,10 @@ from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.descriptors import Tensor
 from pyfmha.spec.grid import NUM_SMS
 from pyfmha.spec.kernel import Argument, KernelSpec
+from pyfmha.spec.manifest import Image
 
 TEMPLATES = Path(__file__).parent / "templates"
-_SERVED = "0 /* the capabilities that pyfmha compiles for */"
+_SERVED = "{0, true} /* the capabilities that pyfmha compiles for */"
 
 
 @cache
@@ -122,6 +123,7 @@ class _FunctionView:
         self.name = spec.name
         self.parameters = _parameters(spec.arguments)
         self.names = ", ".join(argument.c_name for argument in spec.arguments)
+        self.workspace = spec.workspace
         self.members = [f"{ctype(argument.type).c} {argument.c_name}" for argument in spec.arguments]
 
 
@@ -146,7 +148,8 @@ class _VariantView:
         by_name = {argument.name: argument for argument in spec.arguments}
         used = dict.fromkeys(name for e in spec.grid_expressions for name in e.names() if name in by_name)
         self.grid_names = [_GridName(by_name[name]) for name in used if _GridName(by_name[name]).negative]
-        passed = [argument for argument in spec.arguments if argument.hint != 1]
+        passed = [argument for argument in spec.kernel_arguments if argument.hint != 1]
+        self.workspace = spec.workspace and _member(spec.arguments[-1])
         self.narrowed = [{"name": a.c_name, "function": ctype(a.type).narrow} for a in passed if ctype(a.type).narrow]
         self.params = [
             *_tensor_params(spec.tensors),
@@ -233,6 +236,7 @@ def _grids(spec: KernelSpec, archs: Sequence[str]) -> dict[str, _Grid]:
 def _image(spec: KernelSpec, cubin: Cubin) -> dict[str, Any]:
     arch = ARCHS[cubin.arch]
     described = {name: getattr(cubin, name) for name in ("registers", "spilled", "shared", "threads", "code", "arch")}
+    described |= {"num_ctas": spec.num_ctas, "workspace": cubin.workspace, "workspace_align": cubin.workspace_align}
     tensors = [
         {"name": tensor.name, "rank": tensor.rank, "item_size": tensor.item_size, **made}
         for tensor, made in zip(spec.tensors, cubin.tensors, strict=True)
@@ -266,17 +270,22 @@ def emit_variant(spec: KernelSpec, cubins: Sequence[Cubin], stem: str) -> dict[s
     return {f"{stem}.{ending}": render(f"variant.{ending}.j2", **values) for ending in ("h", "c")}
 
 
-def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: str) -> dict[str, str]:
+def emit_library(
+    functions: Mapping[str, Sequence[Sequence[KernelSpec]]],
+    stem: str,
+    images: Mapping[str, Sequence[Image]] | None = None,
+) -> dict[str, str]:
     """The dispatching C source and header of a library, and the runtime they need.
 
     Args:
         functions: by name, the algorithms of each; an algorithm is its variants, in the order to try them.
         stem: file name without ending.
+        images: what the header says of the workspace comes from them: the variants' images by their names.
 
     Returns:
         File name to content.
     """
-    views = [_LibraryFunctionView(algorithms) for algorithms in functions.values()]
+    views = [_LibraryFunctionView(algorithms, images or {}) for algorithms in functions.values()]
     summary = _c_comment(f"{stem}: {', '.join(functions)}.")
     guard = f"PYFMHA_LIBRARY_{re.sub('[^A-Za-z0-9]', '_', stem)}"
     values = {"functions": views, "summary": summary, "guard": guard, "header": f"{stem}.h"}
@@ -287,17 +296,20 @@ def emit_library(functions: Mapping[str, Sequence[Sequence[KernelSpec]]], stem: 
 class _LibraryFunctionView(_FunctionView):
     """What the library's templates read of a function: its variants too, and where each algorithm's end."""
 
-    def __init__(self, algorithms: Sequence[Sequence[KernelSpec]]) -> None:
+    def __init__(self, algorithms: Sequence[Sequence[KernelSpec]], images: Mapping[str, Sequence[Image]]) -> None:
         super().__init__(algorithms[0][0])
         specs = [spec for algorithm in algorithms for spec in algorithm]
         self.kernels = ", ".join(dict.fromkeys(spec.kernel for spec in specs))
         self.variants = [spec.variant for spec in specs]
+        held = [image for spec in specs for image in images.get(spec.variant, ())]
+        self.workspaces = ", ".join(dict.fromkeys(f"{i.workspace * i.num_ctas} for {i.arch}" for i in held)) or "none"
         self.ends = list(itertools.accumulate(map(len, algorithms)))
+        self.pointers = [argument for argument in specs[0].arguments if ctype(argument.type).kind == "pointer"]
 
 
 def runtime_files(*endings: str) -> dict[str, str]:
     """The C files that are the same in every library: those of the endings ``"h"`` and ``"c"`` asked for."""
-    served = ", ".join(str(arch.capability) for arch in ARCHS.values())
+    served = ", ".join(f"{{{arch.capability}, {str(arch.exact).lower()}}}" for arch in ARCHS.values())
     texts = {f"pyfmha_runtime.{ending}": TEMPLATES / f"pyfmha_runtime.{ending}" for ending in endings}
     return {name: file.read_text(encoding="utf-8").replace(_SERVED, served) for name, file in texts.items()}
 

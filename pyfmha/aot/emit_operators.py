@@ -3,21 +3,18 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pyfmha.aot.c_expressions import Numbers, Symbols, c_constant, c_expression, c_string, c_text
+from pyfmha.aot.callables import function_view
 from pyfmha.aot.emit_c import TEMPLATES, render
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
 from pyfmha.operators.instance import allowed_types, range_text
 from pyfmha.operators.program import SHAPE, Axis, Form, LaunchProgram, Source, TensorProgram, program_of
-from pyfmha.operators.tactics import tactics_of
 from pyfmha.operators.text import Text
-from pyfmha.spec.abi import ctype
 from pyfmha.spec.arch import ARCHS
-from pyfmha.spec.c_names import c_argument_name
 from pyfmha.spec.manifest import INTERFACE, Function
 
 MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
@@ -27,45 +24,6 @@ MOST_FUNCTIONS = 1024
 _C_TYPES = {"int": "int64_t", "float": "double", "str": "const char *", "bool": "bool"}
 _MEMBERS = {"int": "integer", "float": "floating", "str": "string", "bool": "condition"}
 _KINDS = {"int32": "PYFMHA_INT32", "int64": "PYFMHA_INT64", "fp32": "PYFMHA_FP32", "string": "PYFMHA_STRING"}
-
-
-@dataclass(frozen=True)
-class FunctionView:
-    """What the template reads of a C function."""
-
-    name: str
-    variants: list[str]
-    members: list[str]
-    taken: list[dict[str, str]]
-    tactics: list[dict[str, Any]]
-    prototype: str
-    held: str
-
-
-def function_view(function: Function) -> FunctionView:
-    """A function of the library, by its entry in the manifest."""
-    taken = []
-    for name, kind in function.arguments:
-        entry = ctype(kind)
-        scalar = (
-            "PYFMHA_POINTER"
-            if entry.kind == "pointer"
-            else f"PYFMHA_F{64 if entry.c == 'double' else 32}"
-            if entry.kind == "float"
-            else f"PYFMHA_{kind.upper()}"
-            if kind != "u1"
-            else "PYFMHA_I1"
-        )
-        taken.append({"name": name, "type": kind, "scalar": scalar, "member": c_argument_name(name)})
-    return FunctionView(
-        function.name,
-        [variant.name for algorithm in function.algorithms for variant in algorithm],
-        [f"{ctype(kind).c} {c_argument_name(name)}" for name, kind in function.arguments],
-        taken,
-        [{"id": tactic.id, "name": tactic.name} for tactic in tactics_of(function)],
-        function.prototype,
-        ", ".join(function.archs()),
-    )
 
 
 class OperatorEmitter:

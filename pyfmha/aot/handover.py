@@ -16,6 +16,7 @@ from pyfmha.aot.emit_c import emit_variant, runtime_files
 from pyfmha.aot.staging import Staging
 from pyfmha.errors import ManifestError, SpecError
 from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.constants import to_data
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import SCHEMA, Image, Variant, text_from_data, variant_from_data
 from pyfmha.spec.record import spec_from_data, spec_to_data
@@ -69,7 +70,10 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
     described = {name: getattr(cubin, name) for name in ("arch", "registers", "spilled", "shared", "threads", "ptxas")}
     return Image(
         **described,
-        constants=dict(spec.constants),
+        constants={
+            **{name: to_data(value) for name, value in spec.constants},
+            **{function.parameter: function.attribute for function in spec.functions},
+        },
         num_warps=spec.num_warps,
         num_stages=spec.num_stages,
         maxnreg=spec.maxnreg,
@@ -77,6 +81,9 @@ def _image(spec: KernelSpec, cubin: Cubin) -> Image:
         enable_fp_fusion=spec.enable_fp_fusion,
         dependent=spec.is_dependent_on(cubin.arch),
         cluster=spec.cluster,
+        num_ctas=spec.num_ctas,
+        workspace=cubin.workspace,
+        workspace_align=cubin.workspace_align,
         grid=tuple(expression.text for expression in spec.grid_expressions),
         shared_limit=ARCHS[cubin.arch].shared_limit,
         size=len(cubin.code),

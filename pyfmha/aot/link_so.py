@@ -102,7 +102,7 @@ def prepare_library(
     functions = group(variants, in_order=in_order)
     by_name = {v.spec.variant: v for v in variants}
     specs = {name: [[v.spec for v in algorithm] for algorithm in algorithms] for name, algorithms in functions.items()}
-    files = emit_library(specs, stem)
+    files = emit_library(specs, stem, {v.variant.name: v.variant.images for v in variants})
     if operators:
         files |= emit_operators(operators, _manifest(functions, {}, operators).functions, f"{stem}.so")
     manifest = _manifest(functions, files, operators)
@@ -219,6 +219,7 @@ def _check_exports(names: Sequence[str]) -> None:
             f"{name}_arguments",
             f"{name}_get_num_algos",
             f"{name}_variant",
+            f"{name}_workspace",
         ):
             if symbol in exports:
                 raise SpecError(

@@ -11,7 +11,8 @@ from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, O
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
 from pyfmha.spec.abi import ctype
-from pyfmha.spec.kernel import Argument, Constant, KernelSpec
+from pyfmha.spec.constants import Constant
+from pyfmha.spec.kernel import Argument, KernelSpec
 
 _SCALARS = {"int": "i32", "bool": "i32", "float": "fp32"}
 
@@ -113,9 +114,19 @@ def _specs(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             maxnreg=config.maxnreg,
+            nullable=tuple(name for name, source in launch.arguments if _may_be_null(program, source)),
         )
         yield spec
         yield spec.generic()
+
+
+def _may_be_null(program: Program, source: object) -> bool:
+    """Whether a pointer may be of a tensor or a part of the workspace that is not there."""
+    if not isinstance(source, Source):
+        return False
+    optional = {tensor.name for tensor in (*program.inputs, *program.outputs) if tensor.when is not None}
+    optional |= {name for name, _, when in program.workspace if when is not None}
+    return any(name == NULL or name in optional for _, name, _ in source.cases)
 
 
 def _values(operator: Operator, launch: Launch, found: Parameters, config: Config) -> tuple[tuple[str, Constant], ...]:

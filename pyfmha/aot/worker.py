@@ -5,130 +5,122 @@ its own with a clean Triton environment, and the parent gets one JSON line for e
 """
 
 import base64
-import hashlib
-import importlib.util
 import json
-import linecache
 import os
 import re
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import traceback
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
 from pyfmha.aot.reasons import full_disk, reasons
+from pyfmha.aot.sources import Refused, load_source
+from pyfmha.aot.wrappers import OPTIONS, RunTime, Wrapped, decode, describe_configs, encode, settle, unwrap
 from pyfmha.operators.description import Operator
 
 
-class Refused(Exception):
-    """A request that fails for a reason to report; ``kind`` names the exception the parent raises."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-_INSTALLED = {str(Path(path).resolve()) for path in sysconfig.get_paths().values() if path} | set(
-    sysconfig.get_paths().values()
-)
-_modules: dict[str, tuple[ModuleType, dict[str, str]]] = {}  # by path: the module, and digests of what it was made of
-_imported: set[str] = set()  # names of the modules that the latest kernel file imported, those installed left out
-
-
-def load_source(path: Path) -> tuple[ModuleType, dict[str, str]]:
-    """Import a kernel file; also returns the SHA-256 of it and of the files it imports, those installed left out."""
-    if str(path) in _modules and _digests(_modules[str(path)][1]) == _modules[str(path)][1]:
-        return _modules[str(path)]
-    # Before the kernel file does: where Triton lies outside the usual folders, its modules would count as the user's.
-    import triton.experimental.gluon
-    import triton.language  # noqa: F401
-
-    linecache.checkcache()  # Triton reads a kernel's source through it, and the file may have changed since
-    folder = path.parent
-    for name in _imported:  # imported anew: each file depends on it, and the name may mean another file here
-        sys.modules.pop(name, None)
-    _imported.clear()
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise Refused("KernelSourceError", f"{path} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-    except Refused:
-        raise
-    except BaseException as error:  # a kernel file may raise anything, SystemExit included
-        raise Refused("KernelSourceError", f"{path} cannot be imported: {_where(error, path)}") from error
-    finally:
-        sys.path.remove(str(folder))
-        _imported.update(name for name in set(sys.modules) - before if _is_users(sys.modules[name]))
-    _modules[str(path)] = (module, _digests({str(path), *(str(sys.modules[name].__file__) for name in _imported)}))
-    return _modules[str(path)]
-
-
-def _is_users(module: ModuleType) -> bool:
-    """Whether a module is the user's own: a file, and not of Python's, Triton's or another installed package."""
-    file = getattr(module, "__file__", None)
-    return bool(file) and not any(Path(str(file)).is_relative_to(folder) for folder in _INSTALLED)
-
-
-def _digests(files: Iterable[str]) -> dict[str, str]:
-    return {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() if Path(f).is_file() else "" for f in sorted(files)}
-
-
-def _where(error: BaseException, path: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")
-
-
-def find_kernel(module: ModuleType, name: str, path: Path) -> Any:
-    from triton.runtime.jit import JITFunction
-
-    kernel = getattr(module, name, None)
-    if isinstance(kernel, JITFunction):
-        return kernel
-    held = [
-        key
-        for key, value in vars(module).items()
-        if isinstance(value, JITFunction) and value.__module__ == module.__name__
-    ]
-    what = "is not a @triton.jit function" if kernel is not None else "is not there"
+def find_kernel(module: ModuleType, name: str, path: Path) -> Wrapped:
+    """A kernel by its name, with the wrappers around it."""
+    found = getattr(module, name, None)
+    wrapped = unwrap(found)
+    if wrapped is not None:
+        return wrapped
+    what = "is not a @triton.jit function" if found is not None else "is not there"
     raise Refused(
-        "KernelSourceError", f"kernel {name!r} {what} in {path}; it holds: {', '.join(sorted(held)) or 'no kernel'}"
+        "KernelSourceError", f"kernel {name!r} {what} in {path}; it holds: {', '.join(_kernels(module)) or 'no kernel'}"
     )
 
 
+def _kernels(module: ModuleType) -> list[str]:
+    wrapped = {name: unwrap(value) for name, value in vars(module).items()}
+    return sorted(name for name, one in wrapped.items() if one and one.kernel.__module__ == module.__name__)
+
+
+def _functions(module: ModuleType) -> list[str]:
+    return sorted(name for name, value in vars(module).items() if unwrap(value) is not None)
+
+
 def describe(request: dict[str, Any]) -> dict[str, Any]:
-    """Names, defaults and constants of a kernel's parameters."""
+    """Names, defaults and constants of a kernel's parameters, and what its wrappers set."""
     path = Path(request["source"])
-    kernel = find_kernel(load_source(path)[0], request["kernel"], path)
-    defaults = {
-        p.name: p.default
-        for p in kernel.params
-        if p.has_default and isinstance(p.default, int | float | bool | str | None)
+    module = load_source(path, request["arch"]).module
+    wrapped = find_kernel(module, request["kernel"], path)
+    params = wrapped.kernel.params
+    defaults = {}
+    for parameter in params:
+        with suppress(TypeError):  # of a default that cannot be compiled ahead of time: its value must be given
+            if parameter.has_default:
+                defaults[parameter.name] = encode(parameter.default, module)
+    return {
+        "parameters": [p.name for p in params],
+        "defaults": defaults,
+        "constexprs": [p.name for p in params if p.is_constexpr],
+        "functions": _functions(module),
+        "configs": [{name: repr(value) for name, value in config.items()} for config in describe_configs(wrapped)],
+        "heuristics": wrapped.heuristics(),
+        "debug": bool(wrapped.kernel.debug),
     }
-    constexprs = [p.name for p in kernel.params if p.is_constexpr]
-    names = [p.name for p in kernel.params]
-    return {"parameters": names, "defaults": defaults, "constexprs": constexprs, "debug": bool(kernel.debug)}
+
+
+def settle_wrappers(request: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration and the heuristics give values to."""
+    path = Path(request["source"])
+    module = load_source(path, request["arch"]).module
+    wrapped = find_kernel(module, request["kernel"], path)
+    given = {name: _given(name, one, module) for name, one in request["given"].items()}
+    settled = settle(wrapped, request["config"], given)
+    try:
+        constants = {name: encode(value, module) for name, value in settled.constants.items()}
+    except TypeError as error:
+        raise Refused("SpecError", f"kernel {request['kernel']}: {error}; give it in the signature") from None
+    return {**vars(settled), "constants": constants}
+
+
+def _given(name: str, data: dict[str, Any], module: ModuleType) -> Any:
+    if "elements" in data:
+        return tuple(_given(f"{name}[{i}]", element, module) for i, element in enumerate(data["elements"]))
+    if "type" not in data:
+        return decode(data["value"], module)
+    return 1 if data["hint"] == 1 else RunTime(name, data["type"])
 
 
 def operators(request: dict[str, Any]) -> dict[str, Any]:
     """The operators that a file describes."""
     path = Path(request["source"])
-    module = load_source(path)[0]
+    module = load_source(path, request["arch"]).module
     found = [value for value in vars(module).values() if isinstance(value, Operator)]
     if not found:
         raise Refused("KernelSourceError", f"{path} describes no operator: it has no pyfmha.Operator in a variable")
     return {"operators": [operator.to_json() for operator in dict.fromkeys(found)]}
+
+
+def collect(request: dict[str, Any]) -> dict[str, Any]:
+    """What the objects of a file say of themselves."""
+    module = load_source(Path(request["source"]), request["arch"]).module
+    found = {name: value for name, value in sorted(vars(module).items()) if hasattr(type(value), "__pyfmha__")}
+    return {"objects": [{**value.__pyfmha__(), "attribute": name} for name, value in found.items()]}
+
+
+def _load_functions(functions: list[list[str]], arch: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The constants that are functions of other files, by parameter, and the digests of the files they are made of."""
+    from triton.runtime.jit import JITFunction
+
+    constants: dict[str, Any] = {}
+    made_of: dict[str, str] = {}
+    for parameter, source, attribute in functions:
+        loaded = load_source(Path(source), arch)
+        found: Any = loaded.module
+        for name in attribute.split("."):
+            found = getattr(found, name, None)
+        if not isinstance(found, JITFunction):
+            raise Refused("KernelSourceError", f"{source} holds no @triton.jit function {attribute}")
+        constants[parameter] = found
+        made_of |= loaded.made_of
+    return constants, made_of
 
 
 def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
@@ -140,28 +132,20 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     path = Path(request["source"])
-    module, made_of = load_source(path)
-    kernel = find_kernel(module, request["kernel"], path)
-    names = [parameter.name for parameter in kernel.params]
-    arguments, constants, descriptors = request["arguments"], dict(request["constants"]), request["descriptors"]
-    types = {d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors}
-    types |= {a["name"]: a["type"] for a in arguments}
-    _check_names(request["kernel"], names, [*types], [*constants])
-    hints = {a["name"]: a["hint"] for a in arguments}
-    constants |= {name: 1 for name, hint in hints.items() if hint == 1}
+    functions, made_of = _load_functions(request["functions"], request["arch"])
+    source_file = load_source(path, request["arch"])
+    module, made_of = source_file.module, {**made_of, **source_file.made_of}
+    kernel = find_kernel(module, request["kernel"], path).kernel
+    descriptors = request["descriptors"]
+    parameters = _Parameters(request, kernel, module, functions)
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
-        fn=kernel,
-        signature={name: "constexpr" if name in constants else types[name] for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={
-            (names.index(name),): [["tt.divisibility", hint]] for name, hint in hints.items() if hint not in (None, 1)
-        },
+        fn=kernel, signature=parameters.signature, constexprs=parameters.constexprs, attrs=parameters.attrs
     )
     capability = request["capability"]
-    options = {name: request[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    options = {name: request[name] for name in (*OPTIONS, "enable_fp_fusion") if request[name] is not None}
     options["debug"] = bool(kernel.debug) if request["debug"] is None else request["debug"]
-    if request["maxnreg"] is not None:
-        options["maxnreg"] = request["maxnreg"]
+    # Triton's cache does not see the source of a function in a tuple.
+    triton.knobs.compilation.always_compile = '"function"' in json.dumps(request["constants"])
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
@@ -171,7 +155,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     code = bytes(compiled.asm["cubin"])
     try:
         tensors = described_tensors(compiled.metadata, descriptors)
-        scratch = _scratch_pointers(compiled, descriptors, sum(name not in constants for name in hints))
+        scratch = _scratch_pointers(request, compiled, parameters.passed)
     except UnsupportedDescriptor as error:
         raise Refused("CompileError", str(error)) from error
     return {
@@ -180,6 +164,8 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "threads": 32 * compiled.metadata.num_warps,  # read after compiling: specialised kernels are padded
         "shared": compiled.metadata.shared,
         "scratch": scratch,
+        "workspace": compiled.metadata.global_scratch_size,
+        "workspace_align": compiled.metadata.global_scratch_align,
         "tensors": tensors,
         "ptxas": str(get_ptxas(capability).version),
         **_resources(code),
@@ -187,6 +173,54 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
         "source": made_of[str(path)],
         "dependencies": {os.path.relpath(f, path.parent): d for f, d in made_of.items() if f != str(path)},
     }
+
+
+class _Parameters:
+    """A kernel's parameters as Triton's compiler takes them.
+
+    Attributes:
+        signature: the type of each, by name; tuples are tuples of types.
+        constexprs: values of constants, by the path to each: its place, and places inside tuples.
+        attrs: what is known of arguments, by the same paths.
+        passed: how many arguments the compiled kernel takes.
+    """
+
+    def __init__(self, request: dict[str, Any], kernel: Any, module: ModuleType, functions: dict[str, Any]) -> None:
+        names = [parameter.name for parameter in kernel.params]
+        self._arguments = {argument["name"]: argument for argument in request["arguments"]}
+        self._constants = {name: decode(value, module) for name, value in request["constants"].items()}
+        self._constants |= functions
+        tuples = dict(request["tuples"])
+        descriptors = request["descriptors"]
+        types = {d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors}
+        flat = [leaf for name in names for leaf in (_leaves(tuples[name]) if name in tuples else [name])]
+        _check_names(request["kernel"], flat, [*types, *self._arguments], [*self._constants])
+        self.constexprs: dict[tuple[int, ...], Any] = {}
+        self.attrs: dict[tuple[int, ...], Any] = {}
+        self.passed = 0
+        self.signature = {
+            name: types[name] if name in types else self._place(tuples.get(name, name), (index,))
+            for index, name in enumerate(names)
+        }
+
+    def _place(self, shape: Any, path: tuple[int, ...]) -> Any:
+        if not isinstance(shape, str):
+            return tuple(self._place(element, (*path, index)) for index, element in enumerate(shape))
+        if shape in self._constants:
+            self.constexprs[path] = self._constants[shape]
+            return "constexpr"
+        hint = self._arguments[shape]["hint"]
+        if hint == 1:
+            self.constexprs[path] = 1
+            return "constexpr"
+        if hint is not None:
+            self.attrs[path] = [["tt.divisibility", hint]]
+        self.passed += 1
+        return self._arguments[shape]["type"]
+
+
+def _leaves(shape: Any) -> list[str]:
+    return [shape] if isinstance(shape, str) else [leaf for element in shape for leaf in _leaves(element)]
 
 
 def _check_names(kernel: str, names: list[str], given: list[str], constants: list[str]) -> None:
@@ -212,25 +246,23 @@ def _check_wait(request: dict[str, Any], ptx: str) -> None:
         )
 
 
-def _scratch_pointers(compiled: Any, descriptors: list[dict[str, Any]], arguments: int) -> int:
-    """How many scratch pointers follow the kernel's own parameters; it must be able to run with null ones."""
-    metadata = compiled.metadata
-    for kind in ("global_scratch_size", "profile_scratch_size"):
-        if getattr(metadata, kind, 0):
-            raise Refused(
-                "CompileError",
-                f"the kernel needs {getattr(metadata, kind)} bytes of {kind[:-5].replace('_', ' ')} a block (tensor"
-                " descriptors made on the device do): that cannot be compiled ahead of time yet; use pointers, or"
-                " descriptors of the spec",
-            )
-    if getattr(metadata, "num_ctas", 1) != 1:
+def _scratch_pointers(request: dict[str, Any], compiled: Any, arguments: int) -> int:
+    """How many scratch pointers follow the kernel's own parameters: first its workspace's, others unused."""
+    metadata, descriptors = compiled.metadata, request["descriptors"]
+    if metadata.global_scratch_size and not request["workspace"]:
         raise Refused(
             "CompileError",
-            "num_ctas above 1 cannot be compiled ahead of time yet; clusters of programs can: cluster of the spec",
+            f"the kernel needs {metadata.global_scratch_size} bytes of global scratch a block (for descriptors made"
+            " on the device, say): compile it with --workspace, and give that memory as the function's last argument;"
+            " or use pointers, or descriptors of the spec",
+        )
+    if metadata.profile_scratch_size:
+        raise Refused(
+            "CompileError", "the kernel is instrumented for a profiler, which cannot be compiled ahead of time"
         )
     own: int = arguments + sum(1 + 2 * d["rank"] for d in descriptors)
     extra: int = parameter_count(compiled.asm["ptx"], descriptors) - own
-    if not 0 <= extra <= 2:
+    if not 0 <= extra <= 2 or (metadata.global_scratch_size and extra == 0):
         raise Refused(
             "CompileError",
             f"the compiled kernel takes {extra} parameters beyond its {own}; this Triton is not known",
@@ -251,7 +283,13 @@ def _resources(code: bytes) -> dict[str, int]:
     return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
 
 
-_TASKS = {"describe": describe, "operators": operators, "compile": compile_cubin}
+_TASKS = {
+    "collect": collect,
+    "describe": describe,
+    "settle": settle_wrappers,
+    "operators": operators,
+    "compile": compile_cubin,
+}
 
 
 def answer(line: str) -> dict[str, Any]:

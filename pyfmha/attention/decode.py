@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pyfmha.attention import forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Call, Forward
-from pyfmha.attention.tiles import Tile
+from pyfmha.attention.tiles import TUNED_ARCHS, Tile
 from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.arch import ARCHS
-from pyfmha.spec.kernel import DEPENDENT_CAPABILITY, Argument, Constant, KernelSpec, Tuning
+from pyfmha.spec.constants import Constant
+from pyfmha.spec.kernel import DEPENDENT_CAPABILITY, Argument, KernelSpec, Tuning
 
 HEAD_SIZES = (64, 128, 256)
 """Padded head sizes: a function serves every head size up to its own."""
@@ -170,7 +171,7 @@ class Decode:
 
 def _tunings(num_warps: int, num_stages: int, **constants: Constant) -> tuple[Tuning, ...]:
     """The same warps and stages, with constants for the architectures that have programmatic dependent launch."""
-    able = [name for name, arch in ARCHS.items() if arch.capability >= DEPENDENT_CAPABILITY]
+    able = [name for name in TUNED_ARCHS if ARCHS[name].capability >= DEPENDENT_CAPABILITY]
     return tuple(Tuning(name, tuple(constants.items()), num_warps, num_stages) for name in able)
 
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyfmha.attention.tiles import Tile, generic_tile, tile_for
+from pyfmha.attention.tiles import TUNED_ARCHS, Tile, generic_tile, tile_for
 from pyfmha.errors import KernelSourceError, SpecError
-from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 
 DTYPES = ("fp16", "bf16", "fp32")
@@ -75,7 +74,7 @@ class Attention:
 
     def specs(self) -> tuple[KernelSpec, KernelSpec]:
         """What to compile: the variant for pointers aligned to 16 bytes, and the generic one."""
-        tiles = {arch: tile_for(self.dtype, self.head_size, arch, self.causal, self.precision) for arch in ARCHS}
+        tiles = {arch: tile_for(self.dtype, self.head_size, arch, self.causal, self.precision) for arch in TUNED_ARCHS}
         first, *others = tiles.items()
         tunings = tuple(
             Tuning(arch, (("BLOCK_M", tile.block_m), ("BLOCK_N", tile.block_n)), tile.num_warps, tile.num_stages)

@@ -12,9 +12,8 @@ from pathlib import Path
 from pyfmha.attention import first
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.hopper import variants as hopper_variants
-from pyfmha.attention.tiles import Tile, forward_generic_tile, forward_precision, forward_tile
+from pyfmha.attention.tiles import TUNED_ARCHS, Tile, forward_generic_tile, forward_precision, forward_tile
 from pyfmha.errors import SpecError
-from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 
 HEAD_SIZES = (32, 64, 128, 256)
@@ -43,6 +42,11 @@ NULLABLE = (
     *("Out if q_len == 0", "Q if q_len == 0", "K if kv_len == 0", "V if kv_len == 0"),
 )
 """The pointers that may be 0: what was not asked for or not given, and tensors without elements."""
+
+_HEADS = "num_heads * (batch_size - ragged * (batch_size - 1))"
+GRID = f"cdiv(q_len, BLOCK_M) + ragged * (batch_size + 1), min({_HEADS}, 65535), cdiv({_HEADS}, 65535)"
+"""The launch grid. In a ragged batch each sequence, and the rows before the first and after the last, have tiles of
+their own. The heads that exceed the limit of the grid's y go to its z; the kernel skips those past the last."""
 
 Strides = tuple[int, int, int]
 
@@ -74,7 +78,7 @@ class Forward:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype {self.dtype!r} is not served: use one of {', '.join(DTYPES)}")
-        _check_range("head size", self.head_size, 1, HEAD_SIZES[-1])
+        check_range("head size", self.head_size, 1, HEAD_SIZES[-1])
 
     @property
     def padded(self) -> int:
@@ -99,7 +103,7 @@ class Forward:
         generic = self._spec(forward_generic_tile(self.dtype, self.padded), "any", hinted=False)
         return (
             *(hopper_variants(generic, self.padded) if hopper else ()),
-            self._tuned("never", list(ARCHS)),
+            self._tuned("never", list(TUNED_ARCHS)),
             *self._capped(),
             generic,
         )
@@ -107,8 +111,8 @@ class Forward:
     def _capped(self) -> tuple[KernelSpec, ...]:
         """The variant for soft caps, if there is one."""
         if self.dtype != "fp32":
-            return (self._tuned("always", list(ARCHS)),)
-        archs = [arch for arch in ARCHS if forward_precision("fp32", self.padded, arch) == "fp16x3"]
+            return (self._tuned("always", list(TUNED_ARCHS)),)
+        archs = [arch for arch in TUNED_ARCHS if forward_precision("fp32", self.padded, arch) == "fp16x3"]
         return (replace(self._tuned("always", archs), archs=tuple(archs)),) if archs else ()
 
     def _tuned(self, softcap: str, archs: list[str]) -> KernelSpec:
@@ -144,16 +148,13 @@ class Forward:
             ("PRECISION", precision),
             ("SEGMENTS", 128),
         )
-        heads = "num_heads * (batch_size - ragged * (batch_size - 1))"
         return KernelSpec(
             source=kernel_path(),
             kernel=KERNEL,
             name=self.name,
             arguments=self._arguments(hinted=hinted),
             constants=constants,
-            # In a ragged batch each sequence, and the rows before the first and after the last, have tiles of their
-            # own. The heads that exceed the limit of the grid's y go to its z; the kernel skips those past the last.
-            grid=f"cdiv(q_len, BLOCK_M) + ragged * (batch_size + 1), min({heads}, 65535), cdiv({heads}, 65535)",
+            grid=GRID,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             tunings=tunings,
@@ -232,10 +233,10 @@ class Call:
     def __post_init__(self) -> None:
         largest = 2**31 - 1
         for name, lowest in (("batch_size", 0), ("num_heads", 1), ("num_kv_heads", 1), ("q_len", 0), ("kv_len", 0)):
-            _check_range(name, getattr(self, name), lowest, largest)
-        _check_range("head_size", self.head_size, 1, HEAD_SIZES[-1])
+            check_range(name, getattr(self, name), lowest, largest)
+        check_range("head_size", self.head_size, 1, HEAD_SIZES[-1])
         for name in ("window_left", "window_right"):
-            _check_range(name, getattr(self, name), -1, largest)
+            check_range(name, getattr(self, name), -1, largest)
         if self.num_heads % self.num_kv_heads:
             raise SpecError(
                 f"{self.num_heads} query heads and {self.num_kv_heads} key heads: use a multiple of the key heads"
@@ -245,7 +246,7 @@ class Call:
             if len(value) != len(_AXES):
                 raise SpecError(f"{name} is {value!r}: give three, of batch, head and sequence, in elements")
             for stride in value:
-                _check_range(name, stride, -(2**63), 2**63 - 1)
+                check_range(name, stride, -(2**63), 2**63 - 1)
         for name, lowest_float in (("sm_scale", -_FLOAT_MAX), ("softcap", 0.0)):
             if not lowest_float <= getattr(self, name) <= _FLOAT_MAX:
                 raise SpecError(f"{name} is {getattr(self, name)}: use a finite float32 of at least {lowest_float}")
@@ -263,7 +264,12 @@ class Call:
 _FLOAT_MAX = 3.4028234663852886e38
 
 
-def _check_range(name: str, value: int, lowest: int, largest: int) -> None:
+def check_range(name: str, value: int, lowest: int, largest: int) -> None:
+    """Refuse what is no integer of a range.
+
+    Raises:
+        SpecError: it is none.
+    """
     if type(value) is not int or not lowest <= value <= largest:
         raise SpecError(f"{name} is {value!r}: use an integer from {lowest} to {largest}")
 

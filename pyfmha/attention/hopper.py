@@ -47,6 +47,7 @@ class Setting:
         rounds: how many times as many are launched. Tiles of ragged batches are of lengths that the launch does not
             know: a program that comes later evens out what the first ones got.
         two_heads: causal tiles in pairs of two heads, instead of one.
+        longest_first: causal tiles from the longest, the last of them one a program, instead of pairs.
         ping_pong: whether consumers take turns at the tensor cores.
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
         consumer_registers, producer_registers: what each then has; a lone consumer takes the rest.
@@ -65,6 +66,7 @@ class Setting:
     programs: int = 1
     rounds: int = 1
     two_heads: bool = False
+    longest_first: bool = False
     ping_pong: bool = True
     maxnreg: int = 168
     consumer_registers: int = 240
@@ -76,20 +78,27 @@ class Setting:
     capped: bool = False
 
 
+THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
+"""Of head size 64: 192 queries a tile."""
+
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
-# for a second program on the multiprocessor: each hides where the other starts and ends.
+# for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
+# at the tensor cores, and share what is loaded: the longer the sequences, the more that counts.
 SETTINGS: dict[int, tuple[Setting, ...]] = {
     64: (
         Setting(64, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len <= 384",), masks=(True,)),
         Setting(
             128, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len > 384", "q_len <= 512"), masks=(True,)
         ),
+        replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,)),
+        replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
         Setting(128, 1, programs=2, maxnreg=128),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
+        Setting(128, 2, v_stages=3, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
         Setting(128, 2, v_stages=3),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
@@ -97,6 +106,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     ),
     256: (
         Setting(64, 2, q_slots=1, masks=(False,)),
+        Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
@@ -116,7 +126,9 @@ SHARED_OF_SM = 227 * 1024
 _BUILT = {
     size: tuple(
         dict.fromkeys(
-            replace(s, v_stages=2, two_heads=False, requires=(), masks=(False, True)) for s in made if not s.general
+            replace(s, v_stages=2, two_heads=False, longest_first=False, requires=(), masks=(False, True))
+            for s in made
+            if not s.general
         )
     )
     for size, made in SETTINGS.items()
@@ -228,6 +240,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("V_STAGES", setting.v_stages),
         ("CAUSAL", causal),
         ("TWO_HEADS", causal and setting.two_heads),
+        ("LONGEST_FIRST", causal and setting.longest_first),
         ("GENERAL", setting.general),
         ("RAGGED", setting.ragged),
         ("CAPPED", setting.capped),
@@ -250,7 +263,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
-        grid=f"min({most}, {tiles})" if setting.programs else tiles,
+        grid=_grid(tiles, row_tiles, most, causal and setting.longest_first) if setting.programs else tiles,
         num_warps=4,
         num_stages=1,
         maxnreg=setting.maxnreg,
@@ -260,6 +273,13 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         descriptors=_descriptors(padded, setting.block_n, "1" if setting.ragged else "batch_size"),
         algorithm_name=base.algorithm_name,
     )
+
+
+def _grid(tiles: str, row_tiles: str, most: str, longest_first: bool) -> str:
+    """Where tiles come from the longest, one row of persistent programs, and more for each tile of the last section:
+    two for each of SECTION_ROUNDS of the kernel's, or as many as two heads need."""
+    programs = f"min({most}, {tiles})"
+    return f"{programs}, 1 + max(4, cdiv({row_tiles} * 2, {most}))" if longest_first else programs
 
 
 def _ragged_hint(name: str) -> int | None:

@@ -96,7 +96,8 @@ def attention_on_cpu(member: Attention, q: Array, k: Array, v: Array, sm_scale: 
     kinds = dict(spec.prototype)
     arguments = {name: Tensor(np.ascontiguousarray(array), kinds[name][1:]) for name, array in tensors.items()}
     if out.size:
-        run_in_subprocess(kernel_path(), KERNEL, (x, y, z), {**arguments, **scalars}, dict(spec.constants))
+        constants = {name: value for name, value in spec.constants if isinstance(value, int | float | str | None)}
+        run_in_subprocess(kernel_path(), KERNEL, (x, y, z), {**arguments, **scalars}, constants)
     return Result(out, row_sum, row_max)
 
 

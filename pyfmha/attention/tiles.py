@@ -93,6 +93,9 @@ _MMA_SYNC: _Table = {
     ("tf32", 256): Tile(16, 32, 4, 2),
 }
 
+TUNED_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+"""Those with tiles of their own. Variants are named by them, so that the list stays as it is; others are like one."""
+
 _TABLES = {"sm_90": _HOPPER, "sm_100": _BLACKWELL}
 
 # Where the production kernel, which holds strides and limits besides, needs other tiles.
@@ -105,9 +108,16 @@ _FORWARD: dict[str, _Table] = {
         ("fp16x3", 256): Tile(128, 32, 8, 2),
     },
 }
+# Where a block of a bias or of the mask is held besides.
+_BIASED: dict[str, _Table] = {"sm_90": {("half", 256): Tile(64, 32, 8, 2)}}
 # How the production kernel multiplies fp32: where wgmma has fp16 at twice the speed of tf32, and takes it from
 # registers or shared memory as it is, three products of fp16 halves are twice as fast as three of tf32 by mma.sync.
 _FORWARD_PRECISION = {("sm_90", head_size): "fp16x3" for head_size in (32, 64, 128, 256)}
+
+
+def _tuned_as(arch: str) -> str:
+    found = parse_arch(arch)
+    return found.like or found.name
 
 
 def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str = "tf32x3") -> Tile:
@@ -116,7 +126,7 @@ def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str
     Args:
         dtype: fp16, bf16 or fp32.
         head_size: 32, 64, 128 or 256.
-        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        arch: an architecture that is served.
         causal: reserved: so far the same tile was best for causal and full attention.
         precision: for fp32, tf32x3 or tf32.
 
@@ -126,7 +136,7 @@ def tile_for(dtype: str, head_size: int, arch: str, causal: bool, precision: str
     del causal
     if dtype not in ("fp16", "bf16", "fp32"):
         raise SpecError(f"no tile for dtype {dtype!r}: use fp16, bf16 or fp32")
-    table = _TABLES.get(parse_arch(arch).name, _MMA_SYNC)
+    table = _TABLES.get(_tuned_as(arch), _MMA_SYNC)
     key = (precision if dtype == "fp32" else "half", head_size)
     if key not in table:
         raise SpecError(
@@ -150,9 +160,9 @@ def forward_precision(dtype: str, head_size: int, arch: str) -> str:
     Args:
         dtype: fp16, bf16 or fp32.
         head_size: 32, 64, 128 or 256.
-        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        arch: an architecture that is served.
     """
-    return _FORWARD_PRECISION.get((parse_arch(arch).name, head_size), "tf32x3") if dtype == "fp32" else "tf32x3"
+    return _FORWARD_PRECISION.get((_tuned_as(arch), head_size), "tf32x3") if dtype == "fp32" else "tf32x3"
 
 
 def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
@@ -165,14 +175,14 @@ def forward_tile(dtype: str, head_size: int, arch: str) -> Tile:
     Args:
         dtype: fp16, bf16 or fp32.
         head_size: padded: 32, 64, 128 or 256.
-        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        arch: an architecture that is served.
 
     Raises:
         SpecError: there is no tile for that combination.
     """
     key = (forward_precision(dtype, head_size, arch) if dtype == "fp32" else "half", head_size)
     usual = tile_for(dtype, head_size, arch, causal=True)
-    return _FORWARD.get(parse_arch(arch).name, {}).get(key, usual)
+    return _FORWARD.get(_tuned_as(arch), {}).get(key, usual)
 
 
 def forward_generic_tile(dtype: str, head_size: int) -> Tile:
@@ -182,3 +192,26 @@ def forward_generic_tile(dtype: str, head_size: int) -> Tile:
     time of four. fp32 at 256 spills with any, 864 bytes a thread on sm_90.
     """
     return Tile(32, 32, 8, 1) if dtype != "fp32" and head_size < 128 else Tile(16, 16, 8, 1)
+
+
+def biased_tile(dtype: str, head_size: int, arch: str, *, known: bool = True) -> Tile:
+    """The tile of the kernel with biases and masks (kernels/fmha_biased.py), chosen by registers, spills and shared
+    memory of the compiled code; fp32 is three products of tf32 on every architecture.
+
+    Args:
+        dtype: fp16, bf16 or fp32.
+        head_size: padded: 32, 64, 128 or 256.
+        arch: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        known: whether the variant knows what it is given. One that does not reads bias and mask element by element,
+            through many registers: fewer keys at a time and eight warps keep it from spilling.
+
+    Raises:
+        SpecError: there is no tile for that combination.
+    """
+    key = ("tf32x3" if dtype == "fp32" else "half", head_size)
+    usual = tile_for(dtype, head_size, arch, causal=True)
+    tile = _BIASED.get(parse_arch(arch).name, {}).get(key, usual)
+    if known:
+        return tile
+    warps = tile.num_warps if (dtype, head_size) == ("fp32", 32) else 8
+    return Tile(min(tile.block_m, 64), min(tile.block_n, 32), warps, tile.num_stages)

@@ -5,10 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyfmha.attention.first import DTYPES
+from pyfmha.attention.forward import Strides, strides
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import ELEMENT_SIZES
 
 MOST_HEAD_SIZE = 256
+
+LAYOUTS = ("bhsd", "bshd")
+"""How tensors lie in memory: [batch, heads, sequence, head size], or [batch, sequence, heads, head size]."""
 
 BOUND_BY_MEMORY = 100
 """Queries that share a key below which memory bounds a cell: each makes one operation of a byte of K and V in 16 bits,
@@ -17,7 +21,7 @@ of which a GPU of today can do a few hundred while it reads one."""
 
 @dataclass(frozen=True)
 class Cell:
-    """One attention problem. Tensors are contiguous, [batch, heads, sequence, head size].
+    """One attention problem. Tensors are contiguous, in one of :data:`LAYOUTS`.
 
     Attributes:
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
@@ -26,6 +30,7 @@ class Cell:
         seq, kv_seq: queries, and keys, of a sequence.
         head_size: 1 to 256.
         causal: query i sees the keys 0 to i.
+        layout: of all tensors.
 
     Raises:
         SpecError: on creation, saying which part is wrong.
@@ -39,10 +44,13 @@ class Cell:
     kv_seq: int
     head_size: int
     causal: bool
+    layout: str = LAYOUTS[0]
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype {self.dtype!r} is not served: use one of {', '.join(DTYPES)}")
+        if self.layout not in LAYOUTS:
+            raise SpecError(f"layout {self.layout!r} is not timed: use one of {', '.join(LAYOUTS)}")
         for name in ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_size"):
             value = getattr(self, name)
             most = MOST_HEAD_SIZE if name == "head_size" else 2**31 - 1
@@ -53,11 +61,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """One word for people and for comparisons: ``fp16_b4_h32_s2048_d64_causal``."""
+        """One word for people and for comparisons: ``fp16_b4_h32_s2048_d64_causal``, ``..._bshd`` in that layout."""
         heads = f"h{self.heads}" if self.heads == self.kv_heads else f"h{self.heads}kv{self.kv_heads}"
         seq = f"s{self.seq}" if self.seq == self.kv_seq else f"q{self.seq}kv{self.kv_seq}"
         mask = "causal" if self.causal else "full"
-        return f"{self.dtype}_b{self.batch}_{heads}_{seq}_d{self.head_size}_{mask}"
+        layout = "" if self.layout == LAYOUTS[0] else f"_{self.layout}"
+        return f"{self.dtype}_b{self.batch}_{heads}_{seq}_d{self.head_size}_{mask}{layout}"
 
     @property
     def sm_scale(self) -> float:
@@ -69,6 +78,10 @@ class Cell:
         if tensor in ("Q", "Out"):
             return self.batch, self.heads, self.seq, self.head_size
         return self.batch, self.kv_heads, self.kv_seq, self.head_size
+
+    def strides(self, tensor: str) -> Strides:
+        """(batch, head, sequence) of a tensor, in elements; the head size has 1."""
+        return strides(self.layout, *self.shape(tensor))
 
     @property
     def pairs(self) -> int:
@@ -131,11 +144,20 @@ def _quick() -> list[Cell]:
     return [*few, Cell("fp16", 16, 32, 8, 1, 4096, 128, False)]
 
 
-PRESETS = ("quick", "prefill", "decode")
+def _flash3() -> list[Cell]:
+    few = [(8, 32, 32, 512), (4, 32, 32, 2048), (1, 32, 32, 16384)]
+    sizes = [(*size, 64) for size in few]
+    sizes += [(*size, 128) for size in (*few[:2], (2, 32, 32, 8192), few[2], (4, 32, 8, 2048))]
+    sizes += [(4, 16, 16, 512, 256), (4, 16, 16, 4096, 256), (1, 16, 16, 16384, 256)]
+    return [Cell("bf16", b, h, hk, s, s, d, causal) for causal in (False, True) for b, h, hk, s, d in sizes]
+
+
+PRESETS = ("quick", "prefill", "decode", "flash3")
 
 
 def preset(name: str) -> list[Cell]:
-    """The cells of a preset: ``quick``, 13 of fp16; ``prefill``, the table of the aim on Hopper; ``decode``, one query.
+    """The cells of a preset: ``quick``, 13 of fp16; ``prefill``, the table of the aim on Hopper; ``decode``, one
+    query; ``flash3``, bf16 beside FlashAttention-3, head sizes 64 to 256.
 
     Raises:
         SpecError: there is no such preset.
@@ -144,4 +166,6 @@ def preset(name: str) -> list[Cell]:
         return _quick()
     if name in ("prefill", "decode"):
         return (_prefill if name == "prefill" else _decode)(("fp16", "bf16"))
+    if name == "flash3":
+        return _flash3()
     raise SpecError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")

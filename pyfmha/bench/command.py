@@ -46,6 +46,7 @@ class Request:
         png: the picture; None for none.
         old: an earlier JSON to compare with; None for none.
         library: whose kernels are ours; None for the one of :func:`pyfmha.trt.creator.find_library`.
+        device: number of the GPU.
     """
 
     cells: Sequence[Cell]
@@ -55,6 +56,7 @@ class Request:
     png: Path | None = None
     old: Path | None = None
     library: Path | None = None
+    device: int = 0
 
 
 def run_bench(console: Console, errors: Console, request: Request) -> bool:
@@ -73,7 +75,7 @@ def run_bench(console: Console, errors: Console, request: Request) -> bool:
     """
     old = None if request.old is None else read_results(request.old)
     with ExitStack() as stack:
-        device = Device()
+        device = Device(request.device)
         stack.callback(device.close)
         library = find_library(request.library)
         _check_code(library, device)
@@ -105,7 +107,7 @@ def all_contenders(library: Library, clock: Clock, device: Device, *, generic: b
     """Everything that computes attention here, or would if it were installed."""
     stream = clock.stream
     ours = our_contenders(library, stream, generic=generic)
-    return [*ours, *torch_contenders(stream, device.arch), TensorrtLayer()]
+    return [*ours, *torch_contenders(stream, device.arch), TensorrtLayer(device.ordinal)]
 
 
 def chosen(contenders: Sequence[Contender], wanted: Sequence[str]) -> list[Contender]:

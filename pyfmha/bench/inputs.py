@@ -29,6 +29,24 @@ def pool(dtype: str, seed: int, size: int = POOL) -> Any:
     return to_storage(np.random.default_rng(seed).standard_normal(size, np.float32), dtype)
 
 
+def head_of(array: DeviceArray, cell: Cell, tensor: str, batch: int, head: int, shift: int) -> Any:
+    """One head of one sequence of a tensor, [seq, head size], in its storage type.
+
+    Args:
+        array: holds the tensor.
+        cell: whose.
+        tensor: which, as :meth:`~pyfmha.bench.cells.Cell.shape` has it.
+        batch, head: which sequence, and which head of it.
+        shift: elements before the tensor.
+    """
+    _, _, seq, size = cell.shape(tensor)
+    batch_stride, head_stride, row_stride = cell.strides(tensor)
+    first = batch * batch_stride + head * head_stride + shift
+    span = (seq - 1) * row_stride + size
+    stored = array.read(first * ELEMENT_SIZES[cell.dtype], (span,), STORAGE[cell.dtype])
+    return np.lib.stride_tricks.as_strided(stored, (seq, size), (row_stride * stored.itemsize, stored.itemsize))
+
+
 class DeviceInputs:
     """Sets of Q, K and V; see :class:`pyfmha.bench.protocol.Inputs`.
 
@@ -63,16 +81,14 @@ class DeviceInputs:
 
     def rows(self, index: int, tensor: str, batch: int, head: int, rows: Any, shift: int = 0) -> Floats:
         """See :meth:`pyfmha.bench.protocol.Inputs.rows`."""
-        _, heads, seq, size = self.cell.shape(tensor)
-        first = (batch * heads + head) * seq * size + shift
-        stored = self.arrays[index][tensor].read(
-            first * ELEMENT_SIZES[self.cell.dtype], (seq, size), STORAGE[self.cell.dtype]
-        )
+        stored = head_of(self.arrays[index][tensor], self.cell, tensor, batch, head, shift)
         return to_float(stored[rows], self.cell.dtype)
 
     def host(self, index: int, tensor: str) -> Any:
-        """A copy of a tensor, [batch, heads, seq, head size], in its storage type."""
-        return self.arrays[index][tensor].read(0, self.cell.shape(tensor), STORAGE[self.cell.dtype])
+        """A copy of a tensor, in its storage type and the layout of the cell."""
+        batch, heads, seq, size = self.cell.shape(tensor)
+        shape = (batch, heads, seq, size) if self.cell.layout == "bhsd" else (batch, seq, heads, size)
+        return self.arrays[index][tensor].read(0, shape, STORAGE[self.cell.dtype])
 
     def close(self) -> None:
         """Free them; harmless when repeated."""

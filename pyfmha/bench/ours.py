@@ -6,10 +6,10 @@ from typing import Any
 
 from pyfmha.attention.decode import Decode, decoding_for
 from pyfmha.attention.first import HEAD_SIZES, Attention
-from pyfmha.attention.forward import Call, Forward, strides
+from pyfmha.attention.forward import Call, Forward
 from pyfmha.attention.run import to_float
 from pyfmha.bench.cells import Cell
-from pyfmha.bench.inputs import SLACK, DeviceInputs
+from pyfmha.bench.inputs import SLACK, DeviceInputs, head_of
 from pyfmha.bench.protocol import Contender, Floats, MissingError
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError
@@ -26,7 +26,7 @@ Step = tuple[Function, list[Arguments], int]
 
 def call_of(cell: Cell) -> Call:
     """The launch of the production kernel."""
-    q, kv = (strides("bhsd", *cell.shape(name)) for name in "QK")
+    q, kv = (cell.strides(name) for name in "QK")
     return Call(
         cell.batch, cell.heads, cell.kv_heads, cell.seq, cell.kv_seq, cell.head_size, cell.sm_scale,
         q_strides=q, k_strides=kv, v_strides=kv, out_strides=q, window_right=0 if cell.causal else -1,
@@ -85,9 +85,7 @@ class PreparedOurs:
 
     def rows(self, batch: int, head: int, rows: list[int]) -> Floats:
         """See the protocol."""
-        _, heads, seq, size = self._cell.shape("Out")
-        first = (batch * heads + head) * seq * size + self.shift
-        stored = self._out.read(first * ELEMENT_SIZES[self._cell.dtype], (seq, size), STORAGE[self._cell.dtype])
+        stored = head_of(self._out, self._cell, "Out", batch, head, self.shift)
         return to_float(stored[rows], self._cell.dtype)
 
     def capture(self) -> Callable[[], object]:
@@ -172,6 +170,8 @@ def first_kernel_serves(cell: Cell) -> Attention:
     Raises:
         MissingError: none does.
     """
+    if cell.layout != "bhsd":
+        raise MissingError("the first kernel serves [batch, heads, sequence, head size] alone")
     if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq or cell.head_size not in HEAD_SIZES:
         sizes = ", ".join(map(str, HEAD_SIZES))
         raise MissingError(f"the first kernel serves as many key heads as heads, keys as queries, head sizes {sizes}")

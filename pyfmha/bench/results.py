@@ -14,7 +14,7 @@ from pyfmha.errors import BenchError, SpecError
 SCHEMA = 1
 """Version of the JSON. Another is refused: its numbers may mean something else."""
 
-BASELINES = ("cudnn", "efficient")
+BASELINES = ("flash3", "cudnn", "efficient")
 """Whose time the ratios have on top: the first of these rows that ran."""
 
 

@@ -57,18 +57,27 @@ class PreparedEngine:
 
 
 class TensorrtLayer:
-    """TensorRT 10.14 and newer have a layer for attention."""
+    """TensorRT 10.14 and newer have a layer for attention.
+
+    Args:
+        device: number of the GPU.
+    """
 
     key, title, strictness = "tensorrt", "TensorRT's own layer", 10.0
+
+    def __init__(self, device: int = 0) -> None:
+        self._device = device
 
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedEngine:
         """See the protocol."""
         if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq:
             raise MissingError("not asked: the engine here has as many key heads as heads, and keys as queries")
+        if cell.layout != "bhsd":
+            raise MissingError("not asked: the engine here has [batch, heads, sequence, head size]")
         config = EngineConfig(
             cell.heads, cell.head_size, cell.batch, cell.seq, cell.dtype, causal=cell.causal, layer="tensorrt"
         )
-        session = Session(build_engine(config).plan)
+        session = Session(build_engine(config, device=self._device).plan, device=self._device)
         try:
             return PreparedEngine(cell, session, {name: inputs.host(0, name) for name in "QKV"})
         except BaseException:

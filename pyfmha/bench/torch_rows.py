@@ -4,6 +4,7 @@ Torch sees the very inputs that ours read, and launches on the same stream. Noth
 """
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,13 +57,15 @@ class _DeviceMemory:
 
 
 def tensors_of(torch: Any, inputs: DeviceInputs) -> list[list[Any]]:
-    """Q, K and V of each set, as torch's tensors on the same memory."""
+    """Q, K and V of each set, [batch, heads, sequence, head size], as torch's tensors on the same memory."""
     cell = inputs.cell
 
     def tensor(index: int, name: str) -> Any:
-        memory = _DeviceMemory(inputs.pointer(index, name), cell.shape(name), cell.dtype)
-        found = torch.as_tensor(memory, device="cuda")
-        return found.view(torch.bfloat16) if cell.dtype == "bf16" else found
+        batch, heads, seq, size = cell.shape(name)
+        shape = (batch, heads, seq, size) if cell.layout == "bhsd" else (batch, seq, heads, size)
+        found = torch.as_tensor(_DeviceMemory(inputs.pointer(index, name), shape, cell.dtype), device="cuda")
+        found = found.view(torch.bfloat16) if cell.dtype == "bf16" else found
+        return found if cell.layout == "bhsd" else found.transpose(1, 2)
 
     return [[tensor(index, name) for name in "QKV"] for index in range(inputs.count)]
 
@@ -174,6 +177,52 @@ def _explained() -> Iterator[None]:
             raise MissingError(why[0] if why else (str(error).splitlines() or ["torch failed"])[0]) from error
 
 
+class Flash3:
+    """FlashAttention-3: the package ``fa3-fwd`` (bf16), or the project's own ``flash_attn_interface``."""
+
+    key, title, strictness = "flash3", "FlashAttention-3", 10.0
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
+        """See the protocol."""
+        torch = find_torch()
+        if cell.dtype == "fp32":
+            raise MissingError("FlashAttention-3 has no fp32")
+        if (
+            cell.causal and cell.seq != cell.kv_seq
+        ):  # its mask is aligned with the last query and key, ours with the first
+            raise MissingError("its causal mask is another where there are more or fewer keys than queries")
+        attention = _flash3()
+        # It takes [batch, sequence, heads, head size], by any strides.
+        tensors = [[tensor.transpose(1, 2) for tensor in one] for one in tensors_of(torch, inputs)]
+
+        def call(index: int) -> Any:
+            out = attention(*tensors[index], softmax_scale=cell.sm_scale, causal=cell.causal)
+            return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+        prepared = PreparedTorch(torch, self._stream, call, inputs.count, _nothing)
+        try:
+            with prepared.active():
+                prepared.launch(0)
+        except RuntimeError as error:
+            raise MissingError(str(error).splitlines()[0]) from error
+        return prepared
+
+
+def _flash3() -> Any:
+    """The function; raises MissingError where no package has it."""
+    for name in ("fa3_fwd_interface", "flash_attn_interface"):
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            return importlib.import_module(name).flash_attn_func
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            raise MissingError(f"{name} cannot be used: {(str(error).splitlines() or [''])[0]}") from error
+    raise MissingError("FlashAttention-3 is not installed: pip install fa3-fwd einops")
+
+
 class Jit:
     """The first kernel, compiled and launched by Triton at run time."""
 
@@ -225,7 +274,7 @@ def _load_kernel() -> Any:
 
 def torch_contenders(stream: Stream, arch: str) -> list[Contender]:
     """Every row that needs torch."""
-    return [*(Sdpa(key, stream) for key in BACKENDS), Jit(stream, arch)]
+    return [*(Sdpa(key, stream) for key in BACKENDS), Flash3(stream), Jit(stream, arch)]
 
 
 def matmul_tflops(clock: Clock, dtype: str) -> float:

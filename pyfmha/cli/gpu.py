@@ -1,5 +1,6 @@
 """The commands that measure and check on a GPU: ``verify`` and ``bench``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ LibraryPath = Annotated[
     Path | None,
     typer.Option("--library", help="The .so. Default: $PYFMHA_LIBRARY, else aot_out/libpyfmha.so."),
 ]
+
+DeviceNumber = Annotated[int, typer.Option("--device", min=0, help="Number of the GPU, as the CUDA driver counts.")]
 
 
 @reported()
@@ -32,6 +35,15 @@ def verify_command(
             help="So many random problems for each production function besides: sizes, masks, lengths, strides.",
         ),
     ] = 0,
+    functions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--functions",
+            help="Files of score and mask functions, which are executed, or names of some that come with pyfmha. One"
+            " or several. Needs Triton, whose interpreter evaluates them in float64.",
+        ),
+    ] = None,
+    device: DeviceNumber = 0,
 ) -> None:
     """Check every variant of the library on this GPU against float64, then TensorRT engines with the plugin.
 
@@ -44,7 +56,9 @@ def verify_command(
     """
     from pyfmha.verify.command import run_verify
 
-    if not run_verify(console, errors, dtype or DTYPES, head_size, only, library, random):
+    if not run_verify(
+        console, errors, dtype or DTYPES, head_size, only, library, random, functions or (), device=device
+    ):
         raise typer.Exit(1)
 
 
@@ -59,7 +73,8 @@ def bench_command(
         typer.Option(
             "--preset",
             help="quick: 13 sizes of fp16, about half a minute. prefill: fp16 and bf16, head sizes 64 and 128, 512 to"
-            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. Default, without sizes: quick.",
+            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. flash3: bf16, head sizes"
+            " 64, 128 and 256, 512 to 16384 keys. Default, without sizes: quick.",
         ),
     ] = None,
     dtype: Annotated[list[str] | None, _several(f"{', '.join(DTYPES)}", "fp16")] = None,
@@ -70,11 +85,14 @@ def bench_command(
     kv_seq: Annotated[list[int] | None, _several("Keys of a sequence", "as seq")] = None,
     head_size: Annotated[list[int] | None, _several("1 to 256", "64")] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Which mask. Default: both.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="How tensors lie in memory: bhsd, [batch, heads, sequence, head size], or bshd.")
+    ] = "bhsd",
     row: Annotated[
         list[str] | None,
         typer.Option(
             help="Which rows, by the beginning of their names: ours, ours-decode, ours-first, cudnn, flash, efficient,"
-            " math, jit, tensorrt. Default: all."
+            " math, flash3, jit, tensorrt. Default: all."
         ),
     ] = None,
     generic: Annotated[
@@ -89,8 +107,9 @@ def bench_command(
         ),
     ] = None,
     library: LibraryPath = None,
+    device: DeviceNumber = 0,
 ) -> None:
-    """Time attention side by side on this GPU: ours by variant, cuDNN, FlashAttention-2, Triton's JIT, TensorRT.
+    """Time attention side by side on this GPU: ours by variant, cuDNN, FlashAttention-2 and 3, Triton's JIT, TensorRT.
 
     Needs a GPU and the library that pyfmha build makes. Software that is missing is a row that says so; PyTorch brings
     most rows: pip install torch.
@@ -98,7 +117,8 @@ def bench_command(
     GPU us is the median time of single launches, each after a write to more memory than the L2 cache holds, on random
     data in three sets, all contenders in turns; each output is compared with float64 before and after. +- is the
     farthest that the median of a round lay from it. host us is what a call costs on the CPU, graph us the same launch
-    in a CUDA graph, ratio cuDNN's time over the row's (memory-efficient's, where cuDNN does not serve).
+    in a CUDA graph, ratio FlashAttention-3's time over the row's (cuDNN's where that is not there, memory-efficient's
+    where cuDNN does not serve).
 
     Examples:
 
@@ -125,6 +145,7 @@ def bench_command(
             dtype or ["fp16"], batch or [4], heads or [32], kv_heads or [], seq or [2048], kv_seq or [],
             head_size or [64], masks,
         )  # fmt: skip
+    cells = [replace(cell, layout=layout) for cell in cells]
     picture = png or out.with_suffix(".png")
-    if not run_bench(console, errors, Request(cells, row or (), generic, out, picture, compare, library)):
+    if not run_bench(console, errors, Request(cells, row or (), generic, out, picture, compare, library, device)):
         raise typer.Exit(1)

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 import pyfmha
-from pyfmha.aot import BuildResult, Compiler, build, compile_kernel, link, make_spec
+from pyfmha.aot import BuildResult, Compiler, build, compile_configs, compile_kernel, link, make_specs
 from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
+from pyfmha.cli.functions import FunctionFiles, specs_of_files
 from pyfmha.cli.gpu import bench_command, verify_command
+from pyfmha.cli.onnx import onnx_command, onnx_engine_command
+from pyfmha.cli.plugin_check import plugin_check_command
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
@@ -21,7 +24,6 @@ from pyfmha.runtime.device import find_gpu
 from pyfmha.runtime.library import describe
 from pyfmha.spec.arch import ARCHS, Arch, arch_for, parse_archs
 from pyfmha.spec.kernel import KernelSpec
-from pyfmha.verify.plugins import MODULES, check_plugins
 
 app = typer.Typer(
     name="pyfmha",
@@ -101,14 +103,20 @@ Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Compiler 
 @reported()
 def compile_command(
     path: Annotated[Path, typer.Argument(help="Python file with the kernel. It is executed.", show_default=False)],
-    kernel_name: Annotated[str, typer.Option("-n", "--kernel-name", help="The @triton.jit function.")],
+    kernel_name: Annotated[
+        str,
+        typer.Option(
+            "-n", "--kernel-name", help="The @triton.jit function; it may stand under autotune or heuristics."
+        ),
+    ],
     signature: Annotated[
         str,
         typer.Option(
             "-s",
             "--signature",
             help="Types, hints and constants, in the kernel's order: '*fp16:16, i32, fp32, 128'. :16 promises a"
-            " multiple of 16, :1 the value 1.",
+            " multiple of 16, :1 the value 1. Then by name: 'BLOCK=128, ACTIVATION=gelu, DTYPE=fp16'; tuples in"
+            " parentheses; _ for what a configuration, a heuristic or a default gives.",
         ),
     ],
     grid: Annotated[
@@ -131,8 +139,25 @@ def compile_command(
     out_name: Annotated[
         str | None, typer.Option("-on", "--out-name", help="The C function's name. Default: the kernel's.")
     ] = None,
-    num_warps: Annotated[int, typer.Option("-w", "--num-warps", help="Warps a block.")] = 1,
-    num_stages: Annotated[int, typer.Option("-ns", "--num-stages", help="Software-pipelining depth.")] = 3,
+    num_warps: Annotated[
+        int | None, typer.Option("-w", "--num-warps", help="Warps a block. Default: the configuration's, else 1.")
+    ] = None,
+    num_stages: Annotated[
+        int | None,
+        typer.Option("-ns", "--num-stages", help="Software-pipelining depth. Default: the configuration's, else 3."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            help="Which configuration of its @triton.autotune, from 0 on, gives constants, warps and stages; all: each,"
+            " as an algorithm of its own.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        bool,
+        typer.Option("--workspace", help="The function's last argument is memory for the kernel's global scratch."),
+    ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option("-t", "--target", help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's."),
@@ -163,16 +188,50 @@ def compile_command(
     -g "(seq_len + 127) / 128, batch_size * num_heads, 1"
     """
     archs = _archs(target)
+    configs = _configs(config)
     with Compiler() as compiler, progress_bar(errors, "compiling") as progress:
-        spec = make_spec(
-            compiler, path, kernel_name, signature, grid, name=out_name, num_warps=num_warps, num_stages=num_stages,
-            maxnreg=maxnreg, debug=debug, enable_fp_fusion=fp_fusion, nullable=nullable or (),
-        )  # fmt: skip
+        specs = make_specs(
+            compiler,
+            path,
+            kernel_name,
+            signature,
+            grid,
+            name=out_name,
+            configs=configs,
+            archs=archs,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            maxnreg=maxnreg,
+            workspace=workspace,
+            default_warps=1,
+            debug=debug,
+            enable_fp_fusion=fp_fusion,
+            nullable=nullable or (),
+            note=_note,
+        )
         folder = not out_path or out_path.endswith("/")
-        output = Path(out_path or "", spec.name) if folder else Path(out_path or "")
-        headers = compile_kernel(compiler, spec, archs, output, generic=generic, progress=progress)
+        output = Path(out_path or "", specs[0].name) if folder else Path(out_path or "")
+        if configs is None:
+            headers = compile_configs(compiler, specs, archs, output, generic=generic, progress=progress, note=_note)
+        else:
+            headers = compile_kernel(compiler, specs[0], archs, output, generic=generic, progress=progress)
     for header in headers:
         console.print(str(header), markup=False, soft_wrap=True)
+
+
+def _configs(text: str | None) -> list[int | None] | None:
+    """The configurations asked for: none, one, or, as None, all."""
+    if text is None:
+        return [None]
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise SpecError(f"--config is {text!r}; give a number, from 0 on, or all")
+    return [int(text)]
+
+
+def _note(text: str) -> None:
+    errors.print(f"note: {text}", markup=False)
 
 
 @app.command("link")
@@ -204,6 +263,7 @@ def build_command(
         list[str] | None,
         typer.Option("--kernels", help=f"{_FAMILIES}. One or several. Default: {', '.join(DEFAULT)}."),
     ] = None,
+    functions: FunctionFiles = None,
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the library there holds beside this.")] = False,
@@ -232,6 +292,8 @@ def build_command(
     if not operators or kernels or dtype or head_size:
         specs += library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
         described.append(OPERATOR)
+    if functions:
+        specs += specs_of_files(functions, dtype or DTYPES, head_size or HEAD_SIZES)
     with progress_bar(errors, "compiling") as progress:
         result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh, operators=described)
     for line in _told(result):
@@ -279,29 +341,6 @@ def inspect_command(
     console.print(audit(manifest))
 
 
-@app.command("plugin-check")
-@reported()
-def plugin_check_command(
-    path: Annotated[Path, typer.Argument(help="The library (.so).")] = Path("aot_out/libpyfmha.so"),
-    tensorrt: Annotated[
-        str | None,
-        typer.Option(
-            "--tensorrt", help=f"Module to load it with. Default: the first there is of {', '.join(MODULES)}."
-        ),
-    ] = None,
-) -> None:
-    """Load a library's own plugins as TensorRT does, and ask all that needs no engine. Needs neither GPU nor Triton;
-    without TensorRT it goes through the plugins' tables. Exit code 1: an answer is wrong.
-    """
-    wrong = 0
-    for finding in check_plugins(path, tensorrt):
-        console.print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}", markup=False, soft_wrap=True)
-        wrong += not finding.good
-    if wrong:
-        console.print(f"{wrong} wrong", markup=False)
-        raise typer.Exit(1)
-
-
 @app.command("demo", cls=Spread)
 @reported()
 def demo_command(
@@ -326,6 +365,9 @@ def demo_command(
         raise typer.Exit(1)
 
 
+app.command("plugin-check")(plugin_check_command)
+app.command("onnx", cls=Spread)(onnx_command)
+app.command("onnx-engine", cls=Spread)(onnx_engine_command)
 app.command("verify", cls=Spread)(verify_command)
 app.command("bench", cls=Spread)(bench_command)
 

@@ -80,8 +80,21 @@ def _check_dtype(dtype: str) -> None:
         raise InterpreterError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
 
 
-Argument = Tensor | Null | Array | int | float
-Constant = int | float | bool | str | None
+@dataclass(frozen=True)
+class FunctionOf:
+    """A compile-time parameter that is a ``@triton.jit`` function.
+
+    Attributes:
+        path: the Python file that holds it.
+        attribute: where it is there: ``"alibi"``, or ``"alibi.score"`` for an attribute of an object.
+    """
+
+    path: str
+    attribute: str
+
+
+Argument = Tensor | Null | Array | int | float | tuple["Tensor | Null | Array | int | float", ...]
+Constant = int | float | bool | str | None | FunctionOf
 
 
 def run_interpreted(
@@ -98,7 +111,7 @@ def run_interpreted(
         kernel_name: the function in it, decorated with ``triton.jit``.
         grid: one to three numbers of programs.
         args: by parameter name. A numpy array stands for a :class:`Tensor` of its own dtype; ints are i32, or i64
-            where they need it, and floats fp32, as in a compiled kernel.
+            where they need it, and floats fp32, as in a compiled kernel. A tuple is one of such.
         constexprs: the compile-time parameters by name.
 
     Raises:
@@ -110,7 +123,8 @@ def run_interpreted(
     if not isinstance(kernel, interpreter.InterpretedFunction):
         raise InterpreterError(_WRONG_MODE)
     given: dict[str, Any] = {name: _convert(name, value, interpreter) for name, value in args.items()}
-    given.update(constexprs or {})
+    for name, constant in (constexprs or {}).items():
+        given[name] = _load_function(constant) if isinstance(constant, FunctionOf) else constant
     expected = list(kernel.arg_names)
     if unknown := [name for name in given if name not in expected]:
         raise InterpreterError(f"{kernel_name} has no parameter {', '.join(unknown)}: it takes {', '.join(expected)}")
@@ -156,6 +170,14 @@ def _load_kernel(path: Path, kernel_name: str) -> Any:
     if not hasattr(module, kernel_name):
         raise KernelSourceError(f"{path} has no kernel {kernel_name!r}")
     return getattr(module, kernel_name)
+
+
+def _load_function(function: FunctionOf) -> Any:
+    first, *rest = function.attribute.split(".")
+    found = _load_kernel(Path(function.path), first)
+    for name in rest:
+        found = getattr(found, name)
+    return found
 
 
 # By path: what the file and those beside it that it imports were like, and the module. One is made only where they
@@ -226,6 +248,8 @@ def as_tensor(array: Array) -> Tensor:
 
 
 def _convert(name: str, value: Argument, interpreter: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_convert(f"{name}[{i}]", one, interpreter) for i, one in enumerate(value))
     if isinstance(value, np.ndarray):
         value = as_tensor(value)
     if isinstance(value, Tensor):

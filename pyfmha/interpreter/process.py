@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyfmha.errors import InterpreterError, KernelSourceError, OutputError, PyfmhaError
-from pyfmha.interpreter.kernel import Argument, Array, Constant, Null, Tensor, as_tensor, run_interpreted
+from pyfmha.interpreter.kernel import Argument, Array, Constant, FunctionOf, Null, Tensor, as_tensor, run_interpreted
 
 
 def run_in_subprocess(
@@ -38,19 +38,14 @@ def run_in_subprocess(
     arrays: dict[str, Array] = {}
     described: dict[str, Any] = {}
     for name, value in args.items():
-        if isinstance(value, np.ndarray):
-            value = as_tensor(value)
-        if isinstance(value, Tensor):
-            # The same array under two names must stay one array over there.
-            key = next((k for k, array in arrays.items() if array is value.array), f"array{len(arrays)}")
-            arrays[key] = value.array
-            described[name] = {"array": key, "dtype": value.dtype, "offset": value.offset}
-        elif isinstance(value, Null):
-            described[name] = {"array": None, "dtype": value.dtype}
+        if isinstance(value, tuple):
+            described[name] = {"tuple": [_described(f"{name}[{i}]", one, arrays) for i, one in enumerate(value)]}
         else:
-            described[name] = _plain(value, int | float, f"argument {name}", "an array, a Tensor or a number")
+            described[name] = _described(name, value, arrays)
     constants = {
-        name: _plain(value, int | float | str | None, f"constant {name}", "a number, a text or None")
+        name: {"path": os.path.abspath(value.path), "attribute": value.attribute}
+        if isinstance(value, FunctionOf)
+        else _plain(value, int | float | str | None, f"constant {name}", "a number, a text or None")
         for name, value in (constexprs or {}).items()
     }
     try:
@@ -72,6 +67,20 @@ def run_in_subprocess(
         raise
     except OSError as error:
         raise OutputError(_NO_FOLDER.format(error)) from error
+
+
+def _described(name: str, value: Argument, arrays: dict[str, Array]) -> Any:
+    """An argument as JSON holds it; its array is added to those that go along."""
+    if isinstance(value, np.ndarray):
+        value = as_tensor(value)
+    if isinstance(value, Tensor):
+        # The same array under two names must stay one array over there.
+        key = next((k for k, array in arrays.items() if array is value.array), f"array{len(arrays)}")
+        arrays[key] = value.array
+        return {"array": key, "dtype": value.dtype, "offset": value.offset}
+    if isinstance(value, Null):
+        return {"array": None, "dtype": value.dtype}
+    return _plain(value, int | float, f"argument {name}", "an array, a Tensor or a number")
 
 
 def _plain(value: object, kinds: Any, what: str, wanted: str) -> Any:
@@ -137,7 +146,10 @@ def _work(folder: Path) -> None:
     with np.load(folder / "in.npz") as stored:
         arrays = {key: stored[key] for key in stored.files}
     args = {name: _restored(value, arrays) for name, value in job["args"].items()}
-    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, job["constexprs"])
+    constants = {
+        name: FunctionOf(**value) if isinstance(value, dict) else value for name, value in job["constexprs"].items()
+    }
+    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, constants)
     np.savez(folder / "out.npz", **arrays)
 
 
@@ -146,6 +158,8 @@ def _restored(value: Any, arrays: Mapping[str, Array]) -> Argument:
     if not isinstance(value, dict):
         number: int | float = value
         return number
+    if "tuple" in value:
+        return tuple(_restored(one, arrays) for one in value["tuple"])  # type: ignore[misc]  # none in another
     if value["array"] is None:
         return Null(value["dtype"])
     return Tensor(arrays[value["array"]], value["dtype"], value["offset"])

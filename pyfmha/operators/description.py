@@ -115,7 +115,7 @@ class Tensor:
 
     Attributes:
         name: of the tensor; several of one name are alternatives, told apart by ``when``.
-        forms: ``"T[batch, heads, 64]"``: a type of :data:`DATA_TYPES` or a name of the operator's ``types``, and the
+        forms: ``"T[batch, rows, 64]"``: a type of :data:`DATA_TYPES` or a name of the operator's ``types``, and the
             axes: names, numbers and expressions of them. More than one: told apart by the number of dimensions, or by
             ``" if "`` and a condition on attributes behind them. ``"shape[2]"`` is an input whose two values are read
             while a network is built, as sizes of outputs: ``X[0]``, ``X[1]``.
@@ -182,7 +182,7 @@ class Launch:
             of the workspace (``"X"``, ``"X + 4 * rows"`` bytes behind it, ``"null"``, ``"A if condition else B"``), or
             an expression. A tensor that is not there is null.
         when: on attributes and sizes: whether it is launched; empty: always.
-        function: the C function, as a text of attributes and types: ``"fmha_fwd_d{padded}_{T}"``. Empty: it is
+        function: the C function, as a text of attributes and types: ``"norm_{width}_{T}"``. Empty: it is
             compiled from what follows, and named after the operator.
         name: what ``serves(name, kernel)`` calls it.
         option: the optional group of functions that it belongs to, see :class:`Option`.

@@ -169,6 +169,8 @@ class Parser:
         dtypes: names of types that ``itemsize`` may ask of.
         options: names of optional groups of functions, for ``has``.
         launches: names of launches, for ``serves``.
+        attributes: names that ``given`` may ask of.
+        axes: names that ``least`` may ask of.
     """
 
     def __init__(
@@ -179,9 +181,12 @@ class Parser:
         dtypes: frozenset[str] = frozenset(),
         options: frozenset[str] = frozenset(),
         launches: frozenset[str] = frozenset(),
+        attributes: frozenset[str] = frozenset(),
+        axes: frozenset[str] = frozenset(),
     ) -> None:
         self.types = dict(types)
         self.tensors, self.dtypes, self.options, self.launches = tensors, dtypes, options, launches
+        self.attributes, self.axes = attributes, axes
 
     def parse(self, text: str | int | float, what: str, *, wanted: str = "") -> Expression:
         """Read one expression.
@@ -198,16 +203,19 @@ class Parser:
             tree = ast.parse(str(text).strip(), mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             raise SpecError(f"{what}: {text!r} is not an expression: use {ALLOWED}") from None
-        node = self._node(tree, what)
-        if wanted and node.type != wanted:
-            if (wanted, node.type) != ("float", "int"):
-                raise SpecError(f"{what}: {text!r} is of type {node.type}; it must be {wanted}")
-            node = _as_float(node)
-        return Expression(ast.unparse(tree), node)
+        return self.parse_tree(tree, what, wanted=wanted)
 
-    def parse_tree(self, tree: ast.expr, what: str) -> Expression:
+    def parse_tree(self, tree: ast.expr, what: str, *, wanted: str = "") -> Expression:
         """As :meth:`parse`, of an expression that Python's parser has read."""
-        return Expression(ast.unparse(tree), self._node(tree, what))
+        try:
+            text, node = ast.unparse(tree), self._node(tree, what)
+            if wanted and node.type != wanted:
+                if (wanted, node.type) != ("float", "int"):
+                    raise SpecError(f"{what}: {text!r} is of type {node.type}; it must be {wanted}")
+                node = _as_float(node)
+            return Expression(text, node)
+        except (RecursionError, SyntaxError, MemoryError):  # which Python's own parser raises of its depth
+            raise SpecError(f"{what}: an expression is too deep; give its parts names in `define`") from None
 
     def _node(self, tree: Any, what: str) -> Node:
         match tree:
@@ -299,9 +307,9 @@ class Parser:
             "stride": (self.tensors, None),
             "numel": (self.tensors,),
             "itemsize": (self.dtypes,),
-            "given": (self.types,),
+            "given": (self.attributes,),
             "len": (self.types,),
-            "least": (self.types,),
+            "least": (self.axes,),
             "has": (self.options,),
             "serves": (self.launches, None),
         }

@@ -8,13 +8,13 @@ from typing import Any
 
 from pyfmha.errors import PluginError
 from pyfmha.operators.arithmetic import EvaluationError
-from pyfmha.operators.attributes import range_text as range_text
 from pyfmha.operators.attributes import settle
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES, Option, Types
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
 from pyfmha.operators.plan import Plan, Pointer, Step, pointer_of, typical
 from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
+from pyfmha.operators.ranges import range_text as range_text
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
 
@@ -276,7 +276,8 @@ class Instance:
             )
         except EvaluationError as error:
             raise PluginError(str(error)) from None
-        return Plan(steps, len(forms.inputs), len(forms.outputs), total, self._sizes(scope))
+        counts = len(forms.inputs), len(forms.outputs)
+        return Plan(steps, *counts, total, self._sizes(scope), bool(forms.shapes))
 
     def _sizes(self, scope: ShapeScope) -> str:
         if self.program.shape_summary:

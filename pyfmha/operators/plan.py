@@ -50,6 +50,7 @@ class Plan:
         num_inputs, num_outputs: how many addresses TensorRT gives.
         workspace_bytes: how much workspace they need.
         sizes: what the shape is, for messages.
+        reads_values: whether there are inputs whose values are read, whose addresses may come behind the others'.
     """
 
     steps: tuple[Step, ...]
@@ -57,6 +58,7 @@ class Plan:
     num_outputs: int
     workspace_bytes: int
     sizes: str
+    reads_values: bool = False
 
 
 def typical(argument: Pointer | int | float) -> int | float:

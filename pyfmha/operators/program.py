@@ -12,16 +12,28 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pyfmha.errors import SpecError
-from pyfmha.operators.description import DATA_TYPES, Attribute, Check, Launch, Operator, Tensor
-from pyfmha.operators.expressions import BUILTINS, Expression, Node, Parser
-from pyfmha.operators.text import Text, parse_text
+from pyfmha.operators.contradictions import check_program
+from pyfmha.operators.description import DATA_TYPES, Attribute, Launch, Operator, Tensor
+from pyfmha.operators.expressions import Expression, Node, Parser
+from pyfmha.operators.names import check_names
+from pyfmha.operators.pointers import Case, cases_of
+from pyfmha.operators.reading import (
+    LATE,
+    TYPES_OF_ATTRIBUTES,
+    axes_of,
+    condition,
+    names_of,
+    parsed,
+    plain_summary,
+    reads_ahead,
+    type_of,
+)
+from pyfmha.operators.text import Hole, Text, parse_text
 
 MOST_DIMENSIONS = 8
 SHAPE = "shape"
 """The type of an input whose values are read, not its memory."""
 _FORM = re.compile(r"([A-Za-z_]\w*)\s*\[(.*)\]\s*(?: if (.*))?\Z", re.DOTALL)
-_TYPES_OF_ATTRIBUTES = {"int32": "int", "int64": "int", "fp32": "float", "string": "str"}
-_LATE = ("size", "stride", "numel", "serves", "least", "itemsize")
 NULL = "null"
 
 
@@ -75,7 +87,7 @@ class Source:
             it.
     """
 
-    cases: tuple[tuple[Expression | None, str, Expression | None], ...]
+    cases: tuple[Case, ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,20 @@ class LaunchProgram:
     when: Expression | None
     early_when: Expression | None
     function: Text
+
+    @property
+    def said(self) -> str:
+        """How messages call it."""
+        return self.launch.name or self.launch.kernel or self.launch.function
+
+    def asked(self) -> Iterator[Expression]:
+        """What its function's name and arguments read."""
+        yield from (part.expression for part in self.function.parts if isinstance(part, Hole))
+        for _, source in self.arguments:
+            if isinstance(source, Source):
+                yield from (found for case in source.cases for found in (case[0], case[2]) if found is not None)
+            else:
+                yield source
 
     def fits(self, arguments: Sequence[tuple[str, str]]) -> bool:
         """Whether a function takes these arguments: the same names in the same order, pointers where pointers are."""
@@ -120,19 +146,19 @@ class Program:
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
-        self._tensor_names = frozenset(tensor.name for tensor in (*operator.inputs, *operator.outputs))
+        self.tensor_names = frozenset(tensor.name for tensor in (*operator.inputs, *operator.outputs))
         self._launch_names = frozenset(launch.name for launch in operator.launches if launch.name)
         self._option_names = frozenset(option.name for option in operator.options)
         self.types = dict(operator.types)
         self._labels = dict(operator.labels)
-        self._check_names()
+        check_names(operator)
         self.fixed_types = {name for name, kinds in self.types.items() if kinds.attribute}
-        self._early_types = {name: _type_of(kind) for name, kind in operator.attributes}
-        self._early_types |= dict.fromkeys(self.fixed_types, "str")
-        early = self._parser(self._early_types)
+        self.early_types = {name: type_of(kind) for name, kind in operator.attributes}
+        self.early_types |= dict.fromkeys(self.fixed_types, "str")
+        early = self._parser(self.early_types)
         self.attributes = {name: self._default(name, kind, early) for name, kind in operator.attributes}
         self.early, remaining = self._definitions()
-        early = self._early = self._parser(self._early_types)
+        early = self._early = self._parser(self.early_types)
         self.stored = {name: self._when(kind.stored, early) for name, kind in operator.attributes}
         self.stores = {
             name: early.parse(kind.stores, self._said(f"attribute {name}, stores")) if kind.stores else None
@@ -141,14 +167,12 @@ class Program:
         self.inputs = tuple(self._tensor(tensor, "input") for tensor in operator.inputs)
         self.shape_values = {tensor.name for tensor in self.inputs if tensor.forms[0].type == SHAPE}
         self.axes = self._axes()
-        self._late_types = {**self._early_types, **dict.fromkeys(self.axes, "int"), **dict.fromkeys(self.types, "str")}
+        self._late_types = {**self.early_types, **dict.fromkeys(self.axes, "int"), **dict.fromkeys(self.types, "str")}
         self._late_types |= dict.fromkeys(self.shape_values, "int[]")
         self.late = self._late_definitions(remaining)
-        late = self._late = self._parser(self._late_types)
+        late = self._parser(self._late_types)
         self.outputs = tuple(self._tensor(tensor, "output") for tensor in operator.outputs)
-        self._check_outputs()
         self.early_checks, self.late_checks = self._checks(early, late)
-        self._parts = frozenset(part.name for part in operator.workspace)
         self.workspace = tuple(
             (
                 part.name,
@@ -159,77 +183,52 @@ class Program:
         )
         profile = operator.workspace_of_profile
         self.workspace_of_profile = (
-            late.parse(profile, self._said("workspace_of_profile"), wanted="int") if profile else None
+            self._parser(self._late_types, self.axes).parse(profile, self._said("workspace_of_profile"), wanted="int")
+            if profile
+            else None
         )
         self.options = tuple(
             (option, self._when(option.when, early, self._said(f"option {option.name}"))) for option in operator.options
         )
         self.launches = tuple(self._launch(index, launch, late) for index, launch in enumerate(operator.launches))
-        self.summary = self._texts(operator.summary or self._plain_summary(), early, "summary")
+        self.summary = self._texts(operator.summary or plain_summary(operator), early, "summary")
         self.shape_summary = self._texts(operator.shape_summary, late, "shape_summary")
         self.build = parse_text(operator.build, late, self._said("build")) if operator.build else None
-
-    def _plain_summary(self) -> list[tuple[str, str]]:
-        """What is said of a plugin where the description says nothing: its attributes, but for lists."""
-        numbers = [name for name, kind in self.operator.attributes if not kind.type.endswith("[]")]
-        return [("", ", ".join(f"{name} {{{name}}}" for name in numbers) or "no attributes")]
+        check_program(self)
 
     def _said(self, what: str) -> str:
         return f"{self.operator.name}: {what}"
 
-    def _parser(self, types: Mapping[str, str]) -> Parser:
+    def _parser(self, types: Mapping[str, str], axes: Iterable[str] = ()) -> Parser:
         return Parser(
             types,
-            tensors=self._tensor_names,
+            tensors=self.tensor_names,
             dtypes=frozenset(self.types) | frozenset(DATA_TYPES),
             options=self._option_names,
             launches=self._launch_names,
+            attributes=frozenset(name for name, _ in self.operator.attributes),
+            axes=frozenset(axes),
         )
 
     # ------------------------------------------------------------------ names
-
-    def _check_names(self) -> None:
-        operator = self.operator
-        kinds = {
-            "attribute": [name for name, _ in operator.attributes],
-            "type": [name for name, _ in operator.types],
-            "definition": [name for name, _ in operator.define],
-            "option": [option.name for option in operator.options],
-            "workspace": [part.name for part in operator.workspace],
-        }
-        for kind, names in kinds.items():
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise SpecError(self._said(f"{kind} {', '.join(twice)} is given more than once"))
-            for name in names:
-                if not name.isidentifier() or not name.isascii() or name in (*BUILTINS, NULL, SHAPE):
-                    raise SpecError(self._said(f"{kind} {name!r} is no name, or has a meaning of its own"))
-        values = kinds["attribute"] + kinds["type"] + kinds["definition"]
-        clash = sorted({name for name in values if values.count(name) > 1})
-        if clash:
-            raise SpecError(self._said(f"{', '.join(clash)} names two things: attributes, types and definitions"))
-        taken = sorted(set(kinds["workspace"]) & self._tensor_names)
-        if taken:
-            raise SpecError(self._said(f"{', '.join(taken)} is both a tensor and a part of the workspace"))
-        for name, types in operator.types:
-            if name in DATA_TYPES:
-                raise SpecError(self._said(f"the type {name} has a meaning of its own; give another name"))
-            if types.attribute and types.attribute not in kinds["attribute"]:
-                raise SpecError(self._said(f"type {name} is held by {types.attribute!r}, which is no attribute"))
 
     def _default(self, name: str, kind: Attribute, parser: Parser) -> Expression | tuple[int | float, ...] | None:
         what = self._said(f"attribute {name}, default")
         if kind.default is None:
             return None
         if kind.type.endswith("[]"):
-            given = ast.literal_eval(str(kind.default)) if isinstance(kind.default, str) else kind.default
+            try:
+                given = ast.literal_eval(kind.default) if isinstance(kind.default, str) else kind.default
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                given = None
             if not isinstance(given, tuple | list):
                 raise SpecError(f"{what}: {kind.default!r} is no list")
-            return tuple(given)
+            floats = kind.type == "fp32[]" and all(isinstance(element, int | float) for element in given)
+            return tuple(map(float, given)) if floats else tuple(given)
         if kind.type == "string" and isinstance(kind.default, str):
             text = kind.default[1:] if kind.default.startswith("=") else repr(kind.default)
             return parser.parse(text, what, wanted="str")
-        return parser.parse(kind.default, what, wanted=_TYPES_OF_ATTRIBUTES[kind.type])
+        return parser.parse(kind.default, what, wanted=TYPES_OF_ATTRIBUTES[kind.type])
 
     def _definitions(self) -> tuple[list[tuple[str, Expression]], list[tuple[str, str]]]:
         """Those by attributes alone, parsed; and the rest, whose names are not known yet."""
@@ -237,33 +236,33 @@ class Program:
         late: list[tuple[str, str]] = []
         defined = {name for name, _ in self.operator.define}
         for name, text in self.operator.define:
-            tree = _tree(text, self._said(f"definition {name}"))
-            if self._reads_late(tree):
+            tree = parsed(text, self._said(f"definition {name}"))
+            if self._reads_late(tree, defined):
                 late.append((name, text))
                 continue
-            ahead = _names_of(tree) & (defined - {known for known, _ in early} - set(self._early_types))
+            ahead = names_of(tree) & (defined - {known for known, _ in early} - set(self.early_types))
             if ahead and not ahead <= {other for other, _ in late}:
-                listed = ", ".join(sorted(ahead))
-                text = f"definition {name} reads {listed}, defined after it: a cycle, or an order to change"
-                raise SpecError(self._said(text))
+                raise SpecError(self._said(reads_ahead(name, sorted(ahead))))
             if ahead:
                 late.append((name, text))
                 continue
-            expression = self._parser(self._early_types).parse(text, self._said(f"definition {name}"))
+            expression = self._parser(self.early_types).parse(text, self._said(f"definition {name}"))
             early.append((name, expression))
-            self._early_types[name] = expression.type
+            self.early_types[name] = expression.type
         return early, late
 
-    def _reads_late(self, tree: ast.expr) -> bool:
-        defined = {name for name, _ in self.operator.define}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _LATE:
-                return True
-        return bool(_names_of(tree) - set(self._early_types) - defined)
+    def _reads_late(self, tree: ast.expr, known: Iterable[str] = ()) -> bool:
+        """Whether it reads more than attributes tell, and than some other names."""
+        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        return bool(names_of(tree) - set(self.early_types) - set(known) or calls & set(LATE))
 
-    def _late_definitions(self, remaining: Iterable[tuple[str, str]]) -> list[tuple[str, Expression]]:
-        found = []
+    def _late_definitions(self, remaining: Sequence[tuple[str, str]]) -> list[tuple[str, Expression]]:
+        found: list[tuple[str, Expression]] = []
+        waiting = [name for name, _ in remaining]
         for name, text in remaining:
+            ahead = [other for other in waiting[len(found) :] if other in names_of(parsed(text, name))]
+            if ahead:
+                raise SpecError(self._said(reads_ahead(name, ahead)))
             expression = self._parser(self._late_types).parse(text, self._said(f"definition {name}"))
             found.append((name, expression))
             self._late_types[name] = expression.type
@@ -279,7 +278,7 @@ class Program:
         return TensorProgram(tensor.name, forms, self._when(tensor.when, self._early, what))
 
     def _when(self, text: str, parser: Parser, what: str = "") -> Expression | None:
-        return _condition(text, parser, what or self._said("when")) if text else None
+        return condition(text, parser, what or self._said("when")) if text else None
 
     def _form(self, text: str, what: str, kind: str) -> Form:
         found = _FORM.match(text.strip())
@@ -289,7 +288,7 @@ class Program:
         if dtype not in self.types and dtype not in DATA_TYPES and (dtype != SHAPE or kind != "input"):
             there = ", ".join((*self.types, *DATA_TYPES))
             raise SpecError(f"{what}: {dtype!r} is no type; there are {there}")
-        trees = _axes_of(inside, what)
+        trees = axes_of(inside, what)
         if len(trees) > MOST_DIMENSIONS:
             raise SpecError(f"{what}: {len(trees)} axes; TensorRT has at most {MOST_DIMENSIONS}")
         axes = tuple(self._axis(tree, what, kind) for tree in trees)
@@ -300,8 +299,8 @@ class Program:
     def _axis(self, tree: ast.expr, what: str, kind: str) -> Axis:
         text = ast.unparse(tree)
         late = {} if kind == "input" else self._late_types
-        known = {**self._early_types, **late}
-        free = {name: "int" for name in _names_of(tree) - set(known)}
+        known = {**self.early_types, **late}
+        free = {name: "int" for name in names_of(tree) - set(known)}
         defined = sorted(set(free) & {name for name, _ in self.operator.define})
         if defined:
             raise SpecError(f"{what}: axis {text} reads the definition {', '.join(defined)}, which reads sizes itself")
@@ -312,7 +311,7 @@ class Program:
         own = expression.node.value if expression.node.kind == "name" and expression.node.value in free else None
         if kind == "output" and expression.node.kind == "name" and expression.node.value in self.axes:
             own = expression.node.value
-        fixed = expression.names() <= set(self._early_types) and not expression.questions()
+        fixed = expression.names() <= set(self.early_types) and not expression.questions()
         return Axis(self._labels.get(text, text), expression, own, fixed)
 
     def _axes(self) -> tuple[str, ...]:
@@ -321,23 +320,9 @@ class Program:
         for tensor in self.inputs:
             for form in tensor.forms:
                 for axis in form.axes:
-                    unknown = axis.expression.names() - set(self._early_types)
+                    unknown = axis.expression.names() - set(self.early_types)
                     found |= dict.fromkeys(sorted(unknown))
         return tuple(found)
-
-    def _check_outputs(self) -> None:
-        names = [tensor.name for tensor in self.outputs]
-        always = [tensor.name for tensor in self.outputs if tensor.when is None]
-        twice = sorted(
-            {name for name in names if names.count(name) > 1 and (always.count(name) or len(set(names)) == 0)}
-        )
-        inputs = {tensor.name for tensor in self.inputs}
-        if twice:
-            raise SpecError(self._said(f"two outputs are called {', '.join(twice)}"))
-        both = sorted(inputs & set(names))
-        if both:
-            reason = "nothing is computed in place; give the output a name of its own"
-            raise SpecError(self._said(f"{', '.join(both)} is an input and an output: {reason}"))
 
     # ------------------------------------------------------------------ the rest
 
@@ -347,16 +332,10 @@ class Program:
         found: tuple[list[tuple[Expression, Text]], list[tuple[Expression, Text]]] = ([], [])
         for check in self.operator.checks:
             what = self._said(f"check {check.condition!r}")
-            is_late = self._check_reads_late(check, what)
+            is_late = self._reads_late(parsed(check.condition, what))
             parser = late if is_late else early
-            found[is_late].append((_condition(check.condition, parser, what), parse_text(check.message, parser, what)))
+            found[is_late].append((condition(check.condition, parser, what), parse_text(check.message, parser, what)))
         return found
-
-    def _check_reads_late(self, check: Check, what: str) -> bool:
-        tree = _tree(check.condition, what)
-        early = set(self._early_types)
-        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        return bool(_names_of(tree) - early) or bool(calls & set(_LATE))
 
     def _launch(self, index: int, launch: Launch, late: Parser) -> LaunchProgram:
         what = self._said(f"launch {launch.name or launch.kernel or index}")
@@ -379,7 +358,7 @@ class Program:
 
     def _is_early(self, expression: Expression) -> bool:
         asked = {question for question, _ in expression.questions()}
-        return expression.names() <= set(self._early_types) and not asked & set(_LATE)
+        return expression.names() <= set(self.early_types) and not asked & set(LATE)
 
     def function_text(self, index: int) -> str:
         """How the function of a launch that is compiled here is called, as a text of its types."""
@@ -390,95 +369,21 @@ class Program:
 
     def _source(self, name: str, text: str, what: str, parser: Parser) -> Source | Expression:
         what = f"{what}, argument {name}"
-        tree = _tree(text, what)
-        cases = list(self._cases(tree, parser, what))
-        if any(case is None for case in cases):
-            return parser.parse_tree(tree, what)
-        return Source(tuple(case for case in cases if case is not None))
+        tree = parsed(text, what)
+        cases = cases_of(tree, parser, what, self._pointers)
+        return parser.parse_tree(tree, what) if cases is None else Source(cases)
 
-    def _cases(
-        self, tree: ast.expr, parser: Parser, what: str
-    ) -> Iterator[tuple[Expression | None, str, Expression | None] | None]:
-        match tree:
-            case ast.IfExp(test=test, body=body, orelse=orelse):
-                found = self._pointer(body, parser, what)
-                yield found and (_condition(ast.unparse(test), parser, what), found[0], found[1])
-                yield from self._cases(orelse, parser, what)
-            case _:
-                found = self._pointer(tree, parser, what)
-                yield found and (None, *found)
-
-    def _pointer(self, tree: ast.expr, parser: Parser, what: str) -> tuple[str, Expression | None] | None:
-        """A tensor's or part's name and the bytes behind it; None where it is no pointer."""
-        match tree:
-            case ast.Name(id=name) if self._points(name):
-                return name, None
-            case ast.BinOp(left=ast.Name(id=name), op=ast.Add(), right=right) if self._points(name):
-                offset = parser.parse_tree(right, what)
-                if offset.type != "int":
-                    raise SpecError(f"{what}: {ast.unparse(right)} is no number of bytes")
-                return name, offset
-            case ast.BinOp(op=ast.Add(), left=ast.BinOp(op=ast.Add()) as left, right=right):
-                found = self._pointer(left, parser, what)
-                if found is None or found[1] is None:
-                    return None
-                return found[0], parser.parse(f"({found[1].text}) + ({ast.unparse(right)})", what, wanted="int")
-        return None
-
-    def _points(self, name: str) -> bool:
-        pointers = self._tensor_names | {part.name for part in self.operator.workspace} | {NULL}
+    @property
+    def _pointers(self) -> frozenset[str]:
         # A tensor and the attribute that says whether it is there may have one name: an argument means the tensor.
-        return name in pointers and name not in self.shape_values
+        parts = {part.name for part in self.operator.workspace}
+        return frozenset((self.tensor_names | parts | {NULL}) - self.shape_values)
 
     def _texts(
         self, given: Iterable[tuple[str, str]], parser: Parser, what: str
     ) -> tuple[tuple[Expression | None, Text], ...]:
         said = self._said(what)
         return tuple((self._when(when, parser, said), parse_text(text, parser, said)) for when, text in given)
-
-
-def _type_of(kind: Attribute) -> str:
-    element = kind.type.removesuffix("[]")
-    return _TYPES_OF_ATTRIBUTES[element] + ("[]" if kind.type.endswith("[]") else "")
-
-
-def _condition(text: str, parser: Parser, what: str) -> Expression:
-    """A condition; an integer is true where it is not 0."""
-    found = parser.parse(text, what)
-    if found.type == "int":
-        node = Node("compare", "bool", "!=", (found.node, Node("constant", "int", 0)))
-        return Expression(found.text, node)
-    if found.type != "bool":
-        raise SpecError(f"{what}: {text!r} is of type {found.type}, no condition")
-    return found
-
-
-def _tree(text: str, what: str) -> ast.expr:
-    try:
-        return ast.parse(str(text).strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise SpecError(f"{what}: {text!r} is not an expression") from None
-
-
-def _axes_of(text: str, what: str) -> list[ast.expr]:
-    if not text.strip():
-        return []
-    tree = _tree(f"({text},)", what)
-    return list(tree.elts) if isinstance(tree, ast.Tuple) else [tree]
-
-
-def _names_of(tree: ast.expr) -> set[str]:
-    """The names that stand for values; the words of questions do not."""
-    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
-        if tree.func.id in ("cdiv", "min", "max"):
-            return set().union(*map(_names_of, tree.args))
-        if tree.func.id in ("given", "len", "least"):
-            return {arg.id for arg in tree.args if isinstance(arg, ast.Name)}
-        return set()
-    if isinstance(tree, ast.Name):
-        return {tree.id}
-    children = [child for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr)]
-    return set().union(*map(_names_of, children))
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""Texts of an operator's messages: ``"num_heads is {num_heads}; give 1 or more"``.
+"""Texts of an operator's messages: ``"width is {width}; give 1 or more"``.
 
 What stands in braces is an expression, with ``:g`` for a float, ``:r`` for a string in quotes, or neither. The same
 text comes out of the plugin in Python and of the one in C.

@@ -7,13 +7,14 @@ import ctypes
 import functools
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.operators.description import Operator
 from pyfmha.runtime.elf import check_whole
+from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.advice import DEFAULT_FOLDER, LIBRARY_NAME, MANIFEST_NAME, build_command
 from pyfmha.spec.manifest import Function as FunctionManifest
@@ -44,8 +45,8 @@ class Function:
         # One struct instead of dozens of ctypes conversions: twice as fast, and struct refuses what does not fit, where
         # ctypes wraps integers without a word.
         formats = ["Q", *(entry.format for entry in types)]
-        self.pack = struct.Struct(_aligned([*formats, "i"])).pack
-        self._pack_first = struct.Struct(_aligned([*formats, "4x"])).pack  # with algo_id 0
+        self.pack = struct.Struct(aligned([*formats, "i"])).pack
+        self._pack_first = struct.Struct(aligned([*formats, "4x"])).pack  # with algo_id 0
         self.launch_packed = _bind(cdll, f"{manifest.name}_packed", [ctypes.c_char_p])
         self._launch = _bind(cdll, f"{manifest.name}_packed")  # takes bytes at once, unchecked: 40 ns less
         self._entry = _bind(cdll, manifest.name, [])
@@ -54,6 +55,10 @@ class Function:
         values = [entry.ctypes for entry in types]
         self._variant = _bind(
             cdll, f"{manifest.name}_variant", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
+        )
+        needed = any(i.workspace for algorithm in manifest.algorithms for v in algorithm for i in v.images)
+        self._workspace = needed and _bind(
+            cdll, f"{manifest.name}_workspace", [*values, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64)]
         )
         self._last_error = _bind(cdll, "pyfmha_last_error", [], ctypes.c_char_p)
         self._types = types
@@ -123,9 +128,9 @@ class Function:
         packed = self._packed((0, *arguments), algo_id)
         pointers = [index for index, entry in enumerate(self._types) if entry.kind == "pointer"]
         if not all_pointers or pointers == list(range(self._leading)):
-            return Prepared(self, self._launch, packed, _leading_pointers(self._leading))
+            return Prepared(self, self._launch, packed, leading_pointers(self._leading))
         formats = [entry.format for entry in self._types[: pointers[-1] + 1]]
-        return Prepared(self, self._launch, packed, _pointers_among(formats, arguments, pointers))
+        return Prepared(self, self._launch, packed, pointers_among(formats, arguments, pointers))
 
     def _packed(self, arguments: tuple[Any, ...], algo_id: int) -> bytes:
         try:
@@ -150,6 +155,23 @@ class Function:
         name = ctypes.c_char_p()
         self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
+
+    def workspace_size(self, *arguments: Any, algo_id: int = 0) -> int:
+        """Bytes of device memory that a launch with these arguments needs at its last one, the workspace; often 0.
+
+        Args:
+            arguments: as for :meth:`variant`; the workspace itself may be 0.
+            algo_id: which algorithm, from 0.
+
+        Raises:
+            LaunchError: as a call would; the function must be loaded in the current CUDA context.
+            TypeError, OverflowError: as a call.
+        """
+        self._packed((0, *arguments), algo_id)
+        size = ctypes.c_uint64()
+        if self._workspace:
+            self.check(self._workspace(*arguments, algo_id, ctypes.byref(size)), LaunchError)
+        return size.value
 
     def _refusal(self, arguments: tuple[object, ...], algo_id: object) -> Exception:
         """The error for a stream and arguments that could not be packed: the first that is at fault, by name."""
@@ -212,7 +234,7 @@ class Prepared:
 
     __slots__ = ("_buffer", "function", "head", "launch", "pack", "start", "tail")
 
-    def __init__(self, function: Function, launch: Any, packed: bytes, head: "_Head") -> None:
+    def __init__(self, function: Function, launch: Any, packed: bytes, head: Head) -> None:
         self.function = function
         self.head: Callable[..., bytes] = head.pack
         self.tail = packed[head.size :]
@@ -233,38 +255,6 @@ class Prepared:
         status = self.launch()
         if status:
             self.function.check(status, LaunchError)
-
-
-class _Head(NamedTuple):
-    """How the arguments up to the last pointer that is a placeholder are packed.
-
-    Attributes:
-        size: bytes of them.
-        pack: bytes of the stream and the pointers, with what stands between.
-        pack_into: the same, into a buffer at an offset.
-    """
-
-    size: int
-    pack: Callable[..., bytes]
-    pack_into: Callable[..., None]
-
-
-def _leading_pointers(count: int) -> _Head:
-    head = struct.Struct(f"@{1 + count}Q")
-    return _Head(head.size, head.pack, head.pack_into)
-
-
-def _pointers_among(formats: Sequence[str], arguments: Sequence[Any], pointers: Sequence[int]) -> _Head:
-    """Written as text, as ``dataclasses`` does: the numbers between are constants of the code, so that a call has no
-    more to do than one with leading pointers."""
-    head = struct.Struct(_aligned(["Q", *formats]))
-    names = {index: f"p{number}" for number, index in enumerate(pointers)}
-    terms = ", ".join(names.get(index, f"c[{index}]") for index in range(len(formats)))
-    given = ", ".join(names.values())
-    scope = {"pack": head.pack, "pack_into": head.pack_into, "c": tuple(arguments)}
-    pack = eval(f"lambda stream, {given}: pack(stream, {terms})", scope)
-    pack_into = eval(f"lambda buffer, offset, stream, {given}: pack_into(buffer, offset, stream, {terms})", scope)
-    return _Head(head.size, pack, pack_into)
 
 
 class Library:
@@ -346,20 +336,6 @@ class Library:
 
     def __repr__(self) -> str:
         return f"<Library {self.path}: {len(self)} functions for {self.manifest.archs_in_words()}>"
-
-
-def _aligned(formats: Sequence[str]) -> str:
-    """A format of struct for a C struct of such members, in order.
-
-    Its padding is spelled out, because only without alignment of its own does struct refuse floats that would become
-    infinite.
-    """
-    parts, end = ["<"], 0
-    for code in formats:
-        size = struct.calcsize(f"<{code}")
-        parts.append("x" * (-end % size) + code)
-        end += -end % size + size
-    return "".join(parts)
 
 
 def _bind(cdll: ctypes.CDLL, name: str, argtypes: list[Any] | None = None, restype: Any = ctypes.c_int) -> Any:

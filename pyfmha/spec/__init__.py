@@ -3,7 +3,8 @@
 Needs the standard library only.
 """
 
-from pyfmha.spec.kernel import Argument, Constant, KernelSpec, Tuning
+from pyfmha.spec.constants import Constant
+from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 from pyfmha.spec.manifest import Manifest, read_manifest
 
 __all__ = ["Argument", "Constant", "KernelSpec", "Manifest", "Tuning", "read_manifest"]

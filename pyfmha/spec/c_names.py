@@ -37,10 +37,28 @@ _FUNCTIONS = frozenset(
 )
 
 
+_OTHER = "give another: --out-name"
+
+
 def c_argument_name(name: str) -> str:
     """An argument's name in C: its own, with an underscore where that is a word of C or of the generated code."""
     taken = name in _WORDS or name.startswith(("pyfmha_", "PYFMHA_")) or name.endswith("_bits")
     return f"{name}_" if taken else name
+
+
+def derived_function_name(kernel: str) -> str:
+    """The C function of a kernel that was given no other name: its own, else one like it that C can have.
+
+    Leading underscores go (``_fwd`` is ``fwd``); a word of C and a function of its library become ``exp_kernel``.
+    """
+    name = kernel.lstrip("_")
+    for candidate in (kernel, name, f"{name}_kernel", f"kernel_{name}"):
+        try:
+            check_function_name(candidate)
+        except SpecError:
+            continue
+        return candidate
+    return kernel
 
 
 def check_function_name(name: str) -> None:
@@ -51,9 +69,12 @@ def check_function_name(name: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _WORDS:
         raise SpecError(
-            f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit"
+            f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit;"
+            f" {_OTHER}"
         )
     if name.rstrip("fl") in _FUNCTIONS or name in _FUNCTIONS or name.startswith("pthread_"):
-        raise SpecError(f"function name {name!r} is a function of the C library, which it would replace; use another")
+        raise SpecError(f"function name {name!r} is a function of the C library, which it would replace; {_OTHER}")
     if name.startswith(("pyfmha_", "_")):
-        raise SpecError(f"function name {name!r}: names starting with 'pyfmha_' or '_' are kept for the library itself")
+        raise SpecError(
+            f"function name {name!r}: names starting with 'pyfmha_' or '_' are kept for the library itself; {_OTHER}"
+        )

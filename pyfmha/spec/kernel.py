@@ -9,18 +9,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import canonical, ctype
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.c_names import c_argument_name, check_function_name
 from pyfmha.spec.conditions import Condition, parse_condition, parse_nullable
+from pyfmha.spec.constants import Constant, JitFunction, constants_to_data
 from pyfmha.spec.descriptors import MAX_DESCRIPTORS, Descriptor, Tensor, parse_descriptor
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
 
 _T = TypeVar("_T")
-Constant = int | float | bool | str | None
+Shape = tuple[Union[str, "Shape"], ...]
+"""What a tuple is made of: names of arguments and constants, and further tuples."""
 HINTS = (1, 8, 16)
 TENSOR_CAPABILITY = 90
 """The first compute capability (major * 10 + minor) with the Tensor Memory Accelerator."""
@@ -110,11 +112,18 @@ class KernelSpec:
             words must not be in the kernel: a constant that :attr:`tunings` set can leave them out.
         cluster: the programs along x, 1 to 8 of them, form a thread-block cluster. For sm_90 and later only. A call
             whose grid has more along x is an error: let `requires` or the grid prevent it.
+        num_ctas: 1, 2, 4, 8 or 16 blocks that work on one program together, as a thread-block cluster along x: Triton's
+            option of that name. Above 1 for sm_90 and later only.
+        tuples: parameters that are tuples, of which some elements are arguments: each with its elements, which
+            `arguments` and `constants` list in the tuple's place.
+        workspace: the last of `arguments`, a pointer to memory of the caller's that the kernel uses as its global
+            scratch, as device-made tensor descriptors need it; the kernel has no parameter of that name. Empty: none.
         debug: whether ``tl.device_assert`` is in the machine code; None: as the kernel's ``@triton.jit(debug=...)``.
         enable_fp_fusion: whether a * b + c may be rounded once, as Triton's option of that name.
         nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
             :mod:`pyfmha.spec.conditions`) holds. A call that gives another as 0, and whose grid is not empty, is an
             error. It changes no machine code, and so not the variant's name.
+        functions: compile-time parameters that are functions.
         resolved_from: the variant whose settings for one architecture this is; see :meth:`resolve`.
 
     Raises:
@@ -138,9 +147,13 @@ class KernelSpec:
     descriptors: tuple[Descriptor, ...] = ()
     programmatic_dependent_launch: bool = False
     cluster: bool = False
+    num_ctas: int = 1
+    tuples: tuple[tuple[str, Shape], ...] = ()
+    workspace: str = ""
     debug: bool | None = None
     enable_fp_fusion: bool = True
     nullable: tuple[str, ...] = ()
+    functions: tuple[JitFunction, ...] = ()
     _grid: tuple[GridExpression, ...] = field(init=False, repr=False, compare=False)
     _conditions: tuple[Condition, ...] = field(init=False, repr=False, compare=False)
     _nullable: dict[str, Condition | None] = field(init=False, repr=False, compare=False)
@@ -179,15 +192,16 @@ class KernelSpec:
             raise SpecError(f"{self.name}: num_stages is {self.num_stages}; use 1 to 16")
         if self.maxnreg is not None and (type(self.maxnreg) is not int or self.maxnreg not in range(8, 256)):
             raise SpecError(f"{self.name}: maxnreg is {self.maxnreg}; use 8 to 255, or None")
-        if type(self.programmatic_dependent_launch) is not bool:
-            got = self.programmatic_dependent_launch
-            raise SpecError(f"{self.name}: programmatic_dependent_launch is {got!r}; use True or False")
-        for name in ("cluster", "enable_fp_fusion"):
+        for name in ("programmatic_dependent_launch", "cluster", "enable_fp_fusion"):
             if type(getattr(self, name)) is not bool:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)!r}; use True or False")
         if self.debug is not None and type(self.debug) is not bool:
             raise SpecError(f"{self.name}: debug is {self.debug!r}; use True, False or None")
-        if not self.arguments:
+        if type(self.num_ctas) is not int or self.num_ctas not in (1, 2, 4, 8, 16):
+            raise SpecError(f"{self.name}: num_ctas is {self.num_ctas}; use 1, 2, 4, 8 or 16")
+        if self.num_ctas > 1 and self.cluster:
+            raise SpecError(f"{self.name}: num_ctas above 1 is a cluster a program already; leave out cluster")
+        if not self.kernel_arguments:
             raise SpecError(f"{self.name}: the kernel takes no run-time argument, so it can have no effect")
         if len(self.descriptors) > MAX_DESCRIPTORS:
             raise SpecError(
@@ -195,7 +209,10 @@ class KernelSpec:
             )
 
     def _check_names(self) -> None:
+        if self.workspace and self.arguments[-1:] != (workspace_argument(self.workspace),):
+            raise SpecError(f"{self.name}: the last argument is to be the workspace {self.workspace}, of type *i8")
         names = [a.name for a in self.arguments] + [d.name for d in self.descriptors] + [n for n, _ in self.constants]
+        names += [function.parameter for function in self.functions]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise SpecError(f"{self.name}: argument {', '.join(repeated)} is given more than once")
@@ -253,13 +270,21 @@ class KernelSpec:
         return self._grid
 
     @property
+    def kernel_arguments(self) -> tuple[Argument, ...]:
+        """The arguments that the kernel has parameters for: all but the workspace."""
+        return self.arguments[: len(self.arguments) - bool(self.workspace)]
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """What :attr:`requires` says, parsed."""
         return self._conditions
 
     def needed_pointers(self) -> Iterator[tuple[Argument, Condition | None]]:
-        """The pointers that must not be 0 in a call that runs; with each the condition under which it may, if any."""
-        for argument in self.arguments:
+        """The pointers that must not be 0 in a call that runs; with each the condition under which it may, if any.
+
+        The workspace is none of them: how much of it a launch needs, if any, depends on the architecture.
+        """
+        for argument in self.kernel_arguments:
             condition = self._nullable.get(argument.name)
             if ctype(argument.type).kind == "pointer" and (condition or argument.name not in self._nullable):
                 yield argument, condition
@@ -288,8 +313,9 @@ class KernelSpec:
         return self.programmatic_dependent_launch and ARCHS[arch].capability >= DEPENDENT_CAPABILITY
 
     def resolve(self, arch: str) -> "KernelSpec":
-        """The spec for one architecture: its tuning applied, its name kept."""
-        tuning = next((tuning for tuning in self.tunings if tuning.arch == arch), None)
+        """The spec for one architecture: its tuning, or that of the one it is like, applied; its name kept."""
+        tuned = {tuning.arch: tuning for tuning in reversed(self.tunings)}
+        tuning = tuned.get(arch) or tuned.get(ARCHS[arch].like if arch in ARCHS else "")
         if tuning is None:
             return replace(self, tunings=(), resolved_from=self.variant)
         constants = tuple((name, dict(tuning.constants).get(name, value)) for name, value in self.constants)
@@ -306,10 +332,12 @@ class KernelSpec:
     @property
     def _settings(self) -> str:
         tunings: list[Any] = [
-            [t.arch, t.constants, t.num_warps, t.num_stages, *([t.maxnreg] if t.maxnreg else [])] for t in self.tunings
+            [t.arch, constants_to_data(t.constants), t.num_warps, t.num_stages, *([t.maxnreg] if t.maxnreg else [])]
+            for t in self.tunings
         ]
         limit = [self.maxnreg] if self.maxnreg else []
-        return json.dumps([self.constants, self.num_warps, self.num_stages, tunings, *limit])
+        ctas = [f"{self.num_ctas} blocks"] if self.num_ctas > 1 else []
+        return json.dumps([constants_to_data(self.constants), self.num_warps, self.num_stages, tunings, *limit, *ctas])
 
     @property
     def algorithm(self) -> str:
@@ -328,9 +356,8 @@ class KernelSpec:
             return self.resolved_from
         if self.tunings:
             return f"{self.name}_{self._kind}_{self.digest}"
-        sizes = [str(v).replace("-", "m") for _, v in self.constants if isinstance(v, int) and not isinstance(v, bool)][
-            :4
-        ]
+        numbers = [value for _, value in self.constants if isinstance(value, int) and not isinstance(value, bool)]
+        sizes = [str(value).replace("-", "m") for value in numbers[:4]]
         parts = [self.name, "x".join(sizes), f"w{self.num_warps}s{self.num_stages}", self._kind]
         return "_".join([part for part in parts if part] + [self.digest])
 
@@ -349,16 +376,25 @@ class KernelSpec:
         described: list[Any] = [self.kernel, arguments, self._settings, self.algorithm_name, self.grid]
         if self.requires or self.archs or self.descriptors:  # the others keep the names that they have always had
             described += [self.requires, self.archs, [asdict(descriptor) for descriptor in self.descriptors]]
-        if self.programmatic_dependent_launch:
-            described.append("programmatic dependent launch")
-        if self.cluster:
-            described.append("cluster")
+        said = {"programmatic dependent launch": self.programmatic_dependent_launch, "cluster": self.cluster}
+        described += [word for word, holds in said.items() if holds]
+        if self.tuples:
+            described.append(["tuples", self.tuples])
+        if self.workspace:
+            described.append(["workspace", self.workspace])
         if self.debug is not None:
             described.append(f"debug {self.debug}")
         if not self.enable_fp_fusion:
             described.append("no fp fusion")
+        if self.functions:
+            described.append([[function.parameter, function.attribute] for function in self.functions])
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
 
     def generic(self) -> "KernelSpec":
         """The same without hints: it serves every value and alignment that its conditions and descriptors admit."""
         return replace(self, arguments=tuple(replace(argument, hint=None) for argument in self.arguments))
+
+
+def workspace_argument(name: str) -> Argument:
+    """The argument that a kernel's global scratch is given by."""
+    return Argument(name, "*i8")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pyfmha.errors import ManifestError
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.advice import build_command
+from pyfmha.spec.constants import from_data
 
 _T = TypeVar("_T")
 
@@ -45,6 +46,9 @@ class Image:
         threads: threads a block.
         dependent: it is launched by programmatic dependent launch, see :class:`pyfmha.spec.kernel.KernelSpec`.
         cluster: the blocks along x form a thread-block cluster.
+        num_ctas: blocks that work on one program together, as a cluster; the grid counts programs.
+        workspace: bytes of global scratch that a block needs, in the function's last argument; 0: none.
+        workspace_align: bytes of which the workspace must be a multiple.
         size: bytes of code.
         sha256: of the code.
         ptxas: version of the assembler, which decides the oldest driver that can load the code.
@@ -68,6 +72,9 @@ class Image:
     size: int
     sha256: str
     ptxas: str
+    num_ctas: int = 1
+    workspace: int = 0
+    workspace_align: int = 1
 
 
 @dataclass(frozen=True)
@@ -288,8 +295,10 @@ def _constants(value: object) -> dict[str, Any]:
         raise TypeError(f"constants by name expected, got {reprlib.repr(value)}")
     for name, constant in value.items():
         _user_text(name)
-        if not isinstance(constant, int | float | bool | str | None):
-            raise TypeError(f"a constant expected for {name}, got {reprlib.repr(constant)}")
+        try:
+            from_data(constant)
+        except TypeError:
+            raise TypeError(f"a constant expected for {name}, got {reprlib.repr(constant)}") from None
     return value
 
 
@@ -313,6 +322,9 @@ def _image(data: dict[str, Any]) -> Image:
         size=_number(data["size"]),
         sha256=text_from_data(data["sha256"]),
         ptxas=text_from_data(data["ptxas"]),
+        num_ctas=_number(data.get("num_ctas", 1)),
+        workspace=_number(data.get("workspace", 0)),
+        workspace_align=_number(data.get("workspace_align", 1)),
     )
 
 

@@ -284,9 +284,9 @@ def _load(trt: Any, library: Library, asked: Operator | str, namespace: str | No
             ' register(kind="python") chooses one'
         )
     registry = trt.get_plugin_registry()
-    keys = {(trt, operator.name, operator.version, operator.namespace): operator for operator in held.values()}
-    if not any(_loaded.get(key) is not None and _loaded[key].path == library.path for key in keys):
-        for (_, other, version, own), operator in keys.items():
+    places = {(trt, operator.name, operator.version, operator.namespace): operator for operator in held.values()}
+    if not any(_loaded.get(place) is not None and _loaded[place].path == library.path for place in places):
+        for (_, other, version, own), operator in places.items():
             known = _creators.get((trt, other, version, own))
             if known is not None:
                 raise _other_kind(trt, operator, own, "python", known.library.path)
@@ -294,7 +294,7 @@ def _load(trt: Any, library: Library, asked: Operator | str, namespace: str | No
                 raise _taken(trt, operator, own)
         if registry.load_library(str(library.path)) is None:
             raise PluginError(f"{trt.__name__} refused to load {library.path}: pyfmha plugin-check says more")
-        _loaded.update(dict.fromkeys(keys, library))
+        _loaded.update(dict.fromkeys(places, library))
     creator = registry.get_creator(name, held[name].version, space)
     if creator is None:
         raise PluginError(f"{trt.__name__} loaded {library.path} without {name}: pyfmha plugin-check says more")

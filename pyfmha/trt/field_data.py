@@ -1,7 +1,7 @@
 """What a ``PluginField`` points to, read rightly from bindings that misread it.
 
 The bindings of TensorRT 10.8 to 10.15.1 were built for numpy 1. With numpy 2 they take an array's item size to be 0, so
-``PluginField.data`` repeats its first element: ``b"bhsd\\0"`` reads as ``b"bbbbb"``. Everything else of a field is
+``PluginField.data`` repeats its first element: ``b"text\\0"`` reads as ``b"ttttt"``. Everything else of a field is
 right: its name, its type, its length, and the first element. There the data is read through the C struct::
 
     struct PluginField { char const* name; void const* data; PluginFieldType type; int32_t length; };

@@ -52,6 +52,7 @@ class _Pattern(NamedTuple):
         steps: of each launch, which of those sets it takes.
         num_inputs, num_outputs: how many addresses TensorRT gives.
         needs_workspace: whether to refuse to run without.
+        more_inputs: whether addresses that nobody looks at may come behind those of the inputs.
     """
 
     packed: tuple[tuple[tuple[str, int, bool], ...], ...]
@@ -59,6 +60,7 @@ class _Pattern(NamedTuple):
     num_inputs: int
     num_outputs: int
     needs_workspace: bool
+    more_inputs: bool
 
 
 @cache
@@ -82,7 +84,7 @@ def _maker(pattern: _Pattern) -> Any:
         tail_names=_unpacked([f"tail{number}" for number in range(len(pattern.packed))]),
         step_names=_unpacked([f"[launch{step}, check{step}]" for step in range(len(pattern.steps))]),
         offset_names=_unpacked(offset_names),
-        inputs=_unpacked([f"i{index}" for index in range(pattern.num_inputs)]),
+        inputs=_unpacked([*(f"i{index}" for index in range(pattern.num_inputs)), *["*_"] * pattern.more_inputs]),
         outputs=_unpacked([f"o{index}" for index in range(pattern.num_outputs)]),
         workspace="if not workspace: raise no_workspace()" if pattern.needs_workspace else "",
         launches=launches,
@@ -171,6 +173,7 @@ def bind(steps: Sequence[tuple[Function, int]], plan: Plan, failed: FailedCall) 
         plan.num_inputs,
         plan.num_outputs,
         plan.workspace_bytes > 0,
+        plan.reads_values,
     )
     enqueue: Enqueue = _maker(pattern)(
         [made.head for _, made in packed],

@@ -68,7 +68,7 @@ class PluginBehaviour:
         self._plan: Plan | None = None
         self._launch: Enqueue | None = None
         self._hold: Hold | None = None
-        self._retyped = False  # since code was loaded: it may be of other types
+        self._held: Instance | None = None  # whose code that is
         operator = origin.instance.program.operator
         self.plugin_name = operator.name
         self.plugin_version = operator.version
@@ -133,7 +133,7 @@ class PluginBehaviour:
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.release()
-        self._origin = self._instance = self._stored_fields = self._plan = self._shapes = None
+        self._origin = self._instance = self._held = self._stored_fields = self._plan = self._shapes = None
         self._workspace_failure = None
         self._plans.clear()
 
@@ -240,10 +240,7 @@ class PluginBehaviour:
     @guarded
     def set_tactic(self, tactic: int) -> None:
         """Choose the algorithm by its tactic id; 0 is the first."""
-        # The types are not known yet where an engine is loaded: any function of theirs may be the one.
-        functions = [self.origin.library[name].manifest for name in self.instance.main_functions()]
-        held = [one for function in functions for one in tactics_of(function)]
-        chosen = choose(held, tactic, self.origin.stored.algorithms)
+        chosen = self._chosen(tactic)
         self._tactic = tactic
         self._plans.clear()  # what is launched may hang on it
         LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, chosen.name, extra={"tactic": chosen.name})
@@ -254,7 +251,13 @@ class PluginBehaviour:
     @property
     def tactic(self) -> Tactic:
         """The algorithm to launch."""
-        return choose(tactics_of(self._main_function().manifest), self._tactic, self.origin.stored.algorithms)
+        return self._chosen(self._tactic)
+
+    def _chosen(self, tactic: int) -> Tactic:
+        """The algorithm of an id. Where types are not known yet, TensorRT may mean that of any of them."""
+        functions = [self.origin.library[name].manifest for name in self.instance.main_functions()]
+        held = [found for function in functions for found in tactics_of(function)]
+        return choose(held, tactic, self.origin.stored.algorithms)
 
     @guarded
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -311,10 +314,11 @@ class PluginBehaviour:
     # ------------------------------------------------------------------ helpers
 
     def _hold_code(self) -> None:
-        if self._hold is not None and not self._retyped and self._hold.context.is_current():
+        # What is launched follows from types, which may not be known before on_shape_change.
+        if self._hold is not None and self._held is self._instance and self._hold.context.is_current():
             return
         hold = Hold(self._functions())
-        self._retyped = False
+        self._held = self._instance
         earlier, self._hold = self._hold, hold
         hold.release_with(self)
         if earlier is not None:
@@ -326,8 +330,7 @@ class PluginBehaviour:
         return [self.origin.library[name] for name in names if name in self.origin.library]
 
     def _main_function(self) -> Function:
-        name = self.instance.main_functions()[0]
-        return self.origin.library[name]
+        return self.origin.library[self.instance.main_functions()[0]]
 
     def _take_types(self, kinds: Sequence[int]) -> None:
         """Learn from the types of tensors what those in the description stand for."""
@@ -338,7 +341,6 @@ class PluginBehaviour:
                 self._instance = self.instance.with_types(types)
                 self._plans.clear()
                 self._shapes = None
-                self._retyped = True
 
     def _prepare(self) -> None:
         assert self._plan is not None

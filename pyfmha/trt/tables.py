@@ -159,7 +159,7 @@ def _desc(tensor: Tensor) -> Desc:
     return Desc(_dims(tensor.shape), tensor.type, tensor.format, 1.0)
 
 
-def _descs(tensors: Sequence[Tensor]) -> Any:
+def descs_of(tensors: Sequence[Tensor]) -> Any:
     return (Desc * len(tensors))(*map(_desc, tensors))
 
 
@@ -272,14 +272,14 @@ class TableCalls:
     def on_shape_change(self, plugin: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         number = ctypes.c_int32
         call = self._function(plugin, 3, 5, number, POINTER, number, POINTER, number)
-        return int(call(_descs(inputs), len(inputs), _descs(outputs), len(outputs)))
+        return int(call(descs_of(inputs), len(inputs), descs_of(outputs), len(outputs)))
 
     def prepared_enqueue(
         self, plugin: Any, inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int
     ) -> Any:
         """A function of no arguments that enqueues, for timing."""
         call = self._function(plugin, 3, 6, ctypes.c_int32, *[POINTER] * 6)
-        descs = _descs([Tensor((1,) * 4)] * 8)  # as many as any plugin of ours has
+        descs = descs_of([Tensor((1,) * 4)] * 8)  # as many as any plugin of ours has
         sources = (POINTER * len(inputs))(*inputs)
         targets = (POINTER * len(outputs))(*outputs)
         return lambda: call(descs, descs, sources, targets, workspace, stream)

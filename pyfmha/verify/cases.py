@@ -157,15 +157,19 @@ class Case:
     def exact(self) -> tuple[Floats, Floats]:
         """Out [batch, heads, sequence, head size] and log-sum-exp [batch, heads, sequence], by float64."""
         q, k, v = (to_float(self.view(name, store), self.dtype) for name, store in self.inputs.items())
-        options: dict[str, Any] = {
-            "sm_scale": self.scale, "softcap": float(np.float32(self.softcap)), "window_left": self.left,
-            "window_right": self.right, "bottom_right": self.bottom_right,
-        }  # fmt: skip
+        options = self.options()
         if not self.ragged:
             return attend(q, k, v, q_lengths=self.q_lengths, kv_lengths=self.kv_lengths, **options)
         tokens = (x[0].transpose(1, 0, 2) for x in (q, k, v))
         out, lse = attend(*tokens, cu_seqlens_q=self.cu_q, cu_seqlens_kv=self.cu_kv, **options)
         return out.transpose(1, 0, 2)[None], lse[None]
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of :func:`pyfmha.attention.reference.attend`, but for lengths."""
+        return {
+            "sm_scale": self.scale, "softcap": float(np.float32(self.softcap)), "window_left": self.left,
+            "window_right": self.right, "bottom_right": self.bottom_right,
+        }  # fmt: skip
 
     def judge(self, store: Any, lse: Any) -> tuple[float, str]:
         """What is wrong with a result.
@@ -238,6 +242,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("seq 200 causal", {"q_len": 200, "kv_len": 200, "batch": 1, "right": 0}),
         ("seq 450 causal", {"q_len": 450, "kv_len": 450, "batch": 1, "heads": 3, "kv_heads": 1, "right": 0}),
         ("seq 1030 causal", {"q_len": 1030, "kv_len": 1030, "batch": 1, "heads": 1, "kv_heads": 1, "right": 0}),
+        ("seq 600", {"q_len": 600, "kv_len": 600, "batch": 1, "heads": 1, "kv_heads": 1}),
+        ("Sq 4200, Skv 300, causal", {"q_len": 4200, "kv_len": 300, "batch": 1, "heads": 3, "kv_heads": 1, "right": 0}),
         ("Sq 33, Skv 150", {"q_len": 33, "kv_len": 150}),
         ("Sq 150, Skv 33, causal", {"q_len": 150, "kv_len": 33, "right": 0}),
         ("Sq 33, Skv 150, bottom right", {"q_len": 33, "kv_len": 150, "right": 0, "bottom_right": True}),

@@ -13,11 +13,13 @@ from rich.text import Text
 
 import pyfmha
 from pyfmha.errors import EngineError, PluginError, SpecError
+from pyfmha.functions.family import Declared, file_of
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
 from pyfmha.trt.creator import find_library
 from pyfmha.verify.engines import engine_versions, print_engines
+from pyfmha.verify.function_cases import Example, examples_in
 from pyfmha.verify.variants import Checked, Summary, runs_of, summary_of, verify_library, without_code
 
 PARTS = ("library", "engine")
@@ -31,6 +33,8 @@ def run_verify(
     only: str | None = None,
     path: Path | None = None,
     random: int = 0,
+    functions: Sequence[str] = (),
+    device: int = 0,
 ) -> bool:
     """Check and print; returns whether everything passed.
 
@@ -42,6 +46,8 @@ def run_verify(
         only: one of :data:`PARTS`, or None for both. Without it, a TensorRT that is missing is no error.
         path: of the library, for its variants; None for the one that engines use.
         random: how many random problems for each production function besides.
+        functions: files of users' functions, or names of some that come along, which are executed.
+        device: number of the GPU.
 
     Raises:
         SpecError: there is no such part.
@@ -59,16 +65,15 @@ def run_verify(
             if only == "engine":
                 raise
             missing = str(error)
-    library, device = find_library(path), Device()
-    try:
-        console.print(_facts(library, device, tensorrt), markup=False, soft_wrap=True)
-        passed = only == "engine" or _verify_library(console, errors, library, device, dtypes, random)
-    finally:
-        device.close()
+    library = find_library(path)
+    examples = [one for name in functions for one in examples_in(file_of(name))]
+    with Device(device) as gpu:
+        console.print(_facts(library, gpu, tensorrt), markup=False, soft_wrap=True)
+        passed = only == "engine" or _verify_library(console, errors, library, gpu, dtypes, random, examples)
     if missing:
         console.print(f"Engines were not checked: {missing}", markup=False, soft_wrap=True)
     elif tensorrt:
-        passed = print_engines(console, dtypes, head_size) and passed
+        passed = print_engines(console, dtypes, head_size, device) and passed
     return passed
 
 
@@ -87,15 +92,21 @@ def _facts(library: Library, device: Device, tensorrt: str) -> str:
 
 
 def _verify_library(
-    console: Console, errors: Console, library: Library, device: Device, dtypes: Sequence[str], random: int
+    console: Console,
+    errors: Console,
+    library: Library,
+    device: Device,
+    dtypes: Sequence[str],
+    random: int,
+    examples: Sequence[tuple[Declared, Example]],
 ) -> bool:
     checked: list[Checked] = []
-    total = runs_of(library, device.arch, dtypes, random)
+    total = runs_of(library, device.arch, dtypes, random, examples)
     with progress_bar(errors, "verifying") as progress:
-        for one in verify_library(library, device, dtypes, random):
+        for one in verify_library(library, device, dtypes, random, examples):
             checked.append(one)
             progress(len(checked), total, one.case.name)
-    summaries = summary_of(library, device.arch, checked, dtypes)
+    summaries = summary_of(library, device.arch, checked, dtypes, examples)
     console.print(_table(summaries))
     if names := without_code(library, device.arch, dtypes):
         note = f"Not checked, without code for {device.arch}: {', '.join(names)}"
@@ -104,6 +115,13 @@ def _verify_library(
     for one in failures:
         algorithm = " + ".join(one.variants)
         console.print(f"{algorithm}, {one.case.name}: {one.failure}", markup=False, soft_wrap=True)
+    known = {function.name for function, _ in examples}
+    made = {
+        f.name.removeprefix("fmha_with_").rpartition("_d")[0] for f in library.manifest.functions if _is_made(f.name)
+    }
+    if made - known:
+        left = ", ".join(sorted(made - known))
+        console.print(f"Not checked, give their files to --functions: {left}", markup=False, soft_wrap=True)
     unserved = [summary.variant for summary in summaries if not summary.cases]
     for name in unserved:
         console.print(f"{name}: no case was served by it, so nothing is known of it", markup=False, soft_wrap=True)
@@ -115,6 +133,11 @@ def _verify_library(
         return False
     console.print(f"All {len(checked)} runs passed, by {len(summaries)} variants.")
     return True
+
+
+def _is_made(name: str) -> bool:
+    """Whether a function of a library is made of a user's."""
+    return name.startswith("fmha_with_")
 
 
 def _table(summaries: Sequence[Summary]) -> Table:

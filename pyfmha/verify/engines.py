@@ -55,13 +55,14 @@ class Verified:
         return self.error <= LIMITS[self.config.dtype]
 
 
-def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> Iterator[Verified]:
+def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None, device: int = 0) -> Iterator[Verified]:
     """Build an engine for each dtype, causal and full, and run it at every shape of :data:`SHAPES`.
 
     Args:
         dtypes: some of ``"fp16"``, ``"bf16"``, ``"fp32"``.
         head_size: of all of them.
         trt_module: as :func:`pyfmha.trt.register`; it needs a builder.
+        device: number of the GPU.
 
     Raises:
         PyfmhaError: there is no TensorRT with a builder, no GPU or no library. What goes wrong with one engine is
@@ -69,13 +70,13 @@ def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> Ite
     """
     trt = _find_builder(trt_module)
     find_library()
-    Device().close()
+    Device(device).close()
     for dtype in dtypes:
         for causal in (True, False):
             config = EngineConfig(
                 NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal=causal
             )
-            yield from _verify_engine(config, trt)
+            yield from _verify_engine(config, trt, device)
 
 
 def _find_builder(trt_module: Any) -> Any:
@@ -87,9 +88,12 @@ def _find_builder(trt_module: Any) -> Any:
     return trt
 
 
-def _verify_engine(config: EngineConfig, trt: Any) -> Iterator[Verified]:
+def _verify_engine(config: EngineConfig, trt: Any, device: int) -> Iterator[Verified]:
     try:
-        with chosen_tactics() as chosen, Session(build_engine(config, trt_module=trt).plan, trt_module=trt) as session:
+        with (
+            chosen_tactics() as chosen,
+            Session(build_engine(config, trt_module=trt, device=device).plan, trt_module=trt, device=device) as session,
+        ):
             for batch, seq in SHAPES:
                 yield _verify_shape(config, session, batch, seq, chosen)
     except PyfmhaError as failed:
@@ -141,7 +145,9 @@ def engine_versions(trt_module: Any = None) -> str:
     return f"{trt.__name__} {trt.__version__}"
 
 
-def print_engines(console: Console, dtypes: Sequence[str], head_size: int, trt_module: Any = None) -> bool:
+def print_engines(
+    console: Console, dtypes: Sequence[str], head_size: int, device: int = 0, trt_module: Any = None
+) -> bool:
     """Build and run the engines and print their table; returns whether everything passed.
 
     Raises:
@@ -156,7 +162,7 @@ def print_engines(console: Console, dtypes: Sequence[str], head_size: int, trt_m
     table.add_column("tactic, where it changes", overflow="fold")
     table.add_column("")
     rows: list[Verified] = []
-    for row in verify(dtypes, head_size, trt):
+    for row in verify(dtypes, head_size, trt, device):
         same = bool(rows) and (rows[-1].config, rows[-1].tactic) == (row.config, row.tactic)
         rows.append(row)
         table.add_row(

@@ -11,17 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.attention.biased import biased_family
 from pyfmha.attention.decode import Decoding, decode_family
 from pyfmha.attention.first import DTYPES, family
 from pyfmha.attention.forward import forward_family
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError, LibraryError, PyfmhaError
+from pyfmha.functions.evaluate import packed_inputs
+from pyfmha.functions.family import Declared, find
+from pyfmha.interpreter.kernel import Tensor
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.library import Function, Library
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import build_command, code_for
 from pyfmha.spec.arch import arch_for
+from pyfmha.verify.biased_cases import BiasedCase, biased_cases
 from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify.function_cases import Example, FunctionCase, function_plans
 from pyfmha.verify.random_cases import random_cases
 
 GUARD = 4096
@@ -129,7 +135,11 @@ class _Launched:
 
 
 def verify_library(
-    library: Library, device: Device, dtypes: Sequence[str] = DTYPES, random: int = 0
+    library: Library,
+    device: Device,
+    dtypes: Sequence[str] = DTYPES,
+    random: int = 0,
+    examples: Sequence[tuple[Declared, Example]] = (),
 ) -> Iterator[Checked]:
     """Run every case with every algorithm of the attention functions that a library holds.
 
@@ -138,11 +148,12 @@ def verify_library(
         device: the GPU, its context current.
         dtypes: which functions.
         random: problems of :mod:`pyfmha.verify.random_cases` for each ``fmha_fwd_*`` besides.
+        examples: users' functions with their examples, as :func:`pyfmha.verify.function_cases.examples_in` has them.
 
     Raises:
         LibraryError: it has no code for the GPU, or no attention in these dtypes.
     """
-    every = list(_plans(library, dtypes, random))
+    every = list(_plans(library, dtypes, random, examples))
     if not every:
         again = build_command(library.path)
         raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: {again}")
@@ -190,12 +201,20 @@ def _is_broken(device: Device) -> bool:
     return False
 
 
-def _plans(library: Library, dtypes: Sequence[str], random: int = 0) -> Iterator[tuple[list[Function], list[Case]]]:
+def _plans(
+    library: Library, dtypes: Sequence[str], random: int = 0, examples: Sequence[tuple[Declared, Example]] = ()
+) -> Iterator[tuple[list[Function], Sequence[Case]]]:
     """Functions that are launched one after the other, with their cases."""
     for forward in forward_family(dtypes):
         if forward.name in library:
             cases = forward_cases(forward.dtype, forward.padded)
             yield [library[forward.name]], [*cases, *random_cases(forward.dtype, forward.padded, random)]
+    for biased in biased_family(dtypes):
+        if biased.name in library:
+            yield [library[biased.name]], biased_cases(biased.dtype, biased.padded)
+    for made, of_function in function_plans(examples, dtypes):
+        if made.name in library:
+            yield [find(library, made.function, made.dtype, made.padded)], of_function
     for pair in decode_family(dtypes):
         if pair.split_name in library and pair.combine_name in library:
             functions = [library[pair.split_name], library[pair.combine_name]]
@@ -206,9 +225,15 @@ def _plans(library: Library, dtypes: Sequence[str], random: int = 0) -> Iterator
             yield [library[member.name]], cases
 
 
-def runs_of(library: Library, gpu: str, dtypes: Sequence[str], random: int = 0) -> int:
+def runs_of(
+    library: Library,
+    gpu: str,
+    dtypes: Sequence[str],
+    random: int = 0,
+    examples: Sequence[tuple[Declared, Example]] = (),
+) -> int:
     """How many results :func:`verify_library` gives."""
-    plans = [plan for plan in _plans(library, dtypes, random) if _arch_of(plan[0], gpu)]
+    plans = [plan for plan in _plans(library, dtypes, random, examples) if _arch_of(plan[0], gpu)]
     return sum(len(cases) * len(functions[0].manifest.algorithms) for functions, cases in plans)
 
 
@@ -273,12 +298,43 @@ def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -
         workspace = [launched.add(np.full(size, NAN_BYTE, np.uint8)).pointer for size in sizes]
         return (out, lse, *inputs, *lengths, *workspace, *decoding.scalars())
     lengths += [launched.integers(values) for values in (case.cu_q, case.cu_kv)]
+    if isinstance(case, BiasedCase):
+        own = _own_inputs(case, launched) if isinstance(case, FunctionCase) else []
+        return (out, lse, *inputs, *lengths, *_tensors(case, launched), *case.call().scalars(), *own)
     return (out, lse, *inputs, *lengths, *case.call().scalars())
 
 
-def summary_of(library: Library, arch: str, checked: Sequence[Checked], dtypes: Sequence[str]) -> list[Summary]:
+def _own_inputs(case: FunctionCase, launched: _Launched) -> list[Any]:
+    """The inputs of a user's function: where they are, or the numbers."""
+    values = packed_inputs(case.function, case.inputs_of)
+    return [
+        launched.add(np.ascontiguousarray(value.array)).pointer if isinstance(value, Tensor) else value
+        for value in values
+    ]
+
+
+def _tensors(case: BiasedCase, launched: _Launched) -> list[int]:
+    """Bias, BiasFp32, Mask, Sinks, SinksFp32: where they are, 0 for those that are not there."""
+    own, wide = [], []
+    for name, kind in (("bias", case.bias_dtype), ("mask", "own"), ("sinks", case.sinks)):
+        content = case.tensors.get(name)
+        shift = 0 if content is None else case.tensor_shift * content.itemsize
+        pointer = 0 if content is None else launched.add(content, shift).pointer
+        is_own = name == "mask" or case.dtype_of(kind) == case.dtype
+        own.append(pointer if is_own else 0)
+        wide.append(0 if is_own else pointer)
+    return [own[0], wide[0], own[1], own[2], wide[2]]
+
+
+def summary_of(
+    library: Library,
+    arch: str,
+    checked: Sequence[Checked],
+    dtypes: Sequence[str],
+    examples: Sequence[tuple[Declared, Example]] = (),
+) -> list[Summary]:
     """Every variant of the attention functions that has code for the GPU, in the library's order; served or not."""
-    wanted = {f.name: _arch_of(functions, arch) for functions, _ in _plans(library, dtypes) for f in functions}
+    wanted = {f.name: _arch_of(held, arch) for held, _ in _plans(library, dtypes, 0, examples) for f in held}
     found: dict[str, Summary] = {}
     for function, _, variant in library.manifest.variants():
         served = wanted.get(function.name)

@@ -64,10 +64,12 @@ def loaded(library: CLibrary, fake_cuda: FakeCuda) -> CLibrary:
 
 @pytest.fixture(scope="module")
 def ampere_library_path(compiler: Compiler, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library with code for sm_86 and sm_89 only."""
+    """A library with code for sm_86, sm_87 and sm_89, and a function for sm_87 only."""
     spec = make_spec(compiler, KERNELS / "elementwise.py", "add", "*fp32, *fp32, *fp32, i32, 128", "cdiv(n, BLOCK)")
     folder = tmp_path_factory.mktemp("ampere")
-    link(compile_kernel(compiler, spec, parse_archs(["sm_86", "sm_89"]), folder / "add"), folder / "ampere")
+    headers = compile_kernel(compiler, spec, parse_archs(["sm_86", "sm_87", "sm_89"]), folder / "add")
+    tegra = make_spec(compiler, KERNELS / "elementwise.py", "volume", "*i64, i64, i64, i64", "a, b, c")
+    link([*headers, *compile_kernel(compiler, tegra, parse_archs(["sm_87"]), folder / "volume")], folder / "ampere")
     return folder / "ampere.so"
 
 
@@ -242,7 +244,7 @@ class TestLoading:
         assert only(fake_cuda.launches()).image_sha256 == library.image(library.variants("add")[True], arch)
 
     @pytest.mark.parametrize(
-        ("capability", "arch"), [(86, "sm_86"), (87, "sm_86"), (89, "sm_89"), (80, None), (90, None)]
+        ("capability", "arch"), [(86, "sm_86"), (87, "sm_87"), (88, "sm_86"), (89, "sm_89"), (80, None), (90, None)]
     )
     def test_among_several_the_latest_that_runs_is_taken(
         self, ampere_library_path: Path, tmp_path: Path, fake_cuda: FakeCuda, capability: int, arch: str | None
@@ -258,6 +260,19 @@ class TestLoading:
             assert library.launch("add", *ADD) == SUCCESS
             name = library.variants("add")[False]
             assert only(fake_cuda.launches()).image_sha256 == library.image(name, arch)
+
+    @pytest.mark.parametrize(("capability", "served"), [(86, 86), (87, None), (88, 86), (89, 89)])
+    def test_code_of_tegra_runs_on_no_other_device(
+        self, ampere_library_path: Path, tmp_path: Path, fake_cuda: FakeCuda, capability: int, served: int | None
+    ) -> None:
+        library = CLibrary(Path(shutil.copy(ampere_library_path, tmp_path)))
+        fake_cuda.set_device(0, capability)
+        fake_cuda.use_context()
+
+        assert library.load("volume") == (NO_BINARY_FOR_GPU if served else SUCCESS)
+        if served:
+            assert f"holds code for sm_87, not for device 0, which is sm_{capability}" in library.error()
+            assert f"add it: pyfmha build --arch sm_{served} (a kernel" in library.error()
 
     @pytest.mark.parametrize("after", range(4))
     @pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction"])
@@ -852,7 +867,9 @@ class TestThreads:
         assert "algo_id is 9" in loaded.error()
 
 
-def test_a_launch_allocates_no_memory(small_library_path: Path, fake_driver: FakeCuda, tmp_path: Path) -> None:
+def test_a_launch_allocates_no_memory_and_contexts_leave_none_behind(
+    small_library_path: Path, fake_driver: FakeCuda, tmp_path: Path
+) -> None:
     """A C program whose own malloc, calloc and realloc count their calls links the library as a user would."""
     program = tmp_path / "launch_many"
     source = TESTS / "fake_cuda" / "launch_many.c"
@@ -870,7 +887,9 @@ def test_a_launch_allocates_no_memory(small_library_path: Path, fake_driver: Fak
     )
 
     assert ran.returncode == 0, ran.stderr
-    assert re.fullmatch(r"allocations while loading: [1-9]\d*, in 1000 launches: 0\n", ran.stdout)
+    assert re.fullmatch(
+        r"allocations while loading: [1-9]\d*, in 1000 launches: 0, held after 1000 more contexts: 0\n", ran.stdout
+    )
 
 
 def test_ctypes_integers_are_as_wide_as_the_prototypes(library: CLibrary) -> None:

@@ -10,7 +10,8 @@ import pytest
 from helpers import HANGS, KERNELS, copy_kernel, run_python
 
 from pyfmha.aot import Compiler, make_spec
-from pyfmha.aot.cubin import Cubin, toolchain
+from pyfmha.aot.cubin import Cubin
+from pyfmha.aot.toolchain import toolchain
 from pyfmha.errors import CompileError, KernelSourceError, SpecError, ToolchainError
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import KernelSpec
@@ -357,7 +358,7 @@ class TestSurroundings:
         assert all("release" in text for text in versions.values())
 
     def test_asking_for_the_toolchain_does_not_import_triton(self) -> None:
-        code = "import sys\nfrom pyfmha.aot.cubin import toolchain\ntoolchain()\nprint('triton' in sys.modules)"
+        code = "import sys\nfrom pyfmha.aot.toolchain import toolchain\ntoolchain()\nprint('triton' in sys.modules)"
 
         assert run_python(code, check=True).stdout == "False\n"
 

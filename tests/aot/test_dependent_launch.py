@@ -183,7 +183,9 @@ class TestSpec:
             replace(FOLLOW, programmatic_dependent_launch=1)
 
     def test_architectures_before_sm_90_do_not_have_it(self) -> None:
-        assert [arch for arch in ARCHS if FOLLOW.is_dependent_on(arch)] == ["sm_90", "sm_100", "sm_120"]
+        assert [arch for arch in ARCHS if FOLLOW.is_dependent_on(arch)] == [
+            "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121"
+        ]  # fmt: skip
         assert not any(PLAIN.is_dependent_on(arch) for arch in ARCHS)
 
     def test_a_kernel_that_never_waits_is_refused(self, compiler: Compiler) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import SUCCESS, CLibrary, copy_kernel, published
+from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published
+from shared import Shared
 
 from pyfmha.aot import BuildResult, build
 from pyfmha.aot.held import read_held
@@ -24,11 +25,18 @@ SM_80, SM_90 = parse_archs(["sm_80", "sm_90"])
 
 
 class Project:
-    """A kernel file with two kernels, and a folder to build in."""
+    """A kernel file with two kernels, and a folder to build in.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where to.
+        shared: whose machine code to use; None, where a test counts what is compiled, or needs it to take its time.
+    """
+
+    def __init__(self, folder: Path, shared: Shared | None = None) -> None:
         self.file = copy_kernel("elementwise.py", folder / "kernels")
         self.output = folder / "out"
+        if shared:
+            shared.lend(self.output)
         self.add, self.subtract = self.spec("add"), self.spec("subtract")
 
     def spec(self, kernel: str, block: int = 128, hint: int | None = None, **changes: object) -> KernelSpec:
@@ -50,12 +58,13 @@ def codes(result: BuildResult) -> dict[str, str]:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+def project(tmp_path: Path, shared: Shared) -> Project:
+    return Project(tmp_path, shared)
 
 
 class TestAdding:
-    def test_functions_and_architectures_add_up(self, project: Project, fake_cuda: FakeCuda) -> None:
+    def test_functions_and_architectures_add_up(self, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+        project = Project(tmp_path)
         project.build(project.add, arch="sm_80")
         second = project.build(project.subtract)
         assert held(second) == {"add": ("sm_80",), "subtract": ("sm_90",)}
@@ -73,7 +82,7 @@ class TestAdding:
             assert library.load(name) == SUCCESS
             assert library.launch(name, 64, 64, 64, 100) == SUCCESS
 
-    def test_the_order_of_builds_does_not_matter(self, tmp_path: Path) -> None:
+    def test_the_order_of_builds_does_not_matter(self, tmp_path: Path, shared: Shared) -> None:
         """In bytes: one after the other, the other way round, and all at once."""
         orders: list[list[Callable[[Project], BuildResult]]] = [
             [lambda p: p.build(p.subtract), lambda p: p.build(p.add)],
@@ -82,19 +91,17 @@ class TestAdding:
         ]
         results = []
         for number, steps in enumerate(orders):
-            project = Project(tmp_path / str(number))
-            if number:
-                shutil.copytree(tmp_path / "0/out/cache", project.output / "cache")
+            project = Project(tmp_path / str(number), shared)
             for step in steps:
                 step(project)
             results.append(published(project.output))
 
         assert all(result == results[0] for result in results[1:])
 
-    def test_variants_of_one_function_add_up_in_either_order(self, tmp_path: Path) -> None:
+    def test_variants_of_one_function_add_up_in_either_order(self, tmp_path: Path, shared: Shared) -> None:
         libraries = []
         for number in range(2):
-            project = Project(tmp_path / str(number))
+            project = Project(tmp_path / str(number), shared)
             hinted = project.spec("add", hint=16)
             specs = [hinted, hinted.generic()]
             for spec in specs if number else reversed(specs):
@@ -105,13 +112,14 @@ class TestAdding:
 
         assert libraries[0] == libraries[1]
 
-    def test_two_builds_of_different_things_at_once_both_stay(self, project: Project) -> None:
+    def test_two_builds_of_different_things_at_once_both_stay(self, tmp_path: Path) -> None:
+        project = Project(tmp_path)
         specs = [project.add, project.subtract]
         threads = [threading.Thread(target=project.build, args=(spec,)) for spec in specs]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=HANGS)
 
         assert project.build(project.add).up_to_date
         assert set(held(project.build(project.add))) == {"add", "subtract"}
@@ -142,7 +150,8 @@ class TestReplacing:
         assert [f.name for f in result.manifest.functions if len(f.algorithms) > 1] == []
         assert not list(project.output.glob(f"c/{project.add.variant}.*"))
 
-    def test_what_is_kept_is_compiled_again_from_a_changed_source(self, project: Project) -> None:
+    def test_what_is_kept_is_compiled_again_from_a_changed_source(self, tmp_path: Path) -> None:
+        project = Project(tmp_path)
         before = codes(project.build(project.add))
         text = project.file.read_text()
         project.file.write_text(text.replace("tl.load(X + i, mask=mask) + tl", "2 * tl.load(X + i, mask=mask) + tl"))
@@ -178,7 +187,7 @@ class TestReplacing:
     def test_a_moved_project_finds_its_kernels(self, project: Project, tmp_path: Path) -> None:
         project.build(project.add)
         moved = Project(tmp_path / "moved")
-        shutil.copytree(project.output, moved.output)
+        shutil.copytree(project.output, moved.output, symlinks=True)
         project.file.unlink()
 
         result = moved.build(moved.subtract)
@@ -196,10 +205,10 @@ class TestFresh:
         assert held(result) == {"add": ("sm_90",)}
         assert result.kept == ()
 
-    def test_it_gives_the_bytes_of_a_new_folder(self, project: Project, tmp_path: Path) -> None:
+    def test_it_gives_the_bytes_of_a_new_folder(self, project: Project, shared: Shared, tmp_path: Path) -> None:
         project.build(project.subtract)
         project.build(project.add, fresh=True)
-        other = Project(tmp_path / "new")
+        other = Project(tmp_path / "new", shared)
         other.build(other.add)
 
         assert published(project.output) == published(other.output)

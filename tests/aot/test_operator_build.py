@@ -70,14 +70,14 @@ def copy(x, y, n, BLOCK: tl.constexpr):
     tl.store(y + at, tl.load(x + at, at < n, 0.0), at < n)
 
 def given(**changes):
-    return {"x": "X", "y": "Y", "n": "size", **changes}
+    return {"x": "X", "y": "Y", "n": "length", **changes}
 
 def launch(**changes):
     usual = {"arguments": given(), "constants": {"BLOCK": 64}, "grid": "cdiv(n, BLOCK)"}
     return pyfmha.Launch(kernel=copy, **{**usual, **changes})
 
 def operator(**changes):
-    given = {"inputs": {"X": "fp32[size]"}, "outputs": {"Y": "fp32[size]"}, "launches": [launch()]}
+    given = {"inputs": {"X": "fp32[length]"}, "outputs": {"Y": "fp32[length]"}, "launches": [launch()]}
     return pyfmha.Operator(name="Copy", **{**given, **changes})
 
 """
@@ -93,8 +93,8 @@ def operator(**changes):
         ("O = operator(launches=[launch(grid='')])", "there is no grid"),
         ("O = operator(launches=[launch(grid='cdiv(m, 4)')])", "'m' is no integer argument"),
         ("O = operator(launches=[launch(arguments=given(x='1'), scalars={'x': '*fp32'})])", "pointer"),
-        ("O = operator(launches=[launch(arguments=given(n='0.5 * size'), scalars={'n': 'i32'})])", "float"),
-        ("O = operator(outputs={'X': 'fp32[size]'})", "X is an input and an output: nothing is computed in place"),
+        ("O = operator(launches=[launch(arguments=given(n='0.5 * length'), scalars={'n': 'i32'})])", "float"),
+        ("O = operator(outputs={'X': 'fp32[length]'})", "X is an input and an output: nothing is computed in place"),
         ("O = operator(outputs={'Y': 'fp32[other]'})", "'other' is not known"),
         ("O = operator(define={'a': 'b + 1', 'b': 'a + 1'})", "a cycle, or an order to change"),
         ("O = operator(inputs={'X': 'fp12[size]'})", "'fp12' is no type"),
@@ -108,3 +108,14 @@ def test_what_contradicts_itself_or_its_kernel_is_refused(
     file.write_text(HEAD + text + "\n")
     with pytest.raises((SpecError, KernelSourceError), match=message):
         _ = [operator_specs(compiler, operator) for operator in load_operators(compiler, file)]
+
+
+def test_pointers_of_what_may_be_missing_may_be_null(compiler: Compiler, tmp_path: Path) -> None:
+    file = tmp_path / "described.py"
+    text = (
+        "O = operator(inputs={'X': 'fp32[length]', 'W': 'fp32[length] when weighted'},"
+        " attributes={'weighted': 'int32 = 0'}, launches=[launch(arguments=given(x='W if weighted else X'))])\n"
+    )
+    file.write_text(HEAD + text)
+    (operator,) = load_operators(compiler, file)
+    assert {spec.nullable for spec in operator_specs(compiler, operator)} == {("x",)}

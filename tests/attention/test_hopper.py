@@ -86,13 +86,13 @@ def test_plain_attention_is_launched_through_tma(
 
 
 def test_the_grid_is_as_many_programs_as_fit_or_as_there_are_tiles(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
-    """Tiles of 64 rows, two programs for each multiprocessor."""
+    """Tiles of 64 rows, two programs for each multiprocessor; of many rows, tiles of 192, one program."""
     launches = [
         launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=batch))
         for q_len, batch in ((65, 1), (1000, 1), (4096, 1), (300, 200))
     ]
 
-    assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 128, 2 * SMS, 2 * SMS)]
+    assert [launch.grid for launch in launches] == [(n, 1, 1) for n in (16, 48, SMS, 2 * SMS)]
 
 
 def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
@@ -103,6 +103,17 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
     ]
 
     assert [launch.grid[0] for launch in launches] == [16, 128, SMS, 8 * 8 * 5 // 2, 2 * SMS, SMS, 2 * 128]
+
+
+def test_the_grid_of_long_causal_rows_has_rows_of_its_own_for_the_last_tiles(
+    loaded: CLibrary, fake_cuda: FakeCuda
+) -> None:
+    launches = [
+        launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=1, window_right=0))
+        for q_len in (4096, 4097, 192 * SMS * 3)
+    ]
+
+    assert [launch.grid for launch in launches] == [(2 * 128, 1, 1), (SMS, 5, 1), (SMS, 7, 1)]
 
 
 @pytest.mark.parametrize(
@@ -429,6 +440,34 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
     for q_len, right, consumers in ((short, 0, 1), (long, 0, 2), (short, -1, 2), (long, -1, 2)):
         found = dict(served_by(128, q_len=q_len, window_right=right).constants)
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
+
+
+@pytest.mark.parametrize(("head_size", "longest"), [(64, 4096), (128, 4096), (256, 2048)])
+def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> None:
+    for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
+        spec = served_by(head_size, q_len=q_len, window_right=right)
+        found = dict(spec.constants)
+        assert found["LONGEST_FIRST"] == (right == 0 and q_len > longest)
+        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"]
+
+
+@pytest.mark.parametrize(
+    ("q_len", "heads", "batch", "grid"),
+    [(16384, 32, 1, (132, 5)), (5000, 1, 1, (40, 5)), (4097, 4, 1, (132, 5)), (128 * 132 * 2 + 1, 2, 1, (132, 6))],
+)
+def test_the_grid_of_tiles_from_the_longest(q_len: int, heads: int, batch: int, grid: tuple[int, int]) -> None:
+    """A row of persistent programs, and rows for the tiles of the last section, or of one head."""
+    spec = served_by(128, q_len=q_len, window_right=0)
+    values = {"q_len": q_len, "num_heads": heads, "batch_size": batch, "num_sms": 132}
+
+    found = tuple(e.evaluate({name: values[name] for name in e.names()}) for e in spec.grid_expressions)
+
+    assert found == (*grid, 1)
+
+
+def test_three_consumers_share_keys_where_heads_are_of_64_and_rows_are_many() -> None:
+    for q_len, right, consumers in ((512, -1, 1), (513, -1, 3), (4096, 0, 1), (4097, 0, 3)):
+        assert dict(served_by(64, q_len=q_len, window_right=right).constants)["CONSUMERS"] == consumers
 
 
 def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from sm90_runs import (
     KERNEL,
     LOUD,
     ORDERS,
+    ROUNDS,
     TILES,
     TOLERANCE,
     altered,
     check,
+    check_longest_first,
     check_schedule,
     is_noticed,
     largest,
@@ -137,12 +140,12 @@ HALVES: dict[str, tuple[dict[str, Any], bool]] = {
     "tiles of a half and of a whole": ({"q_len": 200, "kv_len": 200, "heads": 3, "programs": 2}, True),
     "rows without keys": ({"q_len": 100}, True),
     "a tile without keys": ({"q_len": 150, "kv_len": 80}, True),
-    "a consumer that sees a half, and one that sees a whole": ({"q_len": 128, "kv_len": 128, "consumers": 2}, True),
+    "a consumer that sees a half, and one that sees a whole": ({"q_len": 128, "kv_len": 128, "consumers": 2}, False),
     "a consumer that sees a key more than a half, and one more than a whole": (
         {"q_len": 128, "kv_len": 257, "consumers": 2},
-        True,
+        False,
     ),
-    "a half, and a consumer without rows": ({"consumers": 2}, True),
+    "a half, and a consumer without rows": ({"consumers": 2}, False),
     "a key more than a half, and a consumer without rows": ({"consumers": 2, "kv_len": 65}, False),
     "no mask": ({"causal": False}, False),
     "too wide for the registers": ({"block_d": 128}, False),
@@ -223,7 +226,7 @@ def test_windows_of_any_width(setting: str, bottom_right: bool) -> None:
 @pytest.mark.parametrize(("row_tile", "loaded"), [(0, (0, 32)), (1, (0, 32)), (2, (0, 1)), (63, (0, 1))])
 def test_tiles_of_padding_alone_load_one_block(row_tile: int, loaded: tuple[int, int]) -> None:
     tiles = load_kernel(TILES, Machine(0))
-    shape = (64, 128, 1, 2, True, False, 2, True, 2, tiles["PAIRS_OF_A_HEAD"], True)
+    shape = SimpleNamespace(BLOCK_N=128, CONSUMERS=1, CAUSAL=True, GENERAL=True)
     wide = 2**29
     sequence = [tensor(number, np.int32) for number in (65, 4096, -wide, wide)]
     assert tuple(map(int, tiles["tile_blocks"](tensor(row_tile, np.int32), sequence, shape))) == loaded
@@ -235,7 +238,7 @@ def test_few_tiles_are_shared_out_one_by_one(order: str) -> None:
     tiles = load_kernel(TILES, machine)
     machine.programs = 64
     for machine.program in range(64):
-        assert int(tiles["tile_count"](tensor(8, np.int32), tensor(8, np.int32), tiles[order])) == 1
+        assert int(tiles["tile_count"](*[tensor(8, np.int32)] * 3, tiles[order])) == 1
 
 
 def test_any_number_but_0_means_bottom_right() -> None:
@@ -423,6 +426,43 @@ def test_tiles_of_two_heads_are_dealt_out_to_few_programs_and_to_many(row_tiles:
             check_schedule(row_tiles, heads, programs, "PAIRS_OF_TWO_HEADS")
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 20), st.integers(1, 9))
+def test_tiles_from_the_longest_are_taken_once(row_tiles: int, heads: int, programs: int, section: int) -> None:
+    # What `section_heads` gives at most, but for a section of one head, which may be of any size.
+    section = max(min(section, heads, ROUNDS * programs // row_tiles), 1)
+    check_longest_first(row_tiles, heads, section, programs)
+
+
+@pytest.mark.parametrize(
+    ("row_tiles", "heads", "wanted"),
+    [(128, 32, 2), (64, 64, 4), (16, 128, 16), (86, 32, 3), (264, 8, 1), (2048, 2, 1), (1, 2, 2)],
+)
+def test_heads_of_a_section(row_tiles: int, heads: int, wanted: int) -> None:
+    machine = Machine(0)
+    kernel = load_kernel(TILES, machine)
+    machine.programs = 132
+
+    section = int(kernel["section_heads"](tensor(row_tiles, np.int32), tensor(heads, np.int32)))
+
+    assert section == wanted
+    work = check_longest_first(row_tiles, heads, section, 132)
+    if row_tiles == 128:
+        assert max(work) <= 1.03 * sum(work) / len(work)
+
+
+@pytest.mark.parametrize("consumers", [2, 3])
+@pytest.mark.parametrize("programs", [1, 3, 7])
+def test_tiles_from_the_longest(consumers: int, programs: int) -> None:
+    problem = {"batch": 2, "heads": 3, "kv_heads": 1, "q_len": 450, "layout": "bshd", "v_stages": 3}
+
+    check(longest_first=True, causal=True, consumers=consumers, programs=programs, **problem)
+
+
+def test_rows_of_tiles_from_the_longest_are_computed_again() -> None:
+    check(longest_first=True, causal=True, programs=2, **{**LOUD, "q_len": 150, "heads": 5})
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("row_tiles", "heads"), [(2**25, 63), (2**25 - 1, 63), (3, 2**29), (1, 2**31 - 1)])
 def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, order: str) -> None:
@@ -432,7 +472,7 @@ def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, order: str) 
 
     def tiles(program: int, dtype: Any) -> list[int]:
         machine.program = program
-        sizes = tensor(row_tiles, dtype), tensor(heads, dtype), kernel[order]
+        sizes = tensor(row_tiles, dtype), tensor(heads, dtype), tensor(heads, dtype), kernel[order]
         count = kernel["tile_count"](*sizes)
         turns = 0, 1, int(count) // 2, int(count) - 2, int(count) - 1
         return [int(count), *(int(x) for turn in turns for x in kernel["tile_of"](tensor(turn, dtype), *sizes))]
@@ -456,11 +496,18 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "V is freed before its product is complete": (
-        "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
-        "    mbarrier.arrive(v_free.index(before), count=1)\n",
-        "    mbarrier.arrive(v_free.index(before), count=1)\n"
-        "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
+        "        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))\n"
+        "        mbarrier.arrive(v_free.index(before), count=1)\n",
+        "        mbarrier.arrive(v_free.index(before), count=1)\n"
+        "        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))\n",
         DIAGONAL,
+    ),
+    "V is freed before the product of a lone consumer is complete": (
+        "        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
+        "        mbarrier.arrive(v_free.index(before), count=1)\n",
+        "        mbarrier.arrive(v_free.index(before), count=1)\n"
+        "        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
+        {**DIAGONAL, "consumers": 1},
     ),
     "the last V is freed before its product is complete": (
         "        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n        mbarrier.arrive(v_free.index(last), count=1)\n",
@@ -475,8 +522,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         SHORT,
     ),
     "V is not waited for": (
-        "    _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)\n    # In",
-        "    # In",
+        "    _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)\n    if LATE",
+        "    if LATE",
         DIAGONAL,
     ),
     "the last V is not waited for": (
@@ -486,7 +533,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "the producer waits for the phase of fewer blocks of V": (
         "mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)",
-        "mbarrier.wait(v_free.index(stage), ((step // SHAPE[3]) & 1) ^ 1)",
+        "mbarrier.wait(v_free.index(stage), ((step // SHAPE.STAGES) & 1) ^ 1)",
         STAGES,
     ),
     "V is not waited for until it is free": (
@@ -496,7 +543,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a consumer waits for the phase of fewer blocks of V": (
         "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // V_STAGES) & 1)\n    if",
-        "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // SHAPE[3]) & 1)\n    if",
+        "    mbarrier.wait(v_ready.index(step % V_STAGES), (step // SHAPE.STAGES) & 1)\n    if",
         STAGES,
     ),
     "a consumer that passes over keys waits for the phase of fewer blocks": (
@@ -554,11 +601,6 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "half = gl.minimum(first_row + ROWS + newest",
         "half = gl.minimum(first_row + 1 + newest",
         {**HALF, "kv_len": 127},
-    ),
-    "a half is taken by what the first consumer sees": (
-        "half = gl.minimum(first_row + ROWS + newest",
-        "half = gl.minimum(tile_row + ROWS + newest",
-        {**HALF, "q_len": 128, "kv_len": 128, "consumers": 2},
     ),
     "a half is taken as if all began at the left": (
         "half = gl.minimum(first_row + ROWS + newest",
@@ -650,7 +692,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "no fence makes Out visible": ("        fence_async_shared()\n        if RAG", "        if RAG", DIAGONAL),
     "a masked block is taken for unmasked": (
-        "masked = block >= unmasked if CAUSAL else False",
+        "masked = block >= unmasked if MASKED else False",
         "masked = False",
         {**DIAGONAL, "block_n": 32},
     ),
@@ -671,11 +713,23 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gl.sum(parts, 1)[:, :, 0]",
         DIAGONAL,
     ),
-    "the copy of the weights differs": ("RAGGED else ragged)", "RAGGED else q_len)", WIDE),
+    "what comes after a product is changed by it": ("RAGGED else ragged)", "RAGGED else q_len)", WIDE),
     "weights are multiplied as float32": (
         "        p = p.to(v_smem.dtype)\n    else",
         "        p = p\n    else",
+        {**DIAGONAL, "consumers": 1},
+    ),
+    "the weights of two keys change places": (
+        'f"cvt.rn.{kind}.f32 $0, $2, $1;"',
+        'f"cvt.rn.{kind}.f32 $0, $1, $2;"',
         DIAGONAL,
+    ),
+    "the weights of two keys are unpacked in another order": ("gl.join(even, odd)", "gl.join(odd, even)", DIAGONAL),
+    "the blocks that are masked are multiplied twice": ("            to_left -= masked_count\n", "", DIAGONAL),
+    "one masked block is left to the loop without a mask": (
+        "gl.maximum(block - unmasked, 0), to_left)",
+        "gl.maximum(block - unmasked - 1, 0), to_left)",
+        {**DIAGONAL, "block_n": 32},
     ),
     "the halves of Out change places": ("satfinite.f16x2.f32 $0, $2, $1", "satfinite.f16x2.f32 $0, $1, $2", DIAGONAL),
     "fp16 beyond the largest becomes infinite": ("rn.satfinite.f16x2", "rn.f16x2", {"change": largest}),
@@ -684,7 +738,12 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "rn.bf16x2",
         {"change": largest_bf16, "dtype": "bf16"},
     ),
-    "what holds the exponentials may be negative": ("row_sum = hold(row_sum)", "row_sum = -hold(-row_sum)", DIAGONAL),
+    "what holds the exponentials may be negative": (
+        "row_sum = hold(row_sum)",
+        "row_sum = -hold(-row_sum)",
+        {**DIAGONAL, "consumers": 1},
+    ),
+    "what holds the maxima may be negative": ("alpha = hold(alpha)", "alpha = -hold(-alpha)", DIAGONAL),
     "Out may be written after it was computed again": ("written(noted)", "noted", FEW_KEYS),
     "no rows are noted": ("noted = noted | gl.where(leaving", "noted = noted & gl.where(leaving", FEW_KEYS),
     "another consumer's rows are computed again": ("row_tile * CONSUMERS + part", "row_tile * CONSUMERS", FEW_KEYS),

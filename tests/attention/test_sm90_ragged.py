@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,11 @@ def check_tiles(
 ) -> None:
     """Every tile finds its sequence, and those past the last find no rows."""
     find = load_kernel(source, Machine(0))["find_tile"]
-    shape = (64, 64, consumers, 2, True, False, 2, True, 2, 1, True, True)
+    shape = SimpleNamespace(CONSUMERS=consumers, GENERAL=True)
     height, batch = 64 * consumers, len(cu_q) - 1
     tiles = -(-q_len // height) + batch + 1
     queries, keys = (Pointer(np.array(cu, np.int64).astype(np.int32), INT32) for cu in (cu_q, cu_kv))
-    numbers = [tensor(x, np.int32) for x in (1, 1, q_len, kv_len, tiles, 1)]
+    numbers = [tensor(x, np.int32) for x in (1, 1, q_len, kv_len, tiles, 1, 1)]
     left, right = tensor(-1, np.int32), tensor(0, np.int32)
     sizes = (*numbers, (right, (queries, tensor(batch, np.int32)), keys, left, right))
     segments = []

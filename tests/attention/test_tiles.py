@@ -40,7 +40,7 @@ def test_the_measured_tile_is_the_one_in_use() -> None:
     [
         (("fp8", 64, "sm_90", True), "dtype 'fp8'"),
         (("fp16", 80, "sm_90", True), "head size 80"),
-        (("fp16", 64, "sm_70", True), "unknown architecture"),
+        (("fp16", 64, "sm_70", True), "architecture 'sm_70' is not served"),
         (("fp32", 64, "sm_90", True, "ieee"), "ieee"),
     ],
 )

@@ -72,6 +72,10 @@ def test_presets_hold_the_cells_of_the_aim() -> None:
     decode = {(c.dtype, c.batch, c.kv_seq) for c in preset("decode")}
     assert decode == {(t, b, n) for t in ("fp16", "bf16") for b in (1, 16) for n in (4096, 32768)}
     assert all((c.seq, c.heads, c.kv_heads, c.bound_by_memory) == (1, 32, 8, True) for c in preset("decode"))
+    flash3 = preset("flash3")
+    assert len(flash3) == 22
+    assert {(c.dtype, c.head_size) for c in flash3} == {("bf16", 64), ("bf16", 128), ("bf16", 256)}
+    assert Cell("bf16", 4, 32, 8, 2048, 2048, 128, True) in flash3
     assert len(preset("quick")) == 13
 
 
@@ -124,6 +128,24 @@ def results(us: float = 100.0, noise: float = 0.01, cudnn: float | None = 80.0, 
     )
     base = Results(FACTS, Roof(3000.0, {"fp16": 700.0}), (Measured(SQUARE, rows),))
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_ratios_are_to_flash3_where_it_ran() -> None:
+    (one,) = results().measured
+    more = replace(one, rows=(*one.rows, Row("flash3", "FlashAttention-3", 60.0, 0.01)))
+    assert more.baseline is more.rows[-1]
+    assert more.ratio(more.rows[1]) == 60.0 / one.rows[1].us
+    missing = replace(one, rows=(*one.rows, Row("flash3", "FlashAttention-3", missing="no fp16")))
+    assert missing.baseline is one.rows[1]
+
+
+@pytest.mark.parametrize(("layout", "strides"), [("bhsd", (576, 192, 64)), ("bshd", (576, 64, 192))])
+def test_the_layout_of_a_cell(layout: str, strides: tuple[int, int, int]) -> None:
+    cell = Cell("fp16", 2, 3, 3, 3, 3, 64, True, layout)
+    assert cell.strides("K") == strides
+    assert cell.name == "fp16_b2_h3_s3_d64_causal" + ("_bshd" if layout == "bshd" else "")
+    with pytest.raises(SpecError, match="layout 'sbhd' is not timed: use one of bhsd, bshd"):
+        replace(cell, layout="sbhd")
 
 
 def test_ratios_are_to_cudnn_or_else_to_the_memory_efficient() -> None:

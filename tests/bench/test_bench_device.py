@@ -24,7 +24,7 @@ from pyfmha.bench.measure import measure_cell
 from pyfmha.bench.ours import Decoded, our_contenders
 from pyfmha.bench.results import Row, read_results
 from pyfmha.bench.tensorrt_row import TensorrtLayer
-from pyfmha.bench.torch_rows import Jit, torch_contenders
+from pyfmha.bench.torch_rows import Flash3, Jit, torch_contenders
 from pyfmha.cli.main import app
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
@@ -35,6 +35,7 @@ gpu_module = importlib.import_module("trt_double.full.gpu")  # the package has a
 KERNEL_US, COPY_US = 50.0, 200.0
 CAUSAL = Cell("fp16", 2, 2, 2, 40, 40, 32, True)
 GROUPED = Cell("bf16", 1, 4, 2, 7, 50, 24, False)
+INTERLEAVED = Cell("fp16", 2, 3, 3, 21, 21, 32, True, "bshd")
 
 
 def prepare(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ def rows_of(clock: Clock, cell: Cell, contenders: list[Any]) -> dict[str, Row]:
     return {row.contender: row for row in measure_cell(clock, cell, contenders, lambda title: None).rows}
 
 
-@pytest.mark.parametrize("cell", [CAUSAL, GROUPED], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [CAUSAL, GROUPED, INTERLEAVED], ids=lambda cell: cell.name)
 def test_our_rows(timer: Clock, bench_gpu: Gpu, forward_library_path: Path, cell: Cell) -> None:
     before = bench_gpu.live()
 
@@ -109,12 +110,16 @@ def test_our_rows(timer: Clock, bench_gpu: Gpu, forward_library_path: Path, cell
     assert ("hinted" in rows["ours"].variant) == (cell.dtype == "fp16"), (
         "the bf16 stand-in has the generic variant only"
     )
-    if cell is CAUSAL:
+    if cell.dtype == "fp16":
         assert rows["ours-algorithm1"].us is not None
-        assert rows["ours-first"].variant.startswith("fmha_d32_fp16")
     else:
         assert rows["ours-algorithm1"].missing == f"{name} has no algorithm 1"
+    if cell is CAUSAL:
+        assert rows["ours-first"].variant.startswith("fmha_d32_fp16")
+    elif cell is GROUPED:
         assert rows["ours-first"].missing.startswith("the first kernel serves as many key heads as heads")
+    else:
+        assert rows["ours-first"].missing == "the first kernel serves [batch, heads, sequence, head size] alone"
     assert rows["ours-decode"].missing == "splitting over keys is for few queries over many keys"
     held = bench_gpu.live()
     assert {name: held[name] for name in ("memory", "graphs", "modules")} == {
@@ -146,16 +151,27 @@ def test_a_function_that_the_library_lacks_is_named(timer: Clock, forward_librar
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize(("kv_heads", "layout"), [(2, "bhsd"), (1, "bhsd"), (2, "bshd")])
 def test_the_rows_of_torch(
-    timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch, dtype: str, kv_heads: int
+    timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch, dtype: str, kv_heads: int, layout: str
 ) -> None:
     log = torch_double.install(monkeypatch, bench_gpu)
-    cell = Cell(dtype, 1, 2, kv_heads, 9, 9, 32, True)
+    cell = Cell(dtype, 1, 2, kv_heads, 9, 9, 32, True, layout)
 
     rows = rows_of(timer, cell, torch_contenders(timer.stream, "sm_90")[:-1])
 
-    assert set(rows) == {"cudnn", "flash", "efficient", "math"}
+    assert set(rows) == {"cudnn", "flash", "efficient", "math", "flash3"}
+    flash3 = rows.pop("flash3")
+    if dtype == "bf16":
+        assert flash3.us == pytest.approx(80, rel=1e-3), flash3
+        assert flash3.error is not None
+        assert flash3.error < 4e-3
+        row_stride = 2 * 32 * 4 if layout == "bshd" else 32 * 4  # float32 stands for bf16
+        assert {strides[1] for strides in log.flash3_strides} == {row_stride}
+    else:
+        assert flash3.us is None
+        no_fp16 = "This flash attention build does not support FP16."
+        assert flash3.missing == ("FlashAttention-3 has no fp32" if dtype == "fp32" else no_fp16)
     for key, row in rows.items():
         if (key, dtype) == ("flash", "fp32"):
             assert row.missing == "Expected query, key and value to be half (Triggered internally)"
@@ -168,6 +184,34 @@ def test_the_rows_of_torch(
     assert {call["stream"] for call in log.options} == {timer.stream.handle}
     assert (log.streams, log.backend) == ([], [])
     assert log.replays > 0
+
+
+def test_flash3_is_not_asked_for_another_mask(timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_double.install(monkeypatch, bench_gpu)
+
+    row = rows_of(timer, Cell("bf16", 1, 2, 2, 9, 20, 32, True), [Flash3(timer.stream)])["flash3"]
+
+    assert row.missing == "its causal mask is another where there are more or fewer keys than queries"
+
+
+def test_flash3_that_is_not_there(timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_double.install(monkeypatch, bench_gpu)
+    for name in ("fa3_fwd_interface", "flash_attn_interface"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [])
+
+    row = rows_of(timer, Cell("bf16", 1, 2, 2, 9, 9, 32, True), [Flash3(timer.stream)])["flash3"]
+
+    assert row.missing == "FlashAttention-3 is not installed: pip install fa3-fwd einops"
+
+
+def test_the_gpu_is_behind_the_host_before_the_first_launch(timer: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[str] = []
+    monkeypatch.setattr(timer, "_overwrite", lambda stream: queued.append("write"))
+
+    timer.cold_us(lambda: queued.append("launch"), timer.stream, 3)
+
+    assert queued == ["write"] * 6 + ["write", "launch"] * 3
 
 
 def test_decoding(verify_gpu: Gpu, verify_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +300,17 @@ def bench(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
 
+def test_another_device(bench_gpu: Gpu, tmp_path: Path) -> None:
+    bench_gpu.cuda.set_device(0, 75)  # without code
+    out = tmp_path / "second.json"
+
+    done = bench(*SIZES, "--row", "ours", "--device", "1", "-o", str(out))
+
+    assert done.exit_code == 0, done.output
+    assert {launch.device for launch in bench_gpu.cuda.launches()} == {1}
+    assert read_results(out).facts["device"] == "Fake GPU 1"
+
+
 SIZES = ("--batch", "2", "--heads", "2", "--seq", "40", "72", "--head-size", "32", "--causal")
 
 
@@ -276,7 +331,18 @@ def test_the_command_prints_saves_draws_and_compares(
         assert first.facts[key], key
     assert first.facts["torch"] is first.facts["cudnn"] is None
     for one in first.measured:
-        keys = ["ours", "ours-algorithm1", "ours-decode", "ours-first", "cudnn", "flash", "efficient", "math", "jit"]
+        keys = [
+            "ours",
+            "ours-algorithm1",
+            "ours-decode",
+            "ours-first",
+            "cudnn",
+            "flash",
+            "efficient",
+            "math",
+            "flash3",
+            "jit",
+        ]
         assert [row.contender for row in one.rows] == [*keys, "tensorrt"]
         assert "torch is not installed" in one.rows[4].missing
         assert "TensorRT is not installed" in one.rows[-1].missing

@@ -258,7 +258,7 @@ def gpu_of(arch: str) -> tuple[SimpleNamespace, str]:
     return SimpleNamespace(arch=arch, name="Some [/b] GPU"), "Some [/b] GPU"
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_103", "sm_121"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_101", "sm_130"])
 def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of(arch))
@@ -276,28 +276,28 @@ def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
     shared.lend(project / "o[" / "x]")
     monkeypatch.chdir(project)
     for module in ("cli.main", "cli.demo"):
-        monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_103"))
+        monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_75"))
     monkeypatch.setattr("pyfmha.cli.main.console", Console(width=80, highlight=False, emoji=False))
 
     done = CliRunner().invoke(app, ["demo", "--dtype", "fp16", "--head-size", "32", "-o", "o[/x]"])
 
     assert done.exit_code == 0, done.output
     output = " ".join(done.output.split())
-    assert "for sm_80 and sm_90, since pyfmha has no code for the GPU here, Some [/b] GPU, which is sm_103." in output
+    assert "for sm_80 and sm_90, since pyfmha has no code for the GPU here, Some [/b] GPU, which is sm_75." in output
     assert "On the CPU, under Triton's interpreter" in output
-    assert "the library was built for sm_80, sm_90, the GPU is sm_103" in output
+    assert "the library was built for sm_80, sm_90, the GPU is sm_75" in output
     assert "o[/x]/libpyfmha.so: 2 functions for sm_80, sm_90." in output
     results = done.output.partition("5. Compare")[2]
     assert re.search(r"^ *fmha_d32_fp16_full +\S+ +5e-04 +- +- +- +ok", results, re.MULTILINE), results
 
 
 def test_a_gpu_that_runs_older_code_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of("sm_87"))
+    monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of("sm_88"))
 
     archs, why = default_archs()
 
     assert [arch.name for arch in archs] == ["sm_86"]
-    assert why == "for sm_86, found here: Some [/b] GPU, which is sm_87"
+    assert why == "for sm_86, found here: Some [/b] GPU, which is sm_88"
 
 
 SPREAD = {
@@ -387,6 +387,62 @@ def test_help_names_every_command_and_version() -> None:
         command in helped.output for command in ("compile", "link", "build", "inspect", "demo", "verify", "bench")
     )
     assert versioned.output == f"pyfmha {pyfmha.__version__}\n"
+
+
+def test_compile_takes_configurations(tmp_path: Path) -> None:
+    decorated = str(KERNELS / "decorated.py")
+    given = ["-s", "*fp32:16, *fp32:16, i32, None, EVEN=False", "-g", "cdiv(n, BLOCK)", "-t", "sm_90", "--no-generic"]
+    command = ["compile", decorated, "-n", "nested", *given, "-o", str(tmp_path / "x")]
+
+    done = CliRunner().invoke(app, [*command, "--config", "all"])
+    assert done.exit_code == 0, done.output
+    headers = sorted(str(header) for header in tmp_path.glob("x.*.h"))
+    assert [line for line in done.stdout.splitlines() if line.endswith(".h")] == headers
+    assert len(headers) == 3
+    assert "note: configuration 2 has a pre_hook" in " ".join(done.output.split())
+
+    done = CliRunner().invoke(app, ["link", *headers, "-o", str(tmp_path / "library"), "--no-library"])
+    assert "nested(stream, *fp32 X, *fp32 Y, i32 n, algo_id): 3 algorithm(s), 3 variants" in done.output
+
+    for config, said in (("some", "--config is 'some'; give a number"), ("9", "no configuration 9")):
+        done = CliRunner().invoke(app, [*command, "--config", config])
+        assert done.exit_code == 2
+        assert said in done.output
+
+
+def test_compile_without_configurations_has_one_warp(tmp_path: Path) -> None:
+    decorated = str(KERNELS / "decorated.py")
+    command = [
+        "compile",
+        decorated,
+        "-n",
+        "_private",
+        "-s",
+        "*fp32",
+        "-g",
+        "1",
+        "-t",
+        "sm_90",
+        "-o",
+        str(tmp_path / "x"),
+    ]
+
+    done = CliRunner().invoke(app, command)
+
+    assert done.exit_code == 0, done.output
+    assert "private_kernel_w1s3_generic" in done.output
+
+
+def test_compile_takes_a_workspace(tmp_path: Path) -> None:
+    given = ["-s", "*fp16:16, *fp16:16, i32, i32:16, 64, 64", "-g", "cdiv(m, M), cdiv(n, N)", "-t", "sm_90"]
+    command = ["compile", str(KERNELS / "decorated.py"), "-n", "described", *given, "-o", str(tmp_path / "x")]
+
+    refused = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(app, [*command, "--workspace"])
+
+    assert refused.exit_code == 2
+    assert "compile it with --workspace" in " ".join(refused.output.split())
+    assert done.exit_code == 0, done.output
 
 
 def test_builds_of_two_dtypes_give_a_library_of_both(project: Path) -> None:

@@ -102,7 +102,8 @@ class FakeCuda:
         self.c.fake_create_context.restype = ctypes.c_void_p
         for name in ("fake_destroy_context", "fake_recreate_context", "fake_make_current"):
             getattr(self.c, name).argtypes = [ctypes.c_void_p]
-        self.c.fake_inject.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        self.c.fake_set_memory.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
+        self.c.fake_inject.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 4]
         self.c.fake_calls.argtypes = [ctypes.c_char_p]
         self.c.fake_calls.restype = ctypes.c_ulong
         self.c.fake_launch_count.restype = ctypes.c_ulong
@@ -122,6 +123,14 @@ class FakeCuda:
         """As ``cuDriverGetVersion`` says it: 13000 is CUDA 13.0, which is what a reset sets."""
         self.c.fake_set_driver_version(version)
 
+    def set_memory(self, begin: int, size: int, device: int = 0) -> None:
+        """Memory of a device at an address, for ``cuPointerGetAttribute``; of size 0 it is gone again."""
+        self.c.fake_set_memory(begin, size, device)
+
+    def set_peer(self, device: int, other: int) -> None:
+        """A device may access another's memory."""
+        self.c.fake_set_peer(device, other)
+
     def use_context(self, device: int = 0) -> int:
         """Create a context and make it current on this thread."""
         context = int(self.c.fake_create_context(device))
@@ -138,12 +147,13 @@ class FakeCuda:
         """Another context takes the address of this one."""
         self.c.fake_recreate_context(context)
 
-    def fail(self, function: str, status: int, *, after: int = 0, times: int = -1) -> None:
-        """Make a function fail after some more calls that work, for so many calls (-1: from then on)."""
-        self.c.fake_inject(function.encode(), status, after, times)
+    def fail(self, function: str, status: int, *, after: int = 0, times: int = -1, device: int = -1) -> None:
+        """Make a function fail after some more calls that work, for so many calls (-1: from then on); on one device
+        only, where it is given."""
+        self.c.fake_inject(function.encode(), status, after, times, device)
 
     def heal(self, function: str) -> None:
-        self.c.fake_inject(function.encode(), 0, 0, 0)
+        self.c.fake_inject(function.encode(), 0, 0, 0, -1)
 
     def calls(self, function: str) -> int:
         return int(self.c.fake_calls(function.encode()))

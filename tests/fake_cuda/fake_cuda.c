@@ -30,12 +30,13 @@ enum { /* CUdevice_attribute, CUfunction_attribute */
   MULTIPROCESSOR_COUNT = 16,
   CAPABILITY_MAJOR = 75,
   CAPABILITY_MINOR = 76,
+  PAGEABLE_ACCESS = 88,
   SHARED_OPTIN = 97,
   MAX_DYNAMIC_SHARED = 8,
   SHARED_CARVEOUT = 9
 };
 enum { MACHINE_CUDA = 190, ABI_NEW_FLAGS = 8, SHARED_DEFAULT = 48 * 1024 };
-enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES = 1 << 14, MAX_FUNCTIONS = 64 };
+enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES = 1 << 14, MAX_FUNCTIONS = 64, MAX_BLOCKS = 4096 };
 
 typedef struct {
   int capability;
@@ -73,6 +74,7 @@ typedef struct {
   CUresult status;
   int after;
   int times;
+  int device; /* of the current context, for it to fail; -1: any */
 } call_record;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -88,6 +90,11 @@ static unsigned module_count;
 static fake_launch *launches;
 static unsigned long launch_count;
 static call_record calls[MAX_FUNCTIONS];
+static struct {
+  uint64_t begin, end; /* device memory; equal: none */
+  CUdevice device;
+} blocks[MAX_BLOCKS];
+static bool peers[MAX_DEVICES][MAX_DEVICES]; /* whether the first may access the second's memory */
 static unsigned violations;
 static char last_violation[48];
 static int driver_version = 13000;
@@ -109,6 +116,13 @@ static call_record *record_of(const char *name) {
   abort(); /* MAX_FUNCTIONS is too small */
 }
 
+static CUcontext current_context(void) { return current_generation == generation ? current : NULL; }
+
+static bool fails_here(const call_record *record) {
+  const CUcontext context = current_context();
+  return record->device < 0 || (context != NULL && context->device == record->device);
+}
+
 /* Begins a driver call under the mutex: counts it, and tells whether it is to fail. The record is looked up once: a launch
  * is timed with this driver, so it must cost as little as a real one's bookkeeping. */
 static CUresult enter_call(call_record **cached, const char *name, bool needs_init, bool capturable) {
@@ -121,7 +135,7 @@ static CUresult enter_call(call_record **cached, const char *name, bool needs_in
     snprintf(last_violation, sizeof last_violation, "%s", name);
     return STREAM_CAPTURE_UNSUPPORTED;
   }
-  if (record->times != 0 && record->after-- <= 0) {
+  if (record->times != 0 && fails_here(record) && record->after-- <= 0) {
     if (record->times > 0) record->times--;
     record->after = 0;
     return record->status;
@@ -137,8 +151,6 @@ static CUresult leave(CUresult status) {
   pthread_mutex_unlock(&mutex);
   return status;
 }
-
-static CUcontext current_context(void) { return current_generation == generation ? current : NULL; }
 
 static void set_current(CUcontext context) {
   current = context;
@@ -267,6 +279,7 @@ EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number)
     case MULTIPROCESSOR_COUNT: *value = 132; break;
     case CAPABILITY_MAJOR: *value = devices[number].capability / 10; break;
     case CAPABILITY_MINOR: *value = devices[number].capability % 10; break;
+    case PAGEABLE_ACCESS: *value = 0; break;
     case SHARED_OPTIN: *value = devices[number].shared_optin; break;
     default: status = INVALID_VALUE;
   }
@@ -323,6 +336,29 @@ EXPORT CUresult cuCtxGetDevice(CUdevice *number) {
   ENTER(status, "cuCtxGetDevice", true, true);
   if (status == SUCCESS && current_context() == NULL) status = INVALID_CONTEXT;
   if (status == SUCCESS) *number = current_context()->device;
+  return leave(status);
+}
+
+static int block_of(uint64_t address) {
+  for (int i = 0; i < MAX_BLOCKS; i++)
+    if (address >= blocks[i].begin && address < blocks[i].end) return i;
+  return -1;
+}
+
+EXPORT CUresult cuPointerGetAttribute(void *value, int attribute, uint64_t address) {
+  enum { DEVICE_ORDINAL = 9, ACCESS_FLAGS = 16, READ_WRITE = 3 };
+  CUresult status;
+  ENTER(status, "cuPointerGetAttribute", true, true);
+  const CUcontext context = current_context();
+  if (status == SUCCESS && context == NULL) status = INVALID_CONTEXT;
+  const int found = block_of(address);
+  if (status == SUCCESS && (found < 0 || (attribute != DEVICE_ORDINAL && attribute != ACCESS_FLAGS))) status = INVALID_VALUE;
+  if (status == SUCCESS) {
+    const CUdevice owner = blocks[found].device;
+    const bool can = owner == context->device || peers[context->device][owner];
+    const int answer = attribute == DEVICE_ORDINAL ? owner : can ? READ_WRITE : 0;
+    memcpy(value, &answer, sizeof answer);
+  }
   return leave(status);
 }
 
@@ -566,6 +602,8 @@ EXPORT void fake_reset(void) {
   initialized = false;
   for (unsigned i = 0; i < module_count; i++) modules[i].alive = false;
   memset(contexts, 0, sizeof contexts);
+  memset(blocks, 0, sizeof blocks);
+  memset(peers, 0, sizeof peers);
   memset(primary, 0, sizeof primary);
   context_count = 0;
   launch_count = 0;
@@ -595,6 +633,24 @@ EXPORT void fake_set_device(CUdevice number, int capability, int shared_optin) {
 EXPORT void fake_set_driver_version(int version) {
   pthread_mutex_lock(&mutex);
   driver_version = version;
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_memory(uint64_t begin, uint64_t size, CUdevice number) {
+  pthread_mutex_lock(&mutex);
+  int slot = block_of(begin);
+  for (int i = 0; slot < 0 && i < MAX_BLOCKS; i++)
+    if (blocks[i].end == 0) slot = i;
+  if (slot < 0) abort(); /* too small for the test at hand */
+  blocks[slot].begin = size > 0 ? begin : 0;
+  blocks[slot].end = size > 0 ? begin + size : 0;
+  blocks[slot].device = number;
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_peer(CUdevice number, CUdevice other) {
+  pthread_mutex_lock(&mutex);
+  peers[number][other] = true;
   pthread_mutex_unlock(&mutex);
 }
 
@@ -628,12 +684,13 @@ EXPORT void fake_make_current(CUcontext context) {
   pthread_mutex_unlock(&mutex);
 }
 
-EXPORT int fake_inject(const char *function, CUresult status, int after, int times) {
+EXPORT int fake_inject(const char *function, CUresult status, int after, int times, CUdevice number) {
   pthread_mutex_lock(&mutex);
   call_record *record = record_of(function);
   record->status = status;
   record->after = after;
   record->times = times;
+  record->device = number;
   pthread_mutex_unlock(&mutex);
   return 0;
 }

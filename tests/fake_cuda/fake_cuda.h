@@ -69,6 +69,11 @@ void fake_set_device_count(int count);
 void fake_set_device(CUdevice device, int capability, int shared_optin);
 void fake_set_driver_version(int version);
 
+/* Memory of a device, for cuPointerGetAttribute; of size 0: gone again. Addresses that nobody set are unknown to it. */
+void fake_set_memory(uint64_t begin, uint64_t size, CUdevice device);
+/* The first device may access the other's memory. */
+void fake_set_peer(CUdevice device, CUdevice other);
+
 CUcontext fake_create_context(CUdevice device);
 void fake_destroy_context(CUcontext context);
 /* Another context takes the address of this one: the same pointer, a new id, nothing loaded. */
@@ -76,8 +81,9 @@ void fake_recreate_context(CUcontext context);
 /* For the calling thread; NULL for none. */
 void fake_make_current(CUcontext context);
 
-/* The function returns status at `times` calls (-1: at all), after it has worked `after` times more. */
-int fake_inject(const char *function, CUresult status, int after, int times);
+/* The function returns status at `times` calls (-1: at all), after it has worked `after` times more; calls in a context of
+ * that device (-1: any) are meant. */
+int fake_inject(const char *function, CUresult status, int after, int times, CUdevice device);
 unsigned long fake_calls(const char *function);
 
 /* From now on, the calling thread may do nothing that a stream capture forbids; each attempt fails and is counted. */

@@ -1,5 +1,6 @@
 """What to compile: validation, names and the signature notation."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import SCALARS
-from pyfmha.spec.c_names import check_function_name
+from pyfmha.spec.c_names import check_function_name, derived_function_name
+from pyfmha.spec.constants import Constant, Dtype, FunctionName, from_data, to_data
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
 from pyfmha.spec.signature import parse_signature, split_signature
 
@@ -175,7 +177,9 @@ class TestSignature:
     NAMES = ("X", "n", "BLOCK", "CAUSAL")
 
     def parse(self, text: str) -> tuple[tuple[Argument, ...], tuple[tuple[str, object], ...]]:
-        return parse_signature(text, self.NAMES, {"CAUSAL": True}, frozenset({"BLOCK", "CAUSAL"}))
+        read = parse_signature(text, self.NAMES, {"BLOCK", "CAUSAL"}, ["gelu"]).filled({"CAUSAL": True})
+        assert read.tuples == ()
+        return read.arguments, read.constants
 
     def test_types_hints_and_constants_are_told_apart(self) -> None:
         arguments, constants = self.parse("*fp16:16, i32:1, 128, False")
@@ -205,10 +209,59 @@ class TestSignature:
     @pytest.mark.parametrize("text", ["*fp16, i32", "*fp16", "*fp16, i32, 1, True, 2"])
     def test_a_wrong_length_is_refused_with_the_parameters(self, text: str) -> None:
         count = text.count(",") + 1
+        takes = "4" if count > 4 else "3 to 4"
         with pytest.raises(
-            SpecError, match=f"signature has {count} entries, the kernel takes 3 to 4: X, n, BLOCK, CAUSAL"
+            SpecError, match=f"signature has {count} entries, the kernel takes {takes}: X, n, BLOCK, CAUSAL"
         ):
             self.parse(text)
+
+    def test_entries_come_by_name_too(self) -> None:
+        assert self.parse("*fp16, i32, CAUSAL=False, BLOCK = 64") == self.parse("*fp16, i32, 64, False")
+        assert self.parse("*fp16, _, BLOCK=64, n=i32:16, CAUSAL=_") == self.parse("*fp16, i32:16, 64")
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("*fp16, BLOCK=64, i32", "'i32' after entries by name"),
+            ("*fp16, i32, 64, BLOCK=64", "gives BLOCK twice"),
+            ("*fp16, i32, BLOK=64", "names 'BLOK', the kernel takes X, n, BLOCK, CAUSAL"),
+            ("*fp16, i32, CAUSAL=True", "nothing is said of BLOCK"),
+        ],
+    )
+    def test_names_that_do_not_fit_are_refused(self, text: str, said: str) -> None:
+        with pytest.raises(SpecError, match=said):
+            self.parse(text)
+
+    @pytest.mark.parametrize(
+        ("entry", "value"),
+        [
+            ("fp16", Dtype("fp16")),
+            ("tl.bfloat16", Dtype("bf16")),
+            ("float8e4nv", Dtype("fp8e4nv")),
+            ("tl.int1", Dtype("i1")),
+            ("uint8", Dtype("u8")),
+            ("gelu", FunctionName("gelu")),
+            ("ops.gelu", FunctionName("ops.gelu")),
+            ("()", ()),
+            ("(1, 'a', (fp32, None),)", (1, "a", (Dtype("fp32"), None))),
+        ],
+    )
+    def test_constants_may_be_dtypes_functions_and_tuples(self, entry: str, value: Constant) -> None:
+        constants = dict(self.parse(f"*fp16, i32, {entry}")[1])
+
+        assert constants["BLOCK"] == value
+        assert from_data(json.loads(json.dumps(to_data(value)))) == value
+
+    @pytest.mark.parametrize("entry", ["tl.float32", "gelu"])
+    def test_so_may_parameters_without_an_annotation(self, entry: str) -> None:
+        assert [argument.name for argument in self.parse(f"*fp16, {entry}, 128")[0]] == ["X"]
+
+    def test_elements_of_a_tuple_are_arguments_and_constants(self) -> None:
+        read = parse_signature("((*fp16:16, 3), i32)", ("pair",), frozenset()).filled({})
+
+        assert read.arguments == (Argument("pair_0_0", "*fp16", 16), Argument("pair_1", "i32"))
+        assert read.constants == (("pair_0_1", 3),)
+        assert read.tuples == (("pair", (("pair_0_0", "pair_0_1"), "pair_1")),)
 
     @pytest.mark.parametrize("text", ["", "*fp16,,128", "*fp16, i32, 128,", "*fp16 i32, 128, True", "*fp17, i32, 1"])
     def test_an_unknown_type_is_refused_with_the_arguments_name(self, text: str) -> None:
@@ -221,8 +274,8 @@ class TestSignature:
             self.parse(f"*fp16, {entry}, 128")
 
     def test_a_type_where_a_constant_is_needed_is_refused(self) -> None:
-        with pytest.raises(SpecError, match=r"argument BLOCK is a tl.constexpr: give its value, not 'i32'"):
-            self.parse("*fp16, i32, i32")
+        with pytest.raises(SpecError, match=r"argument BLOCK is a tl.constexpr: give its value, not '\*i32'"):
+            self.parse("*fp16, i32, *i32")
 
     def test_commas_in_brackets_and_quotes_do_not_split(self) -> None:
         assert split_signature("a<x, y>, 'b, c', (d, e)") == ["a<x, y>", "'b, c'", "(d, e)"]
@@ -231,7 +284,8 @@ class TestSignature:
     def test_any_number_of_arguments_is_read_in_order(self, entries: list[str]) -> None:
         names = [f"x{i}" for i in range(len(entries))]
 
-        arguments, constants = parse_signature(" , ".join(entries), names, {}, frozenset())
+        read = parse_signature(" , ".join(entries), names, frozenset()).filled({})
+        arguments, constants = read.arguments, read.constants
 
         assert [f"{a.type}{':16' if a.hint else ''}" for a in arguments] == entries
         assert [a.name for a in arguments] == names
@@ -252,6 +306,15 @@ class TestNamesOfOthers:
         with pytest.raises(SpecError, match=f"function name '{name}'"):
             check_function_name(name)
 
+    @pytest.mark.parametrize(
+        ("kernel", "name"),
+        [("_fwd", "fwd"), ("__add", "add"), ("_", "kernel_"), ("sin", "sin_kernel"), ("_exp", "exp_kernel"),
+         ("new", "new_kernel"), ("_1", "kernel_1"), ("pyfmha_x", "kernel_pyfmha_x"), ("plain", "plain")],
+    )  # fmt: skip
+    def test_from_them_a_name_is_derived_that_is_not(self, kernel: str, name: str) -> None:
+        assert derived_function_name(kernel) == name
+        check_function_name(name)
+
     @pytest.mark.parametrize("name", ["new", "this", "template", "operator", "EOF", "SIZE_MAX", "typeof"])
     def test_arguments_named_as_words_of_c_and_cpp_get_an_underscore(self, name: str) -> None:
         assert Argument(name, "i32").c_name == f"{name}_"
@@ -259,6 +322,32 @@ class TestNamesOfOthers:
     def test_a_tuning_for_no_architecture_is_refused(self) -> None:
         with pytest.raises(SpecError, match="a tuning is for 'sm90'; use one of sm_80"):
             replace(SPEC, tunings=(Tuning("sm90", (), 4, 3),))
+
+    @pytest.mark.parametrize(("arch", "warps"), [("sm_103", 8), ("sm_110", 8), ("sm_121", 2), ("sm_87", 4)])
+    def test_an_architecture_without_a_tuning_has_that_of_the_one_it_is_like(self, arch: str, warps: int) -> None:
+        tuned = replace(SPEC, tunings=(Tuning("sm_100", (), 8, 3), Tuning("sm_120", (), 2, 3)))
+
+        assert tuned.resolve(arch).num_warps == warps
+        own = replace(tuned, tunings=(*tuned.tunings, Tuning(arch, (), 16, 3)))
+        assert own.resolve(arch).num_warps == 16
+
+    @pytest.mark.parametrize("ctas", [0, 3, 32, True, 2.0])
+    def test_a_wrong_number_of_blocks_a_program_is_refused(self, ctas: int) -> None:
+        with pytest.raises(SpecError, match=r"num_ctas is .*; use 1, 2, 4, 8 or 16"):
+            replace(SPEC, num_ctas=ctas)
+
+    def test_blocks_that_share_a_program_are_no_cluster_of_programs(self) -> None:
+        with pytest.raises(SpecError, match="leave out cluster"):
+            replace(SPEC, num_ctas=2, cluster=True, archs=("sm_90",))
+
+    def test_the_workspace_is_the_last_argument(self) -> None:
+        with pytest.raises(SpecError, match=r"the last argument is to be the workspace space, of type \*i8"):
+            replace(SPEC, workspace="space")
+        arguments = (*SPEC.arguments, Argument("space", "*i8"))
+        spec = replace(SPEC, arguments=arguments, workspace="space")
+
+        assert spec.kernel_arguments == SPEC.arguments
+        assert spec.digest != replace(SPEC, arguments=arguments).digest
 
     @pytest.mark.parametrize("settings", [{"num_warps": 4.0}, {"num_stages": 3.0}, {"num_warps": True}])
     def test_settings_are_integers(self, settings: dict[str, int]) -> None:

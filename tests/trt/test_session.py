@@ -147,6 +147,39 @@ def test_the_second_device(trt11: Any, plan: bytes, gpu: Gpu) -> None:
     assert gpu.cuda.launches()[-1].device == 1
 
 
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_sessions_on_both_devices_in_turns(trt11: Any, plan: bytes, gpu: Gpu, cuda_graph: bool) -> None:
+    """Each makes its own device current, whatever another left; closed in any order."""
+    first, second, third = (
+        Session(plan, trt_module=trt11, device=device, cuda_graph=cuda_graph) for device in (0, 1, 0)
+    )
+    before = gpu.cuda.launch_count()
+    for seed, (batch, seq) in enumerate([(1, 8), (1, 8), (2, 40), (1, 8)]):
+        for session, device in ((first, 0), (second, 1), (third, 0)):
+            inputs = inputs_of(batch, seq, seed)
+            count = gpu.cuda.launch_count()
+            assert error_of(session.run(inputs)["Out"], inputs) < 5e-4
+            assert {launch.device for launch in gpu.cuda.launches()[count:]} <= {device}
+        if seed == 2:
+            first.close()
+            first = Session(plan, trt_module=trt11, device=0, cuda_graph=cuda_graph)
+    assert {launch.device for launch in gpu.cuda.launches()[before:]} == {0, 1}
+
+    for session in (second, first, third):
+        session.close()
+    assert gpu.live() == NOTHING
+
+
+def test_a_device_without_code_is_an_error_in_words_and_the_other_works(trt11: Any, plan: bytes, gpu: Gpu) -> None:
+    gpu.cuda.set_device(1, 75)
+    with Session(plan, trt_module=trt11, device=0) as session:
+        with pytest.raises(PyfmhaError, match="not for device 1, which is sm_75"):
+            Session(plan, trt_module=trt11, device=1)
+        inputs = inputs_of(1, 8)
+        assert error_of(session.run(inputs)["Out"], inputs) < 5e-4
+    assert gpu.live() == NOTHING
+
+
 # ---------------------------------------------------------------- CUDA graphs
 
 
@@ -445,7 +478,7 @@ def test_a_fault_on_the_gpu_is_raised_by_the_wait_and_all_is_given_back(trt11: A
     session = Session(plan, trt_module=trt11, cuda_graph=True)
     session.bind(inputs_of(1, 8))
     session.enqueue()
-    gpu.error = ILLEGAL_ADDRESS
+    gpu.errors[gpu.current()[0]] = ILLEGAL_ADDRESS
     with pytest.raises(DriverError, match="illegal memory access") as caught:
         session.fetch()
     assert caught.value.code == ILLEGAL_ADDRESS

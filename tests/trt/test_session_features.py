@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ from trt_double.scene import Scene
 from trt_gpu_features import check_features
 from trt_gpu_parts import Report
 
-from pyfmha.attention.forward import strides
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import EngineError, SpecError
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
-from pyfmha.trt import DirectSession, Features, add_attention, add_attention_packed, plan, standin
+from pyfmha.trt import DirectSession, Features, add_attention, add_attention_packed, standin
+from pyfmha.trt.creator import make_creator
 from pyfmha.trt.engine import build_plan
 from pyfmha.trt.session import Session
 
@@ -324,10 +325,13 @@ def test_the_checks_made_on_a_gpu(
     check_features(report, scene.calls, scene.creator, library, device)
     assert report.passed, report.results["checks"]
     assert len(report.results["features"]) == len(chosen) == -(-len(cases) // step)
-    monkeypatch.setattr(plan, "strides", lambda layout, *sizes: strides("bhsd", *sizes))
     monkeypatch.setattr(trt_gpu_features, "CASES", {name: cases[name] for name in ("causal", "bshd", "ragged")})
     wrong = Report()
-    check_features(wrong, scene.calls, scene.creator, library, device)
+    # With the strides of one layout whatever the layout is.
+    strides = [(name, text.replace("layout == 'bhsd'", "True")) for name, text in OPERATOR.define]
+    assert sum(pair not in OPERATOR.define for pair in strides) == 6
+    creator = make_creator(scene.trt, library, "wrong", replace(OPERATOR, define=strides))
+    check_features(wrong, scene.calls, creator, library, device)
     device.close()
     assert [check["passed"] for check in wrong.results["checks"]] == [True, False, False]
 

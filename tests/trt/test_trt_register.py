@@ -16,9 +16,10 @@ from trt_double.scene import HEADS, REAL_BINDINGS, SIZE, open_binding, problem_o
 import pyfmha.trt
 from pyfmha.errors import LibraryError
 from pyfmha.runtime.library import Library
-from pyfmha.trt import PluginError, add_attention, plugin, register
+from pyfmha.trt import PluginError, add_attention, register
 from pyfmha.trt.creator import find_library, plugin_classes
 from pyfmha.trt.modules import MODULES, find_module, module_of
+from pyfmha.trt.plugin import PluginBehaviour
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -198,7 +199,7 @@ def test_unlike_tensors_are_refused(double: Any, attention_library: Library) -> 
 def test_what_fails_inside_is_raised(double: Any, attention_library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     network, tensors = inputs(double)
     register(double, library=attention_library)
-    monkeypatch.setattr(plugin, "check_type", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(PluginBehaviour, "_take_types", lambda *arguments: 1 / 0)
     with pytest.raises(PluginError, match="get_output_data_types: ZeroDivisionError"):
         add_attention(network, *tensors, causal=True)
 

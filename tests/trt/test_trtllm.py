@@ -240,7 +240,7 @@ def test_the_layer_in_a_network(machine: Machine) -> None:
         "2 inputs; it takes Q, K, V, or one that holds all of them",
         "must be of type FLOAT, HALF, BF16, got Q",
         "Q [-1, 2, -1, 32] has head size 32, 48 was asked for",
-        "softmax_scale is 0.0",
+        "softmax_scale is 0;",
         "Q [-1, 2, -1, 32] has heads 2, 3 was asked for",
         "Q, K and V must be [batch, heads, seq, head size]",
         "no attribute 'surprise'",
@@ -321,7 +321,7 @@ def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Pa
 
     wanted = [
         "K [-1, 2, -1, 20] has heads 2, 4 was asked for",
-        "softcap is -1.0; give a finite number above 0",
+        "softcap is -1; give a finite number above 0",
         "causal is 'top'; allowed are True, False and 'bottom-right'",
         "cu_seqlens_q is given and cu_seqlens_kv is not",
         "QKV [-1, -1, 8, 20] has head size 20, 24 was asked for",

@@ -365,7 +365,7 @@ def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
     for shared in (
         *(DataType, TensorFormat, PluginFieldType, TensorRTPhase, PluginCapabilityType, PluginField),
         *(PluginFieldCollection, PluginFieldCollection_, Dims, PluginTensorDesc, DynamicPluginTensorDesc),
-        *(IDimensionExpr, DimsExprs, IExprBuilder, ITensor, DimensionOperation),
+        *(IDimensionExpr, DimsExprs, IExprBuilder, DimensionOperation, ITensor),
     ):
         setattr(module, shared.__name__, shared)
     module.__version__ = "11.4.double"
@@ -480,12 +480,14 @@ class DoubleCalls:
     def output_shapes(
         self, plugin: Any, shapes: Sequence[Sequence[int | None]], values: Sequence[Sequence[int | None]] = ()
     ) -> list[list[int | None]] | None:
+        """The outputs' shapes; ``values`` are those of the inputs whose values are read."""
+
         def use(outputs: Any) -> list[list[int | None]]:
             if len(outputs) != plugin.num_outputs or not all(isinstance(dims, DimsExprs) for dims in outputs):
                 raise RuntimeError("Return value could not be interpreted as std::vector<DimsExprs>")
             return [[expression.value for expression in dims] for dims in outputs]
 
-        inputs, read = ([DimsExprs(map(IDimensionExpr, shape)) for shape in listed] for listed in (shapes, values))
+        inputs, read = ([DimsExprs(map(IDimensionExpr, sizes)) for sizes in given] for given in (shapes, values))
         return self._try(plugin, "get_output_shapes", None, use, inputs, read, IExprBuilder())
 
     def supports(self, plugin: Any, position: int, tensors: Sequence[Tensor]) -> bool:

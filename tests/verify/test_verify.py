@@ -86,6 +86,16 @@ def test_everything_passes(verify: Verify, attention_library_path: Path) -> None
     assert "Fake GPU" in done.stdout
 
 
+def test_another_device(verify: Verify) -> None:
+    """Engines are built and run there: the first device has no code."""
+    done = verify("--dtype", "fp16", "--device", "1", FAKE_GPU_DEVICES="75,90")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 6 passed." in done.stdout
+    assert "Fake GPU 1 (sm_90)" in done.stdout
+    assert_error(verify("--dtype", "fp16", "--device", "2"), "no GPU 2: the driver sees 2")
+
+
 @pytest.mark.parametrize("version", VERSIONS[:-1])
 def test_earlier_versions(verify: Verify, version: str) -> None:
     done = verify("--dtype", "fp16", TRT_DOUBLE_VERSION=version)

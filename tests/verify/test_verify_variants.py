@@ -72,6 +72,16 @@ def test_random_problems_are_checked_besides(verify_gpu: Gpu) -> None:
     assert served == 30
 
 
+def test_another_device(verify_gpu: Gpu) -> None:
+    verify_gpu.cuda.set_device(0, 75)  # without code
+    done = verify("--device", "1", "--only", "library", "--dtype", "fp32")
+
+    assert done.exit_code == 0, done.output
+    assert "Fake GPU 1 (sm_90)" in done.output
+    assert {launch.device for launch in verify_gpu.cuda.launches()} == {1}
+    assert "no GPU 2: the driver sees 2" in verify("--device", "2", "--only", "library").output
+
+
 def test_the_dtypes_asked_for(verify_gpu: Gpu) -> None:
     done = verify("--only", "library", "--dtype", "fp32")
 

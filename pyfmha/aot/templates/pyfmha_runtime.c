@@ -2,6 +2,7 @@
  *
  * libcuda is opened at the first load, so that the library can be read where there is no driver. Its path is taken from
  * the environment variable PYFMHA_LIBCUDA if that is set. PYFMHA_PDL=0 forgoes programmatic dependent launch.
+ * PYFMHA_CHECK_POINTERS=1 asks of every launch whether its device may access what it is given.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -29,7 +30,11 @@ enum {
   CAPABILITY_MINOR = 76,          /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
   MAX_DYNAMIC_SHARED = 8,         /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
   SHARED_CARVEOUT = 9,            /* CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT */
+  LARGE_CLUSTERS = 14,            /* CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED */
   MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
+  PAGEABLE_ACCESS = 88,           /* CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS */
+  POINTER_DEVICE = 9,             /* CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL */
+  POINTER_ACCESS = 16,            /* CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: of the current context's device; 0: none */
   CLUSTER_DIMENSION = 4,          /* CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION */
   MAX_CLUSTER = 8,                /* blocks: the most that is portable (CUDA C Programming Guide, 5.2.1) */
   STREAM_SERIALIZATION = 6,       /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
@@ -75,7 +80,9 @@ static struct {
   CUresult (*get_version)(int *);
   CUresult (*tensor_map_encode)(pyfmha_map *, int, uint32_t, void *, const uint64_t *, const uint64_t *, const uint32_t *,
                                 const uint32_t *, int, int, int, int); /* cuTensorMapEncodeTiled, CUDA 12 and later */
+  CUresult (*pointer_get_attribute)(void *, int, CUdeviceptr);
   int version;
+  bool check_pointers; /* before each launch: a debugging aid, which costs a call of the driver a pointer */
   bool may_depend; /* programmatic dependent launch can and may be used */
   bool ready;
 } driver;
@@ -163,6 +170,7 @@ static CUresult open_driver(void) {
       {"cuLaunchKernel", &driver.launch_kernel},
       {"cuGetErrorString", &driver.get_error_string},
       {"cuDriverGetVersion", &driver.get_version},
+      {"cuPointerGetAttribute", &driver.pointer_get_attribute},
   };
   for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++)
     if (!find(library, needed[i].name, needed[i].slot)) {
@@ -184,6 +192,8 @@ static CUresult open_driver(void) {
     return status;
   }
   find_launch_kernel_ex(library);
+  const char *check = getenv("PYFMHA_CHECK_POINTERS");
+  driver.check_pointers = check != NULL && check[0] != '\0' && strcmp(check, "0") != 0;
   driver.ready = true;
   return PYFMHA_SUCCESS;
 }
@@ -211,27 +221,31 @@ static struct pyfmha_loaded *find_loaded(const pyfmha_kernel *kernel, CUcontext 
   return loaded;
 }
 
+/* Whether code for a capability, which is exact or not, runs on a device of another. */
+static bool runs_on(int capability, bool exact, int device) {
+  return capability == device || (!exact && capability / 10 == device / 10 && capability < device);
+}
+
 /* The image for a device: that of its own capability, else the latest earlier minor revision that may run there. */
 static const pyfmha_image *choose_image(const pyfmha_kernel *kernel, int capability) {
   const pyfmha_image *best = NULL;
   for (size_t i = 0; i < kernel->image_count; i++) {
     const pyfmha_image *image = &kernel->images[i];
-    const bool runs = image->exact ? image->capability == capability
-                                   : image->capability / 10 == capability / 10 && image->capability <= capability;
-    if (runs && (best == NULL || image->capability > best->capability)) best = image;
+    if (runs_on(image->capability, image->exact, capability) && (best == NULL || image->capability > best->capability)) best = image;
   }
   return best;
 }
 
-/* The capability whose code a device runs, of those that pyfmha compiles for: its own, else, before 9.0, the newest of the
- * same major revision before it; 0: none. */
+/* The capability whose code a device runs, of those that pyfmha compiles for: its own, else the newest of the same major
+ * revision before it whose code is not exact; 0: none. */
 static int served_as(int capability) {
-  static const int served[] = {0 /* the capabilities that pyfmha compiles for */};
+  static const struct {
+    int capability;
+    bool exact;
+  } served[] = {{0, true} /* the capabilities that pyfmha compiles for */};
   int best = 0;
-  for (size_t i = 0; i < sizeof served / sizeof served[0]; i++) {
-    const bool older = served[i] < 90 && served[i] / 10 == capability / 10 && served[i] <= capability;
-    if ((served[i] == capability || older) && served[i] > best) best = served[i];
-  }
+  for (size_t i = 0; i < sizeof served / sizeof served[0]; i++)
+    if (runs_on(served[i].capability, served[i].exact, capability) && served[i].capability > best) best = served[i].capability;
   return best;
 }
 
@@ -252,7 +266,7 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
 
 /* What launching an image needs that this driver has not, in words; NULL: nothing. */
 static const char *lacking(const pyfmha_kernel *kernel, const pyfmha_image *image) {
-  if (image->cluster && driver.launch_kernel_ex == NULL) return "is launched in clusters, which needs cuLaunchKernelEx";
+  if ((image->cluster || image->ctas > 1) && driver.launch_kernel_ex == NULL) return "is launched in clusters, which needs cuLaunchKernelEx";
   if (kernel->tensor_count > 0 && driver.tensor_map_encode == NULL) return "makes tensor maps, which needs cuTensorMapEncodeTiled";
   return NULL;
 }
@@ -294,12 +308,30 @@ static CUresult load_image(const pyfmha_kernel *kernel, const pyfmha_image *imag
     status = driver.func_set_attribute(loaded->function, MAX_DYNAMIC_SHARED, (int)image->shared);
     if (status != PYFMHA_SUCCESS) driver_failed(status, "cuFuncSetAttribute (shared memory)", kernel->name);
   }
+  if (status == PYFMHA_SUCCESS && image->ctas > MAX_CLUSTER) {
+    status = driver.func_set_attribute(loaded->function, LARGE_CLUSTERS, 1);
+    if (status != PYFMHA_SUCCESS) driver_failed(status, "cuFuncSetAttribute (clusters above 8 blocks)", kernel->name);
+  }
   /* Room for several blocks an SM, at the cost of L1 cache: a wish, without which only speed is lost. A dependent kernel
    * has it too, since an SM must be idle to change over, and its blocks are to start beside those of the kernel before. */
   if (status == PYFMHA_SUCCESS && (image->shared > SHARED_WITHOUT_OPTIN || loaded->dependent))
     (void)driver.func_set_attribute(loaded->function, SHARED_CARVEOUT, 100);
   if (status != PYFMHA_SUCCESS) driver.module_unload(loaded->module);
   return status;
+}
+
+/* Forget what was loaded in contexts that are gone: another has taken the address since. The code went with them. */
+static void forget_gone(pyfmha_kernel *kernel, CUcontext context, unsigned long long id) {
+  struct pyfmha_loaded **link = &kernel->loaded;
+  while (*link != NULL) {
+    struct pyfmha_loaded *loaded = *link;
+    if (loaded->context != context || loaded->context_id == id) {
+      link = &loaded->next;
+      continue;
+    }
+    *link = loaded->next;
+    free(loaded);
+  }
 }
 
 /* Passes over an optional kernel that has no code for the device, or that the driver lacks something for. */
@@ -328,6 +360,7 @@ static CUresult load_one(pyfmha_kernel *kernel, CUcontext context, unsigned long
     free(loaded);
     return status;
   }
+  forget_gone(kernel, context, id);
   loaded->next = kernel->loaded;
   kernel->loaded = loaded;
   return PYFMHA_SUCCESS;
@@ -541,7 +574,7 @@ static CUresult grid_refused(const char *name, int axis, int64_t got, int64_t li
 
 static CUresult compute_grid(const struct pyfmha_loaded *loaded, const void *arguments, int64_t grid[3], bool *empty) {
   const bool cluster = loaded->image->cluster;
-  const int64_t limits[3] = {cluster ? MAX_CLUSTER : INT32_MAX, MAX_GRID_YZ, MAX_GRID_YZ};
+  const int64_t limits[3] = {cluster ? MAX_CLUSTER : INT32_MAX / loaded->image->ctas, MAX_GRID_YZ, MAX_GRID_YZ};
   const char *name = loaded->kernel->name;
   *empty = false;
   if (!loaded->image->grid(arguments, loaded->num_sms, grid))
@@ -560,10 +593,11 @@ static CUresult compute_grid(const struct pyfmha_loaded *loaded, const void *arg
 static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream, const int64_t grid[3], void **params) {
   launch_attribute attributes[2] = {{0}};
   unsigned count = 0;
-  if (loaded->image->cluster) {
+  const unsigned ctas = loaded->image->ctas;
+  if (loaded->image->cluster || ctas > 1) {
     launch_attribute *cluster = &attributes[count++];
     cluster->id = CLUSTER_DIMENSION;
-    cluster->value.cluster[0] = (unsigned)grid[0];
+    cluster->value.cluster[0] = ctas > 1 ? ctas : (unsigned)grid[0];
     cluster->value.cluster[1] = cluster->value.cluster[2] = 1;
   }
   if (loaded->dependent) { /* the last, to be left out if it is refused */
@@ -572,7 +606,7 @@ static CUresult launch_with(const struct pyfmha_loaded *loaded, CUstream stream,
     serialization->value.serialization = 1;
   }
   launch_config config = {
-      .grid = {(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]},
+      .grid = {(unsigned)grid[0] * ctas, (unsigned)grid[1], (unsigned)grid[2]},
       .block = {loaded->image->threads, 1, 1},
       .shared = loaded->image->shared,
       .stream = stream,
@@ -598,10 +632,38 @@ CUresult pyfmha_launch(const struct pyfmha_loaded *loaded, CUstream stream, cons
                        loaded->kernel->name, missing, missing);
   void **given;
   memcpy(&given, &params, sizeof given); /* the driver only reads through it, but its prototype has no const */
-  if (loaded->dependent || loaded->image->cluster) return launch_with(loaded, stream, grid, given);
+  if (loaded->dependent || loaded->image->cluster || loaded->image->ctas > 1) return launch_with(loaded, stream, grid, given);
   status = driver.launch_kernel(loaded->function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], loaded->image->threads,
                                 1, 1, loaded->image->shared, stream, given, NULL);
   return status == PYFMHA_SUCCESS ? status : driver_failed(status, "cuLaunchKernel", loaded->kernel->name);
+}
+
+/* The bytes of a launch: each block of the grid has its own. */
+static CUresult workspace_bytes(const struct pyfmha_loaded *loaded, const void *arguments, uint64_t *bytes) {
+  int64_t grid[3];
+  bool empty;
+  *bytes = 0;
+  const CUresult status = compute_grid(loaded, arguments, grid, &empty);
+  if (status != PYFMHA_SUCCESS || empty || loaded->image->workspace == 0) return status;
+  uint64_t total = loaded->image->workspace * loaded->image->ctas;
+  for (int i = 0; i < 3; i++)
+    if (__builtin_mul_overflow(total, (uint64_t)grid[i], &total))
+      return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the workspace of this grid overflows 64 bits", loaded->kernel->name);
+  *bytes = total;
+  return PYFMHA_SUCCESS;
+}
+
+CUresult pyfmha_check_workspace(const struct pyfmha_loaded *loaded, const void *arguments, CUdeviceptr workspace) {
+  uint64_t bytes;
+  const CUresult status = workspace_bytes(loaded, arguments, &bytes);
+  if (status != PYFMHA_SUCCESS || bytes == 0) return status;
+  if (workspace == 0)
+    return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: the workspace is 0; these arguments need %llu bytes of device memory, as %s_workspace() says",
+                       loaded->kernel->name, (unsigned long long)bytes, loaded->kernel->function);
+  if (workspace % loaded->image->workspace_align != 0)
+    return pyfmha_fail(PYFMHA_MISALIGNED_ADDRESS, "%s: the workspace is 0x%llx, not a multiple of %llu bytes", loaded->kernel->name,
+                       (unsigned long long)workspace, (unsigned long long)loaded->image->workspace_align);
+  return PYFMHA_SUCCESS;
 }
 
 static CUresult no_algorithm(const pyfmha_function *function, int algo_id) {
@@ -624,9 +686,44 @@ static CUresult refused(const pyfmha_function *function, int algo_id, bool passe
                      function->name, algo_id, function->name);
 }
 
-/* The caller holds the lock. */
-static CUresult dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
-  uint64_t key[PYFMHA_KEY_WORDS]; /* written by the variant that serves, if it has descriptors */
+/* Refuse memory that the current context's device cannot access; what is wrong with it, in words. */
+static CUresult check_pointer(const pyfmha_function *function, const char *name, uint64_t address, CUdevice device) {
+  uint64_t access = 0, owner = 0; /* wider than what the driver writes, and zero */
+  int pageable = 0, ordinal = 0;
+  const bool answered = driver.pointer_get_attribute(&access, POINTER_ACCESS, address) == PYFMHA_SUCCESS;
+  if (answered && access != 0) return PYFMHA_SUCCESS;
+  if (driver.pointer_get_attribute(&owner, POINTER_DEVICE, address) == PYFMHA_SUCCESS) {
+    memcpy(&ordinal, &owner, sizeof ordinal);
+    if (!answered && ordinal == device) return PYFMHA_SUCCESS; /* a driver without access flags */
+    return pyfmha_fail(PYFMHA_INVALID_VALUE,
+                       "%s: %s is 0x%llx, memory of device %d; the current CUDA context is of device %d, which cannot access that: copy it, make a context of device %d current, or enable peer access (cuCtxEnablePeerAccess)",
+                       function->name, name, (unsigned long long)address, ordinal, device, ordinal);
+  }
+  if (driver.device_get_attribute(&pageable, PAGEABLE_ACCESS, device) == PYFMHA_SUCCESS && pageable != 0) return PYFMHA_SUCCESS;
+  return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: %s is 0x%llx, which is no memory that CUDA knows of; device %d cannot access it", function->name,
+                     name, (unsigned long long)address, device);
+}
+
+/* With PYFMHA_CHECK_POINTERS: every pointer that is not null, unless the grid is empty, which reads and writes nothing. */
+static CUresult check_pointers(const pyfmha_function *function, const struct pyfmha_loaded *loaded, const void *arguments) {
+  int64_t grid[3];
+  bool empty;
+  CUdevice device = 0;
+  CUresult status = compute_grid(loaded, arguments, grid, &empty);
+  if (status != PYFMHA_SUCCESS || empty) return status;
+  status = driver.ctx_get_device(&device);
+  if (status != PYFMHA_SUCCESS) return driver_failed(status, "cuCtxGetDevice", function->name);
+  for (unsigned i = 0; i < function->pointer_count && status == PYFMHA_SUCCESS; i++) {
+    uint64_t address;
+    memcpy(&address, (const char *)arguments + function->pointers[i].at, sizeof address);
+    if (address != 0) status = check_pointer(function, function->pointers[i].name, address, device);
+  }
+  return status;
+}
+
+/* The first variant that serves the arguments and is loaded, as it is loaded, and its key. The caller holds the lock. */
+static CUresult find_launch(const pyfmha_function *function, int algo_id, const void *arguments, uint64_t *key,
+                            const struct pyfmha_loaded **found) {
   const unsigned begin = algo_id == 0 ? 0 : function->ends[algo_id - 1], end = function->ends[algo_id];
   unsigned i = next_serving(function, begin, end, arguments, key);
   if (i == end) return refused(function, algo_id, false, arguments);
@@ -639,13 +736,33 @@ static CUresult dispatch(const pyfmha_function *function, int algo_id, const voi
   if (status != PYFMHA_SUCCESS) return status;
   for (; i < end; i = next_serving(function, i + 1, end, arguments, key)) {
     const pyfmha_kernel *kernel = function->kernels[i];
-    const struct pyfmha_loaded *loaded = find_loaded(kernel, context, id);
-    if (loaded != NULL) return kernel->launch(loaded, arguments, key);
+    *found = find_loaded(kernel, context, id);
+    if (*found != NULL) return PYFMHA_SUCCESS;
     if (!kernel->optional)
       return pyfmha_fail(PYFMHA_NOT_INITIALIZED, "%s is not loaded in the current CUDA context: call load_%s() there first", kernel->name,
                          function->name);
   }
   return refused(function, algo_id, true, arguments);
+}
+
+static CUresult dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {
+  uint64_t key[PYFMHA_KEY_WORDS]; /* written by the variant that serves, if it has descriptors */
+  const struct pyfmha_loaded *loaded = NULL;
+  CUresult status = find_launch(function, algo_id, arguments, key, &loaded);
+  if (status == PYFMHA_SUCCESS && driver.check_pointers) status = check_pointers(function, loaded, arguments);
+  return status == PYFMHA_SUCCESS ? loaded->kernel->launch(loaded, arguments, key) : status;
+}
+
+CUresult pyfmha_workspace(const pyfmha_function *function, int algo_id, const void *arguments, uint64_t *bytes) {
+  *bytes = 0;
+  if (algo_id < 0 || algo_id >= function->algorithm_count) return no_algorithm(function, algo_id);
+  uint64_t key[PYFMHA_KEY_WORDS];
+  const struct pyfmha_loaded *loaded = NULL;
+  pthread_rwlock_rdlock(&lock);
+  CUresult status = find_launch(function, algo_id, arguments, key, &loaded);
+  if (status == PYFMHA_SUCCESS) status = workspace_bytes(loaded, arguments, bytes);
+  pthread_rwlock_unlock(&lock);
+  return status;
 }
 
 CUresult pyfmha_dispatch(const pyfmha_function *function, int algo_id, const void *arguments) {

@@ -62,6 +62,9 @@ typedef struct {
   unsigned shared;     /* bytes of dynamic shared memory a block */
   bool dependent;      /* by programmatic dependent launch: its blocks may start before the kernel before it has ended */
   bool cluster;        /* the blocks along x, 1 to 8, form one thread-block cluster */
+  unsigned ctas;       /* blocks that work on one program of the grid, as a cluster */
+  uint64_t workspace;  /* bytes of global scratch a block; 0: none */
+  uint64_t workspace_align;
   bool (*grid)(const void *arguments, int64_t num_sms, int64_t grid[3]); /* false: overflows or divides by zero */
   const pyfmha_tensor *tensors; /* its tensor descriptors; NULL: none */
   const unsigned char *code;
@@ -87,12 +90,20 @@ typedef struct {
   struct pyfmha_loaded *loaded; /* guarded by the runtime's lock */
 } pyfmha_kernel;
 
+/* A pointer among a function's arguments, and where it lies in their struct. */
+typedef struct {
+  const char *name;
+  size_t at;
+} pyfmha_pointer;
+
 /* One C function: its variants, algorithm by algorithm, and where in that list each algorithm ends. */
 typedef struct {
   const char *name;
   pyfmha_kernel *const *kernels;
   const unsigned *ends;
   int algorithm_count;
+  const pyfmha_pointer *pointers;
+  unsigned pointer_count;
 } pyfmha_function;
 
 /* Text of the last failure on this thread; "" where there was none. Valid until the thread's next failure. The text is
@@ -124,6 +135,11 @@ bool pyfmha_runs_on(const pyfmha_function *function, int algo_id, int capability
 const pyfmha_kernel *pyfmha_serving(const pyfmha_function *function, int algo_id, int capability, const void *arguments);
 /* Undo a load of each function in a context that need not be current; NULL, or why that was not done. */
 const char *pyfmha_unload_in(void *context, unsigned long long id, const pyfmha_function *const *functions, int count);
+/* Bytes of workspace of the launch that these arguments would be: of the variant that serves them and is loaded. */
+CUresult pyfmha_workspace(const pyfmha_function *function, int algo_id, const void *arguments, uint64_t *bytes);
+
+/* For variants. Refuses a workspace that is missing or misaligned where the kernel would use it. */
+CUresult pyfmha_check_workspace(const struct pyfmha_loaded *loaded, const void *arguments, CUdeviceptr workspace);
 
 /* For variants. The maps of all their descriptors, kept by this thread while it launches with the same few keys. */
 bool pyfmha_tensors_fit(const pyfmha_tensor *tensors, unsigned count, uint64_t *key);

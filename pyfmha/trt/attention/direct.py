@@ -224,15 +224,16 @@ class DirectSession:
             raise SpecError(f"inputs are {', '.join(inputs) or 'missing'}; give {', '.join(names)}")
         forms = self.problem.forms(inputs[names[0]].ndim)
         wanted = ", ".join(f"{form} {self._storage(form)}" for form in forms.inputs)
-        for form in forms.inputs:
+        known: dict[str, int] = {}
+        for count, form in enumerate(forms.inputs, 1):
             array = inputs[form.name]
-            if array.dtype != self._storage(form):
-                raise SpecError(f"{form.name} is {array.dtype} {list(array.shape)}; inputs must be {wanted}")
-        try:
-            known = measure(Forms(forms.inputs, ()), [inputs[name].shape for name in names], (), {})
-        except PluginError:
-            got = ", ".join(f"{name} {inputs[name].dtype} {list(inputs[name].shape)}" for name in names)
-            raise SpecError(f"inputs are {got}; they must be {wanted}") from None
+            try:  # with those before it, so that the first is named that does not fit
+                known = measure(Forms(forms.inputs[:count], ()), [inputs[name].shape for name in names[:count]], (), {})
+                fits = array.dtype == self._storage(form)
+            except PluginError:
+                fits = False
+            if not fits:
+                raise SpecError(f"{form.name} is {array.dtype} {list(array.shape)}; inputs must be {wanted}") from None
         return forms, [_shape_of(form, known) for form in forms.all]
 
 

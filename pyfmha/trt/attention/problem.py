@@ -17,7 +17,7 @@ PROGRAM = program_of(OPERATOR)
 INPUTS = ("Q", "K", "V")
 """The inputs of every layout but packed."""
 
-DTYPE_NAMES = {dtype: TYPE_NAMES[dtype] for dtype in DTYPES}
+DTYPE_NAMES = {dtype: TYPE_NAMES[dtype] for dtype in sorted(DTYPES, key=lambda dtype: DATA_TYPES[dtype])}
 """How TensorRT calls the types of Q, K and V."""
 
 DTYPE_OF = {DATA_TYPES[dtype]: dtype for dtype in DTYPES}

@@ -1,7 +1,10 @@
 """``cuda.bindings.driver`` on the fake GPU: what :mod:`pyfmha.runtime` uses; each function returns its status first."""
 
 import ctypes
+import functools
 import os
+import threading
+from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,7 @@ from trt_double.full.gpu import (
     COPY_MS,
     INVALID_HANDLE,
     INVALID_VALUE,
+    MEMORY,
     OUT_OF_MEMORY,
     SUCCESS,
     Fault,
@@ -21,6 +25,9 @@ from trt_double.full.gpu import (
 CUdevice_attribute = SimpleNamespace(
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
 )
+
+
+CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_ACCESS_FLAGS=16, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
 
 
 class CUstreamCaptureMode(IntEnum):
@@ -83,6 +90,46 @@ def cuCtxSetCurrent(context: int | None) -> tuple[int]:
     return (_c("cuCtxSetCurrent", ctypes.c_void_p(context)),)
 
 
+def cuCtxCreate(params: None, flags: int, device: int) -> tuple[int, int]:
+    context = gpu().cuda.c.fake_create_context(device)
+    cuCtxSetCurrent(context)
+    return SUCCESS, context
+
+
+def cuCtxDestroy(context: int) -> tuple[int]:
+    current = gpu().current()[0]
+    gpu().forget(context)
+    if current == context:  # of this thread; to others it stays current
+        cuCtxSetCurrent(None)
+    return (SUCCESS,)
+
+
+def cuCtxEnablePeerAccess(context: int, flags: int) -> tuple[int]:
+    own = gpu().current()
+    cuCtxSetCurrent(context)
+    other = gpu().current()[1]
+    cuCtxSetCurrent(own[0])
+    gpu().cuda.set_peer(own[1], other)
+    return (SUCCESS,)
+
+
+def cuPointerGetAttribute(attribute: int, pointer: int) -> tuple[int, int]:
+    return _out(ctypes.c_int, "cuPointerGetAttribute", attribute, ctypes.c_uint64(pointer))
+
+
+def cuDeviceCanAccessPeer(device: int, other: int) -> tuple[int, int]:
+    return SUCCESS, int(device != other)
+
+
+def cuDeviceGetUuid(device: int) -> tuple[int, bytes]:
+    return SUCCESS, gpu().visible[device].to_bytes(16, "big")
+
+
+def cuMemGetInfo() -> tuple[int, int, int]:
+    used = sum(size for _, size in gpu().memory.values())
+    return SUCCESS, MEMORY - used, MEMORY
+
+
 def cuCtxSynchronize() -> tuple[int]:
     return (CAPTURE_UNSUPPORTED if gpu().forbidden() else gpu().finish_all(),)
 
@@ -102,7 +149,7 @@ def cuMemFree(address: int) -> tuple[int]:
     if gpu().forbidden():
         return (CAPTURE_UNSUPPORTED,)
     gpu().finish_all()  # the real one waits, too
-    return (SUCCESS if gpu().memory.pop(address, None) else INVALID_VALUE,)
+    return (SUCCESS if gpu().free(address) else INVALID_VALUE,)
 
 
 def _copy(target: Any, source: Any) -> float:
@@ -151,6 +198,7 @@ def cuMemcpyDtoHAsync(host: int, device: int, size: int, stream: int) -> tuple[i
 def cuStreamCreate(flags: int) -> tuple[int, int]:
     stream = gpu().handle()
     gpu().streams[stream] = []
+    gpu().owners[stream] = gpu().current()[0]
     return SUCCESS, stream
 
 
@@ -160,6 +208,7 @@ def cuStreamSynchronize(stream: int) -> tuple[int]:
 
 def cuStreamDestroy(stream: int) -> tuple[int]:
     gpu().finish(stream)
+    gpu().owners.pop(stream, None)
     return (SUCCESS if gpu().streams.pop(stream, None) is not None else INVALID_HANDLE,)
 
 
@@ -167,6 +216,7 @@ def cuStreamBeginCapture(stream: int, mode: CUstreamCaptureMode) -> tuple[int]:
     assert isinstance(mode, CUstreamCaptureMode), "cuda-python takes the enumeration only"
     gpu().drain()
     gpu().captures[stream] = []
+    gpu().capturing[stream] = threading.get_ident()
     gpu().cuda.begin_capture()
     return (SUCCESS,)
 
@@ -176,6 +226,7 @@ def cuStreamEndCapture(stream: int) -> tuple[int, int]:
     made.drain()
     made.cuda.end_capture()
     work = made.captures.pop(stream)
+    made.capturing.pop(stream)
     if stream in made.broken:
         made.broken.discard(stream)
         return CAPTURE_INVALIDATED, 0
@@ -231,3 +282,19 @@ def cuEventElapsedTime(earlier: int, later: int) -> tuple[int, float]:
 
 def cuEventDestroy(event: int) -> tuple[int]:
     return (SUCCESS if event in gpu().events and gpu().events.pop(event, None) is not ... else INVALID_HANDLE,)
+
+
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As the driver's functions, which any thread may call."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if not os.environ.get("PYFMHA_LIBCUDA"):
+            return function(*arguments)
+        with gpu().lock:
+            return function(*arguments)
+
+    return call
+
+
+globals().update({name: _one_at_a_time(made) for name, made in list(globals().items()) if name.startswith("cu")})

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,18 +167,22 @@ class Gpu:
 
     def __init__(self, path: Path) -> None:
         self.cuda = FakeCuda(path)
+        self.lock = threading.RLock()
         self.memory: dict[int, tuple[Any, int]] = {}
+        self.owners: dict[int, int | None] = {}  # of memory and streams, the context that they go with
         self.streams: dict[int, list[Work]] = {}
         self.captures: dict[int, list[Work]] = {}
+        self.capturing: dict[int, int] = {}  # by stream, the thread
         self.broken: set[int] = set()
         self.graphs: dict[int, list[Work]] = {}
         self.events: dict[int, float | None] = {}
         self.clock = 0.0
-        self.error = SUCCESS
+        self.errors: dict[int | None, int] = {}  # by context: what failed in one is lost with it, and no other
         self._launches = 0
         self._handles = 0x5000
         self._kernels: dict[str, Kernel] = {}
         self.replays = 0
+        self.visible = [0, 1]  # which of the machine's devices it sees, in its order
         self.retained = 0  # primary contexts, through cuda-python
 
     def handle(self) -> int:
@@ -203,7 +208,34 @@ class Gpu:
         block = ctypes.create_string_buffer(bytes([GARBAGE]) * (size + 256), size + 256)
         address = -(-ctypes.addressof(block) // 256) * 256
         self.memory[address] = (block, size)
+        context, device = self.current()
+        self.owners[address] = context
+        self.cuda.set_memory(address, size, device)
         return address
+
+    def free(self, address: int) -> bool:
+        """Whether it was an allocation's beginning."""
+        self.owners.pop(address, None)
+        if self.memory.pop(address, None) is None:
+            return False
+        self.cuda.set_memory(address, 0)
+        return True
+
+    def current(self) -> tuple[int | None, int]:
+        """The current context, and the device of it."""
+        context, device = ctypes.c_void_p(), ctypes.c_int()
+        self.cuda.c.cuCtxGetCurrent(ctypes.byref(context))
+        if context.value:
+            self.cuda.c.cuCtxGetDevice(ctypes.byref(device))
+        return context.value, device.value
+
+    def forget(self, context: int) -> None:
+        """A context is destroyed, with its memory, its streams, and the work that waits in them."""
+        self.drain()
+        for handle in [handle for handle, owner in self.owners.items() if owner == context]:
+            self.free(handle)
+            self.streams.pop(handle, None)
+        self.cuda.destroy(context)
 
     def array(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
         """Device memory as an array, if it is all inside one allocation."""
@@ -246,22 +278,27 @@ class Gpu:
             return INVALID_HANDLE
         while queue:
             work = queue.pop(0)
-            if self.error == SUCCESS:
+            if self.error_on(stream) == SUCCESS:
                 try:
                     self.clock += work()
                 except Fault:
-                    self.error = ILLEGAL_ADDRESS
-        return self.error
+                    self.errors[self.owners.get(stream)] = ILLEGAL_ADDRESS
+        return self.error_on(stream)
+
+    def error_on(self, stream: int) -> int:
+        """Whether something failed in a stream's context."""
+        return self.errors.get(self.owners.get(stream), SUCCESS)
 
     def finish_all(self) -> int:
         for stream in list(self.streams):
             self.finish(stream)
-        return self.error
+        return self.errors.get(self.current()[0], SUCCESS)
 
     def forbidden(self) -> bool:
         """Whether this thread captures, so that waiting and allocating break the capture."""
-        self.broken |= set(self.captures)
-        return bool(self.captures)
+        mine = {stream for stream, thread in self.capturing.items() if thread == threading.get_ident()}
+        self.broken |= mine
+        return bool(mine)
 
     # -------------------------------------------------------------- kernels
 
@@ -322,15 +359,18 @@ _current: list[Gpu] = []
 def gpu() -> Gpu:
     """This process's, made at first use from the fake driver that ``PYFMHA_LIBCUDA`` names.
 
-    Its devices are sm_90, two of them, or those of ``FAKE_GPU_DEVICES``: compute capabilities with commas between.
+    Its devices are sm_90, two of them, or those of ``FAKE_GPU_DEVICES``: compute capabilities with commas between. As
+    with the real one, ``CUDA_VISIBLE_DEVICES`` chooses among them and orders them.
     """
     if not _current:
         made = Gpu(Path(os.environ["PYFMHA_LIBCUDA"]))
         made.cuda.reset()
         capabilities = [int(text) for text in os.environ.get("FAKE_GPU_DEVICES", "90,90").split(",") if text]
-        made.cuda.set_device_count(len(capabilities))
-        for device, capability in enumerate(capabilities):
-            made.cuda.set_device(device, capability)
+        order = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(len(capabilities))))
+        made.visible = [int(text) for text in order.split(",")]
+        made.cuda.set_device_count(len(made.visible))
+        for device, physical in enumerate(made.visible):
+            made.cuda.set_device(device, capabilities[physical])
         _current.append(made)
     return _current[0]
 

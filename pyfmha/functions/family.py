@@ -1,0 +1,183 @@
+"""The library functions that are made of a user's: ``fmha_with_alibi_d64_fp16`` and its kin.
+
+They take what :mod:`pyfmha.attention.biased` takes, and then the function's inputs.
+"""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
+from pyfmha.attention.first import DTYPES
+from pyfmha.attention.forward import HEAD_SIZES
+from pyfmha.errors import KernelSourceError, LibraryError, SpecError
+from pyfmha.spec.advice import build_command
+from pyfmha.spec.constants import JitFunction
+from pyfmha.spec.kernel import Argument, KernelSpec
+
+ATTRIBUTES = {"SCORE": "score", "SEEN": "seen", "BOUNDS": "bounds"}
+"""The kernel's parameters that are functions, and the attributes of an AttentionFunction that they are."""
+
+SHIPPED = tuple(
+    sorted(
+        path.stem
+        for path in Path(__file__).parent.glob("*.py")
+        if path.stem not in ("__init__", "declare", "evaluate", "family")
+    )
+)
+"""The files of functions that come with pyfmha."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A function of a file, as :meth:`pyfmha.functions.declare.AttentionFunction.__pyfmha__` describes it.
+
+    Attributes:
+        source: the file.
+        name: of the function.
+        inputs: name and type of each input.
+        parts: those of :data:`ATTRIBUTES` that it has.
+    """
+
+    source: Path
+    name: str
+    inputs: tuple[tuple[str, str], ...]
+    parts: tuple[str, ...]
+
+
+def file_of(name: str) -> Path:
+    """The file that ``--functions`` means: a path, or the name of one that comes with pyfmha.
+
+    Raises:
+        KernelSourceError: there is none.
+    """
+    if name in SHIPPED:
+        return Path(__file__).with_name(f"{name}.py")
+    if not Path(name).is_file():
+        raise KernelSourceError(
+            f"{name} is no file of functions; give a Python file, or one that comes with pyfmha: {', '.join(SHIPPED)}"
+        )
+    return Path(name)
+
+
+def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]]) -> list[Declared]:
+    """The functions that a file declares.
+
+    Args:
+        source: the file.
+        collect: :meth:`pyfmha.aot.cubin.Compiler.collect`, which imports it in a process of its own.
+
+    Raises:
+        KernelSourceError: it declares none, or cannot be imported.
+        SpecError: a function is declared wrongly.
+    """
+    found = [
+        Declared(source, one["name"], tuple((name, kind) for name, kind in one["inputs"]), tuple(one["parts"]))
+        for one in collect(source)
+        if _is_at_home(source, one)
+    ]
+    if not found:
+        raise KernelSourceError(
+            f"{source} declares no function; decorate one with @pyfmha.score_function or @pyfmha.mask_function"
+        )
+    return found
+
+
+def _is_at_home(source: Path, one: dict[str, Any]) -> bool:
+    """Whether a function is the file's own, not imported; and then it must bear the name of its variable."""
+    if Path(one["source"]).resolve() != source.resolve():
+        return False
+    if one["attribute"] != one["name"]:
+        raise SpecError(f"{source}: {one['name']} is assigned to {one['attribute']}; give both the same name")
+    return True
+
+
+@dataclass(frozen=True)
+class WithFunction(Biased):
+    """One function of the library.
+
+    Attributes:
+        dtype, head_size: as of :class:`pyfmha.attention.biased.Biased`.
+        function: the user's.
+    """
+
+    function: Declared = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """The C function: ``fmha_with_alibi_d64_fp16``."""
+        return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
+
+    def specs(self) -> tuple[KernelSpec, ...]:
+        """What to compile: without bias, mask and soft cap, with any of them, and for tensors of any alignment."""
+        known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
+        return tuple(map(self._with_function, (*(self.tuned(variant) for variant in known), self.generic())))
+
+    def _with_function(self, spec: KernelSpec) -> KernelSpec:
+        inputs = self.function.inputs
+        held = {*self.function.parts, *(("inputs",) if inputs else ())}
+        return replace(
+            spec,
+            arguments=(*spec.arguments, *(Argument(name, kind) for name, kind in inputs)),
+            constants=tuple((name, value) for name, value in spec.constants if name not in held),
+            functions=tuple(
+                JitFunction(part, self.function.source, f"{self.function.name}.{ATTRIBUTES[part]}")
+                for part in self.function.parts
+            ),
+            tuples=(("inputs", tuple(name for name, _ in inputs)),) if inputs else (),
+        )
+
+
+def function_specs(
+    functions: Sequence[Declared], dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZES
+) -> list[KernelSpec]:
+    """What to compile for some functions.
+
+    Raises:
+        SpecError: a dtype or head size is not served, an input has a name of the kernel's, or two functions have one
+            name.
+    """
+    names = [function.name for function in functions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        files = ", ".join(str(function.source) for function in functions if function.name in twice)
+        raise SpecError(f"function {', '.join(twice)} is declared more than once, in {files}; rename one")
+    specs: dict[str, KernelSpec] = {}
+    for function in functions:
+        for dtype in dtypes:
+            for head_size in head_sizes:
+                for spec in WithFunction(dtype, head_size, function=function).specs():
+                    specs[spec.variant] = spec
+    return list(specs.values())
+
+
+def find(library: Any, function: Declared, dtype: str, head_size: int) -> Any:
+    """The function of a library that is made of a user's.
+
+    Args:
+        library: a :class:`pyfmha.runtime.library.Library`.
+        function: the user's.
+        dtype, head_size: of the problem, the latter the larger of Q's and V's.
+
+    Raises:
+        LibraryError: the library has none, or one that takes other inputs.
+    """
+    wanted = WithFunction(dtype, head_size, function=function)
+    options = f"--functions {shlex.quote(str(function.source))}", f"--dtype {dtype}", f"--head-size {wanted.padded}"
+    command = build_command(library.path, *options)
+    if wanted.name not in library:
+        raise LibraryError(f"{library.path} has no {wanted.name}, made of {function.name}; build it: {command}")
+    found = library[wanted.name]
+    given = tuple(found.manifest.arguments)[len(ARGUMENTS) :]
+    if given != function.inputs:
+        raise LibraryError(
+            f"{wanted.name} of {library.path} takes {_said(given)}, {function.name} of {function.source} takes"
+            f" {_said(function.inputs)}; build it again: {command}"
+        )
+    return found
+
+
+def _said(inputs: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{name}: {kind}" for name, kind in inputs) or "no inputs"

@@ -1,0 +1,148 @@
+"""The plugin's node in the place of an attention, with as few transposes as its layouts allow."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pyfmha.attention.operator import OPERATOR
+from pyfmha.onnx.calls import Call, Laid, LeftAloneError
+from pyfmha.onnx.served import problem_of
+from pyfmha.onnx.sizes import Size
+from pyfmha.trt.attention.problem import Problem
+
+DOMAIN = "pyfmha"
+"""The domain of the plugin's nodes."""
+
+PARSER = {"plugin_version": OPERATOR.version, "plugin_namespace": ""}
+"""What TensorRT's parser looks the creator up by. Without the second it would take the domain for the namespace, and
+the creator is registered without one (:func:`pyfmha.trt.creator.register`)."""
+
+_HEADS_FIRST, _ROWS_FIRST = "bhsd", "bshd"
+
+
+def layout_of(call: Call) -> str:
+    """The plugin's layout that needs the fewest transposes."""
+    if call.packed is not None and call.past is None and not call.present:
+        return "packed"
+    rows_first = all(laid.order in ("bsH", "bsd", _ROWS_FIRST) for laid in (call.q, call.k, call.v))
+    return _ROWS_FIRST if rows_first and call.past is None and not call.present else _HEADS_FIRST
+
+
+def prepared(call: Call) -> Problem:
+    """What the plugin is to be created with for an attention.
+
+    Raises:
+        LeftAloneError: the plugin does not serve it.
+    """
+    layout = layout_of(call)
+    if layout == "packed" and call.packed is not None:
+        call = replace(call, scale=call.packed[1])
+    if call.q.order == "bsH" and call.out_order not in ("bsH", "bsd", *_PERMUTATIONS):
+        raise LeftAloneError(f"its result is laid as {call.out_order}")
+    return problem_of(call, layout)
+
+
+def emitted(op: Any, call: Call, problem: Problem) -> list[ir.Value]:
+    """Add the nodes.
+
+    Args:
+        op: the rewriter's builder.
+        call: the attention.
+        problem: as :func:`prepared` answered.
+
+    Returns:
+        The result, and with :attr:`Call.present` the keys and values of all steps.
+    """
+    assert problem.features is not None
+    real = {} if call.before is None else call.before(op)
+    q, k, v = (replace(laid, value=real.get(laid.value, laid.value)) for laid in (call.q, call.k, call.v))
+    layout, present = problem.features.layout, []
+    if layout == "packed":
+        assert call.packed is not None
+        many = problem.num_heads + 2 * problem.kv_heads
+        value = real.get(call.packed[0], call.packed[0])
+        tensors = {"QKV": _reshaped(op, value, [0, 0, many, problem.head_size])}
+    else:
+        tensors = {name: _as(op, laid, layout) for name, laid in zip("QKV", (q, k, v), strict=True)}
+        if call.past is not None:
+            for name, past in zip("KV", call.past, strict=True):
+                tensors[name] = op.Concat(past, tensors[name], axis=2)
+        present = [tensors["K"], tensors["V"]] if call.present else []
+    if call.visible.kv_lengths is not None:
+        tensors["kv_lengths"] = _int32(op, call.visible.kv_lengths)
+    out = op.op(
+        OPERATOR.name,
+        *(tensors[form.name] for form in problem.forms().inputs),
+        _domain=DOMAIN, _version=1, _name=f"{call.name}_{OPERATOR.name}",
+        **problem.attributes(), **PARSER,
+    )  # fmt: skip
+    own = _HEADS_FIRST if layout == _HEADS_FIRST else _ROWS_FIRST
+    out.dtype, out.shape = call.q.value.dtype, _written(call.q.sizes, own)
+    # The tensors of all steps get names of their own: they may be inputs of the node as they are.
+    return [_laid_out(op, out, own, call.out_order, problem), *(op.Identity(value) for value in present)]
+
+
+_PERMUTATIONS = {"bhsd", "bshd", "sbhd", "hbsd", "bhds", "bdhs"}
+
+
+def _as(op: Any, laid: Laid, layout: str) -> Any:
+    """A tensor in the plugin's layout."""
+    value, order = laid.value, laid.order
+    heads, size = laid.sizes[1].number or 1, laid.sizes[3].number or 1
+    if len(order) == 3 and order != "bsH":  # one head, which has no axis
+        value, order = _transposed(op, value, order, "bsd"), "bsH"
+    if order == "bsH":
+        whole = heads * size
+        if laid.part:
+            value = _part(op, value, laid.first, whole)
+        value, order = _reshaped(op, value, [0, 0, heads, size]), _ROWS_FIRST
+    return _transposed(op, value, order, layout)
+
+
+def _laid_out(op: Any, out: ir.Value, order: str, wanted: str, problem: Problem) -> Any:
+    """The result as the model has it."""
+    if wanted == "bsH" or len(wanted) == 3:
+        value = _transposed(op, out, order, _ROWS_FIRST)
+        value = _reshaped(op, value, [0, 0, problem.num_heads * problem.head_size])
+        return value if wanted == "bsH" else _transposed(op, value, "bsd", wanted)
+    return _transposed(op, out, order, wanted)
+
+
+def _transposed(op: Any, value: ir.Value, order: str, wanted: str) -> Any:
+    if order == wanted:
+        return value
+    return op.Transpose(value, perm=[order.index(axis) for axis in wanted])
+
+
+def constant(op: Any, numbers: Sequence[int]) -> Any:
+    """A constant INT64 vector."""
+    return op.Constant(value=ir.tensor(np.asarray(numbers, np.int64)))
+
+
+def _reshaped(op: Any, value: ir.Value, shape: Sequence[int]) -> Any:
+    """Reshape; 0 keeps a size."""
+    return op.Reshape(value, constant(op, shape))
+
+
+def _part(op: Any, value: ir.Value, first: int, count: int) -> Any:
+    return op.Slice(value, *(constant(op, [number]) for number in (first, first + count, 2)))
+
+
+def _int32(op: Any, value: ir.Value) -> Any:
+    return value if value.dtype == ir.DataType.INT32 else op.Cast(value, to=int(ir.DataType.INT32))
+
+
+def _written(sizes: tuple[Size, Size, Size, Size], order: str) -> ir.Shape:
+    """A shape in ONNX's form; what has no number and no name of its own is unknown."""
+    by_name = dict(zip("bhsd", sizes, strict=True))
+    return ir.Shape([written(by_name[axis]) for axis in order])
+
+
+def written(size: Size) -> int | str | None:
+    """A size as a number, or as an expression of names; None where it has no name."""
+    if size.number is not None:
+        return size.number
+    return None if any(name.startswith(("<", "@")) for name in size.symbols) else str(size)

@@ -1,0 +1,74 @@
+"""What Python's parser makes of the texts in a description."""
+
+import ast
+from collections.abc import Iterable
+
+from pyfmha.errors import SpecError
+from pyfmha.operators.description import Attribute, Operator
+from pyfmha.operators.expressions import Expression, Node, Parser
+
+TYPES_OF_ATTRIBUTES = {"int32": "int", "int64": "int", "fp32": "float", "string": "str"}
+LATE = ("size", "stride", "numel", "serves", "least", "itemsize")
+"""Questions that sizes or types answer, not attributes alone."""
+
+
+def type_of(kind: Attribute) -> str:
+    """The type of an attribute in expressions."""
+    element = kind.type.removesuffix("[]")
+    return TYPES_OF_ATTRIBUTES[element] + ("[]" if kind.type.endswith("[]") else "")
+
+
+def condition(text: str, parser: Parser, what: str) -> Expression:
+    """A condition; an integer is true where it is not 0."""
+    found = parser.parse(text, what)
+    if found.type == "int":
+        node = Node("compare", "bool", "!=", (found.node, Node("constant", "int", 0)))
+        return Expression(found.text, node)
+    if found.type != "bool":
+        raise SpecError(f"{what}: {text!r} is of type {found.type}, no condition")
+    return found
+
+
+def parsed(text: str, what: str) -> ast.expr:
+    """A text as Python's parser reads it.
+
+    Raises:
+        SpecError: it is no expression.
+    """
+    try:
+        return ast.parse(str(text).strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise SpecError(f"{what}: {text!r} is not an expression") from None
+
+
+def axes_of(text: str, what: str) -> list[ast.expr]:
+    """The axes in a form's brackets."""
+    if not text.strip():
+        return []
+    tree = parsed(f"({text},)", what)
+    return list(tree.elts) if isinstance(tree, ast.Tuple) else [tree]
+
+
+def names_of(tree: ast.expr) -> set[str]:
+    """The names that stand for values; the words of questions do not."""
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+        if tree.func.id in ("cdiv", "min", "max"):
+            return set().union(*map(names_of, tree.args))
+        if tree.func.id in ("given", "len", "least"):
+            return {arg.id for arg in tree.args if isinstance(arg, ast.Name)}
+        return set()
+    if isinstance(tree, ast.Name):
+        return {tree.id}
+    children = [child for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr)]
+    return set().union(*map(names_of, children))
+
+
+def plain_summary(operator: Operator) -> list[tuple[str, str]]:
+    """What is said of a plugin where the description says nothing: its attributes, but for lists."""
+    numbers = [name for name, kind in operator.attributes if not kind.type.endswith("[]")]
+    return [("", ", ".join(f"{name} {{{name}}}" for name in numbers) or "no attributes")]
+
+
+def reads_ahead(name: str, others: Iterable[str]) -> str:
+    """What is said of a definition that reads others after it."""
+    return f"definition {name} reads {', '.join(others)}, defined after it: a cycle, or an order to change"

@@ -1,0 +1,68 @@
+"""The operator on the CPU, in PyTorch's own arithmetic: float32, whatever the tensors' type."""
+
+import torch
+
+from pyfmha.torch.settings import Settings
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    settings: Settings,
+    q_lengths: torch.Tensor | None,
+    kv_lengths: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of padded batches.
+
+    Args:
+        q: [batch, heads, Sq, head size].
+        k, v: [batch, kv heads, Skv, head size].
+        settings: with layout ``bhsd``.
+        q_lengths, kv_lengths: [batch], or None.
+
+    Returns:
+        Out, of q's shape and type, and the log-sum-exp, float32 [batch, heads, Sq].
+    """
+    group = q.shape[1] // k.shape[1]
+    keys, values = (x.float().repeat_interleave(group, dim=1) for x in (k, v))
+    scores = settings.scale * (q.float() @ keys.transpose(-2, -1))
+    if settings.softcap:
+        scores = settings.softcap * torch.tanh(scores / settings.softcap)
+    seen = _seen(q, k, settings, q_lengths, kv_lengths)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    # A row without a key has a log-sum-exp of minus infinity, and zeros.
+    weights = torch.exp(scores - torch.where(lse.isneginf(), 0.0, lse)[..., None])
+    # What lies past a sequence's end may be NaN, and 0 * NaN is NaN.
+    values = values.masked_fill(~seen.any(dim=-2, keepdim=True).transpose(-2, -1), 0.0)
+    return (weights @ values).to(q.dtype).contiguous(), lse
+
+
+def _seen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    settings: Settings,
+    q_lengths: torch.Tensor | None,
+    kv_lengths: torch.Tensor | None,
+) -> torch.Tensor:
+    """Which keys count: bool [batch or 1, 1, Sq, Skv]."""
+    rows, columns = q.shape[2], k.shape[2]
+    q_ends = _ends(q_lengths, q.shape[0], rows, q.device)
+    kv_ends = _ends(kv_lengths, q.shape[0], columns, q.device)
+    at = torch.arange(rows, device=q.device)[:, None]
+    key = torch.arange(columns, device=q.device)[None, :]
+    seen = (at < q_ends) & (key < kv_ends)
+    position = at + (kv_ends - q_ends if settings.bottom_right else 0)
+    right = 0 if settings.causal else settings.window_right
+    if right >= 0:
+        seen = seen & (key <= position + right)
+    if settings.window_left >= 0:
+        seen = seen & (key >= position - settings.window_left)
+    return seen
+
+
+def _ends(lengths: torch.Tensor | None, batch: int, most: int, device: torch.device) -> torch.Tensor:
+    if lengths is None:
+        return torch.full((batch, 1, 1, 1), most, device=device)
+    return lengths.clamp(0, most).reshape(batch, 1, 1, 1).long()

@@ -1,0 +1,158 @@
+"""The functions: attention with every keyword, and the drop-in for PyTorch's own."""
+
+import math
+from typing import Any
+
+import torch
+
+from pyfmha.attention.operator import OPERATOR
+from pyfmha.errors import PluginError
+from pyfmha.torch.operator import attention_op
+from pyfmha.torch.settings import DTYPES, Settings, problem_of
+
+ALIGNMENTS = ("top-left", "bottom-right")
+_native = torch.nn.functional.scaled_dot_product_attention
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool | str = False,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    align: str | None = None,
+    softcap: float = 0.0,
+    layout: str | None = None,
+    q_lengths: torch.Tensor | None = None,
+    kv_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_kv: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """softmax(scale * Q K^T) V of tensors, on PyTorch's current stream.
+
+    Args:
+        q, k, v: [batch, heads, seq, head size], or as ``layout`` says; float16, bfloat16 or float32, all of one.
+        causal: as PyTorch's ``is_causal``, False by default; ``"bottom-right"`` is True with that ``align``.
+        scale, window, align, softcap, layout, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, return_lse: as
+            :func:`pyfmha.trt.add_attention`.
+
+    Returns:
+        Out, of Q's shape and type; with ``return_lse`` a pair of it and the log-sum-exp, float32.
+
+    Raises:
+        PluginError: the tensors do not fit, or it is not served.
+        PyfmhaError: on a GPU, the library is missing or lacks it, or the launch failed.
+    """
+    if causal not in (True, False, "bottom-right") or align not in (None, *ALIGNMENTS):
+        raise PluginError(
+            f"causal is {causal!r}, align {align!r}; allowed are True, False, 'bottom-right' and {ALIGNMENTS}"
+        )
+    if causal == "bottom-right" and align == "top-left":
+        raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
+    lengths = {
+        "q_lengths": q_lengths,
+        "kv_lengths": kv_lengths,
+        "cu_seqlens_q": cu_seqlens_q,
+        "cu_seqlens_kv": cu_seqlens_kv,
+    }
+    settings = Settings(
+        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        causal is not False,
+        "bottom-right" in (causal, align),
+        *window,
+        softcap,
+        layout or ("bhsd" if cu_seqlens_q is None else "bshd"),
+    )
+    if torch.onnx.is_in_onnx_export():
+        given = {name: tensor for name, tensor in lengths.items() if tensor is not None}
+        return _exported(q, k, v, settings, given, return_lse)
+    out, lse = attention_op(
+        q, k, v, settings.scale, settings.causal, settings.bottom_right, *window, softcap, settings.layout,
+        *lengths.values(), return_lse,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def _exported(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: Settings, lengths: dict[str, torch.Tensor], lse: bool
+) -> Any:
+    """The plugin's node in an ONNX model."""
+    problem = problem_of(q, k, v, settings, frozenset(lengths), lse)
+    tensors = {"Q": q, "K": k, "V": v, **{name: tensor.to(torch.int32) for name, tensor in lengths.items()}}
+    out_shape = tuple(q.shape)
+    rows, heads = (2, 1) if settings.layout == "bhsd" else (1, 2)
+    lse_shape = (q.shape[1], q.shape[0]) if "cu_seqlens_q" in lengths else (q.shape[0], q.shape[heads], q.shape[rows])
+    outputs = torch.onnx.ops.symbolic_multi_out(
+        f"pyfmha::{OPERATOR.name}",
+        [tensors[form.name] for form in problem.forms().inputs],
+        attrs={**problem.attributes(), "plugin_version": OPERATOR.version, "plugin_namespace": ""},
+        dtypes=[q.dtype, torch.float32][: 1 + lse],
+        shapes=[out_shape, lse_shape][: 1 + lse],
+        version=1,
+    )
+    return tuple(outputs) if lse else outputs[0]
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """A drop-in for ``torch.nn.functional.scaled_dot_product_attention``, to which it leaves what it does not serve.
+
+    Served are tensors of four axes without mask and dropout, that need no gradient, on a GPU or in an export to ONNX.
+
+    Args:
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
+    """
+    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa) is None:
+        return attention(query, key, value, causal=is_causal, scale=scale)
+    return _native(
+        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
+        enable_gqa=enable_gqa,
+    )  # fmt: skip
+
+
+def why_not(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    enable_gqa: bool = False,
+) -> str | None:
+    """Why a call is left to PyTorch; None where it is not."""
+    if attn_mask is not None:
+        return "a mask"
+    if dropout_p:
+        return "a dropout"
+    if not torch.onnx.is_in_onnx_export():
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+            return "a gradient is asked for"
+        if not query.is_cuda:
+            return "the tensors are not on a GPU"
+    return why_not_shapes(query, key, value, enable_gqa)
+
+
+def why_not_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool) -> str | None:
+    """Why tensors are left to PyTorch by their shapes and types; None where they are not."""
+    if any(x.ndim != 4 for x in (query, key, value)):
+        return "tensors of other than four axes"
+    if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
+        return f"types {query.dtype}, {key.dtype}, {value.dtype}"
+    if key.shape != value.shape or query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
+        return "shapes that PyTorch broadcasts, or values of another head size"
+    if query.shape[-1] > 256:
+        return "a head size above 256"
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if heads != kv_heads and (not enable_gqa or heads % kv_heads):
+        return "heads that PyTorch broadcasts"
+    return None

@@ -1,0 +1,76 @@
+"""The arguments of the operator, and the plugin's problem that they and the tensors describe."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pyfmha.errors import PluginError
+from pyfmha.trt.attention.problem import Features, Problem
+
+DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""The types of Q, K and V that are served, and their names here."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What attention is asked for, in the operator's own arguments.
+
+    Attributes:
+        scale: of Q K^T.
+        causal, bottom_right, window_left, window_right, softcap, layout: as :class:`pyfmha.trt.problem.Features`.
+    """
+
+    scale: float
+    causal: bool
+    bottom_right: bool
+    window_left: int
+    window_right: int
+    softcap: float
+    layout: str
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """How many keys a query sees to its left and right."""
+        return self.window_left, self.window_right
+
+
+def problem_of(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: Settings, lengths: frozenset[str], return_lse: bool
+) -> Problem:
+    """The plugin's problem.
+
+    Args:
+        q, k, v: [batch, heads, seq, head size], or as the layout says; with cumulative lengths [tokens, heads, head
+            size]. Float16, bfloat16 or float32, all of one.
+        settings: the other arguments.
+        lengths: the names of the lengths that are given.
+        return_lse: whether the log-sum-exp is a result.
+
+    Raises:
+        PluginError: the tensors do not fit, or it is not served.
+    """
+    ragged = "cu_seqlens_q" in lengths
+    rank, head_axis = (3, 1) if ragged else (4, 1 if settings.layout == "bhsd" else 2)
+    if settings.layout not in ("bhsd", "bshd"):
+        raise PluginError(f"layout is {settings.layout!r}; allowed are bhsd and bshd")
+    listed = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in zip("QKV", (q, k, v), strict=True))
+    if any(x.ndim != rank for x in (q, k, v)):
+        raise PluginError(f"Q, K and V must have {rank} axes, got {listed}")
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise PluginError(f"Q, K and V must be of one type, float16, bfloat16 or float32, got {listed}")
+    if q.shape[-1] != k.shape[-1] or k.shape != v.shape:
+        raise PluginError(f"K and V must be of one shape, and Q, K and V of one head size, got {listed}")
+    if not ragged and q.shape[0] != k.shape[0]:
+        raise PluginError(f"Q, K and V must have one batch, got {listed}")
+    features = Features(
+        num_kv_heads=k.shape[head_axis],
+        layout=settings.layout,
+        bottom_right=settings.bottom_right,
+        window=settings.window,
+        softcap=settings.softcap,
+        return_lse=return_lse,
+        q_lengths="q_lengths" in lengths,
+        kv_lengths="kv_lengths" in lengths,
+        cu_seqlens=ragged,
+    )
+    return Problem(q.shape[head_axis], q.shape[-1], DTYPES[q.dtype], settings.scale, settings.causal, features)

@@ -1,0 +1,188 @@
+"""What ``pyfmha verify`` computes with ``fmha_biased_*``: biases, masks, sinks and values of another head size, with
+every broadcast, NaN and infinity in what is masked, rows that see nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pyfmha.attention.biased import ABSENT, BiasedCall, BroadcastStrides
+from pyfmha.attention.run import to_float, to_storage
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.verify.cases import Case
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class BiasedCase(Case):
+    """One problem.
+
+    Attributes:
+        v_head_size: of V and Out; 0 for that of Q and K.
+        bias, mask: [batch, heads, queries, keys], of which any may be 1; None for none.
+        bias_dtype, sinks: ``"own"`` for Q's dtype, or ``"fp32"``; no sinks are ``""``.
+        tensor_gap, tensor_shift: as gap and shift, of bias and mask.
+        masked_by: ``"mask"`` or ``"bias"``: what says that keys are not seen; where no query sees a key, K and V of a
+            dense batch are NaN. Some rows see nothing.
+    """
+
+    v_head_size: int = 0
+    bias: Shape | None = None
+    mask: Shape | None = None
+    bias_dtype: str = "own"
+    sinks: str = ""
+    tensor_gap: int = 0
+    tensor_shift: int = 0
+    masked_by: str = "mask"
+
+    def shape(self, tensor: str) -> Shape:
+        """As of :class:`Case`, with V's own head size."""
+        *outer, size = super().shape(tensor)
+        size = (self.v_head_size or size) if tensor in ("V", "Out") else size
+        return outer[0], outer[1], outer[2], size
+
+    def call(self) -> BiasedCall:
+        """The launch, but for its pointers."""
+        usual = vars(super().call())
+        return BiasedCall(
+            **usual, v_head_size=self.v_head_size, bias_strides=self._told("bias"), mask_strides=self._told("mask")
+        )
+
+    def _told(self, name: str) -> BroadcastStrides:
+        shape = getattr(self, name)
+        if shape is None:
+            return ABSENT
+        b, h, q, k = (0 if n == 1 else step for n, step in zip(shape, self._steps(name), strict=True))
+        return b, h, q, k
+
+    def _steps(self, name: str) -> Shape:
+        _, h, q, k = getattr(self, name)
+        row = k + self.tensor_gap
+        return h * q * row, q * row, row, 1
+
+    def dtype_of(self, kind: str) -> str:
+        """The dtype that ``"own"`` or ``"fp32"`` means."""
+        return self.dtype if kind == "own" else kind
+
+    @cached_property
+    def tensors(self) -> dict[str, Any]:
+        """Flat memory of bias, mask and sinks, of those that there are."""
+        made = {}
+        for name, dtype in (("bias", self.dtype_of(self.bias_dtype)), ("mask", "u8")):
+            shape = getattr(self, name)
+            if shape is None:
+                continue
+            values = self._biases(shape) if name == "bias" else ~self._hidden(shape)
+            steps = self._steps(name)
+            storage = np.uint8 if dtype == "u8" else STORAGE[dtype]
+            store = np.zeros(sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) + 1, storage)
+            view = np.lib.stride_tricks.as_strided(store, shape, [store.itemsize * step for step in steps])
+            view[...] = values if dtype == "u8" else to_storage(values.astype(np.float32), dtype)
+            made[name] = store
+        if self.sinks:
+            values = np.random.default_rng(3).standard_normal(self.heads).astype(np.float32)
+            made["sinks"] = to_storage(values, self.dtype_of(self.sinks))
+        return made
+
+    def _biases(self, shape: Shape) -> Any:
+        """Some numbers; where the mask hides a key, NaN, and without a mask minus infinity."""
+        values = 2 * np.random.default_rng([5, *shape]).standard_normal(shape)
+        if self.masked_by == "bias":
+            return np.where(self._hidden(shape), -np.inf, values)
+        return np.where(self._hidden(shape), np.nan, values) if self.mask == shape else values
+
+    def _hidden(self, shape: Shape) -> Any:
+        hidden = np.random.default_rng([4, *shape]).random(shape) < 0.3
+        hidden[..., :1, :] |= shape[2] > 1  # a row that sees nothing
+        hidden[..., shape[3] // 2 :][..., :9] = True  # keys that nobody sees
+        return hidden
+
+    def view_of(self, name: str) -> Any:
+        """Bias or mask as stored, [batch, heads, queries, keys]."""
+        store = self.tensors[name]
+        return np.lib.stride_tricks.as_strided(
+            store, getattr(self, name), [store.itemsize * step for step in self._steps(name)]
+        )
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """As of :class:`Case`, with NaN in K and V where no query sees a key."""
+        made = super().inputs
+        shape = getattr(self, self.masked_by)
+        if shape is not None and shape[3] > 1 and not (self.largest or self.ragged):
+            unseen = self._hidden(shape).all(axis=(0, 1, 2))
+            for name in "KV":
+                self.view(name, made[name])[:, :, unseen] = to_storage(np.full(1, np.nan, np.float32), self.dtype)
+        return made
+
+    @cached_property
+    def _channels(self) -> Any:
+        """Channels do not differ here."""
+        return np.float32(1)
+
+    def options(self) -> dict[str, Any]:
+        """As of :class:`Case`, with the tensors."""
+        made: dict[str, Any] = super().options()
+        if self.bias is not None:
+            made["bias"] = to_float(self.view_of("bias"), self.dtype_of(self.bias_dtype))
+        if self.mask is not None:
+            made["mask"] = self.view_of("mask") != 0
+        if self.sinks:
+            made["sinks"] = to_float(self.tensors["sinks"], self.dtype_of(self.sinks))
+        return made
+
+
+def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
+    """For one ``fmha_biased_*``: each tensor alone and with everything else, aligned and not."""
+    plain = BiasedCase("", dtype, padded, q_len=72, kv_len=136, heads=2, kv_heads=2)
+    full, keys, pair = (2, 2, 72, 136), (2, 1, 1, 136), (1, 1, 72, 136)
+    causal: dict[str, Any] = {"right": 0, "bottom_right": True}
+    ragged: dict[str, Any] = {
+        "q_len": 80, "kv_len": 120, "batch": 1, "cu_q": (3, 20, 20, 75), "cu_kv": (0, 40, 41, 118),
+    }  # fmt: skip
+    features: list[tuple[str, dict[str, Any]]] = [
+        ("bias", {"bias": full}),
+        ("bias, causal, heads 6/2", {"bias": (1, 6, 72, 136), "heads": 6, **causal}),
+        ("bias of pairs, window", {"bias": pair, "left": 40, "right": 9, "layout": "bshd"}),
+        ("bias of keys", {"bias": keys, "sinks": "own"}),
+        ("bias of -inf", {"bias": full, "masked_by": "bias"}),
+        ("bias of -inf, keys", {"bias": keys, "masked_by": "bias", "right": 0}),
+        ("bias in fp32", {"bias": full, "bias_dtype": "fp32"}),
+        ("bias of queries", {"bias": (1, 2, 72, 1)}),
+        ("one bias for all", {"bias": (1, 1, 1, 1)}),
+        ("bias, soft cap", {"bias": full, "softcap": 2.0}),
+        ("mask", {"mask": full}),
+        ("mask of keys", {"mask": keys, "sinks": "fp32"}),
+        ("mask of pairs, causal", {"mask": pair, **causal}),
+        ("mask, lengths", {"mask": full, "q_lengths": (40, 0), "kv_lengths": (136, 60)}),
+        ("mask, soft cap", {"mask": pair, "softcap": 5.0}),
+        ("bias and mask, NaN in what is masked", {"bias": full, "mask": full}),
+        ("bias, mask, sinks, window", {"bias": pair, "mask": keys, "sinks": "own", "left": 50, "right": 0}),
+        ("sinks, causal", {"sinks": "own", **causal}),
+        ("sinks, rows without keys", {"sinks": "fp32", "q_len": 150, "kv_len": 33, **causal}),
+        ("values of 8", {"v_head_size": 8, "right": 0}),
+        ("values of half", {"v_head_size": padded // 2, "bias": full}),
+        ("values of another size", {"head_size": padded // 2, "v_head_size": padded, "mask": full, **causal}),
+        ("ragged, bias", {**ragged, "bias": (1, 2, 80, 120)}),
+        ("ragged, mask, bottom right", {**ragged, "mask": (3, 1, 80, 120), **causal}),
+        ("ragged, sinks", {**ragged, "sinks": "own", "right": 0}),
+        ("one query", {"q_len": 1, "bias": (2, 2, 1, 136), "mask": (2, 1, 1, 136)}),
+        ("without log-sum-exp", {"bias": full, "lse": False}),
+        ("largest inputs", {"largest": True, "bias": full}),
+        ("largest inputs, mask", {"largest": True, "mask": full}),
+    ]
+    aligned = [replace(plain, name=name, **changes) for name, changes in features]
+    picked: Sequence[str] = ("bias", "mask", "bias, mask, sinks, window", "ragged, bias", "one query", "sinks, causal")
+    return [
+        *aligned,
+        *(replace(case, name=f"{case.name}, misaligned", shift=1) for case in aligned if case.name in picked),
+        *(
+            replace(case, name=f"{case.name}, odd rows of it", tensor_gap=1, tensor_shift=1)
+            for case in aligned
+            if case.name in picked
+        ),
+        replace(plain, name="bias, odd head size", head_size=padded - 3, v_head_size=padded - 5, bias=full),
+    ]

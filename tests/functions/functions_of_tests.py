@@ -1,0 +1,36 @@
+"""Functions as a user writes them."""
+
+import triton.language as tl
+
+import pyfmha
+
+
+@pyfmha.score_function
+def soft(score, batch, head, query, key, caps):
+    cap = tl.load(caps + head)
+    bent = score / cap
+    return cap * (2 / (1 + tl.exp(-2 * bent)) - 1)
+
+
+@pyfmha.mask_function(bounds=lambda first_query, last_query, width: (first_query - width + 1, last_query + 1))
+def near(batch, head, query, key, width):
+    return (query - key < width) & (key <= query)
+
+
+@pyfmha.mask_function
+def even(batch, head, query, key):
+    return (query + key) % 2 == 0
+
+
+@pyfmha.mask_function(bounds=lambda first_query, last_query, kv_len: (0, last_query + 1, 0, first_query + 1))
+def causal(batch, head, query, key):
+    return key <= query
+
+
+@pyfmha.score_function(inputs={"halves": "*fp16", "most": "fp32"})
+def dropped(score, batch, head, query, key, halves, most):
+    """Minus infinity where a number of the key is above another."""
+    return tl.where(tl.load(halves + key) > most, float("-inf"), score)
+
+
+soft_near = pyfmha.score_and_mask("soft_near", soft, near)

@@ -1,0 +1,3 @@
+"""A package of its own, which can be imported."""
+
+NAME = "ops"

@@ -1,0 +1,36 @@
+"""The examples that begin with a PyTorch model, as a user without TensorRT runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HIDE = "import sys; sys.modules['tensorrt'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("vision_transformer", {"layout": b"packed", "causal": 0}),
+        ("language_model", {"num_kv_heads": 2, "causal": 1, "bottom_right": 1}),
+    ],
+)
+def test_a_model_from_pytorch_to_one_with_the_plugins_nodes(
+    name: str, attributes: dict[str, object], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    command = [sys.executable, "-c", HIDE, str(EXAMPLES / f"{name}.py"), "--output_dir", str(tmp_path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": same, ") == 3
+    assert "No engine: TensorRT is not installed." in done.stdout
+    nodes = [node for node in onnx.load(tmp_path / "model.pyfmha.onnx").graph.node if node.domain == "pyfmha"]
+    assert len(nodes) == 2
+    for node in nodes:
+        values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        assert attributes.items() <= values.items()

@@ -1,0 +1,240 @@
+"""ONNX's Attention of each opset against ONNX's own reference implementation, and ONNX Runtime's against itself."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from models import BOOL, FLOAT16, INT64, Graph, heads
+from proofs import as_defined, problem_of, reason_of
+
+from pyfmha.onnx import replace_attention
+
+MICROSOFT = "com.microsoft"
+INT32 = 6
+CAUSAL_MASK = np.tril(np.ones((6, 6), bool))
+SAME = {"k": ("batch", 4, "rows", 16)}
+
+
+def of_four_axes(opset: int = 23, extra: tuple[str, ...] = (), outputs: int = 1, **attributes: Any) -> Graph:
+    graph = Graph(opset)
+    q, k, v = heads(graph)
+    made = graph.op("Attention", q, k, v, *extra, outputs=outputs, **attributes)
+    graph.output(made if outputs == 1 else made[0])
+    return graph
+
+
+@pytest.mark.parametrize("opset", [23, 24, 25])
+@pytest.mark.parametrize(
+    ("attributes", "attribute"),
+    [
+        ({}, ("softmax_scale", 0.25)), ({"scale": 0.5}, ("softmax_scale", 0.5)),
+        ({"is_causal": 1}, ("causal", 1)), ({"softcap": 3.0}, ("softcap", 3.0)),
+    ],
+)  # fmt: skip
+def test_attributes(opset: int, attributes: dict[str, Any], attribute: tuple[str, Any]) -> None:
+    problem = as_defined(of_four_axes(opset, **attributes).model())
+
+    assert problem.attributes()[attribute[0]] == attribute[1]
+
+
+@pytest.mark.parametrize("kind", [1, FLOAT16])
+def test_three_axes_and_grouped_heads(kind: int) -> None:
+    graph = Graph(23, kind)
+    q, k, v = graph.input("q", ("batch", "rows", 96)), *(graph.input(name, ("batch", "keys", 32)) for name in "kv")
+    graph.output(graph.op("Attention", q, k, v, q_num_heads=6, kv_num_heads=2, is_causal=1), rank=3)
+
+    problem = as_defined(graph.model())
+
+    assert (problem.num_heads, problem.kv_heads, problem.features and problem.features.layout) == (6, 2, "bshd")
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_keys_of_earlier_steps(rank: int) -> None:
+    graph = Graph(23)
+    if rank == 4:
+        q, k, v = heads(graph, ("batch", 4, "rows", 16), ("batch", 2, "rows", 16))
+        attributes = {}
+    else:
+        q, k, v = graph.input("q", ("batch", "rows", 64)), *(graph.input(x, ("batch", "rows", 32)) for x in "kv")
+        attributes = {"q_num_heads": 4, "kv_num_heads": 2}
+    past = [graph.input(name, ("batch", 2, "past", 16)) for name in ("past_key", "past_value")]
+    out, key, value = graph.op("Attention", q, k, v, "", *past, outputs=3, is_causal=1, **attributes)
+    graph.output(out, rank=rank)
+    graph.output(key)
+    graph.output(value)
+
+    problem = as_defined(graph.model())
+
+    assert problem.causal
+    assert problem.features is not None
+    assert problem.features.bottom_right
+
+
+def test_lengths_of_opset_24() -> None:
+    for causal in (0, 1):
+        graph = Graph(24)
+        q, k, v = heads(graph)
+        graph.input("lengths", ("batch",), INT64)
+        graph.output(graph.op("Attention", q, k, v, "", "", "", "lengths", is_causal=causal))
+
+        problem = as_defined(graph.model(), {"lengths": np.array([3, 5])}, batch=2, rows=3, keys=9)
+
+        assert problem.features is not None
+        assert (problem.features.kv_lengths, problem.features.bottom_right) == (True, bool(causal))
+
+
+@pytest.mark.parametrize(("left", "right", "causal"), [(2, -1, 1), (2, 1, 0), (-1, 3, 0), (0, 0, 0), (1, 2, 1)])
+def test_windows_of_opset_25(left: int, right: int, causal: int) -> None:
+    graph = Graph(25)
+    graph.output(graph.op("Attention", *heads(graph), left_window_size=left, right_window_size=right, is_causal=causal))
+
+    problem = as_defined(graph.model(), rows=11, keys=6)
+
+    assert problem.features is not None
+    assert problem.features.window == (left, -1 if causal or not right else right)
+    assert problem.causal == (causal == 1 or right == 0)
+
+
+@pytest.mark.parametrize("stored", [CAUSAL_MASK, np.where(CAUSAL_MASK, 0, -np.inf).astype(np.float32)])
+def test_a_mask_that_is_causal(stored: Any) -> None:
+    graph = Graph(23)
+    q, k, v = heads(graph, ("batch", 4, 6, 16), ("batch", 4, 6, 16))
+    graph.output(graph.op("Attention", q, k, v, graph.constant(stored, stored.dtype)))
+
+    assert as_defined(graph.model()).causal
+
+
+def test_what_is_left_alone() -> None:
+    mask = Graph(23)
+    q, k, v = heads(mask)
+    mask.output(mask.op("Attention", q, k, v, mask.input("mask", ("rows", "keys"), BOOL)))
+    weights = Graph(23)
+    weights.output(weights.op("Attention", *heads(weights), outputs=4)[3])
+    wide = Graph(23)
+    wide.output(wide.op("Attention", *heads(wide, v=("batch", 4, "keys", 8))))
+
+    assert "mask depends on mask, which only the run knows" in reason_of(mask.model())
+    assert "qk_matmul_output is read" in reason_of(weights.model())
+    assert "V has head size 8" in reason_of(wide.model())
+
+
+def test_a_mask_that_does_not_fit_the_scores() -> None:
+    graph = Graph(23)
+    q, k, v = heads(graph, (2, 4, 6, 16), (2, 4, 6, 16))
+    graph.output(graph.op("Attention", q, k, v, graph.input("mask", (5, 6))))
+
+    assert "its attn_mask mask is not proven to fit the scores" in reason_of(graph.model())
+
+
+def of_rows(graph: Graph, heads_: int = 4, kv_heads: int = 4, keys: str = "rows") -> tuple[str, str, str]:
+    """Q, K and V as inputs of three axes."""
+    q = graph.input("q", ("batch", "rows", heads_ * 16))
+    return q, graph.input("k", ("batch", keys, kv_heads * 16)), graph.input("v", ("batch", keys, kv_heads * 16))
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_multi_head_attention(causal: int, bias: bool) -> None:
+    graph = Graph()
+    inputs = [*of_rows(graph)]
+    if bias:
+        inputs.append(graph.constant(np.random.default_rng(0).normal(size=192)))
+    made = graph.op("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=4, unidirectional=causal)
+    graph.output(made, rank=3)
+
+    assert problem_of(graph.model()).causal == bool(causal)
+
+
+def test_attention_with_its_projection() -> None:
+    graph = Graph()
+    random = np.random.default_rng(0)
+    weights, bias = graph.constant(random.normal(size=(48, 192))), graph.constant(random.normal(size=192))
+    x = graph.input("x", ("batch", "rows", 48))
+    graph.output(graph.op("Attention", x, weights, bias, domain=MICROSOFT, num_heads=4, unidirectional=1), rank=3)
+
+    problem = problem_of(graph.model())
+
+    assert problem.causal
+    assert problem.features is not None
+    assert problem.features.layout == "packed"
+
+
+def grouped(graph: Graph, inputs: tuple[str, ...], total: str, outputs: int = 1, **attributes: Any) -> Any:
+    ends = graph.constant(np.array([0])), graph.constant(np.array([1]))
+    last = graph.op("Sub", graph.op("Cast", total, to=INT32), graph.constant(np.int32(1)))
+    lengths = graph.op("Expand", last, graph.op("Slice", graph.op("Shape", "q"), *ends))
+    whole = graph.op("Cast", graph.op("Squeeze", total, graph.constant(np.array([0]))), to=INT32)
+    return graph.op("GroupQueryAttention", *inputs, "", "", lengths, whole, outputs=outputs, domain=MICROSOFT,
+                    num_heads=4, kv_num_heads=2, **attributes)  # fmt: skip
+
+
+@pytest.mark.parametrize("attributes", [{}, {"scale": 0.5}, {"softcap": 2.0}, {"local_window_size": 4}])
+def test_group_query_attention(attributes: dict[str, Any]) -> None:
+    graph = Graph()
+    inputs = of_rows(graph, kv_heads=2)
+    total = graph.op("Slice", graph.op("Shape", "q"), *map(graph.constant, (np.array([1]), np.array([2]))))
+    out, key, value = grouped(graph, inputs, total, 3, **attributes)
+    graph.output(out, rank=3)
+    graph.output(key)
+    graph.output(value)
+
+    problem = problem_of(graph.model(), rows=13)
+
+    assert (problem.num_heads, problem.kv_heads, problem.causal) == (4, 2, True)
+
+
+def test_group_query_attention_whose_length_only_the_run_knows() -> None:
+    graph = Graph()
+    inputs = of_rows(graph, kv_heads=2)
+    graph.output(grouped(graph, inputs, graph.input("total", (1,), INT64)), rank=3)
+
+    assert "its total_sequence_length is not proven to be the length of Q" in reason_of(graph.model())
+
+
+def test_microsofts_that_are_left_alone() -> None:
+    padded = Graph()
+    q, k, v = of_rows(padded)
+    padded.output(padded.op("MultiHeadAttention", q, k, v, "", padded.input("mask", ("batch",), INT32),
+                            domain=MICROSOFT, num_heads=4), rank=3)  # fmt: skip
+    rotary = Graph()
+    total = rotary.op("Slice", rotary.op("Shape", "q"), *map(rotary.constant, (np.array([1]), np.array([2]))))
+    rotary.output(grouped(rotary, of_rows(rotary, kv_heads=2), total, do_rotary=1), rank=3)
+
+    assert "its input key_padding_mask is given" in reason_of(padded.model())
+    assert "its attribute do_rotary is 1" in reason_of(rotary.model())
+
+
+def test_the_keys_of_all_steps_are_the_operators_own() -> None:
+    """K and V are repeated and scaled before the operator: its outputs are what it was given, not what lies deeper."""
+    graph = Graph(23)
+    q, k, v = heads(graph, k=("batch", 2, "rows", 16))
+    twice = graph.constant(np.array([0, 0, 1, 1]))
+    k = graph.op("Mul", graph.op("Gather", k, twice, axis=1), graph.constant(2.0))
+    past = [graph.input(name, ("batch", 4, "past", 16)) for name in ("past_key", "past_value")]
+    out, key, value = graph.op("Attention", q, k, graph.op("Gather", v, twice, axis=1), "", *past, outputs=3)
+    for name in (out, key, value):
+        graph.output(name)
+
+    assert as_defined(graph.model()).kv_heads == 4
+
+
+def test_outputs_that_nobody_reads() -> None:
+    graph = Graph(23)
+    q, k, v = heads(graph)
+    graph.output(graph.op("Attention", q, k, v, outputs=3)[0])
+    model = graph.model()
+
+    assert as_defined(model).num_heads == 4
+    assert [value.name for value in replace_attention(model)[0].graph.output] == [model.graph.output[0].name]
+
+
+def test_what_onnx_runtime_refuses_runs_by_onnxs_reference() -> None:
+    """RotaryEmbedding of opset 23 with more than one sequence, before and beside attention."""
+    graph = Graph(23)
+    q, k, v = heads(graph, **SAME)
+    angles = [graph.constant(np.random.default_rng(seed).normal(size=(12, 8))) for seed in range(2)]
+    at = graph.input("at", ("batch", "rows"), INT64)
+    q = graph.op("RotaryEmbedding", q, *angles, at)
+    graph.output(graph.op("Attention", q, k, v, is_causal=1))
+
+    assert problem_of(graph.model()).causal

@@ -1,0 +1,82 @@
+"""NVIDIA's real parser, of TensorRT-RTX, each case in a process of its own: the creator gets what the report says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from models import Graph, attention, heads
+
+from pyfmha.onnx import replace_attention
+
+PROGRAM = Path(__file__).with_name("parse_with_rtx.py")
+
+
+def windows() -> Graph:
+    graph = Graph(25)
+    q, k, v = heads(graph, k=("batch", 2, "keys", 16))
+    graph.output(graph.op("Attention", q, k, v, left_window_size=3, right_window_size=1, softcap=20.0, scale=0.5))
+    return graph
+
+
+def lengths() -> Graph:
+    graph = Graph(24)
+    q, k, v = heads(graph)
+    count = graph.input("lengths", ("batch",), onnx.TensorProto.INT64)
+    graph.output(graph.op("Attention", q, k, v, "", "", "", count, is_causal=1))
+    return graph
+
+
+def packed() -> Graph:
+    graph = Graph()
+    weights = graph.constant(np.random.default_rng(0).normal(size=(48, 192)))
+    x = graph.input("x", ("batch", "rows", 48))
+    graph.output(graph.op("Attention", x, weights, domain="com.microsoft", num_heads=4), rank=3)
+    return graph
+
+
+def steps() -> Graph:
+    graph = Graph()
+    graph.output(attention(graph, *heads(graph)))
+    return graph
+
+
+def parse(model: Path, namespace: str = "") -> dict[str, Any]:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(model), namespace], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("make", [windows, lengths, packed, steps])
+def test_the_creator_gets_the_fields_of_the_report(make: Any, tmp_path: Path) -> None:
+    model, report = replace_attention(make().model())
+    (found,) = report.replaced
+    assert found.problem is not None
+    onnx.save(model, tmp_path / "model.onnx")
+
+    answer = parse(tmp_path / "model.onnx")
+
+    assert answer["fields"] == [found.problem.attributes()]
+    # Nothing is left out and nothing unknown: the one failure is the recorder's.
+    assert answer["errors"] == ["Assertion failed: plugin: Could not create the plugin."]
+    assert [text for text in answer["warned"] if "attribute" in text.lower() or "field" in text.lower()] == []
+
+
+def test_without_the_attribute_of_the_namespace_the_domain_is_asked_for(tmp_path: Path) -> None:
+    """Why the nodes carry ``plugin_namespace``: the parser would look in the namespace pyfmha first."""
+    model, _ = replace_attention(steps().model())
+    (node,) = (node for node in model.graph.node if node.domain == "pyfmha")
+    kept = [attribute for attribute in node.attribute if attribute.name != "plugin_namespace"]
+    node.ClearField("attribute")
+    node.attribute.extend(kept)
+    onnx.save(model, tmp_path / "model.onnx")
+
+    assert len(parse(tmp_path / "model.onnx", "pyfmha")["fields"]) == 1

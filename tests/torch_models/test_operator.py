@@ -1,0 +1,194 @@
+"""The operator, the drop-in and whole models on the CPU, and their way into ONNX."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import pyfmha.torch
+from pyfmha.attention.reference import attend, relative_error
+from pyfmha.errors import PluginError
+from pyfmha.torch.functional import why_not, why_not_shapes
+from pyfmha.torch.operator import attention_op
+
+LENGTHS = {"q_lengths": torch.tensor([3, 7]), "kv_lengths": torch.tensor([9, 0])}
+KEYWORDS: list[dict[str, Any]] = [
+    {}, {"causal": True}, {"causal": "bottom-right"}, {"scale": 0.5}, {"softcap": 2.0}, {"window": (2, 1)},
+    {"window": (3, -1), "causal": True, "align": "bottom-right"}, LENGTHS, {**LENGTHS, "causal": "bottom-right"},
+]  # fmt: skip
+
+
+def tensors(kv_heads: int = 2, layout: str = "bhsd", dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    made = [torch.randn(2, heads, rows, 16) for heads, rows in ((4, 7), (kv_heads, 9), (kv_heads, 9))]
+    return tuple((x if layout == "bhsd" else x.transpose(1, 2).contiguous()).to(dtype) for x in made)
+
+
+def expected(q: Any, k: Any, v: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
+    """By the reference of the project."""
+    causal, window = keywords.get("causal", False), keywords.get("window", (-1, -1))
+    return attend(
+        *(x.double().numpy() for x in (q, k, v)),
+        sm_scale=keywords.get("scale", 0.25),
+        softcap=keywords.get("softcap", 0.0),
+        window_left=window[0],
+        window_right=0 if causal else window[1],
+        bottom_right="bottom-right" in (causal, keywords.get("align")),
+        **{name: keywords[name].tolist() for name in ("q_lengths", "kv_lengths") if name in keywords},
+    )
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS, ids=str)
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_every_keyword_against_the_reference(keywords: dict[str, Any], layout: str) -> None:
+    q, k, v = tensors()
+    wanted, wanted_lse = expected(q, k, v, keywords)
+    laid = (x if layout == "bhsd" else x.transpose(1, 2).contiguous() for x in (q, k, v))
+
+    out, lse = pyfmha.torch.attention(*laid, layout=layout, return_lse=True, **keywords)
+
+    out = out if layout == "bhsd" else out.transpose(1, 2)
+    assert relative_error(out.numpy(), wanted) < 1e-5
+    np.testing.assert_array_equal(np.isinf(lse.numpy()), np.isinf(wanted_lse))
+    kept = np.isfinite(wanted_lse)
+    assert relative_error(lse.numpy()[kept], wanted_lse[kept]) < 1e-5
+
+
+def test_padding_that_is_nan_changes_nothing() -> None:
+    q, k, v = tensors()
+    wanted = pyfmha.torch.attention(q, k, v, **LENGTHS)
+    k[0, :, 9:], v[1] = float("nan"), float("nan")
+
+    assert torch.equal(pyfmha.torch.attention(q, k, v, **LENGTHS), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("more", [{}, {"return_lse": True}, {"causal": True, "window_left": 2}, LENGTHS], ids=str)
+def test_pytorchs_own_check_of_operators(dtype: torch.dtype, more: dict[str, Any]) -> None:
+    for layout in ("bhsd", "bshd"):
+        q, k, v = tensors(layout=layout, dtype=dtype)
+        torch.library.opcheck(attention_op, (q, k, v, 0.25), {**more, "layout": layout})
+
+
+def test_the_compiler_takes_it_whole() -> None:
+    q, k, v = tensors()
+
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return pyfmha.torch.attention(q * 2, k, v, causal=True) + 1
+
+    compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
+
+    assert torch.equal(compiled(q, k, v), program(q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"q": torch.randn(2, 4, 7, 8)}, "one head size"), ({"v": torch.randn(2, 2, 9, 8)}, "of one shape"),
+        ({"k": torch.randn(2, 2, 9, 16).half()}, "of one type"), ({"q": torch.randn(4, 7, 16)}, "4 axes"),
+        ({"q": torch.randn(3, 4, 7, 16)}, "one batch"), ({"q": torch.randn(2, 3, 7, 16)}, "must be a multiple"),
+        ({"layout": "sbhd"}, "layout is 'sbhd'"), ({"causal": "top"}, "causal is 'top'"),
+        ({"softcap": -1.0}, "softcap is -1;"), ({"cu_seqlens_q": torch.tensor([0, 3])}, "cu_seqlens_kv"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(change: dict[str, Any], text: str) -> None:
+    given = {**dict(zip("qkv", tensors(), strict=True)), **change}
+
+    with pytest.raises(PluginError, match=text):
+        pyfmha.torch.attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+def test_the_drop_in_leaves_to_pytorch_what_it_does_not_serve() -> None:
+    q, k, v = tensors(kv_heads=4)
+    mask = torch.ones(7, 9, dtype=torch.bool).tril(2)
+
+    for keywords in ({}, {"is_causal": True}, {"attn_mask": mask}, {"scale": 0.3}):
+        ours = pyfmha.torch.scaled_dot_product_attention(q, k, v, **keywords)
+        assert torch.equal(ours, functional.scaled_dot_product_attention(q, k, v, **keywords))
+    grouped = tensors(kv_heads=2)
+    ours = pyfmha.torch.scaled_dot_product_attention(*grouped, enable_gqa=True)
+    assert torch.equal(ours, functional.scaled_dot_product_attention(*grouped, enable_gqa=True))
+
+
+def test_why_a_call_is_left_to_pytorch() -> None:
+    q, k, v = tensors(kv_heads=4)
+
+    assert why_not(q, k, v, torch.ones(7, 9)) == "a mask"
+    assert why_not(q, k, v, dropout_p=0.1) == "a dropout"
+    assert why_not(q.requires_grad_(), k, v) == "a gradient is asked for"
+    assert why_not(q.detach(), k, v) == "the tensors are not on a GPU"
+    assert why_not_shapes(q, k, v, False) is None
+    assert why_not_shapes(q[0], k[0], v[0], False) == "tensors of other than four axes"
+    assert why_not_shapes(q, *tensors()[1:], False) == "heads that PyTorch broadcasts"
+    assert why_not_shapes(q, *tensors()[1:], True) is None
+    assert "float64" in (why_not_shapes(q.double(), k.double(), v.double(), False) or "")
+
+
+def test_patched_replaces_pytorchs_function_and_gives_it_back() -> None:
+    before = functional.scaled_dot_product_attention
+
+    def fails() -> None:
+        with pyfmha.torch.patched():
+            assert functional.scaled_dot_product_attention is pyfmha.torch.scaled_dot_product_attention
+            raise ValueError("out")
+
+    with pytest.raises(ValueError, match="out"):
+        fails()
+    assert functional.scaled_dot_product_attention is before
+
+
+class Block(torch.nn.Module):
+    """A module that calls PyTorch's function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(64, 192)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(x).reshape(*x.shape[:2], 3, 4, 16).permute(2, 0, 3, 1, 4).unbind(0)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def exported(module: torch.nn.Module, *inputs: torch.Tensor) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=20, verbose=False).model_proto
+
+
+def test_a_replaced_module_is_exported_with_the_plugins_node() -> None:
+    pytest.importorskip("onnxscript")
+    import onnx_ir as ir
+
+    from pyfmha.onnx.staged import Staged
+
+    block, x = Block(), torch.randn(2, 7, 64)
+    wanted = block(x).detach().numpy()
+    proto = exported(pyfmha.torch.replace_attention(block), x)
+
+    (node,) = (node for node in proto.graph.node if node.op_type == "TritonFlashAttention")
+    attributes = {attribute.name for attribute in node.attribute}
+    assert (node.domain, {"causal", "layout", "plugin_namespace"} <= attributes) == ("pyfmha", True)
+    model = ir.serde.deserialize_model(proto)
+    (name,) = (value.name for value in model.graph.inputs)
+    (got,) = Staged(model).run({name: x.numpy()}).values()
+    assert relative_error(got, wanted) < 1e-5
+
+
+def test_a_model_of_transformers_by_its_registry() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=96,
+    )  # fmt: skip
+    model = transformers.LlamaModel(config).eval()
+    ids = torch.randint(0, 99, (2, 9))
+    with torch.no_grad():
+        wanted = model(ids).last_hidden_state
+        pyfmha.torch.replace_attention(model)
+        got = model(ids).last_hidden_state
+
+    assert model.config._attn_implementation == "pyfmha"
+    assert torch.equal(got, wanted)

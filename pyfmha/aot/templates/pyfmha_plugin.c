@@ -320,6 +320,9 @@ static const char *forms_for(plugin *p, const int *ranks, int count, pyfmha_form
 
 static const char *types_from(plugin *p, const pyfmha_forms *forms, const int *types, int count, pyfmha_why *why) {
   int found[PYFMHA_MAX_VALUES];
+  bool open = false;
+  for (int i = 0; i < p->of->variable_count; i++) open |= p->of->variables[i].attribute < 0;
+  if (!open) return NULL; /* attributes hold them all: check_type compares where it must */
   const char *failure = pyfmha_types_for(&p->instance, forms, types, count, found, why);
   if (failure != NULL) return failure;
   for (int i = 0; i < p->of->variable_count; i++) {

@@ -230,8 +230,6 @@ def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
 @pytest.mark.parametrize(
     ("pointers", "changes"),
     [
-        ({"cu_seqlens_q": 0}, {}),
-        ({"cu_seqlens_kv": 0}, {}),
         ({"Q": (2 << 30) + 2}, {}),
         ({"Out": (1 << 30) + 8}, {}),
         ({}, {"head_size": 100, "q_strides": (0, 128, 1024), "k_strides": (0, 128, 256), "v_strides": (0, 128, 256)}),
@@ -255,6 +253,15 @@ def test_what_of_ragged_batches_cannot_be_loaded_so_is_served_by_another(
     given = arguments("bshd", RAGGED | pointers, ragged=True, **sizes)
 
     assert launched(loaded, fake_cuda, given, RAGGED_FUNCTION).kernel == PORTABLE
+
+
+@pytest.mark.parametrize("name", ["cu_seqlens_q", "cu_seqlens_kv"])
+def test_ragged_batches_without_their_borders_are_refused(loaded: CLibrary, fake_cuda: FakeCuda, name: str) -> None:
+    given = arguments("bshd", RAGGED | {name: 0}, ragged=True, head_size=128)
+
+    assert loaded.launch(RAGGED_FUNCTION, *given) != SUCCESS
+    assert f"{name} is null" in loaded.error()
+    assert fake_cuda.launches() == []
 
 
 def test_ragged_batches_of_small_heads_are_served_by_the_portable_kernel(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
@@ -355,7 +362,7 @@ def test_one_query_may_have_lengths_windows_and_any_scale(
         ({"Q": (2 << 30) + 2}, {}),
         ({"K": (3 << 30) + 8}, {}),
         ({}, {"softcap": 65.0}),
-        ({}, {"ragged": True}),
+        (RAGGED, {"ragged": True}),
         ({}, {"head_size": 63}),
         ({}, {"q_strides": (1 << 20, 68, 64)}),
         ({}, {"k_strides": (1 << 20, 68, 64)}),

@@ -979,3 +979,38 @@ def test_a_faulty_schedule_is_noticed(mutant: str, tmp_path: Path) -> None:
 
     with pytest.raises(AssertionError):
         check_all()
+
+
+LONGEST = {
+    "all tiles are dealt out forth": (
+        "gl.where(lap % 2 == 0, gl.program_id(0), programs - 1 - gl.program_id(0))",
+        "gl.program_id(0)",
+    ),
+    "what is dealt out back is counted as forth": (
+        "gl.where(rounds % 2 == 0, gl.program_id(0), programs",
+        "gl.where(rounds % 2 == 1, gl.program_id(0), programs",
+    ),
+    "the last section is dealt out, too": ("count = first // section *", "count = (first // section + 1) *"),
+    "the last section begins a section early": (
+        "heads // section - 1, 0) * section",
+        "heads // section - 2, 0) * section",
+    ),
+    "tiles go from the shortest": ("row_tiles - 1 - place // side_by_side", "place // side_by_side"),
+    "a row of the grid takes what the one before does": (
+        "(gl.program_id(1) - 1) * gl.num_programs(0)",
+        "(gl.program_id(1) - 1) * 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", LONGEST)
+def test_a_faulty_order_from_the_longest_is_noticed(mutant: str, tmp_path: Path) -> None:
+    path = altered(TILES, *LONGEST[mutant], tmp_path)
+
+    def check_all() -> None:
+        for row_tiles, heads, programs in product((4, 5), (3, 7), (3, 8)):
+            section = min(max(ROUNDS * programs // row_tiles, 1), heads)
+            check_longest_first(row_tiles, heads, section, programs, path)
+
+    with pytest.raises(AssertionError):
+        check_all()

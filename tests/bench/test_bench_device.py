@@ -211,7 +211,7 @@ def test_the_gpu_is_behind_the_host_before_the_first_launch(timer: Clock, monkey
 
     timer.cold_us(lambda: queued.append("launch"), timer.stream, 3)
 
-    assert queued == ["write"] * 6 + ["write", "launch"] * 3
+    assert queued == ["write"] * 18 + ["write", "launch"] * 3
 
 
 def test_decoding(verify_gpu: Gpu, verify_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

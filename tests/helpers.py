@@ -167,12 +167,16 @@ def few_of(cases: Iterable[Any], kept: Callable[[Any], bool]) -> list[Any]:
 
 
 def entered(call: Callable[[], object]) -> list[str]:
-    """The functions of pyfmha in Python that run in a call, in order, those included that it writes itself."""
+    """The functions of pyfmha in Python that run in a call, in order, those included that it writes itself.
+
+    Without those of ``trt/tables.py``, which stand for TensorRT, the caller.
+    """
     found: list[str] = []
 
     def note(frame: FrameType, event: str, _argument: object) -> None:
         file = frame.f_code.co_filename
-        if event == "call" and (file.startswith(PACKAGE) or file == "<enqueue>"):
+        ours = file.startswith(PACKAGE) and not file.endswith("tables.py")
+        if event == "call" and (ours or file == "<enqueue>"):
             found.append(frame.f_code.co_name)
 
     before = sys.getprofile()

@@ -96,3 +96,27 @@ def test_one_gpu_is_no_failure_and_no_proof(run: Run) -> None:
     assert_all(rows, "not run")
     assert {row["detail"] for row in rows.values()} == {"needs two GPUs"}
     assert code == 0
+
+
+@pytest.mark.parametrize("kernel", ["right", "wrong"])
+def test_the_kinds_of_plugins_side_by_side(
+    fake_driver: FakeCuda, both_ways_library_path: Path, tmp_path: Path, kernel: str
+) -> None:
+    """``tests/plugin_kinds.py`` on one device, with kernels that are right and that are not."""
+    out = tmp_path / "kinds.json"
+    variables = example_environment(fake_driver.path, both_ways_library_path)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "plugin_kinds.py"), str(both_ways_library_path), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGS,
+        env={**variables, **({"FAKE_GPU_KERNEL": "wrong"} if kernel == "wrong" else {})},
+    )
+
+    assert (done.returncode == 0) == (kernel == "right"), done.stderr
+    assert out.exists() == (kernel == "right")
+    if kernel == "right":
+        rows = json.loads(out.read_text())["rows"]
+        assert {"C plugin", "Python plugin"} <= {row["kind"] for row in rows}
+        assert all(row["same_bits"] for row in rows)

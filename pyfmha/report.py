@@ -1,14 +1,17 @@
 """What people read of a library: what it holds, and how its build proceeds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
 
-from pyfmha.aot.build import Progress as ProgressCallback
 from pyfmha.spec.manifest import Image, Manifest
+
+Progress = Callable[[int, int, str], None]
+"""Called with work done, work in all, and the name of what was just done."""
 
 _AUDIT = ("arch", "regs", "spill B", "shared B", "limit B", "KB", "ptxas")
 
@@ -51,10 +54,10 @@ def describe_functions(manifest: Manifest) -> Iterator[str]:
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
+def progress_bar(console: Console, title: str) -> Iterator[Progress]:
     """A progress bar fed by a builder's callback."""
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
+    with Bar(
         *columns, TextColumn("{task.fields[latest]}", markup=False), console=console, transient=not console.is_terminal
     ) as bar:
         task = bar.add_task(title, total=None, latest="")

@@ -20,6 +20,7 @@ from typing import Any
 
 from pyfmha import errors
 from pyfmha.aot.reasons import no_temporary_file
+from pyfmha.aot.toolchain import no_triton
 from pyfmha.errors import CompileError, KernelSourceError, OutputError, ToolchainError
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.constants import Constant, from_data, to_data
@@ -204,7 +205,7 @@ class Compiler:
 
     def __enter__(self) -> "Compiler":
         if util.find_spec("triton") is None:
-            raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
+            raise no_triton()
         try:
             self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
         except OSError as error:

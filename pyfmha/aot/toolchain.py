@@ -6,6 +6,12 @@ from importlib import metadata, util
 from pathlib import Path
 
 from pyfmha.errors import ToolchainError
+from pyfmha.spec.advice import install_command
+
+
+def no_triton() -> ToolchainError:
+    """The error where there is none."""
+    return ToolchainError(f"Triton is not installed; compiling needs it: {install_command('aot')}")
 
 
 def toolchain() -> dict[str, str]:
@@ -16,7 +22,7 @@ def toolchain() -> dict[str, str]:
     """
     spec = util.find_spec("triton")
     if spec is None or not spec.submodule_search_locations:
-        raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
+        raise no_triton()
     tools = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
     versions = {"triton": _triton_version(Path(spec.submodule_search_locations[0]))}
     for tool in sorted(tools.glob("ptxas*")):

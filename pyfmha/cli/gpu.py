@@ -12,7 +12,7 @@ from pyfmha.errors import SpecError
 
 LibraryPath = Annotated[
     Path | None,
-    typer.Option("--library", help="The .so. Default: $PYFMHA_LIBRARY, else aot_out/libpyfmha.so."),
+    typer.Option("--library", help="The .so. Default: $PYFMHA_LIBRARY, else aot_out/libpyfmha.so, else the wheel's."),
 ]
 
 DeviceNumber = Annotated[int, typer.Option("--device", min=0, help="Number of the GPU, as the CUDA driver counts.")]

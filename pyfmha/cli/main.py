@@ -332,7 +332,10 @@ def _told(result: BuildResult) -> Iterator[str]:
 @app.command("inspect")
 @reported()
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A library (.so) or a manifest (.json).")] = Path("aot_out/libpyfmha.so"),
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="A library (.so) or a manifest (.json). Default: as verify finds one.", show_default=False),
+    ] = None,
 ) -> None:
     """Print what a library or a manifest holds. Needs neither GPU nor driver."""
     manifest = describe(path)

@@ -1,0 +1,31 @@
+"""Which library is meant where none is named."""
+
+import os
+from pathlib import Path
+
+from pyfmha.errors import LibraryError
+from pyfmha.spec.advice import DEFAULT_FOLDER, LIBRARY_NAME, PREBUILT, build_command
+
+DEFAULT_LIBRARY = DEFAULT_FOLDER / LIBRARY_NAME
+LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
+
+
+def library_path() -> Path:
+    """That of the environment variable ``PYFMHA_LIBRARY``; else ``aot_out/libpyfmha.so`` here; else the wheel's own.
+
+    Raises:
+        LibraryError: there is none, or none where the variable says.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            command = build_command(Path(named))
+            raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: {command}")
+        return Path(named)
+    for path in (DEFAULT_LIBRARY, PREBUILT):
+        if path.is_file():
+            return path
+    raise LibraryError(
+        f"no library at {DEFAULT_LIBRARY.resolve()}; build it (pyfmha build), or name another: the argument"
+        f" `library`, or the environment variable {LIBRARY_VARIABLE}"
+    )

@@ -177,7 +177,7 @@ def test_commands_that_compile_say_what_is_missing(arguments: tuple[str, ...], i
     done = installed.run("pyfmha", *arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
-    pattern = r"error: Triton is not installed; compiling needs it: pip install 'triton\S*>=3.9\S*' '?jinja2\S+\n"
+    pattern = r"error: Triton is not installed; compiling needs it: pip install 'jinja2\S+' 'triton\S+'\n"
     assert re.fullmatch(pattern, done.stderr), done.stderr
     assert not list(installed.folder.iterdir())
 

@@ -21,7 +21,7 @@ from typing import Any
 from pyfmha import errors
 from pyfmha.aot.reasons import no_temporary_file
 from pyfmha.aot.toolchain import no_triton
-from pyfmha.errors import CompileError, KernelSourceError, OutputError, ToolchainError
+from pyfmha.errors import CompileError, KernelSourceError, OutputError
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.constants import Constant, from_data, to_data
 from pyfmha.spec.kernel import KernelSpec

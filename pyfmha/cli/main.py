@@ -1,18 +1,30 @@
 """The command line: it parses, calls the Python API, and prints. Errors end with exit code 2, failed checks with 1."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import pyfmha
-from pyfmha.aot import BuildResult, Compiler, build, compile_configs, compile_kernel, link, make_specs
+from pyfmha.aot import Compiler, build, compile_configs, compile_kernel, link, make_specs, preview
 from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
-from pyfmha.attention.first import DTYPES, HEAD_SIZES, family
+from pyfmha.attention.first import HEAD_SIZES, family
 from pyfmha.attention.operator import OPERATOR
-from pyfmha.cli.base import Dtypes, Group, Spread, console, errors, reported
+from pyfmha.cli.base import (
+    Dtypes,
+    Group,
+    Spread,
+    announce,
+    beginning,
+    console,
+    dtypes_of,
+    notes,
+    print_json,
+    reported,
+    tell,
+)
+from pyfmha.cli.builds import effort, foretold, told
 from pyfmha.cli.functions import FunctionFiles, specs_of_files
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.cli.onnx import onnx_command, onnx_engine_command
@@ -33,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    add_completion=False,
+    add_completion=True,
 )
 
 
@@ -87,7 +99,9 @@ def default_archs(*, need_gpu_code: bool = True) -> tuple[tuple[Arch, ...], str]
 Archs = Annotated[
     list[str] | None,
     typer.Option(
-        "--arch", help=f"Architecture, one or several: {', '.join(ARCHS)}. Default: the GPU's, else sm_80 and sm_90."
+        *("--arch", "-t", "--target"),
+        help=f"Architecture, one or several: {', '.join(ARCHS)}. Default: the GPU's, else sm_80 and sm_90.",
+        autocompletion=beginning(ARCHS),
     ),
 ]
 _FAMILIES = "; ".join(f"{name}, {what}" for name, what in KERNELS.items())
@@ -160,7 +174,11 @@ def compile_command(
     ] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option("-t", "--target", help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's."),
+        typer.Option(
+            *("--arch", "-t", "--target"),
+            help="Architecture, sm_90 or cuda:90:32; repeatable. Default: the GPU's.",
+            autocompletion=beginning(ARCHS),
+        ),
     ] = None,
     generic: Annotated[
         bool, typer.Option(help="Also compile the variant without hints, which serves what the hinted one cannot.")
@@ -182,14 +200,15 @@ def compile_command(
 
     Example:
 
-    pyfmha compile kernels/fmha_triton.py -n fused_attention_kernel -o aot_out/fp16/fmha_kernel_d64_fp16
-    --out-name fmha_d64_fp16 -w 4 -t sm_90
-    -s "*fp16:16, *fp32:16, *fp32:16, *fp16:16, *fp16:16, *fp16:16, fp32, i32, i32, i32, 128, 64, 128"
-    -g "(seq_len + 127) / 128, batch_size * num_heads, 1"
+    \b
+    pyfmha compile kernels/fmha_triton.py -n fused_attention_kernel -s "
+      *fp16:16, *fp32:16, *fp32:16, *fp16:16, *fp16:16, *fp16:16,
+      fp32, i32, i32, i32, 128, 64, 128" -g "
+      (seq_len + 127) / 128, batch_size * num_heads, 1" -w 4 -t sm_90 -o aot_out/
     """
     archs = _archs(target)
     configs = _configs(config)
-    with Compiler() as compiler, progress_bar(errors, "compiling") as progress:
+    with Compiler() as compiler, progress_bar(notes, "compiling") as progress:
         specs = make_specs(
             compiler,
             path,
@@ -215,8 +234,7 @@ def compile_command(
             headers = compile_configs(compiler, specs, archs, output, generic=generic, progress=progress, note=_note)
         else:
             headers = compile_kernel(compiler, specs[0], archs, output, generic=generic, progress=progress)
-    for header in headers:
-        console.print(str(header), markup=False, soft_wrap=True)
+    tell(map(str, headers))
 
 
 def _configs(text: str | None) -> list[int | None] | None:
@@ -231,7 +249,7 @@ def _configs(text: str | None) -> list[int | None] | None:
 
 
 def _note(text: str) -> None:
-    errors.print(f"note: {text}", markup=False)
+    announce(f"note: {text}")
 
 
 @app.command("link")
@@ -243,14 +261,15 @@ def link_command(
 ) -> None:
     """Link compiled kernels: a dispatcher in C, and a shared library.
 
-    Example: pyfmha link aot_out/fp16/*.h -o aot_out/fmha_kernel_fp16
+    Example:
+
+    \b
+    pyfmha link aot_out/fp16/*.h -o aot_out/fmha_kernel_fp16
     """
     if output.endswith("/"):
         raise SpecError(f"-o {output} is a folder; give the path of the results in it, without ending: {output}NAME")
     manifest = link([h for h in headers if h.name != "pyfmha_runtime.h"], Path(output), library=library)
-    for line in describe_functions(manifest):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{output}.so" if library else f"{output}.c", markup=False, soft_wrap=True)
+    tell([*describe_functions(manifest), f"{output}.so" if library else f"{output}.c"])
 
 
 @app.command("build", cls=Spread)
@@ -261,12 +280,19 @@ def build_command(
     head_size: HeadSizes = None,
     kernels: Annotated[
         list[str] | None,
-        typer.Option("--kernels", help=f"{_FAMILIES}. One or several. Default: {', '.join(DEFAULT)}."),
+        typer.Option(
+            "--kernels",
+            help=f"{_FAMILIES}. One or several. Default: {', '.join(DEFAULT)}.",
+            autocompletion=beginning(KERNELS),
+        ),
     ] = None,
     functions: FunctionFiles = None,
     out: Folder = Path("aot_out"),
     jobs: Jobs = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the library there holds beside this.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be built and compiled; do nothing.")
+    ] = False,
     operators: Annotated[
         list[Path] | None,
         typer.Option(
@@ -281,23 +307,32 @@ def build_command(
 
     What the library there holds stays in it: functions, and architectures of the same functions, add up.
 
-    Example: pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128 --kernels forward decode
+    Examples:
 
-    Example: pyfmha build --operators gelu.py --arch sm_80 sm_90
+    \b
+    pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128
+    pyfmha build --kernels forward decode --arch sm_90 --dry-run
+    pyfmha build --operators examples/operator/bias_gelu.py --arch sm_80 sm_90
     """
     archs, why = (parse_archs(arch), "") if arch else default_archs()
-    if why:
-        console.print(f"Building {why}.", markup=False, soft_wrap=True)
+    dtypes = dtypes_of(dtype)
     specs, described = _described(operators or [])
     if not operators or kernels or dtype or head_size:
-        specs += library_specs(kernels or DEFAULT, dtype or DTYPES, head_size or HEAD_SIZES)
+        specs += library_specs(kernels or DEFAULT, dtypes, head_size or HEAD_SIZES)
         described.append(OPERATOR)
     if functions:
-        specs += specs_of_files(functions, dtype or DTYPES, head_size or HEAD_SIZES)
-    with progress_bar(errors, "compiling") as progress:
+        specs += specs_of_files(functions, dtypes, head_size or HEAD_SIZES)
+    ahead = preview(specs, archs, out, fresh=fresh)
+    if dry_run:
+        tell(foretold(ahead, jobs))
+        return
+    if why:
+        announce(f"Building {why}.")
+    if ahead.missing:
+        announce(effort(ahead, jobs))
+    with progress_bar(notes, "compiling") as progress:
         result = build(specs, archs, out, jobs=jobs, progress=progress, fresh=fresh, operators=described)
-    for line in _told(result):
-        console.print(line, markup=False, soft_wrap=True)
+    tell(told(result))
 
 
 def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
@@ -313,22 +348,6 @@ def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
     return specs, described
 
 
-def _told(result: BuildResult) -> Iterator[str]:
-    """What a build did, in lines."""
-    if result.dropped:
-        functions = [name for name in result.dropped if " for " not in name]
-        also = f", and code for an architecture {len(result.dropped) - len(functions)} times"
-        more = also if len(functions) < len(result.dropped) else ""
-        yield f"Dropped {len(functions)} functions that the library held{more}: {', '.join(result.dropped)}"
-    if result.replaced:
-        yield f"Replaced by what their functions are built from now: {', '.join(result.replaced)}"
-    if result.kept:
-        yield f"Kept {len(result.kept)} functions that the library held beside: {', '.join(result.kept)}"
-    done = f"{result.compiled} compiled, {max(0, result.pieces - result.compiled)} from the cache"
-    done = "up to date, nothing done" if result.up_to_date else done
-    yield f"{result.library}: {len(result.manifest.functions)} functions for {result.manifest.archs_in_words()}, {done}"
-
-
 @app.command("inspect")
 @reported()
 def inspect_command(
@@ -336,9 +355,13 @@ def inspect_command(
         Path | None,
         typer.Argument(help="A library (.so) or a manifest (.json). Default: as verify finds one.", show_default=False),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest, for programs.")] = False,
 ) -> None:
     """Print what a library or a manifest holds. Needs neither GPU nor driver."""
     manifest = describe(path)
+    if as_json:
+        print_json(manifest.to_json())
+        return
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
     console.print(audit(manifest))
@@ -358,12 +381,15 @@ def demo_command(
 ) -> None:
     """Build the library, audit it, load it, run attention, and check it against float64.
 
-    All the family: pyfmha demo --head-size 32 64 128 256
+    All the family:
+
+    \b
+    pyfmha demo --head-size 32 64 128 256
     """
     from pyfmha.cli.demo import run_demo
 
     archs, why = (parse_archs(arch), "as asked") if arch else default_archs(need_gpu_code=False)
-    members = family(dtype or DTYPES, head_size or [64])
+    members = family(dtypes_of(dtype), head_size or [64])
     if not run_demo(console, members, archs, why, out, jobs):
         raise typer.Exit(1)
 

@@ -1,6 +1,6 @@
 """Puts a built library into the wheel, and says in the wheel's name where that runs.
 
-``PYFMHA_WHEEL_LIBRARY`` is the library; its manifest lies beside it. Without it the wheel is pure. See ``make wheel``.
+``PYFMHA_WHEEL_LIBRARY`` is the library, beside its manifest and header. Without it the wheel is pure. See `make wheel`.
 """
 
 import os
@@ -13,7 +13,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 VARIABLE = "PYFMHA_WHEEL_LIBRARY"
 OLDEST = (2, 17)  # of the tags manylinux_2_*: what pip knows reaches no further back
-FILES = ("libpyfmha.so", "manifest.json")
+FILES = ("libpyfmha.so", "manifest.json", "c/libpyfmha.h", "c/pyfmha_runtime.h")
 
 
 class WheelHook(BuildHookInterface):  # type: ignore[type-arg]

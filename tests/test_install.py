@@ -128,6 +128,7 @@ def test_the_wheel_says_where_it_runs(wheel: Path, attention_library_path: Path)
         metadata = archive.read(f"pyfmha-{__version__}.dist-info/WHEEL").decode()
         assert archive.read("pyfmha/prebuilt/libpyfmha.so") == attention_library_path.read_bytes()
         assert "pyfmha/prebuilt/manifest.json" in archive.namelist()
+        assert "pyfmha/prebuilt/c/libpyfmha.h" in archive.namelist()
         assert "pyfmha/kernels/fmha_fwd.py" in archive.namelist()
     assert f"Tag: {tag}\n" in metadata
     assert "Root-Is-Purelib: false\n" in metadata

@@ -44,7 +44,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"spec"}, {"rich"}),
-    "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
+    "trt": (
+        {"attention", "bfloat16", "errors", "operators", "runtime", "spec"},
+        {"numpy", "cuda", "typing_extensions", *TENSORRT},
+    ),  # for type checkers only
     "trtllm": ({"trt"}, set()),
     "onnx": (
         {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},

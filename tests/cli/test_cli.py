@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import pyfmha
 from pyfmha.aot.handover import read_handover
-from pyfmha.cli.main import app, default_archs
+from pyfmha.cli.archs import default_archs
+from pyfmha.cli.main import app
 from pyfmha.errors import SpecError
 from pyfmha.runtime import Library
 from pyfmha.spec.arch import Arch
@@ -261,7 +262,7 @@ def gpu_of(arch: str) -> tuple[SimpleNamespace, str]:
 @pytest.mark.parametrize("arch", ["sm_75", "sm_101", "sm_130"])
 def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of(arch))
+    monkeypatch.setattr("pyfmha.cli.archs.find_gpu", lambda: gpu_of(arch))
 
     for option, arguments in (("-t", (*COMPILE, "-s", SIGNATURE, "-g", GRID)), ("--arch", ("build",))):
         done = CliRunner().invoke(app, list(arguments))
@@ -275,7 +276,7 @@ def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
 ) -> None:
     shared.lend(project / "o[" / "x]")
     monkeypatch.chdir(project)
-    for module in ("cli.main", "cli.demo"):
+    for module in ("cli.archs", "cli.demo"):
         monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_75"))
     monkeypatch.setattr("pyfmha.cli.main.console", Console(width=80, highlight=False, emoji=False))
 
@@ -292,7 +293,7 @@ def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
 
 
 def test_a_gpu_that_runs_older_code_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of("sm_88"))
+    monkeypatch.setattr("pyfmha.cli.archs.find_gpu", lambda: gpu_of("sm_88"))
 
     archs, why = default_archs()
 

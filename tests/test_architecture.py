@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trt": (
         {"attention", "bfloat16", "errors", "operators", "runtime", "spec"},
         {"numpy", "cuda", "typing_extensions", *TENSORRT},
-    ),  # for type checkers only
+    ),  # typing_extensions for type checkers only
     "trtllm": ({"trt"}, set()),
     "onnx": (
         {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
 from pyfmha.aot.reasons import no_temporary_file
-from pyfmha.aot.toolchain import no_triton
+from pyfmha.aot.toolchain import check_triton
 from pyfmha.errors import CompileError, KernelSourceError, OutputError
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.constants import Constant, from_data, to_data
@@ -204,8 +203,7 @@ class Compiler:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Compiler":
-        if util.find_spec("triton") is None:
-            raise no_triton()
+        check_triton()
         try:
             self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
         except OSError as error:

@@ -367,7 +367,7 @@ def gpu() -> Gpu:
         made.cuda.reset()
         capabilities = [int(text) for text in os.environ.get("FAKE_GPU_DEVICES", "90,90").split(",") if text]
         order = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(len(capabilities))))
-        made.visible = [int(text) for text in order.split(",")]
+        made.visible = [int(text) for text in order.split(",") if text]
         made.cuda.set_device_count(len(made.visible))
         for device, physical in enumerate(made.visible):
             made.cuda.set_device(device, capabilities[physical])

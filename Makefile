@@ -3,6 +3,9 @@
 # make test-bindings   the plugin's tests through NVIDIA's older bindings, which it fetches
 # make test-all   make test, and the long sweeps of which it runs some cases each
 # make test-processors   the tests of numbers, as processors without AVX-512 and without AVX2 see them
+# make wheel   dist/pyfmha-*.whl with a library inside, which needs neither Triton nor a C compiler; half an hour
+#              make wheel WHEEL_ARCHS=sm_90 WHEEL_OPTIONS='--dtype fp16 --head-size 64' for less of it
+# make wheel-pure   dist/pyfmha-*.whl without one
 # make lint   style and types only; changes nothing
 
 PYTHON ?= python3
@@ -10,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-processors test-bindings lint clean
+.PHONY: demo test test-all test-processors test-bindings wheel wheel-pure lint clean
 
 # A file's tests stay together: they share what they build.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -31,6 +34,17 @@ test-processors: $(VENV)/.test
 test-bindings: $(VENV)/.test
 	$(BIN)/python tests/real_bindings.py
 
+WHEEL_ARCHS ?= sm_80 sm_86 sm_89 sm_90 sm_100 sm_120
+WHEEL_OPTIONS ?=
+
+wheel: $(VENV)/.wheel
+	$(BIN)/pyfmha build --fresh --arch $(WHEEL_ARCHS) $(WHEEL_OPTIONS) -o build/wheel
+	PYFMHA_WHEEL_LIBRARY=build/wheel/libpyfmha.so $(BIN)/python -m hatchling build -t wheel -d dist
+	ls -lh dist/pyfmha-*.whl
+
+wheel-pure: $(VENV)/.wheel
+	$(BIN)/python -m hatchling build -t wheel -d dist
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,6 +55,10 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[aot]'
+	touch $@
+
+$(VENV)/.wheel: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[wheel]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python

@@ -1,11 +1,11 @@
 """Build a TensorRT engine of one attention layer, pyfmha's plugin, and save it with configuration and timing cache.
 
     pyfmha build                          # once: the library with the kernels, aot_out/libpyfmha.so
-    python examples/build.py --num_heads 32 --head_size 64 --max_batch_size 8 --max_seq_len 512 --dtype float16
-    python examples/run.py --num_heads 32 --head_size 64 --batch_size 8 --seq_len 512
+    python examples/build.py --num-heads 32 --head-size 64 --max-batch-size 8 --max-seq-len 512 --dtype float16
+    python examples/run.py --num-heads 32 --head-size 64 --batch-size 8 --seq-len 512
 
-    python examples/build.py --num_heads 32 --num_kv_heads 8 --head_size 128 --max_kv_seq_len 4096 --align bottom-right
-    python examples/run.py --num_heads 32 --head_size 128 --seq_len 1 --kv_seq_len 4096
+    python examples/build.py --num-heads 32 --num-kv-heads 8 --head-size 128 --max-kv-seq-len 4096 --align bottom-right
+    python examples/run.py --num-heads 32 --head-size 128 --seq-len 1 --kv-seq-len 4096
 
 Needs numpy, cuda-python, the full tensorrt and a GPU. Writes fmha.engine, config.json and the timing cache, each whole
 or not at all. Exit code 0: written; 2: an error, said on stderr.
@@ -15,7 +15,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common import DTYPES, add_log_level, positive, run_program
+from common import DTYPES, Parser, add_dtype, add_log_level, positive, run_program
 
 from pyfmha.attention.operator import LAYOUTS
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
@@ -34,8 +34,8 @@ FEATURES = (
 def add_features(parser: argparse.ArgumentParser) -> None:
     """The options :data:`FEATURES`, fields of ``EngineConfig``."""
     group = parser.add_argument_group("features", "of the library's functions fmha_fwd_*")
-    group.add_argument("--num_kv_heads", type=positive, help="heads of K and V; default: num_heads")
-    group.add_argument("--max_kv_seq_len", type=positive, help="keys, 1 up to this; default: max_seq_len")
+    group.add_argument("--num-kv-heads", type=positive, help="heads of K and V; default: num_heads")
+    group.add_argument("--max-kv-seq-len", type=positive, help="keys, 1 up to this; default: max_seq_len")
     group.add_argument("--align", choices=ALIGNMENTS, help="what --causal and --window align; default: top-left")
     group.add_argument(
         "--window",
@@ -47,20 +47,20 @@ def add_features(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--softcap", type=float, default=0.0, help="scores become softcap * tanh(score / softcap)")
     group.add_argument("--layout", choices=LAYOUTS, help="default: bhsd; packed: one input QKV")
-    group.add_argument("--return_lse", action="store_true", help="an output Lse, the log-sum-exp of the scores")
-    group.add_argument("--q_lengths", action="store_true", help="an input q_lengths, INT32 [batch]")
-    group.add_argument("--kv_lengths", action="store_true", help="an input kv_lengths, INT32 [batch]")
-    group.add_argument("--cu_seqlens", action="store_true", help="sequences behind each other, without padding")
+    group.add_argument("--return-lse", action="store_true", help="an output Lse, the log-sum-exp of the scores")
+    group.add_argument("--q-lengths", action="store_true", help="an input q_lengths, INT32 [batch]")
+    group.add_argument("--kv-lengths", action="store_true", help="an input kv_lengths, INT32 [batch]")
+    group.add_argument("--cu-seqlens", action="store_true", help="sequences behind each other, without padding")
 
 
 def parse() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_heads", type=positive, default=32)
-    parser.add_argument("--head_size", type=positive, default=64)
-    parser.add_argument("--max_batch_size", type=positive, default=8, help="the engine serves 1 up to this")
-    parser.add_argument("--max_seq_len", type=positive, default=512, help="the engine serves 1 up to this")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-heads", type=positive, default=32)
+    parser.add_argument("--head-size", type=positive, default=64)
+    parser.add_argument("--max-batch-size", type=positive, default=8, help="the engine serves 1 up to this")
+    parser.add_argument("--max-seq-len", type=positive, default=512, help="the engine serves 1 up to this")
+    add_dtype(parser)
     parser.add_argument(
         "--causal",
         action=argparse.BooleanOptionalAction,
@@ -69,13 +69,13 @@ def parse() -> argparse.ArgumentParser:
     )
     add_features(parser)
     parser.add_argument(
-        "--timing_cache",
+        "--timing-cache",
         type=Path,
         help=f"read if it is there, and written; default: {TIMING_CACHE_FILE} in output_dir",
     )
-    parser.add_argument("--profiling_verbosity", choices=VERBOSITIES, default="layer_names_only")
+    parser.add_argument("--profiling-verbosity", choices=VERBOSITIES, default="layer_names_only")
     add_log_level(parser)
-    parser.add_argument("--output_dir", type=Path, default=Path("engine"))
+    parser.add_argument("--output-dir", type=Path, default=Path("engine"))
     return parser
 
 

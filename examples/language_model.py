@@ -1,6 +1,6 @@
 # %% A small language model with grouped heads and a cache, from PyTorch to an engine whose attention is the plugin.
 # Usage: python examples/language_model.py [--output_dir llm]
-# Needs: pip install 'pyfmha[onnx]' torch
+# Needs: pip install '.[onnx]' torch
 # For the engine: TensorRT, a GPU, and `pyfmha build --dtype fp32 --head-size 64`.
 import argparse
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Run the engine that build.py made, check its output against float64, and time it beside what else is installed.
 
-    python examples/run.py --num_heads 32 --head_size 64 --batch_size 8 --seq_len 512 --log_level verbose --benchmark
+    python examples/run.py --num-heads 32 --head-size 64 --batch-size 8 --seq-len 512 --log-level verbose --benchmark
 
 The engine's configuration says what it computes; the inputs are random, and so are the lengths of an engine that takes
 some, up to batch_size and seq_len.
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from benchmark import Problem, run_benchmark
-from common import add_log_level, positive, run_program
+from common import Parser, add_log_level, positive, run_program
 from exact import exact_outputs, judge, make_inputs
 
 from pyfmha.errors import EngineError
@@ -23,15 +23,15 @@ from pyfmha.trt.session import Session
 
 def parse() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=positive, default=8)
-    parser.add_argument("--seq_len", type=positive, default=512)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--seq-len", type=positive, default=512)
     parser.add_argument(
-        "--kv_seq_len", type=positive, help="keys, for an engine with --max_kv_seq_len; default: seq_len"
+        "--kv-seq-len", type=positive, help="keys, for an engine with --max-kv-seq-len; default: seq_len"
     )
-    parser.add_argument("--num_heads", type=positive, default=32)
-    parser.add_argument("--head_size", type=positive, default=64)
-    parser.add_argument("--engine_dir", type=Path, default=Path("engine"), help="build.py's output_dir")
+    parser.add_argument("--num-heads", type=positive, default=32)
+    parser.add_argument("--head-size", type=positive, default=64)
+    parser.add_argument("--engine-dir", type=Path, default=Path("engine"), help="build.py's output_dir")
     add_log_level(parser)
     parser.add_argument(
         "--benchmark", action="store_true", help="print a table; save benchmark.json and benchmark.png in engine_dir"
@@ -50,13 +50,13 @@ def check_fits(saved: Saved, options: argparse.Namespace) -> None:
     if (config.num_heads, config.head_size) != (num_heads, head_size):
         raise EngineError(
             f"{saved.path} was built for {config.num_heads} heads of size {config.head_size}, not {num_heads} of"
-            f" {head_size}; build another: python examples/build.py --num_heads {num_heads} --head_size {head_size}"
+            f" {head_size}; build another: python examples/build.py --num-heads {num_heads} --head-size {head_size}"
         )
     other_keys = options.kv_seq_len not in (None, options.seq_len)
     if config.layout == "packed" and other_keys:
         raise EngineError(
             f"kv_seq_len is {options.kv_seq_len}, seq_len {options.seq_len}; {saved.path} takes layout 'packed', which"
-            " has as many keys as queries: leave --kv_seq_len out"
+            " has as many keys as queries: leave --kv-seq-len out"
         )
     if options.benchmark and (config.extras or other_keys):
         asked = [*config.extras, "kv_seq_len"] if other_keys else config.extras

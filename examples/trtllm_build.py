@@ -1,6 +1,6 @@
 """Build an engine with one attention layer through TensorRT-LLM's graph API; trtllm_run.py runs it.
 
-    python examples/trtllm_build.py --num_heads 32 --head_size 64 --max_batch_size 8 --max_seq_len 512 --dtype float16
+    python examples/trtllm_build.py --num-heads 32 --head-size 64 --max-batch-size 8 --max-seq-len 512 --dtype float16
 
 Needs TensorRT-LLM 0.10 to 1.3.0rc20, which have that API, and the library with the kernels. That is built in an
 environment of its own (pyfmha build), as those releases pin a Triton that is too old for it, and runs in this one.
@@ -11,7 +11,7 @@ import argparse
 import math
 from pathlib import Path
 
-from common import DTYPES, add_log_level, positive, run_program
+from common import Parser, add_dtype, add_log_level, positive, run_program
 
 from pyfmha.trt.attention.graph_api import graph_api, told
 from pyfmha.trt.engine import VERBOSITIES
@@ -25,17 +25,17 @@ def engine_name(head_size: int, dtype: str) -> str:
 
 def parse() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_heads", type=positive, default=32)
-    parser.add_argument("--head_size", type=positive, default=64)
-    parser.add_argument("--max_batch_size", type=positive, default=8)
-    parser.add_argument("--max_seq_len", type=positive, default=512)
-    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-heads", type=positive, default=32)
+    parser.add_argument("--head-size", type=positive, default=64)
+    parser.add_argument("--max-batch-size", type=positive, default=8)
+    parser.add_argument("--max-seq-len", type=positive, default=512)
+    add_dtype(parser)
     parser.add_argument("--causal", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--timing_cache", type=Path, help="read if it is there, and written; default: in output_dir")
-    parser.add_argument("--profiling_verbosity", choices=VERBOSITIES, default="layer_names_only")
+    parser.add_argument("--timing-cache", type=Path, help="read if it is there, and written; default: in output_dir")
+    parser.add_argument("--profiling-verbosity", choices=VERBOSITIES, default="layer_names_only")
     add_log_level(parser)
-    parser.add_argument("--output_dir", type=Path, default=Path("engine_trtllm"))
+    parser.add_argument("--output-dir", type=Path, default=Path("engine_trtllm"))
     return parser
 
 

@@ -1,6 +1,6 @@
 """Run the engine of trtllm_build.py with TensorRT-LLM's ``Session``, and check its output against float64.
 
-    python examples/trtllm_run.py --num_heads 32 --head_size 64 --batch_size 8 --seq_len 512
+    python examples/trtllm_run.py --num-heads 32 --head-size 64 --batch-size 8 --seq-len 512
 
 Memory and streams are cuda-python's, through pyfmha. Exit code 0: the output is right; 1: it is not; 2: an error.
 """
@@ -10,7 +10,7 @@ import json
 import math
 from pathlib import Path
 
-from common import DTYPES, add_log_level, positive, run_program
+from common import DTYPES, Parser, add_log_level, positive, run_program
 from trtllm_build import engine_name
 
 from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
@@ -24,12 +24,12 @@ from pyfmha.trt.saved import read_plan
 
 def parse() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=positive, default=8)
-    parser.add_argument("--seq_len", type=positive, default=512)
-    parser.add_argument("--num_heads", type=positive, default=32)
-    parser.add_argument("--head_size", type=positive, default=64)
-    parser.add_argument("--engine_dir", type=Path, default=Path("engine_trtllm"), help="trtllm_build.py's output_dir")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--seq-len", type=positive, default=512)
+    parser.add_argument("--num-heads", type=positive, default=32)
+    parser.add_argument("--head-size", type=positive, default=64)
+    parser.add_argument("--engine-dir", type=Path, default=Path("engine_trtllm"), help="trtllm_build.py's output_dir")
     add_log_level(parser)
     parser.add_argument("--seed", type=int, default=0)
     return parser

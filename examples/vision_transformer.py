@@ -1,6 +1,6 @@
 # %% A small vision transformer, from PyTorch to an engine whose attention is the plugin.
 # Usage: python examples/vision_transformer.py [--output_dir vit]
-# Needs: pip install 'pyfmha[onnx]' torch
+# Needs: pip install '.[onnx]' torch
 # For the engine: TensorRT, a GPU, and `pyfmha build --dtype fp32 --head-size 64`.
 import argparse
 from pathlib import Path

@@ -1,15 +1,24 @@
 """What people read of a library: what it holds, and how its build proceeds."""
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
-from pyfmha.aot.build import Progress as ProgressCallback
 from pyfmha.spec.manifest import Image, Manifest
 
+Progress = Callable[[int, int, str], None]
+"""Called with work done, work in all, and the name of what was just done."""
+
+LINES = 20
+WIDTH = 80
+_LOGGER = logging.getLogger("pyfmha")
 _AUDIT = ("arch", "regs", "spill B", "shared B", "limit B", "KB", "ptxas")
 
 
@@ -51,15 +60,50 @@ def describe_functions(manifest: Manifest) -> Iterator[str]:
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
-    """A progress bar fed by a builder's callback."""
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("{task.fields[latest]}", markup=False), console=console, transient=not console.is_terminal
-    ) as bar:
+def progress_bar(console: Console, title: str) -> Iterator[Progress]:
+    """Progress fed by a callback: a bar in a terminal, lines elsewhere, where a bar would show nothing until its end.
+
+    Args:
+        console: where to; one that is quiet gets nothing.
+        title: what is being done, ``"compiling"``.
+    """
+    if not console.is_terminal:
+        yield _Lines(console, title)
+        return
+    latest = TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, latest, console=console) as bar:
         task = bar.add_task(title, total=None, latest="")
 
         def advance(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, latest=name)
 
         yield advance
+
+
+class _Lines:
+    """About twenty lines in all, each at most 80 columns; with the logger ``pyfmha`` at INFO one for each step."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console, self._title = console, title
+        self._start = time.monotonic()
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        step = 1 if _LOGGER.isEnabledFor(logging.INFO) else -(-total // LINES)
+        if done % step and done != total:
+            return
+        spent = time.monotonic() - self._start
+        if done == 0:
+            line = f"{self._title}: {total} to do"
+        else:
+            left = spent * (total - done) / done
+            ahead = f", about {duration(left)} left" if done < total else ""
+            line = f"{self._title}: {done} of {total} in {duration(spent)}{ahead}: {name}"
+        if len(line) > WIDTH:
+            line = f"{line[: WIDTH - 2]}.."
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """``"45 s"``, ``"3 min"``, for people."""
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"

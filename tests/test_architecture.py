@@ -38,13 +38,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "bfloat16": (set(), {"numpy"}),
     "spec": ({"errors"}, set()),
     "operators": ({"errors", "spec"}, set()),
-    "interpreter": ({"bfloat16", "errors"}, {"numpy", "triton"}),
+    "interpreter": ({"bfloat16", "errors", "spec"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
     "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
-    "report": ({"aot", "spec"}, {"rich"}),
-    "trt": ({"attention", "bfloat16", "errors", "operators", "runtime", "spec"}, {"numpy", "cuda", *TENSORRT}),
+    "report": ({"spec"}, {"rich"}),
+    "trt": (
+        {"attention", "bfloat16", "errors", "operators", "runtime", "spec"},
+        {"numpy", "cuda", "typing_extensions", *TENSORRT},
+    ),  # typing_extensions for type checkers only
     "trtllm": ({"trt"}, set()),
     "onnx": (
         {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},

@@ -1,6 +1,7 @@
 """The engine programs and the notebook as users start them, with doubles in the place of TensorRT and the GPU."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -255,7 +256,7 @@ def test_what_stops_a_run(
 def test_an_engine_for_other_heads(examples: Examples, engine: Path) -> None:
     done = examples.run("run.py", "--num_heads", "4", "--head_size", "32", "--engine_dir", engine)
 
-    assert_error(done, "was built for 2 heads of size 32, not 4 of 32", "examples/build.py --num_heads 4")
+    assert_error(done, "was built for 2 heads of size 32, not 4 of 32", "examples/build.py --num-heads 4")
 
 
 def test_a_missing_engine_and_a_missing_configuration(examples: Examples, engine: Path, tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ def test_a_packed_engine_with_lengths(with_features: Examples, tmp_path: Path) -
     assert "[2, 17, 2, 32] bf16: relative error" in done.stdout
     assert_error(
         with_features.run("run.py", *run_sizes(2, 17, tmp_path), "--kv_seq_len", "18"),
-        "kv_seq_len is 18, seq_len 17", "leave --kv_seq_len out",
+        "kv_seq_len is 18, seq_len 17", "leave --kv-seq-len out",
     )  # fmt: skip
 
 
@@ -380,3 +381,14 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     cells = json.loads((EXAMPLES / "fmha.ipynb").read_text())["cells"]
 
     assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+
+
+def test_options_have_hyphens_and_dtypes_either_name(examples: Examples, engine: Path, tmp_path: Path) -> None:
+    sizes = ("--num-heads", "2", "--head-size=32", "--max-batch-size", "2", "--max-seq-len", "40")
+    built = examples.run("build.py", *sizes, "--dtype", "fp16", "--output-dir", tmp_path)
+
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "config.json").read_text() == (engine / "config.json").read_text()
+    helped = examples.run("run.py", "--help").stdout
+    assert "--engine-dir" in helped
+    assert not re.search(r"--[a-z]+_", helped)

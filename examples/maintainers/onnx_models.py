@@ -1,6 +1,6 @@
 # Export small models of many architectures by several routes, replace their attention, prove it, and tabulate.
 # Usage: python examples/maintainers/onnx_models.py [-o examples/results/onnx_models.md] [--model NAME ...] [--keep DIR]
-# Needs: pip install -r examples/maintainers/onnx_models.lock 'pyfmha[onnx]'. Models are made anew, with random weights.
+# Needs: pip install -r examples/maintainers/onnx_models.lock '.[onnx]'. Models are made anew, with random weights.
 import argparse
 import collections
 import contextlib

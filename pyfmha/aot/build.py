@@ -216,7 +216,7 @@ def build(
         planned = plan(held, asked, archs, folder, fresh=fresh)
         plugins = joined_operators(() if fresh else held.operators, operators)
         stamp = _stamp(cache, planned, plugins)
-        found = {(spec.variant, arch.name): cache.get(spec, arch) for spec, archs in planned.pieces for arch in archs}
+        found = _found(cache, planned)
         complete = None not in found.values()
         manifest = _current(folder, held, stamp) if complete else None
         up_to_date = manifest is not None
@@ -229,6 +229,47 @@ def build(
             return BuildResult(folder / LIBRARY_NAME, manifest, compiled, up_to_date, *pieces)
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a build would do.
+
+    Attributes:
+        library: the shared library it would write.
+        functions: those the library would hold.
+        pieces: how many pieces of machine code.
+        missing: those to be compiled, ``"VARIANT sm_80"``; the cache has the others.
+        kept, replaced, dropped: as of :class:`BuildResult`.
+    """
+
+    library: Path
+    functions: tuple[str, ...]
+    pieces: int
+    missing: tuple[str, ...]
+    kept: tuple[str, ...]
+    replaced: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def preview(specs: Sequence[KernelSpec], archs: Sequence[Arch], folder: Path, *, fresh: bool = False) -> Preview:
+    """What :func:`build` would do; writes nothing.
+
+    Raises:
+        PyfmhaError: as :func:`build` before it compiles.
+    """
+    cache = Cache.open(folder / "cache", toolchain())
+    planned = plan(read_held(folder), _distinct(specs), archs, folder, fresh=fresh)
+    missing = [f"{variant} {arch}" for (variant, arch), cubin in _found(cache, planned).items() if cubin is None]
+    return Preview(
+        folder / LIBRARY_NAME,
+        tuple(dict.fromkeys(spec.name for spec, _ in planned.pieces)),
+        sum(len(archs) for _, archs in planned.pieces),
+        tuple(missing),
+        planned.kept,
+        planned.replaced,
+        planned.dropped,
+    )
+
+
 def joined_operators(held: Sequence[Operator], asked: Sequence[Operator]) -> tuple[Operator, ...]:
     """Operators by name; of one that is held and asked for, what is asked for."""
     found = {(one.namespace, one.name, one.version): one for one in (*held, *asked)}
@@ -237,6 +278,10 @@ def joined_operators(held: Sequence[Operator], asked: Sequence[Operator]) -> tup
 
 Found = dict[tuple[str, str], Cubin | None]
 """Machine code by variant and architecture; None where it is yet to be compiled."""
+
+
+def _found(cache: Cache, planned: Plan) -> Found:
+    return {(spec.variant, arch.name): cache.get(spec, arch) for spec, archs in planned.pieces for arch in archs}
 
 
 def _compile_missing(

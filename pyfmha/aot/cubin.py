@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
 from pyfmha.aot.reasons import no_temporary_file
-from pyfmha.errors import CompileError, KernelSourceError, OutputError, ToolchainError
+from pyfmha.aot.toolchain import check_triton
+from pyfmha.errors import CompileError, KernelSourceError, OutputError
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.constants import Constant, from_data, to_data
 from pyfmha.spec.kernel import KernelSpec
@@ -203,8 +203,7 @@ class Compiler:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Compiler":
-        if util.find_spec("triton") is None:
-            raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
+        check_triton()
         try:
             self._cache = tempfile.TemporaryDirectory(prefix="pyfmha-triton-")
         except OSError as error:

@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import pyfmha
 from pyfmha.aot.cubin import Cubin
+from pyfmha.errors import ToolchainError
 from pyfmha.spec.abi import CType, ctype
+from pyfmha.spec.advice import install_command
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.descriptors import Tensor
 from pyfmha.spec.grid import NUM_SMS
@@ -25,7 +25,12 @@ _SERVED = "{0, true} /* the capabilities that pyfmha compiles for */"
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _environment() -> Any:
+    """Jinja's, imported here: what reads and runs a library imports this package and does without."""
+    try:
+        import jinja2
+    except ModuleNotFoundError:
+        raise ToolchainError(f"jinja2 is not installed; writing C needs it: {install_command('aot')}") from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -44,7 +49,8 @@ def _environment() -> jinja2.Environment:
 
 def render(template: str, **values: Any) -> str:
     """A template filled in."""
-    return _environment().get_template(template).render(pyfmha_version=pyfmha.__version__, **values)
+    text: str = _environment().get_template(template).render(pyfmha_version=pyfmha.__version__, **values)
+    return text
 
 
 def c_string(text: str) -> str:

@@ -6,6 +6,19 @@ from importlib import metadata, util
 from pathlib import Path
 
 from pyfmha.errors import ToolchainError
+from pyfmha.spec.advice import install_command
+
+
+def check_triton() -> Path:
+    """The folder of Triton's package, which is not imported.
+
+    Raises:
+        ToolchainError: it is not installed.
+    """
+    spec = util.find_spec("triton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ToolchainError(f"Triton is not installed; compiling needs it: {install_command('aot')}")
+    return Path(spec.submodule_search_locations[0])
 
 
 def toolchain() -> dict[str, str]:
@@ -14,11 +27,9 @@ def toolchain() -> dict[str, str]:
     Raises:
         ToolchainError: Triton is not installed, or its assembler does not run.
     """
-    spec = util.find_spec("triton")
-    if spec is None or not spec.submodule_search_locations:
-        raise ToolchainError("Triton is not installed; compiling needs it: pip install 'pyfmha[aot]'")
-    tools = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
-    versions = {"triton": _triton_version(Path(spec.submodule_search_locations[0]))}
+    package = check_triton()
+    tools = package / "backends" / "nvidia" / "bin"
+    versions = {"triton": _triton_version(package)}
     for tool in sorted(tools.glob("ptxas*")):
         try:
             versions[tool.name] = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout

@@ -89,7 +89,8 @@ class Decode:
     head_size: int
 
     def __post_init__(self) -> None:
-        Forward(self.dtype, self.head_size)  # the same dtypes and head sizes
+        forward = Forward(self.dtype, self.head_size)  # the same dtypes and head sizes
+        object.__setattr__(self, "dtype", forward.dtype)
 
     @property
     def padded(self) -> int:

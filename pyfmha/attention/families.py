@@ -8,6 +8,7 @@ from pyfmha.attention.first import DTYPES, HEAD_SIZES, family, family_specs
 from pyfmha.attention.forward import Forward, forward_family
 from pyfmha.errors import SpecError
 from pyfmha.spec.kernel import KernelSpec
+from pyfmha.spec.words import one_of
 
 KERNELS = {
     "basic": "fmha_d*: equal, contiguous Q, K and V (the first kernel)",
@@ -38,7 +39,7 @@ def library_specs(
     """
     unknown = [name for name in kernels if name not in KERNELS]
     if unknown:
-        raise SpecError(f"kernels {', '.join(unknown)} are unknown: use one of {', '.join(KERNELS)}")
+        raise SpecError(f"kernels {', '.join(unknown)} are unknown: {one_of(KERNELS, unknown[0])}")
     for size in head_sizes:
         Forward(DTYPES[0], size)
     specs: list[KernelSpec] = []

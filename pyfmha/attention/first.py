@@ -11,6 +11,7 @@ from pathlib import Path
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile, generic_tile, tile_for
 from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
+from pyfmha.spec.words import dtype_name, one_of
 
 DTYPES = ("fp16", "bf16", "fp32")
 HEAD_SIZES = (32, 64, 128, 256)
@@ -41,7 +42,7 @@ class Attention:
     """One member of the family.
 
     Attributes:
-        dtype: of Q, K, V and Out: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        dtype: of Q, K, V and Out: ``"fp16"``, ``"bf16"`` or ``"fp32"``; ``"float16"`` and so on are these, too.
         head_size: 32, 64, 128 or 256.
         causal: whether a query sees only keys at its own position and before.
         precision: for fp32, ``"tf32x3"`` or ``"tf32"``; the other dtypes have ``"tf32x3"``, unused.
@@ -56,13 +57,14 @@ class Attention:
     precision: str = "tf32x3"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         for name, value, allowed in (
             ("dtype", self.dtype, DTYPES),
             ("head size", self.head_size, HEAD_SIZES),
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
-                raise SpecError(f"{name} {value!r} is not served: use one of {', '.join(map(str, allowed))}")
+                raise SpecError(f"{name} {value!r} is not served: {one_of(map(str, allowed), str(value))}")
         if self.precision != "tf32x3" and self.dtype != "fp32":
             raise SpecError(f"precision {self.precision!r} is a choice for fp32 only, not {self.dtype}")
 
@@ -124,7 +126,7 @@ def family(dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZE
     """
     return [
         Attention(dtype, head_size, causal, precision)
-        for dtype in dict.fromkeys(dtypes)
+        for dtype in dict.fromkeys(map(dtype_name, dtypes))
         for head_size in dict.fromkeys(head_sizes)
         for precision in (PRECISIONS if dtype == "fp32" else PRECISIONS[:1])
         for causal in (True, False)

@@ -15,6 +15,7 @@ from pyfmha.attention.hopper import variants as hopper_variants
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile, forward_generic_tile, forward_precision, forward_tile
 from pyfmha.errors import SpecError
 from pyfmha.spec.kernel import Argument, KernelSpec, Tuning
+from pyfmha.spec.words import dtype_name, one_of
 
 HEAD_SIZES = (32, 64, 128, 256)
 """Padded head sizes: a function serves every head size up to its own."""
@@ -76,8 +77,9 @@ class Forward:
     head_size: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         if self.dtype not in DTYPES:
-            raise SpecError(f"dtype {self.dtype!r} is not served: use one of {', '.join(DTYPES)}")
+            raise SpecError(f"dtype {self.dtype!r} is not served: {one_of(DTYPES, self.dtype)}")
         check_range("head size", self.head_size, 1, HEAD_SIZES[-1])
 
     @property

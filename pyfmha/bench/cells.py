@@ -8,6 +8,7 @@ from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Strides, strides
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import ELEMENT_SIZES
+from pyfmha.spec.words import dtype_name, one_of
 
 MOST_HEAD_SIZE = 256
 
@@ -47,10 +48,11 @@ class Cell:
     layout: str = LAYOUTS[0]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         if self.dtype not in DTYPES:
-            raise SpecError(f"dtype {self.dtype!r} is not served: use one of {', '.join(DTYPES)}")
+            raise SpecError(f"dtype {self.dtype!r} is not served: {one_of(DTYPES, self.dtype)}")
         if self.layout not in LAYOUTS:
-            raise SpecError(f"layout {self.layout!r} is not timed: use one of {', '.join(LAYOUTS)}")
+            raise SpecError(f"layout {self.layout!r} is not timed: {one_of(LAYOUTS, self.layout)}")
         for name in ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_size"):
             value = getattr(self, name)
             most = MOST_HEAD_SIZE if name == "head_size" else 2**31 - 1

@@ -127,6 +127,7 @@ def _measure_all(
 ) -> tuple[Measured, ...]:
     measured = []
     total = len(cells) * len(contenders)
+    progress(0, total, "")
     for number, cell in enumerate(cells):
         done = number * len(contenders)
         seen = iter(range(done, total))

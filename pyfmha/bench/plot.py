@@ -77,7 +77,7 @@ def save_plot(results: Results, path: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return "no picture: matplotlib is not installed (pip install 'pyfmha[bench]')"
+        return "no picture: matplotlib is not installed (pip install matplotlib)"
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

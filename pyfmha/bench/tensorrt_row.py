@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 from pyfmha.attention.run import Array, to_float
 from pyfmha.bench.cells import Cell
@@ -9,6 +10,7 @@ from pyfmha.bench.inputs import DeviceInputs
 from pyfmha.bench.protocol import Floats, MissingError
 from pyfmha.runtime.graph import Graph
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.words import Dtype
 from pyfmha.trt.session import Session
 
 
@@ -75,8 +77,9 @@ class TensorrtLayer:
         if cell.layout != "bhsd":
             raise MissingError("not asked: the engine here has [batch, heads, sequence, head size]")
         config = EngineConfig(
-            cell.heads, cell.head_size, cell.batch, cell.seq, cell.dtype, causal=cell.causal, layer="tensorrt"
-        )
+            cell.heads, cell.head_size, cell.batch, cell.seq, cast("Dtype", cell.dtype), causal=cell.causal,
+            layer="tensorrt",
+        )  # fmt: skip
         session = Session(build_engine(config, device=self._device).plan, device=self._device)
         try:
             return PreparedEngine(cell, session, {name: inputs.host(0, name) for name in "QKV"})

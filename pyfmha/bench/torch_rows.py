@@ -22,6 +22,7 @@ from pyfmha.bench.ours import first_kernel_serves
 from pyfmha.bench.protocol import Contender, Floats, MissingError
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.runtime.device import Stream
+from pyfmha.spec.advice import install_command
 
 BACKENDS = {
     "cudnn": ("CUDNN_ATTENTION", "torch, cuDNN"),
@@ -42,7 +43,7 @@ def find_torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise MissingError("torch is not installed: pip install 'pyfmha[bench]'") from None
+        raise MissingError("torch is not installed: pip install torch") from None
     if not torch.cuda.is_available():
         raise MissingError("this torch sees no GPU")
     return torch
@@ -235,7 +236,7 @@ class Jit:
         """See the protocol."""
         torch = find_torch()
         if importlib.util.find_spec("triton") is None:
-            raise MissingError("triton is not installed: pip install 'pyfmha[aot]'")
+            raise MissingError(f"triton is not installed: {install_command('aot')}")
         member = first_kernel_serves(cell)
         tile = tile_for(cell.dtype, cell.head_size, self._arch, cell.causal, member.precision)
         kernel = _load_kernel()

@@ -1,1 +1,1 @@
-"""The commands: they parse, call the room that does the work, and print. Needs what the extra ``aot`` brings."""
+"""The commands: they parse, call the room that does the work, and print. Those that compile need the extra ``aot``."""

@@ -1,11 +1,14 @@
 """What every command of :mod:`pyfmha.cli.main` rests on: its output, its errors and exit codes, its way of options."""
 
 import errno
+import functools
+import inspect
 import io
+import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from pyfmha.attention.first import DTYPES
-from pyfmha.errors import PyfmhaError
+from pyfmha.errors import PyfmhaError, SpecError
+from pyfmha.spec.words import dtype_name, one_of
 
 
 class _Console(Console):
@@ -28,6 +32,49 @@ class _Console(Console):
 WIDE = None if os.isatty(1) else 160
 console = _Console(width=WIDE, highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+"""Progress and announcements, which -q silences."""
+
+SILENT = Console(quiet=True)
+"""For tables that nobody asked for."""
+
+_LOGGER = logging.getLogger("pyfmha")
+_to_stderr = logging.Handler()
+
+
+def _be_usual() -> None:
+    """Neither quiet nor verbose, whatever an earlier command in this process was."""
+    notes.quiet = False
+    _LOGGER.removeHandler(_to_stderr)
+    _LOGGER.setLevel(logging.NOTSET)
+
+
+def _be(*, quiet: bool, verbose: bool) -> None:
+    global _to_stderr
+    notes.quiet = notes.quiet or quiet
+    if verbose:
+        _LOGGER.removeHandler(_to_stderr)
+        _to_stderr = logging.StreamHandler(sys.stderr)
+        _to_stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        _LOGGER.addHandler(_to_stderr)
+        _LOGGER.setLevel(logging.INFO)
+
+
+def print_json(text: str) -> None:
+    """On standard output as it is: rich would wrap and pad."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+def announce(text: str) -> None:
+    """Say on standard error what is about to happen."""
+    notes.print(text, markup=False)
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Say on standard output what was done."""
+    if not notes.quiet:
+        for line in lines:
+            console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -82,6 +129,7 @@ class Group(typer.core.TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):  # paths need not be text in the output's encoding
             sys.stdout.reconfigure(errors="backslashreplace")
+        _be_usual()
         with _reporting():
             return super().main(*args, **kwargs)
 
@@ -106,15 +154,59 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def reported() -> Iterator[None]:
-    """A command's errors are reported, and a polite kill cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    with _reporting():
-        yield
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Neither progress nor announcements: results and errors only.")
+]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each step, and what is logged.")]
+
+
+def reported() -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command's errors are reported, a polite kill cleans up as Ctrl-C does, and it takes -q and -v."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(*arguments: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+            signal.signal(signal.SIGTERM, _interrupt)
+            _be(quiet=quiet, verbose=verbose)
+            with _reporting():
+                function(*arguments, **options)
+
+        more = {"quiet": _Quiet, "verbose": _Verbose}
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+            for name, annotation in more.items()
+        ]
+        own = inspect.signature(function)
+        command.__signature__ = own.replace(parameters=[*own.parameters.values(), *parameters])  # type: ignore[attr-defined]
+        command.__annotations__ = {**function.__annotations__, **more}
+        return command
+
+    return decorate
+
+
+def beginning(words: Iterable[str]) -> Any:
+    """A shell's completion of a word, for an option's ``autocompletion``."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def dtypes_of(given: Sequence[str] | None) -> list[str]:
+    """What --dtype asks for, each once; all where it is not given.
+
+    Raises:
+        SpecError: one is not served.
+    """
+    names = list(dict.fromkeys(map(dtype_name, given or DTYPES)))
+    for name in names:
+        if name not in DTYPES:
+            raise SpecError(f"dtype {name!r} is not served: {one_of(DTYPES, name)}")
+    return names
 
 
 Dtypes = Annotated[
     list[str] | None,
-    typer.Option("--dtype", help=f"Of Q, K, V and Out, one or several: {', '.join(DTYPES)}. Default: all."),
+    typer.Option(
+        "--dtype",
+        help=f"Of Q, K, V and Out, one or several: {', '.join(DTYPES)} (or float16 and so on). Default: all.",
+        autocompletion=beginning(DTYPES),
+    ),
 ]

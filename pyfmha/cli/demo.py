@@ -1,5 +1,6 @@
 """The main job from end to end: build, audit, load, run, compare. What ``pyfmha demo`` does."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyfmha.aot import build
+from pyfmha.aot import build, preview
 from pyfmha.attention.first import Attention, family_specs
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
 from pyfmha.attention.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
+from pyfmha.cli.base import announce, notes
+from pyfmha.cli.builds import effort
 from pyfmha.report import audit, progress_bar
 from pyfmha.runtime.device import Device, find_gpu
 from pyfmha.runtime.library import Library
+from pyfmha.spec.advice import LIBRARY_NAME, build_command
 from pyfmha.spec.arch import Arch, arch_for
 from pyfmha.trt import DirectSession
 
 GPU_SHAPE = (4, 16, 1000)
 CPU_SHAPE = (1, 2, 150)
 """Batch, heads and seq: no multiple of any block, so that the tails are in the test."""
+RUNNING = "some seconds on a GPU, about half a minute on a CPU"
 REPEATS = 50
 
 
@@ -90,11 +95,16 @@ def run_demo(
     console: Console, members: Sequence[Attention], archs: Sequence[Arch], why: str, folder: Path, jobs: int | None
 ) -> bool:
     """Do it all and print it; returns whether every check passed."""
-    console.rule("1. Compile")
+    specs = family_specs(members)
+    ahead = preview(specs, archs, folder)
     sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
-    console.print(f"Attention kernels of head size {sizes}, {why}.", markup=False, soft_wrap=True)
-    with progress_bar(console, "compiling") as progress:
-        built = build(family_specs(members), archs, folder, jobs=jobs, progress=progress, operators=[OPERATOR])
+    announce(f"Builds {folder / LIBRARY_NAME}: attention kernels of head size {sizes}, {why}.")
+    announce(
+        f"{effort(ahead, jobs) if ahead.missing else 'Nothing to compile.'} Then it runs and checks them: {RUNNING}."
+    )
+    console.rule("1. Compile")
+    with progress_bar(notes, "compiling") as progress:
+        built = build(specs, archs, folder, jobs=jobs, progress=progress, operators=[OPERATOR])
     console.print(
         "Up to date: nothing had changed since the last build."
         if built.up_to_date
@@ -114,7 +124,19 @@ def run_demo(
     console.print(_table(checks, GPU_SHAPE if device is not None else CPU_SHAPE))
     failed = [check.member.name for check in checks if not check.passed]
     console.print(f"[red]Failed: {', '.join(failed)}[/red]" if failed else f"All {len(checks)} passed.")
+    if not failed:
+        for line in _next(library, device):
+            console.print(line, markup=False, soft_wrap=True)
     return not failed
+
+
+def _next(library: Library, device: Device | None) -> Iterator[str]:
+    """What to do next, right when it is copied."""
+    yield "Next:"
+    yield f"  pyfmha inspect {shlex.quote(str(library.path))}"
+    if device is not None:
+        yield f"  pyfmha verify --only library --library {shlex.quote(str(library.path))}"
+    yield f"  {build_command(library.path)}   # every kernel, for networks: pyfmha.add_attention"
 
 
 def _place(library: Library, members: Sequence[Attention]) -> tuple[Device | None, str]:
@@ -133,7 +155,7 @@ def _place(library: Library, members: Sequence[Attention]) -> tuple[Device | Non
 
 
 def _checks(console: Console, members: Sequence[Attention], library: Library, device: Device | None) -> Iterator[Check]:
-    with progress_bar(console, "running") as progress:
+    with progress_bar(notes, "running") as progress:
         for index, member in enumerate(members):
             yield check_member(member, library, device, seed=index)
             progress(index + 1, len(members), member.name)
@@ -143,22 +165,24 @@ def _table(checks: Sequence[Check], shape: tuple[int, int, int]) -> Table:
     batch, heads, seq = shape
     title = f"Relative error at batch {batch}, heads {heads}, seq {seq}; standard normal input, causal unless full"
     table = Table(title=title, box=box.SIMPLE)
+    timed = any(check.result.microseconds is not None for check in checks)
+    plugged = any(check.through_plugin is not None for check in checks)
     table.add_column("function", overflow="fold")
-    for heading in ("error", "limit", "us", "TFLOP/s"):
+    for heading in ("error", "limit", *(("us", "TFLOP/s") if timed else ())):
         table.add_column(heading, justify="right")
-    table.add_column("plugin")
-    table.add_column("")
+    for heading in (*(("plugin",) if plugged else ()), ""):
+        table.add_column(heading)
     agreement = {True: "same bits", False: "[red]other bits[/red]", None: "-"}
     for check in checks:
         time = check.result.microseconds
         flop = 4 * batch * heads * seq * seq * check.member.head_size * (0.5 if check.member.causal else 1)
+        speed = ("-", "-") if time is None else (f"{time:.1f}", f"{flop / time / 1e6:.0f}")
         table.add_row(
             check.member.name,
             f"{check.error:.1e}",
             f"{check.limit:.0e}",
-            "-" if time is None else f"{time:.1f}",
-            "-" if time is None else f"{flop / time / 1e6:.0f}",
-            agreement[check.through_plugin],
+            *(speed if timed else ()),
+            *((agreement[check.through_plugin],) if plugged else ()),
             "[green]ok[/green]" if check.passed else "[red]FAILED[/red]",
         )
     return table

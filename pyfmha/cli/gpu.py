@@ -1,5 +1,6 @@
 """The commands that measure and check on a GPU: ``verify`` and ``bench``."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from pyfmha.attention.first import DTYPES
-from pyfmha.cli.base import Dtypes, console, errors, reported
+from pyfmha.cli.base import SILENT, Dtypes, beginning, console, dtypes_of, notes, print_json, reported
 from pyfmha.errors import SpecError
 
+AsJson = Annotated[bool, typer.Option("--json", help="The results for programs, in the place of tables.")]
 LibraryPath = Annotated[
     Path | None,
-    typer.Option("--library", help="The .so. Default: $PYFMHA_LIBRARY, else aot_out/libpyfmha.so."),
+    typer.Option("--library", help="The .so. Default: $PYFMHA_LIBRARY, else aot_out/libpyfmha.so, else the wheel's."),
 ]
 
 DeviceNumber = Annotated[int, typer.Option("--device", min=0, help="Number of the GPU, as the CUDA driver counts.")]
@@ -44,6 +46,7 @@ def verify_command(
         ),
     ] = None,
     device: DeviceNumber = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Check every variant of the library on this GPU against float64, then TensorRT engines with the plugin.
 
@@ -56,14 +59,18 @@ def verify_command(
     """
     from pyfmha.verify.command import run_verify
 
-    if not run_verify(
-        console, errors, dtype or DTYPES, head_size, only, library, random, functions or (), device=device
-    ):
+    printed = SILENT if as_json else console
+    verdict = run_verify(
+        printed, notes, dtypes_of(dtype), head_size, only, library, random, functions or (), device=device
+    )
+    if as_json:
+        print_json(verdict.to_json())
+    if not verdict.passed:
         raise typer.Exit(1)
 
 
-def _several(what: str, default: str) -> Any:
-    return typer.Option(help=f"{what}, one or several. Default: {default}.")
+def _several(what: str, default: str, words: Sequence[str] = ()) -> Any:
+    return typer.Option(help=f"{what}, one or several. Default: {default}.", autocompletion=beginning(words))
 
 
 @reported()
@@ -77,7 +84,7 @@ def bench_command(
             " 64, 128 and 256, 512 to 16384 keys. Default, without sizes: quick.",
         ),
     ] = None,
-    dtype: Annotated[list[str] | None, _several(f"{', '.join(DTYPES)}", "fp16")] = None,
+    dtype: Annotated[list[str] | None, _several(", ".join(DTYPES), "fp16", DTYPES)] = None,
     batch: Annotated[list[int] | None, _several("Sequences", "4")] = None,
     heads: Annotated[list[int] | None, _several("Query heads", "32")] = None,
     kv_heads: Annotated[list[int] | None, _several("Key heads, of which heads is a multiple", "as heads")] = None,
@@ -108,6 +115,7 @@ def bench_command(
     ] = None,
     library: LibraryPath = None,
     device: DeviceNumber = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Time attention side by side on this GPU: ours by variant, cuDNN, FlashAttention-2 and 3, Triton's JIT, TensorRT.
 
@@ -120,14 +128,13 @@ def bench_command(
     in a CUDA graph, ratio FlashAttention-3's time over the row's (cuDNN's where that is not there, memory-efficient's
     where cuDNN does not serve).
 
-    Examples:
+    Examples, the third after a kernel was changed and built:
 
+    \b
     pyfmha bench
-
-    pyfmha bench --preset prefill -o before.json; (change a kernel, pyfmha build); pyfmha bench --preset prefill
-    --compare before.json
-
-    pyfmha bench --seq 512 1024 2048 --head-size 96 --batch 4 --causal --row ours cudnn
+    pyfmha bench --preset prefill -o before.json
+    pyfmha bench --preset prefill --compare before.json
+    pyfmha bench --seq 512 1024 --head-size 96 --causal --row ours cudnn
     """
     from pyfmha.bench.cells import cells_from
     from pyfmha.bench.cells import preset as preset_cells
@@ -142,10 +149,14 @@ def bench_command(
     else:
         masks = (True, False) if causal is None else (causal,)
         cells = cells_from(
-            dtype or ["fp16"], batch or [4], heads or [32], kv_heads or [], seq or [2048], kv_seq or [],
+            dtypes_of(dtype or ["fp16"]), batch or [4], heads or [32], kv_heads or [], seq or [2048], kv_seq or [],
             head_size or [64], masks,
         )  # fmt: skip
     cells = [replace(cell, layout=layout) for cell in cells]
     picture = png or out.with_suffix(".png")
-    if not run_bench(console, errors, Request(cells, row or (), generic, out, picture, compare, library, device)):
+    request = Request(cells, row or (), generic, out, picture, compare, library, device)
+    fine = run_bench(SILENT if as_json else console, notes, request)
+    if as_json:
+        print_json(out.read_text())
+    if not fine:
         raise typer.Exit(1)

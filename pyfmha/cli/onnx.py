@@ -11,6 +11,7 @@ from rich.table import Table
 from pyfmha.cli.base import console, reported
 from pyfmha.cli.gpu import LibraryPath
 from pyfmha.errors import OnnxError
+from pyfmha.spec.advice import install_command
 
 
 def _room(name: str) -> Any:
@@ -24,7 +25,7 @@ def _room(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("pyfmha"):
             raise
-        raise OnnxError(f"this needs {error.name}: pip install 'pyfmha[onnx]'") from None
+        raise OnnxError(f"this needs {error.name}: {install_command('onnx')}") from None
 
 
 @reported()

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from pyfmha.bfloat16 import exact_bfloat16
 from pyfmha.errors import InterpreterError, KernelSourceError
 from pyfmha.interpreter.speed import less_work
+from pyfmha.spec.advice import install_command
 
 Array = npt.NDArray[Any]
 
@@ -154,7 +155,7 @@ def _interpreter_module() -> Any:
         import triton.language as tl
         import triton.runtime.interpreter as interpreter
     except ImportError as error:
-        raise InterpreterError(f"Triton cannot be imported ({error}): pip install 'pyfmha[aot]'") from error
+        raise InterpreterError(f"Triton cannot be imported ({error}): {install_command('aot')}") from error
     # Triton's own library functions were decorated when it was imported, so their type tells the mode for certain.
     if not isinstance(tl.sum, interpreter.InterpretedFunction):
         raise InterpreterError(_WRONG_MODE)

@@ -9,7 +9,8 @@ from pyfmha.onnx.files import check_target, read_model, write_model, write_repor
 from pyfmha.onnx.prove import Trial, prove
 from pyfmha.onnx.replace import replaced
 from pyfmha.onnx.report import Report
-from pyfmha.runtime.library import DEFAULT_LIBRARY, describe
+from pyfmha.runtime.find import built_library
+from pyfmha.runtime.library import describe
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ def _check_found(source: Path, report: Report) -> None:
 
 
 def _held(library: Path | None, report: Report) -> frozenset[str] | None:
-    if library is None and not DEFAULT_LIBRARY.is_file():
+    path = built_library() if library is None else library
+    if path is None:
         return None
-    manifest = describe(DEFAULT_LIBRARY if library is None else library)
+    manifest = describe(path)
     held = frozenset(function.name for function in manifest.functions)
     missing = report.missing(held)
     if library is not None and missing:

@@ -14,14 +14,14 @@ from typing import Any
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.operators.description import Operator
 from pyfmha.runtime.elf import check_whole
+from pyfmha.runtime.find import library_path
 from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
 from pyfmha.spec.abi import ctype
-from pyfmha.spec.advice import DEFAULT_FOLDER, LIBRARY_NAME, MANIFEST_NAME, build_command
+from pyfmha.spec.advice import LIBRARY_NAME, MANIFEST_NAME, build_command
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest, parse_manifest, read_manifest
 
 FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
-DEFAULT_LIBRARY = DEFAULT_FOLDER / LIBRARY_NAME
 
 
 class Function:
@@ -261,7 +261,7 @@ class Library:
     """A shared library that pyfmha built: like a mapping from name to :class:`Function`.
 
     Args:
-        path: the ``.so``.
+        path: the ``.so``; by default that of ``PYFMHA_LIBRARY``, else ``aot_out/libpyfmha.so``, else the wheel's.
 
     Attributes:
         path: its absolute path.
@@ -273,7 +273,8 @@ class Library:
         ManifestError: it was built by another schema version.
     """
 
-    def __init__(self, path: Path | str = DEFAULT_LIBRARY) -> None:
+    def __init__(self, path: Path | str | None = None) -> None:
+        path = library_path() if path is None else path
         self.path = Path(path).resolve()
         if not self.path.is_file():
             raise LibraryError(f"no library at {path}; build it: {build_command(Path(path))}")
@@ -351,10 +352,10 @@ def _bind(cdll: ctypes.CDLL, name: str, argtypes: list[Any] | None = None, resty
     return function
 
 
-def describe(path: Path) -> Manifest:
-    """The manifest of a library (``.so``) or of a manifest file (``.json``), without CUDA.
+def describe(path: Path | None = None) -> Manifest:
+    """The manifest of a library (``.so``; the one of :class:`Library`'s default) or a manifest file (``.json``).
 
     Raises:
         LibraryError, ManifestError: it is neither, or cannot be used.
     """
-    return Library(path).manifest if path.suffix == ".so" else read_manifest(path)
+    return Library(path).manifest if path is None or path.suffix == ".so" else read_manifest(path)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyfmha.errors import SpecError
+from pyfmha.spec.words import one_of
 
 
 @dataclass(frozen=True, order=True)
@@ -74,9 +75,7 @@ def parse_arch(text: str) -> Arch:
     name = f"sm_{match.group(1) or match.group(2)}" if match else text
     if name not in ARCHS:
         why = f"architecture {text!r} is not served ({_NOT_SERVED[name]})" if name in _NOT_SERVED else ""
-        raise SpecError(
-            f"{why or f'unknown architecture {text!r}'}: use one of {', '.join(ARCHS)} (or cuda:90:32 for sm_90)"
-        )
+        raise SpecError(f"{why or f'unknown architecture {text!r}'}: {one_of(ARCHS, name)}; cuda:90:32 is sm_90, too")
     return ARCHS[name]
 
 

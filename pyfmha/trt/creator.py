@@ -1,6 +1,5 @@
 """The creators of plugins, their classes for one TensorRT module, and their registration."""
 
-import os
 import re
 import threading
 import types
@@ -16,15 +15,13 @@ from pyfmha.errors import LibraryError, PluginError
 from pyfmha.operators.description import Operator
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import program_of
-from pyfmha.runtime.library import DEFAULT_LIBRARY, Library
+from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
 from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.origin import Origin
 from pyfmha.trt.plugin import PluginBehaviour
-
-LIBRARY_VARIABLE = "PYFMHA_LIBRARY"
 
 
 class CreatorBehaviour:
@@ -164,27 +161,12 @@ def _joined(name: str, behaviour: type, bases: tuple[Any, ...], attributes: dict
 
 
 def find_library(library: Library | Path | str | None = None) -> Library:
-    """The library given; else that of the environment variable ``PYFMHA_LIBRARY``; else ``aot_out/libpyfmha.so`` here.
+    """The library given; else as :class:`pyfmha.Library` finds one.
 
     Raises:
         LibraryError: there is none, or it cannot be used.
     """
-    if isinstance(library, Library):
-        return library
-    if library is not None:
-        return Library(library)
-    named = os.environ.get(LIBRARY_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            command = build_command(Path(named))
-            raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: {command}")
-        return Library(named)
-    if not DEFAULT_LIBRARY.is_file():
-        raise LibraryError(
-            f"no library at {DEFAULT_LIBRARY.resolve()}; build it (pyfmha build), or name another: the argument"
-            f" `library`, or the environment variable {LIBRARY_VARIABLE}"
-        )
-    return Library(DEFAULT_LIBRARY)
+    return library if isinstance(library, Library) else Library(library)
 
 
 def make_creator(trt: Any, library: Library, namespace: str = "", operator: Operator = OPERATOR) -> Any:

@@ -1,9 +1,11 @@
 """``pyfmha verify``: the library's variants, then TensorRT's engines; tables to paste into a bug report."""
 
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,52 @@ from pyfmha.functions.family import Declared, file_of
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
+from pyfmha.spec.words import one_of
 from pyfmha.trt.creator import find_library
-from pyfmha.verify.engines import engine_versions, print_engines
+from pyfmha.verify.engines import Verified, engine_versions, print_engines
 from pyfmha.verify.function_cases import Example, examples_in
 from pyfmha.verify.variants import Checked, Summary, runs_of, summary_of, verify_library, without_code
 
 PARTS = ("library", "engine")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verify found.
+
+    Attributes:
+        facts: the line with versions and devices.
+        variants: of the library; empty where they were not asked for.
+        failures: of single runs of variants, in words.
+        engines: one a shape of an engine; empty where they were not asked for, or there is no TensorRT that builds.
+        passed: whether everything did.
+    """
+
+    facts: str
+    variants: tuple[Summary, ...]
+    failures: tuple[str, ...]
+    engines: tuple[Verified, ...]
+    passed: bool
+
+    def to_json(self) -> str:
+        """For programs; a NaN is null."""
+        variants = [
+            {"variant": one.variant, "cases": one.cases, "error": _number(one.error), "limit": one.limit,
+             "passed": one.passed}
+            for one in self.variants
+        ]  # fmt: skip
+        engines = [
+            {"dtype": one.config.dtype, "mask": one.mask, "batch": one.batch, "seq": one.seq,
+             "error": _number(one.error), "tactic": one.tactic, "failure": one.failure or None, "passed": one.passed}
+            for one in self.engines
+        ]  # fmt: skip
+        content = {"passed": self.passed, "facts": self.facts, "variants": variants, "failures": self.failures,
+                   "engines": engines}  # fmt: skip
+        return json.dumps(content, indent=1, allow_nan=False)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def run_verify(
@@ -35,8 +77,8 @@ def run_verify(
     random: int = 0,
     functions: Sequence[str] = (),
     device: int = 0,
-) -> bool:
-    """Check and print; returns whether everything passed.
+) -> Verdict:
+    """Check and print; returns what was found.
 
     Args:
         console: for the tables.
@@ -56,7 +98,7 @@ def run_verify(
         EngineError, PluginError: engines alone are asked for, and there is no TensorRT that builds them.
     """
     if only not in (None, *PARTS):
-        raise SpecError(f"there is no part {only!r}: use {' or '.join(PARTS)}, or leave it out for both")
+        raise SpecError(f"there is no part {only!r}: {one_of(PARTS, only or '')}, or leave it out for both")
     tensorrt, missing = "", ""
     if only != "library":
         try:
@@ -67,14 +109,18 @@ def run_verify(
             missing = str(error)
     library = find_library(path)
     examples = [one for name in functions for one in examples_in(file_of(name))]
+    variants: tuple[Summary, ...] = ()
+    failures: tuple[str, ...] = ()
+    passed = True
     with Device(device) as gpu:
-        console.print(_facts(library, gpu, tensorrt), markup=False, soft_wrap=True)
-        passed = only == "engine" or _verify_library(console, errors, library, gpu, dtypes, random, examples)
+        facts = _facts(library, gpu, tensorrt)
+        console.print(facts, markup=False, soft_wrap=True)
+        if only != "engine":
+            variants, failures, passed = _verify_library(console, errors, library, gpu, dtypes, random, examples)
     if missing:
         console.print(f"Engines were not checked: {missing}", markup=False, soft_wrap=True)
-    elif tensorrt:
-        passed = print_engines(console, dtypes, head_size, device) and passed
-    return passed
+    engines = print_engines(console, dtypes, head_size, device) if tensorrt else ()
+    return Verdict(facts, variants, failures, engines, passed and all(one.passed for one in engines))
 
 
 def _facts(library: Library, device: Device, tensorrt: str) -> str:
@@ -99,10 +145,12 @@ def _verify_library(
     dtypes: Sequence[str],
     random: int,
     examples: Sequence[tuple[Declared, Example]],
-) -> bool:
+) -> tuple[tuple[Summary, ...], tuple[str, ...], bool]:
+    """The summaries, what failed in words, and whether everything passed."""
     checked: list[Checked] = []
     total = runs_of(library, device.arch, dtypes, random, examples)
     with progress_bar(errors, "verifying") as progress:
+        progress(0, total, "")
         for one in verify_library(library, device, dtypes, random, examples):
             checked.append(one)
             progress(len(checked), total, one.case.name)
@@ -111,10 +159,6 @@ def _verify_library(
     if names := without_code(library, device.arch, dtypes):
         note = f"Not checked, without code for {device.arch}: {', '.join(names)}"
         console.print(note, markup=False, soft_wrap=True)
-    failures = [one for one in checked if one.failure]
-    for one in failures:
-        algorithm = " + ".join(one.variants)
-        console.print(f"{algorithm}, {one.case.name}: {one.failure}", markup=False, soft_wrap=True)
     known = {function.name for function, _ in examples}
     made = {
         f.name.removeprefix("fmha_with_").rpartition("_d")[0] for f in library.manifest.functions if _is_made(f.name)
@@ -122,17 +166,20 @@ def _verify_library(
     if made - known:
         left = ", ".join(sorted(made - known))
         console.print(f"Not checked, give their files to --functions: {left}", markup=False, soft_wrap=True)
+    failures = [f"{' + '.join(one.variants)}, {one.case.name}: {one.failure}" for one in checked if one.failure]
     unserved = [summary.variant for summary in summaries if not summary.cases]
-    for name in unserved:
-        console.print(f"{name}: no case was served by it, so nothing is known of it", markup=False, soft_wrap=True)
+    unknown = [f"{name}: no case was served by it, so nothing is known of it" for name in unserved]
+    for line in (*failures, *unknown):
+        console.print(line, markup=False, soft_wrap=True)
+    found = tuple(summaries), (*failures, *unknown)
     if failures or unserved:
         console.print(
             f"[red]{len(failures)} of {len(checked)} runs failed, {len(unserved)} of {len(summaries)} variants did not"
             " run[/red]"
         )
-        return False
+        return *found, False
     console.print(f"All {len(checked)} runs passed, by {len(summaries)} variants.")
-    return True
+    return *found, True
 
 
 def _is_made(name: str) -> bool:

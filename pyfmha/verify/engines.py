@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.device import Device
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
+from pyfmha.trt.attention.words import Dtype
 from pyfmha.trt.creator import find_library
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.session import Session
@@ -74,8 +75,9 @@ def verify(dtypes: Sequence[str], head_size: int, trt_module: Any = None, device
     for dtype in dtypes:
         for causal in (True, False):
             config = EngineConfig(
-                NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), dtype, causal=causal
-            )
+                NUM_HEADS, head_size, max(b for b, _ in SHAPES), max(s for _, s in SHAPES), cast("Dtype", dtype),
+                causal=causal,
+            )  # fmt: skip
             yield from _verify_engine(config, trt, device)
 
 
@@ -147,8 +149,8 @@ def engine_versions(trt_module: Any = None) -> str:
 
 def print_engines(
     console: Console, dtypes: Sequence[str], head_size: int, device: int = 0, trt_module: Any = None
-) -> bool:
-    """Build and run the engines and print their table; returns whether everything passed.
+) -> tuple[Verified, ...]:
+    """Build and run the engines and print their table; returns its rows.
 
     Raises:
         EngineError, PluginError, DriverError, LibraryError: as :func:`verify`.
@@ -182,4 +184,4 @@ def print_engines(
             console.print(f"{row.config.dtype} {row.mask}, {where}: {row.failure}", markup=False, soft_wrap=True)
     failed = sum(not row.passed for row in rows)
     console.print(f"[red]{failed} of {len(rows)} failed[/red]" if failed else f"All {len(rows)} passed.")
-    return not failed
+    return tuple(rows)

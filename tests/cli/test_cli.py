@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import pyfmha
 from pyfmha.aot.handover import read_handover
-from pyfmha.cli.main import app, default_archs
+from pyfmha.cli.archs import default_archs
+from pyfmha.cli.main import app
 from pyfmha.errors import SpecError
 from pyfmha.runtime import Library
 from pyfmha.spec.arch import Arch
@@ -108,7 +109,7 @@ BAD_COMPILES = {
     "bad grid": ((*COMPILE, "-s", SIGNATURE, "-g", "n_blocks", "-t", "sm_90"), r"'n_blocks' is no integer argument"),
     "bad warps": ((*COMPILE, "-s", SIGNATURE, "-g", GRID, "-t", "sm_90", "-w", "3"), r"num_warps is 3; use 1, 2, 4"),
     "nothing to link": (("link", "missing.h", "-o", "aot_out/x"), r"missing.json cannot be read"),
-    "no library": (("inspect",), r"no library at aot_out/libpyfmha.so; build it: pyfmha build"),
+    "no library": (("inspect",), r"no library at \S*/aot_out/libpyfmha.so; build it \(pyfmha build\)"),
     "unknown dtype": (("build", "--arch", "sm_90", "--dtype", "fp8"), r"dtype 'fp8' is not served"),
     "unknown head size": (("build", "--arch", "sm_90", "--head-size", "257"), r"head size is 257: use an integer"),
     "unknown kernels": (
@@ -261,7 +262,7 @@ def gpu_of(arch: str) -> tuple[SimpleNamespace, str]:
 @pytest.mark.parametrize("arch", ["sm_75", "sm_101", "sm_130"])
 def test_a_gpu_without_code_is_named(arch: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of(arch))
+    monkeypatch.setattr("pyfmha.cli.archs.find_gpu", lambda: gpu_of(arch))
 
     for option, arguments in (("-t", (*COMPILE, "-s", SIGNATURE, "-g", GRID)), ("--arch", ("build",))):
         done = CliRunner().invoke(app, list(arguments))
@@ -275,7 +276,7 @@ def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
 ) -> None:
     shared.lend(project / "o[" / "x]")
     monkeypatch.chdir(project)
-    for module in ("cli.main", "cli.demo"):
+    for module in ("cli.archs", "cli.demo"):
         monkeypatch.setattr(f"pyfmha.{module}.find_gpu", lambda: gpu_of("sm_75"))
     monkeypatch.setattr("pyfmha.cli.main.console", Console(width=80, highlight=False, emoji=False))
 
@@ -288,11 +289,11 @@ def test_demo_runs_on_the_cpu_where_the_gpu_has_no_code(
     assert "the library was built for sm_80, sm_90, the GPU is sm_75" in output
     assert "o[/x]/libpyfmha.so: 2 functions for sm_80, sm_90." in output
     results = done.output.partition("5. Compare")[2]
-    assert re.search(r"^ *fmha_d32_fp16_full +\S+ +5e-04 +- +- +- +ok", results, re.MULTILINE), results
+    assert re.search(r"^ *fmha_d32_fp16_full +\S+ +5e-04 +ok", results, re.MULTILINE), results
 
 
 def test_a_gpu_that_runs_older_code_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyfmha.cli.main.find_gpu", lambda: gpu_of("sm_88"))
+    monkeypatch.setattr("pyfmha.cli.archs.find_gpu", lambda: gpu_of("sm_88"))
 
     archs, why = default_archs()
 

@@ -196,7 +196,9 @@ def test_a_fault_ends_it_with_a_table(verify_gpu: Gpu, monkeypatch: pytest.Monke
 
 
 def test_errors_end_with_2(verify_gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "there is no part 'all': use library or engine" in verify("--only", "all").output
+    assert (
+        "there is no part 'all': use one of library, engine, or leave it out for both" in verify("--only", "all").output
+    )
     done = verify("--only", "engine")
     assert (done.exit_code, "TensorRT is not installed" in done.output) == (2, True)
     verify_gpu.cuda.set_device(0, 80)

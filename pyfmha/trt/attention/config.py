@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError
+from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.network import features_of
 from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.attention.words import Align, Causal, Dtype, Layout
 from pyfmha.trt.engine import Range
 
 LAYERS = ("plugin", "tensorrt")
@@ -49,22 +52,23 @@ class EngineConfig:
     head_size: int
     max_batch_size: int
     max_seq_len: int
-    dtype: str = "fp16"
-    causal: bool | str = field(kw_only=True)
+    dtype: Dtype = "fp16"
+    causal: Causal = field(kw_only=True)
     softmax_scale: float | None = None
     layer: str = "plugin"
     num_kv_heads: int | None = None
     max_kv_seq_len: int | None = None
-    align: str | None = None
+    align: Align | None = None
     window: tuple[int, int] = (-1, -1)
     softcap: float = 0.0
-    layout: str | None = None
+    layout: Layout | Literal["packed"] | None = None
     return_lse: bool = False
     q_lengths: bool = False
     kv_lengths: bool = False
     cu_seqlens: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "window", tuple(self.window))  # a list, where it comes from JSON
         for name in ("num_heads", "head_size", "max_batch_size", "max_seq_len", "max_kv_seq_len"):
             value = getattr(self, name)

@@ -18,6 +18,7 @@ from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
 from pyfmha.trt.attention.causal import says_causal
 from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
+from pyfmha.trt.attention.words import Dtype
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module
@@ -63,7 +64,7 @@ class DirectSession:
         num_heads: int,
         head_size: int,
         causal: bool,
-        dtype: str = "fp16",
+        dtype: Dtype = "fp16",
         scale: float | None = None,
         features: Features | None = None,
         library: Library | Path | str | None = None,

@@ -11,13 +11,15 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from pyfmha.errors import EngineError, GraphApiError, PluginError
+from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.config import EngineConfig
 from pyfmha.trt.attention.graph_api import graph_api
 from pyfmha.trt.attention.network import add_attention, add_attention_packed
 from pyfmha.trt.attention.problem import DTYPE_OF, INPUTS
+from pyfmha.trt.attention.words import Causal, Dtype
 from pyfmha.trt.modules import find_module
 
 __all__ = ["DTYPES", "GraphApiError", "flash_attention_op", "graph_api"]
@@ -48,7 +50,7 @@ def flash_attention_op(
     softmax_scale: float,
     inputs: Sequence[Any],
     *,
-    causal: bool | str = True,
+    causal: Causal = True,
     num_kv_heads: int | None = None,
     name: str | None = None,
     **options: Any,
@@ -170,24 +172,24 @@ def _layer_class() -> Any:
             num_heads: int,
             head_size: int,
             softmax_scale: float,
-            dtype: str,
-            causal: bool | str = True,
+            dtype: Dtype,
+            causal: Causal = True,
             **settings: Any,
         ) -> None:
             super().__init__()
-            if dtype not in DTYPES:
+            if dtype_name(dtype) not in DTYPES.values():
                 raise EngineError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
             self.num_heads = num_heads
             self.head_size = head_size
             self.softmax_scale = softmax_scale
-            self.dtype = api.str_dtype_to_trt(dtype)
+            self.dtype = api.str_dtype_to_trt(next(word for word, name in DTYPES.items() if name == dtype_name(dtype)))
             self.causal = causal
             self.settings = settings
             self.engine_config(1, 1)
 
         def engine_config(self, max_batch_size: int, max_len: int, max_kv_len: int | None = None) -> EngineConfig:
             """What it serves up to these sizes."""
-            dtype = DTYPE_OF[int(self.dtype)]
+            dtype = cast("Dtype", DTYPE_OF[int(self.dtype)])
             plain = EngineConfig(
                 self.num_heads,
                 self.head_size,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.attention.operator import NAME
@@ -13,12 +13,35 @@ from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features, Problem
+from pyfmha.trt.attention.words import Align, Causal, Layout, Options, PackedOptions
 from pyfmha.trt.creator import register
 from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 ALIGNMENTS = ("top-left", "bottom-right")
 
 
+@overload
+def add_attention(
+    network: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    causal: Causal,
+    return_lse: Literal[False] = False,
+    **options: "Unpack[Options]",
+) -> Any: ...
+@overload
+def add_attention(
+    network: Any, q: Any, k: Any, v: Any, *, causal: Causal, return_lse: Literal[True], **options: "Unpack[Options]"
+) -> tuple[Any, Any]: ...
+@overload
+def add_attention(
+    network: Any, q: Any, k: Any, v: Any, *, causal: Causal, return_lse: bool, **options: "Unpack[Options]"
+) -> Any: ...
 @says_causal("add_attention", PluginError)
 def add_attention(
     network: Any,
@@ -26,12 +49,12 @@ def add_attention(
     k: Any,
     v: Any,
     *,
-    causal: bool | str,
+    causal: Causal,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
-    align: str | None = None,
+    align: Align | None = None,
     softcap: float = 0.0,
-    layout: str | None = None,
+    layout: Layout | None = None,
     q_lengths: Any = None,
     kv_lengths: Any = None,
     cu_seqlens_q: Any = None,
@@ -81,13 +104,13 @@ def add_attention(
     trt = module_with_plugins(network, trt_module)
     lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     ragged = "cu_seqlens_q" in lengths
-    layout = layout or ("bshd" if ragged else "bhsd")
-    if layout == "packed":
+    axes: str = layout or ("bshd" if ragged else "bhsd")
+    if axes == "packed":
         raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
     tensors = dict(zip(INPUTS, (q, k, v), strict=True))
     dtype = _dtype(tensors)
-    heads, kv_heads, size = _heads(tensors, layout, ragged)
-    features = features_of(kv_heads, layout, causal, align, window, softcap, return_lse, lengths)
+    heads, kv_heads, size = _heads(tensors, axes, ragged)
+    features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
     problem = Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
     creator = register(trt, namespace=namespace, library=library)
     problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
@@ -95,6 +118,39 @@ def add_attention(
     return tuple(outputs) if return_lse else outputs[0]
 
 
+@overload
+def add_attention_packed(
+    network: Any,
+    qkv: Any,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    *,
+    causal: Causal,
+    return_lse: Literal[False] = False,
+    **options: "Unpack[PackedOptions]",
+) -> Any: ...
+@overload
+def add_attention_packed(
+    network: Any,
+    qkv: Any,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    *,
+    causal: Causal,
+    return_lse: Literal[True],
+    **options: "Unpack[PackedOptions]",
+) -> tuple[Any, Any]: ...
+@overload
+def add_attention_packed(
+    network: Any,
+    qkv: Any,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    *,
+    causal: Causal,
+    return_lse: bool,
+    **options: "Unpack[PackedOptions]",
+) -> Any: ...
 @says_causal("add_attention_packed", PluginError)
 def add_attention_packed(
     network: Any,
@@ -102,10 +158,10 @@ def add_attention_packed(
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
-    causal: bool | str,
+    causal: Causal,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
-    align: str | None = None,
+    align: Align | None = None,
     softcap: float = 0.0,
     q_lengths: Any = None,
     kv_lengths: Any = None,

@@ -12,6 +12,7 @@ from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.operators.forms import Forms
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import program_of
+from pyfmha.spec.words import dtype_name
 
 PROGRAM = program_of(OPERATOR)
 INPUTS = ("Q", "K", "V")
@@ -76,6 +77,7 @@ class Problem:
     features: Features | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         _ = self.instance
 
     @property

@@ -27,6 +27,7 @@ from pyfmha.attention.forward import ARGUMENTS, Forward
 from pyfmha.attention.reference import attend
 from pyfmha.attention.run import attention_on_cpu, to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
+from pyfmha.runtime.find import library_path
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_ADDRESS = 0, 1, 2, 400, 700
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
@@ -323,8 +324,7 @@ class Gpu:
 
     def _run_kernel(self, launch: Launch) -> float:
         if launch.image_sha256 not in self._kernels:
-            library = Path(os.environ.get("PYFMHA_LIBRARY", "aot_out/libpyfmha.so"))
-            self.learn(library.with_name("manifest.json"))
+            self.learn(library_path().with_name("manifest.json"))
         known = self._kernels[launch.image_sha256]
         member = known.member
         if isinstance(member, Decode):
@@ -367,7 +367,7 @@ def gpu() -> Gpu:
         made.cuda.reset()
         capabilities = [int(text) for text in os.environ.get("FAKE_GPU_DEVICES", "90,90").split(",") if text]
         order = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(len(capabilities))))
-        made.visible = [int(text) for text in order.split(",")]
+        made.visible = [int(text) for text in order.split(",") if text]
         made.cuda.set_device_count(len(made.visible))
         for device, physical in enumerate(made.visible):
             made.cuda.set_device(device, capabilities[physical])

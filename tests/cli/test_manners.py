@@ -1,0 +1,255 @@
+"""How the commands talk: progress, -q and -v, --json, --dry-run, words, examples to copy."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from shared import Shared
+from trt_double.full.gpu import Gpu
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import pyfmha
+from pyfmha.attention.first import Attention
+from pyfmha.cli.main import app
+from pyfmha.errors import SpecError
+from pyfmha.report import duration, progress_bar
+from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.manifest import parse_manifest, read_manifest
+from pyfmha.spec.words import dtype_name, one_of
+
+pytest_plugins = ["verify_standins"]
+
+ROOT = Path(pyfmha.__file__).parents[1]
+FEW = ("--kernels", "basic", "--dtype", "fp16", "--head-size", "32", "--arch", "sm_90", "-o", "out")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a user of a terminal of 80 columns who keeps the output in files."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    command = [sys.executable, "-m", "pyfmha", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, shared: Shared) -> Path:
+    """An empty one, whose builds find what the run has compiled."""
+    shared.lend(tmp_path / "lent")
+    return tmp_path
+
+
+class TestProgress:
+    def lines(self, total: int) -> list[str]:
+        console = Console(width=80, force_terminal=False)
+        with console.capture() as captured, progress_bar(console, "compiling") as progress:
+            for done in range(total + 1):
+                progress(done, total, f"fmha_fwd_d128_fp16_a_name_longer_than_what_is_left_of_a_line_{done} [/x]")
+        return captured.get().splitlines()
+
+    def test_where_no_terminal_is_there_are_lines_of_80_columns(self) -> None:
+        lines = self.lines(84)
+
+        assert lines[0] == "compiling: 84 to do"
+        assert re.match(r"compiling: 5 of 84 in 0 s, about 0 s left: fmha_fwd_d128", lines[1])
+        assert re.match(r"compiling: 84 of 84 in 0 s: fmha_fwd_d128", lines[-1])
+        assert len(lines) == 1 + 84 // 5 + 1
+        assert max(map(len, lines)) == 80
+
+    def test_few_steps_have_a_line_each(self) -> None:
+        assert len(self.lines(3)) == 4
+
+    def test_times_are_for_people(self) -> None:
+        assert [duration(seconds) for seconds in (0.4, 99, 100, 1800)] == ["0 s", "99 s", "2 min", "30 min"]
+
+    def test_a_quiet_console_gets_nothing(self) -> None:
+        console = Console(width=80, force_terminal=False, quiet=True)
+        with console.capture() as captured, progress_bar(console, "compiling") as progress:
+            progress(1, 1, "x")
+        assert captured.get() == ""
+
+
+def test_a_build_says_what_it_will_do_and_does_it(folder: Path, shared: Shared) -> None:
+    dry = run(folder, "build", *FEW, "--dry-run")
+
+    assert dry.returncode == 0, dry.stderr
+    would = re.findall(r"^Would compile (\S+) sm_90$", dry.stdout, re.MULTILINE)
+    assert len(would) == 4
+    assert "out/libpyfmha.so: 2 functions, 4 to compile, 0 from the cache" in dry.stdout
+    assert re.search(r"Without --dry-run: Compiling 4 kernels in \w+ process(es)?: about \d+ s\.", dry.stdout)
+    assert dry.stderr == ""
+    assert not (folder / "out").exists()
+
+    built = run(folder, "build", *FEW)
+
+    assert built.returncode == 0, built.stderr
+    said = built.stderr.splitlines()
+    assert said[0].startswith("Compiling 4 kernels in ")
+    assert [line.split(" in ")[0] for line in said[1:]] == [f"compiling: {done} of 4" for done in (1, 2, 3, 4)]
+    assert built.stdout == "out/libpyfmha.so: 2 functions for sm_90, 4 compiled, 0 from the cache\n"
+    variants = [name.split(",")[0] for name in run(folder, "inspect", "out/manifest.json").stdout.splitlines()]
+    assert set(would) <= set(variants)
+
+    again = run(folder, "build", *FEW, "--dry-run")
+    assert again.stdout == "out/libpyfmha.so: 2 functions, 0 to compile, 4 from the cache\n"
+    other = run(folder, "build", *FEW, "--fresh", "--dtype", "bfloat16", "--dry-run")
+    assert "Would keep" not in other.stdout
+    quiet = run(folder, "build", "--fresh", *FEW[:-2], "-o", "out", "-q")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_errors_come_before_announcements(tmp_path: Path) -> None:
+    for wrong in (("--kernels", "foward"), ("--dtype", "fp61"), ("--head-size", "300")):
+        done = run(tmp_path, "build", *wrong)
+
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.match(r"\Aerror: ", done.stderr)
+        assert "Building" not in done.stderr
+
+
+WORDS = {
+    "family": (("build", "--arch", "sm_90", "--kernels", "foward"), "did you mean forward?"),
+    "dtype": (("build", "--arch", "sm_90", "--dtype", "fp61"), "did you mean fp16?"),
+    "architecture": (("build", "--arch", "sm_901"), "did you mean sm_90?"),
+    "command": (("verfy",), "Did you mean 'verify'?"),
+    "option": (("build", "--arc", "sm_90"), "Possible options: --arch"),
+    "part": (("verify", "--only", "libary"), "did you mean library?"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_what_was_meant_is_guessed(case: str) -> None:
+    arguments, guess = WORDS[case]
+    done = CliRunner().invoke(app, list(arguments))
+
+    assert done.exit_code == 2
+    assert guess in " ".join(done.output.split())
+
+
+def test_nothing_is_guessed_that_is_far_off() -> None:
+    assert one_of(("basic", "forward"), "xyz") == "use one of basic, forward"
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32"), ("fp16", "fp16")]
+)
+def test_a_dtype_has_either_name_everywhere(word: str, name: str) -> None:
+    from pyfmha.attention.decode import Decode
+    from pyfmha.attention.families import library_specs
+    from pyfmha.attention.forward import Forward
+    from pyfmha.bench.cells import Cell
+
+    assert dtype_name(word) == name
+    assert Attention(word, 64) == Attention(name, 64)
+    assert Forward(word, 64) == Forward(name, 64)
+    assert Decode(word, 64) == Decode(name, 64)
+    assert Cell(word, 1, 1, 1, 1, 1, 64, True) == Cell(name, 1, 1, 1, 1, 1, 64, True)
+    both = library_specs(("basic", "forward", "decode"), (word, name), (64,))
+    assert both == library_specs(("basic", "forward", "decode"), (name,), (64,))
+    config = pyfmha.EngineConfig(1, 64, 1, 1, word, causal=True)
+    assert (config.dtype, config.problem.dtype) == (name, name)
+
+
+@pytest.mark.parametrize("option", ["-t", "--arch", "--target"])
+@pytest.mark.parametrize("command", ["build", "compile"])
+def test_architectures_have_one_option(option: str, command: str) -> None:
+    kernel = (str(ROOT / "tests/kernels/elementwise.py"), "-n", "add", "-s", "i32", "-g", "1")
+    done = CliRunner().invoke(app, [command, *(kernel if command == "compile" else ()), option, "sm_91"])
+
+    assert "unknown architecture 'sm_91'" in done.output
+
+
+def test_inspect_as_json(small_library_path: Path) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(small_library_path), "--json", "-q"])
+
+    assert done.exit_code == 0, done.output
+    written = parse_manifest(small_library_path.with_suffix(".json").read_text(), "there")
+    assert parse_manifest(done.stdout, "here") == written
+
+
+def test_verify_as_json(verify_gpu: Gpu, verify_library_path: Path) -> None:
+    done = CliRunner().invoke(app, ["verify", "--only", "library", "--json"])
+
+    found = json.loads(done.stdout)
+    assert done.exit_code == (0 if found["passed"] else 1)
+    assert found["engines"] == []
+    assert found["facts"].startswith(f"pyfmha {pyfmha.__version__}, ")
+    held = {variant.name for _, _, variant in read_manifest(verify_library_path.with_name("manifest.json")).variants()}
+    assert held == {one["variant"] for one in found["variants"]}
+    assert all(one["passed"] == (one["error"] is not None and one["cases"] > 0) for one in found["variants"])
+    assert done.stderr.startswith("verifying: ")
+
+
+def test_quiet_and_verbose_stand_before_or_behind_a_command(small_library_path: Path) -> None:
+    wanted = CliRunner().invoke(app, ["inspect", str(small_library_path)])
+    for arguments in (["-q", "inspect"], ["-v", "inspect"], ["inspect", "-q"], ["inspect", "--verbose"]):
+        done = CliRunner().invoke(app, [*arguments, str(small_library_path)])
+        assert (done.exit_code, done.stdout) == (0, wanted.stdout)
+
+
+def examples_of(command: str) -> str:
+    """The lines of a command's help that stand under Example."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pyfmha", command, "--help"], env=env, capture_output=True, text=True, check=True
+    )
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    described = done.stdout.partition("╭")[0]
+    return re.search(r"^ *pyfmha .*", described, re.MULTILINE | re.DOTALL)[0]
+
+
+@pytest.mark.parametrize("command", ["compile", "link", "build", "demo", "bench"])
+def test_examples_of_help_can_be_copied(command: str) -> None:
+    """Pasted into a shell, padding and all, each is a command that parses."""
+    script = "pyfmha() { printf '%s\\0' \"$@\"; printf '\\n\\0'; }\n" + examples_of(command)
+    done = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = [line.split("\0")[:-1] for line in done.stdout.split("\n\0")[:-1]]
+
+    assert done.stderr == ""
+    assert commands
+    for name, *arguments in commands:
+        parsed = get_command(app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+        files = [parsed.params.get("path"), *(parsed.params.get("operators") or ())]
+        assert all((ROOT / file).is_file() for file in files if file)
+
+
+def test_a_shell_completes_words(tmp_path: Path) -> None:
+    for words, found in (
+        ("build --arch sm_1", "\n".join(name for name in ARCHS if name.startswith("sm_1"))),
+        ("build --kernels ho", "hopper"),
+        ("insp", "inspect"),
+    ):
+        env = {**os.environ, "_PYFMHA_COMPLETE": "complete_bash", "COMP_WORDS": f"pyfmha {words}"}
+        env["COMP_CWORD"] = str(len(words.split()))
+        program = "import sys; sys.argv = ['pyfmha']; from pyfmha.__main__ import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", program], env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == found, done.stderr
+
+
+def test_demo_says_first_what_it_builds_and_last_what_to_do(tmp_path: Path, shared: Shared) -> None:
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    shared.lend(tmp_path / "out")
+    done = run(tmp_path, "demo", "--arch", "sm_90", "--dtype", "fp16", "--head-size", "32", "-o", "out")
+
+    assert done.returncode == 0, done.stderr
+    first, second, *_ = done.stderr.splitlines()
+    assert first == "Builds out/libpyfmha.so: attention kernels of head size 32, as asked."
+    assert second.endswith("Then it runs and checks them: some seconds on a GPU, about half a minute on a CPU.")
+    (headings,) = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["function"]]
+    assert headings == ["function", "error", "limit"], "columns with nothing in them"
+    _, after = done.stdout.split("Next:\n")
+    inspect, build = after.splitlines()
+    assert inspect == f"  pyfmha inspect {tmp_path / 'out/libpyfmha.so'}"
+    assert build.startswith(f"  pyfmha build -o {tmp_path / 'out'}   # ")
+
+
+def test_a_dtype_that_is_not_served_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'fp61' is not served: use one of fp16, bf16, fp32 \(did you mean fp16\?\)"):
+        Attention("fp61", 64)

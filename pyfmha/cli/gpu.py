@@ -93,7 +93,7 @@ def bench_command(
     head_size: Annotated[list[int] | None, _several("1 to 256", "64")] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Which mask. Default: both.")] = None,
     layout: Annotated[
-        str, typer.Option(help="How tensors lie in memory: bhsd, [batch, heads, sequence, head size], or bshd.")
+        str, typer.Option(help="How tensors lie in memory: bhsd (batch, heads, sequence, head size) or bshd.")
     ] = "bhsd",
     row: Annotated[
         list[str] | None,

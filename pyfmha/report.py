@@ -89,7 +89,7 @@ class _Lines:
         self._start = time.monotonic()
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        step = 1 if _LOGGER.isEnabledFor(logging.INFO) else -(-total // LINES)
+        step = 1 if _LOGGER.isEnabledFor(logging.INFO) else max(1, -(-total // LINES))  # of nothing, too
         if done % step and done != total:
             return
         spent = time.monotonic() - self._start

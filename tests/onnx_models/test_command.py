@@ -267,7 +267,7 @@ def test_what_is_missing_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
 
-    assert "this needs onnx_ir: pip install 'pyfmha[onnx]'" in refused("onnx", model)
+    assert "this needs onnx_ir: pip install -e '.[onnx]'" in refused("onnx", model)
 
 
 def test_a_model_in_memory() -> None:

@@ -150,7 +150,7 @@ def test_the_weights_memory_lives_until_the_engine_is_built(trt11: Any, monkeypa
     [
         ({"num_heads": 0}, "num_heads is 0"),
         ({"max_seq_len": -1}, "max_seq_len is -1"),
-        ({"dtype": "float16"}, "dtype is 'float16'; allowed are fp16, bf16, fp32"),
+        ({"dtype": "float8"}, "dtype is 'float8'; allowed are fp16, bf16, fp32"),
         ({"layer": "own"}, "layer is 'own'; allowed are plugin, tensorrt"),
     ],
 )

@@ -304,7 +304,7 @@ with net_guard(network):
         lambda: layer(q, k, v),
         lambda: FmhaLayer(4, 20, 0.25, "float16", num_kv_heads=3),
         lambda: FmhaLayer(4, 20, 0.25, "int32"),
-        lambda: FmhaLayer(4, 20, 0.25, "fp16"),
+        lambda: FmhaLayer(4, 20, 0.25, "fp8"),
     ]:
         try:
             call()
@@ -329,7 +329,7 @@ def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Pa
         "3 inputs; it takes Q, K, V, kv_lengths",
         "num_heads is 4, num_kv_heads 3; num_heads must be a multiple",
         "dtype is 'int32'; allowed are float16, bfloat16, float32",
-        "dtype is 'fp16'; allowed are float16, bfloat16, float32",
+        "dtype is 'fp8'; allowed are float16, bfloat16, float32",
     ]
     check_lines(done, wanted)
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 import pyfmha
+from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError, SpecError
 from pyfmha.functions.family import Declared, file_of
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
+from pyfmha.spec.advice import build_command
 from pyfmha.spec.words import one_of
 from pyfmha.trt.creator import find_library
 from pyfmha.verify.engines import Verified, engine_versions, print_engines
@@ -26,6 +29,8 @@ from pyfmha.verify.function_cases import Example, examples_in
 from pyfmha.verify.variants import Checked, Summary, runs_of, summary_of, verify_library, without_code
 
 PARTS = ("library", "engine")
+MADE_WITH = "fmha_with_"
+"""How the names of attention with a user's function begin."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def run_verify(
         device: number of the GPU.
 
     Raises:
-        SpecError: there is no such part.
+        SpecError: there is no such part, or a function of ``functions`` is not in the library.
         DriverError: there is no GPU.
         LibraryError: there is no library, or it has no code for the GPU.
         EngineError, PluginError: engines alone are asked for, and there is no TensorRT that builds them.
@@ -109,6 +114,7 @@ def run_verify(
             missing = str(error)
     library = find_library(path)
     examples = [one for name in functions for one in examples_in(file_of(name))]
+    _check_made(library, functions, examples, dtypes)
     variants: tuple[Summary, ...] = ()
     failures: tuple[str, ...] = ()
     passed = True
@@ -160,9 +166,7 @@ def _verify_library(
         note = f"Not checked, without code for {device.arch}: {', '.join(names)}"
         console.print(note, markup=False, soft_wrap=True)
     known = {function.name for function, _ in examples}
-    made = {
-        f.name.removeprefix("fmha_with_").rpartition("_d")[0] for f in library.manifest.functions if _is_made(f.name)
-    }
+    made = _made(library)
     if made - known:
         left = ", ".join(sorted(made - known))
         console.print(f"Not checked, give their files to --functions: {left}", markup=False, soft_wrap=True)
@@ -182,9 +186,20 @@ def _verify_library(
     return *found, True
 
 
-def _is_made(name: str) -> bool:
-    """Whether a function of a library is made of a user's."""
-    return name.startswith("fmha_with_")
+def _made(library: Library, dtypes: Sequence[str] = DTYPES) -> set[str]:
+    """Names of the users' functions that a library's attention was made with."""
+    names = [f.name for f in library.manifest.functions if f.name.startswith(MADE_WITH)]
+    return {name.removeprefix(MADE_WITH).rpartition("_d")[0] for name in names if name.rpartition("_")[2] in dtypes}
+
+
+def _check_made(
+    library: Library, files: Sequence[str], examples: Sequence[tuple[Declared, Example]], dtypes: Sequence[str]
+) -> None:
+    """Raise SpecError where a function was asked for that the library does not hold: it would pass unseen."""
+    missing = sorted({function.name for function, _ in examples} - _made(library, dtypes))
+    if missing:
+        command = build_command(library.path, "--functions", *map(shlex.quote, files))
+        raise SpecError(f"{library.path} holds no {', '.join(missing)} in {', '.join(dtypes)}; build it: {command}")
 
 
 def _table(summaries: Sequence[Summary]) -> Table:

@@ -330,3 +330,13 @@ def test_which_variant_serves(verify_library_path: Path) -> None:
     assert found(replace(plain, tensors=("Q",))) == (plain.name, generic.name)
     assert found(replace(plain, hints={"q_len": 1})) == (generic.name,)
     assert found(replace(plain, hints={"q_len": 1}), q_len=1) == (plain.name,)
+
+
+def test_a_function_that_the_library_does_not_hold(verify_gpu: Gpu, verify_library_path: Path) -> None:
+    done = verify("--only", "library", "--dtype", "fp16", "--functions", "alibi", "documents")
+
+    assert done.exit_code == 2
+    assert f"error: {verify_library_path} holds no alibi, documents in fp16; build it: pyfmha build --functions" in (
+        done.output
+    )
+    assert not verify_gpu.cuda.launches()

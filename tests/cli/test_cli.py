@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import KERNELS
+from helpers import KERNELS, LONG
 from rich.console import Console
 from shared import Shared
 from typer.testing import CliRunner
@@ -446,6 +446,7 @@ def test_compile_takes_a_workspace(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
+@LONG
 def test_builds_of_two_dtypes_give_a_library_of_both(project: Path) -> None:
     size = ("--kernels", "decode", "--head-size", "64", "--arch", "sm_90", "-j", "2")
     first = run(project, "build", "--dtype", "fp16", *size)

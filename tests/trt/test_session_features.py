@@ -336,6 +336,7 @@ def test_the_checks_made_on_a_gpu(
     assert [check["passed"] for check in wrong.results["checks"]] == [True, False, False]
 
 
+@LONG
 def test_one_part_of_the_checks_made_on_a_gpu(
     fake_driver: FakeCuda, forward_library_path: Path, tmp_path: Path
 ) -> None:

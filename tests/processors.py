@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 
 TESTS = Path(__file__).parent
-NUMBERS = ("attention", "interpreter", "trt/test_session.py", "trt/test_session_features.py", "verify", "bench")
+NUMBERS = (
+    "attention",
+    "functions",
+    "interpreter",
+    "onnx_models",
+    "trt/test_session.py",
+    "trt/test_session_features.py",
+    "verify",
+    "bench",
+)
 
 
 def _umath() -> Any:

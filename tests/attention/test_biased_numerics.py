@@ -38,7 +38,7 @@ def broadcast(given_axes, *sizes):
     return None if given_axes is None else tuple(n if own else 1 for own, n in zip(given_axes, sizes, strict=True))
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(
     batch=st.integers(1, 2),
     q_len=lengths,
@@ -62,7 +62,7 @@ def test_dense(batch, q_len, kv_len, heads, q_lengths, kv_lengths, bias, mask, *
     )  # fmt: skip
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     q_len=lengths,
     kv_len=lengths,

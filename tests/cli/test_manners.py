@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import LONG
 from rich.console import Console
 from shared import Shared
 from trt_double.full.gpu import Gpu
@@ -74,6 +75,7 @@ class TestProgress:
         assert captured.get() == ""
 
 
+@LONG
 def test_a_build_says_what_it_will_do_and_does_it(folder: Path, shared: Shared) -> None:
     dry = run(folder, "build", *FEW, "--dry-run")
 

@@ -9,6 +9,7 @@ kernels that OpenBLAS chooses; no verdict may. Exit code 0 if all passed, else p
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +36,15 @@ def _umath() -> Any:
 
 
 def optional_features() -> list[str]:
-    """What numpy has code for beyond what it needs, and this processor has: what may be switched off."""
+    """What numpy has code for beyond what it needs, and uses on this processor: what may be switched off."""
     umath = _umath()
     return [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__[name]]
+
+
+def switched_off() -> list[str]:
+    """The features that the environment has switched off already, and that must stay off in every setting."""
+    names = re.split(r"[\s,]+", os.environ.get("NPY_DISABLE_CPU_FEATURES", ""))
+    return [name for name in _umath().__cpu_dispatch__ if name in names]
 
 
 def processors() -> dict[str, dict[str, str]]:
@@ -53,7 +60,8 @@ def processors() -> dict[str, dict[str, str]]:
 
 
 def _environment(features: list[str], core: str | None) -> dict[str, str]:
-    made = {"NPY_DISABLE_CPU_FEATURES": " ".join(features)}
+    off = dict.fromkeys([*features, *switched_off()])
+    made = {"NPY_DISABLE_CPU_FEATURES": " ".join(off)}
     return made if core is None else {**made, "OPENBLAS_CORETYPE": core}
 
 

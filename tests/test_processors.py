@@ -9,6 +9,18 @@ from helpers import TESTS, run_python
 SEEN = "import processors; print(*processors.optional_features())"
 
 
+def test_what_the_environment_has_switched_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Who runs the tests with a feature off gets it back in no setting: the variable is replaced as a whole.
+    first, *others = processors._umath().__cpu_dispatch__
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", f"{first}, NOT_OF_NUMPY")
+
+    assert processors.switched_off() == [first]
+    for setting in processors.processors().values():
+        names = setting["NPY_DISABLE_CPU_FEATURES"].split()
+        assert names.count(first) == 1
+        assert set(names) <= {first, *others}
+
+
 @pytest.mark.parametrize("index", range(len(processors.processors())))
 def test_numpy_does_without_what_is_switched_off(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = list(processors.processors().values())[index]

@@ -11,6 +11,7 @@
     |-- OutputError (OSError)       a file could not be read or written
     |-- ManifestError               a manifest is corrupt, foreign, or of another schema version
     |-- LibraryError                a shared library is missing, foreign, or not the manifest's
+    |-- TensorError (ValueError)    a tensor given is on another device, of another type, or cannot be read or written
     |-- DriverError                 a CUDA call failed; carries ``code``
     |   `-- LaunchError             a launch failed or was refused
     |-- InterpreterError            Triton's interpreter cannot run here
@@ -58,6 +59,10 @@ class ManifestError(PyfmhaError):
 
 class LibraryError(PyfmhaError):
     """A shared library cannot be used."""
+
+
+class TensorError(PyfmhaError, ValueError):
+    """A tensor of another package cannot be used as asked."""
 
 
 class DriverError(PyfmhaError):

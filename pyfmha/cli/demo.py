@@ -88,7 +88,7 @@ def _plugin_agrees(member: Attention, library: Library, q: Array, k: Array, v: A
     settings = {"num_heads": q.shape[1], "head_size": member.head_size, "dtype": member.dtype, "causal": member.causal}
     with DirectSession(**settings, library=library) as session:
         out = session.run({"Q": q, "K": k, "V": v})["Out"]
-    return out.tobytes() == result.out.tobytes()
+    return bool(out.tobytes() == result.out.tobytes())
 
 
 def run_demo(

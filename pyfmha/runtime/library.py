@@ -6,6 +6,7 @@ Needs nothing but ctypes; CUDA is the library's own business, from the first :me
 import ctypes
 import functools
 import math
+import operator
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.operators.description import Operator
+from pyfmha.runtime.arguments import with_addresses
 from pyfmha.runtime.elf import check_whole
 from pyfmha.runtime.find import library_path
 from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
@@ -21,6 +23,7 @@ from pyfmha.spec.advice import LIBRARY_NAME, MANIFEST_NAME, build_command
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest, parse_manifest, read_manifest
 
+_INTEGERS = {int}
 FLOAT_MAX = 3.4028235677973362e38  # the largest that rounds to a finite float32
 
 
@@ -29,6 +32,10 @@ class Function:
 
     A call ``function(stream, *arguments)`` launches it: the stream is the integer value of a ``CUstream`` of the
     current CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued.
+
+    For a pointer a tensor may be given that has DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's): its memory
+    is used where it is, on that stream, which is ordered after the tensor's producer as the protocol says. It must
+    live until the launch has run.
 
     Attributes:
         name: the C function's name.
@@ -63,6 +70,9 @@ class Function:
         self._last_error = _bind(cdll, "pyfmha_last_error", [], ctypes.c_char_p)
         self._types = types
         self._flags = [i for i, entry in enumerate(types, start=1) if entry.bounds == (0, 1)]
+        pointers = [i for i, entry in enumerate(types, start=1) if entry.kind == "pointer"]
+        # The last twice, so that one alone is a pair, too; without any, an integer.
+        self._pointers = operator.itemgetter(*pointers, pointers[-1]) if pointers else lambda arguments: (0,)
         self._leading = next((i for i, entry in enumerate(types) if entry.kind != "pointer"), len(types))
 
     def __repr__(self) -> str:
@@ -102,11 +112,16 @@ class Function:
             LaunchError: the launch was refused or failed; ``code`` is the ``CUresult``.
             TypeError: an argument is of the wrong kind, or their number is wrong.
             OverflowError: an integer does not fit its C type.
+            TensorError: a tensor is not on the current context's GPU, of another type than the pointer, or not
+                contiguous where the function takes no strides.
         """
         # Written for speed: taking the stream apart from the rest would copy the arguments twice.
         try:
+            # An integer tensor of one element would pass for the number in it.
+            if set(map(type, self._pointers(arguments))) != _INTEGERS:
+                arguments, _held = with_addresses(self.manifest, arguments, arguments[0])
             packed = self._pack_first(*arguments) if algo_id == 0 else self.pack(*arguments, algo_id)
-        except (struct.error, OverflowError, TypeError) as error:
+        except (struct.error, OverflowError, TypeError, IndexError) as error:
             raise self._refusal(arguments, algo_id) from error
         if self._flags:
             self._check_flags(arguments, algo_id)
@@ -118,7 +133,7 @@ class Function:
         """Settle everything about a launch but its stream and leading pointers, for the cheapest way to repeat it.
 
         Args:
-            arguments: as for a call; the leading pointers are placeholders, to be given at each launch.
+            arguments: as for a call; the leading pointers are placeholders, to be given at each launch, as integers.
             algo_id: which algorithm, from 0.
             all_pointers: whether pointers behind other arguments are placeholders, too.
 
@@ -131,6 +146,12 @@ class Function:
             return Prepared(self, self._launch, packed, leading_pointers(self._leading))
         formats = [entry.format for entry in self._types[: pointers[-1] + 1]]
         return Prepared(self, self._launch, packed, pointers_among(formats, arguments, pointers))
+
+    def _addresses(self, arguments: tuple[Any, ...], algo_id: int) -> tuple[tuple[Any, ...], object]:
+        """Arguments without a stream, checked, and with addresses for tensors; and what keeps those."""
+        (_, *given), held = with_addresses(self.manifest, (0, *arguments), None)
+        self._packed((0, *given), algo_id)
+        return tuple(given), held
 
     def _packed(self, arguments: tuple[Any, ...], algo_id: int) -> bytes:
         try:
@@ -149,9 +170,9 @@ class Function:
         """The name of the variant that would serve a launch with these arguments.
 
         Raises:
-            LaunchError, TypeError, OverflowError: as a call.
+            LaunchError, TypeError, OverflowError, TensorError: as a call.
         """
-        self._packed((0, *arguments), algo_id)
+        arguments, _held = self._addresses(arguments, algo_id)
         name = ctypes.c_char_p()
         self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
@@ -165,9 +186,9 @@ class Function:
 
         Raises:
             LaunchError: as a call would; the function must be loaded in the current CUDA context.
-            TypeError, OverflowError: as a call.
+            TypeError, OverflowError, TensorError: as a call.
         """
-        self._packed((0, *arguments), algo_id)
+        arguments, _held = self._addresses(arguments, algo_id)
         size = ctypes.c_uint64()
         if self._workspace:
             self.check(self._workspace(*arguments, algo_id, ctypes.byref(size)), LaunchError)

@@ -6,13 +6,14 @@ is the one that the launch library itself opens, ``PYFMHA_LIBCUDA`` included.
 
 import ctypes
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyfmha.errors import DriverError
+from pyfmha.runtime.libcuda import check as _check
+from pyfmha.runtime.libcuda import libcuda
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _NOT_INITIALIZED = 3
@@ -21,8 +22,7 @@ _NOT_INITIALIZED = 3
 class _Driver:
     """The functions of libcuda that are needed here, looked up once: ``on_shape_change`` is on the way of inference."""
 
-    def __init__(self, path: str) -> None:
-        library = ctypes.CDLL(path)
+    def __init__(self, library: ctypes.CDLL) -> None:
         self.get_current = library.cuCtxGetCurrent
         self.set_current = library.cuCtxSetCurrent
         self.get_device = library.cuCtxGetDevice
@@ -55,16 +55,10 @@ _open = functools.cache(_Driver)
 
 
 def _driver() -> _Driver:
-    path = os.environ.get("PYFMHA_LIBCUDA") or "libcuda.so.1"
     try:
-        return _open(path)
-    except (OSError, AttributeError) as error:
+        return _open(libcuda())
+    except AttributeError as error:
         raise DriverError(f"no CUDA driver: {error}", 0) from None
-
-
-def _check(call: str, status: int) -> None:
-    if status:
-        raise DriverError(f"{call} failed: CUDA error {status}", status)
 
 
 def _identity(driver: _Driver, handle: ctypes.c_void_p) -> int:

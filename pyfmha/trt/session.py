@@ -1,4 +1,4 @@
-"""Running any engine on numpy arrays: its shapes, its memory, its stream, and errors in words.
+"""Running any engine on numpy arrays, or on tensors where they are: its shapes, its memory, its stream, its errors.
 
 Needs a TensorRT module that runs engines (``tensorrt`` or ``tensorrt_lean``) and cuda-python.
 """
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from pyfmha.errors import EngineError, PyfmhaError
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.graph import Graph
+from pyfmha.runtime.tensors import TensorView
 from pyfmha.trt.allocator import OutputAllocator, make_allocator
 from pyfmha.trt.creator import register, unregistered
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.messages import collect_errors, failure_of, make_root
 from pyfmha.trt.modules import MODULES, find_module
 from pyfmha.trt.saved import plan_of
-from pyfmha.trt.tensors import TensorInfo, check_inputs, choose_profile, describe
+from pyfmha.trt.tensors import TensorInfo, check_inputs, check_outputs, choose_profile, describe
 
 Array = NDArray[Any]
 
@@ -77,7 +78,9 @@ class Session:
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
-        self._sent: list[Array] = []  # host memory that copies on the stream still read
+        self._sent: list[Any] = []  # host memory that copies on the stream still read, and tensors in use
+        self._given: dict[str, Any] = {}  # the outputs' tensors of the caller
+        self._ordinal = device
         with ExitStack() as stack:
             # First: without a GPU a Runtime is made all the same, and crashes the process when it is used.
             self._device = Device(device)
@@ -115,38 +118,47 @@ class Session:
             if self._context is None:
                 raise failure_of("the engine cannot be run here", failures, said)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Run the engine once.
 
         Args:
-            inputs: by name, in the types of :data:`pyfmha.trt.tensors.STORAGE`: bfloat16 as uint16.
+            inputs: by name, in the types of :data:`pyfmha.trt.tensors.STORAGE`: bfloat16 as uint16. Each is a numpy
+                array, or a tensor with DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's): those on the
+                session's GPU are used where they are, once what their producers queued is done.
+            outputs: contiguous tensors on the GPU by name, which are written where they are. Addresses of tensors on
+                the GPU must be multiples of 256 bytes, which TensorRT asks for.
 
         Returns:
-            The outputs by name, new arrays.
+            The outputs by name, complete: those given, and new numpy arrays for the others.
 
         Raises:
-            EngineError: an input is missing, unknown, of a wrong type or rank, or outside the engine's profile; or
-                TensorRT failed.
+            EngineError: an input is missing, unknown, of a wrong type or rank, or outside the engine's profile; an
+                output given does not fit; or TensorRT failed.
+            TensorError: a tensor is on another GPU, has gaps, is read-only and would be written, or cannot be read.
             PluginError, LaunchError: the plugin failed, with its own text.
             DriverError: the GPU failed.
         """
         with self._lock:
-            self.bind(inputs)
+            self.bind(inputs, outputs)
             self.enqueue()
             return self.fetch()
 
-    def bind(self, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-        """Check the inputs, set their shapes, and copy them to the GPU in the stream's order.
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
+        """Check the inputs, set their shapes, and copy those on the host to the GPU in the stream's order.
+
+        Args:
+            inputs, outputs: as :meth:`run`. Tensors must stay as they are until the work is done.
 
         Returns:
             The shapes of the outputs; -1 where they depend on the data.
 
         Raises:
-            EngineError, PluginError, DriverError: as :meth:`run`.
+            EngineError, TensorError, PluginError, DriverError: as :meth:`run`.
         """
         self._opened()
         self._device.make_current()
-        arrays = check_inputs(self.inputs, inputs)
+        arrays = check_inputs(self.inputs, inputs, self.stream.handle, self._ordinal)
+        views = check_outputs(self.outputs, outputs or {}, self.stream.handle, self._ordinal)
         self._set_profile(arrays)
         with collect_failures() as failures, collect_errors() as said:
             for info in self.inputs:
@@ -157,12 +169,15 @@ class Session:
                 raise failure_of(f"the output shapes cannot be inferred ({error})", failures, said) from None
             if unknown:
                 raise failure_of(f"not enough is known of {', '.join(unknown)}", failures, said)
-        shapes = {info.name: self._set_output(info) for info in self.outputs}
+        shapes = {info.name: self._set_output(info, views.get(info.name)) for info in self.outputs}
         if self._sent:
             self.stream.synchronize()
-        self._sent = [
-            self._buffers[info.name].send(arrays[info.name], self.stream) for info in self.inputs if not info.on_host
-        ]
+        self._given = dict(outputs or {})
+        self._sent = [*views.values(), *(held for held in arrays.values() if isinstance(held, TensorView))]
+        for info in self.inputs:
+            array = arrays[info.name]
+            if not info.on_host and not isinstance(array, TensorView):
+                self._sent.append(self._buffers[info.name].send(array, self.stream))
         return shapes
 
     def enqueue(self) -> None:
@@ -179,8 +194,8 @@ class Session:
             # Not before a run: what TensorRT puts off after a change of shape must not end up in the capture.
             self._graph = Graph(self.stream, self._execute)
 
-    def fetch(self) -> dict[str, Array]:
-        """Wait for what was queued, and copy the outputs to the host.
+    def fetch(self) -> dict[str, Any]:
+        """Wait for what was queued, and copy the outputs to the host, except those that were given.
 
         Raises:
             DriverError: the GPU failed.
@@ -188,7 +203,7 @@ class Session:
         self._opened()
         results = {}
         for info in self.outputs:
-            if info.on_host:
+            if info.on_host or info.name in self._given:
                 continue
             allocator = self._allocators.get(info.name)
             memory = self._buffers[info.name] if allocator is None else allocator.memory()
@@ -197,6 +212,7 @@ class Session:
         self.stream.synchronize()
         self._sent = []
         results.update({info.name: self._on_host[info.name].copy() for info in self.outputs if info.on_host})
+        results.update(self._given)
         return {info.name: results[info.name] for info in self.outputs}
 
     def close(self) -> None:
@@ -229,7 +245,7 @@ class Session:
             if not done:
                 raise failure_of("the engine did not run", failures, said)
 
-    def _set_profile(self, arrays: dict[str, Array]) -> None:
+    def _set_profile(self, arrays: dict[str, Array | TensorView]) -> None:
         active = self._opened().active_optimization_profile
         chosen = choose_profile(self.inputs, arrays, active, self._engine.num_optimization_profiles)
         if chosen != active:
@@ -242,20 +258,25 @@ class Session:
             self._changed()
             self._shapes.clear()  # they are void in another profile
 
-    def _set_input(self, info: TensorInfo, array: Array, failures: list[Any], said: list[str]) -> None:
+    def _set_input(self, info: TensorInfo, array: Array | TensorView, failures: list[Any], said: list[str]) -> None:
         if self._shapes.get(info.name) != array.shape:
             self._changed()
             if not self._opened().set_input_shape(info.name, array.shape):
                 raise failure_of(f"{info.name} cannot be {list(array.shape)}", failures, said)
             self._shapes[info.name] = array.shape
-        if info.on_host:
+        if isinstance(array, TensorView):
+            self._set_address(info.name, array.pointer)
+        elif info.on_host:
             self._on_host[info.name] = array
             self._set_address(info.name, array.ctypes.data)
         else:
             self._set_address(info.name, self._memory(info.name, array.nbytes).pointer)
 
-    def _set_output(self, info: TensorInfo) -> tuple[int, ...]:
+    def _set_output(self, info: TensorInfo, given: TensorView | None) -> tuple[int, ...]:
         shape = tuple(self._opened().get_tensor_shape(info.name))
+        if given is not None and given.shape != shape:
+            depends = ", which depends on the data: it cannot be given" if -1 in shape else ""
+            raise EngineError(f"{info.name} is given as {given}; it will be {list(shape)}{depends}")
         if -1 in shape or info.name in self._allocators:
             if self._wants_graph:
                 raise EngineError(
@@ -267,7 +288,9 @@ class Session:
             self._allocators[info.name].begin()
             return shape
         self._shapes[info.name] = shape
-        if info.on_host:
+        if given is not None:
+            self._set_address(info.name, given.pointer)
+        elif info.on_host:
             self._on_host[info.name] = np.empty(shape, info.storage)
             self._set_address(info.name, self._on_host[info.name].ctypes.data)
         else:

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pyfmha.errors import EngineError
+from pyfmha.runtime.tensors import TensorView, host_array, is_tensor, on_device, view
+
+ADDRESS_ALIGNMENT = 256
+"""What ``IExecutionContext::setTensorAddress`` asks of an address, in bytes (NvInferRuntime.h)."""
 
 Array = NDArray[Any]
 
@@ -95,11 +99,20 @@ def _describe(trt: Any, engine: Any, name: str) -> TensorInfo:
     return TensorInfo(name, kind, shape, is_input, on_host, tuple(shapes), tuple(values))
 
 
-def check_inputs(expected: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Array]:
-    """The inputs as contiguous arrays.
+def check_inputs(
+    expected: Sequence[TensorInfo], given: Mapping[str, Any], stream: int, device: int
+) -> dict[str, Array | TensorView]:
+    """The inputs as contiguous arrays, or views of contiguous tensors on a GPU.
+
+    Args:
+        expected: the engine's.
+        given: by name.
+        stream: on which tensors will be used.
+        device: the GPU's number.
 
     Raises:
         EngineError: one is missing or unknown, or of a wrong type or rank.
+        TensorError: a tensor is on another GPU, has gaps, or cannot be read.
     """
     names = [info.name for info in expected]
     listed = ", ".join(map(str, expected)) or "none"
@@ -109,21 +122,72 @@ def check_inputs(expected: Sequence[TensorInfo], given: Mapping[str, Any]) -> di
         parts = [f"missing input {', '.join(missing)}"] if missing else []
         parts += [f"unknown input {', '.join(unknown)}"] if unknown else []
         raise EngineError(f"{'; '.join(parts)}; the engine's inputs are {listed}")
-    arrays = {}
-    for info in expected:
-        array = given[info.name]
-        if not isinstance(array, np.ndarray):
-            raise EngineError(f"{info.name} is a {type(array).__name__}; give a numpy array, {info}")
-        if array.dtype != info.storage:
-            raise EngineError(f"{info.name} is {array.dtype}; it must be {info.storage}: the engine has {info}")
-        if array.ndim != len(info.shape):
-            raise EngineError(f"{info.name} is {list(array.shape)}; the engine has {info}")
-        # Not numpy.ascontiguousarray, which makes an array of one element of one without dimensions.
-        arrays[info.name] = np.require(array, requirements="C").reshape(array.shape)
-    return arrays
+    return {info.name: _checked(info, given[info.name], stream, device) for info in expected}
 
 
-def choose_profile(expected: Sequence[TensorInfo], arrays: Mapping[str, Array], active: int, count: int) -> int:
+def _checked(info: TensorInfo, value: Any, stream: int, device: int) -> Array | TensorView:
+    if not isinstance(value, np.ndarray):
+        if not is_tensor(value):
+            raise EngineError(
+                f"{info.name} is a {type(value).__name__}; give a numpy array, or a tensor with DLPack or"
+                f" __cuda_array_interface__, {info}"
+            )
+        found = view(info.name, value, None)
+        if found.device is not None:
+            return _on_device(info, value, stream, device)
+        value = host_array(found)
+    _check_form(info, str(value.dtype), value.shape)
+    # Not numpy.ascontiguousarray, which makes an array of one element of one without dimensions.
+    contiguous: Array = np.require(value, requirements="C").reshape(value.shape)
+    return contiguous
+
+
+def _on_device(info: TensorInfo, value: Any, stream: int, device: int, *, written: bool = False) -> TensorView:
+    if info.on_host:
+        raise EngineError(f"{info.name} is on a GPU; TensorRT uses its values on the host: give a numpy array, {info}")
+    found = on_device(info.name, value, stream, device, written=written)
+    _check_form(info, found.stored, found.shape)
+    if found.pointer % ADDRESS_ALIGNMENT:
+        raise EngineError(
+            f"{info.name} is at {found.pointer:#x}; TensorRT asks for multiples of {ADDRESS_ALIGNMENT} bytes: give a"
+            " copy"
+        )
+    return found
+
+
+def _check_form(info: TensorInfo, stored: str, shape: Sequence[int]) -> None:
+    if stored != info.storage.name:
+        raise EngineError(f"{info.name} is {stored}; it must be {info.storage}: the engine has {info}")
+    if len(shape) != len(info.shape):
+        raise EngineError(f"{info.name} is {list(shape)}; the engine has {info}")
+
+
+def check_outputs(
+    expected: Sequence[TensorInfo], given: Mapping[str, Any], stream: int, device: int
+) -> dict[str, TensorView]:
+    """Views of tensors on a GPU that outputs are to be written to; their sizes are not compared yet.
+
+    Args:
+        expected: the engine's.
+        given: by name; those of the engine that are missing are the session's own business.
+        stream: on which they will be written.
+        device: the GPU's number.
+
+    Raises:
+        EngineError: one is unknown, no tensor on a GPU, or of a wrong type or rank.
+        TensorError: one is on another GPU, has gaps, is read-only, or cannot be read.
+    """
+    by_name = {info.name: info for info in expected}
+    unknown = [name for name in given if name not in by_name]
+    if unknown:
+        raise EngineError(f"unknown output {', '.join(unknown)}; the engine's are {', '.join(map(str, expected))}")
+    for name, value in given.items():
+        if isinstance(value, np.ndarray) or not is_tensor(value):
+            raise EngineError(f"{name} is a {type(value).__name__}; give a tensor on the GPU, or none")
+    return {name: _on_device(by_name[name], value, stream, device, written=True) for name, value in given.items()}
+
+
+def choose_profile(expected: Sequence[TensorInfo], arrays: Mapping[str, Any], active: int, count: int) -> int:
     """The optimisation profile that serves some inputs: the active one if it does, else the first.
 
     Raises:
@@ -143,7 +207,7 @@ def choose_profile(expected: Sequence[TensorInfo], arrays: Mapping[str, Array], 
     raise EngineError(f"outside the engine's optimisation profile{'s' if count > 1 else ''}: {wrong}")
 
 
-def _fits(info: TensorInfo, array: Array, profile: int) -> bool:
+def _fits(info: TensorInfo, array: Any, profile: int) -> bool:
     if info.on_host and info.values and not _between(array.ravel().tolist(), info.values[profile]):
         return False
     return _between(array.shape, info.profiles[profile])
@@ -156,7 +220,7 @@ def _between(sizes: Sequence[int], bounds: Bounds) -> bool:
     )
 
 
-def _shown(info: TensorInfo, array: Array) -> str:
+def _shown(info: TensorInfo, array: Any) -> str:
     return str(array.tolist() if info.on_host and info.values else list(array.shape))
 
 

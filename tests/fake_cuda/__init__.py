@@ -35,6 +35,10 @@ class _Launch(ctypes.Structure):
     )
 
 
+class _Wait(ctypes.Structure):
+    _fields_ = (("stream", ctypes.c_void_p), ("earlier", ctypes.c_void_p), ("launches", ctypes.c_ulong))
+
+
 @dataclass(frozen=True)
 class TensorMap:
     """What a ``CUtensorMap`` was made of, as the driver was told: arrays innermost first, strides in bytes."""
@@ -109,6 +113,8 @@ class FakeCuda:
         self.c.fake_launch_count.restype = ctypes.c_ulong
         self.c.fake_get_launch.argtypes = [ctypes.c_ulong, ctypes.POINTER(_Launch)]
         self.c.fake_last_violation.restype = ctypes.c_char_p
+        self.c.fake_wait_count.restype = ctypes.c_ulong
+        self.c.fake_get_wait.argtypes = [ctypes.c_ulong, ctypes.POINTER(_Wait)]
 
     def reset(self) -> None:
         self.c.fake_reset()
@@ -175,6 +181,17 @@ class FakeCuda:
 
     def modules_loaded(self) -> int:
         return int(self.c.fake_modules_loaded())
+
+    def waits(self) -> list[tuple[int, int, int]]:
+        """Streams that were made to wait: the one that waits, the one waited for, and the launches before."""
+        raw, found = _Wait(), []
+        for index in range(self.c.fake_wait_count()):
+            assert self.c.fake_get_wait(index, ctypes.byref(raw))
+            found.append((raw.stream or 0, raw.earlier or 0, int(raw.launches)))
+        return found
+
+    def events_alive(self) -> int:
+        return int(self.c.fake_events_alive())
 
     def launch_count(self) -> int:
         return int(self.c.fake_launch_count())

@@ -36,7 +36,7 @@ enum { /* CUdevice_attribute, CUfunction_attribute */
   SHARED_CARVEOUT = 9
 };
 enum { MACHINE_CUDA = 190, ABI_NEW_FLAGS = 8, SHARED_DEFAULT = 48 * 1024 };
-enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES = 1 << 14, MAX_FUNCTIONS = 64, MAX_BLOCKS = 4096 };
+enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES = 1 << 14, MAX_FUNCTIONS = 64, MAX_BLOCKS = 4096, MAX_EVENTS = 4096 };
 
 typedef struct {
   int capability;
@@ -94,6 +94,13 @@ static struct {
   uint64_t begin, end; /* device memory; equal: none */
   CUdevice device;
 } blocks[MAX_BLOCKS];
+static struct CUevent_st {
+  bool alive, recorded;
+  CUstream stream;
+} events[MAX_EVENTS];
+static unsigned event_count;
+static fake_wait waits[MAX_EVENTS];
+static unsigned long wait_count;
 static bool peers[MAX_DEVICES][MAX_DEVICES]; /* whether the first may access the second's memory */
 static unsigned violations;
 static char last_violation[48];
@@ -571,6 +578,48 @@ EXPORT CUresult cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, 
 }
 #endif
 
+/* Events remember the stream that they were recorded on last, and waits are remembered for tests. */
+EXPORT CUresult cuEventCreate(CUevent *event, unsigned flags) {
+  CUresult status;
+  ENTER(status, "cuEventCreate", true, true);
+  (void)flags;
+  if (status == SUCCESS && current_context() == NULL) status = INVALID_CONTEXT;
+  if (status == SUCCESS && event_count == MAX_EVENTS) abort(); /* too small for the test at hand */
+  if (status == SUCCESS) {
+    *event = &events[event_count++];
+    **event = (struct CUevent_st){.alive = true};
+  }
+  return leave(status);
+}
+
+EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
+  CUresult status;
+  ENTER(status, "cuEventRecord", true, true);
+  if (status == SUCCESS && (event == NULL || !event->alive)) status = INVALID_HANDLE;
+  if (status == SUCCESS) *event = (struct CUevent_st){.alive = true, .recorded = true, .stream = stream};
+  return leave(status);
+}
+
+EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) {
+  CUresult status;
+  ENTER(status, "cuStreamWaitEvent", true, true);
+  if (status == SUCCESS && (event == NULL || !event->alive || flags != 0)) status = INVALID_HANDLE;
+  if (status == SUCCESS && event->recorded) { /* of one that was never recorded, nothing is waited for */
+    if (wait_count == MAX_EVENTS) abort();
+    waits[wait_count] = (fake_wait){.stream = stream, .earlier = event->stream, .launches = launch_count};
+    wait_count++;
+  }
+  return leave(status);
+}
+
+EXPORT CUresult cuEventDestroy_v2(CUevent event) {
+  CUresult status;
+  ENTER(status, "cuEventDestroy_v2", true, true);
+  if (status == SUCCESS && (event == NULL || !event->alive)) status = INVALID_HANDLE;
+  if (status == SUCCESS) event->alive = false;
+  return leave(status);
+}
+
 EXPORT CUresult cuGetErrorString(CUresult status, const char **text) {
   switch (status) {
     case SUCCESS: *text = "no error"; return SUCCESS;
@@ -607,6 +656,8 @@ EXPORT void fake_reset(void) {
   memset(primary, 0, sizeof primary);
   context_count = 0;
   launch_count = 0;
+  event_count = 0;
+  wait_count = 0;
   for (int i = 0; i < MAX_FUNCTIONS; i++) { /* the names stay: records are looked up once */
     calls[i].calls = 0;
     calls[i].times = 0;
@@ -728,6 +779,20 @@ EXPORT int fake_get_launch(unsigned long index, fake_launch *launch) {
   if (held) *launch = launches[index];
   pthread_mutex_unlock(&mutex);
   return held;
+}
+
+EXPORT unsigned long fake_wait_count(void) { return wait_count; }
+
+EXPORT int fake_get_wait(unsigned long index, fake_wait *wait) {
+  if (index >= wait_count) return 0;
+  *wait = waits[index];
+  return 1;
+}
+
+EXPORT unsigned fake_events_alive(void) {
+  unsigned alive = 0;
+  for (unsigned i = 0; i < event_count; i++) alive += events[i].alive;
+  return alive;
 }
 
 EXPORT unsigned fake_modules_loaded(void) {

@@ -15,6 +15,7 @@ typedef struct CUctx_st *CUcontext;
 typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
+typedef struct CUevent_st *CUevent;
 
 enum { FAKE_MAX_PARAMS = 128, FAKE_PARAM_BYTES = 4096 };
 
@@ -34,6 +35,12 @@ typedef struct {
   unsigned short param_sizes[FAKE_MAX_PARAMS];
   unsigned char params[FAKE_PARAM_BYTES]; /* one after the other */
 } fake_launch;
+
+/* A stream that was made to wait for what another had queued, and how many launches there were by then. */
+typedef struct {
+  CUstream stream, earlier;
+  unsigned long launches;
+} fake_wait;
 
 /* What cuLaunchKernelEx takes, laid out as cuda.h's CUlaunchConfig and CUlaunchAttribute. */
 typedef struct {
@@ -95,5 +102,8 @@ const char *fake_last_violation(void);
 unsigned long fake_launch_count(void);
 int fake_get_launch(unsigned long index, fake_launch *launch);
 unsigned fake_modules_loaded(void);
+unsigned long fake_wait_count(void);
+int fake_get_wait(unsigned long index, fake_wait *wait);
+unsigned fake_events_alive(void);
 
 #endif

@@ -15,6 +15,7 @@ from pyfmha.operators.expressions import Scope
 from pyfmha.operators.forms import Forms, Shape, TensorForm, measure
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
 from pyfmha.runtime.library import Library
+from pyfmha.runtime.tensors import TensorView, host_array, is_tensor, on_device, view
 from pyfmha.trt import standin
 from pyfmha.trt.attention.causal import says_causal
 from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
@@ -91,6 +92,7 @@ class DirectSession:
         self._workspace: DeviceArray | None = None
         self._prepared: list[Shape] | None = None
         self.workspace_bytes = 0
+        self._ordinal = device
         self._device: Device | None = Device(device)
         try:
             self.tactics: list[int] = loaded.get_valid_tactics()
@@ -154,34 +156,48 @@ class DirectSession:
         workspace = 0 if self._workspace is None else self._workspace.pointer
         self.plugin.enqueue([], [], inputs, outputs, workspace, stream)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Attention on host arrays.
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Attention on host arrays, and on other packages' tensors.
 
         Args:
             inputs: those of :attr:`forms` by name; for the first kernel ``"Q"``, ``"K"`` and ``"V"``, each [batch,
-                heads, seq, head size]. Floating-point ones are float16, float32, or bfloat16 as uint16.
+                heads, seq, head size]. Floating-point ones are float16, float32, or bfloat16 as uint16. Each is a numpy
+                array, or a tensor with DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's). Those on the GPU are
+                used where they are, once what their producers queued is done.
+            outputs: contiguous tensors on the GPU by name, which are written where they are.
 
         Returns:
-            The outputs by name: ``"Out"``, of the type of Q, and ``"Lse"``, float32, where it is asked for.
+            The outputs by name, complete: those given, and numpy arrays for the others. ``"Out"`` is of the type of Q,
+            ``"Lse"``, where it is asked for, float32.
 
         Raises:
             SpecError: names, shapes or types do not fit.
+            TensorError: a tensor is on another GPU, has gaps, is read-only and would be written, or cannot be read.
             PyfmhaError: the plugin or the driver failed.
         """
-        forms, shapes = self._check(inputs)
-        device = self._open()
+        device, given = self._open(), dict(outputs or {})
         device.make_current()
+        operands = {name: self._operand(name, value) for name, value in inputs.items()}
+        forms, shapes = self._check(operands)
         if self._prepared != shapes:
             self._prepare(forms, shapes)
-        arrays = {form.name: DeviceArray.of(inputs[form.name]) for form in forms.inputs}
-        for form, shape in zip(forms.outputs, shapes[len(arrays) :], strict=True):
-            arrays[form.name] = DeviceArray(shape, self._storage(form))
+        found = self._check_outputs(forms, shapes[len(forms.inputs) :], given)
+        arrays = {name: DeviceArray.of(held) for name, held in operands.items() if not isinstance(held, TensorView)}
+        copied = bool(arrays)
+        for form, shape in zip(forms.outputs, shapes[len(forms.inputs) :], strict=True):
+            if form.name not in given:
+                arrays[form.name] = DeviceArray(shape, self._storage(form))
         with device_arrays(*arrays.values()):
-            # A copy from pageable memory may still be under way, and the stream would not wait for it.
-            device.synchronize()
-            self.enqueue({name: array.pointer for name, array in arrays.items()}, self._stream.handle)
+            if copied:
+                # A copy from pageable memory may still be under way, and the stream would not wait for it.
+                device.synchronize()
+            pointers = {name: held.pointer for name, held in {**operands, **found, **arrays}.items()}
+            self.enqueue(pointers, self._stream.handle)
             self._stream.synchronize()
-            return {form.name: arrays[form.name].to_host() for form in forms.outputs}
+            return {
+                form.name: given[form.name] if form.name in given else arrays[form.name].to_host()
+                for form in forms.outputs
+            }
 
     def close(self) -> None:
         """Give everything back; harmless when repeated."""
@@ -218,24 +234,65 @@ class DirectSession:
     def _storage(self, form: TensorForm) -> np.dtype[Any]:
         return np.dtype(np.int32 if form.type == "int32" else STORAGE[form.type or self.problem.dtype])
 
-    def _check(self, inputs: Mapping[str, Array]) -> tuple[Forms, list[Shape]]:
+    def _operand(self, name: str, value: Any) -> Any:
+        """An input as a numpy array, or as a view of a tensor on the session's GPU."""
+        if isinstance(value, np.ndarray):
+            return value
+        if not is_tensor(value):
+            raise SpecError(
+                f"{name} is a {type(value).__name__}; give a numpy array, or a tensor with DLPack or"
+                " __cuda_array_interface__"
+            )
+        found = view(name, value, None)
+        if found.device is None:
+            return host_array(found)
+        return on_device(name, value, self._stream.handle, self._ordinal)
+
+    def _check_outputs(self, forms: Forms, shapes: list[Shape], given: Mapping[str, Any]) -> dict[str, TensorView]:
+        """Views of the outputs given, which fit."""
+        unknown = set(given) - {form.name for form in forms.outputs}
+        if unknown:
+            listed = ", ".join(form.name for form in forms.outputs)
+            raise SpecError(f"outputs are {', '.join(given)}; the outputs are {listed}")
+        found = {}
+        for form, shape in zip(forms.outputs, shapes, strict=True):
+            if form.name not in given:
+                continue
+            if not is_tensor(given[form.name]) or isinstance(given[form.name], np.ndarray):
+                raise SpecError(
+                    f"{form.name} is a {type(given[form.name]).__name__}; give a tensor on the GPU, or none"
+                )
+            held = on_device(form.name, given[form.name], self._stream.handle, self._ordinal, written=True)
+            if held.stored != self._storage(form).name or held.shape != tuple(shape):
+                raise SpecError(f"{form.name} is {held}; it will be {self._storage(form)} {list(shape)}")
+            found[form.name] = held
+        return found
+
+    def _check(self, inputs: Mapping[str, Any]) -> tuple[Forms, list[Shape]]:
         """The forms and shapes of all tensors, for inputs that fit."""
         names = [form.name for form in self.forms.inputs]
         if set(inputs) != set(names):
             raise SpecError(f"inputs are {', '.join(inputs) or 'missing'}; give {', '.join(names)}")
-        forms = self.problem.forms(inputs[names[0]].ndim)
+        forms = self.problem.forms(len(inputs[names[0]].shape))
         wanted = ", ".join(f"{form} {self._storage(form)}" for form in forms.inputs)
         known: dict[str, int] = {}
         for count, form in enumerate(forms.inputs, 1):
             array = inputs[form.name]
             try:  # with those before it, so that the first is named that does not fit
                 known = measure(Forms(forms.inputs[:count], ()), [inputs[name].shape for name in names[:count]], (), {})
-                fits = array.dtype == self._storage(form)
+                fits = _stored(array) == self._storage(form).name
             except PluginError:
                 fits = False
             if not fits:
-                raise SpecError(f"{form.name} is {array.dtype} {list(array.shape)}; inputs must be {wanted}") from None
+                raise SpecError(
+                    f"{form.name} is {_stored(array)} {list(array.shape)}; inputs must be {wanted}"
+                ) from None
         return forms, [_shape_of(form, known) for form in forms.all]
+
+
+def _stored(held: Any) -> str:
+    """The name of numpy's type for an array's or a tensor's elements."""
+    return held.stored if isinstance(held, TensorView) else str(held.dtype)
 
 
 def _shape_of(form: TensorForm, known: Mapping[str, int]) -> Shape:

@@ -10,6 +10,7 @@ from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, Operator
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
+from pyfmha.operators.trials import check_absent
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.constants import Constant
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -25,7 +26,10 @@ def load_operators(compiler: Compiler, path: Path) -> list[Operator]:
         SpecError: a description contradicts itself or its kernel.
     """
     found = [Operator.from_json(data).of(str(path)) for data in compiler.operators(path)]
-    return [_ordered(compiler, operator) for operator in found]
+    ordered = [_ordered(compiler, operator) for operator in found]
+    for operator in ordered:
+        check_absent(operator)
+    return ordered
 
 
 def _ordered(compiler: Compiler, operator: Operator) -> Operator:

@@ -11,8 +11,9 @@ from pyfmha.aot.emit_c import TEMPLATES, render
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
-from pyfmha.operators.instance import allowed_types, range_text
+from pyfmha.operators.instance import allowed_types
 from pyfmha.operators.program import SHAPE, Axis, Form, LaunchProgram, Source, TensorProgram, program_of
+from pyfmha.operators.ranges import as_float32, range_text
 from pyfmha.operators.text import Text
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.manifest import INTERFACE, Function
@@ -233,7 +234,7 @@ class OperatorEmitter:
         if len(elements) > MOST_ELEMENTS:
             raise SpecError(f"{self.name}: attribute {name} has {len(elements)} elements; at most {MOST_ELEMENTS}")
         is_float = kind.type == "fp32[]"
-        inside = ", ".join(c_constant(float(e) if is_float else int(e)) for e in elements) or "0"
+        inside = ", ".join(c_constant(as_float32(e) if is_float else int(e)) for e in elements) or "0"
         table = f"{self.prefix}_{name}_default"
         member = "f" if is_float else "i"
         self.code.append(
@@ -253,7 +254,7 @@ class OperatorEmitter:
             base = kind.type.removesuffix("[]")
             member = {"string": "s", "fp32": "f"}.get(base, "i")
             values = [
-                c_string(str(c)) if member == "s" else c_constant(float(c) if member == "f" else int(c))
+                c_string(str(c)) if member == "s" else c_constant(as_float32(c) if member == "f" else int(c))
                 for c in kind.choices
             ]
             count, table = self._table(
@@ -382,7 +383,7 @@ def used_functions(operators: Sequence[Operator], functions: Mapping[str, Functi
 def _bound(value: float, is_float: bool, rounded: Callable[[float], int]) -> str:
     """A limit as a ``pyfmha_value``: of an integer, the last integer that it allows."""
     if is_float:
-        return f"{{.f = {c_constant(float(value))}}}"
+        return f"{{.f = {c_constant(as_float32(value))}}}"
     if math.isinf(value):
         return f"{{.i = INT64_M{'AX' if value > 0 else 'IN'}}}"
     return f"{{.i = {c_constant(max(-(1 << 63), min(rounded(value), (1 << 63) - 1)))}}}"

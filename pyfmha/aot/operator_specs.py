@@ -1,6 +1,7 @@
 """What to compile for operators: the kernels that their launches name, for every type, as functions of a library."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, Operator
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
+from pyfmha.operators.trials import check_absent
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.constants import Constant
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -25,23 +27,34 @@ def load_operators(compiler: Compiler, path: Path) -> list[Operator]:
         SpecError: a description contradicts itself or its kernel.
     """
     found = [Operator.from_json(data).of(str(path)) for data in compiler.operators(path)]
-    return [_ordered(compiler, operator) for operator in found]
+    ordered = [_ordered(compiler, operator) for operator in found]
+    for operator in ordered:
+        check_absent(operator)
+    return ordered
 
 
 def _ordered(compiler: Compiler, operator: Operator) -> Operator:
+    program = program_of(operator)
+    known = {*program.early_types, *program.axes, *dict(operator.define)} - set(program.types)
     launches = []
     for launch in operator.launches:
         if launch.kernel:
-            names = [name for name in _run_time(compiler, operator, launch) if name in dict(launch.arguments)]
-            given = dict(launch.arguments)
+            found = compiler.describe(Path(operator.source), launch.kernel)
+            names = [name for name in _run_time(launch, found) if name in dict(launch.arguments)]
+            # What the grid reads besides the kernel's own: the operator's.
+            read = [name for name in _words(launch.grid) if name in known and name not in found.names]
+            given = {**{name: name for name in read}, **dict(launch.arguments)}
             others = [name for name in given if name not in names]
             launch = replace(launch, arguments=[(name, given[name]) for name in (*names, *others)])
         launches.append(launch)
     return replace(operator, launches=launches)
 
 
-def _run_time(compiler: Compiler, operator: Operator, launch: Launch) -> list[str]:
-    found = compiler.describe(Path(operator.source), launch.kernel)
+def _words(grid: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"[^\W\d]\w*", grid)))
+
+
+def _run_time(launch: Launch, found: Parameters) -> list[str]:
     return [name for name in found.names if name not in _constants(launch, found)]
 
 
@@ -79,9 +92,13 @@ def _check_names(operator: Operator, launch: Launch, found: Parameters) -> None:
     missing = [name for name in run_time if name not in given]
     if missing:
         raise SpecError(f"{what}: argument {', '.join(missing)} of the kernel has no source; give arguments={{...}}")
-    unknown = [name for name in (*given, *dict(launch.constants)) if name not in found.names]
+    of_grid = _grid_arguments(launch, found)
+    unknown = [name for name in (*given, *dict(launch.constants)) if name not in (*found.names, *of_grid)]
     if unknown:
         raise SpecError(f"{what}: the kernel has no parameter {', '.join(unknown)}; it has {', '.join(found.names)}")
+    hinted = [name for name in launch.hints if name in of_grid]
+    if hinted:
+        raise SpecError(f"{what}: hints name {', '.join(hinted)}, which the grid alone reads")
     both = sorted(set(given) & constants)
     if both:
         raise SpecError(
@@ -89,6 +106,12 @@ def _check_names(operator: Operator, launch: Launch, found: Parameters) -> None:
         )
     if not launch.grid:
         raise SpecError(f"{what}: there is no grid")
+
+
+def _grid_arguments(launch: Launch, found: Parameters) -> tuple[str, ...]:
+    """The arguments that the grid reads and the kernel does not take."""
+    read = _words(launch.grid)
+    return tuple(name for name, _ in launch.arguments if name not in found.names and name in read)
 
 
 def _type_choices(program: Program) -> Iterator[dict[str, str]]:
@@ -111,6 +134,7 @@ def _specs(
             arguments=arguments,
             constants=_values(operator, launch.launch, found, config),
             grid=launch.launch.grid,
+            grid_arguments=_grid_arguments(launch.launch, found),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             maxnreg=config.maxnreg,

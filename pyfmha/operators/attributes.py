@@ -6,8 +6,10 @@ from typing import Any
 from pyfmha.errors import PluginError
 from pyfmha.operators.expressions import Expression
 from pyfmha.operators.program import Program
-from pyfmha.operators.ranges import check_range
+from pyfmha.operators.ranges import as_float32, check_range
 from pyfmha.operators.scopes import AttributeScope
+
+_INT32 = 1 << 31
 
 
 def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(given)
     scope = AttributeScope(values, frozenset(given), {}, {})
     later = []
+    kinds = {name: kind.type for name, kind in program.operator.attributes}
     for name, default in program.attributes.items():
         if name in values:
             continue
@@ -31,10 +34,19 @@ def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(default, Expression) and default.names():
             later.append((name, default))
             continue
-        values[name] = default.evaluate(scope) if isinstance(default, Expression) else default
-        scope.values[name] = values[name]
+        found = default.evaluate(scope) if isinstance(default, Expression) else default
+        values[name] = scope.values[name] = _held(kinds[name], found)
     for name, default in later:
-        values[name] = scope.values[name] = default.evaluate(scope)
+        values[name] = scope.values[name] = _held(kinds[name], default.evaluate(scope))
+    for name in program.attributes:
+        number = values[name]
+        if kinds[name] == "int32" and not -_INT32 <= number < _INT32:
+            raise PluginError(f"{name} is {number}; int32 holds {-_INT32} to {_INT32 - 1}")
     for name, kind in program.operator.attributes:
         check_range(name, kind, values[name])
     return {name: values[name] for name in program.attributes}
+
+
+def _held(kind: str, value: Any) -> Any:
+    """A default as the field that an engine stores holds it."""
+    return as_float32(value) if kind.startswith("fp32") else value

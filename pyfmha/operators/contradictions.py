@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.operators.expressions import Expression, Node, Scope
 from pyfmha.operators.names import RESERVED, twice
-from pyfmha.operators.ranges import check_range
+from pyfmha.operators.ranges import as_float32, check_range
 from pyfmha.operators.reading import LATE, TYPES_OF_ATTRIBUTES
 from pyfmha.operators.text import Hole, Text
 
@@ -61,7 +61,7 @@ def _check_attributes(program: "Program") -> None:
             value = default.evaluate(Scope({})) if isinstance(default, Expression) else default
             _check_constant(what, kind.type, value)
             try:
-                check_range(name, kind, value)
+                check_range(name, kind, as_float32(value) if kind.type.startswith("fp32") else value)
             except (PluginError, TypeError) as error:
                 raise SpecError(f"{what}: its own default is not allowed: {error}") from None
 

@@ -90,8 +90,8 @@ class Attribute:
         type: one of :data:`ATTRIBUTE_TYPES`.
         default: its value where it is not given; an expression of other attributes as text, but for a string's, which
             is the string itself unless it begins with ``"="``. None: it must be given.
-        minimum, maximum: allowed values of a number, or of each element.
-        choices: the only ones allowed.
+        minimum, maximum: allowed values of a number, or of each element; of an ``fp32``, as float32 holds them.
+        choices: the only ones allowed; likewise.
         stored: under which condition on attributes an engine stores it; empty: always.
         stores: what is stored in its place, an expression of attributes; empty: itself.
     """
@@ -119,7 +119,9 @@ class Tensor:
             axes: names, numbers and expressions of them. More than one: told apart by the number of dimensions, or by
             ``" if "`` and a condition on attributes behind them. ``"shape[2]"`` is an input whose two values are read
             while a network is built, as sizes of outputs: ``X[0]``, ``X[1]``.
-        when: under which condition on attributes it is there; empty: always.
+        when: under which condition on attributes it is there; empty: always. A type or an axis that it alone has is
+            not told where it is not: no other tensor may need it there. For kernels, such a type is the first of its
+            names, such an axis 0.
     """
 
     name: str
@@ -187,7 +189,8 @@ class Launch:
         name: what ``serves(name, kernel)`` calls it.
         option: the optional group of functions that it belongs to, see :class:`Option`.
         kernel: a kernel of the operator's own file, by name or itself.
-        grid: as :mod:`pyfmha.spec.grid`, of the kernel's arguments and constants.
+        grid: as :mod:`pyfmha.spec.grid`, of the kernel's arguments and constants, and of the operator's axes, integer
+            attributes and definitions. What else it reads is given as an argument, which the kernel need not take.
         constants: the kernel's constants by name.
         configs: its algorithms; none is one with Triton's own settings.
         scalars: types of arguments that are no pointers, where they are not ``"i32"`` for integers, ``"fp32"`` for

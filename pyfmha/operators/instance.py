@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyfmha.errors import PluginError
+from pyfmha.operators.absent import absent_types
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.attributes import settle
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES, Option, Types
@@ -14,7 +15,6 @@ from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
 from pyfmha.operators.plan import Plan, Pointer, Step, pointer_of, typical
 from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
-from pyfmha.operators.ranges import range_text as range_text
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
 
@@ -31,6 +31,7 @@ class Instance:
         given: the attributes that were given.
         options: which groups of functions there are.
         types: what the names of types stand for, as far as it is known.
+        settled_types: those that attributes tell, and those that no tensor has.
 
     Args:
         program: of the operator.
@@ -60,8 +61,12 @@ class Instance:
         self.scope = AttributeScope(self.attributes, self.given, self.options, self.types)
         try:
             define(program.early, program.early_checks, self.scope)
+            absent = absent_types(program, self.scope)
         except EvaluationError as error:
             raise PluginError(str(error)) from None
+        self.types |= absent  # the scope's, too
+        self.scope.values |= absent
+        self.settled_types = {name: self.types[name] for name in (*program.fixed_types, *absent)}
         self._forms: dict[tuple[int, ...], Forms] = {}
         self.active = tuple(launch for launch in program.launches if holds(launch.early_when, self.scope))
         if not self.active:

@@ -118,6 +118,7 @@ class KernelSpec:
             `arguments` and `constants` list in the tuple's place.
         workspace: the last of `arguments`, a pointer to memory of the caller's that the kernel uses as its global
             scratch, as device-made tensor descriptors need it; the kernel has no parameter of that name. Empty: none.
+        grid_arguments: those of `arguments` that the grid alone reads: integers that the kernel has no parameter for.
         debug: whether ``tl.device_assert`` is in the machine code; None: as the kernel's ``@triton.jit(debug=...)``.
         enable_fp_fusion: whether a * b + c may be rounded once, as Triton's option of that name.
         nullable: the pointers that may be 0: ``"bias"`` in every call, ``"K if kv_len == 0"`` where that condition (see
@@ -150,6 +151,7 @@ class KernelSpec:
     num_ctas: int = 1
     tuples: tuple[tuple[str, Shape], ...] = ()
     workspace: str = ""
+    grid_arguments: tuple[str, ...] = ()
     debug: bool | None = None
     enable_fp_fusion: bool = True
     nullable: tuple[str, ...] = ()
@@ -213,17 +215,17 @@ class KernelSpec:
             raise SpecError(f"{self.name}: the last argument is to be the workspace {self.workspace}, of type *i8")
         names = [a.name for a in self.arguments] + [d.name for d in self.descriptors] + [n for n, _ in self.constants]
         names += [function.parameter for function in self.functions]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise SpecError(f"{self.name}: argument {', '.join(repeated)} is given more than once")
         spelled = [argument.c_name for argument in self.arguments]
-        clashing = sorted({name for name in spelled if spelled.count(name) > 1})
-        if clashing:
+        if clashing := sorted({name for name in spelled if spelled.count(name) > 1}):
             raise SpecError(f"{self.name}: two arguments would be called {', '.join(clashing)} in C; rename one")
         if {self.name, f"{self.name}_arguments", f"{self.name}_packed"} & set(spelled):
             raise SpecError(
                 f"{self.name}: an argument has the function's name, which C cannot tell apart; give another --out-name"
             )
+        if not set(self.grid_arguments) <= self._integers():
+            raise SpecError(f"{self.name}: grid_arguments are {self.grid_arguments}; they must be integer arguments")
         unsafe = [argument.name for argument in self.arguments if not argument.name.isascii()]
         if unsafe:
             raise SpecError(
@@ -271,8 +273,8 @@ class KernelSpec:
 
     @property
     def kernel_arguments(self) -> tuple[Argument, ...]:
-        """The arguments that the kernel has parameters for: all but the workspace."""
-        return self.arguments[: len(self.arguments) - bool(self.workspace)]
+        """The arguments that the kernel has parameters for: all but the workspace and those of the grid."""
+        return tuple(a for a in self.arguments if a.name != self.workspace and a.name not in self.grid_arguments)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -378,10 +380,8 @@ class KernelSpec:
             described += [self.requires, self.archs, [asdict(descriptor) for descriptor in self.descriptors]]
         said = {"programmatic dependent launch": self.programmatic_dependent_launch, "cluster": self.cluster}
         described += [word for word, holds in said.items() if holds]
-        if self.tuples:
-            described.append(["tuples", self.tuples])
-        if self.workspace:
-            described.append(["workspace", self.workspace])
+        named = {"tuples": self.tuples, "workspace": self.workspace, "grid arguments": self.grid_arguments}
+        described += [[word, value] for word, value in named.items() if value]
         if self.debug is not None:
             described.append(f"debug {self.debug}")
         if not self.enable_fp_fusion:

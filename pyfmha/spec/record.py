@@ -32,6 +32,7 @@ def spec_to_data(spec: KernelSpec) -> dict[str, Any]:
         "num_ctas": spec.num_ctas,
         "tuples": _listed(spec.tuples),
         "workspace": spec.workspace,
+        "grid_arguments": list(spec.grid_arguments),
         "debug": spec.debug,
         "enable_fp_fusion": spec.enable_fp_fusion,
         "nullable": list(spec.nullable),
@@ -53,7 +54,7 @@ def spec_from_data(data: dict[str, Any]) -> KernelSpec:
         Tuning(**{**tuning, "constants": _constants_from(tuning["constants"])}) for tuning in fields["tunings"]
     )
     fields["tuples"] = _nested(fields.get("tuples", ()))
-    for name in ("requires", "archs", "nullable"):
+    for name in ("requires", "archs", "nullable", "grid_arguments"):
         fields[name] = tuple(fields.get(name, ()))
     fields["functions"] = tuple(JitFunction(p, Path(file), name) for p, file, name in fields.get("functions", ()))
     fields["descriptors"] = tuple(map(_descriptor, fields.get("descriptors", ())))

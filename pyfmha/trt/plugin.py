@@ -180,9 +180,8 @@ class PluginBehaviour:
         if form.variable not in self.instance.program.types:
             return int(asked.type) == form.type_id
         # What TensorRT chose earlier for the same name decides; types that were configured before do not.
-        fixed = {name: self.instance.types[name] for name in self.instance.program.fixed_types}
         try:
-            self.instance.types_for([int(desc.type) for desc in descs[: index + 1]], fixed)
+            self.instance.types_for([int(desc.type) for desc in descs[: index + 1]], self.instance.settled_types)
         except PluginError:
             return False
         return True
@@ -335,8 +334,7 @@ class PluginBehaviour:
     def _take_types(self, kinds: Sequence[int]) -> None:
         """Learn from the types of tensors what those in the description stand for."""
         if set(self.instance.program.types) != self.instance.program.fixed_types:
-            fixed = {name: self.instance.types[name] for name in self.instance.program.fixed_types}
-            types = self.instance.types_for(kinds, fixed)
+            types = self.instance.types_for(kinds, self.instance.settled_types)
             if types != self.instance.types:
                 self._instance = self.instance.with_types(types)
                 self._plans.clear()

@@ -1,15 +1,19 @@
 """The plugins in C in a process without Python: a program in C plays TensorRT and sees what Python's plugins do."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from plugin_host import HostCalls
+from plugin_host import HostCalls, attention
 from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values
 from trt_double.twins import Pair, drive, fields_of, spoilt
 
-pytest_plugins = ("plugin_host.operators",)
+from pyfmha.attention.operator import OPERATOR
+
+pytest_plugins = ("plugin_host.operators", "plugin_host.attention")
+LAYERS = ("layer 7", "", 'it\'s \\ "so"', "\u03c0")
 
 
 def pair_of(path: Path, fake_cuda: FakeCuda, host: HostCalls, name: str) -> Pair:
@@ -25,7 +29,7 @@ def test_every_call_is_answered_alike(path: Path, fake_cuda: FakeCuda, host: Hos
     chance = random.Random(seed)
     counts = {"refused": 0, "prepared": 0, "launched": 0, "split": 0}
     for _ in range(60):
-        layer = chance.choice(("layer 7", "", 'it\'s \\ "so"', "\u03c0"))
+        layer = chance.choice(LAYERS)
         plugins = pair.create(spoilt(fields_of(pair.operator, random_values(name, chance)), chance), layer=layer)
         if plugins is None:
             counts["refused"] += 1
@@ -37,3 +41,36 @@ def test_every_call_is_answered_alike(path: Path, fake_cuda: FakeCuda, host: Hos
     assert counts["split" if name == "Blend" else "launched"] > 0
     del plugins
     assert host.ask("modules") == ["0"]
+
+
+@pytest.fixture
+def attention_host(host_program: Path, attention_path: Path, fake_cuda: FakeCuda) -> Iterator[HostCalls]:
+    calls = HostCalls(host_program, attention_path, fake_cuda.path)
+    yield calls
+    assert calls.close() == ""
+
+
+SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 30))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_attention_is_answered_alike(
+    attention_path: Path, fake_cuda: FakeCuda, attention_host: HostCalls, seed: int
+) -> None:
+    """Every attribute and shape: refused with one text, or with the launches of the plugin in Python."""
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    pair = Pair(attention_path, fake_cuda, OPERATOR, attention_host)
+    chance = random.Random(seed)
+    counts = {"refused": 0, "prepared": 0, "launched": 0, "split": 0}
+    for _ in range(200):
+        fields = spoilt(fields_of(OPERATOR, attention.random_values(chance)), chance)
+        plugins = pair.create(fields, layer=chance.choice(LAYERS))
+        if plugins is None:
+            counts["refused"] += 1
+            continue
+        counts[drive(pair, plugins, chance, attention.random_shapes)] += 1
+        plugins[1].delete()
+    assert min(counts.values()) > 0, counts
+    del plugins
+    assert attention_host.ask("modules") == ["0"]

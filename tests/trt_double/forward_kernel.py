@@ -91,3 +91,45 @@ def decode(
         tl.extra.cuda.gdc_wait()
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE + 1000 * (1 + LAST)))
+
+
+@triton.jit
+def fmha_decode_sm90(
+    Out,
+    Lse,
+    Q,
+    K,
+    V,
+    q_lengths,
+    kv_lengths,
+    cu_seqlens_q,
+    cu_seqlens_kv,
+    sm_scale,
+    softcap,
+    batch_size,
+    num_heads,
+    num_kv_heads,
+    q_len,
+    kv_len,
+    head_size,
+    q_stride_b,
+    q_stride_h,
+    q_stride_s,
+    k_stride_b,
+    k_stride_h,
+    k_stride_s,
+    v_stride_b,
+    v_stride_h,
+    v_stride_s,
+    out_stride_b,
+    out_stride_h,
+    out_stride_s,
+    window_left,
+    window_right,
+    bottom_right,
+    ragged,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(Out + i, tl.load(Q + i) * (sm_scale - HEAD_SIZE))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,9 @@ def shapes_for(sizes: Sequence[int], large: Sequence[int], odd: float = 0.03) ->
             values |= {name: chance.choice(large) for name in chance.sample(names, k=min(2, len(names)))}
         values |= {name: tuple(chance.choice(sizes) for _ in range(count)) for name, count in forms.shapes}
         scope = AttributeScope(values, instance.given, instance.options, instance.types)
+        for name, expression in instance.program.late:  # as far as sizes tell
+            with suppress(EvaluationError, KeyError):
+                scope.values[name] = expression.evaluate(scope)
         kinds = {name: chance.choice(types.names) for name, types in instance.program.types.items()}
         tensors = []
         for form in forms.all:
@@ -178,7 +182,7 @@ def shapes_for(sizes: Sequence[int], large: Sequence[int], odd: float = 0.03) ->
 def _sized(axis: AxisForm, scope: AttributeScope) -> int:
     try:
         return axis.size if axis.size is not None else int(Expression("", axis.expression.node).evaluate(scope))
-    except EvaluationError:
+    except (EvaluationError, KeyError):
         return 1
 
 

@@ -220,8 +220,18 @@ pyfmha_scope pyfmha_scope_of(pyfmha_instance *instance) {
 }
 
 static void take_default(const pyfmha_attribute *attribute, pyfmha_scope *scope) {
-  if (attribute->is_list) scope->v[attribute->value].l = attribute->default_list;
-  else scope->v[attribute->value] = evaluate(&attribute->default_, scope);
+  pyfmha_value *value = &scope->v[attribute->value];
+  if (attribute->is_list) {
+    value->l = attribute->default_list;
+    return;
+  }
+  *value = evaluate(&attribute->default_, scope);
+  if (attribute->kind == PYFMHA_FP32) value->f = (float)value->f; /* as the field that an engine stores holds it */
+}
+
+static const char *check_held(const pyfmha_attribute *attribute, const pyfmha_value *value, pyfmha_why *why) {
+  if (attribute->kind != PYFMHA_INT32 || attribute->is_list || (value->i >= INT32_MIN && value->i <= INT32_MAX)) return NULL;
+  return pyfmha_say(why, "%s is %" PRId64 "; int32 holds %d to %d", attribute->name, value->i, INT32_MIN, INT32_MAX);
 }
 
 static bool chosen(const pyfmha_attribute *attribute, const pyfmha_value *value) {
@@ -302,10 +312,106 @@ static const char *define(const pyfmha_definition *definitions, int count, const
   return NULL;
 }
 
+/* ------------------------------------------------------------------ what the tensors that are there do not tell */
+
+static bool reads(const pyfmha_axis *axis, int name) {
+  for (int i = 0; i < axis->unknown_count; i++)
+    if (axis->unknown[i] == name) return true;
+  return false;
+}
+
+static bool has_type(const pyfmha_form *form, int variable) { return form->variable == variable; }
+
+static bool has_axis(const pyfmha_form *form, int name) {
+  for (int k = 0; k < form->count; k++)
+    if (reads(&form->axes[k], name)) return true;
+  return false;
+}
+
+static bool entry_has(const pyfmha_entry *entry, bool (*has)(const pyfmha_form *form, int number), int number) {
+  for (int k = 0; k < entry->form_count; k++)
+    if (has(&entry->forms[k], number)) return true;
+  return false;
+}
+
+/* No input that is there tells a type or an axis of a tensor; those that would are named. */
+static const char *untold(const pyfmha_operator *of, const char *kind, const char *what, const char *tensor,
+                          bool (*has)(const pyfmha_form *form, int number), int number, pyfmha_why *why) {
+  char names[512];
+  pyfmha_buffer b = buffer(names, sizeof names);
+  for (int i = 0, listed = 0; i < of->input_count; i++) {
+    bool before = false;
+    for (int k = 0; k < i; k++) before |= of->inputs[k].tensor == of->inputs[i].tensor && entry_has(&of->inputs[k], has, number);
+    if (before || !entry_has(&of->inputs[i], has, number)) continue;
+    if (listed++ > 0) pyfmha_put(&b, ", ");
+    pyfmha_put(&b, of->inputs[i].name);
+  }
+  return pyfmha_say(why, "nothing tells the %s %s of %s for these attributes; %s would", kind, what, tensor, names);
+}
+
+/* The forms of the tensors that are there, by number; NULL behind the last. */
+static const pyfmha_form *form_there(const pyfmha_entry *entries, int count, int number, pyfmha_scope *scope, const char **tensor) {
+  for (int i = 0; i < count; i++) {
+    if (!holds(entries[i].when, scope)) continue;
+    for (int k = 0; k < entries[i].form_count; k++) {
+      if (!holds(entries[i].forms[k].condition, scope) || number-- > 0) continue;
+      *tensor = entries[i].name;
+      return &entries[i].forms[k];
+    }
+  }
+  return NULL;
+}
+
+static const char *check_axes(const pyfmha_operator *of, const pyfmha_form *form, const char *tensor, const bool *told, pyfmha_why *why) {
+  for (int k = 0; k < form->count; k++)
+    for (int n = 0; n < form->axes[k].unknown_count; n++) {
+      const int name = form->axes[k].unknown[n];
+      if (!told[name]) return untold(of, "axis", of->value_names[name], tensor, has_axis, name, why);
+    }
+  return NULL;
+}
+
+/* A type that no tensor has is the first that it may be; an output has none such, and every axis is told by some input. */
+static const char *take_absent(pyfmha_instance *instance, pyfmha_scope *scope, pyfmha_why *why) {
+  const pyfmha_operator *of = instance->of;
+  bool had[PYFMHA_MAX_VALUES] = {false}, told[PYFMHA_MAX_VALUES] = {false};
+  const char *tensor, *failure = NULL;
+  const pyfmha_form *form;
+  for (int i = 0; (form = form_there(of->inputs, of->input_count, i, scope, &tensor)) != NULL; i++) {
+    if (form->variable >= 0) had[form->variable] = true;
+    for (int k = 0; k < form->count; k++)
+      if (form->axes[k].name >= 0) told[form->axes[k].name] = true;
+  }
+  for (int i = 0; (form = form_there(of->inputs, of->input_count, i, scope, &tensor)) != NULL; i++)
+    for (int k = 0; k < form->count; k++) {
+      int unknown = -1, unknowns = 0;
+      for (int n = 0; n < form->axes[k].unknown_count; n++)
+        if (!told[form->axes[k].unknown[n]]) {
+          unknown = form->axes[k].unknown[n];
+          unknowns++;
+        }
+      if (unknowns == 1) told[unknown] = true;
+    }
+  for (int i = 0; (form = form_there(of->outputs, of->output_count, i, scope, &tensor)) != NULL; i++)
+    if (form->variable >= 0 && !had[form->variable] && of->variables[form->variable].attribute < 0)
+      return untold(of, "type", of->value_names[of->variables[form->variable].value], tensor, has_type, form->variable, why);
+  for (int i = 0; failure == NULL && (form = form_there(of->inputs, of->input_count, i, scope, &tensor)) != NULL; i++)
+    failure = check_axes(of, form, tensor, told, why);
+  for (int i = 0; failure == NULL && (form = form_there(of->outputs, of->output_count, i, scope, &tensor)) != NULL; i++)
+    failure = check_axes(of, form, tensor, told, why);
+  for (int i = 0; i < of->variable_count && failure == NULL; i++)
+    if (!had[i] && of->variables[i].attribute < 0) {
+      instance->types[i] = of->variables[i].types[0];
+      instance->v[of->variables[i].value].s = pyfmha_type_word(instance->types[i]);
+    }
+  return failure == NULL && scope->bad ? pyfmha_say(why, "%s", no_value) : failure;
+}
+
 static const char *define_early(pyfmha_instance *instance, pyfmha_why *why) {
   const pyfmha_operator *of = instance->of;
   pyfmha_scope scope = pyfmha_scope_of(instance);
   const char *failure = define(of->earlys, of->early_count, of->early_checks, of->early_check_count, &scope, why);
+  if (failure == NULL) failure = take_absent(instance, &scope, why);
   if (failure != NULL) return failure;
   instance->main = -1;
   for (int i = of->launch_count - 1; i >= 0; i--) {
@@ -327,6 +433,8 @@ const char *pyfmha_settle(pyfmha_instance *instance, pyfmha_why *why) {
     if (!instance->given[i] && of->attributes[i].late) take_default(&of->attributes[i], &scope);
   if (scope.bad) return pyfmha_say(why, "%s", no_value);
   const char *failure = NULL;
+  for (int i = 0; i < of->attribute_count && failure == NULL; i++)
+    failure = check_held(&of->attributes[i], &instance->v[of->attributes[i].value], why);
   for (int i = 0; i < of->attribute_count && failure == NULL; i++)
     failure = check_range(&of->attributes[i], &instance->v[of->attributes[i].value], why);
   if (failure == NULL) failure = fix_types(instance, why);

@@ -176,7 +176,8 @@ def sample_shapes(instance: Instance, forms: Forms) -> tuple[list[tuple[int, ...
     """Shapes of all tensors where every axis is :data:`SIZE`, and values of the inputs that are read."""
     values = {name: (SIZE,) * count for name, count in forms.shapes}
     names = {name for form in forms.inputs for axis in form.axes for name in axis.unknown}
-    scope = Scope({**instance.scope.values, **dict.fromkeys(names, SIZE), **values})
+    absent = dict.fromkeys(instance.program.axes, 0)  # what no tensor of these attributes has
+    scope = Scope({**absent, **instance.scope.values, **dict.fromkeys(names, SIZE), **values})
     definitions = {name: expression for name, expression in instance.program.late}
     for name, expression in definitions.items():
         try:

@@ -808,14 +808,27 @@ static const char *fill_step(pyfmha_measured *m, int launch, const pyfmha_callab
   return m->scope.bad ? pyfmha_say(why, "%s", no_value) : NULL;
 }
 
+/* Whether all that the launches read has a value: asked of all of them before any number is looked at, as in Python. */
+static bool all_known(pyfmha_measured *m, const int64_t *offsets) {
+  const pyfmha_operator *of = m->instance->of;
+  for (int i = 0; i < of->launch_count; i++) {
+    if (!m->instance->active[i] || !holds(of->launchs[i].when, &m->scope)) continue;
+    for (int k = 0; k < of->launchs[i].source_count; k++) {
+      const pyfmha_source *source = &of->launchs[i].sources[k];
+      if (source->case_count > 0) (void)find_address(m, source, &m->scope, offsets);
+      else (void)evaluate(&source->number, &m->scope);
+    }
+  }
+  return !m->scope.bad;
+}
+
 const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *why) {
   const pyfmha_operator *of = m->instance->of;
   int64_t offsets[PYFMHA_MAX_PARTS];
   plan->step_count = 0;
-  if (!find_offsets(&m->scope, offsets, &plan->workspace)) return pyfmha_say(why, "%s", no_value);
+  if (!find_offsets(&m->scope, offsets, &plan->workspace) || !all_known(m, offsets)) return pyfmha_say(why, "%s", no_value);
   for (int i = 0; i < of->launch_count; i++) {
     if (!m->instance->active[i] || !holds(of->launchs[i].when, &m->scope)) continue;
-    if (m->scope.bad) return pyfmha_say(why, "%s", no_value);
     const pyfmha_callable *callable = pyfmha_callable_of(&m->scope, i, why);
     if (callable == NULL) {
       char name[256];

@@ -128,8 +128,9 @@ def scaled_dot_product_attention(
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
-    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa) is None:
-        if torch.onnx.is_in_onnx_export():
+    exporting = torch.onnx.is_in_onnx_export()
+    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None:
+        if exporting:
             return attention(query, key, value, causal=is_causal, scale=scale)
         # Without the layers of `attention`, which check keywords that are not there.
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -147,13 +148,15 @@ def why_not(
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     enable_gqa: bool = False,
+    *,
+    exporting: bool = False,
 ) -> str | None:
-    """Why a call is left to PyTorch; None where it is not."""
+    """Why a call is left to PyTorch; None where it is not. An export to ONNX has no GPU and no gradient."""
     if attn_mask is not None:
         return "a mask"
     if dropout_p:
         return "a dropout"
-    if not torch.onnx.is_in_onnx_export():
+    if not exporting:
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             return "a gradient is asked for"
         if not query.is_cuda:

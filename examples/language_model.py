@@ -1,5 +1,5 @@
 # %% A small language model with grouped heads and a cache, from PyTorch to an engine whose attention is the plugin.
-# Usage: python examples/language_model.py [--output_dir llm]
+# Usage: python examples/language_model.py [--output-dir llm]
 # Needs: pip install '.[onnx]' torch
 # For the engine: TensorRT, a GPU, and `pyfmha build --dtype fp32 --head-size 64`.
 import argparse
@@ -15,7 +15,7 @@ from pyfmha.trt.modules import MODULES
 from pyfmha.trt.session import Session
 
 parser = argparse.ArgumentParser(description="A language model with the plugin's attention.")
-parser.add_argument("--output_dir", type=Path, default=Path("llm"))
+parser.add_argument("--output-dir", "--output_dir", type=Path, default=Path("llm"))
 folder = parser.parse_args().output_dir
 folder.mkdir(parents=True, exist_ok=True)
 HEADS, KV_HEADS, SIZE, DEPTH, WORDS = 4, 2, 64, 2, 100

@@ -1,5 +1,5 @@
 # %% A small vision transformer, from PyTorch to an engine whose attention is the plugin.
-# Usage: python examples/vision_transformer.py [--output_dir vit]
+# Usage: python examples/vision_transformer.py [--output-dir vit]
 # Needs: pip install '.[onnx]' torch
 # For the engine: TensorRT, a GPU, and `pyfmha build --dtype fp32 --head-size 64`.
 import argparse
@@ -15,7 +15,7 @@ from pyfmha.trt.modules import MODULES
 from pyfmha.trt.session import Session
 
 parser = argparse.ArgumentParser(description="A vision transformer with the plugin's attention.")
-parser.add_argument("--output_dir", type=Path, default=Path("vit"))
+parser.add_argument("--output-dir", "--output_dir", type=Path, default=Path("vit"))
 folder = parser.parse_args().output_dir
 folder.mkdir(parents=True, exist_ok=True)
 

@@ -53,7 +53,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
-    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "transformers"}),
+    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "torch_tensorrt", "transformers"}),
     "verify": (
         {"attention", "bfloat16", "errors", "functions", "interpreter", "operators"}
         | {"report", "runtime", "spec", "trt"},

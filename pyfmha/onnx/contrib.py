@@ -6,16 +6,18 @@ Their meaning is that of ONNX Runtime's documentation (docs/ContribOperators.md)
 import math
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from pyfmha.onnx.calls import Call, Laid, LeftAloneError, Visible
 from pyfmha.onnx.emit import constant
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.sizes import Size
-from pyfmha.onnx.standard import heads_of, optional, used
+from pyfmha.onnx.standard import check_past, heads_of, optional, past_of, used
 from pyfmha.onnx.tensors import Shape, attribute
 
 DOMAIN = "com.microsoft"
+Past = tuple[ir.Value, ir.Value] | None
 
 
 def read(facts: Facts, node: ir.Node) -> Call:
@@ -83,19 +85,26 @@ def _multi_head(facts: Facts, node: ir.Node) -> Call:
     _check_attributes(node, {"num_heads": None, "mask_filter_value": None, "scale": None, "unidirectional": None})
     _refuse(
         node,
-        {4: "key_padding_mask", 5: "attention_bias", 6: "past_key", 7: "past_value", 8: "past_sequence_length",
-         9: "cache_indirection"},
-        {1: "present_key", 2: "present_value", 3: "qk"},
+        {4: "key_padding_mask", 5: "attention_bias", 8: "past_sequence_length", 9: "cache_indirection"},
+        {3: "qk"},
     )  # fmt: skip
     heads = attribute(node, "num_heads", 0)
     query, key, value = (optional(node, index) for index in range(3))
-    if key is None or value is None:
-        raise LeftAloneError("its query holds K and V as well, [batch, seq, heads, 3, head size]: not served")
+    bias = optional(node, 3)
+    past, present = past_of(node, 6), used(node, 1) or used(node, 2)
+    if query is not None and (key is None or value is None):
+        if bias is not None:
+            raise LeftAloneError("it has a bias, and Q, K and V in one tensor")
+        return _interleaved(facts, node, query, key, past, present)
     q = heads_of(facts, query, heads, "Q")
     k, v = heads_of(facts, key, heads, "K"), heads_of(facts, value, heads, "V")
-    bias = optional(node, 3)
+    _check_past(facts, past, k)
+    visible = _causal(node, past)
     if bias is None:
-        return Call(_name(node), q, k, v, _scale(node, q.sizes[3]), visible=_causal(node), out_order="bsH")
+        return Call(
+            _name(node), q, k, v, _scale(node, q.sizes[3]), visible=visible, out_order="bsH", past=past,
+            present=present,
+        )  # fmt: skip
     if any(laid.order != "bsH" for laid in (q, k, v)):
         raise LeftAloneError("it has a bias, and K and V of four axes")
     real = [q, k, v]
@@ -111,13 +120,56 @@ def _multi_head(facts: Facts, node: ir.Node) -> Call:
         return made
 
     q, k, v = stand_ins
-    visible = _causal(node)
-    return Call(_name(node), q, k, v, _scale(node, q.sizes[3]), visible=visible, out_order="bsH", before=with_bias)
+    return Call(
+        _name(node), q, k, v, _scale(node, q.sizes[3]), visible=visible, out_order="bsH", before=with_bias, past=past,
+        present=present,
+    )  # fmt: skip
 
 
-def _causal(node: ir.Node) -> Visible:
-    """Without keys of earlier steps, ``unidirectional`` is aligned to the first query and key."""
-    return Visible(causal=bool(attribute(node, "unidirectional", 0)))
+def _interleaved(facts: Facts, node: ir.Node, query: ir.Value, key: ir.Value | None, past: Past, present: bool) -> Call:
+    """Q, K and V as [batch, seq, heads, 3, head size], or Q by itself and K and V as [batch, seq, heads, 2, head size].
+
+    Each part is taken out before the node: their heads do not lie behind each other, as the plugin's one tensor has it.
+    """
+    held, count = (query, 3) if key is None else (key, 2)
+    shape = facts.shape(held)
+    heads = Size.of(attribute(node, "num_heads", 0))
+    if shape is None or len(shape) != 5 or shape[2] != heads or shape[3] != Size.of(count):
+        given = "not known" if shape is None else [str(size) for size in shape]
+        raise LeftAloneError(f"its packed input's shape is {given}, not [batch, seq, {heads}, {count}, head size]")
+    sizes = (shape[0], shape[2], shape[1], shape[4])
+    stand_ins = [ir.Value(name=f"{held.name}_{part}_for_attention", type=held.type) for part in "QKV"[-count:]]
+    parts = [Laid(stand_in, "bshd", sizes) for stand_in in stand_ins]
+    if key is not None:
+        own = heads_of(facts, query, heads.number, "Q")
+        taken = own if own.order != "bsH" else Laid(_stand_in(query), "bshd", own.sizes)
+        parts = [taken, *parts]
+
+    def taken_out(op: Any) -> dict[ir.Value, ir.Value]:
+        made = {}
+        for index, stand_in in enumerate(stand_ins):
+            made[stand_in] = op.Gather(held, op.Constant(value=ir.tensor(np.asarray(index, np.int64))), axis=3)
+        if key is not None and parts[0].value is not query:
+            whole = [0, 0, heads.number or 0, parts[0].sizes[3].number or -1]
+            made[parts[0].value] = op.Reshape(query, constant(op, whole))
+        return made
+
+    q, k, v = parts
+    _check_past(facts, past, k)
+    return Call(
+        _name(node), q, k, v, _scale(node, q.sizes[3]), visible=_causal(node, past), out_order="bsH",
+        before=taken_out, past=past, present=present,
+    )  # fmt: skip
+
+
+def _check_past(facts: Facts, past: Past, k: Laid) -> None:
+    if past is not None:
+        check_past(facts, past, k)
+
+
+def _causal(node: ir.Node, past: Past = None) -> Visible:
+    """``unidirectional`` is aligned to the first key of this step: with earlier ones, to the last query and key."""
+    return Visible(causal=bool(attribute(node, "unidirectional", 0)), bottom_right=past is not None)
 
 
 def _group_query(facts: Facts, node: ir.Node) -> Call:

@@ -68,7 +68,9 @@ def read(facts: Facts, node: ir.Node) -> Call:
     q = heads_of(facts, optional(node, 0), heads, "Q")
     k = heads_of(facts, optional(node, 1), kv_heads, "K")
     v = heads_of(facts, optional(node, 2), kv_heads, "V")
-    past = _past(facts, node, k)
+    past = past_of(node, 4)
+    if past is not None:
+        check_past(facts, past, k)
     total = k.sizes[2] + (facts.shape(past[0]) or ())[2] if past else k.sizes[2]
     size = q.sizes[3].number
     scale = attribute(node, "scale", None)
@@ -112,22 +114,35 @@ def _looked_through(
     return (first.laid, second.laid, third.laid), scale * first.scale * second.scale, joint
 
 
-def _past(facts: Facts, node: ir.Node, k: Laid) -> tuple[ir.Value, ir.Value] | None:
-    key, value = optional(node, 4), optional(node, 5)
+def past_of(node: ir.Node, index: int) -> tuple[ir.Value, ir.Value] | None:
+    """The keys and values of earlier steps, which are inputs from an index on; None where there are none.
+
+    Raises:
+        LeftAloneError: there is one without the other.
+    """
+    key, value = optional(node, index), optional(node, index + 1)
     if key is None and value is None:
         return None
     if key is None or value is None:
         raise LeftAloneError("it has one of past_key and past_value without the other")
-    for name, past in (("past_key", key), ("past_value", value)):
-        shape = facts.shape(past)
+    return key, value
+
+
+def check_past(facts: Facts, past: tuple[ir.Value, ir.Value], k: Laid) -> None:
+    """Refuse keys and values of earlier steps that are not proven to be of K's batch and heads, and of one shape.
+
+    Raises:
+        LeftAloneError: they are not.
+    """
+    for name, value in zip(("past_key", "past_value"), past, strict=True):
+        shape = facts.shape(value)
         if shape is None or len(shape) != 4:
             raise LeftAloneError(f"the shape of {name} is not known")
         for what, mine, theirs in (("batch", shape[0], k.sizes[0]), ("heads", shape[1], k.sizes[1])):
             if mine != theirs:
                 raise LeftAloneError(f"{name} has {what} {mine}, K has {theirs}")
-    if facts.shape(key) != facts.shape(value):
+    if facts.shape(past[0]) != facts.shape(past[1]):
         raise LeftAloneError("past_key and past_value are not proven to be of one shape")
-    return key, value
 
 
 def _visible(

@@ -69,11 +69,26 @@ def attention(
     if torch.onnx.is_in_onnx_export():
         given = {name: tensor for name, tensor in lengths.items() if tensor is not None}
         return _exported(q, k, v, settings, given, return_lse)
-    out, lse = attention_op(
+    called = attention_op
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        called = _NoGradient.apply
+    out, lse = called(
         q, k, v, settings.scale, settings.causal, settings.bottom_right, *window, softcap, settings.layout,
         *lengths.values(), return_lse,
     )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+class _NoGradient(torch.autograd.Function):  # type: ignore[misc]
+    """The operator, which has no gradient, where one may be asked for: then an error says so."""
+
+    @staticmethod
+    def forward(context: Any, *arguments: Any) -> Any:
+        return attention_op(*arguments)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        raise PluginError("attention has no gradient here; call it under torch.no_grad(), or train with PyTorch's own")
 
 
 def _exported(
@@ -113,8 +128,13 @@ def scaled_dot_product_attention(
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
-    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa) is None:
-        return attention(query, key, value, causal=is_causal, scale=scale)
+    exporting = torch.onnx.is_in_onnx_export()
+    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None:
+        if exporting:
+            return attention(query, key, value, causal=is_causal, scale=scale)
+        # Without the layers of `attention`, which check keywords that are not there.
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        return attention_op(query, key, value, factor, is_causal)[0]
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
         enable_gqa=enable_gqa,
@@ -128,14 +148,16 @@ def why_not(
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     enable_gqa: bool = False,
+    *,
+    exporting: bool = False,
 ) -> str | None:
-    """Why a call is left to PyTorch; None where it is not."""
+    """Why a call is left to PyTorch; None where it is not. An export to ONNX has no GPU and no gradient."""
     if attn_mask is not None:
         return "a mask"
     if dropout_p:
         return "a dropout"
-    if not torch.onnx.is_in_onnx_export():
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+    if not exporting:
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             return "a gradient is asked for"
         if not query.is_cuda:
             return "the tensors are not on a GPU"
@@ -144,15 +166,16 @@ def why_not(
 
 def why_not_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool) -> str | None:
     """Why tensors are left to PyTorch by their shapes and types; None where they are not."""
-    if any(x.ndim != 4 for x in (query, key, value)):
+    shape, keys = query.shape, key.shape
+    if len(shape) != 4 or len(keys) != 4 or value.ndim != 4:
         return "tensors of other than four axes"
     if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
         return f"types {query.dtype}, {key.dtype}, {value.dtype}"
-    if key.shape != value.shape or query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
+    if keys != value.shape or shape[3] != keys[3] or shape[0] != keys[0]:
         return "shapes that PyTorch broadcasts, or values of another head size"
-    if query.shape[-1] > 256:
+    if shape[3] > 256:
         return "a head size above 256"
-    heads, kv_heads = query.shape[1], key.shape[1]
+    heads, kv_heads = shape[1], keys[1]
     if heads != kv_heads and (not enable_gqa or heads % kv_heads):
         return "heads that PyTorch broadcasts"
     return None

@@ -1,8 +1,10 @@
-"""The plugin on PyTorch's tensors: prepared once for each problem and shape, launched on the current stream."""
+"""The plugin on PyTorch's tensors: prepared once for each problem and form of tensors, then only launched."""
 
 import functools
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,13 +14,17 @@ from pyfmha.trt import standin
 from pyfmha.trt.attention.problem import PROGRAM, Problem
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
+from pyfmha.trt.launch import Enqueue
 from pyfmha.trt.plugin import PluginBehaviour
+from pyfmha.trt.rebind import rebind
 
 LAYER = "torch.ops.pyfmha.attention"
 """The name that errors give."""
 
 KEPT = 256
-"""Shapes that are kept prepared. One costs a plugin object, some KiB."""
+"""Problems that are kept prepared. One costs a plugin object, some KiB."""
+
+_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,29 +38,108 @@ def library() -> Library:
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _plugin(problem: Problem) -> PluginBehaviour:
+def _attached(problem: Problem, device: int) -> PluginBehaviour:
+    """A plugin on a device, whose context is current, with its code loaded."""
     fields = creation_fields(standin, PROGRAM, problem.attributes())
     phase = standin.TensorRTPhase.BUILD
-    plugin: PluginBehaviour = make_creator(standin, library()).create_plugin(LAYER, fields.collection, phase)
+    made = make_creator(standin, library()).create_plugin(LAYER, fields.collection, phase)
+    plugin: PluginBehaviour = made.attach_to_context(None)
+    plugin.set_tactic(0)
     return plugin
 
 
-@functools.lru_cache(maxsize=KEPT)
-def _prepared(problem: Problem, shapes: tuple[Shape, ...], device: int, thread: int) -> tuple[PluginBehaviour, int]:
-    """A plugin that is ready for a shape on a device, whose context is current, and the bytes of its workspace.
+class Ready(NamedTuple):
+    """A launch that is prepared.
 
-    One a thread, as TensorRT has one an execution context: a prepared launch packs its arguments in place.
+    Attributes:
+        enqueue: the launch, as TensorRT calls a plugin's.
+        copied: whether Q, K or V must be copied first.
+        out_strides: those of Out, which lies in memory as Q does: by heads or by rows.
+        out_is_like_q: whether they are Q's own.
+        lse_shape: the log-sum-exp's.
+        workspace_bytes: of workspace.
+        plugin: what ``enqueue`` lives by.
     """
-    forms = problem.forms()
+
+    enqueue: Enqueue
+    copied: bool
+    out_strides: tuple[int, ...]
+    out_is_like_q: bool
+    lse_shape: tuple[int, ...]
+    workspace_bytes: int
+    plugin: PluginBehaviour
+
+
+def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> Ready:
+    """Get ready for tensors of some shapes and strides. It loads code where none is loaded yet.
+
+    Args:
+        problem: what is asked for.
+        tensors: in the order of :meth:`pyfmha.trt.attention.problem.Problem.forms`; only their forms are looked at.
+        device: whose context is current.
+
+    Raises:
+        PyfmhaError: the library lacks it, or the shapes do not fit.
+    """
+    forms, q = problem.forms(), tensors[0]
+    shapes = [tuple(tensor.shape) for tensor in (*tensors, q)]
+    found_lse = lse_shape(problem, q)
+    if len(forms.outputs) > 1:
+        shapes.append(found_lse)
     measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :], problem.instance.scope.values)
-    plugin: PluginBehaviour = _plugin(problem).attach_to_context(None)
-    plugin.set_tactic(0)
-    dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
-    count = len(forms.inputs)
-    needed = plugin.get_workspace_size(dynamic[:count], dynamic[count:])
-    descs = [desc.desc for desc in dynamic]
-    plugin.on_shape_change(descs[:count], descs[count:])
-    return plugin, needed
+    copied = any(_needs_copy(tensor) for tensor in tensors[:3])
+    out = out_strides(q)
+    strided = [laid_as(tensor) for tensor in tensors[:3]] if copied else [tensor.stride() for tensor in tensors[:3]]
+    values = _strides(problem, shapes[0], shapes[1], [*strided, out])
+    with _lock:  # a plugin has one shape at a time
+        plugin = _attached(problem, device)
+        dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
+        count = len(forms.inputs)
+        needed = plugin.get_workspace_size(dynamic[:count], dynamic[count:])
+        descs = [desc.desc for desc in dynamic]
+        plugin.on_shape_change(descs[:count], descs[count:])
+        enqueue = rebind(plugin, values)
+    return Ready(enqueue, copied, out, not copied and q.stride() == out, found_lse, needed, plugin)
+
+
+def _strides(problem: Problem, rows: Shape, keys: Shape, strided: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The arguments of the kernels that are strides, as far as they are any: an axis of one element has none."""
+    features = problem.features
+    assert features is not None
+    order = "sh" if features.cu_seqlens else "bhs" if features.layout == "bhsd" else "bsh"
+    return {
+        f"{name}_stride_{axis}": stride
+        for name, shape, strides in zip(("q", "k", "v", "out"), (rows, keys, keys, rows), strided, strict=True)
+        for axis, size, stride in zip(order, shape, strides, strict=False)
+        if size > 1
+    }
+
+
+def _needs_copy(tensor: torch.Tensor) -> bool:
+    """Whether its rows have gaps inside, or elements lie on each other, as those that were expanded."""
+    *outer, last = zip(tensor.shape, tensor.stride(), strict=True)
+    return (last[0] > 1 and last[1] != 1) or any(size > 1 and stride == 0 for size, stride in outer)
+
+
+def laid_as(q: Any) -> tuple[Any, ...]:
+    """The strides of a dense tensor of a tensor's shape, whose axes 1 and 2 lie in memory in the same order.
+
+    Args:
+        q: [batch, heads, seq, head size] or [batch, seq, heads, head size], in which ``transpose(1, 2)`` may have been
+            the last word; or of three axes, then the strides are those of a contiguous tensor.
+    """
+    shape = q.shape
+    if q.ndim == 4 and q.stride(1) < q.stride(2):
+        return shape[1] * shape[2] * shape[3], shape[3], shape[1] * shape[3], 1
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(q.ndim))
+
+
+out_strides = laid_as
+
+
+def densely(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense copy that lies as :func:`laid_as` says."""
+    return torch.empty_strided(tensor.shape, laid_as(tensor), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _described(forms: Forms, index: int, shape: Shape) -> standin.DynamicPluginTensorDesc:
@@ -65,34 +150,51 @@ def _described(forms: Forms, index: int, shape: Shape) -> standin.DynamicPluginT
     return dynamic
 
 
-def launch(problem: Problem, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Attention on the GPU that the tensors are on.
+# PyTorch's own compiler asks by these, which make no objects: a microsecond less each.
+_stream_of: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", lambda device: torch.cuda.current_stream(device).cuda_stream
+)
+_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
-    The first call for a shape loads code; later ones only launch, so that they can be captured in a CUDA graph. The
-    results and the workspace come from PyTorch's allocator, on its current stream.
+
+def launch(
+    ready: Ready, tensors: Sequence[torch.Tensor], device: int, return_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention on the GPU that the tensors are on, on PyTorch's current stream.
+
+    It can be captured in a CUDA graph. The results and the workspace come from PyTorch's allocator.
 
     Args:
-        problem: what is asked for.
-        inputs: in the order of :meth:`pyfmha.trt.attention.problem.Problem.forms`.
+        ready: of :func:`prepare`, for such tensors.
+        tensors: those.
+        device: the GPU's number.
+        return_lse: whether the log-sum-exp is a result; else it is empty.
 
     Raises:
-        PyfmhaError: the library lacks it, the shapes do not fit, or the launch failed.
+        LaunchError: it failed.
     """
-    forms = problem.forms()
-    tensors = [tensor.contiguous() for tensor in inputs]
+    if _current_device() != device:
+        with torch.cuda.device(device):
+            return launch(ready, tensors, device, return_lse)
     q = tensors[0]
-    outputs = [q.new_empty(q.shape)]
-    if len(forms.outputs) > 1:
-        outputs.append(q.new_empty(lse_shape(problem, q), dtype=torch.float32))
-    shapes = tuple(tuple(tensor.shape) for tensor in (*tensors, *outputs))
-    with torch.cuda.device(q.device):
-        plugin, needed = _prepared(problem, shapes, q.device.index or 0, threading.get_ident())
-        workspace = q.new_empty(needed, dtype=torch.uint8) if needed else None
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        results = [tensor.data_ptr() for tensor in outputs]
-        address = 0 if workspace is None else workspace.data_ptr()
-        plugin.enqueue((), (), pointers, results, address, torch.cuda.current_stream().cuda_stream)
-    return outputs
+    if ready.out_is_like_q:
+        out = torch.empty_like(q)
+    else:
+        out = torch.empty_strided(q.shape, ready.out_strides, dtype=q.dtype, device=q.device)
+    if ready.copied:
+        tensors = [*map(densely, tensors[:3]), *tensors[3:]]
+    results = [out.data_ptr()]
+    if return_lse:
+        lse = q.new_empty(ready.lse_shape, dtype=torch.float32)
+        results.append(lse.data_ptr())
+    else:
+        lse = q.new_empty(0, dtype=torch.float32)
+    address = 0
+    if ready.workspace_bytes:
+        workspace = q.new_empty(ready.workspace_bytes, dtype=torch.uint8)
+        address = workspace.data_ptr()
+    ready.enqueue((), (), [tensor.data_ptr() for tensor in tensors], results, address, _stream_of(device))
+    return out, lse
 
 
 def lse_shape(problem: Problem, q: torch.Tensor) -> tuple[int, ...]:

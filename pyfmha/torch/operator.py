@@ -1,69 +1,118 @@
-"""``torch.ops.pyfmha.attention``: tensors in, tensors out, known to PyTorch's compiler and exporter."""
+"""``torch.ops.pyfmha.attention``: tensors in, tensors out, known to PyTorch's compiler and exporter.
+
+Defined by ``torch.library.Library``, not by ``custom_op``, whose layers in Python cost 8 us a call on the host.
+"""
+
+from typing import Any
 
 import torch
 
 from pyfmha.errors import PluginError
 from pyfmha.torch import cpu
-from pyfmha.torch.launch import launch
+from pyfmha.torch.launch import KEPT, Ready, launch, out_strides, prepare
 from pyfmha.torch.settings import Settings, problem_of
 
 NAME = "pyfmha::attention"
+SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, float scale, bool causal=False, bool bottom_right=False, int window_left=-1,"
+    " int window_right=-1, float softcap=0.0, str layout='bhsd', Tensor? q_lengths=None, Tensor? kv_lengths=None,"
+    " Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_kv=None, bool return_lse=False) -> (Tensor, Tensor)"
+)
 Lengths = dict[str, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+_ready: dict[Any, Ready] = {}
+_library = torch.library.Library("pyfmha", "DEF")
+# The strides of Out follow from those of Q, so the compiler must not choose others than it traced with.
+_library.define("attention" + SCHEMA, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
 
 
-@torch.library.custom_op(NAME, mutates_args=())  # type: ignore[untyped-decorator]
-def attention_op(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    causal: bool = False,
-    bottom_right: bool = False,
-    window_left: int = -1,
-    window_right: int = -1,
-    softcap: float = 0.0,
-    layout: str = "bhsd",
-    q_lengths: torch.Tensor | None = None,
-    kv_lengths: torch.Tensor | None = None,
-    cu_seqlens_q: torch.Tensor | None = None,
-    cu_seqlens_kv: torch.Tensor | None = None,
-    return_lse: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _on_gpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool = False, bottom_right: bool = False,
+    window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
+    q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
+) -> Pair:  # fmt: skip
     """Attention; arguments as :func:`pyfmha.torch.attention`.
 
     Returns:
         Out, and the log-sum-exp, which is empty unless it was asked for.
     """
+    device = q.get_device()
+    lengths = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    given: tuple[Any, ...] | None = None
+    if not (q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is None):
+        given = tuple(None if length is None else length.shape for length in lengths)
+    key = (
+        q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, device,
+        k.get_device(), v.get_device(), scale, causal, bottom_right, window_left, window_right, softcap, layout, given,
+        return_lse,
+    )  # fmt: skip
+    ready = _ready.get(key)
+    tensors = [q, k, v]
+    if given is not None:
+        named = _lengths(*lengths)
+        tensors += [length.to(q.device, torch.int32).contiguous() for length in named.values()]
+    if ready is None:
+        settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
+        ready = _prepared(key, tensors, settings, frozenset(_lengths(*lengths)), return_lse)
+    return launch(ready, tensors, device, return_lse)
+
+
+def _prepared(
+    key: Any, tensors: list[torch.Tensor], settings: Settings, lengths: frozenset[str], return_lse: bool
+) -> Ready:
+    q, k, v = tensors[:3]
+    problem = problem_of(q, k, v, settings, lengths, return_lse)
+    if not q.device == k.device == v.device:
+        raise PluginError(f"Q, K and V must be on one device, got {q.device}, {k.device}, {v.device}")
+    with torch.cuda.device(q.device):
+        ready = prepare(problem, tensors, q.get_device())
+    if len(_ready) >= KEPT:
+        _ready.pop(next(iter(_ready)), None)
+    _ready[key] = ready
+    return ready
+
+
+def _on_cpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool = False, bottom_right: bool = False,
+    window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
+    q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
+) -> Pair:  # fmt: skip
     settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
     lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    problem = problem_of(q, k, v, settings, frozenset(lengths), return_lse)
-    if q.is_cuda:
-        outputs = launch(problem, [q, k, v, *(length.to(torch.int32) for length in lengths.values())])
-        return outputs[0], outputs[1] if return_lse else _nothing(q)
+    problem_of(q, k, v, settings, frozenset(lengths), return_lse)  # what is refused on a GPU is refused here
     if "cu_seqlens_q" in lengths:
         raise PluginError("ragged batches are served on a GPU only")
+    result = torch.empty_strided(q.shape, out_strides(q), dtype=q.dtype, device=q.device)
     if layout == "bshd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out, lse = cpu.attend(q, k, v, settings, q_lengths, kv_lengths)
-    if layout == "bshd":
-        out = out.transpose(1, 2).contiguous()
-    return out, lse if return_lse else _nothing(q)
+    result.copy_(out.transpose(1, 2) if layout == "bshd" else out)
+    return result, lse if return_lse else _nothing(q)
 
 
-@attention_op.register_fake  # type: ignore[untyped-decorator]
 def _fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool = False, bottom_right: bool = False,
     window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    out = q.new_empty(q.shape)
+) -> Pair:  # fmt: skip
+    out = torch.empty_strided(q.shape, out_strides(q), dtype=q.dtype, device=q.device)
     if not return_lse:
         return out, _nothing(q)
     if cu_seqlens_q is not None:
         return out, q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     rows, heads = (2, 1) if layout == "bhsd" else (1, 2)
     return out, q.new_empty((q.shape[0], q.shape[heads], q.shape[rows]), dtype=torch.float32)
+
+
+_library.impl("attention", _on_gpu, "CUDA")
+_library.impl("attention", _on_cpu, "CPU")
+torch.library.register_fake(NAME, _fake, lib=_library)
+attention_op = torch.ops.pyfmha.attention.default
+"""The operator."""
 
 
 def _nothing(q: torch.Tensor) -> torch.Tensor:

@@ -12,17 +12,17 @@ HIDE = "import sys; sys.modules['tensorrt'] = None; import runpy; runpy.run_path
 
 
 @pytest.mark.parametrize(
-    ("name", "attributes"),
+    ("name", "option", "attributes"),
     [
-        ("vision_transformer", {"layout": b"packed", "causal": 0}),
-        ("language_model", {"num_kv_heads": 2, "causal": 1, "bottom_right": 1}),
+        ("vision_transformer", "--output-dir", {"layout": b"packed", "causal": 0}),
+        ("language_model", "--output_dir", {"num_kv_heads": 2, "causal": 1, "bottom_right": 1}),
     ],
 )
 def test_a_model_from_pytorch_to_one_with_the_plugins_nodes(
-    name: str, attributes: dict[str, object], tmp_path: Path
+    name: str, option: str, attributes: dict[str, object], tmp_path: Path
 ) -> None:
     pytest.importorskip("torch")
-    command = [sys.executable, "-c", HIDE, str(EXAMPLES / f"{name}.py"), "--output_dir", str(tmp_path)]
+    command = [sys.executable, "-c", HIDE, str(EXAMPLES / f"{name}.py"), option, str(tmp_path)]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -3,11 +3,14 @@
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from models import BOOL, FLOAT16, INT64, Graph, heads
 from proofs import as_defined, problem_of, reason_of
 
 from pyfmha.onnx import replace_attention
+from pyfmha.onnx.prove import prove
 
 MICROSOFT = "com.microsoft"
 INT32 = 6
@@ -143,6 +146,53 @@ def test_multi_head_attention(causal: int, bias: bool) -> None:
     graph.output(made, rank=3)
 
     assert problem_of(graph.model()).causal == bool(causal)
+
+
+@pytest.mark.parametrize(("bias", "causal"), [(False, 0), (True, 0), (False, 1)])
+def test_multi_head_attention_with_earlier_keys(bias: bool, causal: int) -> None:
+    graph = Graph()
+    inputs = [*of_rows(graph)]
+    inputs.append(graph.constant(np.random.default_rng(0).normal(size=192)) if bias else "")
+    past = [graph.input(name, ("batch", 4, "past", 16)) for name in ("past_key", "past_value")]
+    results = graph.op("MultiHeadAttention", *inputs, "", "", *past, outputs=3, domain=MICROSOFT, num_heads=4,
+                       unidirectional=causal)  # fmt: skip
+    graph.output(results[0], rank=3)
+    for name in results[1:]:
+        graph.output(name)
+
+    assert problem_of(graph.model()).causal == bool(causal)
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("count", [2, 3])
+def test_multi_head_attention_in_one_tensor(count: int, causal: int) -> None:
+    """ONNX Runtime's CPU has no such form, and runs the same with the parts taken out before."""
+
+    def model(*, whole: bool) -> onnx.ModelProto:
+        graph = Graph()
+        packed = graph.input("packed", ("batch", "rows", 4, count, 16))
+        inputs = [] if count == 3 else [graph.input("q", ("batch", "rows", 64))]
+        parts = [graph.op("Gather", packed, graph.constant(np.array(at)), axis=3) for at in range(count)]
+        rows = graph.constant(np.array([0, 0, 64]))
+        parts = [graph.op("Reshape", part, rows) for part in parts]
+        inputs += [packed] if whole else parts
+        made = graph.op("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=4, unidirectional=causal)
+        graph.output(made, rank=3)
+        return graph.model()
+
+    new, report = replace_attention(model(whole=True))
+
+    assert [entry.reason for entry in report.left_alone] == []
+    trials = prove(ir.serde.deserialize_model(model(whole=False)), ir.serde.deserialize_model(new))
+    assert all(trial.same for trial in trials), trials
+
+
+def test_multi_head_attention_in_a_tensor_of_another_form() -> None:
+    graph = Graph()
+    packed = graph.input("packed", ("batch", "rows", 4, 2, 16))
+    graph.output(graph.op("MultiHeadAttention", packed, domain=MICROSOFT, num_heads=4), rank=3)
+
+    assert r"shape is ['batch', 'rows', '4', '2', '16'], not [batch, seq, 4, 3, head size]" in reason_of(graph.model())
 
 
 def test_attention_with_its_projection() -> None:

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator
 from contextlib import nullcontext
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from trt_double.scene import HEADS, SIZE
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
 from pyfmha.torch import launch as launching
-from pyfmha.trt.attention.problem import Features, Problem
+from pyfmha.torch import operator
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -25,15 +25,15 @@ def fake_gpu(forward_library: Library, fake_cuda: FakeCuda, monkeypatch: pytest.
     """PyTorch's current device and stream are the fake driver's."""
     assert fake_cuda.c.cuInit(0) == 0
     fake_cuda.use_context(0)
-    caches = (launching._plugin, launching._prepared)
-    for cache in caches:
-        cache.cache_clear()
+    launching._attached.cache_clear()
+    operator._ready.clear()
     monkeypatch.setattr(launching, "library", lambda: forward_library)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=STREAM))
+    monkeypatch.setattr(launching, "_current_device", lambda: -1)  # that of tensors of the CPU
+    monkeypatch.setattr(launching, "_stream_of", lambda device: STREAM)
     yield fake_cuda
-    for cache in caches:
-        cache.cache_clear()
+    launching._attached.cache_clear()
+    operator._ready.clear()
 
 
 def tensors(rows: int = 40, keys: int = 50, kv_heads: int = HEADS) -> list[torch.Tensor]:
@@ -45,56 +45,110 @@ def integers(params: tuple[bytes, ...], first: int, count: int) -> list[int]:
     return [struct.unpack("<i", params[at])[0] for at in range(first, first + count)]
 
 
-def test_a_launch_on_the_current_stream_with_the_tensors_own_memory(fake_gpu: FakeCuda) -> None:
-    features = Features(HEADS // 2, softcap=2.0, window=(3, -1), bottom_right=True, return_lse=True, kv_lengths=True)
-    problem = Problem(HEADS, SIZE, "fp16", 0.5, True, features)
-    inputs = [*tensors(kv_heads=HEADS // 2), torch.tensor([3, 9], dtype=torch.int32)]
+def pointers(params: tuple[bytes, ...]) -> list[int]:
+    return [struct.unpack("<Q", params[at])[0] for at in range(9)]
 
-    out, lse = launching.launch(problem, inputs)
+
+def strides(params: tuple[bytes, ...]) -> list[int]:
+    """Of Q, K, V and Out: batch, head, row."""
+    return [struct.unpack("<q", params[at])[0] for at in range(17, 29)]
+
+
+def test_a_launch_on_the_current_stream_with_the_tensors_own_memory(fake_gpu: FakeCuda) -> None:
+    q, k, v = tensors(kv_heads=HEADS // 2)
+    lengths = torch.tensor([3, 9], dtype=torch.int32)
+
+    out, lse = operator._on_gpu(
+        q, k, v, 0.5, True, True, 3, -1, softcap=2.0, kv_lengths=lengths, return_lse=True,
+    )  # fmt: skip
 
     (launch,) = fake_gpu.launches()
-    pointers = [struct.unpack("<Q", launch.params[at])[0] for at in range(7)]
-    q, k, v, lengths = (x.data_ptr() for x in inputs)
     assert launch.stream == STREAM
-    assert pointers == [out.data_ptr(), lse.data_ptr(), q, k, v, 0, lengths]
+    addresses = [x.data_ptr() for x in (out, lse, q, k, v)]
+    assert pointers(launch.params) == [*addresses, 0, lengths.data_ptr(), 0, 0]
     assert struct.unpack("<ff", b"".join(launch.params[9:11])) == (0.5, 2.0)
     assert integers(launch.params, 11, 6) == [2, HEADS, HEADS // 2, 40, 50, SIZE]
     assert (out.shape, out.dtype) == ((2, HEADS, 40, SIZE), torch.float16)
     assert (lse.shape, lse.dtype) == ((2, HEADS, 40), torch.float32)
 
 
-def test_a_shape_is_prepared_once_and_later_calls_only_launch(fake_gpu: FakeCuda) -> None:
-    problem = Problem(HEADS, SIZE, "fp16", 0.5, False, Features(HEADS))
-    launching.launch(problem, tensors())
+def test_a_form_is_prepared_once_and_later_calls_only_launch(fake_gpu: FakeCuda) -> None:
+    operator._on_gpu(*tensors(), 0.5)
     before = fake_gpu.all_calls()
 
     for _ in range(3):
-        launching.launch(problem, tensors())
+        operator._on_gpu(*tensors(), 0.5)
 
     later = dict(fake_gpu.all_calls() - before)
     assert later == {"cuLaunchKernel": 3, "cuCtxGetCurrent": 3, "cuCtxGetId": 3}
-    launching.launch(problem, tensors(rows=41))
+    operator._on_gpu(*tensors(rows=41), 0.5)
     assert integers(fake_gpu.launches()[-1].params, 14, 2) == [41, 50]
+    operator._on_gpu(*tensors(), 0.5)  # what was prepared for another shape does not disturb it
+    assert integers(fake_gpu.launches()[-1].params, 14, 2) == [40, 50]
 
 
-def test_tensors_that_are_not_contiguous_are_copied_first(fake_gpu: FakeCuda) -> None:
-    problem = Problem(HEADS, SIZE, "fp16", 0.5, False, Features(HEADS))
-    q, k, v = tensors()
-    turned = q.transpose(1, 2).contiguous().transpose(1, 2)
+def test_tensors_are_read_as_they_lie(fake_gpu: FakeCuda) -> None:
+    """Those of models are: a projection, cut into heads, and turned; or one projection for Q, K and V."""
+    packed = torch.zeros(2, 40, 3, HEADS, SIZE).half()
+    q, k, v = (x.transpose(1, 2) for x in packed.unbind(2))
+    row, size = HEADS * SIZE, SIZE
 
-    (out,) = launching.launch(problem, [turned, k, v])
+    out, _ = operator._on_gpu(q, k, v, 0.5)
 
     (launch,) = fake_gpu.launches()
-    assert struct.unpack("<Q", launch.params[2])[0] != turned.data_ptr()
-    assert out.is_contiguous()
+    assert pointers(launch.params)[2:5] == [x.data_ptr() for x in (q, k, v)]
+    assert strides(launch.params) == [*[3 * 40 * row, size, 3 * row] * 3, 40 * row, size, row]
+    assert out.stride() == (40 * row, size, row, 1)
+    turned = out.transpose(1, 2)
+    assert turned.is_contiguous()
+    operator._on_gpu(*(x.transpose(1, 2) for x in (q, k, v)), 0.5, layout="bshd")
+    assert strides(fake_gpu.launches()[-1].params) == strides(launch.params)
+
+
+def test_of_an_axis_of_one_element_the_stride_is_not_looked_at(fake_gpu: FakeCuda) -> None:
+    q, k, v = (torch.zeros(1, HEADS, 40, SIZE).half() for _ in range(3))
+    odd = q.as_strided(q.shape, (3, 40 * SIZE, SIZE, 1))
+
+    operator._on_gpu(odd, k, v, 0.5)
+    operator._on_gpu(q, k, v, 0.5)
+
+    first, second = fake_gpu.launches()
+    assert strides(first.params) == strides(second.params)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda q: q.transpose(2, 3).contiguous().transpose(2, 3), lambda q: q[:, :1].expand(q.shape),
+        lambda q: torch.zeros(*q.shape[:3], 2 * SIZE).half()[..., ::2],
+    ],
+)  # fmt: skip
+def test_tensors_with_gaps_inside_rows_or_expanded_are_copied_first(fake_gpu: FakeCuda, make: Any) -> None:
+    q, k, v = tensors()
+
+    operator._on_gpu(q, make(k), v, 0.5)
+
+    (launch,) = fake_gpu.launches()
+    by_heads, by_rows = [50 * SIZE, SIZE], [SIZE, HEADS * SIZE]
+    assert strides(launch.params)[3:6] in ([HEADS * 50 * SIZE, *by_heads], [HEADS * 50 * SIZE, *by_rows])
+    assert pointers(launch.params)[3] != k.data_ptr()
+
+
+def test_only_so_many_forms_are_kept(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "KEPT", 2)
+    for rows in (1, 2, 3, 1):
+        operator._on_gpu(*tensors(rows=rows), 0.5)
+    assert [key[0][2] for key in operator._ready] == [3, 1]
 
 
 def test_what_cannot_be_launched(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    large, served = (Problem(HEADS, size, "fp16", 0.5, False, Features(HEADS)) for size in (200, SIZE))
     with pytest.raises(PluginError, match="does not hold fmha_fwd_d256_fp16"):
-        launching.launch(large, [torch.zeros(2, HEADS, 4, 200).half()] * 3)
-    with pytest.raises(PluginError, match="shapes are"):
-        launching.launch(served, [*tensors()[:2], tensors(keys=51)[2]])
+        operator._on_gpu(*[torch.zeros(2, HEADS, 4, 200).half()] * 3, 0.5)
+    with pytest.raises(PluginError, match="of one shape"):
+        operator._on_gpu(*tensors()[:2], tensors(keys=51)[2], 0.5)
+    with pytest.raises(PluginError, match="on one device, got cpu, meta, cpu"):
+        operator._on_gpu(tensors()[0], tensors()[1].to("meta"), tensors()[2], 0.5)
+    assert operator._ready == {}
     monkeypatch.undo()
     launching.library.cache_clear()
     monkeypatch.setenv("PYFMHA_LIBRARY", "/nowhere/libpyfmha.so")

@@ -71,6 +71,20 @@ def test_pytorchs_own_check_of_operators(dtype: torch.dtype, more: dict[str, Any
     for layout in ("bhsd", "bshd"):
         q, k, v = tensors(layout=layout, dtype=dtype)
         torch.library.opcheck(attention_op, (q, k, v, 0.25), {**more, "layout": layout})
+        # As models give them: turned, so that Out lies as they do.
+        turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+        torch.library.opcheck(attention_op, (*turned, 0.25), {**more, "layout": layout})
+        assert attention_op(*turned, 0.25, layout=layout)[0].stride() == turned[0].stride()
+
+
+def test_a_gradient_is_an_error_and_not_left_out() -> None:
+    q, k, v = tensors()
+
+    out = pyfmha.torch.attention(q.requires_grad_(), k, v)
+
+    assert torch.equal(out, pyfmha.torch.attention(q.detach(), k, v))
+    with pytest.raises(PluginError, match="attention has no gradient here"):
+        out.sum().backward()
 
 
 def test_the_compiler_takes_it_whole() -> None:

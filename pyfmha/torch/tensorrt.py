@@ -1,0 +1,146 @@
+"""Torch-TensorRT: converters that put the plugin into the engines it builds. Importing this module registers them.
+
+``torch.ops.pyfmha.attention`` and, before Torch-TensorRT's own converter, ``aten.scaled_dot_product_attention`` become
+the plugin's layer where they are served and the library holds the function; others are left to Torch-TensorRT, and the
+logger ``pyfmha.torch.tensorrt`` says why (level INFO).
+
+Written after the source of Torch-TensorRT 2.13 (``dynamo/conversion/_ConverterRegistry.py``); not yet run with it, as
+it needs the full TensorRT.
+
+Raises:
+    PluginError: on import, without torch_tensorrt.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pyfmha.errors import PluginError, PyfmhaError
+from pyfmha.torch.functional import why_not_shapes
+from pyfmha.torch.launch import library
+from pyfmha.torch.operator import attention_op
+from pyfmha.torch.settings import Settings, problem_of
+from pyfmha.trt.attention.network import add_attention
+
+try:
+    from torch_tensorrt.dynamo.conversion._ConverterRegistry import ConverterPriority, dynamo_tensorrt_converter
+    from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
+except Exception as error:  # it raises its own where libnvinfer is missing
+    raise PluginError(
+        f"torch_tensorrt cannot be imported ({error}); its converters need it: pip install torch-tensorrt"
+    ) from error
+
+LOGGER = logging.getLogger(__name__)
+LENGTHS = ("q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_kv")
+
+
+def _names(target: Any) -> list[Any]:
+    return list(target._schema.arguments)
+
+
+def _arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """By name, with the schema's defaults."""
+    names = _names(target)
+    given = {argument.name: value for argument, value in zip(names, args, strict=False)} | dict(kwargs)
+    return {argument.name: given.get(argument.name, argument.default_value) for argument in names}
+
+
+def _served(node: Any, settings: Any = None) -> bool:
+    """Whether a node becomes the plugin's: a ``capability_validator``."""
+    given = _arguments(node.target, node.args, node.kwargs)
+    try:
+        why = _why_not(given, node.target is attention_op)
+    except PyfmhaError as error:
+        why = str(error)
+    if why is not None:
+        LOGGER.info("%s is left alone: %s", node.name, why)
+    return why is None
+
+
+def _why_not(given: Mapping[str, Any], ours: bool) -> str | None:
+    names = ("q", "k", "v") if ours else ("query", "key", "value")
+    tensors = [given[name].meta.get("val") for name in names]
+    if any(tensor is None for tensor in tensors):
+        return "the shapes of its inputs are not known"
+    q, k, v = tensors
+    lengths = {name: given[name] for name in LENGTHS if given.get(name) is not None}
+    for name, length in lengths.items():
+        if length.meta["val"].dtype != torch.int32:
+            return f"{name} is {length.meta['val'].dtype}; TensorRT's plugin takes int32"
+    if not ours:
+        if given["attn_mask"] is not None or given["dropout_p"]:
+            return "a mask or a dropout"
+        why = why_not_shapes(q, k, v, given["enable_gqa"])
+        if why is not None:
+            return why
+    heads = 1 if q.ndim == 3 or given.get("layout", "bhsd") == "bhsd" else 2
+    if not all(isinstance(size, int) for x in tensors for size in (x.shape[heads], x.shape[-1])):
+        return "heads or head size are dynamic"
+    problem = problem_of(q, k, v, _settings(given, q.shape[-1]), frozenset(lengths), given.get("return_lse", False))
+    if problem.function_name not in library():
+        return f"{library().path} does not hold {problem.function_name}"
+    return None
+
+
+def _settings(given: Mapping[str, Any], size: int) -> Settings:
+    return Settings(
+        given["scale"] if given["scale"] is not None else size**-0.5,
+        bool(given.get("causal", given.get("is_causal"))),
+        given.get("bottom_right", False),
+        given.get("window_left", -1),
+        given.get("window_right", -1),
+        given.get("softcap", 0.0),
+        given.get("layout", "bhsd"),
+    )
+
+
+@dynamo_tensorrt_converter(attention_op, capability_validator=_served, supports_dynamic_shapes=True)  # type: ignore[untyped-decorator]
+def convert_attention(
+    ctx: Any, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
+) -> tuple[Any, ...]:
+    """``torch.ops.pyfmha.attention`` as the plugin's layer.
+
+    Returns:
+        Out, and the log-sum-exp where it is asked for: ``ITensor``.
+
+    Raises:
+        PluginError: TensorRT refused the layer.
+    """
+    given = _arguments(target, args, kwargs)
+    q, k, v = (get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in ("q", "k", "v"))
+    settings = _settings(given, q.shape[-1])
+    lengths = {part: get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in LENGTHS if given[part] is not None}
+    layout: Any = settings.layout
+    out = add_attention(
+        ctx.net, q, k, v, causal=settings.causal, scale=settings.scale, window=settings.window,
+        align="bottom-right" if settings.bottom_right else "top-left", softcap=settings.softcap,
+        layout=layout, return_lse=given["return_lse"], name=name, **lengths,
+    )  # fmt: skip
+    return tuple(out) if given["return_lse"] else (out,)
+
+
+@dynamo_tensorrt_converter(  # type: ignore[untyped-decorator]
+    torch.ops.aten.scaled_dot_product_attention.default,
+    capability_validator=_served,
+    supports_dynamic_shapes=True,
+    priority=ConverterPriority.HIGH,
+)
+def convert_scaled_dot_product_attention(
+    ctx: Any, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
+) -> Any:
+    """``aten.scaled_dot_product_attention`` as the plugin's layer.
+
+    Returns:
+        Its output, an ``ITensor``.
+
+    Raises:
+        PluginError: TensorRT refused the layer.
+    """
+    given = _arguments(target, args, kwargs)
+    q, k, v = (get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in ("query", "key", "value"))
+    settings = _settings(given, q.shape[-1])
+    return add_attention(
+        ctx.net, q, k, v, causal=settings.causal, scale=settings.scale, align="top-left", layout="bhsd", name=name
+    )

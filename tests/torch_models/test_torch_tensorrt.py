@@ -1,0 +1,178 @@
+"""Torch-TensorRT's converters, on a double of its registry: the layer that they add is run on the fake GPU."""
+
+import enum
+import importlib
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from trt_double.full.gpu import Gpu
+
+import pyfmha.torch
+from pyfmha.attention.reference import attend, relative_error
+from pyfmha.errors import PluginError
+from pyfmha.torch import launch as launching
+from pyfmha.trt.engine import build_plan
+from pyfmha.trt.session import Session
+
+pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
+
+CONVERTERS = "pyfmha.torch.tensorrt"
+HEADS, SIZE = 4, 32
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+class Priority(enum.Enum):
+    STANDARD, HIGH = range(2)
+
+
+class Registry:
+    """As ``_ConverterRegistry``: by target a list of converters, in the order in which they are asked."""
+
+    def __init__(self) -> None:
+        self.held: dict[Any, list[Any]] = {SDPA: ["its own"]}
+
+    def decorate(
+        self, key: Any, *, capability_validator: Any, priority: Any = Priority.STANDARD, supports_dynamic_shapes: bool
+    ) -> Any:
+        assert isinstance(key, torch._ops.OpOverload)
+        assert supports_dynamic_shapes
+
+        def register(converter: Any) -> Any:
+            entry = (converter, capability_validator)
+            self.held.setdefault(key, []).insert(0 if priority is Priority.HIGH else len(self.held[key]), entry)
+            return converter
+
+        return register
+
+
+@pytest.fixture
+def registry(
+    forward_library_path: Path, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    made = Registry()
+    gpu.learn(forward_library_path.with_name("manifest.json"))
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(shutil.copy(forward_library_path, tmp_path / "libforward.so")))
+    launching.library.cache_clear()
+    modules = {
+        "_ConverterRegistry": {"ConverterPriority": Priority, "dynamo_tensorrt_converter": made.decorate},
+        "converter_utils": {"get_trt_tensor": lambda ctx, value, name: value},
+    }
+    for name in ("torch_tensorrt", "torch_tensorrt.dynamo", "torch_tensorrt.dynamo.conversion"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for name, content in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, f"torch_tensorrt.dynamo.conversion.{name}", module)
+    monkeypatch.delitem(sys.modules, CONVERTERS, raising=False)
+    importlib.import_module(CONVERTERS)
+    yield made
+    sys.modules.pop(CONVERTERS, None)
+    launching.library.cache_clear()
+
+
+class Native(torch.nn.Module):
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.keywords = keywords
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, **self.keywords)
+
+
+class Ours(Native):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: torch.Tensor) -> Any:
+        names = dict(zip(("q_lengths", "kv_lengths"), lengths, strict=False))
+        return pyfmha.torch.attention(q, k, v, **names, **self.keywords)
+
+
+def node_of(module: torch.nn.Module, *inputs: torch.Tensor) -> Any:
+    program = torch.export.export(module, inputs)
+    return next(node for node in program.graph.nodes if "attention" in str(node.target))
+
+
+def tensors(kv_heads: int = HEADS) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, heads, rows, SIZE).half() for heads, rows in ((HEADS, 7), (kv_heads, 9), (kv_heads, 9))]
+
+
+CASES: list[tuple[type[Native], dict[str, Any], dict[str, Any], int]] = [
+    (Native, {}, {}, HEADS), (Native, {"is_causal": True, "scale": 0.5}, {"sm_scale": 0.5, "window_right": 0}, HEADS),
+    (Native, {"enable_gqa": True}, {}, 2), (Ours, {"softcap": 2.0, "window": (3, 1)}, {"softcap": 2.0, "window_left": 3,
+    "window_right": 1}, 2), (Ours, {"causal": "bottom-right", "return_lse": True},
+    {"window_right": 0, "bottom_right": True}, HEADS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "keywords", "exact", "kv_heads"), CASES, ids=str)
+def test_a_node_becomes_the_plugins_layer(
+    registry: Registry, trt11: Any, kind: Any, keywords: dict[str, Any], exact: dict[str, Any], kv_heads: int
+) -> None:
+    inputs = tensors(kv_heads)
+    node = node_of(kind(**keywords), *inputs)
+    converter, validator = registry.held[node.target][0]
+    assert validator(node)
+
+    def define(network: Any) -> None:
+        made = {
+            argument: network.add_input(name, trt11.DataType.HALF, tuple(x.shape))
+            for argument, name, x in zip(node.args[:3], "QKV", inputs, strict=True)
+        }
+        arguments = tuple(made.get(argument, argument) for argument in node.args)
+        results = converter(SimpleNamespace(net=network), node.target, arguments, node.kwargs, "a_layer")
+        for name, result in zip(("Out", "Lse"), results if isinstance(results, tuple) else [results], strict=False):
+            result.name = name
+            network.mark_output(result)
+
+    with Session(build_plan(trt11, define, {}).plan, trt_module=trt11) as session:
+        results = session.run({name: x.numpy() for name, x in zip("QKV", inputs, strict=True)})
+
+    wanted, lse = attend(*(x.double().numpy() for x in inputs), **{"sm_scale": SIZE**-0.5, **exact})
+    assert relative_error(results["Out"], wanted) < 1e-3
+    assert set(results) == {"Out", "Lse"} if keywords.get("return_lse") else {"Out"}
+    if "Lse" in results:
+        np.testing.assert_allclose(results["Lse"], lse, rtol=1e-3)
+
+
+def test_ours_is_asked_before_its_own(registry: Registry) -> None:
+    assert len(registry.held[SDPA]) == 2
+    assert registry.held[SDPA][1] == "its own"
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "text"),
+    [
+        (Native(attn_mask=torch.ones(7, 9, dtype=torch.bool)), tensors(), "a mask or a dropout"),
+        (Native(), [x[0] for x in tensors()], "other than four axes"),
+        (Native(), [x.repeat(1, 1, 1, 5)[..., :130] for x in tensors()], "does not hold fmha_fwd_d256_fp16"),
+        (Native(), [x.double() for x in tensors()], "types torch.float64"),
+        (Ours(), [*tensors(), torch.tensor([3, 4])], "q_lengths is torch.int64; TensorRT's plugin takes int32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_is_left_to_torch_tensorrt_says_why(
+    registry: Registry, caplog: pytest.LogCaptureFixture, module: Any, inputs: Any, text: str
+) -> None:
+    node = node_of(module, *inputs)
+    _, validator = registry.held[node.target][0]
+
+    with caplog.at_level(logging.INFO, CONVERTERS):
+        assert not validator(node)
+
+    assert f"{node.name} is left alone" in caplog.text
+    assert text in caplog.text
+
+
+def test_without_torch_tensorrt_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    monkeypatch.delitem(sys.modules, CONVERTERS, raising=False)
+
+    with pytest.raises(PluginError, match=r"torch_tensorrt cannot be imported .*: pip install torch-tensorrt"):
+        importlib.import_module(CONVERTERS)

@@ -106,6 +106,11 @@ class Problem:
         return self.head_size if self.features is None else int(self.instance.scope.values["padded"])  # type: ignore[arg-type]
 
     @property
+    def v_size(self) -> int:
+        """The head size of V and Out."""
+        return self.head_size if self.features is None else self.features.v_head_size or self.head_size
+
+    @property
     def kv_heads(self) -> int:
         """Heads of K and V."""
         return self.num_heads if self.features is None else self.features.num_kv_heads
@@ -135,6 +140,11 @@ class Problem:
             "cu_seqlens": int(more.cu_seqlens),
             **self._beside(more),
         }
+
+    def node_attributes(self) -> dict[str, int | float | str]:
+        """Those of an ONNX node: every one that the creator knows, since TensorRT's parser warns of those it misses."""
+        absent = {"bias": 0, "mask": 0, "sinks": 0, "v_head_size": self.head_size}
+        return self.attributes() | {name: value for name, value in absent.items() if name not in self.attributes()}
 
     def _beside(self, more: Features) -> dict[str, int | float | str]:
         """The attributes of what not every attention has, where it has it: those of others are as they ever were."""

@@ -332,20 +332,15 @@ def _axes(facts: Facts, final: Product, first: Product) -> tuple[str, str, str, 
 
 def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool) -> Call:
     """With what the masks say, each as a rule, or as a tensor that only the run knows."""
-    try:
-        return _as_rules(facts, call, scores, order, bounds, guarded, data=False)
-    except _AsData:
-        return _as_rules(facts, call, scores, order, bounds, guarded, data=True)
-
-
-class _AsData(Exception):
-    """A rule that hides by a finite number stands beside a tensor: together they are right as tensors alone."""
+    found = _as_rules(facts, call, scores, order, bounds, guarded, data=False)
+    return found or _as_rules(facts, call, scores, order, bounds, guarded, data=True) or call
 
 
 def _as_rules(
     facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool, *, data: bool
-) -> Call:
-    """As :func:`_masked`; with `data` every mask as a tensor."""
+) -> Call | None:
+    """As :func:`_masked`; with `data` every mask as a tensor. None where a rule that hides by a finite number stands
+    beside a tensor: together they are right as tensors alone."""
     elements, seen, extras = Elements(facts, bounds), masks.NOTHING_HIDDEN, []
     kind = scores.product.left.dtype
     dtype = DTYPES.get(kind, "fp32") if kind is not None else "fp32"
@@ -377,7 +372,7 @@ def _as_rules(
     if extras and order != "bhsk":
         raise LeftAloneError(f"{extras[0].what}, and its scores are laid as {order}, not batch, heads, queries, keys")
     if extras and not data and seen.condition is not True and (seen.finite or any(extra.finite for extra in extras)):
-        raise _AsData
+        return None
     visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
     return replace(call, visible=visible, extras=extras)
 

@@ -1,8 +1,8 @@
 """The plugin inside the library answers every call as the Python plugin does: values, launches and texts."""
 
 import random
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda

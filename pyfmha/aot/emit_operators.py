@@ -204,7 +204,8 @@ class OperatorEmitter:
     ) -> list[str]:
         defined = {name for name, _ in definitions}
         return [
-            f"{{{self._of(condition)}, {self._text(message)}, {_bool(not condition.names() & defined)}}}"
+            f"{{{self._of(condition)}, {self._text(message)},"
+            f" {_bool(not (condition.names() | message.names()) & defined)}}}"
             for condition, message in checks
         ]
 

@@ -3,10 +3,11 @@
 Two kernels stand behind the plugin. The first serves Q, K, V and Out of one shape; the other, ``fmha_fwd_*``, serves
 everything else. Which of the two it is follows from the attributes alone: the earlier five name the first, any newer
 one, even at its default, names the other; so do ``causal`` = 2 and a head size that the first lacks. Where few queries
-see many keys, the pair of :mod:`pyfmha.attention.decode` runs in the place of ``fmha_fwd_*``.
+see many keys, the pair of :mod:`pyfmha.attention.decode` runs in the place of ``fmha_fwd_*``. With a bias, a mask,
+sinks or values of another head size it is ``fmha_biased_*``, see :mod:`pyfmha.attention.biased_operator`.
 """
 
-from pyfmha.attention import forward
+from pyfmha.attention import biased_operator, forward
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
@@ -64,6 +65,7 @@ _ATTRIBUTES = {
     "q_lengths": _newer("int32", 0),
     "kv_lengths": _newer("int32", 0),
     "cu_seqlens": _newer("int32", 0),
+    **biased_operator.ATTRIBUTES,
 }
 
 
@@ -72,9 +74,9 @@ def _one_of(sizes: tuple[int, ...]) -> str:
 
 
 def _padded(sizes: tuple[int, ...]) -> str:
-    """The least of some sizes that is no less than the head size."""
+    """The least of some sizes that is no less than the head sizes."""
     *smaller, largest = sizes
-    return " else ".join([*(f"{size} if head_size <= {size}" for size in smaller), str(largest)])
+    return " else ".join([*(f"{size} if widest <= {size}" for size in smaller), str(largest)])
 
 
 def _stride_names(tensor: str) -> tuple[str, str, str]:
@@ -89,9 +91,12 @@ def _length(tokens: str, seq: str) -> str:
 
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 _DEFINE = {
-    "features": " or ".join(f"given({name})" for name in NEWER) + f" or causal == 2 or not ({_one_of(HEAD_SIZES)})",
+    "biased": biased_operator.BIASED,
+    "features": " or ".join(f"given({name})" for name in NEWER)
+    + f" or causal == 2 or not ({_one_of(HEAD_SIZES)}) or biased",
     "in_one": "layout == 'packed'",
     "right": "0 if causal else window_right",  # a wider window to the right would be cut off there
+    "widest": "max(head_size, v_head_size)",
     "padded": _padded(forward.HEAD_SIZES),
     "padded_split": _padded((64, 128, 256)),
     "most_rows": f"{MOST_QUERIES} / (num_heads / num_kv_heads)",
@@ -106,13 +111,17 @@ _DEFINE = {
     "k_stride_b": "k_heads * columns * head_size",
     "k_stride_h": "columns * head_size if layout == 'bhsd' else head_size",
     "k_stride_s": "head_size if layout == 'bhsd' else k_heads * head_size",
-    "out_stride_b": "num_heads * rows * head_size",
-    "out_stride_h": "rows * head_size if layout == 'bhsd' else head_size",
-    "out_stride_s": "head_size if layout == 'bhsd' else num_heads * head_size",
+    "v_stride_b": "k_heads * columns * v_head_size",
+    "v_stride_h": "columns * v_head_size if layout == 'bhsd' else v_head_size",
+    "v_stride_s": "v_head_size if layout == 'bhsd' else k_heads * v_head_size",
+    "out_stride_b": "num_heads * rows * v_head_size",
+    "out_stride_h": "rows * v_head_size if layout == 'bhsd' else v_head_size",
+    "out_stride_s": "v_head_size if layout == 'bhsd' else num_heads * v_head_size",
+    **biased_operator.strides(),
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
-    "decodable": f"has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS}"
-    " and batch > 0",
+    "decodable": f"not biased and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
+    f" and columns >= {LEAST_KEYS} and batch > 0",
     "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}')"
     f" and (key_heads >= {FEW_CLUSTERS} or columns <= {KEYS_OF_CLUSTER} * key_heads)",
     "split": "decodable and not one_launch",
@@ -179,21 +188,22 @@ def _checks() -> tuple[Check, ...]:
             Check(f"{name} <= {_INT32_MAX}", f"{said} is {{{name}}}: use an integer from 0 to {_INT32_MAX}")
             for name, said in (("batch", "batch_size"), ("rows", "q_len"), ("columns", "kv_len"))
         ),
+        *biased_operator.checks(),
     )
 
 
 def _inputs() -> tuple[Tensor, ...]:
     """Q, K and V in the order of their axes, or one tensor that holds them; then lengths."""
     found = [Tensor(name, "T[batch, num_heads, seq, head_size]", "not features") for name in ("Q", "K", "V")]
-    for name, heads, seq, tokens in (
-        ("Q", "num_heads", "Sq", "Q_tokens"),
-        ("K", "num_kv_heads", "Skv", "KV_tokens"),
-        ("V", "num_kv_heads", "Skv", "KV_tokens"),
+    for name, heads, seq, tokens, size in (
+        ("Q", "num_heads", "Sq", "Q_tokens", "head_size"),
+        ("K", "num_kv_heads", "Skv", "KV_tokens", "head_size"),
+        ("V", "num_kv_heads", "Skv", "KV_tokens", "v_head_size"),
     ):
         forms = {
-            f"T[batch, {heads}, {seq}, head_size]": "layout == 'bhsd'",
-            f"T[batch, {seq}, {heads}, head_size]": "layout == 'bshd' and not cu_seqlens",
-            f"T[{tokens}, {heads}, head_size]": "layout == 'bshd' and cu_seqlens",
+            f"T[batch, {heads}, {seq}, {size}]": "layout == 'bhsd'",
+            f"T[batch, {seq}, {heads}, {size}]": "layout == 'bshd' and not cu_seqlens",
+            f"T[{tokens}, {heads}, {size}]": "layout == 'bshd' and cu_seqlens",
         }
         found.append(Tensor(name, [f"{form} if {when}" for form, when in forms.items()], "features and not in_one"))
     packed = [
@@ -204,7 +214,8 @@ def _inputs() -> tuple[Tensor, ...]:
     found.append(Tensor("QKV", packed, "features and in_one"))
     found += [Tensor(name, "int32[batch]", f"features and {name}") for name in ("q_lengths", "kv_lengths")]
     ragged = "features and cu_seqlens"
-    return (*found, *(Tensor(f"cu_seqlens_{which}", "int32[batch + 1]", ragged) for which in ("q", "kv")))
+    found += [Tensor(f"cu_seqlens_{which}", "int32[batch + 1]", ragged) for which in ("q", "kv")]
+    return (*found, *biased_operator.inputs())
 
 
 def _outputs() -> tuple[Tensor, ...]:
@@ -213,9 +224,9 @@ def _outputs() -> tuple[Tensor, ...]:
     for packed, (seq, tokens) in dense.items():
         where = "in_one" if packed else "not in_one"
         out += [
-            f"T[batch, num_heads, {seq}, head_size] if {where} and layout == 'bhsd'",
-            f"T[batch, {seq}, num_heads, head_size] if {where} and layout != 'bhsd' and not cu_seqlens",
-            f"T[{tokens}, num_heads, head_size] if {where} and cu_seqlens",
+            f"T[batch, num_heads, {seq}, v_head_size] if {where} and layout == 'bhsd'",
+            f"T[batch, {seq}, num_heads, v_head_size] if {where} and layout != 'bhsd' and not cu_seqlens",
+            f"T[{tokens}, num_heads, v_head_size] if {where} and cu_seqlens",
         ]
         lse += [
             f"fp32[batch, num_heads, {seq}] if {where} and not cu_seqlens",
@@ -229,7 +240,7 @@ def _outputs() -> tuple[Tensor, ...]:
 
 
 def _sources(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Where the arguments of ``fmha_fwd_*`` and of decoding come from."""
+    """Where the arguments of ``fmha_fwd_*``, ``fmha_biased_*`` and of decoding come from."""
     head = "head_size * itemsize(T)"
     packed = {
         "Q": "QKV if in_one else Q",
@@ -244,7 +255,7 @@ def _sources(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
         "window_right": "right",
         "bottom_right": "bottom_right",
         "ragged": "cu_seqlens",
-        **{f"v_stride_{axis}": f"k_stride_{axis}" for axis in "bhs"},
+        **biased_operator.SOURCES,
     }
     return {name: (packed | others).get(name, name) for name, _ in names}
 
@@ -260,9 +271,15 @@ _LAUNCHES = (
         # One function a head size: causal, or one that sees every key.
         "fmha_d{head_size}_{T}{'' if causal else '_full'}",
     ),
-    Launch(_sources(forward.ARGUMENTS), "features and not split", "fmha_fwd_d{padded}_{T}", "forward"),
+    Launch(_sources(forward.ARGUMENTS), "features and not biased and not split", "fmha_fwd_d{padded}_{T}", "forward"),
+    Launch(_sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
     *(
-        Launch(_sources(ARGUMENTS), "features and split", f"fmha_{step}_d{{padded_split}}_{{T}}", option=DECODE)
+        Launch(
+            _sources(ARGUMENTS),
+            "features and not biased and split",
+            f"fmha_{step}_d{{padded_split}}_{{T}}",
+            option=DECODE,
+        )
         for step in ("split", "combine")
     ),
 )
@@ -282,7 +299,7 @@ OPERATOR = Operator(
         Part("Partial", "4 * splits * queries * padded_split", "features and split"),
         Part("Statistics", "4 * (2 * splits + 1) * queries", "features and split"),
     ),
-    workspace_of_profile=f"(0 if not has({DECODE}) or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS}"
+    workspace_of_profile=f"(0 if biased or not has({DECODE}) or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS}"
     f" or batch == 0 else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
     alignment=ALIGNMENT,
     options=(
@@ -290,7 +307,7 @@ OPERATOR = Operator(
             DECODE,
             WORKSPACE_RULE,
             # A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
-            "features and not cu_seqlens and not in_one and most_rows >= 1",
+            "features and not biased and not cu_seqlens and not in_one and most_rows >= 1",
         ),
     ),
     summary=(
@@ -301,6 +318,7 @@ OPERATOR = Operator(
         ("features and (window_left != -1 or window_right != -1)", ", window ({window_left}, {window_right})"),
         ("features and softcap != 0", ", softcap {softcap:g}"),
         *((f"features and {name}", f", {name}") for name in ("q_lengths", "kv_lengths", "cu_seqlens", "return_lse")),
+        *biased_operator.SUMMARY,
     ),
     shape_summary=(
         ("not features", "[{batch}, {seq}] batch and seq"),
@@ -312,10 +330,11 @@ OPERATOR = Operator(
         "num_heads": "heads",
         "num_kv_heads": "kv heads",
         "head_size": "head size",
+        **biased_operator.LABELS,
         "num_heads + 2 * num_kv_heads": "heads + 2 * kv heads",
         "3": "Q, K, V",
         "Q_tokens": "Q tokens",
         "KV_tokens": "KV tokens",
     },
-    build="--dtype {T} --head-size {padded if features else head_size}",
+    build="{'--kernels biased ' if biased else ''}--dtype {T} --head-size {padded if features else head_size}",
 )

@@ -54,14 +54,15 @@ class Visible:
 
 @dataclass(frozen=True)
 class Extra:
-    """What the plugin may or may not serve besides.
+    """An input of the plugin beside Q, K, V and lengths, broadcast to the scores.
 
     Attributes:
-        feature: its name in :data:`pyfmha.onnx.served.SERVED`.
+        feature: ``"bias"``, ``"mask"`` or ``"sinks"``.
         value: the tensor that it is read from.
         what: in words, for the report.
         factor: what a bias is multiplied with before it is added.
         shows: whether a mask is True where a key is seen.
+        finite: whether a mask hides by a finite number, so that a query without a key averages all values.
     """
 
     feature: str
@@ -69,6 +70,12 @@ class Extra:
     what: str
     factor: float = 1.0
     shows: bool = True
+    finite: bool = False
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether the plugin adds it: so it does a mask that hides by a finite number, to be the same."""
+        return self.feature == "bias" or (self.feature == "mask" and self.finite)
 
 
 @dataclass(frozen=True)

@@ -332,6 +332,15 @@ def _axes(facts: Facts, final: Product, first: Product) -> tuple[str, str, str, 
 
 def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool) -> Call:
     """With what the masks say, each as a rule, or as a tensor that only the run knows."""
+    found = _as_rules(facts, call, scores, order, bounds, guarded, data=False)
+    return found or _as_rules(facts, call, scores, order, bounds, guarded, data=True) or call
+
+
+def _as_rules(
+    facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool, *, data: bool
+) -> Call | None:
+    """As :func:`_masked`; with `data` every mask as a tensor. None where a rule that hides by a finite number stands
+    beside a tensor: together they are right as tensors alone."""
     elements, seen, extras = Elements(facts, bounds), masks.NOTHING_HIDDEN, []
     kind = scores.product.left.dtype
     dtype = DTYPES.get(kind, "fp32") if kind is not None else "fp32"
@@ -339,8 +348,10 @@ def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[s
     index = tuple(Size.of(symbols[axis]) for axis in order)
     sizes = tuple(bounds[symbols[axis]] for axis in order)
     for value, factor in scores.added:
+        at = _mask_index(facts, value, index, sizes)
         try:
-            element = as_number(elements.at(value, _mask_index(facts, value, index, sizes)))
+            _check_rule(data)
+            element = as_number(elements.at(value, at))
             element = element if factor == 1 else mapped(multiplied, element, factor)
             seen = masks.joined(seen, masks.of_number(element, dtype))
         except LeftAloneError as why:
@@ -349,15 +360,26 @@ def _masked(facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[s
         hidden = masks.of_number(hides, dtype)
         if hidden.condition is not False:
             raise LeftAloneError("its mask writes 0 in the place of scores, which hides no key")
+        at = _mask_index(facts, condition, index, sizes)
         try:
-            element = elements.at(condition, _mask_index(facts, condition, index, sizes))
+            _check_rule(data)
+            element = elements.at(condition, at)
             found = masks.of_condition(element if shown else negated_element(element))
             seen = masks.joined(seen, Seen(found.condition, hidden.finite))
         except LeftAloneError as why:
-            extras.append(Extra("mask", condition, str(why), shows=shown))
+            extras.append(Extra("mask", condition, str(why), shows=shown, finite=hidden.finite and not guarded))
     rows, columns = bounds[QUERY], bounds[KEY]
+    if extras and order != "bhsk":
+        raise LeftAloneError(f"{extras[0].what}, and its scores are laid as {order}, not batch, heads, queries, keys")
+    if extras and not data and seen.condition is not True and (seen.finite or any(extra.finite for extra in extras)):
+        return None
     visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
     return replace(call, visible=visible, extras=extras)
+
+
+def _check_rule(data: bool) -> None:
+    if data:
+        raise LeftAloneError("its mask is read as a tensor")
 
 
 def _mask_index(facts: Facts, value: ir.Value, index: Shape, sizes: Shape) -> Shape:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from pyfmha.attention.operator import OPERATOR
-from pyfmha.onnx.calls import Call, Laid, LeftAloneError
-from pyfmha.onnx.served import problem_of
+from pyfmha.onnx.calls import Call, Extra, Laid, LeftAloneError
+from pyfmha.onnx.served import is_plain, problem_of
 from pyfmha.onnx.sizes import Size
 from pyfmha.trt.attention.problem import Problem
 
@@ -25,7 +26,7 @@ _HEADS_FIRST, _ROWS_FIRST = "bhsd", "bshd"
 
 def layout_of(call: Call) -> str:
     """The plugin's layout that needs the fewest transposes."""
-    if call.packed is not None and call.past is None and not call.present:
+    if call.packed is not None and call.v.sizes[3] == call.q.sizes[3] and call.past is None and not call.present:
         return "packed"
     rows_first = all(laid.order in ("bsH", "bsd", _ROWS_FIRST) for laid in (call.q, call.k, call.v))
     return _ROWS_FIRST if rows_first and call.past is None and not call.present else _HEADS_FIRST
@@ -71,18 +72,45 @@ def emitted(op: Any, call: Call, problem: Problem) -> list[ir.Value]:
             for name, past in zip("KV", call.past, strict=True):
                 tensors[name] = op.Concat(past, tensors[name], axis=2)
         present = [tensors["K"], tensors["V"]] if call.present else []
+    tensors |= _beside(op, call)
     if call.visible.kv_lengths is not None:
         tensors["kv_lengths"] = _int32(op, call.visible.kv_lengths)
     out = op.op(
         OPERATOR.name,
         *(tensors[form.name] for form in problem.forms().inputs),
         _domain=DOMAIN, _version=1, _name=f"{call.name}_{OPERATOR.name}",
-        **problem.attributes(), **PARSER,
+        **problem.node_attributes(), **PARSER,
     )  # fmt: skip
     own = _HEADS_FIRST if layout == _HEADS_FIRST else _ROWS_FIRST
-    out.dtype, out.shape = call.q.value.dtype, _written(call.q.sizes, own)
+    out.dtype, out.shape = call.q.value.dtype, _written((*call.q.sizes[:3], call.v.sizes[3]), own)
     # The tensors of all steps get names of their own: they may be inputs of the node as they are.
     return [_laid_out(op, out, own, call.out_order, problem), *(op.Identity(value) for value in present)]
+
+
+HIDDEN = -1e38
+"""What is added to a score in the place of a model's own finite number: any score is lost in it, and three of them are
+no infinity, so that a query whose keys are all hidden averages all values, as the model does."""
+
+
+def _beside(op: Any, call: Call) -> dict[str, Any]:
+    """The plugin's bias and mask: one tensor each, of all that the model adds and hides."""
+    added = [extra for extra in call.extras if extra.is_bias]
+    parts = [added[0].value] if is_plain(call.extras) else [_in_float32(op, extra) for extra in added]
+    hidden = [extra for extra in call.extras if not extra.is_bias]
+    shown = [extra.value if extra.shows else op.Not(extra.value) for extra in hidden]
+    joined = {"bias": (op.Add, parts), "mask": (op.And, shown)}
+    return {name: reduce(together, values) for name, (together, values) in joined.items() if values}
+
+
+def _in_float32(op: Any, extra: Extra) -> Any:
+    """What is added to the scores."""
+    if extra.feature == "mask":
+        nothing, lowest = (op.Constant(value=ir.tensor(np.float32(number))) for number in (0.0, HIDDEN))
+        return op.Where(extra.value, *((nothing, lowest) if extra.shows else (lowest, nothing)))
+    value = extra.value
+    if value.dtype != ir.DataType.FLOAT:
+        value = op.Cast(value, to=int(ir.DataType.FLOAT))
+    return value if extra.factor == 1 else op.Mul(value, op.Constant(value=ir.tensor(np.float32(extra.factor))))
 
 
 _PERMUTATIONS = {"bhsd", "bshd", "sbhd", "hbsd", "bhds", "bdhs"}
@@ -106,7 +134,7 @@ def _laid_out(op: Any, out: ir.Value, order: str, wanted: str, problem: Problem)
     """The result as the model has it."""
     if wanted == "bsH" or len(wanted) == 3:
         value = _transposed(op, out, order, _ROWS_FIRST)
-        value = _reshaped(op, value, [0, 0, problem.num_heads * problem.head_size])
+        value = _reshaped(op, value, [0, 0, problem.num_heads * problem.v_size])
         return value if wanted == "bsH" else _transposed(op, value, "bsd", wanted)
     return _transposed(op, out, order, wanted)
 

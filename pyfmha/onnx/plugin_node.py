@@ -9,8 +9,8 @@ import onnx_ir as ir
 from pyfmha.attention.reference import attend
 from pyfmha.onnx.emit import PARSER
 from pyfmha.operators.description import DATA_TYPES
-from pyfmha.operators.forms import measure
 from pyfmha.trt import standin
+from pyfmha.trt.attention.beside import BESIDE
 from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
 from pyfmha.trt.fields import FIELD_TYPES, attribute_types, read_fields
 
@@ -32,16 +32,23 @@ def problem_of_node(node: ir.Node) -> Problem:
         data = np.frombuffer(value.encode() + b"\0", np.int8) if kind == "CHAR" else np.array([value], _KINDS[kind])
         fields.append(standin.PluginField(name, data, getattr(standin.PluginFieldType, kind)))
     given = read_fields(standin, PROGRAM, fields, stored=False)[0]
-    lengths = {name: bool(given[name]) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")}
+    dtype = {number: name for name, number in DATA_TYPES.items()}[given["type_id"]]
+    kinds = ("", dtype, "fp32")
     features = Features(
         given["num_kv_heads"],
         given["layout"],
         bool(given["bottom_right"]),
         (given["window_left"], given["window_right"]),
         given["softcap"],
-        **lengths,
+        return_lse=bool(given["return_lse"]),
+        q_lengths=bool(given["q_lengths"]),
+        kv_lengths=bool(given["kv_lengths"]),
+        cu_seqlens=bool(given["cu_seqlens"]),
+        bias=kinds[given.get("bias", 0)],
+        mask=bool(given.get("mask", 0)),
+        sinks=kinds[given.get("sinks", 0)],
+        v_head_size=given.get("v_head_size", 0),
     )
-    dtype = {number: name for name, number in DATA_TYPES.items()}[given["type_id"]]
     causal = bool(given["causal"])
     return Problem(given["num_heads"], given["head_size"], dtype, given["softmax_scale"], causal, features)
 
@@ -59,12 +66,13 @@ def computed(node: ir.Node, inputs: Sequence[Any]) -> list[Any]:
     problem = problem_of_node(node)
     features = problem.features
     assert features is not None
-    forms = problem.forms(inputs[0].ndim)
+    forms = problem.forms(*(array.ndim for array in inputs))
     tensors = dict(zip((form.name for form in forms.inputs), inputs, strict=True))
     q, k, v = _heads_first(problem, tensors)
-    out_shape = q.shape if features.layout == "bhsd" else (q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+    out_shape = q.shape[:2] if features.layout == "bhsd" else (q.shape[0], q.shape[2])
+    out_shape = (*out_shape, q.shape[2] if features.layout == "bhsd" else q.shape[1], v.shape[3])
     outputs = [out_shape, q.shape[:3]][: len(forms.outputs)]
-    measure(forms, [array.shape for array in inputs], outputs, problem.instance.scope.values)
+    problem.instance.measure([array.shape for array in inputs], outputs)
     left, right = features.window
     out, lse = attend(
         q, k, v,
@@ -75,6 +83,7 @@ def computed(node: ir.Node, inputs: Sequence[Any]) -> list[Any]:
         bottom_right=features.bottom_right,
         q_lengths=tensors.get("q_lengths"),
         kv_lengths=tensors.get("kv_lengths"),
+        **{name: tensors.get(name) for name in BESIDE},
     )  # fmt: skip
     result = out if features.layout == "bhsd" else out.transpose(0, 2, 1, 3)
     return [result, lse][: len(forms.outputs)]

@@ -1,16 +1,10 @@
-"""What the plugin serves of what models ask for: the one table, and the plugin's attributes for one attention."""
+"""What the plugin serves of what models ask for: the plugin's attributes for one attention."""
+
+from collections.abc import Sequence
 
 from pyfmha.errors import PluginError
-from pyfmha.onnx.calls import Call, Extra, LeftAloneError
+from pyfmha.onnx.calls import DTYPES, Call, Extra, LeftAloneError
 from pyfmha.trt.attention.problem import Features, Problem
-
-SERVED: dict[str, str] = {
-    "mask": "the plugin has no input for a mask yet",
-    "bias": "the plugin has no input for a bias yet",
-    "sinks": "the plugin has no attention sinks yet",
-    "head size of V": "the plugin takes K and V of one head size",
-}
-"""Why a feature is not served. One that the plugin learns leaves this table, and gets its keyword in ``problem_of``."""
 
 
 def problem_of(call: Call, layout: str) -> Problem:
@@ -27,10 +21,6 @@ def problem_of(call: Call, layout: str) -> Problem:
     call.check_sizes()
     sizes = (call.q.sizes[1].number, call.k.sizes[1].number, call.q.sizes[3].number, call.v.sizes[3].number)
     heads, kv_heads, size, v_size = (number or 0 for number in sizes)
-    if v_size != size:
-        raise LeftAloneError(f"V has head size {v_size}, Q and K have {size}: {SERVED['head size of V']}")
-    for extra in call.extras:
-        raise LeftAloneError(_refusal(extra))
     visible = call.visible
     try:
         features = Features(
@@ -41,11 +31,28 @@ def problem_of(call: Call, layout: str) -> Problem:
             softcap=call.softcap,
             return_lse=call.lse,
             kv_lengths=visible.kv_lengths is not None,
+            bias=_bias(call, dtype),
+            mask=any(extra.feature == "mask" and not extra.is_bias for extra in call.extras),
+            v_head_size=0 if v_size == size else v_size,
         )
         return Problem(heads, size, dtype, call.scale, visible.causal, features)
     except PluginError as error:
         raise LeftAloneError(f"the plugin does not serve it: {error}") from None
 
 
-def _refusal(extra: Extra) -> str:
-    return f"{extra.what}; {SERVED[extra.feature]}"
+def is_plain(extras: Sequence[Extra]) -> bool:
+    """Whether biases are one tensor that is added as it is. Else they are put together in float32."""
+    return [(extra.feature, extra.factor) for extra in extras if extra.is_bias] == [("bias", 1.0)]
+
+
+def _bias(call: Call, own: str) -> str:
+    """The dtype of the plugin's bias; empty where there is none."""
+    found = [extra for extra in call.extras if extra.is_bias]
+    for extra in found:
+        kind = extra.value.dtype
+        if extra.feature == "bias" and (kind not in DTYPES or DTYPES[kind] not in (own, "fp32")):
+            said = "unknown" if kind is None else kind.name
+            raise LeftAloneError(f"its bias {extra.value.name} is of type {said}; the plugin takes that of Q, or FLOAT")
+    if is_plain(call.extras):
+        return DTYPES[found[0].value.dtype]  # type: ignore[index]
+    return "fp32" if found else ""

@@ -131,15 +131,15 @@ class Staged:
             for node in self._graph:
                 if is_ours(node) and self._level[node] == level:
                     known |= self._attention(node, known, change)
-        return {name: self._output(name, known) for name in (value.name or "" for value in self._graph.outputs)}
+        return {name: self._value(name, known) for name in (value.name or "" for value in self._graph.outputs)}
 
-    def _output(self, name: str, known: Arrays) -> Any:
-        if name not in known:  # an initializer that is an output
+    def _value(self, name: str, known: Arrays) -> Any:
+        if name not in known:  # an initializer that is an output, or an input of ours
             return self._graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
         return known[name]
 
     def _attention(self, node: ir.Node, known: Arrays, change: Change | None) -> Arrays:
-        arrays = [known[value.name or ""] for value in node.inputs if value is not None]
+        arrays = [self._value(value.name or "", known) for value in node.inputs if value is not None]
         outputs = computed(node, arrays)
         if change is not None:
             outputs[0] = change(outputs[0])

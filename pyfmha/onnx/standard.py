@@ -187,12 +187,17 @@ def _with_mask(
     shape = facts.shape(mask)
     kind = "mask" if mask.dtype == ir.DataType.BOOL else "bias"
     dtype = DTYPES.get(q.dtype, "fp32") if (q := node.inputs[0]) is not None and q.dtype is not None else "fp32"
+    at = None if shape is None else broadcast_index(index, sizes, shape)
+    if at is None:
+        raise LeftAloneError(f"its attn_mask {mask.name} is not proven to fit the scores")
     try:
-        at = None if shape is None else broadcast_index(index, sizes, shape)
-        if at is None:
-            raise LeftAloneError(f"its attn_mask {mask.name} is not proven to fit the scores")
         element = elements.at(mask, at)
         found = masks.of_condition(element) if kind == "mask" else masks.of_number(element, dtype)
-        return masks.joined(seen, found), []
+        together = masks.joined(seen, found)
+        # A rule that the plugin has no words for, or that it is not proven for, is read as the tensor that it is.
+        masks.visible(together, elements, sizes[2], sizes[3], guarded=not together.finite, within=True)
+        return together, []
     except LeftAloneError as why:
+        if not shape:
+            raise LeftAloneError(f"its attn_mask {mask.name} is a number") from None
         return seen, [Extra(kind, mask, str(why))]

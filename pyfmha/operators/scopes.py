@@ -74,11 +74,12 @@ def _product(sizes: Sequence[int]) -> int:
 def define(
     definitions: Sequence[tuple[str, Expression]], checks: Sequence[tuple[Expression, Text]], scope: Scope
 ) -> None:
-    """Add definitions to what a scope knows, and check what must hold: each as soon as what it reads is known."""
+    """Add definitions to what a scope knows, and check what must hold: each as soon as what it and its message read is
+    known."""
     defined = {name for name, _ in definitions}
     later = []
     for check in checks:
-        if check[0].names() & defined:
+        if (check[0].names() | check[1].names()) & defined:
             later.append(check)
         else:
             _check(check, scope)

@@ -5,7 +5,7 @@ text comes out of the plugin in Python and of the one in C.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.expressions import Expression, Parser, Scope
@@ -35,6 +35,15 @@ class Text:
     """
 
     parts: tuple[str | Hole, ...]
+    _named: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        holes = [part.expression.names() for part in self.parts if isinstance(part, Hole)]
+        object.__setattr__(self, "_named", frozenset().union(*holes))
+
+    def names(self) -> frozenset[str]:
+        """The names that it shows."""
+        return self._named
 
     def render(self, scope: Scope) -> str:
         """The text for some values."""

@@ -103,7 +103,7 @@ def _exported(
     outputs = torch.onnx.ops.symbolic_multi_out(
         f"pyfmha::{OPERATOR.name}",
         [tensors[form.name] for form in problem.forms().inputs],
-        attrs={**problem.attributes(), "plugin_version": OPERATOR.version, "plugin_namespace": ""},
+        attrs={**problem.node_attributes(), "plugin_version": OPERATOR.version, "plugin_namespace": ""},
         dtypes=[q.dtype, torch.float32][: 1 + lse],
         shapes=[out_shape, lse_shape][: 1 + lse],
         version=1,

@@ -51,7 +51,8 @@ def check_expressions(forms: Forms, inputs: Sequence[Any]) -> None:
             got = expression.get_constant_value()
             if axis.size not in (None, got):
                 raise PluginError(f"{form.name} has {axis.label} {got}, the plugin was created for {axis.size}")
-            other, size = found.setdefault(axis.label, (form.name, got))
+            # By what it is: two axes may be called alike.
+            other, size = found.setdefault(axis.expression.text, (form.name, got))
             if size != got:
                 raise PluginError(f"{form.name} has {axis.label} {got}, {other} has {size}; they must be the same")
 
@@ -88,14 +89,14 @@ class Symbols:
             if axis.size is None and axis.name is not None:
                 self._known.setdefault(axis.name, expression)
         self._axes = axes
-        labelled: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         for axis, expression in axes:
-            labelled.setdefault(axis.label, expression)
-        return [[self._size(axis, labelled) for axis in form.axes] for form in forms.outputs]
+            known.setdefault(axis.expression.text, expression)
+        return [[self._size(axis, known) for axis in form.axes] for form in forms.outputs]
 
-    def _size(self, axis: AxisForm, labelled: Mapping[str, Any]) -> Any:
+    def _size(self, axis: AxisForm, known: Mapping[str, Any]) -> Any:
         if axis.size is not None:
-            return labelled[axis.label] if axis.label in labelled else self._builder.constant(axis.size)
+            return known[axis.expression.text] if axis.expression.text in known else self._builder.constant(axis.size)
         return self._of(axis.expression.node)
 
     def _solve(self, name: str) -> None:

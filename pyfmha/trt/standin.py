@@ -17,6 +17,7 @@ class DataType(IntEnum):
     FLOAT = 0
     HALF = 1
     INT32 = 3
+    BOOL = 4
     BF16 = 7
 
 

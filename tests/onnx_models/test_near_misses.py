@@ -50,13 +50,13 @@ NO_MASK = {
     "a number that does not hide": (where(0.0), "writes 0 in the place of scores"),
     "a number that hides small scores only": (where(-10000.0), "-10000"),
     "a first query without a key": (where(-np.inf, lambda g: _causal(g, -1)), "aligned to neither"),
-    "data": (
-        lambda g, s: g.op("Where", g.input("mask", ("batch", 1, "rows", "keys"), BOOL), s, g.constant(-np.inf)),
-        "mask depends on mask, which only the run knows; the plugin has no input for a mask",
+    "a mask whose axes are not proven": (
+        lambda g, s: g.op("Where", g.input("mask", ("batch", 1, "rows", "other"), BOOL), s, g.constant(-np.inf)),
+        "leave the shape of the scores",
     ),
-    "a bias": (lambda g, s: g.op("Add", s, g.input("bias", (4, "rows", "keys"))), "no input for a bias"),
-    "a bias that is a constant": (
-        lambda g, s: g.op("Add", s, g.constant(np.linspace(-1, 0, 4).reshape(4, 1, 1))), "no input for a bias",
+    "a bias of another type": (
+        lambda g, s: g.op("Add", s, g.op("Cast", g.input("bias", ("what",), FLOAT16), to=FLOAT)),
+        "leave the shape of the scores",
     ),
     "a soft cap behind a mask": (
         lambda g, s: g.op("Mul", g.op("Tanh", where(-np.inf)(g, s)), g.constant(3.0)), "soft cap comes after a mask",
@@ -107,7 +107,6 @@ SHAPES = {
     "other batches": ({"k": ("other", 4, "keys", 16)}, "the batch of Q, batch, and of K, other, are not proven"),
     "one batch of keys for all": ({"k": (1, 4, "keys", 16)}, "the batch of Q, batch, and of K, 1"),
     "other lengths": ({"v": ("batch", 4, "values", 16)}, "the length of K, keys, and of V, values"),
-    "another head size of V": ({"v": ("batch", 4, "keys", 8)}, "V has head size 8, Q and K have 16"),
     "heads without a number": (
         {"q": ("batch", "heads", "rows", 16), "k": ("batch", "heads", "keys", 16)},
         "the heads of Q, heads, must be a number",

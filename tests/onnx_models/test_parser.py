@@ -64,7 +64,7 @@ def test_the_creator_gets_the_fields_of_the_report(make: Any, tmp_path: Path) ->
 
     answer = parse(tmp_path / "model.onnx")
 
-    assert answer["fields"] == [found.problem.attributes()]
+    assert answer["fields"] == [found.problem.node_attributes()]
     # Nothing is left out and nothing unknown: the one failure is the recorder's.
     assert answer["errors"] == ["Assertion failed: plugin: Could not create the plugin."]
     assert [text for text in answer["warned"] if "attribute" in text.lower() or "field" in text.lower()] == []

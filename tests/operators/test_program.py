@@ -322,7 +322,8 @@ def test_what_is_no_contradiction(changes: dict[str, Any]) -> None:
 
 
 def test_attention_does_not_contradict_itself() -> None:
-    assert Program(OPERATOR).axes == ("batch", "seq", "Sq", "Q_tokens", "Skv", "KV_tokens", "tokens")
+    broadcast = [f"{name}_{axis}" for name in ("bias", "mask") for axis in "kqhb"]
+    assert Program(OPERATOR).axes == ("batch", "seq", "Sq", "Q_tokens", "Skv", "KV_tokens", "tokens", *broadcast)
 
 
 def test_functions_are_called_after_the_operator() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from shared import Shared
 from trt_double import Tensor
-from trt_double.scene import DECODES, FORWARDS, MEMBERS, pair_standins, specs, standin
+from trt_double.scene import BIASED, DECODES, FORWARDS, MEMBERS, biased_standin, pair_standins, specs, standin
 
 from pyfmha.aot import build
 from pyfmha.attention.hopper import DECODE_KERNEL
@@ -33,7 +33,7 @@ def standins() -> list[KernelSpec]:
             wanted += [found, found.generic()]
     for pair in DECODES:
         wanted += pair_standins(pair)
-    return wanted
+    return wanted + [biased_standin(member) for member in BIASED]
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,9 @@ ODD: dict[str, tuple[Any, ...]] = {
     "window_left": (-2, -(1 << 31)),
     "window_right": (-2, -(1 << 31)),
     "softcap": (-1.0, float("nan"), float("inf"), 1e-40),
-    **dict.fromkeys(("return_lse", "q_lengths", "kv_lengths", "cu_seqlens"), (-1, 2, 7)),
+    **dict.fromkeys(("return_lse", "q_lengths", "kv_lengths", "cu_seqlens", "mask"), (-1, 2, 7)),
+    **dict.fromkeys(("bias", "sinks"), (-1, 3)),
+    "v_head_size": (0, 257, -1),
 }
 """What each attribute may not be, or what the library has no function for."""
 
@@ -96,6 +98,10 @@ def random_values(chance: random.Random) -> dict[str, Any]:
         values["layout"] = newer["layout"]
     if chance.random() < 0.7:
         values["causal"] = chance.choice((0, 1, 1, 2))
+    if chance.random() < 0.3:
+        choices = {"bias": (1, 2), "mask": (1,), "sinks": (1, 2), "v_head_size": (values["head_size"], 24)}
+        name = chance.choice(list(choices))
+        values[name] = chance.choice(choices[name])
     if chance.random() < 0.15:
         name = chance.choice(list(ODD))
         values[name] = chance.choice(ODD[name])
@@ -106,7 +112,9 @@ def random_values(chance: random.Random) -> dict[str, Any]:
 
 def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tensor], int]:
     """Tensors of the plugin's forms, or nearly; and how many are inputs."""
-    ranks = [len(form.axes) for form in instance.forms().inputs]
+    ranks = [
+        chance.randint(1, 4) if form.name in ("bias", "mask") else len(form.axes) for form in instance.forms().inputs
+    ]
     if instance.attributes["layout"] == "packed" and chance.random() < 0.5:
         ranks[0] += 1
     forms = instance.forms(ranks)
@@ -119,6 +127,12 @@ def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tenso
         "Q_tokens": chance.choice((0, 5, 700)),
         "KV_tokens": chance.choice((0, 9, 4000)),
     }
+    rows = next(sizes[axis.name] for axis in forms.outputs[0].axes if axis.name in ("seq", "Sq", "tokens", "Q_tokens"))
+    packed = instance.attributes["layout"] == "packed"
+    whole = {"b": sizes["batch"], "h": instance.attributes["num_heads"], "q": rows, "k": sizes["Skv"]}
+    for name in ("bias", "mask"):
+        for axis, size in (whole | ({"k": rows} if packed else {})).items():
+            sizes[f"{name}_{axis}"] = chance.choice((1, size, size))
     if chance.random() < 0.05:
         sizes[chance.choice(list(sizes))] = chance.choice((1 << 31, 1 << 40, 1 << 62))
     made = []
@@ -135,6 +149,6 @@ def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tenso
             shape[chance.randrange(len(shape))] += chance.choice((1, -1))
         if chance.random() < 0.02:
             shape.append(1)
-        kind = form.type_id if chance.random() < 0.98 else chance.choice((0, 1, 3, 7))
+        kind = form.type_id if chance.random() < 0.98 else chance.choice((0, 1, 3, 4, 7))
         made.append(Tensor(tuple(shape), kind))
     return made, len(forms.inputs)

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda
@@ -34,3 +35,26 @@ def test_every_call_is_answered_alike(pair: Pair, seed: int) -> None:
             plugin.delete()
     assert counts["refused"] > 5
     assert counts["launched"] > 0
+
+
+def biased_values(chance: random.Random) -> dict[str, Any]:
+    """Attributes that are allowed, some of what only ``fmha_biased_*`` serves among them."""
+    values: dict[str, Any] = {"num_heads": 4, "head_size": 32, "type_id": 1, "softmax_scale": 0.125}
+    values["layout"] = chance.choice(("bhsd", "bshd"))
+    allowed = {"bias": (0, 1, 2), "mask": (0, 1), "sinks": (0, 1, 2), "v_head_size": (32, 24, 64)}
+    values |= {name: chance.choice(choices) for name, choices in allowed.items()}
+    return values if values["bias"] else values | {"mask": 1}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_biases_masks_and_sinks_are_launched_alike(pair: Pair, seed: int) -> None:
+    chance = random.Random(seed)
+    counts = {"prepared": 0, "launched": 0, "split": 0}
+    for _ in range(40):
+        plugins = pair.create(fields_of(OPERATOR, biased_values(chance)))
+        assert plugins is not None
+        counts[drive(pair, plugins, chance, random_shapes)] += 1
+        for plugin in plugins[1:]:
+            plugin.delete()
+    assert counts["launched"] > 1
+    assert not counts["split"]

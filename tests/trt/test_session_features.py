@@ -40,6 +40,7 @@ from pyfmha.trt.session import Session
 pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
 
 LIMITS = {"fp16": 5e-4, "bf16": 4e-3, "fp32": 1e-6}
+TYPES = {np.dtype(np.int32): DataType.INT32}
 KINDS = {"fp16": DataType.HALF, "bf16": DataType.BF16, "fp32": DataType.FLOAT}
 B, HQ, HKV, SQ, SKV, D = 2, 4, 2, 5, 9, 20
 Q_LENGTHS, KV_LENGTHS = [3, 5], [9, 0]
@@ -55,6 +56,7 @@ class Case:
     keywords: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
     dtype: str = "fp16"
+    beside: dict[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of bias, mask and sinks
 
 
 CASES = {
@@ -79,6 +81,28 @@ CASES = {
     "packed, an axis of 3": Case(Features(HQ, "packed"), True, {}, {"window_right": 0}),
     "packed and ragged": Case(
         Features(HKV, "packed", cu_seqlens=True), False, {}, {"cu_seqlens_q": CU_Q, "cu_seqlens_kv": CU_Q},
+    ),
+    "bias": Case(Features(HKV, bias="fp16"), False, {}, {}, beside={"bias": (B, HQ, SQ, SKV)}),
+    "a bias that all sequences share, FLOAT": Case(
+        Features(HKV, bias="fp32", softcap=1.5), True, {"softcap": 1.5}, {"softcap": 1.5, "window_right": 0},
+        beside={"bias": (HQ, 1, SKV)},
+    ),
+    "a mask of padding, sinks, values of another size": Case(
+        Features(HKV, "bshd", return_lse=True, mask=True, sinks="fp16", v_head_size=40), False,
+        {"layout": "bshd", "return_lse": True}, {}, beside={"mask": (B, 1, 1, SKV), "sinks": (HQ,)},
+    ),
+    "a mask with lengths, sinks of FLOAT": Case(
+        Features(HKV, kv_lengths=True, mask=True, sinks="fp32", bias="bf16"), True, {},
+        {"kv_lengths": KV_LENGTHS, "window_right": 0}, "bf16",
+        beside={"bias": (SKV,), "mask": (SQ, SKV), "sinks": (HQ,)},
+    ),
+    "ragged, with a bias and a mask": Case(
+        Features(HKV, "bshd", cu_seqlens=True, bias="fp16", mask=True), True, {},
+        {"window_right": 0, "cu_seqlens_q": CU_Q, "cu_seqlens_kv": CU_KV},
+        beside={"bias": (1, HQ, 5, 5), "mask": (3, 1, 1, 5)},
+    ),
+    "packed, with a bias": Case(
+        Features(HKV, "packed", bias="fp16"), True, {}, {"window_right": 0}, beside={"bias": (1, HQ, SQ, SQ)},
     ),
 }  # fmt: skip
 
@@ -126,12 +150,30 @@ def data_of(case: Case, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
             shapes = [(7, HQ), (11, kv_heads), (11, kv_heads)]
         else:
             shapes = [(B, HQ, SQ), (B, kv_heads, SKV), (B, kv_heads, SKV)]
-        natural = [numbers(case.dtype, *shape, D, seed=seed + i) for i, shape in enumerate(shapes)]
+        sizes = (D, D, features.v_head_size or D)
+        natural = [
+            numbers(case.dtype, *shape, size, seed=seed + i)
+            for i, (shape, size) in enumerate(zip(shapes, sizes, strict=True))
+        ]
         inputs = dict(zip("QKV", map(storage, natural), strict=True))
     arrays = {name: np.array(value, np.int32) for name, value in case.reference.items() if isinstance(value, list)}
-    out, lse = attend(*(to_float(x, case.dtype) for x in natural), sm_scale=D**-0.5, **case.reference)
+    beside, values = beside_of(case, seed)
+    out, lse = attend(*(to_float(x, case.dtype) for x in natural), sm_scale=D**-0.5, **case.reference, **values)
     expected = {"Out": storage(out)} | ({"Lse": lse} if features.return_lse else {})
-    return {**inputs, **arrays}, expected
+    return {**inputs, **arrays, **beside}, expected
+
+
+def beside_of(case: Case, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bias, mask and sinks as they are stored, and as the reference takes them. Some queries see no key."""
+    stored, values = {}, {}
+    for name, shape in case.beside.items():
+        if name == "mask":
+            values[name] = stored[name] = np.random.default_rng([seed, 7]).random(shape) < 0.6
+            continue
+        kind = getattr(case.features, name)
+        stored[name] = numbers(kind, *shape, seed=seed + 11)
+        values[name] = to_float(stored[name], kind)
+    return stored, values
 
 
 def check(results: dict[str, Any], expected: dict[str, Any], dtype: str) -> None:
@@ -153,7 +195,7 @@ def test_direct_session(library: Library, gpu: Gpu, name: str) -> None:
             inputs, expected = data_of(case, seed)
             check(session.run(inputs), expected, case.dtype)
         assert session.workspace_bytes == 0
-        assert "fmha_fwd" in session.algorithm
+        assert session.problem.function_name.startswith("fmha_biased" if case.beside else "fmha_fwd")
     assert gpu.live()["memory"] == 0
 
 
@@ -171,7 +213,10 @@ def test_session(trt11: Any, library: Library, name: str) -> None:
             if case.features.cu_seqlens:
                 heads = tuple(range(1, array.ndim))
             shape = fixed or tuple(size if axis in heads else -1 for axis, size in enumerate(array.shape))
-            kind = DataType.INT32 if array.dtype == np.int32 else KINDS[case.dtype]
+            kind = TYPES.get(array.dtype) or KINDS[case.dtype]
+            if key in case.beside:  # fixed where it is broadcast, else known at run time alone
+                shape = tuple(size if size == 1 or key == "sinks" else -1 for size in array.shape)
+                kind = DataType.BOOL if key == "mask" else KINDS[getattr(case.features, key)]
             tensors[key] = network.add_input(key, kind, shape)
             ranges[key] = (tuple(1 if size < 0 else size for size in shape), array.shape, array.shape)
         keywords = {"causal": case.causal, **case.keywords}
@@ -191,8 +236,8 @@ def test_session(trt11: Any, library: Library, name: str) -> None:
         for seed in (0, 3):
             inputs, expected = data_of(case, seed)
             check(session.run(inputs), expected, case.dtype)
-        small = {name: array[:1] for name, array in inputs.items()}
-        if "cu_seqlens_q" not in inputs:
+        small = {name: array[: len(array) if name in case.beside else 1] for name, array in inputs.items()}
+        if "cu_seqlens_q" not in inputs and not any(shape[0] == B for shape in case.beside.values()):
             assert session.run(small)["Out"].shape == (1, *expected["Out"].shape[1:])
 
 
@@ -329,7 +374,7 @@ def test_the_checks_made_on_a_gpu(
     wrong = Report()
     # With the strides of one layout whatever the layout is.
     strides = [(name, text.replace("layout == 'bhsd'", "True")) for name, text in OPERATOR.define]
-    assert sum(pair not in OPERATOR.define for pair in strides) == 6
+    assert sum(pair not in OPERATOR.define for pair in strides) == 8
     creator = make_creator(scene.trt, library, "wrong", replace(OPERATOR, define=strides))
     check_features(wrong, scene.calls, creator, library, device)
     device.close()

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pyfmha.aot import build
-from pyfmha.attention import decode
+from pyfmha.attention import biased, decode
+from pyfmha.attention.biased import Biased
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
 from pyfmha.attention.forward import ARGUMENTS, NULLABLE, Forward
@@ -50,6 +51,7 @@ def build_library(folder: Path) -> Path:
 
 
 FORWARDS = (*(Forward(dtype, SIZE) for dtype in ("fp16", "bf16", "fp32")), Forward("fp16", 128))
+BIASED = (Biased("fp16", SIZE), Biased("bf16", SIZE), Biased("fp16", 64))
 FORWARD_KERNEL = Path(__file__).with_name("forward_kernel.py")
 
 
@@ -115,9 +117,21 @@ def standin(member: Forward, block: int) -> KernelSpec:
     )
 
 
+def biased_standin(member: Biased) -> KernelSpec:
+    arguments = tuple(Argument(name, kind.replace("T", member.dtype)) for name, kind in biased.ARGUMENTS)
+    return replace(
+        standin(Forward(member.dtype, member.padded), 256),
+        kernel="biased",
+        name=member.name,
+        arguments=arguments,
+        nullable=biased.NULLABLE,
+    )
+
+
 def build_forward_library(folder: Path) -> Path:
-    """The first kernel's causal fp16, and stand-ins for :data:`FORWARDS`, of whose first there are two algorithms."""
-    wanted = specs(MEMBERS[:1])
+    """The first kernel's causal fp16, and stand-ins for :data:`FORWARDS`, of whose first there are two algorithms, and
+    for :data:`BIASED`."""
+    wanted = specs(MEMBERS[:1]) + [biased_standin(member) for member in BIASED]
     for number, member in enumerate(FORWARDS):
         for block in (256, 512) if number == 0 else (256,):
             spec = standin(member, block)

@@ -396,7 +396,8 @@ static bool known_size(const trt_expression *expression, int64_t *size) {
 /* Compare what is known of the inputs' sizes. */
 static const char *check_expressions(const pyfmha_forms *forms, const trt_dims_expressions *in, pyfmha_why *why) {
   struct {
-    const char *label, *form;
+    pyfmha_integer *of; /* one function for one expression: two axes may be called alike */
+    const char *form;
     int64_t size;
   } found[PYFMHA_MAX_TENSORS_IO * PYFMHA_MAX_DIMS];
   int count = 0;
@@ -419,9 +420,9 @@ static const char *check_expressions(const pyfmha_forms *forms, const trt_dims_e
         return pyfmha_say(why, "%s has %s %" PRId64 ", the plugin was created for %" PRId64, forms->inputs[i].name, axis->label, got,
                           forms->inputs[i].size[k]);
       int at = 0;
-      while (at < count && strcmp(found[at].label, axis->label) != 0) at++;
+      while (at < count && found[at].of != axis->size) at++;
       if (at == count) {
-        found[count].label = axis->label;
+        found[count].of = axis->size;
         found[count].form = forms->inputs[i].name;
         found[count++].size = got;
       } else if (found[at].size != got) {
@@ -500,7 +501,7 @@ static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t
       /* A size that an input has is handed on as it is there. */
       for (int n = 0; n < forms.input_count && out[i].size[k] == NULL; n++)
         for (int d = 0; d < forms.inputs[n].form->count; d++)
-          if (form->axes[k].fixed && strcmp(forms.inputs[n].form->axes[d].label, form->axes[k].label) == 0) {
+          if (form->axes[k].fixed && forms.inputs[n].form->axes[d].size == form->axes[k].size) {
             out[i].size[k] = in[n].size[d];
             break;
           }

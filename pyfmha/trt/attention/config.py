@@ -1,9 +1,10 @@
 """What an engine with one attention layer serves, checked before anything is built."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pyfmha.attention.biased_operator import BROADCAST
 from pyfmha.attention.first import DTYPES
 from pyfmha.errors import EngineError, PluginError
 from pyfmha.spec.words import dtype_name
@@ -43,6 +44,12 @@ class EngineConfig:
         q_lengths, kv_lengths: whether there is an input of that name, INT32 [batch].
         cu_seqlens: whether there are the inputs cu_seqlens_q and cu_seqlens_kv, INT32 [batch + 1], so that [tokens] is
             in the place of [batch, seq], with up to ``max_batch_size`` times the longest sequence.
+        bias, mask: the axes of an input of that name, as letters: b, h, q and k for batch, query heads, queries and
+            keys, in this order, or 1 in the place of one; None for no such input. ``"bhqk"`` is [batch, heads, Sq,
+            Skv], ``"b11k"`` a padding mask, ``"hqk"`` a bias that all sequences share.
+        bias_dtype: of the bias: that of Q, by default, or ``"fp32"``.
+        sinks: whether there is an input of that name, FLOAT [heads].
+        v_head_size: of V and Out; None is ``head_size``.
 
     Raises:
         EngineError: on creation, for values out of range and for what does not go together.
@@ -66,10 +73,19 @@ class EngineConfig:
     q_lengths: bool = False
     kv_lengths: bool = False
     cu_seqlens: bool = False
+    bias: str | None = None
+    mask: str | None = None
+    bias_dtype: Dtype | None = None
+    sinks: bool = False
+    v_head_size: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "window", tuple(self.window))  # a list, where it comes from JSON
+        if self.bias_dtype is not None:
+            object.__setattr__(self, "bias_dtype", dtype_name(self.bias_dtype))
+        for name in BROADCAST:
+            check_axes(name, getattr(self, name))
         for name in ("num_heads", "head_size", "max_batch_size", "max_seq_len", "max_kv_seq_len"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 1 << 31:
@@ -118,6 +134,8 @@ class EngineConfig:
             "softcap": self.softcap != 0,
             "layout": self.layout not in (None, "bhsd"),
             **{name: getattr(self, name) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")},
+            **{name: bool(getattr(self, name)) for name in ("bias", "mask", "sinks")},
+            "v_head_size": self.v_head_size not in (None, self.head_size),
         }
         return tuple(name for name, used in asked.items() if used)
 
@@ -134,15 +152,36 @@ class EngineConfig:
         features = features_of(
             self.kv_heads, layout, self.causal, self.align, self.window, self.softcap, self.return_lse, lengths
         )
+        features = replace(
+            features,
+            bias=(self.bias_dtype or self.dtype) if self.bias else "",
+            mask=bool(self.mask),
+            sinks="fp32" if self.sinks else "",
+            v_head_size=self.v_head_size or 0,
+        )
         return Problem(self.num_heads, self.head_size, self.dtype, self.scale, bool(self.causal), features)
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The inputs by name: what each axis is, and its size where that is fixed."""
         if self.layer == "plugin":
-            forms = self.problem.forms()
-            return {form.name: tuple((axis.label, axis.size) for axis in form.axes) for form in forms.inputs}
+            named = {
+                form.name: tuple((axis.label, axis.size) for axis in form.axes) for form in self.problem.forms().inputs
+            }
+            kept = {name: getattr(self, name) for name in BROADCAST}
+            return named | {name: self._broadcast(letters) for name, letters in kept.items() if letters}
         axes = (("batch", None), ("heads", self.num_heads), ("Sq", None), ("head size", self.head_size))
         return dict.fromkeys(INPUTS, axes)
+
+    def _broadcast(self, letters: str) -> tuple[Axis, ...]:
+        """The axes of a bias or mask."""
+        sized = {
+            "b": ("batch", None),
+            "h": ("heads", self.num_heads),
+            "q": ("Sq", None),
+            "k": ("Sq" if self.layout == "packed" else "Skv", None),
+            "1": ("1", 1),
+        }
+        return tuple(sized[letter] for letter in letters)
 
     def ranges(self) -> dict[str, Range]:
         """The shapes that the inputs may have."""
@@ -155,6 +194,24 @@ class EngineConfig:
             smallest = tuple((2 if axis == "batch + 1" else 1) if size is None else size for axis, size in axes)
             made[name] = (smallest, largest, largest)
         return made
+
+
+def check_axes(name: str, letters: str | None) -> None:
+    """Refuse what does not say the axes of a bias or mask.
+
+    Raises:
+        EngineError: saying what is allowed.
+    """
+    if letters is None:
+        return
+    counterparts = "bhqk"[-len(letters) :]
+    if not 1 <= len(letters) <= 4 or any(
+        letter not in (want, "1") for letter, want in zip(letters, counterparts, strict=True)
+    ):
+        raise EngineError(
+            f"{name} is {letters!r}; give its axes as letters: the last ones of 'bhqk' (batch, query heads, queries,"
+            " keys), with 1 in the place of each that is broadcast, such as 'bhqk', '1hqk' or 'b11k'"
+        )
 
 
 # A type checker asks for the keyword by the class's own signature; this is for everybody else.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyfmha.attention.biased_operator import BROADCAST
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PluginError, SpecError
@@ -121,10 +122,12 @@ class DirectSession:
         Args:
             batch_size: sequences.
             seq_len: rows of Q: Sq, or with cu_seqlens all tokens.
-            kv_len: rows of K and V, by default as many.
+            kv_len: rows of K and V, by default as many. A bias or mask is taken to be whole, broadcast along no axis.
         """
         known = {"batch": batch_size, **dict.fromkeys(("seq", "Sq", "tokens", "Q_tokens"), seq_len)}
         known |= dict.fromkeys(("Skv", "KV_tokens"), seq_len if kv_len is None else kv_len)
+        whole = {"b": batch_size, "h": self.problem.num_heads, "q": seq_len, "k": known["Skv"]}
+        known |= {f"{name}_{axis}": size for name in BROADCAST for axis, size in whole.items()}
         self._prepare(self.forms, [_shape_of(form, known) for form in self.forms.all])
 
     def _prepare(self, forms: Forms, shapes: list[Shape]) -> None:
@@ -163,7 +166,8 @@ class DirectSession:
             inputs: those of :attr:`forms` by name; for the first kernel ``"Q"``, ``"K"`` and ``"V"``, each [batch,
                 heads, seq, head size]. Floating-point ones are float16, float32, or bfloat16 as uint16. Each is a numpy
                 array, or a tensor with DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's). Those on the GPU are
-                used where they are, once what their producers queued is done.
+                used where they are, once what their producers queued is done. ``"bias"`` and ``"mask"`` (bool)
+                have one to four axes, each as long as its counterpart or 1.
             outputs: contiguous tensors on the GPU by name, which are written where they are.
 
         Returns:
@@ -232,7 +236,8 @@ class DirectSession:
         return dynamic
 
     def _storage(self, form: TensorForm) -> np.dtype[Any]:
-        return np.dtype(np.int32 if form.type == "int32" else STORAGE[form.type or self.problem.dtype])
+        plain = {"int32": np.int32, "bool": np.bool_}
+        return np.dtype(plain.get(form.type or "") or STORAGE[form.type or self.problem.dtype])
 
     def _operand(self, name: str, value: Any) -> Any:
         """An input as a numpy array, or as a view of a tensor on the session's GPU."""
@@ -273,7 +278,7 @@ class DirectSession:
         names = [form.name for form in self.forms.inputs]
         if set(inputs) != set(names):
             raise SpecError(f"inputs are {', '.join(inputs) or 'missing'}; give {', '.join(names)}")
-        forms = self.problem.forms(len(inputs[names[0]].shape))
+        forms = self.problem.forms(*(len(inputs[name].shape) for name in names))
         wanted = ", ".join(f"{form} {self._storage(form)}" for form in forms.inputs)
         known: dict[str, int] = {}
         for count, form in enumerate(forms.inputs, 1):

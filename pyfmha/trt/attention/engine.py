@@ -5,12 +5,13 @@ from typing import Any
 
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import EngineError
+from pyfmha.operators.description import TYPE_NAMES
 from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
 from pyfmha.trt.attention.config import EngineConfig
 from pyfmha.trt.attention.network import add_attention, add_attention_packed
 from pyfmha.trt.attention.own_layer import add_tensorrt_attention
-from pyfmha.trt.attention.problem import DTYPE_NAMES, INPUTS
+from pyfmha.trt.attention.problem import INPUTS
 from pyfmha.trt.creator import find_library, register
 from pyfmha.trt.engine import Built, build_plan
 from pyfmha.trt.modules import find_module
@@ -79,8 +80,11 @@ def build_engine(
 
 def _add_inputs(trt: Any, network: Any, config: EngineConfig) -> dict[str, Any]:
     tensors = {}
+    types: dict[str, str] = dict.fromkeys(INPUTS, config.dtype)  # of TensorRT's own layer
+    if config.layer == "plugin":
+        types = {form.name: form.type or config.dtype for form in config.problem.forms().inputs}
     for name, axes in config.axes().items():
-        kind = DTYPE_NAMES[config.dtype] if name in (*INPUTS, "QKV") else "INT32"
+        kind = TYPE_NAMES[types[name]]
         shape = tuple(-1 if size is None else size for _, size in axes)
         tensors[name] = network.add_input(name, getattr(trt.DataType, kind), shape)
     return tensors

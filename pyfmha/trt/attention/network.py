@@ -11,6 +11,7 @@ from pyfmha.attention.operator import NAME
 from pyfmha.errors import PluginError
 from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
+from pyfmha.trt.attention.beside import beside_features, beside_of
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features, Problem
 from pyfmha.trt.attention.words import Align, Causal, Layout, Options, PackedOptions
@@ -59,6 +60,9 @@ def add_attention(
     kv_lengths: Any = None,
     cu_seqlens_q: Any = None,
     cu_seqlens_kv: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    sinks: Any = None,
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -71,10 +75,11 @@ def add_attention(
         network: an ``INetworkDefinition`` of TensorRT 10.x or 11.x.
         q: ``ITensor`` of type HALF, BF16 or FLOAT, [batch, heads, Sq, head size], or as ``layout`` says. Heads and
             head size are known, the other sizes may be -1.
-        k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads. Keys beyond
-            ``kv_lengths``, and the other sequences of a ragged batch, change nothing, even if they are NaN. Behind
-            ``causal`` or ``window`` that does not hold: NaN or infinity in K or V there may reach queries that do not
-            see it, where others of the same tile do, because a weight of 0 times NaN is NaN.
+        k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads. V may have another
+            head size, which is Out's then. Keys beyond ``kv_lengths``, and the other sequences of a ragged batch,
+            change nothing, even if they are NaN. Behind ``causal`` or ``window`` that does not hold: NaN or infinity in
+            K or V there may reach queries that do not see it, where others of the same tile do, because a weight of 0
+            times NaN is NaN; with a bias, a mask, sinks or another head size of V it holds there, too.
         causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` is True with that
             ``align``. It has no default: who leaves it out is told what to say.
         scale: by default 1 / sqrt(head size).
@@ -87,15 +92,21 @@ def add_attention(
         cu_seqlens_q, cu_seqlens_kv: ``ITensor`` INT32 [batch + 1], both or none: the sequences lie behind each other
             in Q [tokens, heads, head size] and in K and V [tokens, kv heads, head size], and these say where each
             begins and the last one ends. That is layout ``"bshd"``, the default then.
+        bias: ``ITensor`` of Q's type or FLOAT, [batch or 1, heads or 1, Sq or 1, Skv or 1], leading axes of 1 left out
+            if you like: added to the scores, after a soft cap; minus infinity hides a key. It is read where it is, an
+            axis of 1 is not expanded. Of a ragged batch, Sq and Skv are those of the longest sequence, at the least:
+            nobody can check that without waiting for the device.
+        mask: ``ITensor`` BOOL of the same shapes: True is seen. ``causal``, ``window``, lengths and it must agree.
+        sinks: ``ITensor`` [heads] of Q's type or FLOAT: exp(sink) is part of each row's sum, and has no value.
         return_lse: whether to return Lse, too.
         name: of the layer, which also names it in the engine and in messages.
         namespace, library: as :func:`pyfmha.trt.register`.
         trt_module: by default the module that the network is of.
 
     Returns:
-        Out, an ``ITensor`` of the type and shape of Q; with ``return_lse`` a pair of Out and Lse, FLOAT
-        [batch, heads, Sq] or [heads, tokens]: the natural logarithm of each query's sum of exp(score). A query that
-        sees no key has zeros and minus infinity.
+        Out, an ``ITensor`` of the type and shape of Q, with V's head size; with ``return_lse`` a pair of Out and Lse,
+        FLOAT [batch, heads, Sq] or [heads, tokens]: the natural logarithm of each query's sum of exp(score). A query
+        that sees no key has zeros and minus infinity, or the sink.
 
     Raises:
         PluginError: the tensors do not fit, or TensorRT refused the layer.
@@ -109,12 +120,15 @@ def add_attention(
         raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
     tensors = dict(zip(INPUTS, (q, k, v), strict=True))
     dtype = _dtype(tensors)
-    heads, kv_heads, size = _heads(tensors, axes, ragged)
+    heads, kv_heads, size, v_size = _heads(tensors, axes, ragged)
+    beside = beside_of(bias, mask, sinks)
+    sizes = _sizes(q, k, axes, lengths)
     features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
+    features = replace(features, **beside_features(dtype, beside, sizes, ragged), v_head_size=v_size)
     problem = Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
     creator = register(trt, namespace=namespace, library=library)
     problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), {**tensors, **lengths}, name or NAME)
+    _, outputs = add_layer(trt, network, creator, problem.attributes(), {**tensors, **lengths, **beside}, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -167,6 +181,9 @@ def add_attention_packed(
     kv_lengths: Any = None,
     cu_seqlens_q: Any = None,
     cu_seqlens_kv: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    sinks: Any = None,
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -181,8 +198,8 @@ def add_attention_packed(
             heads of Q first, then those of K and of V; with ``cu_seqlens_q`` and ``cu_seqlens_kv``, which may be one
             and the same, [tokens, ...] in the place of [batch, seq, ...].
         num_heads, num_kv_heads: heads of Q, and of K and V, by default as many; with an axis of 3 there are as many.
-        causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, return_lse, name,
-            namespace, library, trt_module: as there.
+        causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask,
+            sinks, return_lse, name, namespace, library, trt_module: as there.
 
     Returns:
         Out [batch, seq, heads, head size], or [tokens, heads, head size]; with ``return_lse`` a pair of it and Lse.
@@ -199,9 +216,12 @@ def add_attention_packed(
     size = shape[-1] if shape else -1
     if size < 1:
         raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
+    beside, ragged = beside_of(bias, mask, sinks), "cu_seqlens_q" in lengths
+    sizes = (-1, num_heads, -1, -1) if ragged else (shape[0], num_heads, shape[1], shape[1])
+    features = replace(features, **beside_features(dtype, beside, sizes, ragged))
     problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
     creator = register(trt, namespace=namespace, library=library)
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), {"QKV": qkv, **lengths}, name or NAME)
+    _, outputs = add_layer(trt, network, creator, problem.attributes(), {"QKV": qkv, **lengths, **beside}, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -291,8 +311,16 @@ def _dtype(tensors: Tensors) -> str:
     return DTYPE_OF[kind]
 
 
-def _heads(tensors: Tensors, layout: str, ragged: bool) -> tuple[int, int, int]:
-    """Heads of Q, heads of K and V, and head size."""
+def _sizes(q: Any, k: Any, layout: str, lengths: Collection[str]) -> tuple[int, int, int, int]:
+    """Batch, query heads, queries and keys as the shapes of Q and K tell them; -1 where they do not."""
+    if "cu_seqlens_q" in lengths:
+        return -1, q.shape[1], -1, -1
+    heads, seq = (1, 2) if layout == "bhsd" else (2, 1)
+    return q.shape[0], q.shape[heads], q.shape[seq], k.shape[seq]
+
+
+def _heads(tensors: Tensors, layout: str, ragged: bool) -> tuple[int, int, int, int]:
+    """Heads of Q, heads of K and V, and the head sizes of Q and K, and of V."""
     if layout not in ("bhsd", "bshd"):
         raise PluginError(f"layout is {layout!r}; allowed are bhsd and bshd")
     axes = (
@@ -304,7 +332,7 @@ def _heads(tensors: Tensors, layout: str, ragged: bool) -> tuple[int, int, int]:
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     if any(len(shape) != rank or shape[at] < 1 or shape[-1] < 1 for shape in shapes):
         raise PluginError(f"Q, K and V must be {axes} with heads and head size known, got {_listed(tensors)}")
-    (heads, kv_heads, _), (size, *others) = ([shape[axis] for shape in shapes] for axis in (at, -1))
-    if shapes[1][at] != shapes[2][at] or set(others) != {size}:
-        raise PluginError(f"K and V must have as many heads, and Q, K and V one head size, got {_listed(tensors)}")
-    return heads, kv_heads, size
+    (heads, kv_heads, v_heads), (size, k_size, v_size) = ([shape[axis] for shape in shapes] for axis in (at, -1))
+    if kv_heads != v_heads or k_size != size:
+        raise PluginError(f"K and V must have as many heads, and Q and K one head size, got {_listed(tensors)}")
+    return heads, kv_heads, size, v_size if v_size != size else 0

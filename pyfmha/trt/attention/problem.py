@@ -6,8 +6,10 @@ What is allowed is said in one place, the operator's description (:mod:`pyfmha.a
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pyfmha.attention.biased_operator import FLOAT, OWN
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.operator import OPERATOR
+from pyfmha.errors import PluginError
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.operators.forms import Forms
 from pyfmha.operators.instance import Instance
@@ -40,6 +42,10 @@ class Features:
         q_lengths, kv_lengths: whether there is an input INT32 [batch], the valid queries or keys of each sequence.
         cu_seqlens: whether the sequences lie behind each other without padding, with two inputs INT32 [batch + 1]
             that say where each begins.
+        bias, sinks: the dtype of an input that is added to the scores, or in each row's sum: Q's or ``"fp32"``; empty
+            where there is none.
+        mask: whether there is an input BOOL that says which keys are seen.
+        v_head_size: of V and Out; 0 for that of Q and K.
     """
 
     num_kv_heads: int
@@ -51,6 +57,10 @@ class Features:
     q_lengths: bool = False
     kv_lengths: bool = False
     cu_seqlens: bool = False
+    bias: str = ""
+    mask: bool = False
+    sinks: str = ""
+    v_head_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,11 @@ class Problem:
         return self.head_size if self.features is None else int(self.instance.scope.values["padded"])  # type: ignore[arg-type]
 
     @property
+    def v_size(self) -> int:
+        """The head size of V and Out."""
+        return self.head_size if self.features is None else self.features.v_head_size or self.head_size
+
+    @property
     def kv_heads(self) -> int:
         """Heads of K and V."""
         return self.num_heads if self.features is None else self.features.num_kv_heads
@@ -123,11 +138,31 @@ class Problem:
             "q_lengths": int(more.q_lengths),
             "kv_lengths": int(more.kv_lengths),
             "cu_seqlens": int(more.cu_seqlens),
+            **self._beside(more),
         }
 
-    def forms(self, rank: int = 0) -> Forms:
-        """Its tensors; the number of dimensions of the first tells the packed ones apart."""
-        return self.instance.forms([rank] if rank else ())
+    def node_attributes(self) -> dict[str, int | float | str]:
+        """Those of an ONNX node: every one that the creator knows, since TensorRT's parser warns of those it misses."""
+        absent = {"bias": 0, "mask": 0, "sinks": 0, "v_head_size": self.head_size}
+        return self.attributes() | {name: value for name, value in absent.items() if name not in self.attributes()}
+
+    def _beside(self, more: Features) -> dict[str, int | float | str]:
+        """The attributes of what not every attention has, where it has it: those of others are as they ever were."""
+        found: dict[str, int | float | str] = {}
+        for name, dtype in (("bias", more.bias), ("sinks", more.sinks)):
+            if dtype and dtype not in (self.dtype, "fp32"):
+                raise PluginError(f"{name} is of {dtype}; allowed are {self.dtype}, as Q, and fp32")
+            if dtype:
+                found[name] = OWN if dtype == self.dtype else FLOAT
+        if more.mask:
+            found["mask"] = 1
+        if more.v_head_size not in (0, self.head_size):
+            found["v_head_size"] = more.v_head_size
+        return found
+
+    def forms(self, *ranks: int) -> Forms:
+        """Its tensors; the numbers of dimensions of the inputs tell packed ones, and broadcast ones, apart."""
+        return self.instance.forms(ranks)
 
     def __str__(self) -> str:
         return str(self.instance)

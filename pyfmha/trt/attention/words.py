@@ -22,6 +22,9 @@ class PackedOptions(TypedDict, total=False):
     kv_lengths: Any
     cu_seqlens_q: Any
     cu_seqlens_kv: Any
+    bias: Any
+    mask: Any
+    sinks: Any
     name: str | None
     namespace: str
     library: Library | Path | str | None

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeCuda, Launch
 
+from pyfmha.attention import biased
+from pyfmha.attention.biased import Biased
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
 from pyfmha.attention.forward import ARGUMENTS, Forward
@@ -47,7 +49,7 @@ class Fault(Exception):
 class Kernel:
     """What a piece of machine code is, by its library's manifest."""
 
-    member: Attention | Forward | Decode
+    member: Attention | Forward | Biased | Decode
     combines: bool = False  # the second of decoding's two
 
 
@@ -63,11 +65,11 @@ def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tu
     return np.einsum("bhqk,bhkd->bhqd", weights, v) / row_sum[..., None], row_sum, row_max
 
 
-def _given(launch: Launch) -> dict[str, Any]:
-    """The arguments by name, see :data:`pyfmha.attention.forward.ARGUMENTS`."""
-    kinds = "QQQQQQQQQffiiiiiiqqqqqqqqqqqqiiii"
+def _given(launch: Launch, arguments: Sequence[tuple[str, str]] = ARGUMENTS) -> dict[str, Any]:
+    """The arguments by name."""
+    kinds = ["Q" if kind.startswith("*") else {"fp32": "f", "i32": "i", "i64": "q"}[kind] for _, kind in arguments]
     values = [struct.unpack(f"<{kind}", raw[: struct.calcsize(kind)])[0] for kind, raw in zip(kinds, launch.params)]  # noqa: B905
-    return dict(zip((name for name, _ in ARGUMENTS), values, strict=True))
+    return dict(zip((name for name, _ in arguments), values, strict=True))
 
 
 def _workspace(memory: Callable[..., Any], given: dict[str, Any], padded: int) -> tuple[Any, Any, Any, Any]:
@@ -111,15 +113,18 @@ def emulated_combine(memory: Callable[..., Any], launch: Launch, member: Decode)
         memory(given["Lse"], shape, np.float32)[...] = lse.reshape(shape)
 
 
-def emulated_forward(memory: Callable[..., Any], launch: Launch, dtype: str) -> None:
-    """What ``fmha_fwd_*`` writes, by the reference, from the very arguments that reached the driver.
+def emulated_forward(
+    memory: Callable[..., Any], launch: Launch, dtype: str, arguments: Sequence[tuple[str, str]] = ARGUMENTS
+) -> None:
+    """What ``fmha_fwd_*`` or ``fmha_biased_*`` writes, by the reference, from the arguments that reached the driver.
 
     Args:
         memory: gives the array at an address.
         launch: with the kernel's parameters.
         dtype: of Q, K, V and Out.
+        arguments: the function's.
     """
-    given = _given(launch)
+    given = _given(launch, arguments)
     out, exact, lse = _computed(memory, given, dtype)
     mode = os.environ.get("FAKE_GPU_KERNEL")
     exact, lse = exact * (1.01 if mode == "wrong" else 1.0), lse + (0.01 if mode == "wrong_lse" else 0.0)
@@ -131,10 +136,41 @@ def emulated_forward(memory: Callable[..., Any], launch: Launch, dtype: str) -> 
 def _tensor(memory: Callable[..., Any], given: dict[str, Any], name: str, heads: int, rows: int, dtype: str) -> Any:
     """[batch, heads, rows, head size] through the strides; one batch where it is ragged."""
     steps = [given[f"{name.lower()}_stride_{axis}"] for axis in "bhs"]
-    shape = (1 if given["ragged"] else given["batch_size"], heads, rows, given["head_size"])
-    last = sum((n - 1) * step for n, step in zip(shape, [*steps, 1], strict=True)) if all(shape) else -1
-    flat = memory(given[name], (last + 1,), STORAGE[dtype])
-    return np.lib.stride_tricks.as_strided(flat, shape, [flat.itemsize * step for step in (*steps, 1)])
+    size = given.get("v_head_size", given["head_size"]) if name in ("V", "Out") else given["head_size"]
+    shape = (1 if given["ragged"] else given["batch_size"], heads, rows, size)
+    return _strided(memory, given[name], shape, [*steps, 1], STORAGE[dtype])
+
+
+def _strided(memory: Callable[..., Any], address: int, shape: Sequence[int], steps: Sequence[int], dtype: Any) -> Any:
+    last = sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) if all(shape) else -1
+    flat = memory(address, (last + 1,), dtype)
+    return np.lib.stride_tricks.as_strided(flat, shape, [flat.itemsize * step for step in steps])
+
+
+def _beside(memory: Callable[..., Any], given: dict[str, Any], dtype: str, lengths: dict[str, Any]) -> dict[str, Any]:
+    """Bias, mask and sinks, where there are any, as the reference takes them."""
+    seen = [given["q_len"], given["kv_len"]]
+    if given["ragged"]:
+        seen = [max(np.diff(lengths[name])) for name in ("cu_seqlens_q", "cu_seqlens_kv")]
+    shape = given["batch_size"], given["num_heads"], *seen
+    found = {}
+    for argument, kind in (
+        ("Bias", dtype),
+        ("BiasFp32", "fp32"),
+        ("Mask", ""),
+        ("Sinks", dtype),
+        ("SinksFp32", "fp32"),
+    ):
+        if not given.get(argument):
+            continue
+        name = argument.removesuffix("Fp32").lower()
+        storage = STORAGE[kind] if kind else np.dtype(np.bool_)
+        sizes, steps = shape, [given.get(f"{name}_stride_{axis}") for axis in "bhqk"]
+        if name == "sinks":
+            sizes, steps = shape[1:2], [1]
+        array = np.ascontiguousarray(_strided(memory, given[argument], sizes, steps, storage))
+        found[name] = to_float(array, kind) if kind else array
+    return found
 
 
 def _computed(memory: Callable[..., Any], given: dict[str, Any], dtype: str) -> tuple[Any, Any, Any]:
@@ -159,6 +195,7 @@ def _computed(memory: Callable[..., Any], given: dict[str, Any], dtype: str) -> 
     exact, lse = attend(
         *numbers, sm_scale=given["sm_scale"], softcap=given["softcap"], window_left=given["window_left"],
         window_right=given["window_right"], bottom_right=bool(given["bottom_right"]), **lengths,
+        **_beside(memory, given, dtype, lengths),
     )  # fmt: skip
     return out, exact, lse
 
@@ -307,11 +344,11 @@ class Gpu:
         """Read which machine code of a library is which attention."""
         for function in json.loads(manifest.read_text())["functions"]:
             found = re.fullmatch(
-                r"fmha_(fwd_|split_|combine_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"]
+                r"fmha_(fwd_|split_|combine_|biased_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"]
             )
             if found is None:
                 continue
-            kinds = {"fwd_": Forward, "split_": Decode, "combine_": Decode}
+            kinds = {"fwd_": Forward, "biased_": Biased, "split_": Decode, "combine_": Decode}
             member = (
                 kinds[found[1]](found[3], int(found[2]))
                 if found[1]
@@ -329,6 +366,9 @@ class Gpu:
         member = known.member
         if isinstance(member, Decode):
             (emulated_combine if known.combines else emulated_split)(self.array, launch, member)
+            return KERNEL_MS
+        if isinstance(member, Biased):
+            emulated_forward(self.array, launch, member.dtype, biased.ARGUMENTS)
             return KERNEL_MS
         if isinstance(member, Forward):
             emulated_forward(self.array, launch, member.dtype)

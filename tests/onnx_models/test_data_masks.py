@@ -1,0 +1,127 @@
+"""Masks and biases that only the run knows become inputs of the plugin, and the result is the model's."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from models import BOOL, FLOAT16, Graph, attention, counted, heads, size
+from proofs import as_defined, features_of, problem_of
+
+from pyfmha.onnx import replace_attention
+
+SHAPES = [("batch", 4, "rows", "keys"), ("batch", 1, 1, "keys"), (4, "rows", "keys"), ("rows", "keys"), ("keys",)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_bias_that_is_added(shape: tuple[int | str, ...]) -> None:
+    graph = Graph()
+    bias = graph.input("bias", shape)
+    graph.output(attention(graph, *heads(graph), mask=lambda scores: graph.op("Add", scores, bias)))
+
+    assert features_of(graph.model()).bias == "fp32"
+
+
+def test_a_bias_of_each_head_that_is_a_constant() -> None:
+    graph = Graph(kind=FLOAT16)
+    bias = graph.constant(np.linspace(-1, 0, 4).reshape(4, 1, 1))
+    graph.output(attention(graph, *heads(graph), mask=lambda scores: graph.op("Add", scores, bias)))
+
+    assert features_of(graph.model()).bias == "fp16"
+
+
+def test_two_biases_are_one() -> None:
+    """As Swin has them: a bias of each head and a mask of each window."""
+    graph = Graph()
+    bias, mask = graph.input("bias", (4, "rows", "keys")), graph.input("mask", ("batch", 1, "rows", "keys"))
+    change = lambda scores: graph.op("Add", graph.op("Add", scores, bias), mask)  # noqa: E731
+    graph.output(attention(graph, *heads(graph), mask=change))
+
+    assert features_of(graph.model()).bias == "fp32"
+
+
+def padding(graph: Graph, lowest: float) -> str:
+    """(1 - attention_mask) * lowest, as BERT has it."""
+    given = graph.op("Cast", graph.input("attention_mask", ("batch", "keys"), BOOL), to=graph.kind)
+    wide = graph.op("Unsqueeze", given, graph.constant(np.array([1, 2])))
+    hidden = graph.op("Sub", graph.constant(np.array(1.0)), wide)
+    return str(graph.op("Mul", hidden, graph.constant(np.array(lowest))))
+
+
+@pytest.mark.parametrize("lowest", [-1e4, float(np.finfo(np.float32).min)])
+def test_a_mask_of_padding(lowest: float) -> None:
+    """Also for a sequence of which nothing counts: the model averages all values, and so does the plugin."""
+    graph = Graph()
+    mask = padding(graph, lowest)
+    graph.output(attention(graph, *heads(graph), mask=lambda scores: graph.op("Add", scores, mask)))
+
+    features = features_of(graph.model())
+    assert (features.bias, features.mask) == ("fp32", False)
+
+
+def causal(graph: Graph) -> str:
+    rows, keys = counted(graph, size(graph, "q", 2)), counted(graph, size(graph, "k", 2))
+    return str(graph.op("LessOrEqual", keys, graph.op("Unsqueeze", rows, graph.constant(np.array([1])))))
+
+
+MASKS: dict[str, tuple[Callable[[Graph, str, str], str], tuple[bool, bool]]] = {
+    "a key where it is true": (lambda g, s, m: g.op("Where", m, s, g.constant(-1e30)), (False, True)),
+    "a key where it is false": (lambda g, s, m: g.op("Where", m, g.constant(-1e30), s), (False, True)),
+    "twice": (
+        lambda g, s, m: g.op("Where", m, g.op("Where", m, s, g.constant(-3e38)), g.constant(-3e38)), (False, True),
+    ),
+    "with a causal mask by a finite number": (
+        lambda g, s, m: g.op("Where", causal(g), g.op("Where", m, s, g.constant(-1e30)), g.constant(-1e30)),
+        (False, True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), MASKS.values(), ids=list(MASKS))
+def test_a_mask_that_chooses(change: Callable[[Graph, str, str], str], expected: tuple[bool, bool]) -> None:
+    graph = Graph()
+    q, k, v = heads(graph)
+    mask = graph.input("mask", ("batch", 1, "rows", "keys"), BOOL)
+    graph.output(attention(graph, q, k, v, mask=lambda scores: change(graph, scores, mask)))
+
+    features = features_of(graph.model())
+    assert (features.mask, bool(features.bias)) == expected
+
+
+def test_a_mask_by_minus_infinity_is_the_plugins_own() -> None:
+    """A row without a key is NaN in the model: the mask here leaves each its first."""
+    graph = Graph()
+    first = graph.op("Less", counted(graph, size(graph, "k", 2)), graph.constant(np.int64(1)))
+    mask = graph.op("Or", graph.input("mask", ("batch", 4, "rows", "keys"), BOOL), first)
+    change = lambda scores: graph.op("Where", mask, scores, graph.constant(-np.inf))  # noqa: E731
+    graph.output(attention(graph, *heads(graph), mask=change))
+
+    features = features_of(graph.model())
+    assert (features.mask, features.bias) == (True, "")
+
+
+def test_values_of_another_size() -> None:
+    graph = Graph()
+    graph.output(attention(graph, *heads(graph, v=("batch", 4, "keys", 24))))
+
+    assert problem_of(graph.model()).v_size == 24
+
+
+@pytest.mark.parametrize("kind", [BOOL, None], ids=["bool", "float"])
+@pytest.mark.parametrize("shape", SHAPES[:4])
+def test_the_mask_of_onnx_s_operator(shape: tuple[int | str, ...], kind: int | None) -> None:
+    graph = Graph(24)
+    q, k, v = heads(graph)
+    mask = graph.input("mask", shape, kind)
+    # Of a mask for all queries, ONNX's reference implementation makes the causal mask of one query.
+    graph.output(graph.op("Attention", q, k, v, mask, is_causal=int(1 not in shape[2:])))
+
+    features = as_defined(graph.model(), rows=5, keys=5).features
+    assert features is not None
+    assert (features.mask, features.bias) == ((True, "") if kind else (False, "fp32"))
+
+
+def test_the_rest_of_a_batch_sees_no_other_node() -> None:
+    graph = Graph(24)
+    graph.output(graph.op("Attention", *heads(graph), graph.input("mask", ("rows", "keys"), BOOL)))
+    new, _ = replace_attention(graph.model())
+    assert [node.op_type for node in new.graph.node] == ["TritonFlashAttention"]

@@ -31,6 +31,7 @@ from gluon_values import (
     BF16,
     FP16,
     INT32,
+    ITEM_SIZE,
     LARGEST,
     USES,
     CachePolicy,
@@ -194,7 +195,7 @@ class Machine:
             array, box = descriptor.region(coordinates)
             target.array[...] = 0
             target.array[box] = descriptor.array[array]
-            barrier.array[0].bytes -= target.array.size * 2
+            barrier.array[0].bytes -= target.array.size * ITEM_SIZE[target.dtype]
             barrier.array[0].settle()
 
         self.copies.append(Copy(getattr(self.local, "me", None), copy))

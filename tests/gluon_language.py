@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gluon_emulator import Machine
+from gluon_emulator import Machine, scalar
 from gluon_values import (
     BF16,
     FP16,
     FP32,
     INT32,
     INT64,
+    UINT8,
     USES,
     Barrier,
     CachePolicy,
@@ -33,7 +34,8 @@ def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
         barriers.reshape(-1)[:] = [Barrier() for _ in range(barriers.size)]
         return Shared(barriers, dtype)
     # Shared memory holds anything at first.
-    return Shared(np.full(shape, 0x5A5A5A5A if dtype is INT32 else np.nan, dtype.numpy), dtype)
+    anything = {INT32: 0x5A5A5A5A, UINT8: 0x5A}.get(dtype, np.nan)
+    return Shared(np.full(shape, anything, dtype.numpy), dtype)
 
 
 def _init(barrier: Any, count: int) -> None:
@@ -126,6 +128,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "reduce": _reduce,
         "sum": lambda x, axis: tensor(np.asarray(x).sum(axis, dtype=np.asarray(x).dtype)),
         "where": _where,
+        "to_tensor": lambda x: x if isinstance(x, Tensor) else scalar(x),
         "split": _split,
         "join": _join,
         "exp2": _quiet(np.exp2),

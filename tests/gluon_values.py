@@ -40,8 +40,9 @@ class DType:
 
 
 FP16, BF16, FP32 = DType("fp16", np.float32), DType("bf16", np.float32), DType("fp32", np.float32)
-INT32, INT64 = DType("i32", np.int32), DType("i64", np.int64)
+INT32, INT64, UINT8 = DType("i32", np.int32), DType("i64", np.int64), DType("u8", np.uint8)
 DTYPES = {"fp16": FP16, "bf16": BF16}
+ITEM_SIZE = {FP16: 2, BF16: 2, UINT8: 1}
 LARGEST = {FP16: 65504.0, BF16: float(float_from_bf16(np.uint16(0x7F7F)))}
 
 

@@ -8,7 +8,7 @@ functions make of it is :mod:`pyfmha.functions`.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pyfmha.attention import forward
+from pyfmha.attention import biased_hopper, forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES, Call, Forward, hint
 from pyfmha.attention.tiles import Tile, biased_tile, forward_generic_tile
@@ -100,11 +100,13 @@ class Biased:
 
         Without a bias and a mask, with a bias of Q's dtype, with a mask: each has a variant for tensors that are read
         16 bytes at a time and no soft cap. Any of it, in rows of any stride, is another's for Q, K, V and Out that are.
-        fp32 has that one only: its products take so long that the rest hardly shows.
+        fp32 has that one only: its products take so long that the rest hardly shows. Before them come those for Hopper,
+        see :mod:`pyfmha.attention.biased_hopper`.
         """
+        fast = biased_hopper.variants(self.generic(), self.padded)
         known = (PLAIN, _BIAS, _MASK, ANY) if self.dtype != "fp32" else (ANY,)
         narrow = (self._narrow(),) if self.dtype != "fp32" and self.padded == HEAD_SIZES[-1] else ()
-        return (*narrow, *(self.tuned(variant) for variant in known), self.generic())
+        return (*fast, *narrow, *(self.tuned(variant) for variant in known), self.generic())
 
     def _narrow(self) -> KernelSpec:
         """For values of at most half the head size, such as 128 of 192: their blocks take half the registers."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pyfmha.attention import biased_hopper
 from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
@@ -111,9 +112,12 @@ class WithFunction(Biased):
         return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
 
     def specs(self) -> tuple[KernelSpec, ...]:
-        """What to compile: without bias, mask and soft cap, with any of them, and for tensors of any alignment."""
+        """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
+        tensors of any alignment."""
+        fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
         known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
-        return tuple(map(self._with_function, (*(self.tuned(variant) for variant in known), self.generic())))
+        portable = (*(self.tuned(variant) for variant in known), self.generic())
+        return tuple(map(self._with_function, (*fast, *portable)))
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
         inputs = self.function.inputs

@@ -1,0 +1,498 @@
+"""What fmha_biased.py computes, for Hopper (sm_90) in Gluon: bias, mask, sinks, and functions that users write.
+
+The loop is fmha_sm90.py's: a producer that loads through TMA, consumers of 64 queries each, persistent programs.
+Lengths and windows of any width are served, causal attention being one; ragged batches and soft caps are not. A bias of
+Q's dtype or a mask comes by TMA, a block beside each block of keys and rows, into a ring of each consumer's own, who
+loads it into registers while the products run. Of one that is the same for all queries, a block of keys is loaded from
+global memory. A bias that batches share is read by all of them at about the same time, from the L2 cache.
+
+Blocks that BOUNDS excludes are neither loaded nor computed. Rows that leave the range of the fast arithmetic, or of
+whose sums one is not finite, since what they do not see may be NaN, are noted and computed again when all tiles are
+done (sm90_biased_slow.py); so Out must not overlap the inputs.
+"""
+
+from fmha_sm90 import FAST_LIMIT, NOTE, NOTE_SMEM, NOTES, ONCE, _load_v, _make_whole, _wait_for_v
+from sm90_asm import hold, keep_up, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_biased import (
+    LEAST,
+    NOTHING,
+    OfV,
+    Shape,
+    counted,
+    finished,
+    is_natural,
+    keys_of_tile,
+    load_sink,
+    maxima,
+    place_of,
+    weigh,
+)
+from sm90_biased_slow import compute_biased_slowly
+from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
+from sm90_softmax import pack, partial_sums, unpack, weigh_after
+from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, tile_count, tile_of
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+
+@gluon.constexpr_function
+def _of_v(shape):
+    return OfV(shape.BLOCK_V, shape.BLOCK_N, shape.CONSUMERS, shape.V_STAGES, shape.GENERAL)
+
+
+@gluon.constexpr_function
+def _tile_of_which(shape):
+    """Which tensor comes by TMA beside the keys, if one does."""
+    return "bias" if shape.BIAS == "tile" else "mask" if shape.MASK == "tile" else ""
+
+
+@gluon.jit
+def _load(work, beside, SHAPE: gl.constexpr):
+    """The producer, as that of fmha_sm90.py."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    X_STAGES: gl.constexpr = SHAPE.X_STAGES
+    V_SHAPE: gl.constexpr = _of_v(SHAPE)
+    X_BYTES: gl.constexpr = ROWS * BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1)
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    q_desc, k_desc, v_desc, out_desc = descriptors
+    q_smem, k_smem, v_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    step = 0
+    v_place = (0, 0, 0)
+    for turn in range(tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)):
+        row_tile, unit = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+        batch, head = place_of(unit, sizes, by_head)
+        first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
+        first_row = row_tile * (ROWS * CONSUMERS)
+        for block in range(end_block - first_block):
+            key = (end_block - 1 - block) * BLOCK_N  # from right to left
+            stage = step % STAGES
+            if CONSUMERS == 1:
+                if step == 1:
+                    mbarrier.wait(q_ready.index(0), 0)
+            mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
+            mbarrier.expect(k_ready.index(stage), BLOCK_N * SHAPE.BLOCK_D * 2)
+            tma.async_load(k_desc, [batch, head // group, key, 0], k_ready.index(stage), k_smem.index(stage))
+            if Q_SLOTS == 1:
+                if step > 0:
+                    _load_v(work, v_place, step - 1, V_SHAPE)
+            if block == 0:
+                for c in gl.static_range(CONSUMERS):
+                    slot = turn % Q_SLOTS * CONSUMERS + c
+                    mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
+                    mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
+                    place = [batch, head, first_row + c * ROWS, 0]
+                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
+            if _tile_of_which(SHAPE) != "":
+                for c in gl.static_range(CONSUMERS):
+                    x_stage = step % X_STAGES * CONSUMERS + c
+                    mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
+                    mbarrier.expect(x_ready.index(x_stage), X_BYTES)
+                    place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
+                    tma.async_load(x_desc, place, x_ready.index(x_stage), x_smem.index(x_stage))
+            if Q_SLOTS > 1:
+                if step > 0:
+                    _load_v(work, v_place, step - 1, V_SHAPE)
+            v_place = (batch, head // group, key)
+            step += 1
+            if CONSUMERS == 1:
+                keep_up(step, 3, 13, 1)
+        if CONSUMERS == 1:
+            keep_up(step, tile_barriers(True, False), 13, 1)
+    if step > 0:
+        _load_v(work, v_place, step - 1, V_SHAPE)
+    if CONSUMERS == 1:
+        keep_up(step, 40, 13, 1)
+    else:
+        for _unused in gl.static_range(16):
+            gl.barrier()
+
+
+@gluon.jit
+def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
+    """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    barriers = 40
+    for turn in range(tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)):
+        row_tile, unit = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+        batch, head = place_of(unit, sizes, by_head)
+        first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
+        barriers += 3 * (end_block - first_block) + tile_barriers(True, False)
+    for i in range(0, barriers, 16):
+        keep_up(i, 16, NAME, WARPS)
+
+
+@gluon.jit
+def _beside(beside, place, step, key, kv_n, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """Bias and mask of a step's block of keys, [rows or 1, keys], or 0."""
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    X_STAGES: gl.constexpr = SHAPE.X_STAGES
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    bias = 0
+    mask = 0
+    if _tile_of_which(SHAPE) != "":
+        stage = step % X_STAGES * CONSUMERS + CONSUMER
+        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)
+        tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
+        if SHAPE.BIAS == "tile":
+            bias = tile
+        else:
+            mask = tile
+    if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
+        base, stride_b, stride_h = vectors
+        batch, head = place
+        keys = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT)) + key
+        places = base + batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h + keys
+        vector = gl.load(places, mask=keys < kv_n, other=0)[None, :]
+        if SHAPE.BIAS == "keys":
+            bias = vector
+        else:
+            mask = vector
+    return bias, mask
+
+
+@gluon.jit
+def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """A step's keys, and what came beside them, have been read."""
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    if _tile_of_which(SHAPE) != "":
+        fence_async_shared()
+        gl.barrier()
+        mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * CONSUMERS + CONSUMER), count=1)
+    mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
+
+
+@gluon.jit
+def _step(
+    acc, p, m, row_sum, q, work, beside, place, step, shift: gl.constexpr, first_query, kv_n, begins, ends, key, masked,
+    values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    BLOCK_V: gl.constexpr = SHAPE.BLOCK_V
+    V_SHAPE: gl.constexpr = _of_v(SHAPE)
+    PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    to_log2 = factors[1]
+    q_smem, k_smem, v_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    inputs = beside[9]
+    stage = step % SHAPE.STAGES
+    before = (step - 1) % SHAPE.V_STAGES
+    _make_whole(v_smem, barriers, step - 1, values - key - BLOCK_N, CONSUMER, V_SHAPE)
+    mbarrier.wait(k_ready.index(stage), (step // SHAPE.STAGES) & 1)
+    if PING_PONG:
+        m = take_turn(m, CONSUMER)
+    k_t = k_smem.index(stage).reshape([BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
+    scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
+    _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
+    if SHAPE.LATE:
+        p = p.to(v_smem.dtype)
+    else:
+        p = unpack(p, v_smem.dtype)
+    p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
+    acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
+    if PING_PONG:
+        m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
+    bias, mask = _beside(beside, place, step, key, kv_n, CONSUMER, S_LAYOUT, SHAPE)
+    scores = warpgroup_mma_wait(1, deps=(scores,))
+    _give_back(beside, k_free, step, CONSUMER, SHAPE)
+    scores = counted(
+        scores, bias, mask, factors, place, first_query, kv_n - 1, inputs, begins, ends, key, masked, shift, S_LAYOUT,
+        SHAPE,
+    )  # fmt: skip
+    if SHAPE.LATE:
+        next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
+        row_sum = hold(row_sum)
+        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+        mbarrier.arrive(v_free.index(before), count=1)
+    else:
+        m, alpha = maxima(scores, m, to_log2, shift)
+        alpha = hold(alpha)
+        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
+        mbarrier.arrive(v_free.index(before), count=1)
+        next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
+        next_p = pack(next_p, v_smem.dtype)
+    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    return acc, next_p, m, row_sum
+
+
+@gluon.jit
+def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """One consumer: 64 rows of each of the program's tiles."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    BLOCK_V: gl.constexpr = SHAPE.BLOCK_V
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    LATE: gl.constexpr = SHAPE.LATE
+    V_SHAPE: gl.constexpr = _of_v(SHAPE)
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_V, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    q_desc, k_desc, v_desc, out_desc = descriptors
+    q_smem, k_smem, v_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    to_log2 = factors[1]
+    shift: gl.constexpr = shift_of(v_smem.dtype)
+    if PING_PONG:
+        if CONSUMER == CONSUMERS - 1:
+            pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
+    noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
+    step = 0
+    for turn in range(tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)):
+        row_tile, unit = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+        batch, head = place_of(unit, sizes, by_head)
+        place = (batch, head)
+        first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
+        q_n, kv_n, oldest, newest = sequence
+        first_row = row_tile * (ROWS * CONSUMERS) + CONSUMER * ROWS
+        rows = gl.arange(0, ROWS, layout=ROW_LAYOUT) + first_row
+        ends = gl.where(rows < q_n, gl.minimum(rows + (newest + 1), kv_n), 0)
+        begins = gl.maximum(rows + oldest, 0)
+        first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
+        whole_from, whole_to = whole
+        slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+        q = q_smem.index(slot).reshape([ROWS, SHAPE.BLOCK_D])
+        block = end_block - 1
+        values = gl.where(kv_n < kv_len, kv_n, (block + 2) * BLOCK_N)  # rows of V that are no padding
+        m = gl.full([ROWS], NOTHING, gl.float32, layout=ROW_LAYOUT)
+        row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
+        stage = step % SHAPE.STAGES
+        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
+        mbarrier.wait(k_ready.index(stage), (step // SHAPE.STAGES) & 1)
+        k_t = k_smem.index(stage).reshape([BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
+        scores = warpgroup_mma(
+            q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
+        )
+        key = block * BLOCK_N
+        bias, mask = _beside(beside, place, step, key, kv_n, CONSUMER, S_LAYOUT, SHAPE)
+        scores = warpgroup_mma_wait(0, deps=(scores,))
+        _give_back(beside, k_free, step, CONSUMER, SHAPE)
+        masked = (block >= whole_to) | (block < whole_from)
+        scores = counted(
+            scores, bias, mask, factors, place, first_query, kv_n - 1, inputs, begins, ends, key, masked, shift,
+            S_LAYOUT, SHAPE,
+        )  # fmt: skip
+        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
+        if Q_SLOTS > 1:
+            if turn > 0:  # the rows of the tile before have left their slot by now
+                tma.store_wait(0)
+                mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
+        if not LATE:
+            p = pack(p, v_smem.dtype)
+        acc = gl.zeros([ROWS, BLOCK_V], gl.float32, layout=O_LAYOUT)
+        step = uniform(step + 1)
+        for _unused in range(uniform(block - first_block)):
+            block -= 1
+            masked = (block >= whole_to) | (block < whole_from)
+            acc, p, m, row_sum = _step(
+                acc, p, m, row_sum, q, work, beside, place, step, shift, first_query, kv_n, begins, ends,
+                block * BLOCK_N, masked, values,
+                CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+            step += 1
+        last = (step - 1) % SHAPE.V_STAGES
+        _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
+        _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
+        p = p.to(v_smem.dtype) if LATE else unpack(p, v_smem.dtype)
+        p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
+        acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
+        total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
+        factor, lse = finished(m, total, load_sink(sinks, head), shift)
+        if Lse.to(gl.int64) != 0:
+            gl.store(Lse + (batch * num_heads + head).to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
+        acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+        mbarrier.arrive(v_free.index(last), count=1)
+        broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
+        sees = (m != NOTHING) | (total != 0)
+        in_range = (total > 0) & (gl.abs(m - shift) < FAST_LIMIT) & (broken == 0)
+        leaving = sees & (ends > begins) & (in_range == 0)
+        noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
+        factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
+        acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)
+        out_part = out_smem.index(slot)
+        out_part.reshape([ROWS, BLOCK_V]).store(narrow(acc, v_smem.dtype))
+        fence_async_shared()
+        tma.async_store(out_desc, [batch, head, first_row, 0], out_part, cache_policy=ONCE)
+        if Q_SLOTS == 1:
+            tma.store_wait(0)
+            mbarrier.arrive(q_free.index(slot), count=1)
+    tma.store_wait(0)
+    if gl.max((noted != 0).to(gl.int32), 0) != 0:
+        noted = written(noted)
+    notes.index(CONSUMER).store(noted)
+    if CONSUMER > 0:
+        for _unused in gl.static_range(12):
+            gl.barrier()
+
+
+@gluon.jit
+def fmha_biased_sm90(
+    out_desc, q_desc, k_desc, v_desc, x_desc, Out, Lse, Q, K, V, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv,
+    Bias, BiasFp32, Mask, Sinks, SinksFp32, sm_scale, softcap, batch_size, num_heads, num_kv_heads, q_len, kv_len,
+    head_size, v_head_size, q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s, v_stride_b,
+    v_stride_h, v_stride_s, out_stride_b, out_stride_h, out_stride_s, bias_stride_b, bias_stride_h, bias_stride_q,
+    bias_stride_k, mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, window_left, window_right, bottom_right,
+    ragged, inputs,
+    BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr,
+    STAGES: gl.constexpr, V_STAGES: gl.constexpr, X_STAGES: gl.constexpr, PING_PONG: gl.constexpr,
+    Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
+):  # fmt: skip
+    """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
+
+    Arguments, tensors and functions: as of fmha_biased.py, but for ragged batches and soft caps. sm_scale is above
+    0, at most 2**16, q_len and kv_len are 1 to 2**28, head sizes multiples of 8. Descriptors: boxes of [1, 1, 64,
+    BLOCK_D] for Q, [1, 1, BLOCK_N, BLOCK_D] for K, [1, 1, BLOCK_N, BLOCK_V] for V, [1, 1, 64, BLOCK_V] for Out.
+
+    BIAS, MASK: "never"; "tile", of [1, 1, 64, BLOCK_N] by x_desc, of which an axis that is broadcast has the size 1; or
+    "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
+    flight. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    """
+    if inputs is None:
+        inputs = ()
+    group = num_heads // num_kv_heads
+    row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
+    all_heads = batch_size * num_heads
+    bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, all_heads, bounds)
+    LATE: gl.constexpr = CONSUMERS == 1
+    SHAPE: gl.constexpr = Shape(
+        BLOCK_D,
+        BLOCK_V,
+        BLOCK_N,
+        CONSUMERS,
+        STAGES,
+        V_STAGES,
+        X_STAGES,
+        PING_PONG,
+        Q_SLOTS,
+        LATE,
+        True,
+        True,
+        BIAS,
+        MASK,
+        SCORE,
+        SEEN,
+        BOUNDS,
+    )
+    dtype: gl.constexpr = q_desc.dtype
+    q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
+    k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
+    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, 1, 1, BLOCK_N, BLOCK_V], v_desc.layout)
+    out_smem = q_smem
+    if BLOCK_V != BLOCK_D:
+        out_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_V], out_desc.layout)
+    q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    for c in gl.static_range(Q_SLOTS * CONSUMERS):
+        mbarrier.init(q_ready.index(c), count=1)
+        mbarrier.init(q_free.index(c), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_ready.index(s), count=1)
+        mbarrier.init(k_free.index(s), count=CONSUMERS)
+    for s in gl.static_range(V_STAGES):
+        mbarrier.init(v_whole.index(s), count=1)
+        mbarrier.init(v_ready.index(s), count=1)
+        mbarrier.init(v_free.index(s), count=CONSUMERS)
+    x_smem = q_smem  # not used where nothing comes beside the keys
+    x_ready = q_ready
+    x_free = q_free
+    if BIAS == "tile" or MASK == "tile":
+        x_smem = gl.allocate_shared_memory(x_desc.dtype, [X_STAGES * CONSUMERS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
+        x_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
+        x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
+        for s in gl.static_range(X_STAGES * CONSUMERS):
+            mbarrier.init(x_ready.index(s), count=1)
+            mbarrier.init(x_free.index(s), count=1)
+    notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
+    natural: gl.constexpr = is_natural(SHAPE)
+    if natural:
+        factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST)
+    else:
+        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX))
+    work = (
+        (q_desc, k_desc, v_desc, out_desc),
+        (q_smem, k_smem, v_smem),
+        (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole),
+        notes, sizes, Lse, factors, ragged,
+    )  # fmt: skip
+    stride_b = mask_stride_b
+    stride_h = mask_stride_h
+    vectors = (Mask, mask_stride_b, mask_stride_h)
+    if BIAS != "never":
+        stride_b = bias_stride_b
+        stride_h = bias_stride_h
+        vectors = (Bias, bias_stride_b, bias_stride_h)
+    of_batch = (stride_b != 0).to(gl.int32)
+    of_head = (stride_h != 0).to(gl.int32)
+    by_head = (of_batch == 0) & (of_head != 0)
+    sinks = (Sinks, SinksFp32)
+    beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs)
+    if CONSUMERS == 1:
+        gl.warp_specialize(
+            [
+                (_attend, (work, beside, out_smem, 0, SHAPE)),
+                (_load, (work, beside, SHAPE)),
+                (_idle, (sizes, by_head, inputs, SHAPE, 14, 1)),
+                (_idle, (sizes, by_head, inputs, SHAPE, 15, 2)),
+            ],
+            [1, 1, 2],
+            [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (work, beside, out_smem, 0, SHAPE)),
+                (_attend, (work, beside, out_smem, 1, SHAPE)),
+                (_load, (work, beside, SHAPE)),
+            ],
+            [4, 4],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    for part in range(CONSUMERS):
+        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
+        if noted != 0:
+            tensors = (Out, Lse, Q, K, V)
+            strides = (
+                (q_stride_b, q_stride_h, q_stride_s),
+                (k_stride_b, k_stride_h, k_stride_s),
+                (v_stride_b, v_stride_h, v_stride_s),
+                (out_stride_b, out_stride_h, out_stride_s),
+                (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k),
+                (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k),
+            )
+            for turn in range(tile_count(row_tiles, all_heads, all_heads, PAIRS_OF_A_HEAD)):
+                if ((noted >> (turn % NOTES)) & 1) != 0:
+                    row_tile, unit = tile_of(turn, row_tiles, all_heads, all_heads, PAIRS_OF_A_HEAD)
+                    place = place_of(unit, sizes, by_head)
+                    first_row = (row_tile * CONSUMERS + part) * ROWS
+                    for row in range(first_row, first_row + ROWS, SLOW_ROWS):
+                        compute_biased_slowly(
+                            tensors, strides, sizes, (Bias, Mask, sinks), place, row, (head_size, v_head_size),
+                            sm_scale, inputs, SHAPE,
+                        )  # fmt: skip

@@ -1,0 +1,210 @@
+"""What fmha_biased_sm90.py does beside fmha_sm90.py: which keys its tiles see, and what becomes of their scores."""
+
+from typing import NamedTuple
+
+from sm90_slow import LN_2, LOG2_E
+from sm90_softmax import partial_sums
+from sm90_tiles import ROWS, sequence_of
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# -2**100: below every score in the range of the fast arithmetic, and what one counts as that has merely overflowed.
+LEAST: gl.constexpr = gl.constexpr(-1.2676506002282294e30)
+# The maximum of a row that has seen nothing, in units of log2: below LEAST however it is scaled, and finite, so that
+# differences are numbers.
+NOTHING: gl.constexpr = gl.constexpr(-1.329227995784916e36)
+
+
+class Shape(NamedTuple):
+    """How the kernel is cut, as Shape of sm90_tiles.py, and besides BLOCK_V, the width of V; X_STAGES, blocks of bias
+    or mask in flight; and what `fused_attention_biased` of fmha_biased.py explains, BIAS and MASK being "never",
+    "tile" (by TMA) or "keys" (one for all queries)."""
+
+    BLOCK_D: gl.constexpr
+    BLOCK_V: gl.constexpr
+    BLOCK_N: gl.constexpr
+    CONSUMERS: gl.constexpr
+    STAGES: gl.constexpr
+    V_STAGES: gl.constexpr
+    X_STAGES: gl.constexpr
+    PING_PONG: gl.constexpr
+    Q_SLOTS: gl.constexpr
+    LATE: gl.constexpr
+    CAUSAL: gl.constexpr
+    GENERAL: gl.constexpr
+    BIAS: gl.constexpr
+    MASK: gl.constexpr
+    SCORE: gl.constexpr
+    SEEN: gl.constexpr
+    BOUNDS: gl.constexpr
+
+
+class OfV(NamedTuple):
+    """Of a Shape, what the functions of fmha_sm90.py ask of that of V."""
+
+    BLOCK_D: gl.constexpr
+    BLOCK_N: gl.constexpr
+    CONSUMERS: gl.constexpr
+    V_STAGES: gl.constexpr
+    GENERAL: gl.constexpr
+
+
+@gluon.jit
+def place_of(unit, sizes, by_head):
+    """Batch and head of a unit of batch * heads: with by_head the batches of one head come one after the other, which
+    then read its bias from the L2 cache together."""
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    batches = heads // num_heads
+    batch = gl.where(by_head, unit % batches, unit // num_heads)
+    head = gl.where(by_head, unit // batches, unit % num_heads)
+    return batch, head
+
+
+@gluon.jit
+def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
+    """The blocks of keys that a tile loads, their first and the one past the last, at least one; those of which its
+    rows see every key, likewise, of which there may be none; the sequence, and the position of its first query."""
+    TILE: gl.constexpr = ROWS * SHAPE.CONSUMERS
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    BOUNDS: gl.constexpr = SHAPE.BOUNDS
+    SEEN: gl.constexpr = SHAPE.SEEN
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    sequence = sequence_of(sizes, batch * num_heads + head, SHAPE)
+    q_n, kv_n, oldest, newest = sequence
+    position = (bounds[0] != 0).to(gl.int32) * (kv_n - q_n)
+    first_row = row_tile * TILE
+    begin = gl.maximum(first_row + oldest, 0)
+    end = gl.minimum(kv_n, gl.minimum(first_row + TILE, q_n) + newest)
+    whole_begin = gl.maximum(first_row + (TILE - 1) + oldest, 0)
+    whole_end = gl.minimum(first_row + newest + 1, kv_n)
+    if BOUNDS is not None:
+        first_query = gl.maximum(gl.minimum(first_row, q_n - 1) + position, 0)
+        last_query = gl.maximum(gl.minimum(first_row + TILE, q_n) - 1 + position, 0)
+        shown = BOUNDS(batch, head, first_query, last_query, kv_n, *inputs)
+        begin = gl.maximum(begin, gl.to_tensor(shown[0]).to(gl.int32))
+        end = gl.minimum(end, gl.to_tensor(shown[1]).to(gl.int32))
+        if len(shown) == 4:
+            whole_begin = gl.maximum(whole_begin, gl.to_tensor(shown[2]).to(gl.int32))
+            whole_end = gl.minimum(whole_end, gl.to_tensor(shown[3]).to(gl.int32))
+        else:
+            whole_end = 0
+    elif SEEN is not None:
+        whole_end = 0
+    end = gl.where(first_row < q_n, end, 0)
+    whole_end = gl.where(first_row + TILE <= q_n, gl.maximum(whole_end, 0), 0)  # rows that are padding see nothing
+    end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
+    first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
+    whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N
+    return first_block, end_block, whole, sequence, position
+
+
+@gluon.jit
+def _hidden(scores, seen):
+    return gl.where(seen, scores, float("-inf"))
+
+
+@gluon.jit
+def by_functions(scores, place, queries, keys, inputs, masked, SHAPE: gl.constexpr):
+    """Scores by SCORE, and minus infinity where SEEN says so; without masked, it is known to see all.
+
+    Args:
+        place: batch and head.
+        queries, keys: [rows, 1] and [1, keys], positions within the sequence.
+    """
+    SCORE: gl.constexpr = SHAPE.SCORE
+    SEEN: gl.constexpr = SHAPE.SEEN
+    batch, head = place
+    if SCORE is not None:
+        scores = SCORE(scores, batch, head, queries, keys, *inputs).to(gl.float32)
+    if SEEN is not None:
+        if masked:
+            scores = _hidden(scores, SEEN(batch, head, queries, keys, *inputs))
+    return scores
+
+
+@gluon.constexpr_function
+def is_natural(SHAPE):
+    """Whether scores are in natural units, rather than products."""
+    return SHAPE.BIAS != "never" or SHAPE.SCORE is not None
+
+
+@gluon.jit
+def counted(products, bias, mask, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+            shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
+    """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
+
+    Those of bf16 may overflow, which is not to pass for keys that are not seen: below a limit they count as it.
+
+    Args:
+        products: of Q and K.
+        bias, mask: what was loaded of them, [rows or 1, keys]; of no account where there are none.
+        factors: what makes a product a score, a score one in units of log2, and the limit.
+        place: batch and head.
+        first_query: positions of the queries, [rows].
+        last_key: of the sequence.
+        begins, ends: the keys that rows see if masked.
+    """
+    SCORE: gl.constexpr = SHAPE.SCORE
+    SEEN: gl.constexpr = SHAPE.SEEN
+    columns = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+    sm_scale, to_log2, limit = factors
+    scores = products
+    if is_natural(SHAPE):
+        scores = scores * sm_scale
+    if shift > 0:
+        scores = gl.where(scores < limit, limit, scores)  # NaN stays
+    if SHAPE.BIAS != "never":
+        scores += bias.to(gl.float32)
+    if SCORE is not None or SEEN is not None:
+        keys = gl.maximum(gl.minimum(columns + key, last_key), 0)[None, :]
+        scores = by_functions(scores, place, first_query[:, None], keys, inputs, masked, SHAPE)
+    if SHAPE.MASK != "never":
+        scores = _hidden(scores, mask != 0)
+    if masked:
+        seen = (columns[None, :] < (ends - key)[:, None]) & (columns[None, :] >= (begins - key)[:, None])
+        scores = _hidden(scores, seen)
+    return scores
+
+
+@gluon.jit
+def maxima(scores, m, to_log2, shift: gl.constexpr):
+    """The running maximum with these scores, in units of log2, plus shift, and the factor of what was summed up."""
+    top = gl.max(scores, 1)
+    top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
+    m_new = gl.maximum(m, top * to_log2 + shift)
+    return m_new, gl.exp2(m - m_new)
+
+
+@gluon.jit
+def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Weights of one block of keys, and the running maximum and sums with it."""
+    m_new, alpha = maxima(scores, m, to_log2, shift)
+    weights = gl.exp2(scores * to_log2 - m_new[:, None])
+    parts = partial_sums(weights, BLOCK_N)
+    factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
+    return weights, m_new, row_sum * factor[:, None] + parts, alpha
+
+
+@gluon.jit
+def load_sink(sinks, head):
+    """The sink of a head in units of log2, minus infinity where there are none."""
+    own, wide = sinks
+    sink = gl.to_tensor(float("-inf"))
+    if own.to(gl.int64) != 0:
+        sink = gl.load(own + head).to(gl.float32) * LOG2_E
+    if wide.to(gl.int64) != 0:
+        sink = gl.load(wide + head) * LOG2_E
+    return gl.minimum(sink, 3.4028234663852886e38)
+
+
+@gluon.jit
+def finished(m, total, sink, shift: gl.constexpr):
+    """Of rows with maxima m and sums: the factor of what they summed up of V, 0 of those that see nothing, and their
+    log-sum-exp."""
+    top = gl.maximum(m, sink + shift)
+    alpha = gl.exp2(m - top)
+    sees = total != 0  # NaN too
+    total = total * alpha + gl.exp2(sink - top)
+    some = total != 0
+    factor = gl.where(sees, alpha / gl.where(some, total, 1.0), 0.0)
+    return factor, gl.where(some, (top - shift + gl.log2(total) + shift) * LN_2, float("-inf"))

@@ -1,0 +1,160 @@
+"""The Hopper variants of ``fmha_biased_*`` and of functions made of a user's: ``kernels/fmha_biased_sm90.py``.
+
+They serve a bias of Q's dtype or a mask, in rows of whole 16 bytes by TMA or the same for all queries, and neither,
+with sinks, lengths and windows. Soft caps, ragged batches, float32 biases, a bias and a mask together, and anything
+misaligned fall through to the portable variants.
+"""
+
+from dataclasses import dataclass, replace
+
+from pyfmha.attention import hopper
+from pyfmha.attention.hopper import ROWS
+from pyfmha.spec.descriptors import Descriptor
+from pyfmha.spec.kernel import Argument, KernelSpec
+
+KERNEL = "fmha_biased_sm90"
+KERNEL_FILE = "fmha_biased_sm90.py"
+LARGEST_SCALE = 2**16
+"""A product that counts as -2**100 is then still above what a row without keys has."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the kernel is cut; attributes as of :class:`pyfmha.attention.hopper.Setting`, and x_stages, the blocks of a
+    bias or mask in flight."""
+
+    block_n: int
+    consumers: int
+    stages: int = 2
+    v_stages: int = 2
+    x_stages: int = 2
+    q_slots: int = 2
+    programs: int = 1
+    maxnreg: int = 168
+    consumer_registers: int = 240
+    producer_registers: int = 24
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a variant adds to the scores: "never", "tile" or "keys" of a bias and of a mask."""
+
+    bias: str
+    mask: str
+    requires: tuple[str, ...]
+
+
+_NO_BIAS = ("Bias == 0", "BiasFp32 == 0")
+NEITHER = Beside("never", "never", (*_NO_BIAS, "Mask == 0"))
+_BIAS = ("Bias != 0", "BiasFp32 == 0", "Mask == 0", "bias_stride_k == 1")
+_MASK = (*_NO_BIAS, "Mask != 0", "mask_stride_k == 1")
+TENSORS = (
+    Beside("keys", "never", (*_BIAS, "bias_stride_q == 0")),
+    Beside("tile", "never", (*_BIAS, "bias_stride_q != 0")),
+    Beside("never", "keys", (*_MASK, "mask_stride_q == 0")),
+    Beside("never", "tile", (*_MASK, "mask_stride_q != 0")),
+)
+
+# By padded head size, without and with tiles beside the keys.
+PLAIN_SETTINGS = {
+    64: Setting(128, 1, programs=2, maxnreg=128),
+    128: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
+    256: Setting(64, 2, v_stages=3, q_slots=1),
+}
+TILE_SETTINGS = {
+    64: Setting(64, 1, x_stages=2, programs=2, maxnreg=128),
+    128: Setting(64, 1, q_slots=1, v_stages=2, x_stages=2, programs=2, maxnreg=128),
+    256: Setting(64, 2, v_stages=2, q_slots=1),
+}
+
+
+def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+    """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
+    """
+    return tuple(variant for one in (NEITHER, *TENSORS) for variant in of_kind(base, padded, one))
+
+
+def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None) -> tuple[KernelSpec, ...]:
+    """The variant for one kind of bias or mask, if the dtype and head size have one."""
+    dtype = dict(base.prototype)["Q"].removeprefix("*")
+    if dtype not in hopper.DTYPES or padded not in hopper.HEAD_SIZES:
+        return ()
+    tiles = "tile" in (beside.bias, beside.mask)
+    setting = setting or (TILE_SETTINGS if tiles else PLAIN_SETTINGS)[padded]
+    constants = (
+        *(() if tiles else (("x_desc", None),)),
+        ("inputs", None),
+        ("BLOCK_D", padded),
+        ("BLOCK_V", padded),
+        ("BLOCK_N", setting.block_n),
+        ("CONSUMERS", setting.consumers),
+        ("STAGES", setting.stages),
+        ("V_STAGES", setting.v_stages),
+        ("X_STAGES", setting.x_stages),
+        ("PING_PONG", setting.consumers > 1),
+        ("Q_SLOTS", setting.q_slots),
+        ("CONSUMER_REGISTERS", setting.consumer_registers),
+        ("PRODUCER_REGISTERS", setting.producer_registers),
+        ("BIAS", beside.bias),
+        ("MASK", beside.mask),
+        ("SCORE", None),
+        ("SEEN", None),
+        ("BOUNDS", None),
+    )
+    tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
+    most = f"num_sms * {setting.programs}"
+    if setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
+        most = f"min({most}, max(num_sms, cdiv({tiles_of_rows}, 2)))"
+    return (
+        replace(
+            base,
+            source=base.source.with_name(KERNEL_FILE),
+            kernel=KERNEL,
+            arguments=tuple(Argument(a.name, a.type) for a in base.arguments),
+            constants=constants,
+            grid=f"min({most}, {tiles_of_rows})",
+            num_warps=4,
+            num_stages=1,
+            maxnreg=setting.maxnreg,
+            archs=(hopper.ARCH,),
+            tunings=(),
+            requires=(*_SERVED, *beside.requires),
+            descriptors=_descriptors(padded, setting.block_n, beside),
+        ),
+    )
+
+
+_SERVED = (
+    *("ragged == 0", "softcap == 0", "sm_scale > 0", f"sm_scale <= {LARGEST_SCALE}"),
+    *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
+)
+
+
+def _descriptors(padded: int, block_n: int, beside: Beside) -> tuple[Descriptor, ...]:
+    def tensor(name: str, base: str, heads: str, seq: str, size: str, rows: int) -> Descriptor:
+        strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
+        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, size), strides, (1, 1, rows, padded))
+
+    made = (
+        tensor("out", "Out", "num_heads", "q_len", "v_head_size", ROWS),
+        tensor("q", "Q", "num_heads", "q_len", "head_size", ROWS),
+        tensor("k", "K", "num_kv_heads", "kv_len", "head_size", block_n),
+        tensor("v", "V", "num_kv_heads", "kv_len", "v_head_size", block_n),
+    )
+    name = next((name for name in ("bias", "mask") if getattr(beside, name) == "tile"), None)
+    if name is None:
+        return made
+    sizes: tuple[int | str, ...] = (
+        *(f"1 + min(1, {name}_stride_{axis}) * ({count} - 1)" for axis, count in _OUTER),
+        "q_len",
+        "kv_len",
+    )
+    strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhq"), 1)
+    return (*made, Descriptor("x_desc", name.capitalize(), sizes, strides, (1, 1, ROWS, block_n)))
+
+
+_OUTER = (("b", "batch_size"), ("h", "num_heads"))

@@ -1,0 +1,165 @@
+"""The Hopper kernel with bias, mask, sinks and functions, in the emulator: numbers, order of events, planted faults."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sm90_biased_runs import KERNEL, check, run
+from sm90_runs import TOLERANCE, altered, is_noticed
+
+from pyfmha.attention.reference import relative_error
+
+TWO = {"consumers": 2, "q_slots": 1}
+"""Consumers that take turns."""
+
+
+def by_distance(score: Any, _batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """A score function."""
+    return score + (head + 1) * 0.125 * (key - query)
+
+
+def near(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    """A mask function, of a window."""
+    return (query - key < 40) & (key <= query)
+
+
+def near_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _kv_len: Any) -> Any:
+    return first_query - 39, last_query + 1
+
+
+def prefix(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    return (key <= query) | (key < 70)
+
+
+def prefix_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _kv_len: Any) -> Any:
+    return 0, np.maximum(last_query + 1, 70), 0, np.maximum(first_query + 1, 70)
+
+
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "neither": {"q_len": 100, "kv_len": 200},
+    "bias": {"q_len": 100, "kv_len": 200, "bias": (1, 2, 100, 200)},
+    "bias of one head, two consumers": {**TWO, "dtype": "bf16", "q_len": 130, "kv_len": 136, "bias": (1, 1, 130, 136)},
+    "bias of keys": {"batch": 2, "kv_len": 200, "bias": (2, 1, 1, 200), "sinks": "own"},
+    "bias, batches side by side": {"batch": 2, "q_len": 130, "heads": 3, "bias": (1, 3, 130, 130), "programs": 2},
+    "mask, causal": {"batch": 2, "q_len": 70, "kv_len": 136, "mask": (2, 1, 70, 136), "window": (-1, 0)},
+    "mask of keys": {"batch": 2, "q_len": 70, "kv_len": 136, "mask": (2, 1, 1, 136), "sinks": "fp32"},
+    "mask, lengths": {
+        **{"batch": 2, "q_len": 130, "kv_len": 150, "mask": (1, 2, 130, 150)},
+        **{"q_lengths": (40, 0), "kv_lengths": (150, 60)},
+    },
+    "window, sinks, two consumers": {
+        **TWO, "q_len": 200, "kv_len": 260, "heads": 4, "kv_heads": 2, "window": (90, 3), "bottom_right": True,
+        "sinks": "own", "dtype": "bf16",
+    },
+    "values of half": {"q_len": 70, "kv_len": 140, "v_head_size": 32, "block_v": 32},
+    "a score function": {"q_len": 70, "kv_len": 140, "score": by_distance, "window": (-1, 0)},
+    "a mask function": {"q_len": 130, "kv_len": 140, "seen": near},
+    "a mask function with bounds": {**TWO, "q_len": 200, "seen": near, "bounds": near_bounds},
+    "bounds of what is seen whole": {"q_len": 200, "seen": prefix, "bounds": prefix_bounds, "score": by_distance},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_numbers(name: str) -> None:
+    check(**PROBLEMS[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 8))
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_numbers_in_other_orders(name: str, seed: int) -> None:
+    check(seed=seed, **PROBLEMS[name])
+
+
+def nan_where_unseen(*, k: Any, v: Any, bias: Any, mask: Any, **_: Any) -> None:
+    k[:, :, 10:14] = np.nan
+    v[:, :, 10:14] = np.inf
+    if mask is not None:
+        mask[..., 10:14] = 0
+    if bias is not None:
+        bias[..., 10:14] = -np.inf
+
+
+@pytest.mark.parametrize("problem", ["bias", "bias of keys", "mask, causal", "mask of keys"])
+def test_nan_in_what_is_masked_has_no_effect(problem: str) -> None:
+    check(**PROBLEMS[problem], change=nan_where_unseen)
+
+
+def lowest_of_bf16(*, bias: Any, **_: Any) -> None:
+    bias[..., 70:] = -3.3895313892515355e38
+    bias[:, :, 3] = -3.3895313892515355e38  # all keys of a row, which sees them
+    bias[:, :, 4] = -np.inf
+
+
+def test_the_lowest_finite_bias_hides_no_key() -> None:
+    out, lse, wanted, _ = run(dtype="bf16", q_len=64, kv_len=128, bias=(1, 2, 64, 128), change=lowest_of_bf16)
+    assert relative_error(out, wanted) < TOLERANCE["bf16"]
+    assert (lse[:, :, 3] < -1e37).all()
+    assert np.isneginf(lse[:, :, 4]).all()
+    assert (out[:, :, 4] == 0).all()
+
+
+def loud(*, q: Any, k: Any, **_: Any) -> None:
+    q *= 2.0**66
+    k *= 2.0**62
+
+
+@pytest.mark.parametrize("shapes", [{"bias": (1, 2, 64, 64)}, {"mask": (1, 2, 64, 64)}])
+def test_products_beyond_float32_are_computed_again(shapes: dict[str, Any]) -> None:
+    check("bf16", sm_scale=2.0**-20, head_size=32, change=loud, **shapes)
+
+
+def test_blocks_outside_of_bounds_are_not_loaded() -> None:
+    """Were they, NaN in them would have the rows computed again, which sees them by the function alone."""
+
+    def nan_outside(*, k: Any, v: Any, **_: Any) -> None:
+        k[:, :, 64:] = v[:, :, 64:] = np.nan
+
+    def shows_all(_batch: Any, _head: Any, _query: Any, key: Any) -> Any:
+        return key >= 0
+
+    def first_block(*_: Any) -> Any:
+        return 0, 64
+
+    out, _, _, _ = run(q_len=64, kv_len=320, seen=shows_all, bounds=first_block, change=nan_outside)
+    assert np.isfinite(out).all()
+
+
+FAULTS: dict[str, tuple[str, str, str]] = {
+    "the bias twice": ("scores += bias.to(gl.float32)", "scores += 2 * bias.to(gl.float32)", "bias"),
+    "a mask the other way round": ("_hidden(scores, mask != 0)", "_hidden(scores, mask == 0)", "mask, causal"),
+    "the bias of the first keys": ("first_row + c * ROWS, key]", "first_row + c * ROWS, 0]", "bias"),
+    "the bias of the first consumer": (
+        "first_row + c * ROWS, key]",
+        "first_row, key]",
+        "bias of one head, two consumers",
+    ),
+    "the bias of another head": ("head * x_of_head", "0 * x_of_head", "bias"),
+    "a broadcast axis as one that is not": ("(stride_h != 0)", "(stride_h == 0)", "mask of keys"),
+    "a bias given back before it was read": (
+        "        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)\n        tile",
+        "        tile",
+        "bias",
+    ),
+    "the place of a bias taken before it was given back": (
+        "mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)\n",
+        "\n",
+        "bias",
+    ),
+    "sinks without the maximum": ("top = gl.maximum(m, sink + shift)", "top = m", "mask of keys"),
+    "the window forgotten": (
+        "masked = (block >= whole_to) | (block < whole_from)\n            acc",
+        "masked = False\n            acc",
+        "window, sinks, two consumers",
+    ),
+    "bounds of one row": ("gl.minimum(first_row + TILE, q_n) - 1", "first_row", "a mask function with bounds"),
+    "what is seen whole begins too early": ("(whole_begin + (BLOCK_N - 1)) // BLOCK_N", "0", "a mask function"),
+    "values of the first block": ("step // SHAPE.STAGES) & 1)\n    if PING_PONG", "0) & 1)\n    if PING_PONG", "bias"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_noticed(name: str, tmp_path: Any) -> None:
+    right, wrong, problem = FAULTS[name]
+    assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), PROBLEMS[problem])

@@ -1,0 +1,153 @@
+"""Runs the Hopper kernel with bias, mask, sinks and functions in the emulator and holds it against float64."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gluon_emulator import Machine, launch
+from gluon_language import load_kernel
+from gluon_values import DTYPES, FP32, INT32, UINT8, Descriptor, Pointer, tensor
+from sm90_runs import check_values, make
+
+from pyfmha.attention.reference import attend
+
+KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_biased_sm90.py"
+
+Shape = tuple[int, int, int, int]
+
+
+def _held(values: Any, dtype: Any) -> Pointer:
+    return Pointer(None if values is None else values.reshape(-1), dtype)
+
+
+def _strides(shape: Shape | None) -> list[Any]:
+    if shape is None:
+        return [tensor(n, np.int64) for n in (0, 0, 0, 1)]
+    _, h, q, k = shape
+    return [tensor(0 if n == 1 else step, np.int64) for n, step in zip(shape, (h * q * k, q * k, k, 1), strict=True)]
+
+
+def run(
+    *,
+    source: Path = KERNEL,
+    seed: int = 0,
+    batch: int = 1,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    q_len: int = 64,
+    kv_len: int | None = None,
+    head_size: int = 64,
+    v_head_size: int | None = None,
+    dtype: str = "fp16",
+    consumers: int = 1,
+    block_n: int = 64,
+    block_v: int = 64,
+    x_stages: int = 2,
+    q_slots: int = 2,
+    programs: int = 1,
+    sm_scale: float = 0.125,
+    bias: Shape | None = None,
+    mask: Shape | None = None,
+    sinks: str = "",
+    window: tuple[int, int] = (-1, -1),
+    bottom_right: bool = False,
+    q_lengths: Sequence[int] | None = None,
+    kv_lengths: Sequence[int] | None = None,
+    score: Callable[..., Any] | None = None,
+    seen: Callable[..., Any] | None = None,
+    bounds: Callable[..., Any] | None = None,
+    change: Callable[..., None] = lambda **_: None,
+) -> tuple[Any, Any, Any, Any]:
+    """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to q, k, v, bias and
+    mask; a row of the mask sees nothing, and what lies behind lengths is NaN."""
+    rng = np.random.default_rng(seed)
+    kv_heads, kv_len, v_head_size = kv_heads or heads, kv_len or q_len, v_head_size or head_size
+    (q_memory, q), (k_memory, k), (v_memory, v) = (
+        make(rng, (batch, h, s, size), dtype, "bhsd")
+        for h, s, size in ((heads, q_len, head_size), (kv_heads, kv_len, head_size), (kv_heads, kv_len, v_head_size))
+    )
+    element = DTYPES[dtype]
+    biases = None if bias is None else element.rounded(2 * rng.standard_normal(bias))
+    masks = None if mask is None else (rng.random(mask) < 0.7).astype(np.uint8) * 3
+    if masks is not None and masks.shape[2] > 1:
+        masks[:, :, 5] = 0
+    change(q=q, k=k, v=v, bias=biases, mask=masks)
+    for tensors, lengths in (((q,), q_lengths), ((k, v), kv_lengths)):
+        for b, length in enumerate(lengths or ()):
+            for padded in tensors:
+                padded[b, :, max(length, 0) :] = np.nan
+    out_memory, out = make(rng, (batch, heads, q_len, v_head_size), dtype, "bhsd")
+    out[...] = np.nan
+    lse = np.full(batch * heads * q_len, 7.0, np.float32)
+    sink_values = element.rounded(rng.standard_normal(heads)) if sinks else None
+    kinds = ["never" if shape is None else "keys" if shape[2] == 1 else "tile" for shape in (bias, mask)]
+    tile, tile_element = (biases, element) if kinds[0] == "tile" else (masks, UINT8)
+    machine = Machine(seed)
+
+    def strides(array: Any) -> list[Any]:
+        return [tensor(stride // 4, np.int64) for stride in array.strides[:3]]
+
+    launch(
+        machine,
+        load_kernel(source, machine)["fmha_biased_sm90"],
+        programs,
+        Descriptor(out, element, 64, block_v),
+        Descriptor(q, element, 64, 64),
+        Descriptor(k, element, block_n, 64),
+        Descriptor(v, element, block_n, block_v),
+        Descriptor(tile, tile_element, 64, block_n) if "tile" in kinds else None,
+        Pointer(out_memory, element, 16),
+        Pointer(lse, FP32),
+        *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
+        *(Pointer(None if x is None else np.array(x, np.int32), INT32) for x in (q_lengths, kv_lengths, None, None)),
+        _held(biases, element),
+        _held(None, FP32),
+        _held(masks, UINT8),
+        _held(sink_values if sinks == "own" else None, element),
+        _held(sink_values if sinks == "fp32" else None, FP32),
+        sm_scale,
+        0.0,
+        *(batch, heads, kv_heads, q_len, kv_len, head_size, v_head_size),
+        *(stride for array in (q, k, v, out) for stride in strides(array)),
+        *_strides(bias),
+        *_strides(mask),
+        *window,
+        int(bottom_right),
+        0,
+        None,
+        BLOCK_D=64,
+        BLOCK_V=block_v,
+        BLOCK_N=block_n,
+        CONSUMERS=consumers,
+        STAGES=2,
+        V_STAGES=2,
+        X_STAGES=x_stages,
+        PING_PONG=consumers > 1,
+        Q_SLOTS=q_slots,
+        CONSUMER_REGISTERS=240,
+        PRODUCER_REGISTERS=24,
+        BIAS=kinds[0],
+        MASK=kinds[1],
+        SCORE=score,
+        SEEN=seen,
+        BOUNDS=bounds,
+    )
+    for guard in (out_memory[:16], out_memory[-16:]):
+        assert np.isnan(guard).all()
+    options: dict[str, Any] = {"bias": biases, "sinks": sink_values}
+    options["mask"] = None if masks is None else masks != 0
+    functions = {"score": score, "seen": seen}
+    wanted, wanted_lse = attend(
+        q, k, v, sm_scale=sm_scale, q_lengths=q_lengths, kv_lengths=kv_lengths,
+        window_left=window[0], window_right=window[1], bottom_right=bottom_right,
+        **{name: value for name, value in {**options, **functions}.items() if value is not None},
+    )  # fmt: skip
+    return out, lse.reshape(batch, heads, q_len), wanted, wanted_lse
+
+
+def check(dtype: str = "fp16", limit: float = 1.0, **problem: Any) -> None:
+    """Run, and hold it against float64; `limit` is a factor of the errors that pass."""
+    out, lse, wanted, wanted_lse = run(dtype=dtype, **problem)
+    assert (out[np.isneginf(wanted_lse)] == 0).all()
+    check_values(out, lse, wanted, wanted_lse, dtype, limit)

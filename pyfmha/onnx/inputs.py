@@ -73,7 +73,7 @@ def random_inputs(graph: ir.Graph, sizes: Mapping[str, int], seed: int) -> dict[
 def _array(value: ir.Value, sizes: Mapping[str, int], random: Any) -> Any:
     shape = [_number(size, sizes, value) for size in shape_of(value)]
     kind = None if value.dtype is None else value.dtype
-    if kind in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
+    if kind in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
         return random.standard_normal(shape).astype(kind.numpy())
     if kind == ir.DataType.BOOL:
         array = random.random(shape) < 0.7

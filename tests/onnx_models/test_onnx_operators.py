@@ -234,6 +234,22 @@ def test_group_query_attention_whose_length_only_the_run_knows() -> None:
     assert "its total_sequence_length is not proven to be the length of Q" in reason_of(graph.model())
 
 
+@pytest.mark.parametrize("scale", [None, 0.32])
+def test_bfloat16_is_proven_and_what_is_wrong_is_found(scale: float | None) -> None:
+    def model(**attributes: Any) -> onnx.ModelProto:
+        graph = Graph(23)
+        inputs = [graph.input(name, ("batch", 4, "rows", 16), onnx.TensorProto.BFLOAT16) for name in "qkv"]
+        graph.output(graph.op("Attention", *inputs, **attributes))
+        return graph.model()
+
+    new, _ = replace_attention(model(**({} if scale is None else {"scale": scale})))
+
+    trials = prove(*map(ir.serde.deserialize_model, (model(), new)), sizes={"rows": 33})
+
+    assert {trial.original_by for trial in trials} == {"ONNX's reference implementation"}
+    assert all(trial.same for trial in trials) == (scale is None), trials
+
+
 def test_microsofts_that_are_left_alone() -> None:
     padded = Graph()
     q, k, v = of_rows(padded)

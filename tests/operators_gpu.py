@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON of the results")
     options = parser.parse_args()
     torch.zeros(1, device="cuda")  # a context
-    tables, built = LibraryTables(options.library), Library(options.library).manifest.triton
+    tables, built = LibraryTables(options.library.resolve()), Library(options.library).manifest.triton
     rows = [check(tables, case) for case in CASES]
     found = {"device": torch.cuda.get_device_name(), "triton": built, "triton_at_run_time": triton.__version__}
     text = json.dumps(found | {"operators": rows}, indent=1)

@@ -26,6 +26,7 @@ FILES = (
     "trt_decode",
     "trt_direct",
     "trt_launch",
+    "register_library",
 )
 # The wheels hold no package of the name that users import; NVIDIA's source package adds these two lines.
 FACADE = "from tensorrt_lean_bindings import *\nfrom tensorrt_lean_bindings import __version__\n"

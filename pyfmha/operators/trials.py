@@ -37,8 +37,8 @@ def check_absent(operator: Operator) -> None:
 def _trials(program: Program) -> Iterator[dict[str, Any]]:
     """Of attributes that decide which tensors are there every value that may matter, of others what must be given."""
     deciding = _deciding(program)
-    named = {node.value for expression in _conditions(program) for node in _constants(expression.node)}
-    named |= {node.value for _, expression in program.early for node in _constants(expression.node)}
+    named = {node.value for expression in _conditions(program) for node in constants(expression.node)}
+    named |= {node.value for _, expression in program.early for node in constants(expression.node)}
     choices: list[list[tuple[str, Any]]] = []
     for name, kind in program.operator.attributes:
         values = list(dict.fromkeys(_values(kind, named)))
@@ -71,11 +71,12 @@ def _read(expression: Expression) -> set[str]:
     return {*expression.names(), *asked}
 
 
-def _constants(node: Any) -> list[Node]:
+def constants(node: Any) -> list[Node]:
+    """The constants of an expression."""
     if not isinstance(node, Node):
         return []
     own = [node] if node.kind == "constant" else []
-    return own + [found for part in node.parts for found in _constants(part)]
+    return own + [found for part in node.parts for found in constants(part)]
 
 
 def _values(kind: Attribute, named: Iterable[Any]) -> Iterator[Any]:

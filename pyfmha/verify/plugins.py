@@ -19,6 +19,7 @@ from pyfmha.operators.expressions import Scope
 from pyfmha.operators.forms import AxisForm, Forms
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import Program, program_of
+from pyfmha.operators.trials import constants
 from pyfmha.runtime.library import Library
 from pyfmha.trt.tables import Field, LibraryTables, TablePlugin, Tensor, Unknown
 
@@ -28,7 +29,8 @@ MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
 SAMPLES = (1, 64, 128, 32, 256, 4, 16, 8, 2, 80, 96, 0)
 """Values to try for an integer that must be given."""
 MOST_TRIALS = 20_000
-SIZE = 4
+SIZES = (4, 1, 2, 3, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Sizes to try for every axis: the first that the operator serves is asked for; then those that its checks name."""
 _KINDS = {"int32": (5, np.int32), "int64": (10, np.int64), "fp32": (1, np.float32)}
 
 
@@ -148,7 +150,7 @@ def _questions(tables: LibraryTables, plugin: TablePlugin, instance: Instance) -
     types = {name: kinds.names[0] for name, kinds in instance.program.types.items() if name not in instance.types}
     typed = instance.with_types(types)
     forms = typed.forms()
-    shapes, values = sample_shapes(typed, forms)
+    shapes, values = served_shapes(typed, forms)
     tensors = [Tensor(shape, DATA_TYPES[form.type or ""]) for shape, form in zip(shapes, forms.all, strict=True)]
     count = len(forms.inputs)
     inputs, outputs = tensors[:count], tensors[count:]
@@ -172,12 +174,30 @@ def _questions(tables: LibraryTables, plugin: TablePlugin, instance: Instance) -
     yield f"timing-cache id {tables.timing_cache_id(plugin)}", bool(tables.timing_cache_id(plugin))
 
 
-def sample_shapes(instance: Instance, forms: Forms) -> tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Shapes of all tensors where every axis is :data:`SIZE`, and values of the inputs that are read."""
-    values = {name: (SIZE,) * count for name, count in forms.shapes}
+Shapes = tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]
+
+
+def served_shapes(instance: Instance, forms: Forms) -> Shapes:
+    """Shapes that the checks allow, where one size of every axis is; else the first that are tried."""
+    checks = [condition.node for condition, _ in instance.program.late_checks]
+    named = sorted({n.value for node in checks for n in constants(node) if type(n.value) is int and n.value > 0})
+    for size in (*SIZES, *named):
+        try:
+            shapes, values = sample_shapes(instance, forms, size)
+            count = len(forms.inputs)
+            instance.plan(instance.measure(shapes[:count], shapes[count:]))
+        except (PluginError, EvaluationError):
+            continue
+        return shapes, values
+    return sample_shapes(instance, forms, SIZES[0])
+
+
+def sample_shapes(instance: Instance, forms: Forms, size: int) -> Shapes:
+    """Shapes of all tensors where every axis has one size, and values of the inputs that are read."""
+    values = {name: (size,) * count for name, count in forms.shapes}
     names = {name for form in forms.inputs for axis in form.axes for name in axis.unknown}
     absent = dict.fromkeys(instance.program.axes, 0)  # what no tensor of these attributes has
-    scope = Scope({**absent, **instance.scope.values, **dict.fromkeys(names, SIZE), **values})
+    scope = Scope({**absent, **instance.scope.values, **dict.fromkeys(names, size), **values})
     definitions = {name: expression for name, expression in instance.program.late}
     for name, expression in definitions.items():
         try:

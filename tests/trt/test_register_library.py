@@ -107,18 +107,76 @@ print("done")
 """
 
 
+CROSSED = """
+import sys
+import numpy as np
+import tensorrt_lean as trt
+from pyfmha.trt import register
+from pyfmha.trt.tables import Field, LibraryTables
+
+path, other = sys.argv[1:]
+registry = trt.get_plugin_registry()
+# A library goes when it is told to, and may come again.
+for _ in range(2):
+    handle = registry.load_library(other)
+    assert handle is not None
+    assert registry.get_creator("Blend", "2", "") is not None
+    registry.deregister_library(handle)
+    assert registry.get_creator("Blend", "2", "") is None
+
+c = register(trt, kind="library", library=path, operator="Blend")
+python = register(trt, library=path, operator="Blend", namespace="python")
+given = {"weights": np.array([0.5, 2.0], np.float32), "steps": np.array([3], np.int32)}
+given["mode"] = np.frombuffer(b"sum\\0", np.int8)
+types = {np.dtype(np.float32): 1, np.dtype(np.int32): 5, np.dtype(np.int8): 6, np.dtype(np.int64): 10}
+kinds = {int(kind): kind for kind in trt.PluginFieldType.__members__.values()}
+
+def collection(arrays):
+    fields = [trt.PluginField(name, array, kinds[types[array.dtype]]) for name, array in arrays.items()]
+    return trt.PluginFieldCollection(fields)
+
+# What the plugin in C stores, read from its table: the binding shows no method of C++'s plugins that gives it.
+tables = LibraryTables(path)
+made = tables.create(tables.named("Blend"), "layer", [
+    Field(name, types[array.dtype], array.size, array.tobytes()) for name, array in given.items()
+], 0)
+assert made is not None, tables.error()
+numpys = {number: dtype for dtype, number in types.items()}
+stored = {field.name: np.frombuffer(field.data, numpys[field.type]) for field in tables.stored_fields(made).read()}
+own = python.create_plugin("layer", collection(given), trt.TensorRTPhase.BUILD)
+wanted = tables.timing_cache_id(made)
+assert own.timing_cache_id == wanted
+own.get_fields_to_serialize()
+for kept in (collection(stored), own._stored_fields._vector):
+    again = python.create_plugin("layer", kept, trt.TensorRTPhase.RUNTIME)
+    assert again.timing_cache_id == wanted
+    again = c.create_plugin("layer", kept, trt.TensorRTPhase.RUNTIME)
+    assert again.get_capability_interface(trt.PluginCapabilityType.BUILD).timing_cache_id == wanted
+    del again
+print("done")
+"""
+
+
 def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=python_environment())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_lean") is None, reason="tensorrt_lean is not installed")
-def test_lean_loads_it(path: Path) -> None:
+def test_tensorrt_lean_loads_it(path: Path) -> None:
     done = run(REAL, path)
     assert done.returncode == 0, done.stdout + done.stderr
     first, last = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
     assert first.startswith("Blend 2 weights=0x1.0000000000000p-1,0x1.0000000000000p+1 steps=1,2 mode=sum name=sum")
     assert last == "done"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_lean") is None, reason="tensorrt_lean is not installed")
+def test_either_kind_reads_in_tensorrt_lean_what_the_other_stored(path: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copy(path, tmp_path / "libother.so"))
+    done = run(CROSSED, path, other)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "done"
 
 
 PARSED = """

@@ -72,6 +72,7 @@ def run(
     cu_kv: Sequence[int] | None = None,
     padding: float = np.nan,
     softcap: float = 0.0,
+    two_parts: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -80,7 +81,7 @@ def run(
     assert not ragged or (cu_kv is not None and general and batch == 1 and len(cu_q or ()) == len(cu_kv))
     bottom_right = bottom_right or causal == "bottom-right"
     window = window or (-1, 0 if causal else -1)
-    assert general or (q_lengths, kv_lengths, window, softcap) == (None, None, (-1, 0 if causal else -1), 0.0)
+    assert general or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
     rng = np.random.default_rng(seed)
     kv_heads, kv_len = kv_heads or heads, kv_len or q_len
     (q_memory, q), (k_memory, k), (v_memory, v) = (
@@ -148,6 +149,7 @@ def run(
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
         PRODUCER_REGISTERS=24,
+        TWO_PARTS=two_parts,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -1,5 +1,6 @@
 """Runs the Hopper kernel in the emulator and holds it against float64; shared by the tests of it and of decoding."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,12 @@ def _all_largest(q: Any, k: Any, v: Any, value: float, half_step: float) -> None
 
 def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
     """A kernel's file with a fault, in it or in a file that it imports."""
-    texts = {file.name: file.read_text() for file in (kernel, *sorted(kernel.parent.glob("sm90_*.py")))}
+    texts = {kernel.name: kernel.read_text()}
+    for text in (found := [kernel.read_text()]):  # and what those import that it imports
+        for name in re.findall(r"^from (sm90_\w+) import", text, re.MULTILINE):
+            if f"{name}.py" not in texts:
+                texts[f"{name}.py"] = kernel.with_name(f"{name}.py").read_text()
+                found.append(texts[f"{name}.py"])
     name = next((name for name, text in texts.items() if right in text), kernel.name)
     assert texts[name].count(right) == 1, "the kernel has changed: adapt the mutant"
     for file in {kernel.name, name}:

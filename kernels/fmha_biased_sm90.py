@@ -44,7 +44,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 @gluon.constexpr_function
 def _of_v(shape):
-    return OfV(shape.BLOCK_V, shape.BLOCK_N, shape.CONSUMERS, shape.V_STAGES, shape.GENERAL)
+    return OfV(shape.BLOCK_V, shape.BLOCK_N, shape.CONSUMERS, shape.V_STAGES, shape.GENERAL, False)
 
 
 @gluon.constexpr_function
@@ -66,6 +66,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
+    v_work = (descriptors, (q_smem, k_smem, (v_smem,)), barriers, notes, sizes, Lse, factors, zero)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
@@ -87,7 +88,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
             tma.async_load(k_desc, [batch, head // group, key, 0], k_ready.index(stage), k_smem.index(stage))
             if Q_SLOTS == 1:
                 if step > 0:
-                    _load_v(work, v_place, step - 1, V_SHAPE)
+                    _load_v(v_work, v_place, step - 1, V_SHAPE)
             if block == 0:
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
@@ -104,7 +105,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     tma.async_load(x_desc, place, x_ready.index(x_stage), x_smem.index(x_stage))
             if Q_SLOTS > 1:
                 if step > 0:
-                    _load_v(work, v_place, step - 1, V_SHAPE)
+                    _load_v(v_work, v_place, step - 1, V_SHAPE)
             v_place = (batch, head // group, key)
             step += 1
             if CONSUMERS == 1:
@@ -112,7 +113,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
         if CONSUMERS == 1:
             keep_up(step, tile_barriers(True, False), 13, 1)
     if step > 0:
-        _load_v(work, v_place, step - 1, V_SHAPE)
+        _load_v(v_work, v_place, step - 1, V_SHAPE)
     if CONSUMERS == 1:
         keep_up(step, 40, 13, 1)
     else:
@@ -193,7 +194,7 @@ def _step(
     inputs = beside[9]
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
-    _make_whole(v_smem, barriers, step - 1, values - key - BLOCK_N, CONSUMER, V_SHAPE)
+    _make_whole((v_smem,), barriers, step - 1, values - key - BLOCK_N, CONSUMER, V_SHAPE)
     mbarrier.wait(k_ready.index(stage), (step // SHAPE.STAGES) & 1)
     if PING_PONG:
         m = take_turn(m, CONSUMER)
@@ -311,7 +312,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             )  # fmt: skip
             step += 1
         last = (step - 1) % SHAPE.V_STAGES
-        _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
+        _make_whole((v_smem,), barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
         _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
         p = p.to(v_smem.dtype) if LATE else unpack(p, v_smem.dtype)
         p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)

@@ -2,7 +2,8 @@
 
 The same function as fmha_fwd.py for fp16 and bf16, see its docstring for the arguments. Compiled GENERAL it serves
 lengths and windows of any width, else full or causal attention alone, faster; compiled RAGGED, ragged batches, whose
-tiles are of one sequence each (sm90_ragged.py); compiled CAPPED, soft caps, and else none. The algorithm is that of
+tiles are of one sequence each (sm90_ragged.py); compiled CAPPED, soft caps, and else none; compiled TWO_PARTS, head
+sizes of 3/4 of a power of two (sm90_parts.py). The algorithm is that of
 Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring of K and V blocks; each consumer
 warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and lets the product of the last
 block's weights with V run while it takes the exponentials of the next block.
@@ -23,6 +24,18 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_parts import (
+    ONCE,
+    allocate,
+    load_rows,
+    matrix,
+    multiply_keys,
+    multiply_values,
+    no_values,
+    store_tile,
+    times,
+    wait_for_products,
+)
 from sm90_ragged import find_tile, store_rows
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
 from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half
@@ -39,12 +52,10 @@ from sm90_tiles import (
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 
@@ -53,8 +64,6 @@ FAST_LIMIT: gl.constexpr = gl.constexpr(1048576.0)
 # A row notes the tiles to compute again in the bits of a word. Where a program has more, several share a bit, and are
 # then all computed again.
 NOTES: gl.constexpr = gl.constexpr(32)
-# Q is read and Out written once: their lines make room first, and those of K and V, which other programs read, stay.
-ONCE: gl.constexpr = gl.constexpr(CachePolicy(l2=FractionalEvictionPolicy("evict_first", 1.0)))
 NOTE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
@@ -70,15 +79,13 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
     batch, head, key = place
     stage = step % V_STAGES
     mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    mbarrier.expect(v_ready.index(stage), SHAPE.BLOCK_N * SHAPE.BLOCK_D * 2)
-    tma.async_load(v_desc, [batch, head, key, 0], v_ready.index(stage), v_smem.index(stage))
+    load_rows(v_desc, batch, head, key, v_ready.index(stage), v_smem, stage, SHAPE.BLOCK_N, SHAPE)
 
 
 @gluon.jit
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
     too, so that the first keys of a tile are asked for before the last values of the one before."""
-    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
@@ -116,8 +123,7 @@ def _load(work, SHAPE: gl.constexpr):
                 if step == 1:
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
-            mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D * 2)
-            tma.async_load(k_desc, [batch, kv_head, key, 0], k_ready.index(stage), k_smem.index(stage))
+            load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
             if Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
@@ -125,9 +131,8 @@ def _load(work, SHAPE: gl.constexpr):
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
-                    mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D * 2)
-                    place = [batch, q_head, first_row + c * ROWS, 0]
-                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
+                    row = first_row + c * ROWS
+                    load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
             if Q_SLOTS > 1:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
@@ -183,7 +188,7 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
             mbarrier.wait(v_ready.index(stage), (step // V_STAGES) & 1)
             LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
             rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
-            v = v_smem.index(stage).reshape([BLOCK_N, BLOCK_D])
+            v = v_smem[0].index(stage).reshape([BLOCK_N, BLOCK_D])
             for first in gl.static_range(0, BLOCK_N, HEIGHT):
                 if count < first + HEIGHT:
                     part = v.slice(first, HEIGHT)
@@ -207,9 +212,8 @@ def _wait_for_v(barriers, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
 
 @gluon.jit
 def _step(
-    acc, p, m, row_sum, q, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked, values, zero,
-    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
-    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+    acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked, values,
+    zero, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`. If LATE, exponentials run beside that product;
     else beside those of the other consumers, in registers that the weights before them have left."""
@@ -223,6 +227,7 @@ def _step(
     GENERAL: gl.constexpr = SHAPE.GENERAL
     CAUSAL: gl.constexpr = SHAPE.CAUSAL
     q_smem, k_smem, v_smem = shared
+    dtype: gl.constexpr = v_smem[0].dtype
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     stage = step % STAGES
     before = (step - 1) % V_STAGES
@@ -231,25 +236,23 @@ def _step(
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     if PING_PONG:
         m = take_turn(m, CONSUMER)
-    k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
-    scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
+    scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
     _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
     if LATE:  # converted in the shadow of the product above
-        p = p.to(v_smem.dtype)
+        p = p.to(dtype)
     else:
-        p = unpack(p, v_smem.dtype)
-    p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
-    acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
+        p = unpack(p, dtype)
+    acc, p = multiply_values(p, v_smem, before, acc, SHAPE)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
-    scores = warpgroup_mma_wait(1, deps=(scores,))
+    scores = warpgroup_mma_wait(len(acc), deps=(scores,))  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
     if LATE:
         next_p, m, row_sum, alpha = weigh(
             scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
         )
         row_sum = hold(row_sum)
-        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+        acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
     else:
         scores, m, alpha, to_log2 = maxima(
@@ -257,20 +260,18 @@ def _step(
         )
         if CAUSAL or BLOCK_D < 256:  # full attention of head size 256 is as fast or faster without
             alpha = hold(alpha)
-        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
+        acc, p, scores = wait_for_products(acc, p, scores)
         mbarrier.arrive(v_free.index(before), count=1)
-        next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)
-        next_p = pack(next_p, v_smem.dtype)
-    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
-    return acc, next_p, m, row_sum
+        next_p, row_sum = weigh_after(acc[len(acc) - 1], scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)
+        next_p = pack(next_p, dtype)
+    return times(acc, alpha), next_p, m, row_sum
 
 
 @gluon.jit
 def _steps(
-    acc, p, m, row_sum, q, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, block, count, unmasked,
+    acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, block, count, unmasked,
     unmasked_from, values, zero, MASKED: gl.constexpr,
-    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
-    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """So many steps to the left of `block`; if MASKED, with a mask where one is needed."""
     for _unused in range(count):
@@ -279,9 +280,9 @@ def _steps(
         if SHAPE.GENERAL:
             masked = masked | (block < unmasked_from)
         acc, p, m, row_sum = _step(
-            acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block * SHAPE.BLOCK_N, masked,
+            acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block * SHAPE.BLOCK_N, masked,
             values, zero,
-            CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
         step += 1
     return acc, p, m, row_sum, step, block
@@ -305,15 +306,14 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
-    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    shift: gl.constexpr = shift_of(v_smem.dtype)
+    dtype: gl.constexpr = v_smem[0].dtype
+    shift: gl.constexpr = shift_of(dtype)
     scale = score_factors(factors, SHAPE.CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
@@ -323,7 +323,6 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
-        q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
         if RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         tile_row = row_tile * (ROWS * CONSUMERS)
@@ -372,10 +371,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
-        scores = warpgroup_mma(
-            q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
-        )
+        scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
         key = block * BLOCK_N
@@ -394,8 +390,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
         if not LATE:
-            p = pack(p, v_smem.dtype)
-        acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
+            p = pack(p, dtype)
+        acc = no_values(SHAPE)
         step += 1
         to_left = uniform(block - first_block)
         step = uniform(step)
@@ -403,24 +399,23 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if SPLIT:  # two loops: the second, which has most of the blocks, needs no registers to mask them
             masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
             acc, p, m, row_sum, step, block = _steps(
-                acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, masked_count,
+                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, masked_count,
                 unmasked, unmasked_from, values, zero, True,
-                CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
             to_left -= masked_count
             p = moved(p)
         acc, p, m, row_sum, step, block = _steps(
-            acc, p, m, row_sum, q, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
+            acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
             unmasked_from, values, zero, not SPLIT and CAUSAL,
-            CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
         last = (step - 1) % V_STAGES
         if GENERAL:
             _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, SHAPE)
         _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
-        p = p.to(v_smem.dtype) if LATE else unpack(p, v_smem.dtype)
-        p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
-        acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_D]), acc, is_async=True)
+        p = p.to(dtype) if LATE else unpack(p, dtype)
+        acc, p = multiply_values(p, v_smem, last, acc, SHAPE)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
@@ -437,15 +432,17 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 gl.store(Lse + (head.to(gl.int64) * q_len + token) + own_rows, lse, mask=own_rows < count)
             else:
                 gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
-        acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+        acc, p, inverse = wait_for_products(acc, p, inverse)
         mbarrier.arrive(v_free.index(last), count=1)
-        factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
-        if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
-            acc = gl.where((factor != 0)[:, None], acc, 0.0)
-        out_part = q_smem.index(slot)
-        out_part.reshape([ROWS, BLOCK_D]).store(narrow(acc * factor[:, None], v_smem.dtype))
+        for part in gl.static_range(len(acc)):
+            out = acc[part]
+            factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
+            if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+                out = gl.where((factor != 0)[:, None], out, 0.0)
+            matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
         fence_async_shared()
         if RAGGED:
+            out_part = q_smem[0].index(slot)
             if count >= ROWS:
                 tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
             else:  # the next sequence's rows are behind
@@ -453,7 +450,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
                 store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
         else:
-            tma.async_store(out_desc, [head // num_heads, head % num_heads, first_row, 0], out_part, cache_policy=ONCE)
+            store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, SHAPE)
         if Q_SLOTS == 1:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
@@ -520,18 +517,20 @@ def fmha_fwd_sm90(
     Q_SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    TWO_PARTS: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
 
     Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q and Out, [1, 1, BLOCK_N, BLOCK_D] for K and V. window_right is 0
     where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1, head_size a multiple of 8: TMA stores 16
-    bytes or nothing. softcap is above 0 if CAPPED, which wants GENERAL, and is of no account otherwise; lengths,
+    bytes or nothing. softcap is above 0 if CAPPED, and is of no account otherwise; lengths,
     window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28.
     RAGGED wants GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by
     eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
-    2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. Q_SLOTS: 2 where there is shared
+    2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
+    and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows.
     """
     group = num_heads // num_kv_heads
@@ -548,10 +547,9 @@ def fmha_fwd_sm90(
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     descriptors = (q_desc, k_desc, v_desc, out_desc)
-    dtype: gl.constexpr = q_desc.dtype
-    q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
-    k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
-    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+    q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
+    k_smem = allocate(k_desc, STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
+    v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -577,7 +575,7 @@ def fmha_fwd_sm90(
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     factors = (sm_scale, softcap) if CAPPED else sm_scale
     work = (descriptors, shared, barriers, notes, sizes, Lse, factors, ragged - 1 if RAGGED else ragged)
-    LATE: gl.constexpr = CONSUMERS == 1 and BLOCK_D + BLOCK_N <= 192
+    LATE: gl.constexpr = CONSUMERS == 1 and (3 if TWO_PARTS else 1) * BLOCK_D + BLOCK_N <= 192
     SHAPE: gl.constexpr = Shape(
         BLOCK_D,
         BLOCK_N,
@@ -592,6 +590,7 @@ def fmha_fwd_sm90(
         GENERAL,
         RAGGED,
         CAPPED,
+        TWO_PARTS,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     if CONSUMERS == 1:

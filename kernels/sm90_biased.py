@@ -47,6 +47,7 @@ class OfV(NamedTuple):
     CONSUMERS: gl.constexpr
     V_STAGES: gl.constexpr
     GENERAL: gl.constexpr
+    TWO_PARTS: gl.constexpr
 
 
 @gluon.jit

@@ -77,7 +77,7 @@ def compute_slowly(
 
     `place` is where the queries and keys of a sequence begin, and the sequence, if RAGGED; rows count within it.
     """
-    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_D: gl.constexpr = 4 * SHAPE.BLOCK_D if SHAPE.TWO_PARTS else SHAPE.BLOCK_D  # all columns
     CAUSAL: gl.constexpr = SHAPE.CAUSAL
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED

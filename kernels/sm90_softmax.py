@@ -1,7 +1,7 @@
 """The softmax of fmha_sm90.py: scores of one block of keys become weights."""
 
 from sm90_asm import after
-from sm90_slow import bent
+from sm90_powers import tanh_of_log2
 from sm90_tiles import ROWS
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -66,9 +66,9 @@ def maxima(
     if CAPPED:
         to_log2, bend = scale
         products = scores
-        scores = bent(products, bend)
-        if shift > 0:  # bf16: NaN where the product overflowed, whose sign is then not known; that must show
-            scores += products * 0.0
+        scores = tanh_of_log2(products * bend)
+        # NaN, and bf16 products that overflowed, whose sign is then not known, must show.
+        scores += products * 0.0
     else:
         to_log2 = scale
     if masked:

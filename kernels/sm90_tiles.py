@@ -41,6 +41,7 @@ class Shape(NamedTuple):
     GENERAL: gl.constexpr
     RAGGED: gl.constexpr
     CAPPED: gl.constexpr
+    TWO_PARTS: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -27,9 +27,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from gluon_ptx import run_straight_line
 from gluon_values import (
     BF16,
     FP16,
+    FP32,
     INT32,
     ITEM_SIZE,
     LARGEST,
@@ -320,6 +322,13 @@ def _unpack(_found: Any, dtypes: tuple[DType, DType], packed: Tensor) -> tuple[T
     return low, high
 
 
+def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
+    """Straight-line PTX of four values, which a thread holds, for four: here any four beside each other will do."""
+    assert dtype is FP32
+    parts = run_straight_line(found[0], 4, list(np.asarray(x).reshape(-1, 4).T))
+    return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
+
+
 def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) -> Tensor:
     """Two values to 16 bits; the first operand goes to the upper half, which is the second value. Of two tensors, to
     integers that hold both."""
@@ -339,6 +348,7 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
+    r"\{ \.reg \.f32 [^{}]*\}": _four_at_a_time,
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,
     r"mov\.b32 \$0, \$1;": lambda _found, _dtype, x: x,

@@ -262,9 +262,8 @@ class Shared:
 
     def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
         assert isinstance(start, int), "the compiler has to know where a part begins"
-        assert dim == 0
-        assert 0 <= start <= start + length <= self.array.shape[0]
-        return Shared(self.array[start : start + length], self.dtype)
+        assert 0 <= start <= start + length <= self.array.shape[dim]
+        return Shared(self.array[(*[slice(None)] * dim, slice(start, start + length))], self.dtype)
 
     def store(self, value: Tensor) -> None:
         assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"
@@ -322,6 +321,9 @@ class Product:
 
     def complete(self) -> None:
         a, b, acc, use_acc = self.operands
+        if isinstance(acc, Product):  # of the same registers: the one that was issued before is complete by now
+            acc = acc.value
+            assert acc is not None, "products are added up before they are complete"
         left = np.asarray(a.array if isinstance(a, Shared) else a, np.float32)
         self.value = tensor(product_of(left, np.asarray(b.array, np.float32), np.asarray(acc) if use_acc else None))
 

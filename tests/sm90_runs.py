@@ -1,5 +1,6 @@
 """Runs the Hopper kernel in the emulator and holds it against float64; shared by the tests of it and of decoding."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def run(
     cu_kv: Sequence[int] | None = None,
     padding: float = np.nan,
     softcap: float = 0.0,
+    two_parts: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -80,7 +82,7 @@ def run(
     assert not ragged or (cu_kv is not None and general and batch == 1 and len(cu_q or ()) == len(cu_kv))
     bottom_right = bottom_right or causal == "bottom-right"
     window = window or (-1, 0 if causal else -1)
-    assert general or (q_lengths, kv_lengths, window, softcap) == (None, None, (-1, 0 if causal else -1), 0.0)
+    assert general or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
     rng = np.random.default_rng(seed)
     kv_heads, kv_len = kv_heads or heads, kv_len or q_len
     (q_memory, q), (k_memory, k), (v_memory, v) = (
@@ -148,6 +150,7 @@ def run(
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
         PRODUCER_REGISTERS=24,
+        TWO_PARTS=two_parts,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()
@@ -282,7 +285,12 @@ def _all_largest(q: Any, k: Any, v: Any, value: float, half_step: float) -> None
 
 def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
     """A kernel's file with a fault, in it or in a file that it imports."""
-    texts = {file.name: file.read_text() for file in (kernel, *sorted(kernel.parent.glob("sm90_*.py")))}
+    texts = {kernel.name: kernel.read_text()}
+    for text in (found := [kernel.read_text()]):  # and what those import that it imports
+        for name in re.findall(r"^from (sm90_\w+) import", text, re.MULTILINE):
+            if f"{name}.py" not in texts:
+                texts[f"{name}.py"] = kernel.with_name(f"{name}.py").read_text()
+                found.append(texts[f"{name}.py"])
     name = next((name for name, text in texts.items() if right in text), kernel.name)
     assert texts[name].count(right) == 1, "the kernel has changed: adapt the mutant"
     for file in {kernel.name, name}:

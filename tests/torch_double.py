@@ -110,15 +110,23 @@ def install(monkeypatch: Any, gpu: Any) -> Log:
         rounded = float_from_bf16(bf16_from_float(out)) if q.dtype == "bfloat16" else out.astype(q.values.dtype)
         return Tensor(rounded, q.dtype)
 
-    def flash3(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) -> tuple[Tensor, None]:
+    def flash3(
+        q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool, softcap: float
+    ) -> tuple[Tensor, None]:
         """[batch, sequence, heads, head size]; its package has no kernels for fp16."""
         if q.dtype != "bfloat16":
             raise RuntimeError("This flash attention build does not support FP16.\nException raised from run_mha_fwd")
         gpu.push(log.streams[-1], lambda: 0.08)
         log.flash3_strides.append(q.values.strides)
         heads_first = [tensor.values.swapaxes(1, 2) for tensor in (q, k, v)]
-        out, _ = attend(*heads_first, sm_scale=softmax_scale, window_right=0 if causal else -1)
+        mask = {"window_right": 0 if causal else -1}
+        out, _ = attend(*heads_first, sm_scale=softmax_scale, softcap=softcap, **mask)
         return Tensor(float_from_bf16(bf16_from_float(out)), q.dtype).transpose(1, 2), None
+
+    def flash3_decoding(q: Tensor, *rest: Any, **options: Any) -> Tensor:
+        """Which takes one query, and returns no pair."""
+        assert q.values.shape[1] == 1
+        return flash3(q, *rest, **options)[0]
 
     def replay() -> None:
         gpu.push(log.streams[-1], lambda: 0.06)
@@ -143,7 +151,7 @@ def install(monkeypatch: Any, gpu: Any) -> Log:
     )
     torch.nn = SimpleNamespace(functional=SimpleNamespace(scaled_dot_product_attention=sdpa), attention=attention)
     interface: Any = ModuleType("fa3_fwd_interface")
-    interface.flash_attn_func = flash3
+    interface.flash_attn_func, interface.flash_attn_with_kvcache = flash3, flash3_decoding
     interface.__spec__ = ModuleSpec(interface.__name__, None)
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
     for name, module in (("torch", torch), ("torch.nn", torch.nn), ("torch.nn.attention", attention)):

@@ -55,7 +55,9 @@ class Setting:
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths, and windows of any width.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
-        capped: whether it serves soft caps, and those alone; it is general, too.
+        capped: whether it serves soft caps, and those alone.
+        two_parts: whether it serves head sizes up to 3/4 of the padded one, and those alone, as kernels/sm90_parts.py
+            does; it is not general.
     """
 
     block_n: int
@@ -76,6 +78,7 @@ class Setting:
     general: bool = False
     ragged: bool = False
     capped: bool = False
+    two_parts: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -93,21 +96,29 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,)),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
         Setting(128, 1, programs=2, maxnreg=128),
+        Setting(128, 1, programs=2, maxnreg=128, capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     128: (
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
+        Setting(128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True),
+        Setting(128, 2, stages=3, v_stages=3, masks=(False,), two_parts=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
         Setting(128, 2, v_stages=3, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
         Setting(128, 2, v_stages=3),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 2048",), masks=(True,), capped=True),
+        Setting(128, 2, v_stages=3, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
+        Setting(64, 2, two_parts=True),
         Setting(64, 2, q_slots=1, masks=(False,)),
         Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
+        Setting(64, 2, v_stages=3, q_slots=1, capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),
@@ -128,7 +139,7 @@ _BUILT = {
         dict.fromkeys(
             replace(s, v_stages=2, two_heads=False, longest_first=False, requires=(), masks=(False, True))
             for s in made
-            if not s.general
+            if not (s.general or s.capped or s.two_parts)
         )
     )
     for size, made in SETTINGS.items()
@@ -232,8 +243,9 @@ def _decode_hint(name: str) -> int | None:
 def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:
     if setting.consumers not in (1, 2, 3):
         raise SpecError(f"{base.name}: {setting.consumers} consumers: use 1, 2 or 3")
+    width = padded // 4 if setting.two_parts else padded
     constants = (
-        ("BLOCK_D", padded),
+        ("BLOCK_D", width),
         ("BLOCK_N", setting.block_n),
         ("CONSUMERS", setting.consumers),
         ("STAGES", setting.stages),
@@ -248,6 +260,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
+        ("TWO_PARTS", setting.two_parts),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"
@@ -268,9 +281,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         num_stages=1,
         maxnreg=setting.maxnreg,
         archs=(ARCH,),
-        requires=(*_served(causal, setting), *setting.requires),
+        requires=(*_served(causal, setting, padded), *setting.requires),
         nullable=base.nullable,
-        descriptors=_descriptors(padded, setting.block_n, "1" if setting.ragged else "batch_size"),
+        descriptors=_descriptors(width, setting.block_n, "1" if setting.ragged else "batch_size"),
         algorithm_name=base.algorithm_name,
     )
 
@@ -287,10 +300,12 @@ def _ragged_hint(name: str) -> int | None:
     return 16 if name == "Out" else 8 if name in ("out_stride_h", "out_stride_s", "head_size") else None
 
 
-def _served(causal: bool, setting: Setting) -> Sequence[str]:
+def _served(causal: bool, setting: Setting, padded: int) -> Sequence[str]:
     softcap = ("softcap > 0", f"softcap <= {LARGEST_CAP}") if setting.capped else ("softcap == 0",)
     # TMA stores 16 bytes or nothing: of other head sizes up to 7 elements too many.
-    always = (f"ragged == {int(setting.ragged)}", *softcap, "sm_scale > 0", "head_size % 8 == 0")
+    always: tuple[str, ...] = (f"ragged == {int(setting.ragged)}", *softcap, "sm_scale > 0", "head_size % 8 == 0")
+    if setting.two_parts:
+        always = (*always, f"head_size <= {padded * 3 // 4}")
     lengths = (f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
     if setting.ragged:
         given = ("cu_seqlens_q != 0", "cu_seqlens_kv != 0", "batch_size >= 1")

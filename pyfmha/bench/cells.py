@@ -32,6 +32,7 @@ class Cell:
         head_size: 1 to 256.
         causal: query i sees the keys 0 to i.
         layout: of all tensors.
+        softcap: the scores become softcap * tanh(score / softcap); 0 for none.
 
     Raises:
         SpecError: on creation, saying which part is wrong.
@@ -46,6 +47,7 @@ class Cell:
     head_size: int
     causal: bool
     layout: str = LAYOUTS[0]
+    softcap: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
@@ -58,6 +60,8 @@ class Cell:
             most = MOST_HEAD_SIZE if name == "head_size" else 2**31 - 1
             if type(value) is not int or not 1 <= value <= most:
                 raise SpecError(f"{name} is {value!r}: use an integer from 1 to {most}")
+        if type(self.softcap) not in (int, float) or not 0 <= self.softcap < 2.0**127:
+            raise SpecError(f"softcap is {self.softcap!r}: use 0 for none, or a finite number above it")
         if self.heads % self.kv_heads:
             raise SpecError(f"{self.heads} heads and {self.kv_heads} key heads: use a multiple of the key heads")
 
@@ -68,7 +72,8 @@ class Cell:
         seq = f"s{self.seq}" if self.seq == self.kv_seq else f"q{self.seq}kv{self.kv_seq}"
         mask = "causal" if self.causal else "full"
         layout = "" if self.layout == LAYOUTS[0] else f"_{self.layout}"
-        return f"{self.dtype}_b{self.batch}_{heads}_{seq}_d{self.head_size}_{mask}{layout}"
+        cap = f"_cap{self.softcap:g}" if self.softcap else ""
+        return f"{self.dtype}_b{self.batch}_{heads}_{seq}_d{self.head_size}_{mask}{cap}{layout}"
 
     @property
     def sm_scale(self) -> float:
@@ -151,7 +156,22 @@ def _flash3() -> list[Cell]:
     sizes = [(*size, 64) for size in few]
     sizes += [(*size, 128) for size in (*few[:2], (2, 32, 32, 8192), few[2], (4, 32, 8, 2048))]
     sizes += [(4, 16, 16, 512, 256), (4, 16, 16, 4096, 256), (1, 16, 16, 16384, 256)]
-    return [Cell("bf16", b, h, hk, s, s, d, causal) for causal in (False, True) for b, h, hk, s, d in sizes]
+    sizes += [(8, 32, 32, 512, 96), (4, 32, 32, 2048, 96), (2, 32, 32, 8192, 96)]
+    sizes += [(8, 16, 16, 512, 192), (4, 16, 16, 2048, 192), (2, 16, 16, 8192, 192)]
+    dense = [Cell("bf16", b, h, hk, s, s, d, causal) for causal in (False, True) for b, h, hk, s, d in sizes]
+    capped = [
+        Cell("bf16", b, h, h, s, s, d, causal, softcap=50.0)
+        for causal in (False, True)
+        for b, h, s, d in (
+            (4, 32, 2048, 64),
+            (1, 32, 8192, 64),
+            (4, 32, 2048, 128),
+            (1, 32, 8192, 128),
+            (4, 16, 4096, 256),
+        )
+    ]
+    decoding = [Cell("bf16", b, 32, 8, 1, kv, 128, False) for kv in (4096, 32768) for b in (1, 16, 64)]
+    return [*dense, *capped, *decoding]
 
 
 PRESETS = ("quick", "prefill", "decode", "flash3")
@@ -159,7 +179,7 @@ PRESETS = ("quick", "prefill", "decode", "flash3")
 
 def preset(name: str) -> list[Cell]:
     """The cells of a preset: ``quick``, 13 of fp16; ``prefill``, the table of the aim on Hopper; ``decode``, one
-    query; ``flash3``, bf16 beside FlashAttention-3, head sizes 64 to 256.
+    query; ``flash3``, bf16 beside FlashAttention-3, head sizes 64 to 256, soft caps and decoding.
 
     Raises:
         SpecError: there is no such preset.

@@ -66,7 +66,8 @@ def exact_rows(inputs: Inputs, index: int, sample: Sample, shift: int) -> Floats
         k, v = (inputs.rows(index, name, batch, kv_head, slice(0, cell.kv_seq), shift) for name in "KV")
         for query, row in zip(q, rows, strict=True):
             seen = slice(0, row + 1 if cell.causal else cell.kv_seq)
-            out, _ = attend(query[None, None, None], k[None, None, seen], v[None, None, seen], sm_scale=cell.sm_scale)
+            operands = query[None, None, None], k[None, None, seen], v[None, None, seen]
+            out, _ = attend(*operands, sm_scale=cell.sm_scale, softcap=cell.softcap)
             parts.append(out[0, 0])
     return np.concatenate(parts)
 

@@ -29,7 +29,8 @@ def call_of(cell: Cell) -> Call:
     q, kv = (cell.strides(name) for name in "QK")
     return Call(
         cell.batch, cell.heads, cell.kv_heads, cell.seq, cell.kv_seq, cell.head_size, cell.sm_scale,
-        q_strides=q, k_strides=kv, v_strides=kv, out_strides=q, window_right=0 if cell.causal else -1,
+        softcap=cell.softcap, q_strides=q, k_strides=kv, v_strides=kv, out_strides=q,
+        window_right=0 if cell.causal else -1,
     )  # fmt: skip
 
 
@@ -170,8 +171,8 @@ def first_kernel_serves(cell: Cell) -> Attention:
     Raises:
         MissingError: none does.
     """
-    if cell.layout != "bhsd":
-        raise MissingError("the first kernel serves [batch, heads, sequence, head size] alone")
+    if cell.layout != "bhsd" or cell.softcap:
+        raise MissingError("the first kernel serves [batch, heads, sequence, head size] alone, without a soft cap")
     if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq or cell.head_size not in HEAD_SIZES:
         sizes = ", ".join(map(str, HEAD_SIZES))
         raise MissingError(f"the first kernel serves as many key heads as heads, keys as queries, head sizes {sizes}")

@@ -76,6 +76,8 @@ class TensorrtLayer:
             raise MissingError("not asked: the engine here has as many key heads as heads, and keys as queries")
         if cell.layout != "bhsd":
             raise MissingError("not asked: the engine here has [batch, heads, sequence, head size]")
+        if cell.softcap:
+            raise MissingError("TensorRT's attention layer has no soft cap")
         config = EngineConfig(
             cell.heads, cell.head_size, cell.batch, cell.seq, cast("Dtype", cell.dtype), causal=cell.causal,
             layer="tensorrt",

@@ -143,6 +143,8 @@ class Sdpa:
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
         """See the protocol."""
         torch = find_torch()
+        if cell.softcap:
+            raise MissingError("torch's scaled_dot_product_attention has no soft cap")
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         scores = 2 * cell.batch * cell.heads * cell.seq * cell.kv_seq
@@ -195,12 +197,14 @@ class Flash3:
             cell.causal and cell.seq != cell.kv_seq
         ):  # its mask is aligned with the last query and key, ours with the first
             raise MissingError("its causal mask is another where there are more or fewer keys than queries")
-        attention = _flash3()
+        attention = _flash3(decoding=cell.seq == 1)
         # It takes [batch, sequence, heads, head size], by any strides.
         tensors = [[tensor.transpose(1, 2) for tensor in one] for one in tensors_of(torch, inputs)]
 
         def call(index: int) -> Any:
-            out = attention(*tensors[index], softmax_scale=cell.sm_scale, causal=cell.causal)
+            out = attention(
+                *tensors[index], softmax_scale=cell.sm_scale, causal=cell.causal, softcap=float(cell.softcap)
+            )
             return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
         prepared = PreparedTorch(torch, self._stream, call, inputs.count, _nothing)
@@ -212,13 +216,15 @@ class Flash3:
         return prepared
 
 
-def _flash3() -> Any:
-    """The function; raises MissingError where no package has it."""
+def _flash3(*, decoding: bool) -> Any:
+    """The function: for one query that which chooses itself over how many programs keys are spread. Raises MissingError
+    where no package has it."""
+    function = "flash_attn_with_kvcache" if decoding else "flash_attn_func"
     for name in ("fa3_fwd_interface", "flash_attn_interface"):
         if importlib.util.find_spec(name) is None:
             continue
         try:
-            return importlib.import_module(name).flash_attn_func
+            return getattr(importlib.import_module(name), function)
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
             raise MissingError(f"{name} cannot be used: {(str(error).splitlines() or [''])[0]}") from error
     raise MissingError("FlashAttention-3 is not installed: pip install fa3-fwd einops")

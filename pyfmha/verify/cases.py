@@ -234,6 +234,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         **{**ragged, "q_len": 460, "kv_len": 700, "heads": 2},
         **{"cu_q": (7, 8, 8, 72, 137, 150, 420), "cu_kv": (0, 200, 260, 260, 333, 400, 691)},
     }
+    alone: dict[str, Any] = {"batch": 1, "heads": 1, "kv_heads": 1}
+    three_quarters = padded * 3 // 4
     one: dict[str, Any] = {"q_len": 1, "kv_len": 700, "heads": 8, "kv_heads": 2}
     features: list[tuple[str, dict[str, Any]]] = [
         ("seq 1", {"q_len": 1, "kv_len": 1}),
@@ -258,6 +260,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("soft cap", {"softcap": 2.0, "right": 0}),
         ("soft cap, window, heads 6/2", {**grouped, "softcap": 30.0, "left": 9, "right": 2}),
         ("soft cap, several tiles", {"q_len": 300, "kv_len": 330, "batch": 1, "softcap": 50.0, "right": 0}),
+        ("soft cap, not causal", {"softcap": 20.0, "layout": "bshd"}),
+        ("soft cap, Sq 2060", {**alone, "q_len": 2060, "kv_len": 90, "softcap": 10.0, "right": 0}),
         ("soft cap, lengths", {"softcap": 5.0, "q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths", {"q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths beyond", {"q_lengths": (1000, -5), "kv_lengths": (-1, 2**31 - 1), "right": 0}),
@@ -272,6 +276,12 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("largest inputs", {"largest": True}),
         ("largest inputs, soft cap", {"largest": True, "softcap": 5.0}),
         (f"head size {padded - 8}", {"head_size": padded - 8, "right": 0}),
+        (f"head size {three_quarters}", {"head_size": three_quarters, "q_len": 140, "batch": 1, "layout": "bshd"}),
+        (f"head size {three_quarters}, causal", {"head_size": three_quarters, "right": 0}),
+        (
+            f"head size {three_quarters}, Sq 1030, causal",
+            {**alone, "head_size": three_quarters, "q_len": 1030, "kv_len": 300, "right": 0},
+        ),
         ("one query, 2600 keys", {**one, "kv_len": 2600, "batch": 1}),
         ("one query, bshd, heads 18/2", {**one, "heads": 18, "layout": "bshd"}),
         ("one query, lengths", {**one, "kv_lengths": (77, 0), "right": 0, "bottom_right": True}),

@@ -62,15 +62,16 @@ def forward(dtype: str, head_size: int) -> KernelSpec:
 
 # Bytes spilled and uses of them in the loop, by head size, masks and consumers. Around the loop a causal kernel has
 # more to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for,
-# and a general one more than that; 14 uses are 2 % of a step's instructions, and all of those fit twice into the time
-# of its products. A ragged one keeps the place of its rows, too. At head size 256 the accumulator alone has 128 of
+# and a general one more than that; 20 uses are 2 % of a capped step's instructions, and all of those fit twice into the
+# time of its powers. A ragged one keeps the place of its rows, too. At head size 256 the accumulator alone has 128 of
 # 240 registers; most of what is spilled there, the slow rows at the end spill.
 SPILLED = {
     **{
         (64, "causal", 1): (80, 0),
         (64, "causal", 3): (216, 0),
         (64, "general", 1): (80, 16),
-        (64, "capped", 1): (72, 14),
+        (64, "capped", 1): (104, 20),
+        (64, "causal capped", 1): (88, 0),
         (128, "causal", 2): (128, 12),
     },
     **{
@@ -80,15 +81,29 @@ SPILLED = {
         (256, "ragged", 2): (304, 4),
         (256, "capped", 2): (264, 8),
         (128, "general", 1): (16, 0),
+        (128, "capped", 1): (24, 0),
+        (128, "causal capped", 1): (8, 0),
+        (128, "full capped", 2): (72, 2),
+        (128, "causal capped", 2): (224, 0),
+        (128, "causal in two parts", 2): (40, 0),
+        (256, "full capped", 2): (352, 3),
+        (256, "causal capped", 2): (456, 4),
+        (256, "full in two parts", 2): (352, 1),
+        (256, "causal in two parts", 2): (384, 0),
     },
 }
 
 
 def kind_of(setting: hopper.Setting, causal: bool) -> str:
+    mask = "causal" if causal else "full"
+    if setting.two_parts:
+        return f"{mask} in two parts"
+    if setting.capped and not setting.general:
+        return f"{mask} capped"
     for kind in ("ragged", "capped", "general"):
         if getattr(setting, kind):
             return kind
-    return "causal" if causal else "full"
+    return mask
 
 
 def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[str, tuple[KernelSpec, Budget]]:
@@ -104,17 +119,19 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
         for causal, spec in zip(setting.masks, made, strict=True):
             mask = kind_of(setting, causal)
             spilled, loop = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
-            loops = 2 if mask == "causal" and setting.consumers > 1 else 1
+            loops = 2 if causal and not setting.general and setting.consumers > 1 else 1
+            parts = 2 if setting.two_parts else 1
+            columns = head_size * 3 // 4 if setting.two_parts else head_size
             exponentials = setting.block_n // 2 * (2 if setting.capped else 1)  # each has a tanh besides
-            held = causal or head_size < 256  # the maxima, until the product is complete
+            held = causal or head_size < 256 or setting.two_parts  # the maxima, until the product is complete
             beside = (
-                exponentials if setting.consumers == 1 else (setting.block_n // 2 if setting.capped else 0) + 2 * held
+                exponentials if setting.consumers == 1 else held * ((setting.block_n // 2 if setting.capped else 0) + 2)
             )
             budget = Budget(
                 blocks=max(setting.programs, 1),
                 multiply="HGMMA",
-                count=setting.consumers * (1 + loops) * (head_size + setting.block_n) // 16,
-                batches=setting.consumers * (1 + loops) * 2,
+                count=setting.consumers * (1 + loops) * (columns + parts * setting.block_n) // 16,
+                batches=setting.consumers * (1 + loops) * 2 * parts,
                 spilled=spilled,
                 loop=loop,
                 exponentials=exponentials,
@@ -202,7 +219,7 @@ class Step:
 def steps(listing: str) -> list[Step]:
     """The loops over keys of a Hopper kernel: from the label that is jumped back to, to that jump."""
     found = []
-    for wait in re.finditer(r"DEPBAR\.LE gsb0, 0x1\b", listing):
+    for wait in re.finditer(r"DEPBAR\.LE gsb0, 0x[12]\b", listing):
         for jump in re.finditer(r"\bBRA\S* .*?(\.L_x_\d+)", listing[wait.end() :]):
             label = listing.find(f"\n{jump[1]}:")
             if label < wait.start():

@@ -127,7 +127,7 @@ def test_the_grid_of_long_causal_rows_has_rows_of_its_own_for_the_last_tiles(
         ({}, {"head_size": 60, "softcap": 3.0, **GAPS}),
         ({}, {"softcap": 64.1}),
         ({}, {"softcap": 30.0, "sm_scale": -0.125}),
-        ({}, {"softcap": 30.0, "q_len": 2**28 + 1}),
+        ({}, {"softcap": 30.0, "q_len": 2**28 + 1, "window_left": 128}),
         ({}, {"q_len": 2**28 + 1, "window_left": 128}),
         ({"kv_lengths": 1 << 20}, {"kv_len": 2**28 + 1}),
         ({"kv_lengths": 1 << 20}, {"softcap": 65.0}),
@@ -162,9 +162,7 @@ def test_what_a_hopper_variant_cannot_take_is_served_by_another(
         ({"q_lengths": 1 << 20}, {"q_len": 1}),
         ({}, {"q_len": 1, "kv_len": 8388609, "window_left": 3}),
         ({}, {"kv_len": 2**28, "window_left": 2**31 - 1}),
-        ({}, {"softcap": 1e-38}),
-        ({}, {"softcap": 64.0, "window_right": 0}),
-        ({}, {"softcap": 30.0, "q_len": 1}),
+        ({}, {"softcap": 64.0, "window_right": 3}),
         ({"kv_lengths": 1 << 20}, {"softcap": 30.0, "window_left": 128}),
     ],
     ids=str,
@@ -286,11 +284,31 @@ def test_soft_caps_alone_are_served_by_the_capped_kernel(head_size: int) -> None
     capped = SETTINGS[head_size][-1]
 
     assert replace(capped, capped=False) in SETTINGS[head_size], "as the general one is cut"
-    assert [setting.capped for setting in SETTINGS[head_size]].count(True) == 1
-    for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 2}):
-        assert not dict(served_by(head_size, **changes).constants)["CAPPED"]
-        constants = dict(served_by(head_size, softcap=3.0, **changes).constants)
-        assert (constants["CAPPED"], constants["RAGGED"], constants["GENERAL"]) == (True, False, True)
+    assert [setting.general for setting in SETTINGS[head_size] if setting.capped].count(True) == 1
+    for right, window in ((-1, -1), (0, -1), (0, 128), (3, -1)):
+        for q_len in (1, 64, 512, 2048, 2049, 1 << 20):
+            found = served_by(head_size, q_len=q_len, softcap=30.0, window_left=window, window_right=right)
+            cut = dict(found.constants)
+            general = window != -1 or right > 0
+            assert (cut["CAPPED"], cut["GENERAL"], cut["CAUSAL"]) == (True, general, general or right == 0)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "padded"), [(72, 128), (96, 128), (104, 128), (128, 128), (136, 256), (192, 256), (200, 256)]
+)
+@pytest.mark.parametrize("right", [-1, 0])
+def test_head_sizes_up_to_three_quarters_of_a_padded_one_have_two_parts(
+    head_size: int, padded: int, right: int
+) -> None:
+    two = head_size <= padded * 3 // 4
+    for q_len in (2, 512, 1024, 1025, 4096, 1 << 20):
+        spec = served_by(head_size, q_len=q_len, window_right=right)
+        cut = dict(spec.constants)
+        assert (spec.kernel, cut["TWO_PARTS"], cut["CAUSAL"]) == (HOPPER, two, right == 0)
+        assert cut["BLOCK_D"] == (padded // 4 if two else padded)
+        assert [descriptor.block[-1] for descriptor in spec.descriptors] == [cut["BLOCK_D"]] * 4
+    for other in ({"window_left": 128}, {"softcap": 30.0}):
+        assert not dict(served_by(head_size, q_len=512, window_right=right, **other).constants)["TWO_PARTS"]
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
@@ -437,7 +455,9 @@ def served_by(head_size: int, pointers: dict[str, int] | None = None, **changes:
     given = arguments(pointers=pointers, head_size=head_size, **changes)
     values = dict(zip((name for name, _ in base.prototype), given, strict=True))
     return next(
-        spec for spec in variants(base, head_size) if all(condition.holds(values) for condition in spec.conditions)
+        spec
+        for spec in variants(base, Forward("fp16", head_size).padded)
+        if all(condition.holds(values) for condition in spec.conditions)
     )
 
 

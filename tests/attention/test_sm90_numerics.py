@@ -486,8 +486,8 @@ LOAD_V = "            if Q_SLOTS > 1:\n                if step > 0:\n           
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "the first K is not waited for": (
-        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        k_t",
-        "        k_t",
+        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        scores = multiply",
+        "        scores = multiply",
         DIAGONAL,
     ),
     "K is not waited for": (
@@ -496,22 +496,24 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "V is freed before its product is complete": (
-        "        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))\n"
+        "        acc, p, scores = wait_for_products(acc, p, scores)\n"
         "        mbarrier.arrive(v_free.index(before), count=1)\n",
         "        mbarrier.arrive(v_free.index(before), count=1)\n"
-        "        acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))\n",
+        "        acc, p, scores = wait_for_products(acc, p, scores)\n",
         DIAGONAL,
     ),
     "V is freed before the product of a lone consumer is complete": (
-        "        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
+        "        acc, p, next_p = wait_for_products(acc, p, next_p)\n"
         "        mbarrier.arrive(v_free.index(before), count=1)\n",
         "        mbarrier.arrive(v_free.index(before), count=1)\n"
-        "        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
+        "        acc, p, next_p = wait_for_products(acc, p, next_p)\n",
         {**DIAGONAL, "consumers": 1},
     ),
     "the last V is freed before its product is complete": (
-        "        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n        mbarrier.arrive(v_free.index(last), count=1)\n",
-        "        mbarrier.arrive(v_free.index(last), count=1)\n        acc, p = warpgroup_mma_wait(0, deps=(acc, p))\n",
+        "        acc, p, inverse = wait_for_products(acc, p, inverse)\n"
+        "        mbarrier.arrive(v_free.index(last), count=1)\n",
+        "        mbarrier.arrive(v_free.index(last), count=1)\n"
+        "        acc, p, inverse = wait_for_products(acc, p, inverse)\n",
         {**DIAGONAL, "stages": 3},
     ),
     "the first K is freed before its product is complete": (
@@ -621,13 +623,13 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a half is not masked": ("ends, key, True, LAYOUT", "ends, key, False, LAYOUT", HALF),
     "Out is cached by what is no policy": (
-        "num_heads, first_row, 0], out_part, cache_policy=ONCE",
-        "num_heads, first_row, 0], out_part, cache_policy='evict_first'",
+        "row, 0], rows, cache_policy=ONCE",
+        "row, 0], rows, cache_policy='evict_first'",
         SHORT,
     ),
     "Q is cached by what is no policy": (
-        "q_smem.index(slot), cache_policy=ONCE",
-        "q_smem.index(slot), cache_policy=0",
+        "slot, ROWS, SHAPE, ONCE)",
+        "slot, ROWS, SHAPE, 0)",
         SHORT,
     ),
     "keys that a consumer passes over are not freed": (
@@ -715,7 +717,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "what comes after a product is changed by it": ("RAGGED else ragged)", "RAGGED else q_len)", WIDE),
     "weights are multiplied as float32": (
-        "        p = p.to(v_smem.dtype)\n    else",
+        "        p = p.to(dtype)\n    else",
         "        p = p\n    else",
         {**DIAGONAL, "consumers": 1},
     ),
@@ -779,8 +781,8 @@ MUTANTS |= {
         FEW_LENGTHS,
     ),
     "what follows the values is dropped in another block": (
-        "v = v_smem.index(stage).reshape",
-        "v = v_smem.index((step + 1) % V_STAGES).reshape",
+        "v = v_smem[0].index(stage).reshape",
+        "v = v_smem[0].index((step + 1) % V_STAGES).reshape",
         FEW_LENGTHS,
     ),
     "what follows the values is dropped before it comes": (

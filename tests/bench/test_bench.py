@@ -53,6 +53,7 @@ def test_pairs_of_a_causal_mask_are_counted_one_by_one(seq: int, kv_seq: int) ->
 
 def test_names_tell_cells_apart() -> None:
     assert SQUARE.name == "fp16_b4_h32_s2048_d64_full"
+    assert Cell("fp16", 1, 1, 1, 5, 5, 8, False, "bshd", 30.0).name == "fp16_b1_h1_s5_d8_full_cap30_bshd"
     assert Cell("bf16", 1, 32, 8, 1, 4096, 128, True).name == "bf16_b1_h32kv8_q1kv4096_d128_causal"
     for name in PRESETS:
         cells = preset(name)
@@ -73,8 +74,12 @@ def test_presets_hold_the_cells_of_the_aim() -> None:
     assert decode == {(t, b, n) for t in ("fp16", "bf16") for b in (1, 16) for n in (4096, 32768)}
     assert all((c.seq, c.heads, c.kv_heads, c.bound_by_memory) == (1, 32, 8, True) for c in preset("decode"))
     flash3 = preset("flash3")
-    assert len(flash3) == 22
-    assert {(c.dtype, c.head_size) for c in flash3} == {("bf16", 64), ("bf16", 128), ("bf16", 256)}
+    assert len(flash3) == len(set(flash3)) == 2 * (11 + 6 + 5) + 6
+    assert {(c.dtype, c.head_size) for c in flash3} == {("bf16", size) for size in (64, 96, 128, 192, 256)}
+    assert {(c.head_size, c.causal) for c in flash3 if c.softcap == 50} == {
+        (size, causal) for size in (64, 128, 256) for causal in (False, True)
+    }
+    assert {(c.batch, c.kv_seq) for c in flash3 if c.seq == 1} == {(b, n) for b in (1, 16, 64) for n in (4096, 32768)}
     assert Cell("bf16", 4, 32, 8, 2048, 2048, 128, True) in flash3
     assert len(preset("quick")) == 13
 

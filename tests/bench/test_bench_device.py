@@ -24,7 +24,7 @@ from pyfmha.bench.measure import measure_cell
 from pyfmha.bench.ours import Decoded, our_contenders
 from pyfmha.bench.results import Row, read_results
 from pyfmha.bench.tensorrt_row import TensorrtLayer
-from pyfmha.bench.torch_rows import Flash3, Jit, torch_contenders
+from pyfmha.bench.torch_rows import Flash3, Jit, Sdpa, torch_contenders
 from pyfmha.cli.main import app
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
@@ -119,7 +119,10 @@ def test_our_rows(timer: Clock, bench_gpu: Gpu, forward_library_path: Path, cell
     elif cell is GROUPED:
         assert rows["ours-first"].missing.startswith("the first kernel serves as many key heads as heads")
     else:
-        assert rows["ours-first"].missing == "the first kernel serves [batch, heads, sequence, head size] alone"
+        assert (
+            rows["ours-first"].missing
+            == "the first kernel serves [batch, heads, sequence, head size] alone, without a soft cap"
+        )
     assert rows["ours-decode"].missing == "splitting over keys is for few queries over many keys"
     held = bench_gpu.live()
     assert {name: held[name] for name in ("memory", "graphs", "modules")} == {
@@ -192,6 +195,22 @@ def test_flash3_is_not_asked_for_another_mask(timer: Clock, bench_gpu: Gpu, monk
     row = rows_of(timer, Cell("bf16", 1, 2, 2, 9, 20, 32, True), [Flash3(timer.stream)])["flash3"]
 
     assert row.missing == "its causal mask is another where there are more or fewer keys than queries"
+
+
+@pytest.mark.parametrize(
+    "cell", [Cell("bf16", 1, 2, 2, 9, 9, 32, True, softcap=0.5), Cell("bf16", 2, 4, 2, 1, 70, 32, False)], ids=str
+)
+def test_flash3_caps_scores_and_decodes(
+    timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch, cell: Cell
+) -> None:
+    torch_double.install(monkeypatch, bench_gpu)
+
+    rows = rows_of(timer, cell, [Flash3(timer.stream), Sdpa("cudnn", timer.stream)])
+
+    assert rows["flash3"].error is not None, rows["flash3"].missing
+    assert rows["flash3"].error < 4e-3
+    no_cap = "torch's scaled_dot_product_attention has no soft cap"
+    assert rows["cudnn"].missing == (no_cap if cell.softcap else "")
 
 
 def test_flash3_that_is_not_there(timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,61 @@
+"""Straight-line PTX of 32-bit floats on the CPU, as the Hopper kernel has it inline: see gluon_emulator.py."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def _lowest(a: Any, b: Any) -> Any:
+    """Of a number and NaN, the number."""
+    return np.fmin(a, b)
+
+
+def _bits(a: Any) -> Any:
+    return np.asarray(a, np.float32).view(np.int32)
+
+
+def _power(a: Any) -> Any:
+    result = np.exp2(np.asarray(a, np.float64)).astype(np.float32)
+    return np.where(np.abs(result) < np.finfo(np.float32).tiny, np.float32(0), result)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "min.f32": _lowest,
+    "max.NaN.f32": np.maximum,
+    "ex2.approx.ftz.f32": _power,
+    "rcp.approx.ftz.f32": lambda a: np.float32(1) / a,
+    "add.f32": np.add,
+    "sub.f32": np.subtract,
+    "mul.f32": np.multiply,
+    "neg.f32": np.negative,
+    "fma.rn.f32": lambda a, b, c: (np.float64(a) * b + c).astype(np.float32),
+    "mov.b32": lambda a: a,
+    "shl.b32": lambda a, places: (_bits(a) << places).view(np.float32),
+}
+
+
+def run_straight_line(asm: str, outputs: int, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs $0, $1, ... of a block of PTX whose inputs are $outputs and those that follow.
+
+    Raises:
+        NotImplementedError: it has an instruction that is not known here.
+    """
+    values: dict[str, Any] = {f"${outputs + i}": np.asarray(value, np.float32) for i, value in enumerate(inputs)}
+
+    def value_of(operand: str) -> Any:
+        if operand.startswith("0f"):
+            return np.uint32(int(operand[2:], 16)).view(np.float32)
+        return int(operand) if operand.isdecimal() else values[operand]
+
+    for line in asm.strip("{} ").split(";"):
+        operation, _, operands = line.strip().partition(" ")
+        if not operation or operation == ".reg":
+            continue
+        if operation not in OPERATIONS:
+            raise NotImplementedError(f"the emulator does not know this instruction: {line}")
+        target, *sources = re.split(r",\s*", operands)
+        with np.errstate(all="ignore"):
+            values[target] = np.asarray(OPERATIONS[operation](*map(value_of, sources)), np.float32)
+    return [values[f"${i}"] for i in range(outputs)]

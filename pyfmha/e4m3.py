@@ -39,7 +39,7 @@ def e4m3_from_float(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     step = np.ldexp(1.0, np.clip(np.frexp(magnitude)[1] - 1, -6, 8) - 3)
     rounded = np.rint(magnitude / step) * step
     bits = np.searchsorted(_VALUES[:_NAN], np.where(np.isnan(rounded), 0, rounded))
-    return (np.where(np.isnan(given), _NAN, bits) | (np.signbit(given) << 7)).astype(np.uint8)
+    return np.asarray(np.where(np.isnan(given), _NAN, bits) | (np.signbit(given) << 7), dtype=np.uint8)
 
 
 def float_from_e4m3(bits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -85,12 +85,27 @@ _BASE: dict[int, Setting] = {
 }
 
 
+# Of dense batches without lengths: full, then causal ones from the longest tile; kernels/NOTES.md has the times. More
+# registers for the consumers of head size 256 save spills, which cost half of the speed.
+_WIDE = Setting(128, 2, raw=1, consumer_registers=240, producer_registers=24)
+_DENSE: dict[int, tuple[Setting, ...]] = {
+    64: (_BASE[64], replace(_BASE[64], ping_pong=False, requires=("q_len > 1024",))),
+    128: (_BASE[128], replace(_BASE[128], stages=3, v_stages=3, requires=("q_len > 1024",))),
+    256: (
+        _WIDE,
+        replace(_WIDE, requires=("q_len > 4096",)),
+        Setting(64, 2, stages=3, v_stages=3, q_slots=1, requires=("q_len > 1024",)),
+    ),
+}
+
+
 def settings(padded: int) -> tuple[Setting, ...]:
     """The settings of a padded head size, in the order in which they are tried."""
     base = _BASE[padded]
+    full, *longest_first = _DENSE[padded]
     return (
-        replace(base, masks=(False,)),
-        replace(base, masks=(True,), longest_first=True, requires=("q_len > 4096",)),
+        replace(full, masks=(False,)),
+        *(replace(one, masks=(True,), longest_first=True) for one in longest_first),
         replace(base, masks=(True,)),
         replace(base, masks=(True,), general=True),
         replace(base, masks=(True,), general=True, ragged=True),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-STORAGE = {"fp16": np.float16, "bf16": np.uint16, "fp32": np.float32}
-"""How numpy holds each dtype of Q, K, V and Out."""
+STORAGE = {"fp16": np.float16, "bf16": np.uint16, "fp32": np.float32, "e4m3": np.uint8}
+"""How numpy holds each dtype of Q, K, V and Out; e4m3 is of the former three alone."""
 
 
 def bf16_from_float(values: npt.ArrayLike) -> npt.NDArray[np.uint16]:

@@ -30,6 +30,7 @@ import numpy as np
 from gluon_ptx import run_straight_line
 from gluon_values import (
     BF16,
+    E4M3,
     FP16,
     FP32,
     INT32,
@@ -50,6 +51,8 @@ from gluon_values import (
     tensor,
 )
 from helpers import HANGS
+
+from pyfmha.e4m3 import e4m3_from_float
 
 
 class Deadlock(Exception):
@@ -344,6 +347,32 @@ def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) ->
     return converted(np.clip(pairs, -largest, largest), wanted)  # NaN stays NaN
 
 
+def _moved(_found: Any, dtype: DType, x: Tensor) -> Tensor:
+    """x; as e4m3, of four equal integers side by side in a thread the byte that is each one's."""
+    if dtype is not E4M3:
+        return x
+    bits = np.asarray(x).view(np.uint32).reshape(*x.shape[:-2], 4)
+    return of_element((bits >> np.arange(0, 32, 8, dtype=np.uint32) & 0xFF).astype(np.uint8).reshape(x.shape), E4M3)
+
+
+def _four(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
+    """Four values as e4m3, the first in the lowest byte."""
+    assert dtype is INT32
+    bits = sum(e4m3_from_float(weight).astype(np.uint32) << 8 * i for i, weight in enumerate(weights))
+    return tensor(np.asarray(bits, np.uint32).view(np.int32), np.int32)
+
+
+def _bytes(_found: Any, _dtype: Any, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two keys side by side (the axis before the last) in each of two tensors: the lower bytes, the upper ones."""
+    keys = [np.asarray(x).view(np.uint16)[:, first::2] for x in (near, far) for first in (0, 1)]
+    results = []
+    for shift in (0, 8):
+        a, b, c, d = ((key >> shift) & 0xFF for key in keys)
+        both = np.stack([a | b << 8, c | d << 8], 2).reshape(near.shape)
+        results.append(tensor(both.astype(np.uint16).view(np.int16), np.int16))
+    return results[0], results[1]
+
+
 ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
@@ -351,7 +380,9 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ \.reg \.f32 [^{}]*\}": _four_at_a_time,
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,
-    r"mov\.b32 \$0, \$1;": lambda _found, _dtype, x: x,
+    r"mov\.b32 \$0, \$1;": _moved,
+    r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
+    r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }
 

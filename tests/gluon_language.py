@@ -10,8 +10,10 @@ import numpy as np
 from gluon_emulator import Machine, scalar
 from gluon_values import (
     BF16,
+    E4M3,
     FP16,
     FP32,
+    INT16,
     INT32,
     INT64,
     UINT8,
@@ -34,7 +36,7 @@ def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
         barriers.reshape(-1)[:] = [Barrier() for _ in range(barriers.size)]
         return Shared(barriers, dtype)
     # Shared memory holds anything at first.
-    anything = {INT32: 0x5A5A5A5A, UINT8: 0x5A}.get(dtype, np.nan)
+    anything = {INT32: 0x5A5A5A5A, UINT8: 0x5A, E4M3: 0x7F}.get(dtype, np.nan)
     return Shared(np.full(shape, anything, dtype.numpy), dtype)
 
 
@@ -102,14 +104,28 @@ def _extreme(whole: Any, floating: Any) -> Callable[..., Any]:
     return _quiet(lambda a, b: (whole if _result_type(a, b).kind == "i" else floating)(a, b))
 
 
+class _SharedLayout:
+    """Of shared memory, which has no layout here."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    @staticmethod
+    def get_default_for(*_: Any) -> str:
+        return "layout"
+
+
 def _language(machine: Machine) -> types.ModuleType:
     gl = types.ModuleType("triton.experimental.gluon.language")
     layouts = ("SliceLayout", "NVMMADistributedLayout", "DotOperandLayout", "BlockedLayout", "SwizzledSharedLayout")
+    layouts += ("DistributedLinearLayout",)
     values: dict[str, Any] = {
         "constexpr": lambda value: value,
         "float16": FP16,
         "bfloat16": BF16,
         "float32": FP32,
+        "float8e4nv": E4M3,
+        "int16": INT16,
         "int32": INT32,
         "int64": INT64,
         "program_id": lambda axis: tensor(machine.place(axis), np.int32),
@@ -142,7 +158,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "warp_specialize": lambda parts, warps, registers: machine.run(
             [lambda part=part: part[0](*part[1]) for part in parts]
         ),
-        "NVMMASharedLayout": types.SimpleNamespace(get_default_for=lambda *_: "layout"),
+        "NVMMASharedLayout": _SharedLayout,
         **{name: lambda *_, **__: "layout" for name in layouts},
     }
     vars(gl).update(values)

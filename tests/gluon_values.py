@@ -1,6 +1,7 @@
 """The values that a Gluon kernel works with, on the CPU: see gluon_emulator.py.
 
 Elements of bf16 and fp16 are held as float32, rounded by `.to` and by assembly; such a tensor knows its element type.
+So does one of e4m3, which is held as its bits, uint8: kernels look at shared memory of them as if it were of int16.
 """
 
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
+from pyfmha.e4m3 import float_from_e4m3
 
 
 class DType:
@@ -40,9 +42,10 @@ class DType:
 
 
 FP16, BF16, FP32 = DType("fp16", np.float32), DType("bf16", np.float32), DType("fp32", np.float32)
-INT32, INT64, UINT8 = DType("i32", np.int32), DType("i64", np.int64), DType("u8", np.uint8)
+INT16, INT32, INT64 = DType("i16", np.int16), DType("i32", np.int32), DType("i64", np.int64)
+UINT8, E4M3 = DType("u8", np.uint8), DType("e4m3", np.uint8)
 DTYPES = {"fp16": FP16, "bf16": BF16}
-ITEM_SIZE = {FP16: 2, BF16: 2, UINT8: 1}
+ITEM_SIZE = {FP16: 2, BF16: 2, UINT8: 1, E4M3: 1}
 LARGEST = {FP16: 65504.0, BF16: float(float_from_bf16(np.uint16(0x7F7F)))}
 
 
@@ -108,7 +111,7 @@ def tensor(values: Any, dtype: Any = None) -> Tensor:
 def of_element(values: Any, dtype: DType | None) -> Tensor:
     """Values that an element type holds exactly."""
     result = tensor(values, dtype and dtype.numpy)
-    result.element = dtype if dtype in LARGEST else None
+    result.element = dtype if dtype in LARGEST or dtype is E4M3 else None
     return result
 
 
@@ -265,6 +268,9 @@ class Shared:
         assert 0 <= start <= start + length <= self.array.shape[dim]
         return Shared(self.array[(*[slice(None)] * dim, slice(start, start + length))], self.dtype)
 
+    def reinterpret(self, dtype: DType, shape: Sequence[int], layout: Any) -> "Shared":
+        return Shared(self.array.view(dtype.numpy).reshape(tuple(shape)), dtype)
+
     def store(self, value: Tensor) -> None:
         assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"
         USES.overwrite(self.array)
@@ -324,8 +330,13 @@ class Product:
         if isinstance(acc, Product):  # of the same registers: the one that was issued before is complete by now
             acc = acc.value
             assert acc is not None, "products are added up before they are complete"
-        left = np.asarray(a.array if isinstance(a, Shared) else a, np.float32)
-        self.value = tensor(product_of(left, np.asarray(b.array, np.float32), np.asarray(acc) if use_acc else None))
+        left, right = (_numbers(x.array if isinstance(x, Shared) else x) for x in (a, b))
+        self.value = tensor(product_of(left, right, np.asarray(acc) if use_acc else None))
+
+
+def _numbers(operand: Any) -> Any:
+    plain = np.asarray(operand)
+    return float_from_e4m3(plain) if plain.dtype == np.uint8 else plain.astype(np.float32)
 
 
 class Copy:

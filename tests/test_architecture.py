@@ -36,11 +36,12 @@ def top(modules: set[str]) -> set[str]:
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "bfloat16": (set(), {"numpy"}),
+    "e4m3": (set(), {"numpy"}),
     "spec": ({"errors"}, set()),
     "operators": ({"errors", "spec"}, set()),
     "interpreter": ({"bfloat16", "errors", "spec"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
-    "attention": ({"bfloat16", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
+    "attention": ({"bfloat16", "e4m3", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
     "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"spec"}, {"rich"}),

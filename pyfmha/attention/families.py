@@ -6,6 +6,7 @@ from pyfmha.attention.biased import biased_family
 from pyfmha.attention.decode import decode_family
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family, family_specs
 from pyfmha.attention.forward import Forward, forward_family
+from pyfmha.attention.fp8 import fp8_family
 from pyfmha.errors import SpecError
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.words import one_of
@@ -15,12 +16,14 @@ KERNELS = {
     "forward": "fmha_fwd_d*: every feature",
     "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
     "biased": "fmha_biased_d*: bias, mask, sinks, values of another head size",
+    "fp8": "fmha_fp8_d*: Q, K and V in e4m3 on sm_90, Out in fp16 or bf16; nothing elsewhere",
     "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
 }
 """The families by name, with what they are."""
 
 DEFAULT = ("basic", "forward", "decode", "hopper")
-"""The families that a library holds if none are named; with ``biased`` the build takes half as long again."""
+"""The families that a library holds if none are named; with ``biased`` the build takes half as long again.
+``fp8`` is for Hopper alone, and for those who ask for it."""
 
 
 def library_specs(
@@ -51,11 +54,15 @@ def library_specs(
     if "biased" in kernels:
         for biased in biased_family(dtypes, head_sizes):
             specs += biased.specs()
+    if "fp8" in kernels:
+        for eighth in fp8_family(dtypes, head_sizes):
+            specs += eighth.specs()
     if "decode" in kernels:
         for pair in decode_family(dtypes, head_sizes):
             specs += pair.specs()
     if not specs:
         raise SpecError(
-            f"nothing to build: basic kernels have head sizes {', '.join(map(str, HEAD_SIZES))}; others need forward"
+            f"nothing to build: basic kernels have head sizes {', '.join(map(str, HEAD_SIZES))}; others need forward;"
+            " Out of fp8 is fp16 or bf16"
         )
     return specs

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pyfmha.attention.first import KERNEL, Attention, kernel_path
 from pyfmha.bfloat16 import STORAGE, bf16_from_float, float_from_bf16
+from pyfmha.e4m3 import e4m3_from_float, float_from_e4m3
 from pyfmha.errors import SpecError
 from pyfmha.interpreter.kernel import Tensor
 from pyfmha.interpreter.process import run_in_subprocess
@@ -38,11 +39,15 @@ class Result:
 
 def to_storage(values: Array, dtype: str) -> Array:
     """Round floats to a dtype, in the type numpy stores it in."""
+    if dtype == "e4m3":
+        return e4m3_from_float(values)
     return bf16_from_float(values) if dtype == "bf16" else values.astype(STORAGE[dtype])
 
 
 def to_float(stored: Array, dtype: str) -> Array:
     """The float64 values of stored ones."""
+    if dtype == "e4m3":
+        return float_from_e4m3(stored).astype(np.float64)
     return (float_from_bf16(stored) if dtype == "bf16" else stored).astype(np.float64)
 
 

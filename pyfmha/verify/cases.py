@@ -18,7 +18,7 @@ from pyfmha.bfloat16 import STORAGE
 LSE_LIMIT = 2e-5
 """Largest error of the log-sum-exp, for each 1 + its size: it is float32, and exp2 on a GPU has 2 units in the last."""
 
-LARGEST = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": 3.4028234663852886e38}
+LARGEST = {"e4m3": 448.0, "fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": 3.4028234663852886e38}
 TENSORS = ("Out", "Q", "K", "V")
 NAN_BYTE = 0xFF
 """Fills what is not to count, and outputs before they are written: a NaN that arithmetic does not make."""
@@ -81,6 +81,16 @@ class Case:
         return LIMITS[self.limit_of or self.dtype]
 
     @property
+    def lse_limit(self) -> float:
+        """The largest error of the log-sum-exp that passes, for each 1 + its size."""
+        return LSE_LIMIT
+
+    @property
+    def input_dtype(self) -> str:
+        """Of Q, K and V."""
+        return self.dtype
+
+    @property
     def sequences(self) -> int:
         """How many there are."""
         return self.batch if self.cu_q is None else len(self.cu_q) - 1
@@ -122,7 +132,7 @@ class Case:
         """Flat memory of a tensor, filled with NaN."""
         shape, steps = self.shape(tensor), (*self.strides(tensor), 1)
         count = 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) if all(shape) else 0
-        store = np.empty(max(count, 1), STORAGE[self.dtype])
+        store = np.empty(max(count, 1), STORAGE[self.dtype if tensor == "Out" else self.input_dtype])
         store.view(np.uint8)[...] = NAN_BYTE
         return store
 
@@ -136,7 +146,7 @@ class Case:
         view = self.view(name, store)
         generator = np.random.default_rng([ord(name), self.head_size, self.q_len, self.kv_len])
         if self.largest:
-            most = LARGEST[self.dtype]
+            most = LARGEST[self.input_dtype]
             values = generator.choice([most, -most, most / 2, 1.0, 0.0], view.shape).astype(np.float32)
         else:
             values = generator.standard_normal(view.shape, np.float32)
@@ -144,7 +154,7 @@ class Case:
         lengths, cu = (self.q_lengths, self.cu_q) if name == "Q" else (self.kv_lengths, self.cu_kv)
         for b in range(view.shape[0]):
             begin, end = _span(lengths, cu, b, view.shape[2])
-            view[b, :, begin:end] = to_storage(values[b, :, begin:end], self.dtype)
+            view[b, :, begin:end] = to_storage(values[b, :, begin:end], self.input_dtype)
         return store
 
     @cached_property
@@ -156,13 +166,17 @@ class Case:
     @cached_property
     def exact(self) -> tuple[Floats, Floats]:
         """Out [batch, heads, sequence, head size] and log-sum-exp [batch, heads, sequence], by float64."""
-        q, k, v = (to_float(self.view(name, store), self.dtype) for name, store in self.inputs.items())
+        q, k, v = (self.numbers(name) for name in "QKV")
         options = self.options()
         if not self.ragged:
             return attend(q, k, v, q_lengths=self.q_lengths, kv_lengths=self.kv_lengths, **options)
         tokens = (x[0].transpose(1, 0, 2) for x in (q, k, v))
         out, lse = attend(*tokens, cu_seqlens_q=self.cu_q, cu_seqlens_kv=self.cu_kv, **options)
         return out.transpose(1, 0, 2)[None], lse[None]
+
+    def numbers(self, name: str) -> Floats:
+        """Q, K or V as attention has it, [batch, heads, sequence, head size]."""
+        return to_float(self.view(name, self.inputs[name]), self.input_dtype)
 
     def options(self) -> dict[str, Any]:
         """Keywords of :func:`pyfmha.attention.reference.attend`, but for lengths."""
@@ -204,7 +218,7 @@ class Case:
         if not (np.isneginf(lse) == empty).all():
             return error, "the log-sum-exp is not minus infinity just where no key is seen"
         worst = lse_error(lse, exact_lse)
-        return error, "" if worst <= LSE_LIMIT else f"log-sum-exp off by {worst:.1e} of 1 + itself"
+        return error, "" if worst <= self.lse_limit else f"log-sum-exp off by {worst:.1e} of 1 + itself"
 
 
 def lse_error(found: Any, exact: Any) -> float:

@@ -15,6 +15,7 @@ from pyfmha.attention.biased import biased_family
 from pyfmha.attention.decode import Decoding, decode_family
 from pyfmha.attention.first import DTYPES, family
 from pyfmha.attention.forward import forward_family
+from pyfmha.attention.fp8 import fp8_family
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError, LibraryError, PyfmhaError
 from pyfmha.functions.evaluate import packed_inputs
@@ -27,6 +28,7 @@ from pyfmha.spec.advice import build_command, code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.verify.biased_cases import BiasedCase, biased_cases
 from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify.fp8_cases import Fp8Case, fp8_cases
 from pyfmha.verify.function_cases import Example, FunctionCase, function_plans
 from pyfmha.verify.random_cases import random_cases
 
@@ -212,6 +214,9 @@ def _plans(
     for biased in biased_family(dtypes):
         if biased.name in library:
             yield [library[biased.name]], biased_cases(biased.dtype, biased.padded)
+    for eighth in fp8_family(dtypes):
+        if eighth.name in library:
+            yield [library[eighth.name]], fp8_cases(eighth.dtype, eighth.padded)
     for made, of_function in function_plans(examples, dtypes):
         if made.name in library:
             yield [find(library, made.function, made.dtype, made.padded)], of_function
@@ -298,6 +303,9 @@ def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -
         workspace = [launched.add(np.full(size, NAN_BYTE, np.uint8)).pointer for size in sizes]
         return (out, lse, *inputs, *lengths, *workspace, *decoding.scalars())
     lengths += [launched.integers(values) for values in (case.cu_q, case.cu_kv)]
+    if isinstance(case, Fp8Case):
+        descales = [0 if given is None else launched.add(given).pointer for given in case.descales]
+        return (out, lse, *inputs, *descales, *lengths, *case.call().scalars())
     if isinstance(case, BiasedCase):
         own = _own_inputs(case, launched) if isinstance(case, FunctionCase) else []
         return (out, lse, *inputs, *lengths, *_tensors(case, launched), *case.call().scalars(), *own)

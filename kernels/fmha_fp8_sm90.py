@@ -1,0 +1,574 @@
+"""Attention forward of e4m3 for Hopper (sm_90) in Gluon: TMA, warp-specialised, FlashAttention-3 shaped.
+
+Out = softmax(sm_scale * q_descale * k_descale * Q K^T) V * v_descale for Q, K and V in e4m3 (float8_e4m3fn), Out in
+fp16 or bf16, sums in float32. The other arguments are those of fmha_fwd.py; the structure and the order of the tiles
+are fmha_sm90.py's. What differs:
+
+- wgmma takes 8-bit operands with their inner dimension contiguous only, so V is transposed on its way. The producer
+  does it: it reads pairs of values as 16 bits by ldmatrix.trans, puts those of four keys into one register by two byte
+  permutations, and writes rows of keys. Keys that do not count are set to zero there, at no cost where all count.
+- A thread holds other columns of a product than an operand of 8 bits wants: columns 2i, 2i + 1 and those 8 further,
+  where it wants 4i to 4i + 3. The sum over keys does not ask for their order, so V's keys take the order in which the
+  weights lie: within 16 keys, bits 3, 0 | 2, 1 of a key change places (see `packed`). Nothing moves between threads.
+- The transposed rows of a pair of head dimensions would fall into the same banks. Those of even dimensions come first,
+  8 by 8, and the odd ones after them; the columns of Out are put right in registers, by which 4 that are contiguous
+  come to one thread, which stores them straight to memory.
+- Weights are at most 2**8: e4m3 holds 2**-9 to 448, so weights down to 2**-17 of the largest count. They are rounded to
+  nearest with 3 bits of fraction; what they are divided by is the sum before rounding.
+
+Arithmetic is finite for any finite input as long as sm_scale * q_descale * k_descale is at most 2**99. Scores are what
+float32 and the tensor cores make of them: where they exceed 2**20, nothing of the differences is left. The tensor
+cores add products of e4m3 with 13 bits of fraction or so (not documented by NVIDIA). NaN in V reaches queries whose
+blocks hold it, whether they see its key or not, except behind kv_lengths and in other sequences of a ragged batch.
+"""
+
+from sm90_asm import hold, moved, pass_turn, take_turn, uniform
+from sm90_ragged import find_tile
+from sm90_slow import LN_2, LOG2_E, narrow
+from sm90_softmax import partial_sums
+from sm90_tiles import (
+    ROWS,
+    Shape,
+    end_block_of,
+    order_of,
+    section_heads,
+    sequence_of,
+    tile_blocks,
+    tile_count,
+    tile_of,
+)
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+# log2 of the largest weight.
+LARGEST_WEIGHT: gl.constexpr = gl.constexpr(8.0)
+# Factors of scores, in units of log2: at most so much that a score, of at most 2**26 times it, stays finite.
+LARGEST_FACTOR: gl.constexpr = gl.constexpr(6.338253001141147e29)  # 2**99
+LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)  # -2**126: below every score
+# A product's rounding, of a maximum: by so much it is set higher, or else the largest weight may exceed 2**8.
+ROUNDING: gl.constexpr = gl.constexpr(1.1920928955078125e-07)  # 2**-23
+# Values of V transposed at a time, by a warpgroup: 16 registers.
+TURN_AT_ONCE: gl.constexpr = gl.constexpr(8192)
+# Q is read once: its lines make room first.
+ONCE: gl.constexpr = gl.constexpr(CachePolicy(l2=FractionalEvictionPolicy("evict_first", 1.0)))
+
+
+@gluon.constexpr_function
+def pairs_layout(keys, pairs):
+    """Pairs of values of a block of V, [keys, pairs], as ldmatrix.trans brings them: a thread has those of two keys
+    side by side, and of the keys 8 further on; each warp has 8 pairs."""
+    registers = [[1, 0], [8, 0]]
+    registers += [[key, 0] for key in (16, 32, 64, 128) if key < keys]
+    registers += [[0, pair] for pair in (32, 64) if pair < pairs]
+    return gl.DistributedLinearLayout(
+        registers, [[2, 0], [4, 0], [0, 1], [0, 2], [0, 4]], [[0, 8], [0, 16]], [], [keys, pairs]
+    )
+
+
+@gluon.jit
+def _turned(pairs, KEYS: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Pairs of values [keys, head size / 2] as pairs of keys, [head size, keys / 2]: rows in the order that `_in_order`
+    undoes, keys in that of `packed`."""
+    near, far = gl.split(pairs.reshape([KEYS // 16, 2, 8, BLOCK_D // 2]).permute((0, 2, 3, 1)))
+    even, odd = gl.inline_asm_elementwise(
+        "prmt.b32 $0, $2, $3, 0x6420; prmt.b32 $1, $2, $3, 0x7531;",
+        "=&r,=r,r,r",
+        [near, far],
+        dtype=(gl.int16, gl.int16),
+        is_pure=True,
+        pack=2,
+    )
+    rows = gl.join(even, odd).reshape([KEYS // 2, BLOCK_D // 16, 8, 2])
+    return rows.permute((1, 3, 2, 0)).reshape([BLOCK_D, KEYS // 2])
+
+
+@gluon.constexpr_function
+def rows_layout(columns):
+    """Rows of Out as a thread holds them: columns 4i to 4i + 3 of 16, for rows j and j + 8."""
+    registers = [[0, 1], [0, 2], [8, 0]] + [[0, column] for column in (16, 32, 64, 128) if column < columns]
+    return gl.DistributedLinearLayout(
+        registers, [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [64, columns]
+    )
+
+
+@gluon.jit
+def _in_order(acc, LAYOUT: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Columns of a product with V as `_turned` has it, in the order of the head's dimensions."""
+    ordered = acc.reshape([ROWS, BLOCK_D // 16, 2, 8]).permute((0, 1, 3, 2)).reshape([ROWS, BLOCK_D])
+    return gl.convert_layout(ordered, LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
+def packed(weights):
+    """Weights in e4m3, four in an integer, [rows, keys / 16, 4]: as a thread has them, of keys 2i, 2i + 1, 2i + 8 and
+    2i + 9."""
+    KEYS: gl.constexpr = weights.shape[1]
+    even, odd = gl.split(weights.reshape([ROWS, KEYS // 16, 2, 4, 2]).permute((0, 1, 3, 2, 4)))
+    first, third = gl.split(even)
+    second, fourth = gl.split(odd)
+    asm: gl.constexpr = """
+    {
+        .reg .b16 low, high;
+        cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+        cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+        mov.b32 $0, {low, high};
+    }"""
+    return gl.inline_asm_elementwise(
+        asm, "=r,r,r,r,r", [first, second, third, fourth], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+@gluon.constexpr_function
+def bytes_layout(keys):
+    """What `unpacked` takes apart, [rows, keys / 16, 4, 2, 2]: a thread has an integer's four copies side by side."""
+    registers = [[0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [8, 0, 0, 0, 0]]
+    registers += [[0, sixteen, 0, 0, 0] for sixteen in (1, 2, 4, 8) if sixteen < keys // 16]
+    lanes = [[0, 0, 1, 0, 0], [0, 0, 2, 0, 0], [1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [4, 0, 0, 0, 0]]
+    warps = [[16, 0, 0, 0, 0], [32, 0, 0, 0, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [64, keys // 16, 4, 2, 2])
+
+
+@gluon.jit
+def unpacked(integers, KEYS: gl.constexpr):
+    """What was packed, [rows, keys], in the order in which it lies there."""
+    LAYOUT: gl.constexpr = bytes_layout(KEYS)
+    twice = gl.join(integers, integers)
+    wide = gl.convert_layout(gl.join(twice, twice), LAYOUT, assert_trivial=True)
+    weights = gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r,r,r,r", [wide], dtype=gl.float8e4nv, is_pure=True, pack=4
+    )
+    return weights.reshape([ROWS, KEYS])
+
+
+@gluon.jit
+def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.constexpr):
+    """A step's block of V transposed, without the keys from `count` on, when there is room for it."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    KEYS: gl.constexpr = min(BLOCK_N, TURN_AT_ONCE // BLOCK_D)
+    PAIRS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 16, 2)
+    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 16, 2)
+    LAYOUT: gl.constexpr = pairs_layout(KEYS, BLOCK_D // 2)
+    q_smem, k_smem, v_smem, t_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    stage = step % V_STAGES
+    mbarrier.wait(v_ready.index(step % RAW), (step // RAW) & 1)
+    mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
+    pairs = v_smem.index(step % RAW).reshape([BLOCK_N, BLOCK_D]).reinterpret(gl.int16, [BLOCK_N, BLOCK_D // 2], PAIRS)
+    turned = t_smem.index(stage).reinterpret(gl.int16, [BLOCK_D, BLOCK_N // 2], TURNED)
+    for first in gl.static_range(0, BLOCK_N, KEYS):
+        part = pairs.slice(first, KEYS).load(LAYOUT)
+        if SHAPE.GENERAL:
+            if count < first + KEYS:
+                keys = gl.arange(0, KEYS, layout=gl.SliceLayout(1, LAYOUT))
+                part = gl.where((keys < count - first)[:, None], part, part & 0)
+        turned.slice(first // 2, KEYS // 2, dim=1).store(_turned(part, KEYS, BLOCK_D))
+    fence_async_shared()
+    gl.barrier()
+    mbarrier.arrive(t_ready.index(stage), count=1)
+
+
+@gluon.jit
+def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr):
+    """The producer: it asks for what the consumers use in the order in which they do, across tiles too, and transposes
+    each block of V while the next one comes."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    ORDER: gl.constexpr = SHAPE.ORDER
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    RAGGED: gl.constexpr = SHAPE.RAGGED
+    descriptors, shared, barriers, sizes, out, factors = work
+    q_desc, k_desc, v_desc = descriptors
+    q_smem, k_smem, v_smem, t_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    step = 0
+    count_before = 0
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
+        batch = head // num_heads
+        q_head = head % num_heads
+        kv_head = q_head // group
+        if RAGGED:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+        first_row = row_tile * (ROWS * CONSUMERS)
+        if RAGGED:
+            first_row += q_start
+        else:
+            sequence = sequence_of(sizes, head, SHAPE)
+            kv_start = 0
+        q_n, kv_n, oldest, newest = sequence
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
+        for block in range(end_block - first_block):
+            key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
+            stage = step % STAGES
+            mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
+            mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
+            tma.async_load(k_desc, [batch, kv_head, kv_start + key, 0], k_ready.index(stage), k_smem.index(stage))
+            if RAW == 1:  # the only block of V has to be transposed before the next one comes
+                if step > 0:
+                    _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW)
+            if block == 0:  # after the first keys, which need not wait for the rows of a tile before
+                for c in gl.static_range(CONSUMERS):
+                    slot = turn % Q_SLOTS * CONSUMERS + c
+                    mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
+                    mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D)
+                    place = [batch, q_head, first_row + c * ROWS, 0]
+                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
+            mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
+            place = [batch, kv_head, kv_start + key, 0]
+            tma.async_load(v_desc, place, v_ready.index(step % RAW), v_smem.index(step % RAW))
+            if RAW > 1:
+                if step > 0:
+                    _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW)
+            count_before = kv_n - key
+            step += 1
+    if step > 0:
+        _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW)
+
+
+@gluon.jit
+def _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, and the factor of
+    what was summed up before. Where masked, a row sees only the keys below its end."""
+    if masked:
+        columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+        scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+    largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
+    m_new = gl.maximum(m, largest + gl.abs(largest) * ROUNDING)
+    alpha = gl.exp2(m - m_new)
+    weights = gl.exp2(scores * to_log2 - m_new[:, None])
+    sums = partial_sums(weights, BLOCK_N)
+    factor = gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout), assert_trivial=True)
+    return weights, m_new, row_sum * factor[:, None] + sums, alpha
+
+
+@gluon.jit
+def _step(
+    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Scores of block `step` and their exponentials beside the product of block `step - 1`."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    q_smem, k_smem, v_smem, t_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    stage = step % STAGES
+    before = (step - 1) % V_STAGES
+    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    if SHAPE.PING_PONG:
+        m = take_turn(m, CONSUMER)
+    k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
+    scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
+    mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)
+    weights = gl.convert_layout(unpacked(p, BLOCK_N), P_LAYOUT, assert_trivial=True)
+    acc = warpgroup_mma(weights, t_smem.index(before).permute((1, 0)), acc, is_async=True)
+    if SHAPE.PING_PONG:
+        m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+    scores = warpgroup_mma_wait(1, deps=(scores,))
+    mbarrier.arrive(k_free.index(stage), count=1)
+    next_p, m, row_sum, alpha = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N)
+    next_p = packed(next_p)
+    row_sum = hold(row_sum)
+    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+    mbarrier.arrive(t_free.index(before), count=1)
+    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    return acc, next_p, m, row_sum
+
+
+@gluon.jit
+def _descale(factor, batch, kv_head):
+    """One of the factors of a head of keys; 1 where there is none."""
+    pointer, stride_b, stride_h = factor
+    value = 1.0
+    if pointer.to(gl.int64) != 0:
+        value = gl.load(pointer + (batch.to(gl.int64) * stride_b + kv_head.to(gl.int64) * stride_h))
+    return value
+
+
+@gluon.jit
+def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """One consumer: 64 rows of each of the program's tiles."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    CAUSAL: gl.constexpr = SHAPE.CAUSAL
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    ORDER: gl.constexpr = SHAPE.ORDER
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    RAGGED: gl.constexpr = SHAPE.RAGGED
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 32])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 32])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=4)
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
+    STORE_LAYOUT: gl.constexpr = rows_layout(BLOCK_D)
+    descriptors, shared, barriers, sizes, out, factors = work
+    q_smem, k_smem, v_smem, t_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    Out, out_stride_b, out_stride_h, out_stride_s, head_size, Lse = out
+    sm_scale, q_descale, k_descale, v_descale = factors
+    if SHAPE.PING_PONG:
+        if CONSUMER == CONSUMERS - 1:
+            pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
+    step = 0
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
+        slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+        q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
+        if RAGGED:
+            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+            batch = head * 0
+        else:
+            sequence = sequence_of(sizes, head, SHAPE)
+            q_start = 0
+            batch = head // num_heads
+        kv_head = head % num_heads // group
+        first_row = row_tile * (ROWS * CONSUMERS) + CONSUMER * ROWS
+        rows = first_row + gl.arange(0, ROWS, layout=ROW_LAYOUT)
+        q_n, kv_n, oldest, newest = sequence
+        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
+        scale = sm_scale * (_descale(q_descale, batch, kv_head) * _descale(k_descale, batch, kv_head))
+        to_log2 = gl.minimum(scale * LOG2_E, LARGEST_FACTOR)
+        block = end_block - 1  # from right to left: the masked blocks first
+        if CAUSAL:
+            ends = gl.minimum(rows + (newest + 1), kv_n)  # keys below it are visible to a row
+            if GENERAL:
+                ends = gl.where(rows < q_n, ends, 0)
+            own_end = gl.minimum(end_block_of(first_row + ROWS, sequence, SHAPE), end_block)
+            own_end = gl.maximum(own_end, first_block + 1)
+            unmasked = gl.maximum(gl.minimum(first_row + newest + 1, kv_n), 0) // BLOCK_N
+            if GENERAL:
+                unmasked = gl.where(first_row + ROWS <= q_n, unmasked, 0)
+            for _unused in range(end_block - own_end):  # keys only for the rows of the consumers below
+                if SHAPE.PING_PONG:
+                    turn_taken = take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
+                    pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
+                mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
+                mbarrier.arrive(k_free.index(step % STAGES), count=1)
+                mbarrier.wait(t_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
+                mbarrier.arrive(t_free.index(step % V_STAGES), count=1)
+                step += 1
+            block = own_end - 1
+        else:
+            ends = rows * 0 + kv_n
+            unmasked = kv_n // BLOCK_N
+        m = gl.full([ROWS], LOWEST, gl.float32, layout=ROW_LAYOUT)
+        row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
+        stage = step % STAGES
+        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
+        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+        k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
+        scores = warpgroup_mma(
+            q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
+        )
+        scores = warpgroup_mma_wait(0, deps=(scores,))
+        mbarrier.arrive(k_free.index(stage), count=1)
+        p, m, row_sum, alpha = _weigh(
+            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N
+        )
+        p = packed(p)
+        acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
+        step += 1
+        to_left = uniform(block - first_block)
+        step = uniform(step)
+        block = uniform(block)
+        if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
+            masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
+            for _unused in range(masked_count):
+                block -= 1
+                acc, p, m, row_sum = _step(
+                    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True,
+                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                )  # fmt: skip
+                step += 1
+            to_left -= masked_count
+            p = moved(p)
+        for _unused in range(to_left):
+            acc, p, m, row_sum = _step(
+                acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False,
+                CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+            step += 1
+        mbarrier.arrive(q_free.index(slot), count=1)
+        last = (step - 1) % V_STAGES
+        mbarrier.wait(t_ready.index(last), ((step - 1) // V_STAGES) & 1)
+        weights = gl.convert_layout(unpacked(p, BLOCK_N), P_LAYOUT, assert_trivial=True)
+        acc = warpgroup_mma(weights, t_smem.index(last).permute((1, 0)), acc, is_async=True)
+        total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
+        some = total != 0  # NaN too
+        inverse = gl.where(some, _descale(v_descale, batch, kv_head) / total, 0.0)
+        out_rows = q_n if RAGGED else q_len
+        if Lse.to(gl.int64) != 0:
+            lse = gl.where(some, (m + gl.log2(total)) * LN_2, float("-inf"))
+            gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < out_rows)
+        acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+        mbarrier.arrive(t_free.index(last), count=1)
+        factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
+        if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+            acc = gl.where((factor != 0)[:, None], acc, 0.0)
+        ordered = narrow(_in_order(acc * factor[:, None], STORE_LAYOUT, BLOCK_D), Out.dtype.element_ty)
+        own_rows = first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, STORE_LAYOUT))
+        columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, STORE_LAYOUT))
+        start = batch.to(gl.int64) * out_stride_b + (head % num_heads).to(gl.int64) * out_stride_h
+        places = Out + (start + q_start * out_stride_s) + own_rows.to(gl.int64) * out_stride_s
+        inside = (own_rows < out_rows)[:, None] & (columns < head_size)[None, :]
+        gl.store(places[:, None] + columns[None, :], ordered, mask=inside)
+
+
+@gluon.jit
+def fmha_fp8_sm90(
+    q_desc,
+    k_desc,
+    v_desc,
+    Out,
+    Lse,
+    Q,
+    K,
+    V,
+    q_descale,
+    k_descale,
+    v_descale,
+    q_lengths,
+    kv_lengths,
+    cu_seqlens_q,
+    cu_seqlens_kv,
+    sm_scale,
+    softcap,
+    batch_size,
+    num_heads,
+    num_kv_heads,
+    q_len,
+    kv_len,
+    head_size,
+    q_stride_b,
+    q_stride_h,
+    q_stride_s,
+    k_stride_b,
+    k_stride_h,
+    k_stride_s,
+    v_stride_b,
+    v_stride_h,
+    v_stride_s,
+    out_stride_b,
+    out_stride_h,
+    out_stride_s,
+    q_descale_stride_b,
+    q_descale_stride_h,
+    k_descale_stride_b,
+    k_descale_stride_h,
+    v_descale_stride_b,
+    v_descale_stride_h,
+    window_left,
+    window_right,
+    bottom_right,
+    ragged,
+    BLOCK_D: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    STAGES: gl.constexpr,
+    V_STAGES: gl.constexpr,
+    RAW: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    LONGEST_FIRST: gl.constexpr,
+    GENERAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PING_PONG: gl.constexpr,
+    Q_SLOTS: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+):
+    """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
+
+    Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q, [1, 1, BLOCK_N, BLOCK_D] for K and V. q_descale, k_descale and
+    v_descale are float32 [batch, key heads] by their strides, positive, or null for 1; of a ragged batch, [1, key
+    heads]. window_left is -1; window_right is 0 where CAUSAL, else -1, and either where GENERAL, which wants CAUSAL and
+    serves lengths. RAGGED wants GENERAL and all that fmha_fwd_sm90's does. No soft caps. STAGES, RAW and V_STAGES:
+    blocks of K, of V and of V transposed in flight. Elements of Out go by eights.
+    """
+    group = num_heads // num_kv_heads
+    row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
+    all_heads = num_heads if RAGGED else batch_size * num_heads
+    if RAGGED:
+        row_tiles += batch_size + 1
+        bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
+    else:
+        bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST)
+    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
+    dtype: gl.constexpr = q_desc.dtype
+    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 8, 2)
+    q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
+    k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
+    v_smem = gl.allocate_shared_memory(dtype, [RAW, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+    t_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_D, BLOCK_N], TURNED)
+    q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [RAW, 1], mbarrier.MBarrierLayout())
+    t_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    t_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    for c in gl.static_range(Q_SLOTS * CONSUMERS):
+        mbarrier.init(q_ready.index(c), count=1)
+        mbarrier.init(q_free.index(c), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_ready.index(s), count=1)
+        mbarrier.init(k_free.index(s), count=CONSUMERS)
+    for s in gl.static_range(RAW):
+        mbarrier.init(v_ready.index(s), count=1)
+    for s in gl.static_range(V_STAGES):
+        mbarrier.init(t_ready.index(s), count=1)
+        mbarrier.init(t_free.index(s), count=CONSUMERS)
+    factors = (
+        sm_scale,
+        (q_descale, q_descale_stride_b, q_descale_stride_h),
+        (k_descale, k_descale_stride_b, k_descale_stride_h),
+        (v_descale, v_descale_stride_b, v_descale_stride_h),
+    )
+    work = (
+        (q_desc, k_desc, v_desc),
+        (q_smem, k_smem, v_smem, t_smem),
+        (q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free),
+        sizes,
+        (Out, out_stride_b, out_stride_h, out_stride_s, head_size, Lse),
+        factors,
+    )
+    SHAPE: gl.constexpr = Shape(
+        BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False
+    )
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [(_attend, (work, 0, SHAPE)), (_attend, (work, 1, SHAPE)), (_load, (work, SHAPE, RAW))],
+            [4, 4],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (work, 0, SHAPE)),
+                (_attend, (work, 1, SHAPE)),
+                (_attend, (work, 2, SHAPE)),
+                (_load, (work, SHAPE, RAW)),
+            ],
+            [4, 4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )

@@ -1,0 +1,128 @@
+"""Attention of e4m3: the kernel in the emulator, faults that it must notice, and what the family is and refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fp8_runs import KERNEL, NAN, check, run
+from sm90_runs import altered, is_noticed
+
+from pyfmha.attention.families import DEFAULT, library_specs
+from pyfmha.attention.fp8 import ARGUMENTS, HEAD_SIZES, Fp8, Fp8Call, fp8_family
+from pyfmha.attention.run import to_storage
+from pyfmha.e4m3 import float_from_e4m3
+from pyfmha.errors import SpecError
+from pyfmha.verify.fp8_cases import LIMIT, fp8_cases
+
+LENGTHS = {"general": True, "batch": 2, "q_len": 150, "kv_len": 180}
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "one tile": {},
+    "ends of blocks": {"kv_len": 200, "q_len": 150, "heads": 4, "kv_heads": 1, "layout": "bshd"},
+    "head size 112 of 128": {"block_d": 128, "head_size": 112, "block_n": 128, "kv_len": 300, "dtype": "fp16"},
+    "head size 256, one block of V": {"block_d": 256, "head_size": 256, "kv_len": 130, "raw": 1, "q_slots": 1},
+    "causal": {"causal": True, "q_len": 200, "kv_heads": 1, "v_stages": 3, "stages": 3},
+    "longest first": {"causal": True, "longest_first": True, "q_len": 300, "programs": 3, "consumers": 3},
+    "lengths": {**LENGTHS, "q_lengths": [150, 0], "kv_lengths": [77, 180], "raw": 1, "ping_pong": False},
+    "lengths, causal": {**LENGTHS, "causal": True, "bottom_right": True, "kv_lengths": [177, 30], "programs": 2},
+    "ragged": {"general": True, "cu_q": [3, 70, 70, 150], "cu_kv": [0, 30, 90, 140], "q_len": 155, "kv_len": 150},
+    "factors": {
+        **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
+        "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),
+    },
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_it_is_what_float64_says(name: str) -> None:
+    check(**PROBLEMS[name])
+
+
+def largest(q: Any, k: Any, v: Any) -> None:
+    """Scores near 2**21, and values of 448."""
+    q[...], k[...], v[...] = 0x7E, 0x7E, 0x7E
+    k[:, :, 1:] = 0xFE
+
+
+def test_the_largest_inputs_give_what_they_should() -> None:
+    out, _, wanted, _ = run(change=largest, descales=(np.full((1, 1), 64.0), None, None))
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_nan_shows() -> None:
+    def spoil(q: Any, _k: Any, _v: Any) -> None:
+        q[0, 0, 3, 0] = NAN
+
+    out, lse, _, _ = run(change=spoil)
+    assert np.isnan(out[0, 0, 3]).all()
+    assert np.isnan(lse[0, 0, 3])
+    assert np.isfinite(np.delete(out[0, 0], 3, 0)).all()
+
+
+FAULTS: dict[str, tuple[str, str, str]] = {
+    "rows of V are left in pairs": ("(1, 3, 2, 0)", "(1, 2, 3, 0)", "one tile"),
+    "keys are left in their order": ("permute((0, 1, 3, 2, 4))", "permute((0, 1, 2, 3, 4))", "one tile"),
+    "weights are not scaled": ("LARGEST_WEIGHT: gl.constexpr = gl.constexpr(8.0)",
+                               "LARGEST_WEIGHT: gl.constexpr = gl.constexpr(-12.0)", "ends of blocks"),
+    "V is given away before it is read": ("    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
+                                          "    mbarrier.arrive(t_free.index(before), count=1)\n",
+                                          "    mbarrier.arrive(t_free.index(before), count=1)\n"
+                                          "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
+                                          "ends of blocks"),
+    "V is transposed before there is room": ("    mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)\n",
+                                             "", "ends of blocks"),
+    "no fence": ("    fence_async_shared()\n    gl.barrier()\n", "    gl.barrier()\n", "one tile"),
+    "Q is given away before the last scores": ("        mbarrier.arrive(q_free.index(slot), count=1)\n"
+                                               "        last", "        last", "causal"),
+    "padding of V counts": ("part & 0", "part", "lengths"),
+    "the factor of V is another head's": ("kv_head.to(gl.int64) * stride_h", "kv_head.to(gl.int64) * 0", "factors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault: str, tmp_path: Path) -> None:
+    right, wrong, problem = FAULTS[fault]
+    assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), PROBLEMS[problem])
+
+
+def test_the_family() -> None:
+    assert "fp8" not in DEFAULT
+    specs = library_specs(["fp8"])
+    assert {spec.name for spec in specs} == {f"fmha_fp8_d{d}_{t}" for d in HEAD_SIZES for t in ("fp16", "bf16")}
+    assert {spec.archs for spec in specs} == {("sm_90",)}
+    assert [f.name for f in fp8_family(["bf16", "fp32"], [40])] == ["fmha_fp8_d64_bf16"]
+    with pytest.raises(SpecError, match="use one of fp16, bf16"):
+        Fp8("fp32", 64)
+    with pytest.raises(SpecError, match=r"nothing to build.*fp16 or bf16"):
+        library_specs(["fp8"], ["fp32"])
+
+
+def test_what_is_not_served_is_refused_by_name() -> None:
+    for spec in library_specs(["fp8"]):
+        asked = set(spec.requires)
+        assert {"softcap == 0", "window_left == -1", "sm_scale > 0"} <= asked
+        assert asked & {"ragged == 0", "ragged == 1"}
+        assert asked & {"window_right == 0", "window_right == -1", "window_right <= 0"}
+        assert [a.hint for a in spec.arguments if a.name == "head_size"] == [16]
+
+
+def test_a_call_has_as_many_scalars_as_the_kernel() -> None:
+    call = Fp8Call(1, 2, 1, 5, 6, 64, 0.125, q_descale_strides=(7, 8))
+    scalars = [name for name, kind in ARGUMENTS if not kind.startswith("*")]
+    given = dict(zip(scalars, call.scalars(), strict=True))
+    assert (given["q_descale_stride_b"], given["q_descale_stride_h"], given["window_right"]) == (7, 8, -1)
+    with pytest.raises(SpecError, match="k_descale_strides"):
+        Fp8Call(1, 2, 1, 5, 6, 64, 0.125, k_descale_strides=(1, -1))
+
+
+def test_cases_of_verify_tell_factors_and_judge() -> None:
+    case = next(case for case in fp8_cases("bf16", 64) if "factors of sequences" in case.name)
+    plain = float_from_e4m3(case.view("K", case.inputs["K"]))
+    assert case.call().v_descale_strides == (2, 1)
+    np.testing.assert_allclose(case.numbers("K"), plain * case.descales[1][0, 0])
+    exact, lse = case.exact
+    store = case.blank("Out")
+    view = case.view("Out", store)
+    for factor, passes in ((1.0, True), (1.0 + 2 * LIMIT, False)):
+        view[...] = to_storage((exact * factor).astype(np.float32), "bf16")
+        assert (case.judge(store, lse.astype(np.float32))[1] == "") is passes

@@ -45,8 +45,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def readme_block(containing: str) -> list[str]:
-    """The shell commands of the README's indented block that holds some text, continuation lines joined."""
-    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    """The shell commands of the indented block of pyfmha/aot/README.md that holds some text, with whole lines."""
+    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "pyfmha/aot/README.md").read_text(), re.MULTILINE)
     block = next(block for block in blocks if containing in block)
     return [line.strip() for line in block.replace("\\\n", " ").splitlines()]
 

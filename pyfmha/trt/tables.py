@@ -345,7 +345,8 @@ class Logger:
         self._kept += [find, logger]
 
     def _table(self, entry: Any) -> Any:
-        table = (POINTER * 5)(None, None, None, None, ctypes.cast(entry, POINTER))
+        own = ctypes.cast(entry, POINTER)
+        table = (POINTER * 5)(own, None, None, None, own)  # where TensorRT 10 has it, and where 11 has it
         self._kept.append(table)
         return table
 

@@ -224,15 +224,17 @@ static void log_line(void *self, int32_t severity, const char *text) {
   pthread_mutex_unlock(&output);
 }
 static function *const logger_table[] = {unused, unused, unused, unused, (function *)log_line};
-static const object logger = {logger_table};
+static function *const logger_table_10[] = {(function *)log_line, unused, unused};
+static const object logger = {logger_table}, logger_10 = {logger_table_10};
+static atomic_int version = 110400;
 static const object *find_logger(void *self) {
   (void)self;
-  return has_logger ? &logger : NULL; /* none before there is a builder or a runtime */
+  return has_logger ? (version / 10000 == 10 ? &logger_10 : &logger) : NULL; /* none before there is a builder or a runtime */
 }
 static function *const finder_table[] = {unused, unused, unused, unused, (function *)find_logger};
+static function *const finder_table_10[] = {(function *)find_logger, unused, unused};
 static object finder = {finder_table};
 
-static atomic_int version = 110400;
 int32_t getInferLibVersion(void);
 int32_t getInferLibVersion(void) { return version; }
 
@@ -656,7 +658,11 @@ static bool of_library(const char *command) {
   } else if (!strcmp(command, "launches")) do_launches();
   else if (!strcmp(command, "modules")) printf("= %u\n", cuda.modules());
   else if (!strcmp(command, "logger")) printf("= %d\n", has_logger = count());
-  else if (!strcmp(command, "version")) printf("= %d\n", version = count());
+  else if (!strcmp(command, "version")) {
+    version = count();
+    finder.table = version / 10000 == 10 ? finder_table_10 : finder_table; /* TensorRT 10's has no version */
+    printf("= %d\n", version);
+  }
   else if (!strcmp(command, "fail")) {
     fail_at = count();
     printf("= %ld %ld\n", (long)live, (long)made_in_all);

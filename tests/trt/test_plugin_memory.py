@@ -214,6 +214,15 @@ def test_a_logger_that_comes_later(host: HostCalls) -> None:
     assert [severity for severity, _ in host.logger.lines] == [1]
 
 
+@pytest.mark.parametrize("version", [100800, 101601, 110000, 110400])
+def test_the_logger_of_every_tensorrt_hears_of_it(host: HostCalls, version: int) -> None:
+    """TensorRT 10's logger and finder have no version: their function is the first of the table, not the fifth."""
+    host.ask("version", version)
+    assert host.create(host.named("BiasGelu"), "layer", [Field("scale", 5, 1, bytes(4))], BUILD) is None
+    assert [severity for severity, _ in host.logger.lines] == [1]
+    assert "field scale is of type INT32; it must be FLOAT32" in host.logger.lines[0][1]
+
+
 def test_what_every_plugin_says_of_itself(host: HostCalls, path: Path) -> None:
     for creator, (name, operator) in enumerate(operators_of(path).items()):
         answer = host.ask("creator", creator)

@@ -94,8 +94,18 @@ typedef struct {
 
 static trt_logger_finder *logger_finder;
 
+static int32_t tensorrt_version(void);
+
 static void tell(int32_t severity, const char *text) {
-  trt_logger *logger = logger_finder == NULL ? NULL : logger_finder->table->find(logger_finder);
+  if (logger_finder == NULL) return;
+  const int32_t version = tensorrt_version();
+  if (version >= 100000 && version < 110000) {
+    trt_logger_finder_10 *finder = (trt_logger_finder_10 *)(void *)logger_finder;
+    trt_logger_10 *old = finder->find[0](finder);
+    if (old != NULL) old->log[0](old, severity, text);
+    return;
+  }
+  trt_logger *logger = logger_finder->table->find(logger_finder);
   if (logger != NULL) logger->table->log(logger, severity, text);
 }
 

@@ -72,6 +72,14 @@ typedef struct {
   } *table;
 } trt_logger_finder;
 
+/* The same two in TensorRT 10, where they have no version: their own function comes first. */
+typedef struct {
+  void (*const *log)(void *, int32_t severity, const char *text);
+} trt_logger_10;
+typedef struct {
+  trt_logger_10 *(*const *find)(void *);
+} trt_logger_finder_10;
+
 typedef struct { /* VDimensionExpr, behind an IDimensionExpr */
   void (*end)(void *), (*destroy)(void *);
   bool (*is_constant)(void *);

@@ -14,6 +14,8 @@ from pyfmha.spec.kernel import Argument, KernelSpec
 
 KERNEL = "fmha_biased_sm90"
 KERNEL_FILE = "fmha_biased_sm90.py"
+HEAD_SIZES = (64, 128)
+"""Padded head sizes that have run on a GPU."""
 LARGEST_SCALE = 2**16
 """A product that counts as -2**100 is then still above what a row without keys has."""
 
@@ -60,12 +62,10 @@ TENSORS = (
 PLAIN_SETTINGS = {
     64: Setting(128, 1, programs=2, maxnreg=128),
     128: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
-    256: Setting(64, 2, v_stages=3, q_slots=1),
 }
 TILE_SETTINGS = {
     64: Setting(64, 1, x_stages=2, programs=2, maxnreg=128),
     128: Setting(64, 1, q_slots=1, v_stages=2, x_stages=2, programs=2, maxnreg=128),
-    256: Setting(64, 2, v_stages=2, q_slots=1),
 }
 
 
@@ -82,7 +82,7 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
 def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None) -> tuple[KernelSpec, ...]:
     """The variant for one kind of bias or mask, if the dtype and head size have one."""
     dtype = dict(base.prototype)["Q"].removeprefix("*")
-    if dtype not in hopper.DTYPES or padded not in hopper.HEAD_SIZES:
+    if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
     setting = setting or (TILE_SETTINGS if tiles else PLAIN_SETTINGS)[padded]

@@ -1,5 +1,7 @@
 """The family of functions with biases and masks: what is compiled, which variant serves a call, what a call holds."""
 
+from typing import Any
+
 import pytest
 
 from pyfmha.attention.biased import ABSENT, ARGUMENTS, POINTERS, Biased, BiasedCall, biased_family, broadcast_strides
@@ -7,6 +9,7 @@ from pyfmha.attention.families import DEFAULT, library_specs
 from pyfmha.attention.forward import Forward
 from pyfmha.errors import SpecError
 from pyfmha.spec.conditions import parse_condition
+from pyfmha.spec.kernel import KernelSpec
 
 
 def test_functions_are_those_of_the_next_padded_size() -> None:
@@ -35,17 +38,22 @@ def test_every_call_is_served_and_the_default_library_is_as_it_was() -> None:
 
 
 def serving(function: Biased, pointers: dict[str, int], call: BiasedCall) -> tuple[str, str, str, int]:
-    """The constants SOFTCAP, BIAS, MASK and BLOCK_V of the variant that takes a call."""
+    """The constants SOFTCAP, BIAS, MASK and BLOCK_V of the portable variant that takes a call."""
+    constants = dict(taking([spec for spec in function.specs() if not spec.archs], pointers, call).constants)
+    return constants["SOFTCAP"], constants["BIAS"], constants["MASK"], constants["BLOCK_V"]
+
+
+def taking(specs: list[KernelSpec], pointers: dict[str, int], call: BiasedCall) -> KernelSpec:
+    """The variant that takes a call."""
     values = dict.fromkeys(POINTERS, 0) | dict.fromkeys(("Out", "Lse", "Q", "K", "V"), 256) | pointers
     values |= dict(zip([name for name, _ in ARGUMENTS][len(POINTERS) :], call.scalars(), strict=True))
-    types = dict(function.specs()[0].prototype)
-    for spec in function.specs():
+    types = dict(specs[0].prototype)
+    for spec in specs:
         hints = {a.name: a.hint for a in spec.arguments if a.hint}
         if any(values[n] != 1 if hint == 1 else values[n] % hint for n, hint in hints.items()):
             continue
         if all(parse_condition(text, types).holds(values) for text in spec.requires):
-            constants = dict(spec.constants)
-            return constants["SOFTCAP"], constants["BIAS"], constants["MASK"], constants["BLOCK_V"]
+            return spec
     raise AssertionError("no variant serves it")
 
 
@@ -56,6 +64,32 @@ def call(**options) -> BiasedCall:
 
 
 FULL = broadcast_strides((1, 2, 64, 64), (1, 2, 64, 64))
+KEYS = (64, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "options", "expected"),
+    [
+        ({"Sinks": 2}, {"window_right": 0}, ("never", "never")),
+        ({"Bias": 2}, {"bias_strides": KEYS}, ("keys", "never")),
+        ({"Mask": 1}, {"mask_strides": KEYS}, ("never", "keys")),
+        ({"Mask": 256}, {"mask_strides": FULL}, ("never", "tile")),
+        ({"Bias": 256}, {"bias_strides": FULL}, None),
+        ({"BiasFp32": 256}, {"bias_strides": KEYS}, None),
+        ({"Mask": 1, "Bias": 2}, {"mask_strides": KEYS, "bias_strides": KEYS}, None),
+        ({}, {"softcap": 2.0}, None),
+        ({}, {"v_head_size": 60}, None),
+    ],
+)
+def test_which_variant_serves_on_hopper(pointers: Any, options: Any, expected: Any) -> None:
+    spec = taking(list(Biased("fp16", 64).specs()), pointers, call(**options))
+    constants = dict(spec.constants)
+    assert ((constants["BIAS"], constants["MASK"]) if spec.archs else None) == expected
+
+
+def test_hopper_variants_exist_of_head_sizes_that_have_run() -> None:
+    for dtype, size, count in (("fp16", 64, 4), ("bf16", 128, 4), ("fp16", 256, 0), ("fp16", 32, 0), ("fp32", 64, 0)):
+        assert sum(spec.archs == ("sm_90",) for spec in Biased(dtype, size).specs()) == count
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def prefix_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _k
 PROBLEMS: dict[str, dict[str, Any]] = {
     "neither": {"q_len": 100, "kv_len": 200},
     "bias": {"q_len": 100, "kv_len": 200, "bias": (1, 2, 100, 200)},
+    "bias, one block in flight": {"q_len": 100, "kv_len": 400, "bias": (1, 2, 100, 400), "x_stages": 1},
     "bias of one head, two consumers": {**TWO, "dtype": "bf16", "q_len": 130, "kv_len": 136, "bias": (1, 1, 130, 136)},
     "bias of keys": {"batch": 2, "kv_len": 200, "bias": (2, 1, 1, 200), "sinks": "own"},
     "bias, batches side by side": {"batch": 2, "q_len": 130, "heads": 3, "bias": (1, 3, 130, 130), "programs": 2},
@@ -135,7 +136,11 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias of one head, two consumers",
     ),
     "the bias of another head": ("head * x_of_head", "0 * x_of_head", "bias"),
-    "a broadcast axis as one that is not": ("(stride_h != 0)", "(stride_h == 0)", "mask of keys"),
+    "a broadcast axis as one that is not": (
+        "of_head = (stride_h != 0)",
+        "of_head = (stride_h == 0)",
+        "bias of one head, two consumers",
+    ),
     "a bias given back before it was read": (
         "        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)\n        tile",
         "        tile",
@@ -144,16 +149,20 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "the place of a bias taken before it was given back": (
         "mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)\n",
         "\n",
-        "bias",
+        "bias, one block in flight",
     ),
-    "sinks without the maximum": ("top = gl.maximum(m, sink + shift)", "top = m", "mask of keys"),
+    "sinks without the shift": ("gl.exp2(sink - top)", "gl.exp2(sink + shift - top)", "window, sinks, two consumers"),
     "the window forgotten": (
         "masked = (block >= whole_to) | (block < whole_from)\n            acc",
         "masked = False\n            acc",
         "window, sinks, two consumers",
     ),
     "bounds of one row": ("gl.minimum(first_row + TILE, q_n) - 1", "first_row", "a mask function with bounds"),
-    "what is seen whole begins too early": ("(whole_begin + (BLOCK_N - 1)) // BLOCK_N", "0", "a mask function"),
+    "what is seen whole begins too early": (
+        "(whole_begin + (BLOCK_N - 1)) // BLOCK_N",
+        "0",
+        "window, sinks, two consumers",
+    ),
     "values of the first block": ("step // SHAPE.STAGES) & 1)\n    if PING_PONG", "0) & 1)\n    if PING_PONG", "bias"),
 }
 

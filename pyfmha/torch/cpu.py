@@ -1,8 +1,10 @@
 """The operator on the CPU, in PyTorch's own arithmetic: float32, whatever the tensors' type."""
 
+from collections.abc import Mapping
+
 import torch
 
-from pyfmha.torch.settings import Settings
+from pyfmha.torch.settings import NONE, Settings
 
 
 def attend(
@@ -12,6 +14,7 @@ def attend(
     settings: Settings,
     q_lengths: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
+    beside: Mapping[str, torch.Tensor] = NONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of padded batches.
 
@@ -20,6 +23,7 @@ def attend(
         k, v: [batch, kv heads, Skv, head size].
         settings: with layout ``bhsd``.
         q_lengths, kv_lengths: [batch], or None.
+        beside: ``bias`` and ``mask``, broadcast to [batch, heads, Sq, Skv], and ``sinks`` [heads], where there are any.
 
     Returns:
         Out, of q's shape and type, and the log-sum-exp, float32 [batch, heads, Sq].
@@ -30,8 +34,18 @@ def attend(
     if settings.softcap:
         scores = settings.softcap * torch.tanh(scores / settings.softcap)
     seen = _seen(q, k, settings, q_lengths, kv_lengths)
+    if "mask" in beside:
+        seen = seen & beside["mask"]
+    if "bias" in beside:
+        scores = scores + beside["bias"].float()
+        seen = seen & ~beside["bias"].isneginf()
     scores = scores.masked_fill(~seen, float("-inf"))
     lse = torch.logsumexp(scores, dim=-1)
+    if "sinks" in beside:
+        counted = _ends(q_lengths, q.shape[0], q.shape[2], q.device)[..., 0]
+        within = torch.arange(q.shape[2], device=q.device) < counted
+        sinks = beside["sinks"].float()[None, :, None].expand(lse.shape)
+        lse = torch.where(within, torch.logaddexp(lse, sinks), lse)
     # A row without a key has a log-sum-exp of minus infinity, and zeros.
     weights = torch.exp(scores - torch.where(lse.isneginf(), 0.0, lse)[..., None])
     # What lies past a sequence's end may be NaN, and 0 * NaN is NaN.
@@ -46,7 +60,7 @@ def _seen(
     q_lengths: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Which keys count: bool [batch or 1, 1, Sq, Skv]."""
+    """Which keys count without a bias and a mask: bool [batch or 1, 1, Sq, Skv]."""
     rows, columns = q.shape[2], k.shape[2]
     q_ends = _ends(q_lengths, q.shape[0], rows, q.device)
     kv_ends = _ends(kv_lengths, q.shape[0], columns, q.device)

@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 
+from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
+from pyfmha.torch.launch import lacking
 from pyfmha.torch.operator import attention_op
 from pyfmha.torch.settings import DTYPES, Settings, problem_of
+from pyfmha.trt.attention.beside import beside_of, check_broadcast
 
 ALIGNMENTS = ("top-left", "bottom-right")
 _native = torch.nn.functional.scaled_dot_product_attention
@@ -29,6 +32,9 @@ def attention(
     kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_kv: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     return_lse: bool = False,
 ) -> Any:
     """softmax(scale * Q K^T) V of tensors, on PyTorch's current stream.
@@ -36,11 +42,12 @@ def attention(
     Args:
         q, k, v: [batch, heads, seq, head size], or as ``layout`` says; float16, bfloat16 or float32, all of one.
         causal: as PyTorch's ``is_causal``, False by default; ``"bottom-right"`` is True with that ``align``.
-        scale, window, align, softcap, layout, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, return_lse: as
-            :func:`pyfmha.trt.add_attention`.
+        scale, window, align, softcap, layout, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks,
+            return_lse: as :func:`pyfmha.trt.add_attention`. A bias and a mask are read by their strides, expanded
+            ones too.
 
     Returns:
-        Out, of Q's shape and type; with ``return_lse`` a pair of it and the log-sum-exp, float32.
+        Out, of Q's type, its shape with V's head size; with ``return_lse`` a pair of it and the log-sum-exp, float32.
 
     Raises:
         PluginError: the tensors do not fit, or it is not served.
@@ -68,13 +75,19 @@ def attention(
     )
     if torch.onnx.is_in_onnx_export():
         given = {name: tensor for name, tensor in lengths.items() if tensor is not None}
-        return _exported(q, k, v, settings, given, return_lse)
+        return _exported(q, k, v, settings, given, return_lse, beside_of(bias, mask, sinks))
     called = attention_op
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if torch.is_grad_enabled() and (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (sinks is not None and sinks.requires_grad)
+    ):
         called = _NoGradient.apply
     out, lse = called(
         q, k, v, settings.scale, settings.causal, settings.bottom_right, *window, softcap, settings.layout,
-        *lengths.values(), return_lse,
+        *lengths.values(), return_lse, bias, mask, sinks,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -92,12 +105,18 @@ class _NoGradient(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _exported(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: Settings, lengths: dict[str, torch.Tensor], lse: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    settings: Settings,
+    lengths: dict[str, torch.Tensor],
+    lse: bool,
+    beside: dict[str, torch.Tensor],
 ) -> Any:
     """The plugin's node in an ONNX model."""
-    problem = problem_of(q, k, v, settings, frozenset(lengths), lse)
-    tensors = {"Q": q, "K": k, "V": v, **{name: tensor.to(torch.int32) for name, tensor in lengths.items()}}
-    out_shape = tuple(q.shape)
+    problem = problem_of(q, k, v, settings, frozenset(lengths), lse, beside)
+    tensors = {"Q": q, "K": k, "V": v, **{name: tensor.to(torch.int32) for name, tensor in lengths.items()}, **beside}
+    out_shape = (*q.shape[:-1], v.shape[-1])
     rows, heads = (2, 1) if settings.layout == "bhsd" else (1, 2)
     lse_shape = (q.shape[1], q.shape[0]) if "cu_seqlens_q" in lengths else (q.shape[0], q.shape[heads], q.shape[rows])
     outputs = torch.onnx.ops.symbolic_multi_out(
@@ -123,22 +142,33 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """A drop-in for ``torch.nn.functional.scaled_dot_product_attention``, to which it leaves what it does not serve.
 
-    Served are tensors of four axes without mask and dropout, that need no gradient, on a GPU or in an export to ONNX.
+    Served are tensors of four axes without dropout, that need no gradient, on a GPU or in an export to ONNX. A mask is
+    served without ``is_causal`` where it is of bool, of Q's type or of float32, its axes are whole or 1, and on a GPU
+    the library holds ``fmha_biased_*``.
 
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
     exporting = torch.onnx.is_in_onnx_export()
-    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None:
+    if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None and not (
+        attn_mask is not None and is_causal  # some of PyTorch's kernels refuse it, others apply both
+    ):
         if exporting:
-            return attention(query, key, value, causal=is_causal, scale=scale)
+            return attention(query, key, value, causal=is_causal, scale=scale, **beside_of_mask(attn_mask))
         # Without the layers of `attention`, which check keywords that are not there.
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        if attn_mask is not None:
+            return attention_op(query, key, value, factor, **beside_of_mask(attn_mask))[0]
         return attention_op(query, key, value, factor, is_causal)[0]
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
         enable_gqa=enable_gqa,
     )  # fmt: skip
+
+
+def beside_of_mask(mask: Any) -> dict[str, Any]:
+    """PyTorch's ``attn_mask``, or what stands for it with a ``dtype``, as our keyword: a mask of bool, else a bias."""
+    return {} if mask is None else {"mask" if mask.dtype == torch.bool else "bias": mask}
 
 
 def why_not(
@@ -152,29 +182,64 @@ def why_not(
     exporting: bool = False,
 ) -> str | None:
     """Why a call is left to PyTorch; None where it is not. An export to ONNX has no GPU and no gradient."""
-    if attn_mask is not None:
-        return "a mask"
     if dropout_p:
         return "a dropout"
     if not exporting:
-        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        if torch.is_grad_enabled() and (
+            query.requires_grad
+            or key.requires_grad
+            or value.requires_grad
+            or (attn_mask is not None and attn_mask.requires_grad)
+        ):
             return "a gradient is asked for"
         if not query.is_cuda:
             return "the tensors are not on a GPU"
-    return why_not_shapes(query, key, value, enable_gqa)
+    why = why_not_shapes(query, key, value, enable_gqa, not exporting)
+    if attn_mask is None or why is not None:
+        return why
+    return why_not_mask(query, key, attn_mask) or (None if exporting else _lacking(query, value))
 
 
-def why_not_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool) -> str | None:
-    """Why tensors are left to PyTorch by their shapes and types; None where they are not."""
+def why_not_mask(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> str | None:
+    """Why a mask is left to PyTorch, beside tensors that are served; None where it is not."""
+    if mask.dtype not in (torch.bool, query.dtype, torch.float32):
+        return f"a mask of {mask.dtype}"
+    if mask.device != query.device:
+        return "a mask on another device"
+    try:
+        check_broadcast("attn_mask", tuple(mask.shape), (*query.shape[:3], key.shape[2]))
+    except PluginError:
+        return "a mask of a shape that PyTorch refuses, or broadcasts otherwise"
+    return None
+
+
+def _lacking(query: torch.Tensor, value: torch.Tensor) -> str | None:
+    widest = max(query.shape[3], value.shape[3])
+    # Compared, not passed on: while PyTorch compiles, it may be a symbol.
+    return lacking(DTYPES[query.dtype], next(size for size in HEAD_SIZES if widest <= size))
+
+
+def why_not_shapes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool, look: bool = False
+) -> str | None:
+    """Why tensors are left to PyTorch by their shapes and types; None where they are not.
+
+    Args:
+        query, key, value, enable_gqa: as PyTorch's.
+        look: whether the library must hold what values of another head size need, which is not in every one.
+    """
     shape, keys = query.shape, key.shape
     if len(shape) != 4 or len(keys) != 4 or value.ndim != 4:
         return "tensors of other than four axes"
     if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
         return f"types {query.dtype}, {key.dtype}, {value.dtype}"
-    if keys != value.shape or shape[3] != keys[3] or shape[0] != keys[0]:
-        return "shapes that PyTorch broadcasts, or values of another head size"
-    if shape[3] > 256:
+    other = keys != value.shape
+    if (other and keys[:3] != value.shape[:3]) or shape[3] != keys[3] or shape[0] != keys[0]:
+        return "shapes that PyTorch broadcasts"
+    if shape[3] > 256 or (other and value.shape[3] > 256):
         return "a head size above 256"
+    if other and look and (why := _lacking(query, value)) is not None:
+        return why
     heads, kv_heads = shape[1], keys[1]
     if heads != kv_heads and (not enable_gqa or heads % kv_heads):
         return "heads that PyTorch broadcasts"

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyfmha.attention.biased import Biased
+from pyfmha.attention.biased_operator import AXES, BROADCAST
 from pyfmha.operators.forms import Forms, Shape, measure
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
@@ -37,6 +39,29 @@ def library() -> Library:
     return find_library()
 
 
+def lacking(dtype: str, head_size: int) -> str | None:
+    """Why bias, mask and values of another head size are not served, which are not in the default build; else None.
+
+    Args:
+        dtype: of Q.
+        head_size: the larger of Q's and V's.
+
+    Raises:
+        LibraryError: there is no library.
+    """
+    held, name = library(), _biased_name(dtype, head_size)
+    return None if name in held else f"{held.path} does not hold {name}"
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler with its seconds.
+lacking._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _biased_name(dtype: str, head_size: int) -> str:
+    return Biased(dtype, head_size).name
+
+
 @functools.lru_cache(maxsize=KEPT)
 def _attached(problem: Problem, device: int) -> PluginBehaviour:
     """A plugin on a device, whose context is current, with its code loaded."""
@@ -54,8 +79,9 @@ class Ready(NamedTuple):
     Attributes:
         enqueue: the launch, as TensorRT calls a plugin's.
         copied: whether Q, K or V must be copied first.
+        out_shape: Out's: Q's with the head size of V.
         out_strides: those of Out, which lies in memory as Q does: by heads or by rows.
-        out_is_like_q: whether they are Q's own.
+        out_is_like_q: whether both are Q's own.
         lse_shape: the log-sum-exp's.
         workspace_bytes: of workspace.
         plugin: what ``enqueue`` lives by.
@@ -63,6 +89,7 @@ class Ready(NamedTuple):
 
     enqueue: Enqueue
     copied: bool
+    out_shape: Shape
     out_strides: tuple[int, ...]
     out_is_like_q: bool
     lse_shape: tuple[int, ...]
@@ -81,16 +108,21 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     Raises:
         PyfmhaError: the library lacks it, or the shapes do not fit.
     """
-    forms, q = problem.forms(), tensors[0]
-    shapes = [tuple(tensor.shape) for tensor in (*tensors, q)]
+    q = tensors[0]
+    out_shape = (*q.shape[:-1], problem.v_size)
+    shapes = [*(tuple(tensor.shape) for tensor in tensors), out_shape]
+    forms = problem.forms(*map(len, shapes[:-1]))
     found_lse = lse_shape(problem, q)
     if len(forms.outputs) > 1:
         shapes.append(found_lse)
     measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :], problem.instance.scope.values)
     copied = any(_needs_copy(tensor) for tensor in tensors[:3])
-    out = out_strides(q)
+    out = out_strides(q, problem.v_size)
     strided = [laid_as(tensor) for tensor in tensors[:3]] if copied else [tensor.stride() for tensor in tensors[:3]]
-    values = _strides(problem, shapes[0], shapes[1], [*strided, out])
+    values = _strides(problem, [*shapes[:3], out_shape], [*strided, out])
+    for form, tensor in zip(forms.inputs, tensors, strict=True):
+        if form.name in BROADCAST:
+            values |= _broadcast_strides(form.name, tensor)
     with _lock:  # a plugin has one shape at a time
         plugin = _attached(problem, device)
         dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
@@ -99,18 +131,29 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
         descs = [desc.desc for desc in dynamic]
         plugin.on_shape_change(descs[:count], descs[count:])
         enqueue = rebind(plugin, values)
-    return Ready(enqueue, copied, out, not copied and q.stride() == out, found_lse, needed, plugin)
+    like_q = not copied and q.shape == out_shape and q.stride() == out
+    return Ready(enqueue, copied, out_shape, out, like_q, found_lse, needed, plugin)
 
 
-def _strides(problem: Problem, rows: Shape, keys: Shape, strided: Sequence[tuple[int, ...]]) -> dict[str, int]:
+def _strides(problem: Problem, shapes: Sequence[Shape], strided: Sequence[tuple[int, ...]]) -> dict[str, int]:
     """The arguments of the kernels that are strides, as far as they are any: an axis of one element has none."""
     features = problem.features
     assert features is not None
     order = "sh" if features.cu_seqlens else "bhs" if features.layout == "bhsd" else "bsh"
     return {
         f"{name}_stride_{axis}": stride
-        for name, shape, strides in zip(("q", "k", "v", "out"), (rows, keys, keys, rows), strided, strict=True)
+        for name, shape, strides in zip(("q", "k", "v", "out"), shapes, strided, strict=True)
         for axis, size, stride in zip(order, shape, strides, strict=False)
+        if size > 1
+    }
+
+
+def _broadcast_strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
+    """Those of a bias or mask, which is read as it lies, expanded ones too: of an axis of 1 the plugin knows better."""
+    axes = list(AXES)[len(AXES) - tensor.ndim :]
+    return {
+        f"{name}_stride_{axis}": stride
+        for axis, size, stride in zip(axes, tensor.shape, tensor.stride(), strict=True)
         if size > 1
     }
 
@@ -121,14 +164,15 @@ def _needs_copy(tensor: torch.Tensor) -> bool:
     return (last[0] > 1 and last[1] != 1) or any(size > 1 and stride == 0 for size, stride in outer)
 
 
-def laid_as(q: Any) -> tuple[Any, ...]:
+def laid_as(q: Any, last: Any = None) -> tuple[Any, ...]:
     """The strides of a dense tensor of a tensor's shape, whose axes 1 and 2 lie in memory in the same order.
 
     Args:
         q: [batch, heads, seq, head size] or [batch, seq, heads, head size], in which ``transpose(1, 2)`` may have been
             the last word; or of three axes, then the strides are those of a contiguous tensor.
+        last: the head size, where it is not the tensor's own.
     """
-    shape = q.shape
+    shape = q.shape if last is None else (*q.shape[:-1], last)
     if q.ndim == 4 and q.stride(1) < q.stride(2):
         return shape[1] * shape[2] * shape[3], shape[3], shape[1] * shape[3], 1
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(q.ndim))
@@ -180,7 +224,7 @@ def launch(
     if ready.out_is_like_q:
         out = torch.empty_like(q)
     else:
-        out = torch.empty_strided(q.shape, ready.out_strides, dtype=q.dtype, device=q.device)
+        out = torch.empty_strided(ready.out_shape, ready.out_strides, dtype=q.dtype, device=q.device)
     if ready.copied:
         tensors = [*map(densely, tensors[:3]), *tensors[3:]]
     results = [out.data_ptr()]

@@ -11,12 +11,14 @@ from pyfmha.errors import PluginError
 from pyfmha.torch import cpu
 from pyfmha.torch.launch import KEPT, Ready, launch, out_strides, prepare
 from pyfmha.torch.settings import Settings, problem_of
+from pyfmha.trt.attention.beside import beside_of
 
 NAME = "pyfmha::attention"
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, float scale, bool causal=False, bool bottom_right=False, int window_left=-1,"
     " int window_right=-1, float softcap=0.0, str layout='bhsd', Tensor? q_lengths=None, Tensor? kv_lengths=None,"
-    " Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_kv=None, bool return_lse=False) -> (Tensor, Tensor)"
+    " Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_kv=None, bool return_lse=False, Tensor? bias=None,"
+    " Tensor? mask=None, Tensor? sinks=None) -> (Tensor, Tensor)"
 )
 Lengths = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -32,6 +34,7 @@ def _on_gpu(
     window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
+    bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
     """Attention; arguments as :func:`pyfmha.torch.attention`.
 
@@ -41,8 +44,11 @@ def _on_gpu(
     device = q.get_device()
     lengths = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     given: tuple[Any, ...] | None = None
-    if not (q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is None):
-        given = tuple(None if length is None else length.shape for length in lengths)
+    if not (q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None):
+        given = (
+            *(None if length is None else length.shape for length in lengths),
+            *(None if x is None else (x.shape, x.stride(), x.dtype, x.get_device()) for x in (bias, mask, sinks)),
+        )
     key = (
         q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, device,
         k.get_device(), v.get_device(), scale, causal, bottom_right, window_left, window_right, softcap, layout, given,
@@ -53,17 +59,28 @@ def _on_gpu(
     if given is not None:
         named = _lengths(*lengths)
         tensors += [length.to(q.device, torch.int32).contiguous() for length in named.values()]
+        # A bias and a mask are read by their strides.
+        tensors += beside_of(bias, mask, None if sinks is None else sinks.contiguous()).values()
     if ready is None:
         settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
-        ready = _prepared(key, tensors, settings, frozenset(_lengths(*lengths)), return_lse)
+        beside = beside_of(bias, mask, sinks)
+        ready = _prepared(key, tensors, settings, frozenset(_lengths(*lengths)), return_lse, beside)
     return launch(ready, tensors, device, return_lse)
 
 
 def _prepared(
-    key: Any, tensors: list[torch.Tensor], settings: Settings, lengths: frozenset[str], return_lse: bool
+    key: Any,
+    tensors: list[torch.Tensor],
+    settings: Settings,
+    lengths: frozenset[str],
+    return_lse: bool,
+    beside: dict[str, torch.Tensor],
 ) -> Ready:
     q, k, v = tensors[:3]
-    problem = problem_of(q, k, v, settings, lengths, return_lse)
+    problem = problem_of(q, k, v, settings, lengths, return_lse, beside)
+    for name, tensor in beside.items():
+        if tensor.device != q.device:
+            raise PluginError(f"{name} is on {tensor.device}, Q on {q.device}; give both on one device")
     if not q.device == k.device == v.device:
         raise PluginError(f"Q, K and V must be on one device, got {q.device}, {k.device}, {v.device}")
     with torch.cuda.device(q.device):
@@ -79,16 +96,18 @@ def _on_cpu(
     window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
+    bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
     settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
     lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    problem_of(q, k, v, settings, frozenset(lengths), return_lse)  # what is refused on a GPU is refused here
+    beside = beside_of(bias, mask, sinks)
+    problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside)  # what is refused on a GPU is refused here
     if "cu_seqlens_q" in lengths:
         raise PluginError("ragged batches are served on a GPU only")
-    result = torch.empty_strided(q.shape, out_strides(q), dtype=q.dtype, device=q.device)
+    result = _out(q, v)
     if layout == "bshd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = cpu.attend(q, k, v, settings, q_lengths, kv_lengths)
+    out, lse = cpu.attend(q, k, v, settings, q_lengths, kv_lengths, beside)
     result.copy_(out.transpose(1, 2) if layout == "bshd" else out)
     return result, lse if return_lse else _nothing(q)
 
@@ -98,8 +117,9 @@ def _fake(
     window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
+    bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
-    out = torch.empty_strided(q.shape, out_strides(q), dtype=q.dtype, device=q.device)
+    out = _out(q, v)
     if not return_lse:
         return out, _nothing(q)
     if cu_seqlens_q is not None:
@@ -113,6 +133,11 @@ _library.impl("attention", _on_cpu, "CPU")
 torch.library.register_fake(NAME, _fake, lib=_library)
 attention_op = torch.ops.pyfmha.attention.default
 """The operator."""
+
+
+def _out(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    shape = (*q.shape[:-1], v.shape[-1])
+    return torch.empty_strided(shape, out_strides(q, v.shape[-1]), dtype=q.dtype, device=q.device)
 
 
 def _nothing(q: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,16 @@
 """The arguments of the operator, and the plugin's problem that they and the tensors describe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pyfmha.errors import PluginError
+from pyfmha.trt.attention.beside import check_broadcast
 from pyfmha.trt.attention.problem import Features, Problem
 
+NONE: Mapping[str, torch.Tensor] = {}
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """The types of Q, K and V that are served, and their names here."""
 
@@ -35,7 +39,13 @@ class Settings:
 
 
 def problem_of(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: Settings, lengths: frozenset[str], return_lse: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    settings: Settings,
+    lengths: frozenset[str],
+    return_lse: bool,
+    beside: Mapping[str, torch.Tensor] = NONE,
 ) -> Problem:
     """The plugin's problem.
 
@@ -45,6 +55,7 @@ def problem_of(
         settings: the other arguments.
         lengths: the names of the lengths that are given.
         return_lse: whether the log-sum-exp is a result.
+        beside: bias, mask and sinks, as far as they are given.
 
     Raises:
         PluginError: the tensors do not fit, or it is not served.
@@ -58,8 +69,8 @@ def problem_of(
         raise PluginError(f"Q, K and V must have {rank} axes, got {listed}")
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise PluginError(f"Q, K and V must be of one type, float16, bfloat16 or float32, got {listed}")
-    if q.shape[-1] != k.shape[-1] or k.shape != v.shape:
-        raise PluginError(f"K and V must be of one shape, and Q, K and V of one head size, got {listed}")
+    if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
+        raise PluginError(f"K and V must have as many rows and heads, and Q and K one head size, got {listed}")
     if not ragged and q.shape[0] != k.shape[0]:
         raise PluginError(f"Q, K and V must have one batch, got {listed}")
     features = Features(
@@ -72,5 +83,28 @@ def problem_of(
         q_lengths="q_lengths" in lengths,
         kv_lengths="kv_lengths" in lengths,
         cu_seqlens=ragged,
+        **_beside(q, k, beside, ragged, head_axis),
+        v_head_size=0 if v.shape[-1] == q.shape[-1] else v.shape[-1],
     )
     return Problem(q.shape[head_axis], q.shape[-1], DTYPES[q.dtype], settings.scale, settings.causal, features)
+
+
+def _beside(
+    q: torch.Tensor, k: torch.Tensor, tensors: Mapping[str, torch.Tensor], ragged: bool, head_axis: int
+) -> dict[str, Any]:
+    """The features that bias, mask and sinks are."""
+    rows = 3 - head_axis
+    sizes = (-1, q.shape[1], -1, -1) if ragged else (q.shape[0], q.shape[head_axis], q.shape[rows], k.shape[rows])
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        allowed = (torch.bool,) if name == "mask" else (q.dtype, torch.float32)
+        if tensor.dtype not in allowed:
+            raise PluginError(
+                f"{name} is of {tensor.dtype}; it must be {' or '.join(map(str, dict.fromkeys(allowed)))}"
+            )
+        if name == "sinks" and tuple(tensor.shape) != sizes[1:2]:
+            raise PluginError(f"sinks are {list(tensor.shape)}; they must be [{sizes[1]}], one for each query head")
+        if name != "sinks":
+            check_broadcast(name, tuple(tensor.shape), sizes)
+        found[name] = True if name == "mask" else DTYPES[tensor.dtype]
+    return found

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from pyfmha.errors import PluginError, PyfmhaError
-from pyfmha.torch.functional import why_not_shapes
+from pyfmha.operators.description import DATA_TYPES
+from pyfmha.torch.functional import beside_of_mask, why_not_mask, why_not_shapes
 from pyfmha.torch.launch import library
 from pyfmha.torch.operator import attention_op
 from pyfmha.torch.settings import Settings, problem_of
+from pyfmha.trt.attention.beside import BESIDE
 from pyfmha.trt.attention.network import add_attention
 
 try:
@@ -69,19 +71,35 @@ def _why_not(given: Mapping[str, Any], ours: bool) -> str | None:
     for name, length in lengths.items():
         if length.meta["val"].dtype != torch.int32:
             return f"{name} is {length.meta['val'].dtype}; TensorRT's plugin takes int32"
+    nodes = {name: given[name] for name in (*BESIDE, "attn_mask") if given.get(name) is not None}
+    beside = {name: node.meta.get("val") for name, node in nodes.items()}
+    unknown = [name for name, tensor in beside.items() if tensor is None]
+    if unknown:
+        return f"the shape of {unknown[0]} is not known"
     if not ours:
-        if given["attn_mask"] is not None or given["dropout_p"]:
-            return "a mask or a dropout"
-        why = why_not_shapes(q, k, v, given["enable_gqa"])
+        mask = beside.get("attn_mask")
+        why = _why_not_native(given, (q, k, v), mask)
         if why is not None:
             return why
+        beside = beside_of_mask(mask)
     heads = 1 if q.ndim == 3 or given.get("layout", "bhsd") == "bhsd" else 2
     if not all(isinstance(size, int) for x in tensors for size in (x.shape[heads], x.shape[-1])):
         return "heads or head size are dynamic"
-    problem = problem_of(q, k, v, _settings(given, q.shape[-1]), frozenset(lengths), given.get("return_lse", False))
+    settings = _settings(given, q.shape[-1])
+    problem = problem_of(q, k, v, settings, frozenset(lengths), given.get("return_lse", False), beside)
     if problem.function_name not in library():
         return f"{library().path} does not hold {problem.function_name}"
     return None
+
+
+def _why_not_native(given: Mapping[str, Any], tensors: Sequence[Any], mask: Any) -> str | None:
+    q, k, v = tensors
+    if given["dropout_p"]:
+        return "a dropout"
+    if mask is not None and given["is_causal"]:
+        return "a mask and is_causal"
+    why = why_not_shapes(q, k, v, given["enable_gqa"])
+    return why if why is not None or mask is None else why_not_mask(q, k, mask)
 
 
 def _settings(given: Mapping[str, Any], size: int) -> Settings:
@@ -111,12 +129,16 @@ def convert_attention(
     given = _arguments(target, args, kwargs)
     q, k, v = (get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in ("q", "k", "v"))
     settings = _settings(given, q.shape[-1])
-    lengths = {part: get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in LENGTHS if given[part] is not None}
+    more = {
+        part: get_trt_tensor(ctx, given[part], f"{name}_{part}")
+        for part in (*LENGTHS, *BESIDE)
+        if given[part] is not None
+    }
     layout: Any = settings.layout
     out = add_attention(
         ctx.net, q, k, v, causal=settings.causal, scale=settings.scale, window=settings.window,
         align="bottom-right" if settings.bottom_right else "top-left", softcap=settings.softcap,
-        layout=layout, return_lse=given["return_lse"], name=name, **lengths,
+        layout=layout, return_lse=given["return_lse"], name=name, **more,
     )  # fmt: skip
     return tuple(out) if given["return_lse"] else (out,)
 
@@ -141,6 +163,11 @@ def convert_scaled_dot_product_attention(
     given = _arguments(target, args, kwargs)
     q, k, v = (get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in ("query", "key", "value"))
     settings = _settings(given, q.shape[-1])
+    beside = {}
+    if given["attn_mask"] is not None:
+        mask = get_trt_tensor(ctx, given["attn_mask"], f"{name}_attn_mask")
+        beside["mask" if int(mask.dtype) == DATA_TYPES["bool"] else "bias"] = mask
     return add_attention(
-        ctx.net, q, k, v, causal=settings.causal, scale=settings.scale, align="top-left", layout="bhsd", name=name
-    )
+        ctx.net, q, k, v, causal=settings.causal, scale=settings.scale, align="top-left", layout="bhsd", name=name,
+        **beside,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from fake_cuda import FakeCuda
 from trt_double.scene import HEADS, SIZE
 
+from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
 from pyfmha.torch import launch as launching
@@ -134,6 +135,60 @@ def test_tensors_with_gaps_inside_rows_or_expanded_are_copied_first(fake_gpu: Fa
     assert pointers(launch.params)[3] != k.data_ptr()
 
 
+def test_bias_mask_sinks_and_values_of_another_size(fake_gpu: FakeCuda) -> None:
+    """A bias is read as it lies, also where it was expanded or cut out of a larger one; a mask of fewer axes too."""
+    q, k, _ = tensors()
+    v = torch.zeros(2, HEADS, 50, 24).half()
+    bias = torch.zeros(1, HEADS, 64, 128).half()[:, :, :40, :50].expand(2, -1, -1, -1)
+    mask, sinks = torch.zeros(40, 1).bool(), torch.zeros(2 * HEADS)[::2]
+
+    out, _ = operator._on_gpu(q, k, v, 0.5, bias=bias, mask=mask, sinks=sinks)
+
+    (launch,) = fake_gpu.launches()
+    given = dict(zip((name for name, _ in ARGUMENTS), launch.params, strict=False))
+
+    def pointer(name: str) -> int:
+        return struct.unpack("<Q", given[name])[0]
+
+    assert [pointer(name) for name in ("Out", "Q", "K", "V")] == [x.data_ptr() for x in (out, q, k, v)]
+    assert [pointer(name) for name in ("Bias", "BiasFp32", "Mask", "Sinks")] == [
+        bias.data_ptr(), 0, mask.data_ptr(), 0
+    ]  # fmt: skip
+    assert pointer("SinksFp32") not in (0, sinks.data_ptr())  # a dense copy
+    assert (out.shape, out.stride()) == ((2, HEADS, 40, 24), (HEADS * 40 * 24, 40 * 24, 24, 1))
+    assert struct.unpack("<ii", given["head_size"] + given["v_head_size"]) == (SIZE, 24)
+    strided = {
+        name: [struct.unpack("<q", given[f"{name}_stride_{axis}"])[0] for axis in axes]
+        for name, axes in {"v": "bhs", "out": "bhs", "bias": "bhqk", "mask": "bhqk"}.items()
+    }
+    assert strided == {
+        "v": [HEADS * 50 * 24, 50 * 24, 24], "out": [HEADS * 40 * 24, 40 * 24, 24],
+        "bias": [0, 64 * 128, 128, 1], "mask": [0, 0, 1, 0],
+    }  # fmt: skip
+
+
+def test_a_ragged_batch_with_a_bias_of_its_longest_sequence(fake_gpu: FakeCuda) -> None:
+    q, k, v = (torch.zeros(9, HEADS, SIZE).half() for _ in range(3))
+    starts, bias = torch.tensor([0, 4, 9]), torch.zeros(HEADS, 5, 5)
+
+    operator._on_gpu(q, k, v, 0.5, layout="bshd", cu_seqlens_q=starts, cu_seqlens_kv=starts, bias=bias)
+
+    (launch,) = fake_gpu.launches()
+    given = dict(zip((name for name, _ in ARGUMENTS), launch.params, strict=False))
+    assert [struct.unpack("<Q", given[name])[0] for name in ("Bias", "BiasFp32")] == [0, bias.data_ptr()]
+    assert [struct.unpack("<q", given[f"bias_stride_{axis}"])[0] for axis in "bhqk"] == [0, 25, 5, 1]
+
+
+def test_what_is_beside_is_part_of_the_form(fake_gpu: FakeCuda) -> None:
+    biases = [torch.zeros(40, 50).half(), torch.zeros(1, 1, 40, 50).half(), torch.zeros(50, 40).half().T]
+    for bias in (*biases, biases[0].float(), biases[0], None):
+        operator._on_gpu(*tensors(), 0.5, bias=bias)
+    operator._on_gpu(*tensors(), 0.5, mask=torch.zeros(40, 50).bool())
+
+    assert len(operator._ready) == 6
+    assert len(fake_gpu.launches()) == 7
+
+
 def test_only_so_many_forms_are_kept(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator, "KEPT", 2)
     for rows in (1, 2, 3, 1):
@@ -144,11 +199,15 @@ def test_only_so_many_forms_are_kept(fake_gpu: FakeCuda, monkeypatch: pytest.Mon
 def test_what_cannot_be_launched(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PluginError, match="does not hold fmha_fwd_d256_fp16"):
         operator._on_gpu(*[torch.zeros(2, HEADS, 4, 200).half()] * 3, 0.5)
-    with pytest.raises(PluginError, match="of one shape"):
+    with pytest.raises(PluginError, match="as many rows and heads"):
         operator._on_gpu(*tensors()[:2], tensors(keys=51)[2], 0.5)
     with pytest.raises(PluginError, match="on one device, got cpu, meta, cpu"):
         operator._on_gpu(tensors()[0], tensors()[1].to("meta"), tensors()[2], 0.5)
+    with pytest.raises(PluginError, match="mask is on meta, Q on cpu; give both on one device"):
+        operator._on_gpu(*tensors(), 0.5, mask=torch.zeros(40, 50, dtype=torch.bool, device="meta"))
     assert operator._ready == {}
+    assert launching.lacking("fp16", 33) is None
+    assert "does not hold fmha_biased_d128_fp16" in str(launching.lacking("fp16", 65))
     monkeypatch.undo()
     launching.library.cache_clear()
     monkeypatch.setenv("PYFMHA_LIBRARY", "/nowhere/libpyfmha.so")

@@ -11,13 +11,19 @@ from torch.nn import functional
 import pyfmha.torch
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import PluginError
-from pyfmha.torch.functional import why_not, why_not_shapes
+from pyfmha.torch import functional as drop_in
+from pyfmha.torch import launch as launching
+from pyfmha.torch.functional import why_not, why_not_mask, why_not_shapes
 from pyfmha.torch.operator import attention_op
 
 LENGTHS = {"q_lengths": torch.tensor([3, 7]), "kv_lengths": torch.tensor([9, 0])}
+NUMBERS = torch.randn(2, 4, 7, 9, generator=torch.Generator().manual_seed(3))
 KEYWORDS: list[dict[str, Any]] = [
     {}, {"causal": True}, {"causal": "bottom-right"}, {"scale": 0.5}, {"softcap": 2.0}, {"window": (2, 1)},
     {"window": (3, -1), "causal": True, "align": "bottom-right"}, LENGTHS, {**LENGTHS, "causal": "bottom-right"},
+    {"bias": NUMBERS[:, :, :, :1], "softcap": 2.0}, {"bias": NUMBERS[0], "mask": NUMBERS[1, 0] > 0, "causal": True},
+    {"mask": NUMBERS[:, :1, :1] > 1.5, "sinks": NUMBERS[0, :, 0, 0]}, {**LENGTHS, "sinks": NUMBERS[0, :, 0, 0]},
+    {"bias": torch.where(NUMBERS > 0.5, NUMBERS, -torch.inf)},
 ]  # fmt: skip
 
 
@@ -38,6 +44,7 @@ def expected(q: Any, k: Any, v: Any, keywords: dict[str, Any]) -> tuple[Any, Any
         window_right=0 if causal else window[1],
         bottom_right="bottom-right" in (causal, keywords.get("align")),
         **{name: keywords[name].tolist() for name in ("q_lengths", "kv_lengths") if name in keywords},
+        **{name: keywords[name].numpy() for name in ("bias", "mask", "sinks") if name in keywords},
     )
 
 
@@ -55,6 +62,31 @@ def test_every_keyword_against_the_reference(keywords: dict[str, Any], layout: s
     np.testing.assert_array_equal(np.isinf(lse.numpy()), np.isinf(wanted_lse))
     kept = np.isfinite(wanted_lse)
     assert relative_error(lse.numpy()[kept], wanted_lse[kept]) < 1e-5
+
+
+def test_values_of_another_size() -> None:
+    q, k, v = tensors()
+    v = torch.cat([v, v], dim=-1)
+    out = pyfmha.torch.attention(q, k, v)
+    assert relative_error(out.numpy(), expected(q, k, v, {})[0]) < 1e-5
+
+
+@pytest.mark.parametrize("mask", [NUMBERS > 0, NUMBERS[0, 0]], ids=["bool", "float"])
+def test_an_exported_drop_in_has_the_mask_as_input_of_the_node(mask: torch.Tensor) -> None:
+    pytest.importorskip("onnxscript")
+
+    class Masked(torch.nn.Module):
+        def forward(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
+            return pyfmha.torch.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(Masked(), (*tensors(kv_heads=4), mask), dynamo=True, verbose=False)
+    assert program is not None
+    (node,) = [node for node in program.model.graph if node.domain == "pyfmha"]
+    names = {name: attribute.value for name, attribute in node.attributes.items()}
+    assert (names["mask"], names["bias"]) == ((1, 0) if mask.dtype == torch.bool else (0, 1))
+    assert len(node.inputs) == 4
 
 
 def test_padding_that_is_nan_changes_nothing() -> None:
@@ -75,6 +107,29 @@ def test_pytorchs_own_check_of_operators(dtype: torch.dtype, more: dict[str, Any
         turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
         torch.library.opcheck(attention_op, (*turned, 0.25), {**more, "layout": layout})
         assert attention_op(*turned, 0.25, layout=layout)[0].stride() == turned[0].stride()
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_pytorchs_own_check_with_bias_mask_sinks_and_values_of_another_size(layout: str) -> None:
+    q, k, v = tensors(layout=layout)
+    v = torch.cat([v, v], dim=-1)
+    beside = {"bias": NUMBERS[:1].expand(2, 4, 7, 9), "mask": NUMBERS[0, 0] > 0, "sinks": NUMBERS[0, :, 0, 0]}
+
+    torch.library.opcheck(attention_op, (q, k, v, 0.25), {**beside, "layout": layout, "return_lse": True})
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    torch.library.opcheck(attention_op, (*turned, 0.25), {**beside, "layout": layout})
+    out = attention_op(*turned, 0.25, layout=layout)[0]
+    assert (out.shape, out.stride()[1] < out.stride()[2]) == ((*q.shape[:3], 32), True)
+
+
+@pytest.mark.parametrize("name", ["bias", "sinks"])
+def test_a_gradient_of_a_bias_or_sinks_is_an_error(name: str) -> None:
+    given = {"bias": NUMBERS.clone(), "sinks": NUMBERS[0, :, 0, 0].clone()}[name].requires_grad_()
+
+    out = pyfmha.torch.attention(*tensors(), **{name: given})
+
+    with pytest.raises(PluginError, match="attention has no gradient here"):
+        out.sum().backward()
 
 
 def test_a_gradient_is_an_error_and_not_left_out() -> None:
@@ -101,7 +156,11 @@ def test_the_compiler_takes_it_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"q": torch.randn(2, 4, 7, 8)}, "one head size"), ({"v": torch.randn(2, 2, 9, 8)}, "of one shape"),
+        ({"q": torch.randn(2, 4, 7, 8)}, "one head size"), ({"v": torch.randn(2, 2, 8, 16)}, "as many rows and heads"),
+        ({"bias": torch.randn(3, 7, 9)}, r"bias is \[3, 7, 9\]; allowed is .* here \[2, 4, 7, 9\]"),
+        ({"mask": torch.ones(7, 9)}, "mask is of torch.float32; it must be torch.bool"),
+        ({"bias": torch.ones(7, 9, dtype=torch.float16)}, "bias is of torch.float16; it must be torch.float32"),
+        ({"sinks": torch.ones(3)}, r"sinks are \[3\]; they must be \[4\]"),
         ({"k": torch.randn(2, 2, 9, 16).half()}, "of one type"), ({"q": torch.randn(4, 7, 16)}, "4 axes"),
         ({"q": torch.randn(3, 4, 7, 16)}, "one batch"), ({"q": torch.randn(2, 3, 7, 16)}, "must be a multiple"),
         ({"layout": "sbhd"}, "layout is 'sbhd'"), ({"causal": "top"}, "causal is 'top'"),
@@ -127,10 +186,63 @@ def test_the_drop_in_leaves_to_pytorch_what_it_does_not_serve() -> None:
     assert torch.equal(ours, functional.scaled_dot_product_attention(*grouped, enable_gqa=True))
 
 
+@pytest.mark.parametrize("mask", [NUMBERS > 0, NUMBERS[0, :, :1], NUMBERS[:, :1] > 2], ids=["bool", "float", "rows"])
+def test_the_drop_in_computes_what_pytorch_does_with_a_mask(mask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last one there are queries that see no key."""
+    q, k, v = tensors(kv_heads=4)
+    wanted = functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask_of(mask))
+    monkeypatch.setattr(drop_in, "why_not", lambda *_, **__: None)  # as on a GPU
+    monkeypatch.setattr(drop_in, "_native", None)
+
+    out = pyfmha.torch.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    assert relative_error(out.numpy(), wanted.numpy()) < 1e-5
+
+
+def mask_of(mask: torch.Tensor) -> torch.Tensor:
+    return mask if mask.dtype == torch.bool else mask.double()
+
+
+def test_a_mask_with_is_causal_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drop_in, "why_not", lambda *_, **__: None)
+    monkeypatch.setattr(drop_in, "_native", lambda *_, **keywords: keywords)
+
+    given = pyfmha.torch.scaled_dot_product_attention(*tensors(4), attn_mask=NUMBERS[0, 0] > 0, is_causal=True)
+
+    assert isinstance(given, dict)
+    assert given["is_causal"]
+
+
+def test_what_the_library_lacks_is_left_to_pytorch_also_while_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default build has no ``fmha_biased_*``: what PyTorch computed before is left to it."""
+
+    class Held(frozenset[str]):
+        path = "libpyfmha.so"
+
+    monkeypatch.setattr(launching, "library", lambda: Held({"fmha_biased_d64_fp32"}))
+    q, k, v = tensors(4)
+
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return q + (1 if drop_in.why_not_shapes(q, k, v, False, True) is None else 2)
+
+    compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
+    for times, added in ((2, 2), (3, 1), (5, 2)):  # values of 32, 48 and 80
+        wide = v.repeat(1, 1, 1, times)
+        assert torch.equal(program(q, k, wide), q + added)
+        assert torch.equal(compiled(q, k, wide), q + added)
+    lacked = drop_in.why_not_shapes(q, k, v.repeat(1, 1, 1, 5), False, True)
+    assert lacked == "libpyfmha.so does not hold fmha_biased_d128_fp32"
+
+
 def test_why_a_call_is_left_to_pytorch() -> None:
     q, k, v = tensors(kv_heads=4)
 
-    assert why_not(q, k, v, torch.ones(7, 9)) == "a mask"
+    assert why_not_mask(q, k, torch.ones(7, 9)) is None
+    assert why_not_mask(q, k, torch.ones(7, 9, device="meta")) == "a mask on another device"
+    assert why_not_mask(q, k, torch.ones(2, 1, 1, 9, dtype=torch.bool)) is None
+    assert why_not_mask(q, k, torch.ones(7, 9, dtype=torch.float16)) == "a mask of torch.float16"
+    assert "a mask of a shape" in str(why_not_mask(q, k, torch.ones(8, 9)))
+    assert why_not(q, k, v, torch.ones(7, 9).requires_grad_()) == "a gradient is asked for"
     assert why_not(q, k, v, dropout_p=0.1) == "a dropout"
     assert why_not(q.requires_grad_(), k, v) == "a gradient is asked for"
     assert why_not(q.detach(), k, v) == "the tensors are not on a GPU"
@@ -138,6 +250,10 @@ def test_why_a_call_is_left_to_pytorch() -> None:
     assert why_not_shapes(q[0], k[0], v[0], False) == "tensors of other than four axes"
     assert why_not_shapes(q, *tensors()[1:], False) == "heads that PyTorch broadcasts"
     assert why_not_shapes(q, *tensors()[1:], True) is None
+    wide = torch.cat([v, v], dim=-1)
+    assert why_not_shapes(q, k, wide, False) is None
+    assert why_not_shapes(q, k, wide[:, :, 1:], False) == "shapes that PyTorch broadcasts"
+    assert why_not_shapes(q, k, v.repeat(1, 1, 1, 17), False) == "a head size above 256"
     assert "float64" in (why_not_shapes(q.double(), k.double(), v.double(), False) or "")
 
 

@@ -141,6 +141,60 @@ def test_a_node_becomes_the_plugins_layer(
         np.testing.assert_allclose(results["Lse"], lse, rtol=1e-3)
 
 
+class Masked(Native):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, **self.keywords)
+
+
+class OursBeside(Native):
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, mask: Any = None, sinks: Any = None
+    ) -> Any:
+        return pyfmha.torch.attention(q, k, v, bias=bias, mask=mask, sinks=sinks, **self.keywords)
+
+
+NUMBERS = torch.randn(2, HEADS, 7, 9, generator=torch.Generator().manual_seed(4))
+BESIDE = {"bias": NUMBERS, "mask": NUMBERS[0, 0] > -1, "sinks": NUMBERS[0, :, 0, 0].half()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside"),
+    [(Masked, {"mask": NUMBERS[:, :1] > 0}), (Masked, {"bias": NUMBERS[0].half()}), (OursBeside, BESIDE)],
+    ids=["mask", "bias", "ours"],
+)  # fmt: skip
+def test_a_mask_becomes_an_input_of_the_layer(
+    registry: Registry, trt11: Any, kind: Any, beside: dict[str, torch.Tensor]
+) -> None:
+    inputs = [*tensors(), *beside.values()]
+    node = node_of(kind(), *inputs)
+    converter, validator = registry.held[node.target][0]
+    assert validator(node)
+    names = [*"QKV", *beside]
+    types = {
+        torch.float16: trt11.DataType.HALF, torch.float32: trt11.DataType.FLOAT, torch.bool: trt11.DataType.BOOL
+    }  # fmt: skip
+
+    def define(network: Any) -> None:
+        given = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, torch.fx.Node)]
+        made = {
+            argument: network.add_input(name, types[x.dtype], tuple(x.shape))
+            for argument, name, x in zip(given, names, inputs, strict=True)
+        }
+        arguments = tuple(made.get(argument, argument) for argument in node.args)
+        keywords = {name: made.get(argument, argument) for name, argument in node.kwargs.items()}
+        results = converter(SimpleNamespace(net=network), node.target, arguments, keywords, "a_layer")
+        result = results[0] if isinstance(results, tuple) else results
+        result.name = "Out"
+        network.mark_output(result)
+
+    with Session(build_plan(trt11, define, {}).plan, trt_module=trt11) as session:
+        results = session.run({name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+
+    exact = {name: x.double().numpy() if x.is_floating_point() else x.numpy() for name, x in beside.items()}
+    wanted, _ = attend(*(x.double().numpy() for x in inputs[:3]), sm_scale=SIZE**-0.5, **exact)
+    assert relative_error(results["Out"], wanted) < 1e-3
+
+
 def test_ours_is_asked_before_its_own(registry: Registry) -> None:
     assert len(registry.held[SDPA]) == 2
     assert registry.held[SDPA][1] == "its own"
@@ -149,7 +203,9 @@ def test_ours_is_asked_before_its_own(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("module", "inputs", "text"),
     [
-        (Native(attn_mask=torch.ones(7, 9, dtype=torch.bool)), tensors(), "a mask or a dropout"),
+        (Native(dropout_p=0.5), tensors(), "a dropout"),
+        (Masked(is_causal=True), [*tensors(), torch.ones(7, 9, dtype=torch.bool)], "a mask and is_causal"),
+        (Masked(), [*[x.float() for x in tensors()], torch.ones(7, 9)], "does not hold fmha_biased_d32_fp32"),
         (Native(), [x[0] for x in tensors()], "other than four axes"),
         (Native(), [x.repeat(1, 1, 1, 5)[..., :130] for x in tensors()], "does not hold fmha_fwd_d256_fp16"),
         (Native(), [x.double() for x in tensors()], "types torch.float64"),

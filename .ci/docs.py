@@ -78,23 +78,21 @@ def guide(readme: Path, out: Path) -> str:
     return LINK.sub(led, readme.read_text())
 
 
-def prepare(out: Path) -> list[str]:
-    """Give the modules their guides, and the names that come at first use. Returns the modules' names."""
+def prepare(out: Path) -> None:
+    """Give the modules their guides, and the names that come at first use."""
     if importlib.util.find_spec("torch") is None:
         sys.modules["torch"] = AbsentModule("torch")
     package = importlib.import_module("pyfmha")
     for name in package.__all__:
         setattr(package, name, getattr(package, name))
     package.__all__ = [*package.__all__, *ROOMS]
-    names = ["pyfmha", *(f"pyfmha.{room}" for room in ROOMS)]
-    for name in names:
+    for name in ("pyfmha", *(f"pyfmha.{room}" for room in ROOMS)):
         module = importlib.import_module(name)
         if hasattr(module, "__path__") and not hasattr(module, "__all__"):
             module.__all__ = []  # type: ignore[attr-defined]
         readme = (ROOT if name == "pyfmha" else Path(str(module.__file__)).parent) / "README.md"
         if readme.is_file() and hasattr(module, "__path__"):
             module.__doc__ = f"{module.__doc__}\n\n{guide(readme, out)}"
-    return names
 
 
 class Links(HTMLParser):
@@ -132,7 +130,7 @@ def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        names = prepare(out)
+        prepare(out)
         pdoc.render.configure(docformat="google", show_source=False)
         pdoc.pdoc("pyfmha", output_directory=out)
     if found := broken(out):

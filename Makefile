@@ -6,6 +6,7 @@
 # make wheel   dist/pyfmha-*.whl with a library inside, which needs neither Triton nor a C compiler; half an hour
 #              make wheel WHEEL_ARCHS=sm_90 WHEEL_OPTIONS='--dtype fp16 --head-size 64' for less of it
 # make wheel-pure   dist/pyfmha-*.whl without one
+# make docs   build/docs/index.html: the reference of the Python API, with the guides
 # make lint   style and types only; changes nothing
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-processors test-bindings wheel wheel-pure lint clean
+.PHONY: demo test test-all test-processors test-bindings wheel wheel-pure docs lint clean
 
 # A file's tests stay together: they share what they build.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -45,6 +46,9 @@ wheel: $(VENV)/.wheel
 wheel-pure: $(VENV)/.wheel
 	$(BIN)/python -m hatchling build -t wheel -d dist
 
+docs: $(VENV)/.docs
+	$(BIN)/python .ci/docs.py build/docs
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +63,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.wheel: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[wheel]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python

@@ -144,6 +144,7 @@ PROGRAMS = {"pip", "make", "python", "trtexec", "gcc", "g++", "jupyter", "bash"}
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_of_a_page_exist(page: Path) -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`make\s+([\w-]+)", page.read_text())) <= set(targets)
     extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     for program, *arguments in commands(page):
         if program == "pyfmha":

@@ -223,6 +223,10 @@ def test_6_field_names_outlive_python_garbage(scene: Scene) -> None:
         "q_lengths",
         "kv_lengths",
         "cu_seqlens",
+        "bias",
+        "mask",
+        "sinks",
+        "v_head_size",
     ]
 
 

@@ -40,6 +40,7 @@ AXES = {
     "Q tokens": "num_tokens",
     "KV tokens": "num_kv_tokens",
     "head size": "head_size",
+    "head size of V": "head_size",  # the layer has one for all
 }
 """How axes are named in ``dim_range``; TensorRT-LLM takes axes of one name to have one size."""
 

@@ -710,6 +710,7 @@ EXPORT CUcontext fake_create_context(CUdevice number) {
   if (context_count == MAX_CONTEXTS) abort();
   CUcontext context = &contexts[context_count++];
   *context = (struct CUctx_st){.device = number, .id = ++last_context_id, .alive = true};
+  initialized = true; /* whoever made a context has initialised the driver; a library does it once a process */
   pthread_mutex_unlock(&mutex);
   return context;
 }

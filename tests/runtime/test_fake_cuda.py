@@ -165,6 +165,13 @@ def test_nothing_works_before_it_is_initialised(fake_cuda: FakeCuda) -> None:
     assert fake_cuda.c.cuInit(0) == NO_DEVICE
 
 
+def test_whoever_has_a_context_has_initialised_the_driver(fake_cuda: FakeCuda) -> None:
+    """A library calls cuInit once a process, so a test may not be the first of its process to pass."""
+    fake_cuda.use_context()
+    count = ctypes.c_int()
+    assert fake_cuda.c.cuDeviceGetCount(ctypes.byref(count)) == SUCCESS
+
+
 def test_a_fault_comes_after_so_many_calls_and_for_so_many(fake_cuda: FakeCuda) -> None:
     fake_cuda.fail("cuInit", 42, after=2, times=1)
 

@@ -360,7 +360,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", some_of(MUTANTS))
 def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
     right, wrong, problem = MUTANTS[mutant]
     assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), problem), "no interleaving showed the fault"

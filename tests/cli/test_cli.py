@@ -119,7 +119,7 @@ BAD_COMPILES = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_COMPILES)
+@pytest.mark.parametrize("case", some_of(BAD_COMPILES))
 def test_bad_input_is_one_message_and_exit_code_2(case: str, project: Path) -> None:
     arguments, message = BAD_COMPILES[case]
 
@@ -360,7 +360,8 @@ def test_several_values_after_one_option(project: Path, shared: Shared) -> None:
         assert variant.name in inspected.stdout
 
 
-def test_demo_runs_the_main_job_without_a_gpu(project: Path) -> None:
+def test_demo_runs_the_main_job_without_a_gpu(project: Path, shared: Shared) -> None:
+    shared.lend(project / "out")
     done = run(project, "demo", "--arch", "sm_90", "--dtype", "fp16", "--head-size", "32", "-o", "out")
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from biased_runs import Problem, expected, judge, launch, place
+from helpers import some_of
 from numpy.random import default_rng
 
 from pyfmha.errors import SpecError
@@ -51,8 +52,13 @@ BASE = Problem(batch=2, heads=2, kv_heads=1, q_len=40, kv_len=56)
 FLAT = Problem(batch=2, heads=3, kv_heads=3, q_len=48, kv_len=48)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("more", [{}, {"bias": (1, 2, 40, 56), "mask": (2, 1, 1, 56), "sinks": "own", "softcap": 3.0}])
+@pytest.mark.parametrize(
+    ("dtype", "more"),
+    some_of(
+        ["fp16", "bf16", "fp32"],
+        [{}, {"bias": (1, 2, 40, 56), "mask": (2, 1, 1, 56), "sinks": "own", "softcap": 3.0}],
+    ),
+)
 def test_score_and_mask_together(dtype: str, more: dict[str, Any]) -> None:
     caps = np.float32([2.0, 5.0])
     function = declared(OWN, "soft_near")

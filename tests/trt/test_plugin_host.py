@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
+from helpers import few_of
 from plugin_host import HostCalls, attention
 from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values
 from trt_double.twins import Pair, drive, fields_of, spoilt
@@ -50,7 +51,7 @@ def attention_host(host_program: Path, attention_path: Path, fake_cuda: FakeCuda
     assert calls.close() == ""
 
 
-SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 30))]
+SEEDS = few_of(range(30), lambda seed: seed < 3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import TESTS, run_python
+from helpers import TESTS, run_python, some_of
 from trt_double.full.fixtures import example_environment
 
 pytest_plugins = ["trt_double.fixtures"]
@@ -50,7 +50,7 @@ def check_lines(done: subprocess.CompletedProcess[str], wanted: list[str]) -> No
         assert text in line
 
 
-@pytest.mark.parametrize("arguments", [(), ("--dtype", "bfloat16"), ("--no-causal",)])
+@pytest.mark.parametrize("arguments", some_of([((),), (("--dtype", "bfloat16"),), (("--no-causal",),)]))
 def test_the_programs_build_and_run(machine: Machine, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     limits = ("--max_batch_size", "2", "--max_seq_len", "40")
     built = machine.example("trtllm_build.py", *limits, "--output_dir", tmp_path, *arguments)

@@ -190,7 +190,8 @@ class Launch:
         option: the optional group of functions that it belongs to, see :class:`Option`.
         kernel: a kernel of the operator's own file, by name or itself.
         grid: as :mod:`pyfmha.spec.grid`, of the kernel's arguments and constants, and of the operator's axes, integer
-            attributes and definitions. What else it reads is given as an argument, which the kernel need not take.
+            attributes and definitions, elements of lists and what expressions ask (``sizes[0]``, ``numel(Y)``). What
+            it reads of the operator is given as an argument, which the kernel need not take.
         constants: the kernel's constants by name.
         configs: its algorithms; none is one with Triton's own settings.
         scalars: types of arguments that are no pointers, where they are not ``"i32"`` for integers, ``"fp32"`` for

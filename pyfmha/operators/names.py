@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, Operator, Tensor
-from pyfmha.operators.expressions import BUILTINS
 
-RESERVED = (*BUILTINS, "null", "shape")
+RESERVED = ("cdiv", "min", "max", "null", "shape")
+"""Not those of questions, such as ``stride``: what is called there is no name, and grids, which are searched for words,
+have none."""
 OWN = "pyfmha_"
 """How the fields begin that an engine stores besides attributes."""
 

@@ -390,18 +390,20 @@ const void *pyfmha_symbol_item(pyfmha_symbols *y, int tensor, int index) {
   return NULL;
 }
 
-const void *pyfmha_symbol_operation(pyfmha_symbols *y, int operation, const void *first, const void *second) {
-  if (first == NULL || second == NULL) return NULL;
-  return y->builder->impl->table->operation(y->builder->impl, operation, first, second);
-}
-
-bool pyfmha_symbol_condition(pyfmha_symbols *y, pyfmha_condition *condition) { return condition(&y->scope); }
-
 static bool known_size(const trt_expression *expression, int64_t *size) {
   if (expression == NULL || !expression->impl->table->is_constant((void *)(uintptr_t)expression->impl)) return false;
   *size = expression->impl->table->value((void *)(uintptr_t)expression->impl);
   return true;
 }
+
+const void *pyfmha_symbol_operation(pyfmha_symbols *y, int operation, const void *first, const void *second) {
+  int64_t divisor;
+  const bool divides = operation == TRT_FLOOR_DIV || operation == TRT_CEIL_DIV;
+  if (first == NULL || second == NULL || (divides && known_size(second, &divisor) && divisor == 0)) return NULL;
+  return y->builder->impl->table->operation(y->builder->impl, operation, first, second);
+}
+
+bool pyfmha_symbol_condition(pyfmha_symbols *y, pyfmha_condition *condition) { return condition(&y->scope); }
 
 /* Compare what is known of the inputs' sizes. */
 static const char *check_expressions(const pyfmha_forms *forms, const trt_dims_expressions *in, pyfmha_why *why) {
@@ -502,11 +504,10 @@ static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t
   y->shapes = shapes;
   y->forms = &forms;
   find_symbols(y, &forms, in);
-  bool complete = true;
-  for (int i = 0; i < out_count; i++) {
+  for (int i = 0; i < out_count && failure == NULL; i++) {
     const pyfmha_form *form = forms.outputs[i].form;
     out[i].count = form->count;
-    for (int k = 0; k < form->count; k++) {
+    for (int k = 0; k < form->count && failure == NULL; k++) {
       out[i].size[k] = form->axes[k].fixed && form->axes[k].name < 0 ? NULL : form->axes[k].symbolic(y);
       /* A size that an input has is handed on as it is there. */
       for (int n = 0; n < forms.input_count && out[i].size[k] == NULL; n++)
@@ -516,12 +517,12 @@ static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t
             break;
           }
       if (out[i].size[k] == NULL && form->axes[k].fixed) out[i].size[k] = pyfmha_symbol_constant(y, forms.outputs[i].size[k]);
-      complete &= out[i].size[k] != NULL;
+      if (out[i].size[k] == NULL || y->scope.bad)
+        failure = pyfmha_say(&why, "%s: its size %s cannot be computed from these inputs", forms.outputs[i].name, form->axes[k].label);
     }
   }
-  complete &= !y->scope.bad;
   free(y);
-  return complete ? 0 : failed(p, "get_output_shapes", "the shape of an output cannot be computed");
+  return failure == NULL ? 0 : failed(p, "get_output_shapes", failure);
 }
 
 static bool supports(void *self, int32_t position, const trt_dynamic_desc *all, int32_t in_count, int32_t out_count) {

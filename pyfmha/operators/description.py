@@ -92,7 +92,8 @@ class Attribute:
             is the string itself unless it begins with ``"="``. None: it must be given.
         minimum, maximum: allowed values of a number, or of each element; of an ``fp32``, as float32 holds them.
         choices: the only ones allowed; likewise.
-        stored: under which condition on attributes an engine stores it; empty: always.
+        stored: under which condition on attributes an engine stores it; empty: always, or, where the description asks
+            whether it is ``given``, if it is.
         stores: what is stored in its place, an expression of attributes; empty: itself.
     """
 

@@ -48,7 +48,7 @@ class Pair:
             failure = pyfmha.trt.last_failure()
             said = [line for severity, line in self.c.logger.lines[before[0] :] if severity == 1]
             texts.append(said[-1] if said else str(failure.error) if failure is not before[1] and failure else "")
-        assert texts[0] == texts[1], (call, arguments)
+        assert texts[0] == texts[1], (texts, call, arguments)
         if call == "workspace":
             answers = [min(answer, 1 << 62) for answer in answers]
         assert repr(answers[0]) == repr(answers[1]), (call, arguments)
@@ -168,7 +168,7 @@ def shapes_for(sizes: Sequence[int], large: Sequence[int], odd: float = 0.03) ->
         tensors = []
         for form in forms.all:
             shape = [_sized(axis, scope) for axis in form.axes]
-            if chance.random() < odd:
+            if shape and chance.random() < odd:
                 shape[chance.randrange(len(shape))] += chance.choice((1, -1, 2))
             if chance.random() < odd / 2 and len(shape) < MOST_DIMENSIONS:
                 shape.append(1)

@@ -622,7 +622,7 @@ static const char *plan_largest(plugin *p, const trt_dynamic_desc *in, int32_t i
         if (forms->inputs[i].form->axes[k].name >= 0) m->least[forms->inputs[i].form->axes[k].name] = low.size[k];
     }
     const int64_t needed = p->of->workspace_of_profile == NULL ? 0 : p->of->workspace_of_profile(&m->scope);
-    if (m->scope.bad) failure = pyfmha_say(why, "%s", "a size overflows 64 bits, a number is divided by zero, or what is read is not there");
+    if (m->scope.bad) failure = pyfmha_no_value;
     if (needed > *workspace) *workspace = needed;
   }
   free(plan);
@@ -1345,8 +1345,9 @@ static void put_value(pyfmha_buffer *b, const pyfmha_attribute *attribute, const
   }
 }
 
-/* All that tells apart what may be timed, however long it is: cut off, two plugins would share their timings. */
-static void put_timings(plugin *p, pyfmha_buffer *b) {
+/* All that tells apart what may be timed, however long it is: cut off, two plugins would share their timings. False:
+ * something of it has no value. */
+static bool put_timings(plugin *p, pyfmha_buffer *b) {
   pyfmha_scope scope = pyfmha_scope_of(&p->instance);
   pyfmha_put(b, p->of->name);
   pyfmha_put(b, " ");
@@ -1369,6 +1370,7 @@ static void put_timings(plugin *p, pyfmha_buffer *b) {
     pyfmha_put(b, "=");
     pyfmha_put_integer(b, p->kept.options[i]);
   }
+  return !scope.bad;
 }
 
 static const char *name_timings(plugin *p) {
@@ -1377,7 +1379,7 @@ static const char *name_timings(plugin *p) {
     p->id = calloc(1, room);
     if (p->id == NULL) return "out of host memory";
     pyfmha_buffer b = {p->id, room};
-    put_timings(p, &b);
+    if (!put_timings(p, &b)) return pyfmha_no_value;
     if (b.room > 1) return NULL;
   }
 }
@@ -1469,6 +1471,8 @@ static void *create(void *self, const char *name, const trt_fields *fields, int3
   }
   if (failure == NULL) failure = pyfmha_settle(&p->instance, &why);
   if (failure == NULL) failure = check_stored(p, runtime, &why);
+  pyfmha_forms forms;
+  if (failure == NULL) failure = forms_for(p, NULL, 0, &forms, &why);
   if (failure == NULL) failure = check_layers(p, &why);
   if (failure == NULL) failure = name_timings(p);
   if (failure == NULL) return p;

@@ -9,6 +9,7 @@ from pyfmha.aot.c_expressions import Numbers, Symbols, c_constant, c_expression,
 from pyfmha.aot.callables import function_view
 from pyfmha.aot.emit_c import TEMPLATES, render
 from pyfmha.aot.operator_limits import callables, check_count, check_limits
+from pyfmha.aot.operator_types import check_held
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
@@ -62,6 +63,7 @@ class OperatorEmitter:
         shapes = frozenset(program.shape_values)
         self._symbols = Symbols(self._numbers, self._early, definitions, shapes, self._node_function)
         check_limits(program, functions)
+        check_held(program, functions)
         self._emit()
 
     # ------------------------------------------------------------------ functions

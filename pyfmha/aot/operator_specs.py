@@ -1,7 +1,6 @@
 """What to compile for operators: the kernels that their launches name, for every type, as functions of a library."""
 
 import ast
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.aot.cubin import Compiler, Parameters
+from pyfmha.aot.operator_types import check_pointer, type_choices
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, Operator
 from pyfmha.operators.expressions import Scope
@@ -121,7 +121,7 @@ def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
         if launch.launch.kernel:
             found = compiler.describe(Path(operator.source), launch.launch.kernel)
             _check_names(operator, launch.launch, found)
-            for types in _type_choices(program):
+            for types in type_choices(program):
                 specs += _specs(program, launch, found, types)
     return list({spec.variant: spec for spec in specs}.values())
 
@@ -153,12 +153,6 @@ def _grid_arguments(launch: Launch, found: Parameters) -> tuple[str, ...]:
     """The arguments that the grid reads and the kernel does not take."""
     read = _words(launch.grid)
     return tuple(name for name, _ in launch.arguments if name not in found.names and name in read)
-
-
-def _type_choices(program: Program) -> Iterator[dict[str, str]]:
-    names = list(program.types)
-    for chosen in itertools.product(*(program.types[name].names for name in names)):
-        yield dict(zip(names, chosen, strict=True))
 
 
 def _specs(
@@ -213,6 +207,8 @@ def _argument(
     name, source = argument
     given = dict(launch.launch.scalars).get(name)
     if isinstance(source, Source):
+        if given:
+            check_pointer(program.operator, launch, name, source, given, types)
         return Argument(name, given or f"*{_element(program, launch, name, source, types)}", 16)
     kind = given or _SCALARS.get(getattr(source, "type", ""), "")
     what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"

@@ -3,13 +3,14 @@
 What can be told only for some attributes is left to the plugin, which refuses it when it is created or given shapes.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.operators.arithmetic import EvaluationError
-from pyfmha.operators.description import MOST_ELEMENTS
+from pyfmha.operators.description import MOST_ELEMENTS, Attribute
 from pyfmha.operators.expressions import Expression, Node, Scope
 from pyfmha.operators.names import RESERVED, twice
 from pyfmha.operators.ranges import as_float32, check_range
@@ -54,6 +55,7 @@ def _check_attributes(program: "Program") -> None:
         kind = kinds[name]
         if TYPES_OF_ATTRIBUTES[kind.type.removesuffix("[]")] == "str" and (kind.minimum, kind.maximum) != (None, None):
             raise SpecError(f"{what}: a string has no minimum and no maximum; give choices")
+        _check_allowed(what, kind)
         if isinstance(default, Expression) and not default.is_constant():
             later = sorted(default.names() & waiting)
             if later:
@@ -63,11 +65,22 @@ def _check_attributes(program: "Program") -> None:
             waiting.discard(name)
         elif default is not None:
             value = _constant(f"{what}: its default", default) if isinstance(default, Expression) else default
-            _check_constant(what, kind.type, value)
+            _check_constant(f"{what}: its default", kind.type, value)
             try:
                 check_range(name, kind, as_float32(value) if kind.type.startswith("fp32") else value)
             except (PluginError, TypeError) as error:
                 raise SpecError(f"{what}: its own default is not allowed: {error}") from None
+
+
+def _check_allowed(what: str, kind: Attribute) -> None:
+    for choice in kind.choices:
+        _check_constant(f"{what}: its choice", kind.type.removesuffix("[]"), choice)
+    bounds = {"minimum": kind.minimum, "maximum": kind.maximum}
+    for word, bound in bounds.items():
+        if bound is not None and (not isinstance(bound, int | float) or math.isnan(bound)):
+            raise SpecError(f"{what}: its {word} {bound!r} is no number")
+    if kind.minimum is not None and kind.maximum is not None and kind.minimum > kind.maximum:
+        raise SpecError(f"{what}: its minimum {kind.minimum} is above its maximum {kind.maximum}")
 
 
 def _constant(what: str, expression: Expression) -> Any:
@@ -86,7 +99,7 @@ def _check_constant(what: str, kind: str, value: Any) -> None:
             limit = _INT32 if base == "int32" else _INT32 << 32
             fits = isinstance(element, int) and number and -limit <= element < limit
         if not fits:
-            raise SpecError(f"{what}: its default {element!r} is no {base}")
+            raise SpecError(f"{what} {element!r} is no {base}")
 
 
 # ---------------------------------------------------------------------- what attributes alone must tell

@@ -340,7 +340,7 @@ class Program:
         return found
 
     def _launch(self, index: int, launch: Launch, late: Parser) -> LaunchProgram:
-        what = self._said(f"launch {launch.name or launch.kernel or index}")
+        what = self._said(f"launch {launch.name or launch.kernel or launch.function or index}")
         if launch.option and launch.option not in self._option_names:
             raise SpecError(f"{what}: {launch.option!r} is no option")
         if bool(launch.function) == bool(launch.kernel):

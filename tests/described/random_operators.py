@@ -10,6 +10,9 @@ from pyfmha.operators.description import Attribute, Check, Launch, Operator, Par
 from pyfmha.operators.program import program_of
 from pyfmha.operators.trials import check_absent
 
+RANDOM = [f"Random{number}" for number in range(20)]
+"""The names of those of every run; the name is the seed."""
+
 _NUMBERS = (0, 1, 2, 3, 4, 7, 16, 100, 1 << 20, (1 << 31) - 1, 1 << 40)
 _FLOATS = ("0.0", "1.0", "0.5", "-2.25", "3e38", "1e300", "0.1")
 _TYPES = ("fp32", "fp16", "bf16", "int32", "int64", "int8", "bool", "uint8")

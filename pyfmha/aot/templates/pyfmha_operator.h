@@ -321,7 +321,7 @@ typedef struct {
 
 /* Each returns NULL, or the text of what is wrong, which lies in `why`. */
 typedef struct {
-  char text[2048];
+  char text[4096];
 } pyfmha_why;
 
 /* Said of an expression without a value. */

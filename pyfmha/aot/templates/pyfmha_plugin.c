@@ -128,7 +128,7 @@ static void describe(plugin *p, char *text, size_t size) {
 
 /* Report a failed call; returns the failure value of most. */
 static int32_t failed(plugin *p, const char *call, const char *why) {
-  char who[1536], text[4096];
+  char who[1536], text[6144];
   describe(p, who, sizeof who);
   snprintf(text, sizeof text, "%s: %s: %s", who, call, why);
   pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", text);
@@ -1476,7 +1476,7 @@ static void *create(void *self, const char *name, const trt_fields *fields, int3
   if (failure == NULL) failure = check_layers(p, &why);
   if (failure == NULL) failure = name_timings(p);
   if (failure == NULL) return p;
-  char text[4096];
+  char text[6144];
   snprintf(text, sizeof text, "%s layer '%s': create_plugin: %s", c->of->name, name == NULL ? "" : name, failure);
   pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", text);
   tell(TRT_ERROR, text);

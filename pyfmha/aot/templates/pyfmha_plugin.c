@@ -1221,7 +1221,7 @@ static const char *take_stored(plugin *p, const trt_field *field, bool *known, p
 }
 
 static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime, pyfmha_why *why) {
-  char all[1536] = "";
+  char all[3584] = "";
   pyfmha_buffer b = {all, sizeof all};
   listed(p->of, runtime, &b);
   for (int i = 0; fields != NULL && i < fields->count; i++) {

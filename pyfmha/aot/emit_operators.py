@@ -75,7 +75,7 @@ class OperatorEmitter:
             name = self._made[key] = f"{self.prefix}_{len(self._made)}"
             note = f" /* {_comment(comment)} */" if comment else ""
             space = "" if kind.endswith("*") else " "
-            unused = "" if re.search(r"\bs\b", body) else "(void)s; "
+            unused = "" if _reads_scope(body) else "(void)s; "
             self.code.append(f"static {kind}{space}{name}(pyfmha_scope *s) {{ {unused}return {body}; }}{note}")
         return self._made[key]
 
@@ -99,7 +99,7 @@ class OperatorEmitter:
         key = "text", body
         if key not in self._made:
             name = self._made[key] = f"{self.prefix}_{len(self._made)}"
-            unused = "" if re.search(r"\bs->|\(s,", body) else "(void)s; "
+            unused = "" if _reads_scope(body) else "(void)s; "
             self.code.append(f"static void {name}(pyfmha_scope *s, pyfmha_buffer *b) {{ {unused}{body} }}")
         return self._made[key]
 
@@ -369,6 +369,11 @@ def _bound(value: float, is_float: bool, rounded: Callable[[float], int]) -> str
     if math.isinf(value):
         return f"{{.i = INT64_M{'AX' if value > 0 else 'IN'}}}"
     return f"{{.i = {c_constant(max(-(1 << 63), min(rounded(value), (1 << 63) - 1)))}}}"
+
+
+def _reads_scope(body: str) -> bool:
+    """Whether C reads ``s``, outside of its strings."""
+    return re.search(r"\bs\b", re.sub(r'"(?:[^"\\]|\\.)*"', "", body)) is not None
 
 
 def _bool(value: object) -> str:

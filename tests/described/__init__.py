@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers import KERNELS
 
 from pyfmha.aot import build
@@ -12,6 +13,7 @@ from pyfmha.operators.description import Launch, Operator
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import Argument, KernelSpec
 
+STRICT = "gcc -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror"
 SCALARS = {"i": "i32", "j": "i64", "k": "u8", "f": "fp32", "g": "fp64"}
 ARGUMENTS = ("a", "b", "c", *SCALARS)
 TYPED = ("fp16", "fp32")
@@ -55,8 +57,10 @@ def operator(name: str, **changes: Any) -> Operator:
 
 
 def build_described(operators: Sequence[Operator], folder: Path) -> Path:
-    """A library with their plugins."""
-    return build(probe_specs(), parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
+    """A library with their plugins, whose C gives gcc nothing to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", STRICT)
+        return build(probe_specs(), parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
 
 
 def renamed(operators: Sequence[Operator]) -> list[Operator]:

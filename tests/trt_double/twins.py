@@ -56,7 +56,7 @@ class Pair:
 
     def create(self, fields: Sequence[Field], phase: int = BUILD, layer: str = "layer 7") -> tuple[Any, Any] | None:
         """Both plugins, or None where both refuse with one text."""
-        before = pyfmha.trt.last_failure()
+        before, lines = pyfmha.trt.last_failure(), len(self.c.logger.lines)
         python = self.python.create(self.scene.creator, layer, fields, phase)
         c = self.c.create(self.creator, layer, fields, phase)
         assert (python is None) == (c is None), (pyfmha.trt.last_failure(), self.c.error())
@@ -65,7 +65,9 @@ class Pair:
         failure = pyfmha.trt.last_failure()
         assert failure is not None
         assert failure is not before
-        assert str(failure.error) == self.c.error()
+        assert str(failure.error) == self.c.logger.lines[-1][1]
+        assert len(self.c.logger.lines) > lines
+        assert self.c.error() == str(failure.error).encode()[:1023].decode(errors="replace")  # it has no more room
         return None
 
     def stored(self, plugins: Sequence[Any]) -> list[Field]:

@@ -126,13 +126,23 @@ static void describe(plugin *p, char *text, size_t size) {
   pyfmha_put(&b, ")");
 }
 
+typedef struct {
+  char text[6144]; /* more than pyfmha_last_error() has room for */
+} failure_text;
+
+/* Report a failed call, and keep what was said. */
+static void report(plugin *p, const char *call, const char *why, failure_text *said) {
+  char who[1536];
+  describe(p, who, sizeof who);
+  snprintf(said->text, sizeof said->text, "%s: %s: %s", who, call, why);
+  pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", said->text);
+  tell(TRT_ERROR, said->text);
+}
+
 /* Report a failed call; returns the failure value of most. */
 static int32_t failed(plugin *p, const char *call, const char *why) {
-  char who[1536], text[6144];
-  describe(p, who, sizeof who);
-  snprintf(text, sizeof text, "%s: %s: %s", who, call, why);
-  pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", text);
-  tell(TRT_ERROR, text);
+  failure_text said;
+  report(p, call, why, &said);
   return -1;
 }
 
@@ -645,9 +655,10 @@ static size_t workspace_size(void *self, const trt_dynamic_desc *in, int32_t in_
   int64_t workspace = 0;
   const char *failure = plan_largest(p, in, in_count, out, out_count, &workspace, &why);
   if (failure == NULL) return (size_t)workspace;
-  failed(p, "get_workspace_size", failure);
+  failure_text said;
+  report(p, "get_workspace_size", failure, &said);
   free(p->workspace_failure);
-  p->workspace_failure = copy_text(pyfmha_last_error());
+  p->workspace_failure = copy_text(said.text);
   p->workspace_unknown = true;
   return SIZE_MAX; /* more than there is: the call cannot fail otherwise */
 }
@@ -1223,6 +1234,7 @@ static const char *take_stored(plugin *p, const trt_field *field, bool *known, p
 static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime, pyfmha_why *why) {
   char all[3584] = "";
   pyfmha_buffer b = {all, sizeof all};
+  const char *again = runtime ? ": build the engine again, or use the library that it was built with" : "";
   listed(p->of, runtime, &b);
   for (int i = 0; fields != NULL && i < fields->count; i++) {
     const trt_field *field = &fields->fields[i];
@@ -1236,7 +1248,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
     if (known) failure = take_attribute(p, index, field, why);
     else if (runtime) failure = take_stored(p, field, &known, why);
     if (failure != NULL) return failure;
-    if (!known) return pyfmha_say(why, "unknown field '%s'; allowed are %s", field->name, all);
+    if (!known) return pyfmha_say(why, "unknown field '%s'; allowed are %s%s", field->name, all, again);
   }
   char missing[512] = "";
   bool foreign = runtime;
@@ -1255,7 +1267,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
       pyfmha_put(&m, kept[i]);
     }
   if (missing[0] == '\0') return NULL;
-  return pyfmha_say(why, "missing field %s%s; needed are %s", missing, foreign ? "; the engine was not built by pyfmha" : "", all);
+  return pyfmha_say(why, "missing field %s%s; needed are %s%s", missing, foreign ? "; the engine was not built by pyfmha" : "", all, again);
 }
 
 /* Whether the library holds all functions of an option as they are called here. */

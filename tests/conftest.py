@@ -26,7 +26,7 @@ from pyfmha.aot import Compiler, compile_kernel, link, make_spec
 from pyfmha.spec.arch import parse_archs
 
 # Plugins of the tests that some test files import too: whichever comes first.
-pytest.register_assert_rewrite("plugin_host", "trt_double", "verify_standins")
+pytest.register_assert_rewrite("described", "plugin_host", "trt_double", "verify_standins")
 
 settings.register_profile("pyfmha", derandomize=True, deadline=None)
 settings.load_profile("pyfmha")

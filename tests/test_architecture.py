@@ -137,21 +137,70 @@ NO_WORDS_OF_ATTENTION = (
 )
 
 
+TEMPLATES = PACKAGE / "aot" / "templates"
+OF_ANY_OPERATOR = (
+    *(
+        path
+        for path in sorted((PACKAGE / "trt").rglob("*"))
+        if "attention" not in path.relative_to(PACKAGE / "trt").parts
+    ),
+    *sorted((PACKAGE / "operators").rglob("*")),
+    *(TEMPLATES / name for name in ("pyfmha_plugin.c", "pyfmha_operator.c", "pyfmha_operator.h", "pyfmha_tensorrt.h")),
+    *(
+        TEMPLATES / "operators.c.j2",
+        *sorted((PACKAGE / "aot").glob("*operator*.py")),
+        PACKAGE / "aot" / "c_expressions.py",
+    ),
+)
+"""What serves attention as it serves any operator. But guides may speak of it, and ``trt`` hands its names on."""
+SPEAKING = {"README.md", "__init__.py"}
+
+
+def words_of_attention(text: str) -> set[str]:
+    for allowed in NO_WORDS_OF_ATTENTION:
+        text = text.replace(allowed, "")
+    # Names fall into words at underscores and at capitals in their midst.
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)} & WORDS_OF_ATTENTION
+
+
 @pytest.mark.parametrize(
     "path",
-    sorted(path for path in (PACKAGE / "trt").glob("*.py") if path.name != "__init__.py")
-    + sorted((PACKAGE / "operators").glob("*.py")),
+    [path for path in OF_ANY_OPERATOR if path.is_file() and path.suffix != ".pyc" and path.name not in SPEAKING],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_plugins_know_nothing_of_attention(path: Path) -> None:
     """What attention is stands in its description and in the folder ``trt/attention``; all else serves any operator."""
-    text = path.read_text()
-    for allowed in NO_WORDS_OF_ATTENTION:
-        text = text.replace(allowed, "")
-    # Names fall into words at underscores and at capitals in their midst.
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
+    assert words_of_attention(path.read_text()) == set()
 
-    assert not words & WORDS_OF_ATTENTION
+
+def test_every_file_of_the_plugins_is_looked_at() -> None:
+    """Those left out hand names on, or are guides; and a folder that is added is looked at, too."""
+    looked = {path.relative_to(PACKAGE) for path in OF_ANY_OPERATOR if path.name not in SPEAKING}
+    for room in ("trt", "operators"):
+        there = {path.relative_to(PACKAGE) for path in (PACKAGE / room).rglob("*.py") if path.name not in SPEAKING}
+        assert {path for path in there - looked if path.parts[:2] != ("trt", "attention")} == set()
+    for room in ("trt", "operators"):
+        tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+        doc, *statements = tree.body
+        assert isinstance(doc, ast.Expr)
+        assert all(isinstance(one, ast.ImportFrom | ast.Assign) for one in statements), room
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "num_heads = 4",
+        "# causal",
+        "SoftmaxScale",
+        "int32_t kv_length;",
+        "layer.head",
+        'f"{Sq} queries"',
+        "fmha_fwd_d64",
+    ],
+)
+def test_a_word_of_attention_would_be_found(planted: str) -> None:
+    text = (PACKAGE / "trt" / "plugin.py").read_text()
+    assert words_of_attention(f"{text}\n{planted}\n") != set()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.name)

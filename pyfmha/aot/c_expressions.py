@@ -1,6 +1,5 @@
 """Expressions of operators in C: the same values as :mod:`pyfmha.operators.expressions` has in Python."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES
 from pyfmha.operators.expressions import Node
 from pyfmha.operators.text import Text
 
-_FLOATS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_FLOATS = {"add": "+", "mul": "*", "div": "/"}
 _SYMBOLS = {
     "add": "TRT_SUM",
     "sub": "TRT_SUB",
@@ -25,8 +24,9 @@ _MEMBERS = {"int": "i", "bool": "i", "float": "f", "str": "s"}
 
 
 def c_string(text: str) -> str:
-    """A C string literal: JSON's escapes of printable ASCII are C's too; question marks could start a trigraph."""
-    return json.dumps(text).replace("?", "\\?")
+    """A C string literal of UTF-8; question marks could start a trigraph."""
+    plain = (chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{"".join(plain)}"'
 
 
 class Numbers:

@@ -8,19 +8,17 @@ from typing import Any
 from pyfmha.aot.c_expressions import Numbers, Symbols, c_constant, c_expression, c_string, c_text
 from pyfmha.aot.callables import function_view
 from pyfmha.aot.emit_c import TEMPLATES, render
+from pyfmha.aot.operator_limits import callables, check_count, check_limits
+from pyfmha.aot.operator_types import check_held
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
 from pyfmha.operators.instance import allowed_types
-from pyfmha.operators.program import SHAPE, Axis, Form, LaunchProgram, Source, TensorProgram, program_of
+from pyfmha.operators.program import SHAPE, Axis, Form, Source, TensorProgram, program_of
 from pyfmha.operators.ranges import as_float32, range_text
 from pyfmha.operators.text import Text
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.manifest import INTERFACE, Function
-
-MOST_VALUES, MOST_LAUNCHES, MOST_ARGUMENTS, MOST_TENSORS, MOST_PARTS, MOST_OPTIONS = 160, 16, 96, 32, 16, 8
-MOST_FUNCTIONS = 1024
-"""The limits of ``pyfmha_operator.h``."""
 
 _C_TYPES = {"int": "int64_t", "float": "double", "str": "const char *", "bool": "bool"}
 _MEMBERS = {"int": "integer", "float": "floating", "str": "string", "bool": "condition"}
@@ -64,23 +62,9 @@ class OperatorEmitter:
         definitions = {name: expression.node for name, expression in program.late}
         shapes = frozenset(program.shape_values)
         self._symbols = Symbols(self._numbers, self._early, definitions, shapes, self._node_function)
-        self._check_limits(values, tensors)
+        check_limits(program, functions)
+        check_held(program, functions)
         self._emit()
-
-    def _check_limits(self, values: list[str], tensors: list[str]) -> None:
-        program = self._program
-        counts = {
-            "attributes, axes and definitions": (len(values), MOST_VALUES),
-            "tensors": (len(tensors), MOST_TENSORS),
-            "launches": (len(program.launches), MOST_LAUNCHES),
-            "parts of the workspace": (len(program.workspace), MOST_PARTS),
-            "options": (len(program.options), MOST_OPTIONS),
-            "arguments of a launch": (max(len(launch.arguments) for launch in program.launches), MOST_ARGUMENTS),
-            "functions for a launch": (max(len(self._callables(one)) for one in program.launches), MOST_FUNCTIONS),
-        }
-        for what, (count, most) in counts.items():
-            if count > most:
-                raise SpecError(f"{self.name} has {count} {what}; the plugin in C has room for {most}")
 
     # ------------------------------------------------------------------ functions
 
@@ -91,7 +75,7 @@ class OperatorEmitter:
             name = self._made[key] = f"{self.prefix}_{len(self._made)}"
             note = f" /* {_comment(comment)} */" if comment else ""
             space = "" if kind.endswith("*") else " "
-            unused = "" if re.search(r"\bs\b", body) else "(void)s; "
+            unused = "" if _reads_scope(body) else "(void)s; "
             self.code.append(f"static {kind}{space}{name}(pyfmha_scope *s) {{ {unused}return {body}; }}{note}")
         return self._made[key]
 
@@ -115,7 +99,7 @@ class OperatorEmitter:
         key = "text", body
         if key not in self._made:
             name = self._made[key] = f"{self.prefix}_{len(self._made)}"
-            unused = "" if re.search(r"\bs->|\(s,", body) else "(void)s; "
+            unused = "" if _reads_scope(body) else "(void)s; "
             self.code.append(f"static void {name}(pyfmha_scope *s, pyfmha_buffer *b) {{ {unused}{body} }}")
         return self._made[key]
 
@@ -219,7 +203,7 @@ class OperatorEmitter:
                 "is_list": _bool(kind.type.endswith("[]")),
                 "value": self._numbers.value(name),
                 "required": _bool(default is None),
-                "late": _bool(isinstance(default, Expression) and bool(default.names() or default.questions())),
+                "late": _bool(isinstance(default, Expression) and not default.is_constant()),
                 "stored": self._or_null(self._program.stored[name]),
                 "stores": self._any(self._program.stores[name]),
                 **self._range(name, kind),
@@ -313,18 +297,14 @@ class OperatorEmitter:
         for index, launch in enumerate(self._program.launches):
             sources = [self._source(name, source) for name, source in launch.arguments]
             count, table = self._table("pyfmha_source", sources, f"launch_{index}_sources")
-            callables = [f"&{name}_callable" for name in self._callables(launch)]
-            number, functions = self._table("pyfmha_callable *const", callables, f"launch_{index}_functions")
+            taking = [f"&{name}_callable" for name in callables(launch, self._functions)]
+            number, functions = self._table("pyfmha_callable *const", taking, f"launch_{index}_functions")
             option = self._numbers.options.index(launch.launch.option) if launch.launch.option else -1
             rows.append(
                 f"{{{self._or_null(launch.when)}, {self._or_null(launch.early_when)}, {self._text(launch.function)},"
                 f" {option}, {count}, {table}, {number}, {functions}}}"
             )
         return rows
-
-    def _callables(self, launch: LaunchProgram) -> list[str]:
-        """The functions of the library that take a launch's arguments."""
-        return [name for name, function in self._functions.items() if launch.fits(function.arguments)]
 
     def _source(self, name: str, source: Source | Expression) -> str:
         if isinstance(source, Expression):
@@ -356,6 +336,7 @@ def emit_operators(operators: Sequence[Operator], held: Sequence[Function], libr
     Raises:
         SpecError: an operator cannot be expressed.
     """
+    check_count(operators)
     functions = {function.name: function for function in held}
     views = [function_view(function) for function in used_functions(operators, functions)]
     emitters = [OperatorEmitter(operator, functions, number) for number, operator in enumerate(operators)]
@@ -388,6 +369,11 @@ def _bound(value: float, is_float: bool, rounded: Callable[[float], int]) -> str
     if math.isinf(value):
         return f"{{.i = INT64_M{'AX' if value > 0 else 'IN'}}}"
     return f"{{.i = {c_constant(max(-(1 << 63), min(rounded(value), (1 << 63) - 1)))}}}"
+
+
+def _reads_scope(body: str) -> bool:
+    """Whether C reads ``s``, outside of its strings."""
+    return re.search(r"\bs\b", re.sub(r'"(?:[^"\\]|\\.)*"', "", body)) is not None
 
 
 def _bool(value: object) -> str:

@@ -1,12 +1,14 @@
 """What to compile for operators: the kernels that their launches name, for every type, as functions of a library."""
 
-import itertools
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pyfmha.aot.cubin import Compiler, Parameters
+from pyfmha.aot.operator_types import check_pointer, type_choices
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, Operator
 from pyfmha.operators.expressions import Scope
@@ -17,6 +19,8 @@ from pyfmha.spec.constants import Constant
 from pyfmha.spec.kernel import Argument, KernelSpec
 
 _SCALARS = {"int": "i32", "bool": "i32", "float": "fp32"}
+QUESTIONS = ("size", "stride", "numel", "itemsize", "len")
+"""What a grid may ask of tensors, types and lists."""
 
 
 def load_operators(compiler: Compiler, path: Path) -> list[Operator]:
@@ -40,6 +44,7 @@ def _ordered(compiler: Compiler, operator: Operator) -> Operator:
     for launch in operator.launches:
         if launch.kernel:
             found = compiler.describe(Path(operator.source), launch.kernel)
+            launch = _named_questions(launch, found)
             names = [name for name in _run_time(launch, found) if name in dict(launch.arguments)]
             # What the grid reads besides the kernel's own: the operator's.
             read = [name for name in _words(launch.grid) if name in known and name not in found.names]
@@ -48,6 +53,42 @@ def _ordered(compiler: Compiler, operator: Operator) -> Operator:
             launch = replace(launch, arguments=[(name, given[name]) for name in (*names, *others)])
         launches.append(launch)
     return replace(operator, launches=launches)
+
+
+class _Questions(ast.NodeTransformer):
+    """Puts names for what a grid's own language has not: ``sizes[0]``, ``numel(Y)``."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken, self.named = taken, dict[str, str]()
+
+    def visit(self, node: ast.AST) -> Any:
+        asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in QUESTIONS
+        if not asked and not isinstance(node, ast.Subscript):
+            return super().visit(node)
+        text = ast.unparse(node)
+        if text not in self.named:
+            name = re.sub(r"\W+", "_", text).strip("_")
+            while name in self.taken:
+                name += "_"
+            self.named[text] = name
+            self.taken.add(name)
+        return ast.Name(self.named[text])
+
+
+def _named_questions(launch: Launch, found: Parameters) -> Launch:
+    """A launch whose grid reads names alone: elements of lists and answers about tensors become arguments."""
+    try:
+        tree = ast.parse(launch.grid.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return launch  # refused where the grid is read
+    questions = _Questions({*found.names, *dict(launch.arguments), *_words(launch.grid)})
+    grid = ast.unparse(questions.visit(tree))
+    if not questions.named:
+        return launch
+    grid = grid[1:-1] if isinstance(tree.body, ast.Tuple) else grid
+    given = [(name, text) for text, name in questions.named.items()]
+    wide = [(name, "i64") for name, _ in given]
+    return replace(launch, grid=grid, arguments=[*launch.arguments, *given], scalars=[*launch.scalars, *wide])
 
 
 def _words(grid: str) -> list[str]:
@@ -80,7 +121,7 @@ def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
         if launch.launch.kernel:
             found = compiler.describe(Path(operator.source), launch.launch.kernel)
             _check_names(operator, launch.launch, found)
-            for types in _type_choices(program):
+            for types in type_choices(program):
                 specs += _specs(program, launch, found, types)
     return list({spec.variant: spec for spec in specs}.values())
 
@@ -112,12 +153,6 @@ def _grid_arguments(launch: Launch, found: Parameters) -> tuple[str, ...]:
     """The arguments that the grid reads and the kernel does not take."""
     read = _words(launch.grid)
     return tuple(name for name, _ in launch.arguments if name not in found.names and name in read)
-
-
-def _type_choices(program: Program) -> Iterator[dict[str, str]]:
-    names = list(program.types)
-    for chosen in itertools.product(*(program.types[name].names for name in names)):
-        yield dict(zip(names, chosen, strict=True))
 
 
 def _specs(
@@ -172,6 +207,8 @@ def _argument(
     name, source = argument
     given = dict(launch.launch.scalars).get(name)
     if isinstance(source, Source):
+        if given:
+            check_pointer(program.operator, launch, name, source, given, types)
         return Argument(name, given or f"*{_element(program, launch, name, source, types)}", 16)
     kind = given or _SCALARS.get(getattr(source, "type", ""), "")
     what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"

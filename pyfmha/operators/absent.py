@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 
 from pyfmha.errors import PluginError
 from pyfmha.operators.expressions import Scope
+from pyfmha.operators.names import twice
 from pyfmha.operators.program import Axis, Form, Program, TensorProgram
 from pyfmha.operators.scopes import holds
 
 
 class UntoldError(PluginError):
-    """No input that is there tells the type or an axis of a tensor."""
+    """No input that is there tells the type or an axis of a tensor, or two of one name are there."""
 
 
 def absent_types(program: Program, scope: Scope) -> dict[str, str]:
@@ -24,8 +25,12 @@ def absent_types(program: Program, scope: Scope) -> dict[str, str]:
         scope: of the attributes, with what is defined by them.
 
     Raises:
-        UntoldError: an output has such a type, or a tensor an axis that no input tells.
+        UntoldError: an output has such a type, or a tensor an axis that no input tells; or two of one name are there.
     """
+    for kind, tensors in (("inputs", program.inputs), ("outputs", program.outputs)):
+        repeated = twice(tensor.name for tensor in tensors if holds(tensor.when, scope))
+        if repeated:
+            raise UntoldError(f"two {kind} are called {min(repeated)} for these attributes")
     inputs = list(_there(program.inputs, scope))
     outputs = list(_there(program.outputs, scope))
     had = {form.type for _, form in inputs}

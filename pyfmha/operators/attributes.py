@@ -31,7 +31,7 @@ def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if default is None:
             raise PluginError(f"missing attribute {name}")
-        if isinstance(default, Expression) and default.names():
+        if isinstance(default, Expression) and not default.is_constant():
             later.append((name, default))
             continue
         found = default.evaluate(scope) if isinstance(default, Expression) else default

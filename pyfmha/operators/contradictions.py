@@ -3,11 +3,14 @@
 What can be told only for some attributes is left to the plugin, which refuses it when it is created or given shapes.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pyfmha.errors import PluginError, SpecError
+from pyfmha.operators.arithmetic import EvaluationError
+from pyfmha.operators.description import MOST_ELEMENTS, Attribute
 from pyfmha.operators.expressions import Expression, Node, Scope
 from pyfmha.operators.names import RESERVED, twice
 from pyfmha.operators.ranges import as_float32, check_range
@@ -43,14 +46,17 @@ def _check_attributes(program: "Program") -> None:
     """Defaults: constants that are allowed, or of attributes that are settled before."""
     kinds = dict(program.operator.attributes)
     waiting = {
-        name for name, default in program.attributes.items() if isinstance(default, Expression) and default.names()
+        name
+        for name, default in program.attributes.items()
+        if isinstance(default, Expression) and not default.is_constant()
     }
     for name, default in program.attributes.items():
         what = f"{program.operator.name}: attribute {name}"
         kind = kinds[name]
         if TYPES_OF_ATTRIBUTES[kind.type.removesuffix("[]")] == "str" and (kind.minimum, kind.maximum) != (None, None):
             raise SpecError(f"{what}: a string has no minimum and no maximum; give choices")
-        if isinstance(default, Expression) and default.names():
+        _check_allowed(what, kind)
+        if isinstance(default, Expression) and not default.is_constant():
             later = sorted(default.names() & waiting)
             if later:
                 raise SpecError(f"{what}: its default reads {', '.join(later)}, settled after it: a cycle, or an order")
@@ -58,12 +64,30 @@ def _check_attributes(program: "Program") -> None:
                 raise SpecError(f"{what}: a default may read attributes alone")
             waiting.discard(name)
         elif default is not None:
-            value = default.evaluate(Scope({})) if isinstance(default, Expression) else default
-            _check_constant(what, kind.type, value)
+            value = _constant(f"{what}: its default", default) if isinstance(default, Expression) else default
+            _check_constant(f"{what}: its default", kind.type, value)
             try:
                 check_range(name, kind, as_float32(value) if kind.type.startswith("fp32") else value)
             except (PluginError, TypeError) as error:
                 raise SpecError(f"{what}: its own default is not allowed: {error}") from None
+
+
+def _check_allowed(what: str, kind: Attribute) -> None:
+    for choice in kind.choices:
+        _check_constant(f"{what}: its choice", kind.type.removesuffix("[]"), choice)
+    bounds = {"minimum": kind.minimum, "maximum": kind.maximum}
+    for word, bound in bounds.items():
+        if bound is not None and (not isinstance(bound, int | float) or math.isnan(bound)):
+            raise SpecError(f"{what}: its {word} {bound!r} is no number")
+    if kind.minimum is not None and kind.maximum is not None and kind.minimum > kind.maximum:
+        raise SpecError(f"{what}: its minimum {kind.minimum} is above its maximum {kind.maximum}")
+
+
+def _constant(what: str, expression: Expression) -> Any:
+    try:
+        return expression.evaluate(Scope({}))
+    except EvaluationError as error:
+        raise SpecError(f"{what} {expression.text} has no value: {error}") from None
 
 
 def _check_constant(what: str, kind: str, value: Any) -> None:
@@ -75,7 +99,7 @@ def _check_constant(what: str, kind: str, value: Any) -> None:
             limit = _INT32 if base == "int32" else _INT32 << 32
             fits = isinstance(element, int) and number and -limit <= element < limit
         if not fits:
-            raise SpecError(f"{what}: its default {element!r} is no {base}")
+            raise SpecError(f"{what} {element!r} is no {base}")
 
 
 # ---------------------------------------------------------------------- what attributes alone must tell
@@ -238,6 +262,11 @@ def _check_shape_values(program: "Program") -> None:
         if _is_value(axis.expression.node) and all(_shows(form, axis.expression.node) for form in tensor.forms)
     }
     counts = {tensor.name: tensor.forms[0].axes[0] for tensor in program.inputs if tensor.name in program.shape_values}
+    for name, count in counts.items():
+        if count.expression.is_constant():
+            size = _constant(f"{program.operator.name}: {name}: its number of values", count.expression)
+            if not 1 <= size <= MOST_ELEMENTS:
+                raise SpecError(f"{program.operator.name}: {name} has {size} values; 1 to {MOST_ELEMENTS} can be read")
     for what, expression in _late_expressions(program):
         for node in _items(expression.node):
             if node.value not in program.shape_values:
@@ -247,7 +276,7 @@ def _check_shape_values(program: "Program") -> None:
                 raise SpecError(f"{said} at an index that is no number")
             index = node.parts[0].value
             count = counts[node.value]
-            if not count.expression.names() and not 0 <= index < count.expression.evaluate(Scope({})):
+            if count.expression.is_constant() and not 0 <= index < count.expression.evaluate(Scope({})):
                 raise SpecError(f"{said}[{index}], which has {count.expression.text} values")
             if (node.value, index) not in shown:
                 raise SpecError(

@@ -92,7 +92,8 @@ class Attribute:
             is the string itself unless it begins with ``"="``. None: it must be given.
         minimum, maximum: allowed values of a number, or of each element; of an ``fp32``, as float32 holds them.
         choices: the only ones allowed; likewise.
-        stored: under which condition on attributes an engine stores it; empty: always.
+        stored: under which condition on attributes an engine stores it; empty: always, or, where the description asks
+            whether it is ``given``, if it is.
         stores: what is stored in its place, an expression of attributes; empty: itself.
     """
 
@@ -190,7 +191,8 @@ class Launch:
         option: the optional group of functions that it belongs to, see :class:`Option`.
         kernel: a kernel of the operator's own file, by name or itself.
         grid: as :mod:`pyfmha.spec.grid`, of the kernel's arguments and constants, and of the operator's axes, integer
-            attributes and definitions. What else it reads is given as an argument, which the kernel need not take.
+            attributes and definitions, elements of lists and what expressions ask (``sizes[0]``, ``numel(Y)``). What
+            it reads of the operator is given as an argument, which the kernel need not take.
         constants: the kernel's constants by name.
         configs: its algorithms; none is one with Triton's own settings.
         scalars: types of arguments that are no pointers, where they are not ``"i32"`` for integers, ``"fp32"`` for

@@ -110,6 +110,10 @@ class Expression:
         """What it asks of tensors and of the library."""
         return frozenset(_questions(self.node))
 
+    def is_constant(self) -> bool:
+        """Whether it reads and asks nothing."""
+        return not self._named and not self.questions()
+
     def evaluate(self, scope: Scope) -> Any:
         """Its value.
 

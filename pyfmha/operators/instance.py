@@ -3,6 +3,7 @@
 The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,10 @@ from pyfmha.errors import PluginError
 from pyfmha.operators.absent import absent_types
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.attributes import settle
-from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES, Option, Types
+from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, TYPE_NAMES, Option, Types
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
-from pyfmha.operators.plan import Plan, Pointer, Step, pointer_of, typical
+from pyfmha.operators.plan import LARGEST, Plan, Pointer, Step, pointer_of, typical
 from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
@@ -68,7 +69,11 @@ class Instance:
         self.scope.values |= absent
         self.settled_types = {name: self.types[name] for name in (*program.fixed_types, *absent)}
         self._forms: dict[tuple[int, ...], Forms] = {}
-        self.active = tuple(launch for launch in program.launches if holds(launch.early_when, self.scope))
+        try:
+            self.active = tuple(launch for launch in program.launches if holds(launch.early_when, self.scope))
+            _ = str(self), self._rendered()
+        except EvaluationError as error:
+            raise PluginError(str(error)) from None
         if not self.active:
             raise PluginError("no launch is for these attributes")
 
@@ -103,6 +108,11 @@ class Instance:
             if holds(when, self.scope):
                 launches = [launch for launch in self.program.launches if launch.launch.option == option.name]
                 yield option, tuple(launch.function.render(self.scope) for launch in launches)
+
+    def _rendered(self) -> list[str]:
+        """Names of functions, for some types: so that none is asked for later that has no value."""
+        scope = next(self._typed_scopes())
+        return [launch.function.render(scope) for launch in self.active]
 
     def main_functions(self) -> tuple[str, ...]:
         """The functions whose algorithms are tactics, one for each choice of types that is not made yet."""
@@ -147,10 +157,16 @@ class Instance:
         Args:
             ranks: numbers of dimensions of the inputs, which tell alternative forms apart; by default the last that is
                 allowed.
+
+        Raises:
+            PluginError: a size that attributes tell has no value for them.
         """
         key = tuple(ranks)
         if key not in self._forms:
-            self._forms[key] = self._make_forms(key)
+            try:
+                self._forms[key] = self._make_forms(key)
+            except EvaluationError as error:
+                raise PluginError(str(error)) from None
         return self._forms[key]
 
     def _make_forms(self, ranks: tuple[int, ...]) -> Forms:
@@ -160,7 +176,10 @@ class Instance:
             rank = ranks[len(inputs)] if len(inputs) < len(ranks) else -1
             form = self._form_of(tensor, rank)
             if form.type == SHAPE:
-                shapes.append((tensor.name, int(form.axes[0].expression.evaluate(self.scope))))
+                count = int(form.axes[0].expression.evaluate(self.scope))
+                if not 1 <= count <= MOST_ELEMENTS:
+                    raise PluginError(f"{tensor.name} has {count} values; 1 to {MOST_ELEMENTS} can be read")
+                shapes.append((tensor.name, count))
             else:
                 inputs.append(self._tensor(tensor.name, form))
         outputs = [
@@ -180,6 +199,9 @@ class Instance:
     def _tensor(self, name: str, form: Form) -> TensorForm:
         kind = form.type if form.type in DATA_TYPES else self.types.get(form.type)
         axes = tuple(AxisForm.of(axis, self.scope) for axis in form.axes)
+        for axis in axes:
+            if axis.size is not None and axis.size < 0:
+                raise PluginError(f"{name}: its size {axis.label} is {axis.size}")
         return TensorForm(name, kind, form.type, axes)
 
     def types_for(self, kinds: Sequence[int], known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -302,7 +324,7 @@ class Instance:
             alignment = self.program.operator.alignment
             offsets[name] = -(-end // alignment) * alignment
             end = offsets[name] + bytes_
-            if end >= 1 << 62:
+            if end >= LARGEST:
                 raise EvaluationError
         return offsets, end
 
@@ -324,7 +346,8 @@ class Instance:
                 found.append(pointer_of(source, scope, forms, offsets))
             else:
                 value = source.evaluate(scope)
-                found.append(int(value) if isinstance(value, bool) else value)
+                # A NaN is one NaN: what 0 / 0 leaves for its sign hangs on the processor.
+                found.append(int(value) if isinstance(value, bool) else math.nan if value != value else value)
         return tuple(found)
 
     def _serves(self, name: str, kernel: str, scope: ShapeScope, forms: Forms, serves: Serves) -> bool:

@@ -1,13 +1,15 @@
 """The names in a description: what may be one, and that none stands for two things."""
 
+import json
 import keyword
 from collections.abc import Iterable
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, Operator, Tensor
-from pyfmha.operators.expressions import BUILTINS
 
-RESERVED = (*BUILTINS, "null", "shape")
+RESERVED = ("cdiv", "min", "max", "null", "shape")
+"""Not those of questions, such as ``stride``: what is called there is no name, and grids, which are searched for words,
+have none."""
 OWN = "pyfmha_"
 """How the fields begin that an engine stores besides attributes."""
 
@@ -50,6 +52,18 @@ def check_names(operator: Operator) -> None:
     if operator.alignment < 1 or not operator.version:
         raise SpecError(f"{operator.name}: alignment is {operator.alignment}, version {operator.version!r}")
     _check_tensors(operator)
+    _check_characters(operator)
+
+
+def _check_characters(operator: Operator) -> None:
+    """C's texts end at a NUL, and TensorRT's are UTF-8."""
+    texts = json.dumps(operator.to_json(), ensure_ascii=False, default=str)
+    if "\\u0000" in texts:
+        raise SpecError(f"{operator.name}: a text holds the character NUL")
+    try:
+        texts.encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(f"{operator.name}: a text holds {texts[error.start]!r}, which is no character") from None
 
 
 def _refuse(operator: Operator, names: list[str], why: str) -> None:

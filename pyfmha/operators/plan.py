@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.forms import Forms
 from pyfmha.operators.program import NULL, Source
 from pyfmha.operators.scopes import ShapeScope, holds
+
+LARGEST = 1 << 62
+"""Bytes that no memory has."""
 
 TYPICAL_ADDRESS = 1 << 40
 """An address such as TensorRT's are: a multiple of 256."""
@@ -72,6 +76,8 @@ def pointer_of(source: Source, scope: ShapeScope, forms: Forms, offsets: Mapping
         if not holds(condition, scope):
             continue
         moved = 0 if offset is None else offset.evaluate(scope)
+        if not 0 <= moved < LARGEST:  # nothing of the tensor's lies there
+            raise EvaluationError
         for kind, tensors in (("input", forms.inputs), ("output", forms.outputs)):
             for index, form in enumerate(tensors):
                 if form.name == name:

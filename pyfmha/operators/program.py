@@ -20,6 +20,7 @@ from pyfmha.operators.pointers import Case, cases_of
 from pyfmha.operators.reading import (
     LATE,
     TYPES_OF_ATTRIBUTES,
+    asked_given,
     axes_of,
     condition,
     names_of,
@@ -159,7 +160,8 @@ class Program:
         self.attributes = {name: self._default(name, kind, early) for name, kind in operator.attributes}
         self.early, remaining = self._definitions()
         early = self._early = self._parser(self.early_types)
-        self.stored = {name: self._when(kind.stored, early) for name, kind in operator.attributes}
+        told = asked_given(operator)
+        self.stored = {name: self._when(kind.stored or told.get(name, ""), early) for name, kind in operator.attributes}
         self.stores = {
             name: early.parse(kind.stores, self._said(f"attribute {name}, stores")) if kind.stores else None
             for name, kind in operator.attributes
@@ -338,7 +340,7 @@ class Program:
         return found
 
     def _launch(self, index: int, launch: Launch, late: Parser) -> LaunchProgram:
-        what = self._said(f"launch {launch.name or launch.kernel or index}")
+        what = self._said(f"launch {launch.name or launch.kernel or launch.function or index}")
         if launch.option and launch.option not in self._option_names:
             raise SpecError(f"{what}: {launch.option!r} is no option")
         if bool(launch.function) == bool(launch.kernel):

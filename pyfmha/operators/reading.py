@@ -1,7 +1,10 @@
 """What Python's parser makes of the texts in a description."""
 
 import ast
+import json
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Attribute, Operator
@@ -39,6 +42,17 @@ def parsed(text: str, what: str) -> ast.expr:
         return ast.parse(str(text).strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise SpecError(f"{what}: {text!r} is not an expression") from None
+
+
+def asked_given(operator: Operator) -> dict[str, str]:
+    """The attributes of which the description asks whether they are given, with that question.
+
+    An engine stores such a one if it was given, where the description says nothing: else it would be given to the
+    plugin that the engine loads. What is asked for the sake of storing does not count.
+    """
+    quiet = [(name, replace(kind, stored="", stores="")) for name, kind in operator.attributes]
+    text = json.dumps(replace(operator, attributes=quiet).to_json())
+    return {name: f"given({name})" for name in re.findall(r"\bgiven\(\s*(\w+)\s*\)", text)}
 
 
 def axes_of(text: str, what: str) -> list[ast.expr]:

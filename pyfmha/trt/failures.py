@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from pyfmha.errors import DriverError, PluginError, PyfmhaError
+from pyfmha.operators.arithmetic import EvaluationError
 
 LOGGER = logging.getLogger("pyfmha")
 _Override = TypeVar("_Override", bound=Callable[..., Any])
@@ -62,11 +63,12 @@ def report(call: str, where: str, error: Exception) -> PyfmhaError:
     Returns:
         The error to raise in its place: the same class for a driver's error, with its code, else :class:`PluginError`.
     """
-    text = str(error) if isinstance(error, PyfmhaError) else f"{type(error).__name__}: {error}"
+    expected = isinstance(error, PyfmhaError | EvaluationError)
+    text = str(error) if expected else f"{type(error).__name__}: {error}"
     text = f"{where}: {call}: {text}"
     kind, code = (type(error), error.code) if isinstance(error, DriverError) else (PluginError, None)
     # A failure that is no PyfmhaError is a fault of the plugin's own: its traceback is worth having.
-    LOGGER.error("%s", text, exc_info=None if isinstance(error, PyfmhaError) else error)
+    LOGGER.error("%s", text, exc_info=None if expected else error)
     failure = Failure(call, kind, text, code, threading.get_ident())
     global _last
     with _lock:

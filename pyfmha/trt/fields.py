@@ -105,17 +105,18 @@ def read_fields(
     listed = ", ".join(
         f"{name} ({_said(kind)}{', optional' if name in optional else ''})" for name, kind in allowed.items()
     )
+    again = ": build the engine again, or use the library that it was built with" if stored else ""
     values: dict[str, Any] = {}
     for field in collection or ():
         if field.name in values:
             raise PluginError(f"field {field.name} is given more than once")
         if field.name not in allowed:
-            raise PluginError(f"unknown field '{field.name}'; allowed are {listed}")
+            raise PluginError(f"unknown field '{field.name}'; allowed are {listed}{again}")
         values[field.name] = _value(trt, field, allowed[field.name])
     missing = [name for name in allowed if name not in values and name not in optional]
     if missing:
         foreign = "; the engine was not built by pyfmha" if stored and set(missing) <= set(STORED) else ""
-        raise PluginError(f"missing field {', '.join(missing)}{foreign}; needed are {listed}")
+        raise PluginError(f"missing field {', '.join(missing)}{foreign}; needed are {listed}{again}")
     given = {name: value for name, value in values.items() if name in attributes}
     return given, _stored(program, values) if stored else None
 

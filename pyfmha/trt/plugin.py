@@ -189,7 +189,8 @@ class PluginBehaviour:
     @guarded
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Take the types, and check the largest shapes that are asked for."""
-        self._largest(inputs, outputs)
+        _, scope = self._largest(inputs, outputs)
+        self.instance.profile_bytes(scope)
 
     @guarded
     def get_valid_tactics(self) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyfmha.errors import PluginError
+from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.expressions import Expression, Node
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm
 from pyfmha.operators.instance import Instance
@@ -92,7 +93,13 @@ class Symbols:
         known: dict[str, Any] = {}
         for axis, expression in axes:
             known.setdefault(axis.expression.text, expression)
-        return [[self._size(axis, known) for axis in form.axes] for form in forms.outputs]
+        return [[self._sized(form, axis, known) for axis in form.axes] for form in forms.outputs]
+
+    def _sized(self, form: TensorForm, axis: AxisForm, known: Mapping[str, Any]) -> Any:
+        try:
+            return self._size(axis, known)
+        except EvaluationError:
+            raise PluginError(f"{form.name}: its size {axis.label} cannot be computed from these inputs") from None
 
     def _size(self, axis: AxisForm, known: Mapping[str, Any]) -> Any:
         if axis.size is not None:
@@ -111,6 +118,8 @@ class Symbols:
                 return
 
     def _operation(self, name: str, left: Any, right: Any) -> Any:
+        if name in ("FLOOR_DIV", "CEIL_DIV") and right.is_constant() and right.get_constant_value() == 0:
+            raise EvaluationError
         return self._builder.operation(getattr(self._trt.DimensionOperation, name), left, right)
 
     def _of(self, node: Node) -> Any:
@@ -136,7 +145,7 @@ class Symbols:
             left, right = map(self._of, node.parts)
             whole = self._operation("PROD", self._operation("FLOOR_DIV", left, right), right)
             return self._operation("SUB", left, whole)
-        raise PluginError("the shape of an output cannot be computed")
+        raise EvaluationError
 
 
 def _is_early(node: Node, scope: AttributeScope) -> bool:

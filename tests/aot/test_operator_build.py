@@ -110,6 +110,22 @@ def test_what_contradicts_itself_or_its_kernel_is_refused(
         _ = [operator_specs(compiler, operator) for operator in load_operators(compiler, file)]
 
 
+def test_a_grid_may_ask_what_expressions_ask(compiler: Compiler, tmp_path: Path) -> None:
+    """Each question is an argument that the grid alone reads; its answer may be of 64 bits."""
+    file = tmp_path / "described.py"
+    text = (
+        "attributes={'sizes': 'int32[] = [2]'}, launches=[launch(grid='cdiv(numel(Y), BLOCK), sizes[0] + numel(Y)')])"
+    )
+    file.write_text(HEAD + f"O = operator({text}\n")
+    (operator,) = load_operators(compiler, file)
+    (launch,) = operator.launches
+    assert dict(launch.arguments) == {"x": "X", "y": "Y", "n": "length", "numel_Y": "numel(Y)", "sizes_0": "sizes[0]"}
+    spec = operator_specs(compiler, operator)[0]
+    assert spec.grid == "cdiv(numel_Y, BLOCK), sizes_0 + numel_Y"
+    assert spec.grid_arguments == ("numel_Y", "sizes_0")
+    assert [argument.type for argument in spec.arguments] == ["*fp32", "*fp32", "i32", "i64", "i64"]
+
+
 def test_pointers_of_what_may_be_missing_may_be_null(compiler: Compiler, tmp_path: Path) -> None:
     file = tmp_path / "described.py"
     text = (

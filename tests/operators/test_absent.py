@@ -1,27 +1,21 @@
 """Types and axes that only a tensor has which is not there; and numbers as fields of 32 bits hold them."""
 
 import random
-import shutil
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda
-from helpers import KERNELS
-from shared import Shared
 from trt_double.twins import Pair, drive, fields_of, shapes_for, spoilt
 
-from pyfmha import Attribute, Launch, Operator
-from pyfmha.aot import Compiler, build
-from pyfmha.aot.operator_specs import load_operators, operator_specs
+from pyfmha import Attribute, Launch, Operator, Tensor
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError, SpecError
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import program_of
 from pyfmha.operators.trials import check_absent
-from pyfmha.runtime.library import Library
-from pyfmha.spec.arch import parse_archs
+
+pytest_plugins = ("described.fixtures",)
 
 
 def described(inputs: dict[str, str], outputs: dict[str, str], **attributes: Any) -> Operator:
@@ -52,6 +46,16 @@ FLAG = Attribute("int32", 0, choices=(0, 1))
         (
             described({"X": "T[n * m]", "B": "U[m] when count > 3"}, {"Y": "T[1]"}, count="int64"),
             r"Op: with count = 1: nothing tells the axis m of X for these attributes; X, B would",
+        ),
+        (
+            Operator(
+                "Op",
+                {"X": "fp16[n]"},
+                [Tensor("Y", "fp16[n]", "flag > 0"), Tensor("Y", "fp16[1]", "flag or flag > 3")],
+                [Launch({"y": "Y"}, function="f")],
+                attributes={"flag": FLAG},
+            ),
+            "Op: with flag = 1: two outputs are called Y for these attributes",
         ),
     ],
 )  # fmt: skip
@@ -90,20 +94,11 @@ def test_a_type_that_no_tensor_has_is_its_first() -> None:
     assert Instance(program, {}).with_types({"T": "fp32"}).launched_functions() == ("f_fp32_bf16",)
 
 
-@pytest.fixture(scope="module")
-def library_path(compiler: Compiler, shared: Shared) -> Path:
-    def make(folder: Path) -> Path:
-        operators = load_operators(compiler, KERNELS / "optional.py")
-        specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
-        return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
-
-    return shared.once("optional", make)
-
-
 VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     "Optional": {"biased": (0, 1, 2)},
     "UntoldType": {"level": (0, 12, 13, 21)},
     "UntoldAxis": {"level": (0, 12, 13, 21)},
+    "Twice": {"level": (0, 12, 13, 21)},
     "Rounded": {
         "one": (0.1, 0.3, 0.2),
         "other": (0.1, 0.7, 0.3, 0.70001),
@@ -115,12 +110,8 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_both_plugins_say_so(library_path: Path, tmp_path: Path, fake_cuda: FakeCuda, name: str) -> None:
-    assert fake_cuda.c.cuInit(0) == 0
-    fake_cuda.use_context()
-    path = Path(shutil.copy(library_path, tmp_path / "libpyfmha.so"))
-    operators = {operator.name: operator for operator in Library(path).operators}
-    pair = Pair(path, fake_cuda, operators[name])
+def test_both_plugins_say_so(pair_of: Callable[[str], Pair], name: str) -> None:
+    pair = pair_of(name)
     chance = random.Random(name)
     counts = {"refused": 0, "prepared": 0, "launched": 0, "split": 0}
     for _ in range(80):
@@ -137,13 +128,14 @@ def test_both_plugins_say_so(library_path: Path, tmp_path: Path, fake_cuda: Fake
         assert pair.create(fields_of(pair.operator, {"level": 12})) is None
         assert "nothing tells the" in pair.c.error()
         assert pair.c.error().endswith("for these attributes; Bias would")
+    if name == "Twice":
+        assert pair.create(fields_of(pair.operator, {"level": 13})) is None
+        assert "two outputs are called Y for these attributes" in pair.c.error()
 
 
-def test_a_limit_of_a_tenth_allows_a_tenth(library_path: Path, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+def test_a_limit_of_a_tenth_allows_a_tenth(pair_of: Callable[[str], Pair]) -> None:
     """0.1 arrives as float32, which is a little more; a default is what would arrive."""
-    path = Path(shutil.copy(library_path, tmp_path / "libpyfmha.so"))
-    operators = {operator.name: operator for operator in Library(path).operators}
-    pair = Pair(path, fake_cuda, operators["Rounded"])
+    pair = pair_of("Rounded")
     given = pair.create(fields_of(pair.operator, {"one": 0.1, "other": 0.7, "weights": (0.1, 0.2)}))
     default = pair.create([])
     assert given is not None

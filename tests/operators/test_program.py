@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"attributes": {"if": "int32"}},
         "attribute 'if' is no name, or has a meaning of its own",
     ),
-    "a question's word": ({"define": {"size": "1"}}, "definition 'size' is no name, or has a meaning of its own"),
+    "a function's word": ({"define": {"max": "1"}}, "definition 'max' is no name, or has a meaning of its own"),
     "the null pointer": ({"inputs": {"null": "T[rows, cols]"}}, "tensor 'null' is no name, or has a meaning"),
     "a field of pyfmha's own": ({"attributes": {"pyfmha_schema": "int32"}}, "pyfmha_schema begins with pyfmha_"),
     "a part called as a tensor": ({"workspace": {"X": "4"}}, "X is a tensor and a part of the workspace"),

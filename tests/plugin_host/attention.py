@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from described import operator, probe, probe_specs
 from shared import Shared
 from trt_double import Tensor
 from trt_double.scene import BIASED, DECODES, FORWARDS, MEMBERS, biased_standin, pair_standins, specs, standin
@@ -20,6 +21,8 @@ from pyfmha.attention.operator import OPERATOR
 from pyfmha.operators.instance import Instance
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
+
+BESIDE = operator("Beside", attributes={"count": "int32 = 3"}, launches=[probe(a="X", c="Y", i="n", j="count")])
 
 
 def standins() -> list[KernelSpec]:
@@ -38,10 +41,11 @@ def standins() -> list[KernelSpec]:
 
 @pytest.fixture(scope="session")
 def attention_plugin_path(shared: Shared) -> Path:
-    """A library of stand-ins for attention's functions, with its plugin."""
+    """A library of stand-ins for attention's functions, with its plugin and that of another operator."""
 
     def make(folder: Path) -> Path:
-        return build(standins(), parse_archs(["sm_90"]), folder, jobs=2, operators=[OPERATOR]).library
+        specs = [*standins(), *probe_specs()]
+        return build(specs, parse_archs(["sm_90"]), folder, jobs=2, operators=[OPERATOR, BESIDE]).library
 
     return shared.once("attention_plugin", make)
 

@@ -15,9 +15,10 @@ from trt_double import BUILD, HALF, RUNTIME, Field, Tensor
 from trt_double.twins import Pair, drive, fields_of, spoilt
 
 from pyfmha.aot import Compiler, build
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.spec.arch import parse_archs
 
-pytest_plugins = ("plugin_host.operators",)
+pytest_plugins = ("plugin_host.operators", "plugin_host.attention")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 WRAPPED = "-Wl," + ",".join(f"--wrap={name}" for name in ("malloc", "calloc", "strdup", "free"))
 BLEND = {"weights": (0.5, 2.0), "masked": 1, "outputs": 2, "mode": "sum"}
@@ -145,6 +146,25 @@ def test_ten_thousand_lives_leave_nothing(host: HostCalls, path: Path) -> None:
     assert modules == 6  # those of the plugin that still lives
     plugin.delete()
     assert host.ask("modules") == ["0"]
+
+
+def test_ten_thousand_lives_of_attention_leave_nothing(
+    host_program: Path, attention_path: Path, fake_cuda: FakeCuda
+) -> None:
+    host = HostCalls(host_program, attention_path, fake_cuda.path)
+    given = {"num_heads": 4, "head_size": 32, "type_id": 1, "softmax_scale": 0.125, "return_lse": 1, "layout": "bshd"}
+    creator = host.named("TritonFlashAttention")
+    plugin = host.create(creator, "layer", fields_of(OPERATOR, given), BUILD)
+    assert plugin is not None
+    tensors = [Tensor((1, 700, 4, 32))] * 4 + [Tensor((1, 4, 700), 0)]
+    assert host.on_shape_change(plugin, tensors[:3], tensors[3:]) == 0, host.error()
+    failed, grown, _, modules = map(int, host.ask("repeat", plugin.number, creator, 10_000))
+    assert failed == 0
+    assert grown < 1 << 14  # bytes, in 5,000 lives
+    assert modules > 0
+    plugin.delete()
+    assert host.ask("modules") == ["0"]
+    assert host.close() == ""
 
 
 def test_two_contexts_on_two_threads(watched: HostCalls, path: Path) -> None:

@@ -48,7 +48,7 @@ class Pair:
             failure = pyfmha.trt.last_failure()
             said = [line for severity, line in self.c.logger.lines[before[0] :] if severity == 1]
             texts.append(said[-1] if said else str(failure.error) if failure is not before[1] and failure else "")
-        assert texts[0] == texts[1], (call, arguments)
+        assert texts[0] == texts[1], (texts, call, arguments)
         if call == "workspace":
             answers = [min(answer, 1 << 62) for answer in answers]
         assert repr(answers[0]) == repr(answers[1]), (call, arguments)
@@ -56,7 +56,7 @@ class Pair:
 
     def create(self, fields: Sequence[Field], phase: int = BUILD, layer: str = "layer 7") -> tuple[Any, Any] | None:
         """Both plugins, or None where both refuse with one text."""
-        before = pyfmha.trt.last_failure()
+        before, lines = pyfmha.trt.last_failure(), len(self.c.logger.lines)
         python = self.python.create(self.scene.creator, layer, fields, phase)
         c = self.c.create(self.creator, layer, fields, phase)
         assert (python is None) == (c is None), (pyfmha.trt.last_failure(), self.c.error())
@@ -65,7 +65,9 @@ class Pair:
         failure = pyfmha.trt.last_failure()
         assert failure is not None
         assert failure is not before
-        assert str(failure.error) == self.c.error()
+        assert str(failure.error) == self.c.logger.lines[-1][1]
+        assert len(self.c.logger.lines) > lines
+        assert self.c.error() == str(failure.error).encode()[:1023].decode(errors="replace")  # it has no more room
         return None
 
     def stored(self, plugins: Sequence[Any]) -> list[Field]:
@@ -168,7 +170,7 @@ def shapes_for(sizes: Sequence[int], large: Sequence[int], odd: float = 0.03) ->
         tensors = []
         for form in forms.all:
             shape = [_sized(axis, scope) for axis in form.axes]
-            if chance.random() < odd:
+            if shape and chance.random() < odd:
                 shape[chance.randrange(len(shape))] += chance.choice((1, -1, 2))
             if chance.random() < odd / 2 and len(shape) < MOST_DIMENSIONS:
                 shape.append(1)

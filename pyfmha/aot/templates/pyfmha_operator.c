@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char no_value[] = "a size overflows 64 bits, a number is divided by zero, or what is read is not there";
+const char pyfmha_no_value[] = "a size overflows 64 bits, a number is divided by zero, or what is read is not there";
 #define TYPICAL_ADDRESS (INT64_C(1) << 40) /* a multiple of 256, as TensorRT's addresses are */
 #define LARGEST_WORKSPACE (INT64_C(1) << 62)
 
@@ -201,6 +201,9 @@ double pyfmha_item_float(pyfmha_scope *s, const pyfmha_list *list, int64_t index
   return list->at.f[index];
 }
 
+/* Not inline: gcc makes -(double)i of 0.0 - (double)i, which is -0.0 for 0. */
+double pyfmha_sub_float(double a, double b) { return a - b; }
+
 /* Whether a condition is met and has a value; none is. */
 static bool holds(pyfmha_condition *condition, pyfmha_scope *scope) { return condition == NULL || condition(scope); }
 
@@ -245,7 +248,7 @@ static bool chosen(const pyfmha_attribute *attribute, const pyfmha_value *value)
 }
 
 static const char *check_element(const pyfmha_attribute *attribute, const pyfmha_value *value, int index, pyfmha_why *why) {
-  char said[96], shown[160];
+  char said[96], shown[1024];
   const bool is_float = attribute->kind == PYFMHA_FP32;
   const pyfmha_value *low = &attribute->minimum, *high = &attribute->maximum;
   const bool enough = !attribute->has_minimum || (is_float ? value->f >= low->f : value->i >= low->i);
@@ -297,16 +300,16 @@ static const char *define(const pyfmha_definition *definitions, int count, const
     for (int i = 0; i < check_count; i++) {
       if (checks[i].first != (pass == 0)) continue;
       const bool held = checks[i].condition(scope);
-      if (scope->bad) return pyfmha_say(why, "%s", no_value);
+      if (scope->bad) return pyfmha_say(why, "%s", pyfmha_no_value);
       if (held) continue;
       pyfmha_buffer b = buffer(why->text, sizeof why->text);
       checks[i].message(scope, &b);
-      return why->text;
+      return scope->bad ? pyfmha_say(why, "%s", pyfmha_no_value) : why->text;
     }
     for (int i = 0; i < count && pass == 0; i++) {
       const pyfmha_value value = evaluate(&definitions[i].expression, scope);
       scope->v[definitions[i].value] = value;
-      if (scope->bad) return pyfmha_say(why, "%s", no_value);
+      if (scope->bad) return pyfmha_say(why, "%s", pyfmha_no_value);
     }
   }
   return NULL;
@@ -371,11 +374,25 @@ static const char *check_axes(const pyfmha_operator *of, const pyfmha_form *form
   return NULL;
 }
 
+/* Two tensors of one name that are both there: the first by name. */
+static const char *check_twice(const pyfmha_entry *entries, int count, const char *kind, pyfmha_scope *scope, pyfmha_why *why) {
+  const char *found = NULL;
+  for (int i = 0; i < count; i++)
+    for (int k = 0; k < i; k++)
+      if (entries[k].tensor == entries[i].tensor && holds(entries[i].when, scope) && holds(entries[k].when, scope) &&
+          (found == NULL || strcmp(entries[i].name, found) < 0))
+        found = entries[i].name;
+  return found == NULL ? NULL : pyfmha_say(why, "two %s are called %s for these attributes", kind, found);
+}
+
 /* A type that no tensor has is the first that it may be; an output has none such, and every axis is told by some input. */
 static const char *take_absent(pyfmha_instance *instance, pyfmha_scope *scope, pyfmha_why *why) {
   const pyfmha_operator *of = instance->of;
   bool had[PYFMHA_MAX_VALUES] = {false}, told[PYFMHA_MAX_VALUES] = {false};
-  const char *tensor, *failure = NULL;
+  const char *tensor, *failure = check_twice(of->inputs, of->input_count, "inputs", scope, why);
+  if (failure == NULL) failure = check_twice(of->outputs, of->output_count, "outputs", scope, why);
+  if (scope->bad) return pyfmha_say(why, "%s", pyfmha_no_value);
+  if (failure != NULL) return failure;
   const pyfmha_form *form;
   for (int i = 0; (form = form_there(of->inputs, of->input_count, i, scope, &tensor)) != NULL; i++) {
     if (form->variable >= 0) had[form->variable] = true;
@@ -392,9 +409,9 @@ static const char *take_absent(pyfmha_instance *instance, pyfmha_scope *scope, p
         }
       if (unknowns == 1) told[unknown] = true;
     }
-  for (int i = 0; (form = form_there(of->outputs, of->output_count, i, scope, &tensor)) != NULL; i++)
+  for (int i = 0; failure == NULL && (form = form_there(of->outputs, of->output_count, i, scope, &tensor)) != NULL; i++)
     if (form->variable >= 0 && !had[form->variable] && of->variables[form->variable].attribute < 0)
-      return untold(of, "type", of->value_names[of->variables[form->variable].value], tensor, has_type, form->variable, why);
+      failure = untold(of, "type", of->value_names[of->variables[form->variable].value], tensor, has_type, form->variable, why);
   for (int i = 0; failure == NULL && (form = form_there(of->inputs, of->input_count, i, scope, &tensor)) != NULL; i++)
     failure = check_axes(of, form, tensor, told, why);
   for (int i = 0; failure == NULL && (form = form_there(of->outputs, of->output_count, i, scope, &tensor)) != NULL; i++)
@@ -404,7 +421,7 @@ static const char *take_absent(pyfmha_instance *instance, pyfmha_scope *scope, p
       instance->types[i] = of->variables[i].types[0];
       instance->v[of->variables[i].value].s = pyfmha_type_word(instance->types[i]);
     }
-  return failure == NULL && scope->bad ? pyfmha_say(why, "%s", no_value) : failure;
+  return scope->bad ? pyfmha_say(why, "%s", pyfmha_no_value) : failure;
 }
 
 static const char *define_early(pyfmha_instance *instance, pyfmha_why *why) {
@@ -418,6 +435,12 @@ static const char *define_early(pyfmha_instance *instance, pyfmha_why *why) {
     instance->active[i] = holds(of->launchs[i].may, &scope);
     if (instance->active[i]) instance->main = i;
   }
+  /* What is said of it, and its functions, so that nothing is asked for later that has no value. */
+  pyfmha_buffer b = buffer(why->text, sizeof why->text);
+  pyfmha_summarise(&scope, of->summarys, of->summary_count, &b);
+  for (int i = 0; i < of->launch_count; i++)
+    if (instance->active[i]) of->launchs[i].function(&scope, &b);
+  if (scope.bad) return pyfmha_say(why, "%s", pyfmha_no_value);
   return instance->main < 0 ? pyfmha_say(why, "no launch is for these attributes") : NULL;
 }
 
@@ -431,7 +454,7 @@ const char *pyfmha_settle(pyfmha_instance *instance, pyfmha_why *why) {
   }
   for (int i = 0; i < of->attribute_count; i++)
     if (!instance->given[i] && of->attributes[i].late) take_default(&of->attributes[i], &scope);
-  if (scope.bad) return pyfmha_say(why, "%s", no_value);
+  if (scope.bad) return pyfmha_say(why, "%s", pyfmha_no_value);
   const char *failure = NULL;
   for (int i = 0; i < of->attribute_count && failure == NULL; i++)
     failure = check_held(&of->attributes[i], &instance->v[of->attributes[i].value], why);
@@ -455,18 +478,26 @@ void pyfmha_set_types(pyfmha_instance *instance, const int *found) {
 
 /* ------------------------------------------------------------------ tensors */
 
-static bool fill_form(pyfmha_instance *instance, const pyfmha_entry *entry, int rank, pyfmha_scope *scope, pyfmha_tensor_form *to) {
+static const char *fill_form(pyfmha_instance *instance, const pyfmha_entry *entry, int rank, pyfmha_scope *scope, pyfmha_tensor_form *to,
+                             pyfmha_why *why) {
   const pyfmha_form *form = NULL;
   for (int i = 0; i < entry->form_count; i++) {
     if (!holds(entry->forms[i].condition, scope)) continue;
     form = &entry->forms[i];
     if (form->count == rank) break;
   }
-  if (form == NULL) return false;
+  if (scope->bad) return pyfmha_say(why, "%s", pyfmha_no_value);
+  if (form == NULL) return pyfmha_say(why, "%s has no form for these attributes", entry->name);
   const int type = form->variable >= 0 ? instance->types[form->variable] : form->type;
   *to = (pyfmha_tensor_form){.name = entry->name, .tensor = entry->tensor, .form = form, .type = type};
   for (int i = 0; i < form->count; i++) to->size[i] = form->axes[i].fixed ? form->axes[i].size(scope) : -1;
-  return true;
+  if (scope->bad) return pyfmha_say(why, "%s", pyfmha_no_value);
+  if (form->type == PYFMHA_SHAPE && (to->size[0] < 1 || to->size[0] > PYFMHA_MAX_LIST))
+    return pyfmha_say(why, "%s has %" PRId64 " values; 1 to %d can be read", entry->name, to->size[0], PYFMHA_MAX_LIST);
+  for (int i = 0; i < form->count; i++)
+    if (form->axes[i].fixed && to->size[i] < 0)
+      return pyfmha_say(why, "%s: its size %s is %" PRId64, entry->name, form->axes[i].label, to->size[i]);
+  return NULL;
 }
 
 const char *pyfmha_forms_of(pyfmha_instance *instance, const int *ranks, int rank_count, pyfmha_forms *forms, pyfmha_why *why) {
@@ -477,17 +508,17 @@ const char *pyfmha_forms_of(pyfmha_instance *instance, const int *ranks, int ran
     if (!holds(of->inputs[i].when, &scope)) continue;
     pyfmha_tensor_form form;
     const int rank = forms->input_count < rank_count ? ranks[forms->input_count] : -1;
-    if (!fill_form(instance, &of->inputs[i], rank, &scope, &form))
-      return pyfmha_say(why, "%s has no form for these attributes", of->inputs[i].name);
+    const char *failure = fill_form(instance, &of->inputs[i], rank, &scope, &form, why);
+    if (failure != NULL) return failure;
     if (form.form->type == PYFMHA_SHAPE) forms->shapes[forms->shape_count++] = form;
     else forms->inputs[forms->input_count++] = form;
   }
   for (int i = 0; i < of->output_count; i++) {
     if (!holds(of->outputs[i].when, &scope)) continue;
-    if (!fill_form(instance, &of->outputs[i], -1, &scope, &forms->outputs[forms->output_count++]))
-      return pyfmha_say(why, "%s has no form for these attributes", of->outputs[i].name);
+    const char *failure = fill_form(instance, &of->outputs[i], -1, &scope, &forms->outputs[forms->output_count++], why);
+    if (failure != NULL) return failure;
   }
-  return scope.bad ? pyfmha_say(why, "%s", no_value) : NULL;
+  return scope.bad ? pyfmha_say(why, "%s", pyfmha_no_value) : NULL;
 }
 
 const char *pyfmha_check_count(const pyfmha_forms *forms, int inputs, int outputs, pyfmha_why *why) {
@@ -648,7 +679,6 @@ static void show_shape_values(pyfmha_measured *m, const pyfmha_shape *shapes) {
   for (int i = 0; i < forms->shape_count; i++) {
     pyfmha_list *list = &m->shape_values[i];
     list->count = (int32_t)forms->shapes[i].size[0];
-    if (list->count > PYFMHA_MAX_LIST) list->count = PYFMHA_MAX_LIST;
     for (int k = 0; k < list->count; k++) list->at.i[k] = -1;
     for (int o = 0; o < forms->output_count; o++)
       for (int k = 0; k < forms->outputs[o].form->count; k++) {
@@ -682,7 +712,7 @@ const char *pyfmha_measure(pyfmha_measured *m, pyfmha_instance *instance, const 
   show_shape_values(m, shapes);
   const char *failure = define(of->lates, of->late_count, of->late_checks, of->late_check_count, &m->scope, why);
   if (failure != NULL) return failure;
-  if (!compare_axes(m, shapes, known, true)) return m->scope.bad ? pyfmha_say(why, "%s", no_value) : mismatch(forms, shapes, why);
+  if (!compare_axes(m, shapes, known, true)) return m->scope.bad ? pyfmha_say(why, "%s", pyfmha_no_value) : mismatch(forms, shapes, why);
   return NULL;
 }
 
@@ -720,6 +750,7 @@ static pyfmha_address find_address(const pyfmha_measured *m, const pyfmha_source
     const pyfmha_case *found = &source->cases[i];
     if (!holds(found->condition, scope)) continue;
     const int64_t moved = found->offset == NULL ? 0 : found->offset(scope);
+    if (moved < 0 || moved >= LARGEST_WORKSPACE) scope->bad = true; /* nothing of the tensor's lies there */
     for (int k = 0; k < m->forms->input_count + m->forms->output_count; k++)
       if (found->tensor >= 0 && form_at(m->forms, k)->tensor == found->tensor) {
         const bool input = k < m->forms->input_count;
@@ -753,7 +784,8 @@ static bool write_integer(unsigned char *to, pyfmha_scalar scalar, int64_t value
 
 static bool write_number(unsigned char *to, const pyfmha_argument *argument, const pyfmha_expression *source, const pyfmha_value *value) {
   const bool is_float = source->floating != NULL;
-  const double number = is_float ? value->f : (double)value->i;
+  /* A NaN is one NaN: what 0 / 0 leaves for its sign hangs on the processor. */
+  const double number = !is_float ? (double)value->i : isnan(value->f) ? (double)NAN : value->f;
   if (argument->scalar == PYFMHA_F64) {
     memcpy(to, &number, sizeof number);
     return true;
@@ -805,7 +837,7 @@ static const char *fill_step(pyfmha_measured *m, int launch, const pyfmha_callab
         return does_not_fit(callable, argument, &source->number, &value, why);
     }
   }
-  return m->scope.bad ? pyfmha_say(why, "%s", no_value) : NULL;
+  return m->scope.bad ? pyfmha_say(why, "%s", pyfmha_no_value) : NULL;
 }
 
 /* Whether all that the launches read has a value: asked of all of them before any number is looked at, as in Python. */
@@ -826,7 +858,7 @@ const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *wh
   const pyfmha_operator *of = m->instance->of;
   int64_t offsets[PYFMHA_MAX_PARTS];
   plan->step_count = 0;
-  if (!find_offsets(&m->scope, offsets, &plan->workspace) || !all_known(m, offsets)) return pyfmha_say(why, "%s", no_value);
+  if (!find_offsets(&m->scope, offsets, &plan->workspace) || !all_known(m, offsets)) return pyfmha_say(why, "%s", pyfmha_no_value);
   for (int i = 0; i < of->launch_count; i++) {
     if (!m->instance->active[i] || !holds(of->launchs[i].when, &m->scope)) continue;
     const pyfmha_callable *callable = pyfmha_callable_of(&m->scope, i, why);
@@ -847,7 +879,7 @@ const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *wh
       put_shape(&b, form_at(m->forms, i)->name, &m->shapes[form_at(m->forms, i)->tensor]);
     }
   }
-  return NULL;
+  return m->scope.bad ? pyfmha_say(why, "%s", pyfmha_no_value) : NULL;
 }
 
 /* Whether a launch, with addresses such as TensorRT's are, would run a certain kernel on the device at hand. */

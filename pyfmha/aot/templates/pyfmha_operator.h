@@ -321,9 +321,11 @@ typedef struct {
 
 /* Each returns NULL, or the text of what is wrong, which lies in `why`. */
 typedef struct {
-  char text[2048];
+  char text[4096];
 } pyfmha_why;
 
+/* Said of an expression without a value. */
+extern const char pyfmha_no_value[];
 const char *pyfmha_say(pyfmha_why *why, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The attributes that were not given take their defaults, are checked, and what they define is found. */
@@ -376,6 +378,7 @@ int64_t pyfmha_numel(pyfmha_scope *s, int tensor);
 int64_t pyfmha_item(pyfmha_scope *s, const pyfmha_list *list, int64_t index);
 double pyfmha_item_float(pyfmha_scope *s, const pyfmha_list *list, int64_t index);
 int64_t pyfmha_item_size_of(const char *type);
+double pyfmha_sub_float(double a, double b);
 static inline double pyfmha_min_float(double a, double b) { return b < a ? b : a; }
 static inline double pyfmha_max_float(double a, double b) { return b > a ? b : a; }
 

@@ -126,13 +126,23 @@ static void describe(plugin *p, char *text, size_t size) {
   pyfmha_put(&b, ")");
 }
 
+typedef struct {
+  char text[6144]; /* more than pyfmha_last_error() has room for */
+} failure_text;
+
+/* Report a failed call, and keep what was said. */
+static void report(plugin *p, const char *call, const char *why, failure_text *said) {
+  char who[1536];
+  describe(p, who, sizeof who);
+  snprintf(said->text, sizeof said->text, "%s: %s: %s", who, call, why);
+  pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", said->text);
+  tell(TRT_ERROR, said->text);
+}
+
 /* Report a failed call; returns the failure value of most. */
 static int32_t failed(plugin *p, const char *call, const char *why) {
-  char who[1536], text[4096];
-  describe(p, who, sizeof who);
-  snprintf(text, sizeof text, "%s: %s: %s", who, call, why);
-  pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", text);
-  tell(TRT_ERROR, text);
+  failure_text said;
+  report(p, call, why, &said);
   return -1;
 }
 
@@ -390,18 +400,20 @@ const void *pyfmha_symbol_item(pyfmha_symbols *y, int tensor, int index) {
   return NULL;
 }
 
-const void *pyfmha_symbol_operation(pyfmha_symbols *y, int operation, const void *first, const void *second) {
-  if (first == NULL || second == NULL) return NULL;
-  return y->builder->impl->table->operation(y->builder->impl, operation, first, second);
-}
-
-bool pyfmha_symbol_condition(pyfmha_symbols *y, pyfmha_condition *condition) { return condition(&y->scope); }
-
 static bool known_size(const trt_expression *expression, int64_t *size) {
   if (expression == NULL || !expression->impl->table->is_constant((void *)(uintptr_t)expression->impl)) return false;
   *size = expression->impl->table->value((void *)(uintptr_t)expression->impl);
   return true;
 }
+
+const void *pyfmha_symbol_operation(pyfmha_symbols *y, int operation, const void *first, const void *second) {
+  int64_t divisor;
+  const bool divides = operation == TRT_FLOOR_DIV || operation == TRT_CEIL_DIV;
+  if (first == NULL || second == NULL || (divides && known_size(second, &divisor) && divisor == 0)) return NULL;
+  return y->builder->impl->table->operation(y->builder->impl, operation, first, second);
+}
+
+bool pyfmha_symbol_condition(pyfmha_symbols *y, pyfmha_condition *condition) { return condition(&y->scope); }
 
 /* Compare what is known of the inputs' sizes. */
 static const char *check_expressions(const pyfmha_forms *forms, const trt_dims_expressions *in, pyfmha_why *why) {
@@ -502,11 +514,10 @@ static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t
   y->shapes = shapes;
   y->forms = &forms;
   find_symbols(y, &forms, in);
-  bool complete = true;
-  for (int i = 0; i < out_count; i++) {
+  for (int i = 0; i < out_count && failure == NULL; i++) {
     const pyfmha_form *form = forms.outputs[i].form;
     out[i].count = form->count;
-    for (int k = 0; k < form->count; k++) {
+    for (int k = 0; k < form->count && failure == NULL; k++) {
       out[i].size[k] = form->axes[k].fixed && form->axes[k].name < 0 ? NULL : form->axes[k].symbolic(y);
       /* A size that an input has is handed on as it is there. */
       for (int n = 0; n < forms.input_count && out[i].size[k] == NULL; n++)
@@ -516,12 +527,12 @@ static int32_t output_shapes(void *self, const trt_dims_expressions *in, int32_t
             break;
           }
       if (out[i].size[k] == NULL && form->axes[k].fixed) out[i].size[k] = pyfmha_symbol_constant(y, forms.outputs[i].size[k]);
-      complete &= out[i].size[k] != NULL;
+      if (out[i].size[k] == NULL || y->scope.bad)
+        failure = pyfmha_say(&why, "%s: its size %s cannot be computed from these inputs", forms.outputs[i].name, form->axes[k].label);
     }
   }
-  complete &= !y->scope.bad;
   free(y);
-  return complete ? 0 : failed(p, "get_output_shapes", "the shape of an output cannot be computed");
+  return failure == NULL ? 0 : failed(p, "get_output_shapes", failure);
 }
 
 static bool supports(void *self, int32_t position, const trt_dynamic_desc *all, int32_t in_count, int32_t out_count) {
@@ -621,7 +632,7 @@ static const char *plan_largest(plugin *p, const trt_dynamic_desc *in, int32_t i
         if (forms->inputs[i].form->axes[k].name >= 0) m->least[forms->inputs[i].form->axes[k].name] = low.size[k];
     }
     const int64_t needed = p->of->workspace_of_profile == NULL ? 0 : p->of->workspace_of_profile(&m->scope);
-    if (m->scope.bad) failure = pyfmha_say(why, "%s", "a size overflows 64 bits, a number is divided by zero, or what is read is not there");
+    if (m->scope.bad) failure = pyfmha_no_value;
     if (needed > *workspace) *workspace = needed;
   }
   free(plan);
@@ -644,9 +655,10 @@ static size_t workspace_size(void *self, const trt_dynamic_desc *in, int32_t in_
   int64_t workspace = 0;
   const char *failure = plan_largest(p, in, in_count, out, out_count, &workspace, &why);
   if (failure == NULL) return (size_t)workspace;
-  failed(p, "get_workspace_size", failure);
+  failure_text said;
+  report(p, "get_workspace_size", failure, &said);
   free(p->workspace_failure);
-  p->workspace_failure = copy_text(pyfmha_last_error());
+  p->workspace_failure = copy_text(said.text);
   p->workspace_unknown = true;
   return SIZE_MAX; /* more than there is: the call cannot fail otherwise */
 }
@@ -1220,8 +1232,9 @@ static const char *take_stored(plugin *p, const trt_field *field, bool *known, p
 }
 
 static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime, pyfmha_why *why) {
-  char all[1536] = "";
+  char all[3584] = "";
   pyfmha_buffer b = {all, sizeof all};
+  const char *again = runtime ? ": build the engine again, or use the library that it was built with" : "";
   listed(p->of, runtime, &b);
   for (int i = 0; fields != NULL && i < fields->count; i++) {
     const trt_field *field = &fields->fields[i];
@@ -1235,7 +1248,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
     if (known) failure = take_attribute(p, index, field, why);
     else if (runtime) failure = take_stored(p, field, &known, why);
     if (failure != NULL) return failure;
-    if (!known) return pyfmha_say(why, "unknown field '%s'; allowed are %s", field->name, all);
+    if (!known) return pyfmha_say(why, "unknown field '%s'; allowed are %s%s", field->name, all, again);
   }
   char missing[512] = "";
   bool foreign = runtime;
@@ -1254,7 +1267,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
       pyfmha_put(&m, kept[i]);
     }
   if (missing[0] == '\0') return NULL;
-  return pyfmha_say(why, "missing field %s%s; needed are %s", missing, foreign ? "; the engine was not built by pyfmha" : "", all);
+  return pyfmha_say(why, "missing field %s%s; needed are %s%s", missing, foreign ? "; the engine was not built by pyfmha" : "", all, again);
 }
 
 /* Whether the library holds all functions of an option as they are called here. */
@@ -1344,8 +1357,9 @@ static void put_value(pyfmha_buffer *b, const pyfmha_attribute *attribute, const
   }
 }
 
-/* All that tells apart what may be timed, however long it is: cut off, two plugins would share their timings. */
-static void put_timings(plugin *p, pyfmha_buffer *b) {
+/* All that tells apart what may be timed, however long it is: cut off, two plugins would share their timings. False:
+ * something of it has no value. */
+static bool put_timings(plugin *p, pyfmha_buffer *b) {
   pyfmha_scope scope = pyfmha_scope_of(&p->instance);
   pyfmha_put(b, p->of->name);
   pyfmha_put(b, " ");
@@ -1368,6 +1382,7 @@ static void put_timings(plugin *p, pyfmha_buffer *b) {
     pyfmha_put(b, "=");
     pyfmha_put_integer(b, p->kept.options[i]);
   }
+  return !scope.bad;
 }
 
 static const char *name_timings(plugin *p) {
@@ -1376,7 +1391,7 @@ static const char *name_timings(plugin *p) {
     p->id = calloc(1, room);
     if (p->id == NULL) return "out of host memory";
     pyfmha_buffer b = {p->id, room};
-    put_timings(p, &b);
+    if (!put_timings(p, &b)) return pyfmha_no_value;
     if (b.room > 1) return NULL;
   }
 }
@@ -1468,10 +1483,12 @@ static void *create(void *self, const char *name, const trt_fields *fields, int3
   }
   if (failure == NULL) failure = pyfmha_settle(&p->instance, &why);
   if (failure == NULL) failure = check_stored(p, runtime, &why);
+  pyfmha_forms forms;
+  if (failure == NULL) failure = forms_for(p, NULL, 0, &forms, &why);
   if (failure == NULL) failure = check_layers(p, &why);
   if (failure == NULL) failure = name_timings(p);
   if (failure == NULL) return p;
-  char text[4096];
+  char text[6144];
   snprintf(text, sizeof text, "%s layer '%s': create_plugin: %s", c->of->name, name == NULL ? "" : name, failure);
   pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", text);
   tell(TRT_ERROR, text);

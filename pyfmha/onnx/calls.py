@@ -91,6 +91,7 @@ class Call:
         extras: masks and the like that are tensors of the model.
         past: the keys and values of earlier steps, laid as ``bhsd``, which K and V follow; or none.
         present: whether the keys and values of all steps are results, too.
+        stacked: whether they are one, with keys and values along a first axis of their own.
         lse: whether the log-sum-exp is.
         before: adds nodes that come first, and tells for each stand-in among the tensors the value that they give.
         packed: a tensor [batch, seq, (heads + 2 * kv heads) * head size] that Q, K and V are parts of, and the scale
@@ -108,6 +109,7 @@ class Call:
     extras: Sequence[Extra] = ()
     past: tuple[ir.Value, ir.Value] | None = None
     present: bool = False
+    stacked: bool = False
     lse: bool = False
     before: Callable[[Any], dict[ir.Value, ir.Value]] | None = None
     packed: tuple[ir.Value, float] | None = None

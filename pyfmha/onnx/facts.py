@@ -71,6 +71,10 @@ class Facts:
         """A value takes another's place: what is known of that holds for it."""
         self._shapes[value] = self._shapes.get(like)
 
+    def learn(self, value: ir.Value, shape: Shape) -> None:
+        """A value that no node of the graph gives is of this shape."""
+        self._shapes[value] = shape
+
     # ------------------------------------------------------------------ learning
 
     def _learn_source(self, value: ir.Value) -> None:

@@ -8,7 +8,7 @@ from onnxscript.rewriter import pattern
 
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import OnnxError
-from pyfmha.onnx import contrib, decomposed, standard
+from pyfmha.onnx import contrib, contrib_group, decomposed, standard
 from pyfmha.onnx.calls import Call, LeftAloneError
 from pyfmha.onnx.emit import DOMAIN, emitted, prepared, written
 from pyfmha.onnx.facts import Facts
@@ -20,9 +20,9 @@ OLDEST = 11
 
 _OPERATORS: dict[tuple[str, str], Callable[[Facts, ir.Node], Call]] = {
     ("", "Attention"): standard.read,
-    (contrib.DOMAIN, "Attention"): contrib.read,
-    (contrib.DOMAIN, "MultiHeadAttention"): contrib.read,
-    (contrib.DOMAIN, "GroupQueryAttention"): contrib.read,
+    (contrib.DOMAIN, "Attention"): contrib.read_attention,
+    (contrib.DOMAIN, "MultiHeadAttention"): contrib.read_multi_head,
+    (contrib.DOMAIN, "GroupQueryAttention"): contrib_group.read,
 }
 _MOST_OUTPUTS = 4
 _ROUNDS = 8

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from pyfmha.onnx.content_rules import CONTENTS
+from pyfmha.onnx.contrib_shapes import CONTRIB
 from pyfmha.onnx.shape_rules import ARITHMETIC, BROADCAST, SAME_SHAPE, SHAPES, TYPED_OTHERWISE
 from pyfmha.onnx.sizes import Size, dimension
 from pyfmha.onnx.tensors import STANDARD, Content, Shape, broadcast, constant, objects
@@ -107,7 +108,8 @@ class Facts:
             return self.input_shape(node, 0) if index in (0, _SUM.get(node.op_type, 0)) else None
         if node.op_type in BROADCAST:
             return self._broadcast(node)
-        rule = SHAPES.get(node.op_type) if node.domain in STANDARD or node.op_type == "FusedMatMul" else None
+        rules = CONTRIB if node.domain == "com.microsoft" else SHAPES if node.domain in STANDARD else {}
+        rule = rules.get(node.op_type)
         return None if rule is None else rule(self, node, index)
 
     def _content_of(self, node: ir.Node) -> Content | None:
@@ -139,9 +141,10 @@ def _pass_type(node: ir.Node) -> None:
     source = node.inputs[0] if node.inputs else None
     kind = None if source is None else source.dtype
     moved = node.op_type in SHAPES or node.op_type in SAME_SHAPE or node.op_type in ARITHMETIC
-    if kind is None or not moved or node.op_type in TYPED_OTHERWISE:
+    if kind is None or not (moved or node.op_type in CONTRIB) or node.op_type in TYPED_OTHERWISE:
         return
-    for index in {0, _SUM.get(node.op_type, 0)} & set(range(len(node.outputs))):
+    typed = {0, 1, 2} if node.op_type in CONTRIB else {0, _SUM.get(node.op_type, 0)}
+    for index in typed & set(range(len(node.outputs))):
         if node.outputs[index].dtype is None:
             node.outputs[index].dtype = kind
 

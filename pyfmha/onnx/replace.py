@@ -71,6 +71,7 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
         for kind in kinds
     ]
     count = pattern.RewriteRuleSet(rules).apply_to_model(model)
+    report.found += _not_read(model.graph)
     report.found += _in_subgraphs(model.graph)
     if count:
         _join_transposes(model.graph)
@@ -182,6 +183,21 @@ class _Decomposed(_Rule):
 
     def read(self, node: ir.Node) -> bool:
         return self.state.understood(decomposed.read, node, "decomposed")
+
+
+def _not_read(graph: ir.Graph) -> Iterator[Found]:
+    """Operators that are attention by their names and are none of those that are read here."""
+    for node in graph:
+        if (
+            node.domain == contrib.DOMAIN
+            and "Attention" in node.op_type
+            and (node.domain, node.op_type) not in _OPERATORS
+        ):
+            kind = f"{node.domain}.{node.op_type}"
+            reason = (
+                f"{node.op_type} is not read here; export the model with MultiHeadAttention or without fused operators"
+            )
+            yield Found(node.name or node.outputs[0].name or "", kind, reason=reason)
 
 
 def _in_subgraphs(graph: ir.Graph) -> Iterator[Found]:

@@ -242,7 +242,7 @@ def _gather_elements(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     return facts.input_shape(node, 1)
 
 
-def _matmul(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
+def matmul(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     left, right = facts.input_shape(node, 0), facts.input_shape(node, 1)
     if left is None or right is None or len(left) < 2 or len(right) < 2:
         return None
@@ -286,8 +286,8 @@ def _range(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
 
 SHAPES: dict[str, Callable[["Facts", ir.Node, int], Shape | None]] = {
     "Transpose": _transpose, "Reshape": _reshape, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand,
-    "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": _matmul,
-    "FusedMatMul": _matmul, "Flatten": _flatten, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content,
+    "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": matmul,
+    "Flatten": _flatten, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content,
     "Range": _range, "GatherElements": _gather_elements,
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduced),
 }  # fmt: skip

@@ -300,3 +300,27 @@ def test_what_is_left_alone() -> None:
     assert "its input query_seqlens is given" in reason_of(chunk.graph.model())
     assert "its attribute sliding_window_cache is 1" in reason_of(window.graph.model())
     assert "mask is of shape [others], which is not proven to be batch or twice that" in reason_of(mask.model())
+
+
+def test_one_behind_another_and_the_command_that_builds_what_they_need() -> None:
+    """Shapes are followed through operators that ONNX does not know."""
+    graph = Graph()
+    inputs = [graph.input(x, ("batch", "rows", 64)) for x in "qkv"]
+    mask, weights = graph.input("mask", ("batch", "rows"), INT32), graph.constant(numbers(64, 192))
+    first = graph.op("MultiHeadAttention", *inputs, "", mask, domain=MICROSOFT, num_heads=4)
+    second = graph.op("Attention", first, weights, domain=MICROSOFT, num_heads=4)
+    lengths, total = graph.input("lengths", ("batch",), INT32), graph.input("total", (), INT32)
+    third = graph.op("GroupQueryAttention", second, second, second, "", "", lengths, total, domain=MICROSOFT,
+                     num_heads=4, kv_num_heads=4)  # fmt: skip
+    last = graph.op("MultiHeadAttention", third, third, third, domain=MICROSOFT, num_heads=4)
+    graph.output(graph.op("LongformerAttention", last, domain=MICROSOFT), rank=3)
+
+    _, report = replace_attention(graph.model())
+
+    assert [entry.reason for entry in report.left_alone] == [
+        "LongformerAttention is not read here; export the model with MultiHeadAttention or without fused operators"
+    ]
+    assert len(report.replaced) == 4
+    assert report.build_command == (
+        "pyfmha build --kernels basic forward decode hopper biased --dtype fp32 --head-size 32"
+    )

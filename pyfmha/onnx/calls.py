@@ -63,6 +63,7 @@ class Extra:
         factor: what a bias is multiplied with before it is added.
         shows: whether a mask is True where a key is seen.
         finite: whether a mask hides by a finite number, so that a query without a key averages all values.
+        order: its axes, ``b h s k`` for batch, head, query and key; with fewer, those that it has.
     """
 
     feature: str
@@ -71,6 +72,7 @@ class Extra:
     factor: float = 1.0
     shows: bool = True
     finite: bool = False
+    order: str = "bhsk"
 
     @property
     def is_bias(self) -> bool:

@@ -124,12 +124,27 @@ no infinity, so that a query whose keys are all hidden averages all values, as t
 def _beside(op: Any, call: Call) -> dict[str, Any]:
     """The plugin's bias and mask, one tensor each, of all that the model adds and hides; and its sinks."""
     sinks = {extra.feature: extra.value for extra in call.extras if extra.feature == "sinks"}
-    added = [extra for extra in call.extras if extra.is_bias]
-    parts = [added[0].value] if is_plain(call.extras) else [_in_float32(op, extra) for extra in added]
-    hidden = [extra for extra in call.extras if extra.feature == "mask" and not extra.is_bias]
+    extras = [replace(extra, value=_broadcast_to_scores(op, extra)) for extra in call.extras]
+    added = [extra for extra in extras if extra.is_bias]
+    parts = [added[0].value] if is_plain(extras) else [_in_float32(op, extra) for extra in added]
+    hidden = [extra for extra in extras if extra.feature == "mask" and not extra.is_bias]
     shown = [extra.value if extra.shows else op.Not(extra.value) for extra in hidden]
     joined = {"bias": (op.Add, parts), "mask": (op.And, shown)}
     return {name: reduce(together, values) for name, (together, values) in joined.items() if values} | sinks
+
+
+def _broadcast_to_scores(op: Any, extra: Extra) -> Any:
+    """A bias or mask with its axes where the plugin's scores have them: batch, heads, queries, keys."""
+    if extra.feature == "sinks" or extra.order == "bhsk"[4 - len(extra.order) :]:
+        return extra.value
+    known = sorted(extra.order, key="bhsk".index)
+    value = _transposed(op, extra.value, extra.order, "".join(known))
+    sizes, kind = op.Shape(value), extra.value.dtype
+    each = iter([op.Slice(sizes, *(constant(op, [at]) for at in (axis, axis + 1, 0))) for axis in range(len(known))])
+    whole = [next(each) if axis in known else constant(op, [1]) for axis in "bhsk"["bhsk".index(known[0]) :]]
+    made = op.Reshape(value, op.Concat(*whole, axis=0)) if len(whole) > 1 else value
+    made.dtype = kind
+    return made
 
 
 def _in_float32(op: Any, extra: Extra) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pyfmha.onnx.calls import Extra, Laid, LeftAloneError
-from pyfmha.onnx.emit import constant, scalar
+from pyfmha.onnx.emit import constant, length, scalar
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.standard import optional
@@ -47,12 +47,6 @@ def total_of(k: Laid, past: ir.Value | None) -> Lengths:
     """Where the number of all keys is read from."""
     own = [(k.value, 1 if k.order in ("bsH", "bshd") else 2)]
     return own if past is None else [(past, 2), *own]
-
-
-def length(op: Any, real: Real, value: ir.Value, axis: int) -> Any:
-    """One size of a tensor, INT64 [1]."""
-    shape = op.Shape(real.get(value, value))
-    return op.Slice(shape, constant(op, [axis]), constant(op, [axis + 1]), constant(op, [0]))
 
 
 def counted(op: Any, count: Any) -> Any:
@@ -115,7 +109,7 @@ def padding(facts: Facts, node: ir.Node, index: int, batch: Size, keys: Lengths)
 
 
 def _summed(op: Any, real: Real, keys: Lengths) -> Any:
-    first, *others = (length(op, real, value, axis) for value, axis in keys)
+    first, *others = (length(op, real.get(value, value), axis) for value, axis in keys)
     return op.Add(first, *others) if others else first
 
 

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from pyfmha.onnx.calls import Call, Extra, Laid, LeftAloneError, Visible
 from pyfmha.onnx.contrib import check_attributes, name_of, parts_of, refuse, scale_of
-from pyfmha.onnx.contrib_beside import Real, Step, attention_bias, chained, counted, length, sinks, stand_in
+from pyfmha.onnx.contrib_beside import Real, Step, attention_bias, chained, counted, sinks, stand_in
 from pyfmha.onnx.elements import Elements
-from pyfmha.onnx.emit import constant, laid_as
+from pyfmha.onnx.emit import constant, laid_as, length
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.masks import BATCH
 from pyfmha.onnx.sizes import Size
@@ -51,7 +51,7 @@ class _Steps:
 
     def rows(self, op: Any) -> Any:
         """The number of queries, INT64 [1]."""
-        return length(op, {}, self.query, 1)
+        return length(op, self.query, 1)
 
     def totals(self, op: Any) -> Any:
         """The number of keys of each sequence after the step, INT64 [batch]."""
@@ -70,7 +70,7 @@ class _Steps:
         if self.past is None:
             return constant_of(op, [[0]])
         if self.even:
-            return op.Reshape(length(op, {}, self.past[0], 2), constant(op, [1, 1]))
+            return op.Reshape(length(op, self.past[0], 2), constant(op, [1, 1]))
         before = op.Where(self.is_first(op), constant(op, [0]), op.Sub(self.totals(op), self.rows(op)))
         return op.Reshape(before, constant(op, [-1, 1]))
 
@@ -218,7 +218,7 @@ def _placed(node: ir.Node, call: Call, steps: _Steps) -> tuple[Call, list[Step]]
 
     def step(op: Any, real: Real) -> Real:
         before, rows = steps.earlier(op), steps.rows(op)
-        room = length(op, {}, steps.past[0], 2) if steps.past is not None else rows
+        room = length(op, steps.past[0], 2) if steps.past is not None else rows
         total = steps.total(op)
         all_keys = op.Where(op.Greater(room, total), room, total)
         at = op.Reshape(counted(op, all_keys), constant(op, [1, -1]))
@@ -249,7 +249,7 @@ def _int32(op: Any, value: Any) -> Any:
 
 def _padded(op: Any, bias: ir.Value, keys: Any) -> Any:
     """A bias with a column for each place of the cache; what is added there does not count."""
-    missing = op.Sub(keys, length(op, {}, bias, 3))
+    missing = op.Sub(keys, length(op, bias, 3))
     return op.Pad(bias, op.Concat(constant(op, [0] * 7), missing, axis=0))
 
 
@@ -257,7 +257,7 @@ def _gathered(op: Any, past: ir.Value, new: Laid, index: Any) -> Any:
     """The cache [batch, heads, keys, head size]; ``index`` [batch, keys] says which row of past, new and zeros."""
     heads, size = new.sizes[1].number or 0, new.sizes[3].number or 0
     fresh = laid_as(op, new, "bhsd")
-    batch = length(op, {}, past, 0)
+    batch = length(op, past, 0)
     nothing = op.Constant(value=ir.tensor(np.zeros((1, 1, 1, 1), past.dtype.numpy() if past.dtype else np.float32)))
     zeros = op.Expand(nothing, op.Concat(batch, constant(op, [heads, 1, size]), axis=0))
     rows = op.Concat(past, fresh, zeros, axis=2)

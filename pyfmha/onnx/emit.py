@@ -195,6 +195,11 @@ def constant(op: Any, numbers: Sequence[int]) -> Any:
     return op.Constant(value=ir.tensor(np.asarray(numbers, np.int64)))
 
 
+def length(op: Any, value: ir.Value, axis: int) -> Any:
+    """One size of a tensor, INT64 [1]."""
+    return op.Gather(op.Shape(value), constant(op, [axis]), axis=0)
+
+
 def scalar(op: Any, number: float) -> Any:
     """A constant FLOAT of no axes."""
     return op.Constant(value=ir.tensor(np.float32(number)))

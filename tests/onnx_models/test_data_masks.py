@@ -147,6 +147,31 @@ def test_the_mask_of_onnx_s_operator(shape: tuple[int | str, ...], kind: int | N
     assert (features.mask, features.bias) == ((True, "") if kind else (False, "fp32"))
 
 
+@pytest.mark.parametrize("kind", [BOOL, None], ids=["bool", "float"])
+@pytest.mark.parametrize("length", [1, 4, "columns"])
+def test_a_mask_that_is_shorter_than_the_keys(length: int | str, kind: int | None) -> None:
+    """ONNX hides the keys behind its end, also with a mask of one key, which would broadcast elsewhere."""
+    graph = Graph(24)
+    q, k, v = heads(graph)
+    graph.output(graph.op("Attention", q, k, v, graph.input("mask", ("batch", 1, "rows", length), kind)))
+    sizes = {"columns": 5} if length == "columns" else {}
+
+    features = as_defined(graph.model(), rows=5, keys=7, **sizes).features
+    assert features is not None
+    assert (features.mask, features.bias) == ((True, "") if kind else (False, "fp32"))
+
+
+def test_a_mask_that_is_shorter_than_earlier_and_new_keys() -> None:
+    graph = Graph(24)
+    q, k, v = heads(graph)
+    past = [graph.input(name, ("batch", 4, "past", 16)) for name in ("past_key", "past_value")]
+    graph.output(graph.op("Attention", q, k, v, graph.input("mask", ("rows", "columns"), BOOL), *past))
+
+    features = as_defined(graph.model(), rows=5, keys=4, past=3, columns=6).features
+    assert features is not None
+    assert features.mask
+
+
 def test_the_rest_of_a_batch_sees_no_other_node() -> None:
     graph = Graph(24)
     graph.output(graph.op("Attention", *heads(graph), graph.input("mask", ("rows", "keys"), BOOL)))

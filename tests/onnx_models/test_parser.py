@@ -65,6 +65,21 @@ def padded() -> Graph:
     return graph
 
 
+def branch() -> Graph:
+    """The plugin's node within a branch of an If."""
+    graph, then, other = Graph(), Graph(), Graph()
+    q, k, v = heads(graph)
+    graph.input("which", (), onnx.TensorProto.BOOL)
+    outs = attention(then, q, k, v), other.op("Identity", q, name="same")
+    bodies = [
+        onnx.helper.make_graph(inner.nodes, "body", [], [onnx.helper.make_tensor_value_info(out, 1, [None] * 4)],
+                               inner.weights)
+        for inner, out in zip((then, other), outs, strict=True)
+    ]  # fmt: skip
+    graph.output(graph.op("If", "which", then_branch=bodies[0], else_branch=bodies[1]))
+    return graph
+
+
 def steps() -> Graph:
     graph = Graph()
     graph.output(attention(graph, *heads(graph)))
@@ -81,7 +96,7 @@ def parse(model: Path, namespace: str = "") -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("make", [windows, lengths, packed, steps, cached, padded])
+@pytest.mark.parametrize("make", [windows, lengths, packed, steps, cached, padded, branch])
 def test_the_creator_gets_the_fields_of_the_report(make: Any, tmp_path: Path) -> None:
     model, report = replace_attention(make().model())
     (found,) = report.replaced

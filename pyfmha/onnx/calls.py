@@ -63,6 +63,7 @@ class Extra:
         factor: what a bias is multiplied with before it is added.
         shows: whether a mask is True where a key is seen.
         finite: whether a mask hides by a finite number, so that a query without a key averages all values.
+        order: its axes, ``b h s k`` for batch, head, query and key; with fewer, those that it has.
     """
 
     feature: str
@@ -71,6 +72,7 @@ class Extra:
     factor: float = 1.0
     shows: bool = True
     finite: bool = False
+    order: str = "bhsk"
 
     @property
     def is_bias(self) -> bool:
@@ -91,6 +93,7 @@ class Call:
         extras: masks and the like that are tensors of the model.
         past: the keys and values of earlier steps, laid as ``bhsd``, which K and V follow; or none.
         present: whether the keys and values of all steps are results, too.
+        stacked: whether they are one, with keys and values along a first axis of their own.
         lse: whether the log-sum-exp is.
         before: adds nodes that come first, and tells for each stand-in among the tensors the value that they give.
         packed: a tensor [batch, seq, (heads + 2 * kv heads) * head size] that Q, K and V are parts of, and the scale
@@ -108,6 +111,7 @@ class Call:
     extras: Sequence[Extra] = ()
     past: tuple[ir.Value, ir.Value] | None = None
     present: bool = False
+    stacked: bool = False
     lse: bool = False
     before: Callable[[Any], dict[ir.Value, ir.Value]] | None = None
     packed: tuple[ir.Value, float] | None = None

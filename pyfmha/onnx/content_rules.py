@@ -103,6 +103,12 @@ def _split(facts: "Facts", node: ir.Node) -> Content | None:
     return np.take(data, range(found[1][0].number), axis=found[0])
 
 
+def _transpose(facts: "Facts", node: ir.Node) -> Content | None:
+    """As the older exporter turns the widths of a Pad around."""
+    data = _first(facts, node)
+    return None if data is None else np.transpose(data, attribute(node, "perm", None))
+
+
 def _cast(facts: "Facts", node: ir.Node) -> Content | None:
     data, kind = _first(facts, node), int(attribute(node, "to", 0))
     if data is None:
@@ -165,6 +171,15 @@ def _power(a: Any, b: Any) -> Any:
         result = base**power
         return Size.of(int(result)) if isinstance(a, Size) else float(result)
     return float(a) ** b if a >= 0 else None
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    """Of numbers that are not negative, for which both kinds of Mod are one, and of multiples."""
+    if not isinstance(a, Size) or not isinstance(b, Size) or b.number == 0:
+        return None
+    if a.number is not None and b.number is not None:
+        return Size.of(a.number % b.number) if a.number >= 0 and b.number > 0 else None
+    return Size() if a.over(b) is not None else None
 
 
 def _float_only(act: Callable[[float], float]) -> Callable[[Any], Any]:
@@ -237,9 +252,11 @@ def _range(facts: "Facts", node: ir.Node) -> Content | None:
 CONTENTS: dict[str, Callable[["Facts", ir.Node], Content | None]] = {
     "Shape": _shape, "Size": _size, "Gather": _gather, "Concat": _concat, "Reshape": _reshape, "Slice": _slice,
     "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Split": _split, "Cast": _cast, "Identity": _first,
+    "Transpose": _transpose,
     "ConstantOfShape": _constant_of_shape, "Range": _range, "Where": _elementwise(_chosen),
     "Add": _elementwise(_sums(operator.add)), "Sub": _elementwise(_sums(operator.sub)),
     "Mul": _elementwise(_sums(operator.mul)), "Div": _elementwise(_divided), "Pow": _elementwise(_power),
+    "Mod": _elementwise(_remainder),
     "Neg": _elementwise(operator.neg), "Sqrt": _elementwise(_float_only(math.sqrt)),
     "Reciprocal": _elementwise(_float_only(lambda x: 1 / x)), "Equal": _elementwise(_equal),
     "Min": _elementwise(_extreme(min, False)), "Max": _elementwise(_extreme(max, True)),

@@ -355,7 +355,8 @@ def _as_rules(
             element = element if factor == 1 else mapped(multiplied, element, factor)
             seen = masks.joined(seen, masks.of_number(element, dtype))
         except LeftAloneError as why:
-            extras.append(Extra("bias", value, str(why), factor=factor))
+            axes = order[len(order) - len(at) :]
+            extras.append(Extra("bias", value, str(why), factor=factor, order=axes))
     for condition, shown, hides in scores.hidden:
         hidden = masks.of_number(hides, dtype)
         if hidden.condition is not False:
@@ -367,10 +368,9 @@ def _as_rules(
             found = masks.of_condition(element if shown else negated_element(element))
             seen = masks.joined(seen, Seen(found.condition, hidden.finite))
         except LeftAloneError as why:
-            extras.append(Extra("mask", condition, str(why), shows=shown, finite=hidden.finite and not guarded))
+            finite, axes = hidden.finite and not guarded, order[len(order) - len(at) :]
+            extras.append(Extra("mask", condition, str(why), shows=shown, finite=finite, order=axes))
     rows, columns = bounds[QUERY], bounds[KEY]
-    if extras and order != "bhsk":
-        raise LeftAloneError(f"{extras[0].what}, and its scores are laid as {order}, not batch, heads, queries, keys")
     if extras and not data and seen.condition is not True and (seen.finite or any(extra.finite for extra in extras)):
         return None
     visible = masks.visible(seen, elements, rows, columns, guarded=guarded)

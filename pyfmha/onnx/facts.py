@@ -9,7 +9,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from pyfmha.onnx.bodies import carried, is_followed, subgraphs, ways_to, weakened
 from pyfmha.onnx.content_rules import CONTENTS
+from pyfmha.onnx.contrib_shapes import CONTRIB
 from pyfmha.onnx.shape_rules import ARITHMETIC, BROADCAST, SAME_SHAPE, SHAPES, TYPED_OTHERWISE
 from pyfmha.onnx.sizes import Size, dimension
 from pyfmha.onnx.tensors import STANDARD, Content, Shape, broadcast, constant, objects
@@ -31,11 +33,10 @@ class Facts:
     def __init__(self, graph: ir.Graph) -> None:
         self._shapes: dict[ir.Value, Shape | None] = {}
         self._contents: dict[ir.Value, Content] = {}
-        for node in graph:
-            for value in node.inputs:
-                if value is not None and value not in self._shapes:
-                    self._learn_source(value)
-            self._learn(node)
+        self._round = False
+        for value in graph.inputs:
+            self._learn_source(value)
+        self._learn_graph(graph)
 
     # ------------------------------------------------------------------ answers
 
@@ -71,11 +72,42 @@ class Facts:
         """A value takes another's place: what is known of that holds for it."""
         self._shapes[value] = self._shapes.get(like)
 
+    def learn(self, value: ir.Value, shape: Shape) -> None:
+        """A value that no node of the graph gives is of this shape."""
+        self._shapes[value] = shape
+
     # ------------------------------------------------------------------ learning
+
+    def _learn_graph(self, graph: ir.Graph) -> None:
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and value not in self._shapes:
+                    self._learn_source(value)
+            if is_followed(node):
+                self._learn_bodies(node)
+            self._learn(node)
+
+    def _learn_bodies(self, node: ir.Node) -> None:
+        """The graphs of an If or a Loop. Of a value that goes round holds what is still so after a time round."""
+        rounds, outside = carried(node), self._round
+        assumed = {within: None if first is None else self.shape(first) for first, within, _ in rounds}
+        # What a body declares may be another size each time round: only its numbers are taken.
+        self._round = outside or node.op_type == "Loop"
+        while True:
+            self._shapes.update(assumed)
+            for graph in subgraphs(node):
+                self._learn_graph(graph)
+            kept = {within: weakened(assumed[within], self.shape(after), within) for _, within, after in rounds}
+            if kept == assumed:
+                break
+            assumed = kept
+        self._round = outside
 
     def _learn_source(self, value: ir.Value) -> None:
         """What is known of an input, an initializer or a value of an outer graph."""
-        self._shapes[value] = _declared(value)
+        self._shapes[value] = self._declared(value)
+        if value.const_value is not None and value.const_value.size > SMALL:
+            return  # large weights are not even opened
         array = constant(value)
         if array is not None:
             self._keep(value, array)
@@ -83,12 +115,21 @@ class Facts:
     def _learn(self, node: ir.Node) -> None:
         _pass_type(node)
         for index, value in enumerate(node.outputs):
-            declared, own = _declared(value), self._shape_of(node, index)
+            declared, own = self._declared(value), self._shape_of(node, index)
             self._shapes[value] = _merged(own, declared)
         content = self._content_of(node)
+        self._contents.pop(node.outputs[0], None)  # of an earlier time round
         if content is not None and content.size <= SMALL:
             self._contents[node.outputs[0]] = content
             self._shapes[node.outputs[0]] = tuple(map(Size.of, content.shape))
+
+    def _declared(self, value: ir.Value) -> Shape | None:
+        shape = _declared(value)
+        if shape is None or not self._round:
+            return shape
+        return tuple(
+            size if size.number is not None else Size.of(f"<{value.name}.{axis}>") for axis, size in enumerate(shape)
+        )
 
     def _keep(self, value: ir.Value, array: Any) -> None:
         if array.size > SMALL or array.dtype.kind not in "iufb":
@@ -98,12 +139,16 @@ class Facts:
         self._contents[value] = objects(flat, array.shape)
 
     def _shape_of(self, node: ir.Node, index: int) -> Shape | None:
+        if is_followed(node):
+            ways = ways_to(node, index)
+            return weakened(self.shape(ways[0]), self.shape(ways[1]), node.outputs[index]) if len(ways) == 2 else None
         if node.op_type in SAME_SHAPE:
             # Of ONNX Runtime's fused normalisations the last output is the sum that is normalised.
             return self.input_shape(node, 0) if index in (0, _SUM.get(node.op_type, 0)) else None
         if node.op_type in BROADCAST:
             return self._broadcast(node)
-        rule = SHAPES.get(node.op_type) if node.domain in STANDARD or node.op_type == "FusedMatMul" else None
+        rules = CONTRIB if node.domain == "com.microsoft" else SHAPES if node.domain in STANDARD else {}
+        rule = rules.get(node.op_type)
         return None if rule is None else rule(self, node, index)
 
     def _content_of(self, node: ir.Node) -> Content | None:
@@ -135,9 +180,10 @@ def _pass_type(node: ir.Node) -> None:
     source = node.inputs[0] if node.inputs else None
     kind = None if source is None else source.dtype
     moved = node.op_type in SHAPES or node.op_type in SAME_SHAPE or node.op_type in ARITHMETIC
-    if kind is None or not moved or node.op_type in TYPED_OTHERWISE:
+    if kind is None or not (moved or node.op_type in CONTRIB) or node.op_type in TYPED_OTHERWISE:
         return
-    for index in {0, _SUM.get(node.op_type, 0)} & set(range(len(node.outputs))):
+    typed = {0, 1, 2} if node.op_type in CONTRIB else {0, _SUM.get(node.op_type, 0)}
+    for index in typed & set(range(len(node.outputs))):
         if node.outputs[index].dtype is None:
             node.outputs[index].dtype = kind
 

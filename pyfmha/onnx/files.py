@@ -33,7 +33,20 @@ def read_model(path: Path | str) -> ir.Model:
         raise OnnxError(f"{path} is truncated, or no ONNX model: {_first_line(error)}") from None
     except (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise OnnxError(f"{path} cannot be read as an ONNX model: {_first_line(error)}") from None
+    _check_weights(path, model)
     return model
+
+
+def _check_weights(path: Path, model: ir.Model) -> None:
+    """Refuse files of weights that end before a weight does."""
+    for tensor in _external(model):
+        file, count = Path(tensor.path), tensor.length or tensor.nbytes
+        end = (tensor.offset or 0) + max(count, tensor.nbytes)
+        if file.is_file() and file.stat().st_size < end:
+            raise OnnxError(
+                f"{file}, the weights of {path}, is truncated: {tensor.name} ends at byte {end}, the file at"
+                f" {file.stat().st_size}; copy it again"
+            )
 
 
 def _check(path: Path) -> None:
@@ -55,8 +68,12 @@ def _first_line(error: Exception) -> str:
 
 def external_files(model: ir.Model) -> set[Path]:
     """The files that hold a model's external weights."""
+    return {Path(tensor.path).resolve() for tensor in _external(model)}
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    return {Path(tensor.path).resolve() for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 
 
 def check_target(source: Path, target: Path) -> None:

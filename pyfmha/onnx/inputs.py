@@ -60,21 +60,24 @@ def shape_of(value: ir.Value) -> list[Size]:
 def random_inputs(graph: ir.Graph, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
     """An array for every input.
 
-    Floats are standard normal, conditions even, and whole numbers lie within what they pick from, where a Gather picks
-    with them; else they are 0 or 1, as masks are, or for vectors 1 to 4, as lengths are.
+    Floats are standard normal, conditions even, one by itself true for every other seed. Whole numbers lie within what
+    they pick from, where a Gather picks with them; else they are 0 or 1, as masks are, or for vectors 1 to 4, as
+    lengths are.
 
     Raises:
         OnnxError: an input is of a type that numpy lacks, or a size is negative.
     """
     random = np.random.default_rng(seed)
-    return {value.name or "": _array(value, sizes, random) for value in inputs_of(graph)}
+    return {value.name or "": _array(value, sizes, random, seed) for value in inputs_of(graph)}
 
 
-def _array(value: ir.Value, sizes: Mapping[str, int], random: Any) -> Any:
+def _array(value: ir.Value, sizes: Mapping[str, int], random: Any, seed: int) -> Any:
     shape = [_number(size, sizes, value) for size in shape_of(value)]
     kind = None if value.dtype is None else value.dtype
     if kind in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
         return random.standard_normal(shape).astype(kind.numpy())
+    if kind == ir.DataType.BOOL and not shape:
+        return np.asarray(seed % 2 == 0)
     if kind == ir.DataType.BOOL:
         array = random.random(shape) < 0.7
         array[..., :1] = True

@@ -89,7 +89,8 @@ def prove(
         PluginError: a node of ours gets what the plugin does not take.
     """
     whole, staged = Runner(original, folder), Staged(rewritten, folder)
-    limit = max((LIMITS[problem_of_node(node).dtype] for node in rewritten.graph if is_ours(node)), default=0.0)
+    ours = [node for node in rewritten.graph.all_nodes() if is_ours(node)]
+    limit = max((LIMITS[problem_of_node(node).dtype] for node in ours), default=0.0)
     done: list[Trial] = []
     for trial in range(trials):
         chosen = sizes_of(original.graph, trial, sizes or {})

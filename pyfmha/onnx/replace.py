@@ -8,7 +8,8 @@ from onnxscript.rewriter import pattern
 
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import OnnxError
-from pyfmha.onnx import contrib, decomposed, standard
+from pyfmha.onnx import contrib, contrib_group, decomposed, standard
+from pyfmha.onnx.bodies import followed, is_followed, subgraphs
 from pyfmha.onnx.calls import Call, LeftAloneError
 from pyfmha.onnx.emit import DOMAIN, emitted, prepared, written
 from pyfmha.onnx.facts import Facts
@@ -20,9 +21,9 @@ OLDEST = 11
 
 _OPERATORS: dict[tuple[str, str], Callable[[Facts, ir.Node], Call]] = {
     ("", "Attention"): standard.read,
-    (contrib.DOMAIN, "Attention"): contrib.read,
-    (contrib.DOMAIN, "MultiHeadAttention"): contrib.read,
-    (contrib.DOMAIN, "GroupQueryAttention"): contrib.read,
+    (contrib.DOMAIN, "Attention"): contrib.read_attention,
+    (contrib.DOMAIN, "MultiHeadAttention"): contrib.read_multi_head,
+    (contrib.DOMAIN, "GroupQueryAttention"): contrib_group.read,
 }
 _MOST_OUTPUTS = 4
 _ROUNDS = 8
@@ -71,9 +72,12 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
         for kind in kinds
     ]
     count = pattern.RewriteRuleSet(rules).apply_to_model(model)
-    report.found += _in_subgraphs(model.graph)
+    for graph in state.graphs:
+        report.found += [*_not_read(graph), *_in_subgraphs(graph)]
     if count:
-        _join_transposes(model.graph)
+        model.opset_imports[DOMAIN] = 1
+        for graph in state.graphs:
+            _join_transposes(graph)
         ir.passes.common.RemoveUnusedNodesPass()(model)
     return model, report
 
@@ -91,7 +95,7 @@ def _facts(model: ir.Model) -> Facts:
 def _declared_more(graph: ir.Graph, facts: Facts) -> bool:
     """Write down the shapes of results of operators that are none of ONNX's, and whether there were any."""
     more = False
-    for node in graph:
+    for node in (node for inner in followed(graph) for node in inner):
         for value in node.outputs if node.domain not in STANDARD else ():
             shape = facts.shape(value)
             if value.shape is None and shape is not None:
@@ -109,6 +113,7 @@ class _State:
 
     def __init__(self, model: ir.Model, facts: Facts, report: Report) -> None:
         self.model, self.facts, self.report = model, facts, report
+        self.graphs = list(followed(model.graph))
         self.pending: Call | None = None
 
     def understood(self, read: Callable[[Facts, ir.Node], Call | None], node: ir.Node, kind: str) -> bool:
@@ -158,7 +163,7 @@ class _Rule(pattern.RewriteRuleClassBase):
         """Whether the node can be replaced; the reason, if not, is in the report."""
         node = op.root
         result = pattern.MatchResult()
-        outside = op.graph_or_function is not self.state.model.graph
+        outside = not any(op.graph_or_function is graph for graph in self.state.graphs)
         if outside or len(node.outputs) != self.outputs or not self.read(node):
             result.fail("left alone")
         self.node = node
@@ -184,26 +189,31 @@ class _Decomposed(_Rule):
         return self.state.understood(decomposed.read, node, "decomposed")
 
 
-def _in_subgraphs(graph: ir.Graph) -> Iterator[Found]:
-    """Attention in the branches and bodies of other nodes, where shapes are not followed."""
+def _not_read(graph: ir.Graph) -> Iterator[Found]:
+    """Operators that are attention by their names and are none of those that are read here."""
     for node in graph:
-        for inner in _subgraphs(node):
+        if (
+            node.domain == contrib.DOMAIN
+            and "Attention" in node.op_type
+            and (node.domain, node.op_type) not in _OPERATORS
+        ):
+            kind = f"{node.domain}.{node.op_type}"
+            reason = (
+                f"{node.op_type} is not read here; export the model with MultiHeadAttention or without fused operators"
+            )
+            yield Found(node.name or node.outputs[0].name or "", kind, reason=reason)
+
+
+def _in_subgraphs(graph: ir.Graph) -> Iterator[Found]:
+    """Attention in the bodies of other nodes, where shapes are not followed."""
+    for node in graph:
+        for inner in [] if is_followed(node) else subgraphs(node):
             for each in inner.all_nodes():
                 domain = "" if each.domain in STANDARD else each.domain
                 if (domain, each.op_type) in _OPERATORS or each.op_type == "Softmax":
                     name = each.name or each.outputs[0].name or ""
                     reason = f"it lies in a subgraph of {node.op_type} {node.name}, which is not followed"
                     yield Found(name, each.op_type, reason=reason)
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    graphs = []
-    for value in node.attributes.values():
-        if value.type == ir.AttributeType.GRAPH:
-            graphs.append(value.value)
-        elif value.type == ir.AttributeType.GRAPHS:
-            graphs += value.value
-    return graphs
 
 
 def _join_transposes(graph: ir.Graph) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyfmha.attention.families import DEFAULT
 from pyfmha.trt.attention.problem import Problem
 
 
@@ -75,7 +76,9 @@ class Report:
             return ""
         dtypes = " ".join(sorted({problem.dtype for problem in problems}))
         sizes = " ".join(map(str, sorted({problem.padded_size for problem in problems})))
-        return f"pyfmha build --dtype {dtypes} --head-size {sizes}"
+        biased = {"--kernels biased" in problem.instance.build_options() for problem in problems}
+        kernels = {(True,): "--kernels biased ", (False, True): f"--kernels {' '.join(DEFAULT)} biased "}
+        return f"pyfmha build {kernels.get(tuple(sorted(biased)), '')}--dtype {dtypes} --head-size {sizes}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

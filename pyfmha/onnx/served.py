@@ -33,6 +33,7 @@ def problem_of(call: Call, layout: str) -> Problem:
             kv_lengths=visible.kv_lengths is not None,
             bias=_bias(call, dtype),
             mask=any(extra.feature == "mask" and not extra.is_bias for extra in call.extras),
+            sinks=_sinks(call, dtype),
             v_head_size=0 if v_size == size else v_size,
         )
         return Problem(heads, size, dtype, call.scale, visible.causal, features)
@@ -49,10 +50,22 @@ def _bias(call: Call, own: str) -> str:
     """The dtype of the plugin's bias; empty where there is none."""
     found = [extra for extra in call.extras if extra.is_bias]
     for extra in found:
-        kind = extra.value.dtype
-        if extra.feature == "bias" and (kind not in DTYPES or DTYPES[kind] not in (own, "fp32")):
-            said = "unknown" if kind is None else kind.name
-            raise LeftAloneError(f"its bias {extra.value.name} is of type {said}; the plugin takes that of Q, or FLOAT")
+        if extra.feature == "bias":
+            _dtype_of(extra, own)
     if is_plain(call.extras):
         return DTYPES[found[0].value.dtype]  # type: ignore[index]
     return "fp32" if found else ""
+
+
+def _sinks(call: Call, own: str) -> str:
+    """The dtype of the plugin's sinks; empty where there are none."""
+    return next((_dtype_of(extra, own) for extra in call.extras if extra.feature == "sinks"), "")
+
+
+def _dtype_of(extra: Extra, own: str) -> str:
+    kind = extra.value.dtype
+    if kind is None or DTYPES.get(kind) not in (own, "fp32"):
+        said = "unknown" if kind is None else kind.name
+        name = f"{extra.feature} {extra.value.name}"
+        raise LeftAloneError(f"its {name} is of type {said}; the plugin takes that of Q, or FLOAT")
+    return DTYPES[kind]

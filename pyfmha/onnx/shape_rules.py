@@ -189,6 +189,10 @@ def slices(facts: "Facts", node: ir.Node) -> dict[int, tuple[Size, Size, int]] |
     result = {}
     for axis, start, end, step in zip(axes, starts.flat, ends.flat, steps, strict=True):
         size = shape[axis % len(shape)]
+        if step < 0 and None not in (numbers := [x.number for x in (start, end, size)]):
+            taken = range(*slice(numbers[0], numbers[1], step).indices(numbers[2] or 0))
+            result[axis % len(shape)] = (Size.of(taken.start), Size.of(len(taken)), step)
+            continue
         first, last = _clamped(start, size), _clamped(end, size)
         if first is None or step < 1:
             return None
@@ -242,7 +246,7 @@ def _gather_elements(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     return facts.input_shape(node, 1)
 
 
-def _matmul(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
+def matmul(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     left, right = facts.input_shape(node, 0), facts.input_shape(node, 1)
     if left is None or right is None or len(left) < 2 or len(right) < 2:
         return None
@@ -284,10 +288,25 @@ def _range(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
     return (last - first,) if isinstance(first, Size) and isinstance(last, Size) else None
 
 
+def _pad(facts: "Facts", node: ir.Node, index: int) -> Shape | None:
+    shape, given = facts.input_shape(node, 0), facts.content(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = node.inputs[3] if len(node.inputs) > 3 else None
+    if shape is None or given is None:
+        return None
+    at = list(range(len(shape))) if axes is None else facts.numbers(axes)
+    pads = list(given.flat)
+    if at is None or len(pads) != 2 * len(at) or not all(isinstance(pad, Size) for pad in pads):
+        return None
+    result = list(shape)
+    for axis, first, last in zip(at, pads[: len(at)], pads[len(at) :], strict=True):
+        result[axis] = result[axis] + first + last
+    return tuple(result)
+
+
 SHAPES: dict[str, Callable[["Facts", ir.Node, int], Shape | None]] = {
     "Transpose": _transpose, "Reshape": _reshape, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand,
-    "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": _matmul,
-    "FusedMatMul": _matmul, "Flatten": _flatten, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content,
-    "Range": _range, "GatherElements": _gather_elements,
+    "Tile": _tile, "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "MatMul": matmul,
+    "Flatten": _flatten, "Einsum": _einsum, "Gemm": _gemm, "ConstantOfShape": _of_content,
+    "Range": _range, "GatherElements": _gather_elements, "Pad": _pad,
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduced),
 }  # fmt: skip

@@ -6,14 +6,16 @@ graph is cut at these nodes. Everything else is run by ONNX Runtime as it is, an
 that every kernel of the project is checked against, from the attributes that the plugin's creator would read.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from pyfmha.errors import OnnxError
+from pyfmha.onnx.bodies import subgraphs
 from pyfmha.onnx.emit import DOMAIN
 from pyfmha.onnx.plugin_node import computed
 
@@ -101,14 +103,25 @@ class Staged:
     Args:
         model: the rewritten model; its graph is not changed.
         folder: of external weights.
+        outer: what runs the graph around, of a branch or body within the model.
+        graph: that branch or body.
     """
 
-    def __init__(self, model: ir.Model, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        folder: Path | None = None,
+        *,
+        outer: "Staged | None" = None,
+        graph: ir.Graph | None = None,
+    ) -> None:
         self._model, self._folder = model, folder
-        self._graph = model.graph
+        self._graph = model.graph if graph is None else graph
+        self._weights: dict[str, ir.Value] = {**({} if outer is None else outer._weights), **self._graph.initializers}
+        self._inner: dict[int, Staged] = {}
         self._level = _levels(self._graph)
         self._stages = [
-            [node for node in self._graph if not is_ours(node) and self._level[node] == level]
+            [node for node in self._graph if not has_ours(node) and self._level[node] == level]
             for level in range(max(self._level.values(), default=0) + 1)
         ]
         self._runners: dict[int, tuple[Runner, list[str]]] = {}
@@ -129,14 +142,43 @@ class Staged:
             if stage:
                 known |= self._run_stage(level, stage, known)
             for node in self._graph:
-                if is_ours(node) and self._level[node] == level:
-                    known |= self._attention(node, known, change)
+                if has_ours(node) and self._level[node] == level:
+                    act = self._attention if is_ours(node) else self._controlled
+                    known |= act(node, known, change)
         return {name: self._value(name, known) for name in (value.name or "" for value in self._graph.outputs)}
 
     def _value(self, name: str, known: Arrays) -> Any:
         if name not in known:  # an initializer that is an output, or an input of ours
-            return self._graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
+            return self._weights[name].const_value.numpy()  # type: ignore[union-attr]
         return known[name]
+
+    def _controlled(self, node: ir.Node, known: Arrays, change: Change | None) -> Arrays:
+        """An If or a Loop in which nodes of ours are."""
+        given = [None if value is None else self._value(value.name or "", known) for value in node.inputs]
+        bodies = subgraphs(node)
+        for body in bodies:
+            self._inner.setdefault(id(body), Staged(self._model, self._folder, outer=self, graph=body))
+        if node.op_type == "If":
+            chosen = node.attributes["then_branch" if bool(given[0]) else "else_branch"].as_graph()
+            outputs = self._inner[id(chosen)].run(known, change)
+            results = [outputs[value.name or ""] for value in chosen.outputs]
+        else:
+            results = self._looped(bodies[0], given, known, change)
+        return {value.name or "": array for value, array in zip(node.outputs, results, strict=True)}
+
+    def _looped(self, body: ir.Graph, given: Sequence[Any], known: Arrays, change: Change | None) -> list[Any]:
+        """The results of a Loop: what went round, and for each further output of the body all that it gave."""
+        most, going, *state = given
+        names, kept, count = [value.name or "" for value in body.inputs], [], 0
+        while (most is None or count < int(most)) and (going is None or bool(going)):
+            inputs = [np.asarray(count, np.int64), np.asarray(True), *state]
+            outputs = self._inner[id(body)].run(known | dict(zip(names, inputs, strict=True)), change)
+            going, *rest = (outputs[value.name or ""] for value in body.outputs)
+            state, count = rest[: len(state)], count + 1
+            kept.append(rest[len(state) :])
+        if not kept and len(body.outputs) > 1 + len(state):
+            raise OnnxError("a Loop with results of each time round ran no time; give other sizes: --size NAME=NUMBER")
+        return [*state, *(np.stack(each) for each in zip(*kept, strict=True))]
 
     def _attention(self, node: ir.Node, known: Arrays, change: Change | None) -> Arrays:
         arrays = [self._value(value.name or "", known) for value in node.inputs if value is not None]
@@ -158,15 +200,16 @@ class Staged:
         """What runs the nodes of one stage; the types of its inputs are those of the arrays that are there."""
         inside = {value for node in stage for value in node.outputs}
         read = {value for node in stage for value in _read(node)}
-        weights = [value for value in self._graph.initializers.values() if value in read and value.name not in known]
+        weights = [value for value in self._weights.values() if value in read and value.name not in known]
         needs = sorted({value.name or "" for value in read - inside - set(weights)} & set(known))
-        elsewhere = {value for node in self._graph if is_ours(node) or node not in stage for value in _read(node)}
+        elsewhere = {value for node in self._graph if has_ours(node) or node not in stage for value in _read(node)}
         gives = sorted(value.name or "" for value in inside if value.is_graph_output() or value in elsewhere)
-        proto = ir.serde.serialize_model(self._model)
+        proto, graph = ir.serde.serialize_model(self._model), ir.serde.serialize_graph(self._graph)
         names = {value.name for node in stage for value in node.outputs}
-        kept = [node for node in proto.graph.node if set(filter(None, node.output)) & names]
-        held = {value.name for value in weights}
-        initializers = [tensor for tensor in proto.graph.initializer if tensor.name in held]
+        kept = [node for node in graph.node if set(filter(None, node.output)) & names]
+        initializers = [
+            ir.serde.serialize_tensor(value.const_value) for value in weights if value.const_value is not None
+        ]
         for field, items in (("node", kept), ("initializer", initializers)):
             proto.graph.ClearField(field)
             getattr(proto.graph, field).extend(items)
@@ -191,15 +234,17 @@ def is_ours(node: ir.Node) -> bool:
     return node.domain == DOMAIN
 
 
+def has_ours(node: ir.Node) -> bool:
+    """Whether a node is the plugin's, or holds one."""
+    return is_ours(node) or any(is_ours(inner) for graph in subgraphs(node) for inner in graph.all_nodes())
+
+
 def _read(node: ir.Node) -> set[ir.Value]:
     """What a node reads, also from within its subgraphs."""
     found = {value for value in node.inputs if value is not None}
-    for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else attribute.value
-            for graph in graphs:
-                found |= {value for inner in graph.all_nodes() for value in inner.inputs if value is not None}
-                found |= set(graph.outputs)
+    for graph in subgraphs(node):
+        found |= {value for inner in graph.all_nodes() for value in inner.inputs if value is not None}
+        found |= set(graph.outputs)
     return found
 
 
@@ -209,6 +254,6 @@ def _levels(graph: ir.Graph) -> dict[ir.Node, int]:
     for node in graph:
         before = [value.producer() for value in _read(node)]
         levels[node] = max(
-            (levels[other] + is_ours(other) for other in before if other is not None and other in levels), default=0
+            (levels[other] + has_ours(other) for other in before if other is not None and other in levels), default=0
         )
     return levels

@@ -1,12 +1,17 @@
 """ONNX's own operator ``Attention``, of opset 23 and later."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from pyfmha.onnx import masks
 from pyfmha.onnx.calls import DTYPES, Call, Extra, Laid, LeftAloneError, Visible
 from pyfmha.onnx.elements import Elements
+from pyfmha.onnx.emit import constant, length
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.laid import DEPTH, alike, operand, packed, with_heads
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, NOTHING_HIDDEN, QUERY, Seen
@@ -79,6 +84,9 @@ def read(facts: Facts, node: ir.Node) -> Call:
             raise LeftAloneError(f"the head size, {q.sizes[3]}, must be a number")
         scale = 1 / math.sqrt(size)
     visible, extras = _visible(facts, node, q, total, past)
+    before = None
+    if extras and (facts.shape(extras[0].value) or ())[-1] != total:
+        extras, before = _filled_up(node, extras[0], past)
     order, packed, present = q.order, None, used(node, 1) or used(node, 2)
     if past is None and not present:  # the keys of all steps must be those that the operator has
         (q, k, v), scale, packed = _looked_through(facts, q, k, v, total, scale)
@@ -90,6 +98,7 @@ def read(facts: Facts, node: ir.Node) -> Call:
         visible=visible,
         out_order=order,
         extras=extras,
+        before=before,
         past=past,
         present=present,
         packed=packed,
@@ -187,10 +196,12 @@ def _with_mask(
     shape = facts.shape(mask)
     kind = "mask" if mask.dtype == ir.DataType.BOOL else "bias"
     dtype = DTYPES.get(q.dtype, "fp32") if (q := node.inputs[0]) is not None and q.dtype is not None else "fp32"
-    at = None if shape is None else broadcast_index(index, sizes, shape)
+    at = None if not shape else broadcast_index(index, sizes, (*shape[:-1], sizes[3]))
     if at is None:
         raise LeftAloneError(f"its attn_mask {mask.name} is not proven to fit the scores")
     try:
+        if (shape or ())[-1] != sizes[3]:
+            raise LeftAloneError("its attn_mask is not proven to be as long as the keys")
         element = elements.at(mask, at)
         found = masks.of_condition(element) if kind == "mask" else masks.of_number(element, dtype)
         together = masks.joined(seen, found)
@@ -198,6 +209,24 @@ def _with_mask(
         masks.visible(together, elements, sizes[2], sizes[3], guarded=not together.finite, within=True)
         return together, []
     except LeftAloneError as why:
-        if not shape:
-            raise LeftAloneError(f"its attn_mask {mask.name} is a number") from None
         return seen, [Extra(kind, mask, str(why))]
+
+
+def _filled_up(
+    node: ir.Node, extra: Extra, past: tuple[ir.Value, ir.Value] | None
+) -> tuple[list[Extra], Callable[[Any], dict[ir.Value, ir.Value]]]:
+    """A mask that may be shorter than the keys: those behind its end are hidden, also behind one of one element."""
+    mask, keys = extra.value, node.inputs[1]
+    whole = ir.Value(name=f"{mask.name}_filled_up", type=mask.type)
+
+    def with_all_keys(op: Any) -> dict[ir.Value, ir.Value]:
+        assert keys is not None
+        count = length(op, keys, -2)
+        missing = op.Sub(count if past is None else op.Add(length(op, past[0], 2), count), length(op, mask, -1))
+        hides = False if extra.feature == "mask" else -np.inf
+        rest = op.Slice(op.Shape(mask), *(constant(op, [number]) for number in (0, -1, 0)))
+        kind = np.bool_ if mask.dtype is None else mask.dtype.numpy()
+        nothing = op.Constant(value=ir.tensor(np.asarray(hides).astype(kind)))
+        return {whole: op.Concat(mask, op.Expand(nothing, op.Concat(rest, missing, axis=0)), axis=-1)}
+
+    return [replace(extra, value=whole)], with_all_keys

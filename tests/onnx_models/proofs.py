@@ -12,7 +12,7 @@ from pyfmha.attention.reference import relative_error
 from pyfmha.onnx import Report, replace_attention
 from pyfmha.onnx.inputs import random_inputs, sizes_of
 from pyfmha.onnx.prove import prove
-from pyfmha.onnx.staged import Staged
+from pyfmha.onnx.staged import Runner, Staged
 from pyfmha.trt.attention.problem import Features, Problem
 
 
@@ -48,6 +48,26 @@ def as_defined(model: onnx.ModelProto, given: dict[str, Any] | None = None, **si
         for wanted, got in zip(expected, outputs.values(), strict=True):
             assert got.shape == wanted.shape
             assert relative_error(got, wanted) < (1e-5 if wanted.dtype == np.float32 else 2e-3)
+    (found,) = report.found
+    assert found.problem is not None
+    return found.problem
+
+
+def against_onnx_runtime(
+    model: onnx.ModelProto, inputs: dict[str, Any], rows: dict[str, Any] | None = None, limit: float = 2e-6
+) -> Problem:
+    """What the one node of ours is created with, after ONNX Runtime ran the original on given inputs.
+
+    ``rows`` picks what is compared of an output by name; of the others everything is.
+    """
+    new, report = replace_attention(model)
+    assert [entry.reason for entry in report.left_alone] == []
+    expected = Runner(ir.serde.deserialize_model(model)).run(inputs)
+    outputs = Staged(ir.serde.deserialize_model(new)).run(inputs)
+    for name, wanted in expected.items():
+        picked = (rows or {}).get(name, ...)
+        assert outputs[name].shape == wanted.shape
+        assert relative_error(outputs[name][picked], wanted[picked]) < limit, name
     (found,) = report.found
     assert found.problem is not None
     return found.problem

@@ -197,6 +197,20 @@ def test_in_another_folder_external_weights_are_copied(heavy: Path, tmp_path: Pa
         np.testing.assert_array_equal(array, wanted[name])
 
 
+def test_truncated_external_weights(heavy: Path, tmp_path: Path) -> None:
+    weights = heavy.with_name("weights.bin")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    before = sorted(heavy.parent.iterdir())
+
+    for arguments in ((), ("-o", tmp_path / "elsewhere" / "new.onnx"), ("--prove",)):
+        text = refused("onnx", heavy, *arguments)
+        assert f"{weights}, the weights of {heavy}, is truncated: " in text
+        assert "ends at byte 1028, the file at 1027; copy it again" in text
+
+    assert sorted(heavy.parent.iterdir()) == before
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_missing_external_weights(heavy: Path) -> None:
     heavy.with_name("weights.bin").unlink()
 

@@ -39,6 +39,33 @@ def test_two_biases_are_one() -> None:
     assert features_of(graph.model()).bias == "fp32"
 
 
+@pytest.mark.parametrize("shape", [("batch", "rows", "keys"), ("rows", "keys"), ("batch", 1, "keys")])
+def test_scores_without_an_axis_of_heads(shape: tuple[int | str, ...]) -> None:
+    """As SAM has them: batch and heads are one axis, of the bias too."""
+    graph = Graph()
+    q, k, v = graph.input("q", ("batch", "rows", 16)), *(graph.input(x, ("batch", "keys", 16)) for x in "kv")
+    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1]))
+    added = graph.op("Add", scores, graph.input("bias", shape))
+    graph.output(graph.op("MatMul", graph.op("Softmax", added, axis=-1), v), rank=3)
+
+    assert features_of(graph.model(), rows=5, keys=6).bias == "fp32"
+
+
+@pytest.mark.parametrize("kind", [BOOL, None], ids=["bool", "float"])
+@pytest.mark.parametrize(
+    "shape", [("batch", "rows", 4, "keys"), ("rows", 1, "keys"), (4, "keys"), ("batch", "rows", 1, 1), ("keys",)]
+)
+def test_scores_whose_heads_lie_behind_the_queries(shape: tuple[int | str, ...], kind: int | None) -> None:
+    graph = Graph()
+    q, k, v = graph.input("q", ("batch", "rows", 4, 16)), *(graph.input(x, ("batch", "keys", 4, 16)) for x in "kv")
+    scores, mask = graph.op("Einsum", q, k, equation="bqhd,bkhd->bqhk"), graph.input("mask", shape, kind)
+    masked = graph.op("Where", mask, scores, graph.constant(-1e30)) if kind else graph.op("Add", scores, mask)
+    graph.output(graph.op("Einsum", graph.op("Softmax", masked, axis=-1), v, equation="bqhk,bkhd->bqhd"))
+
+    features = features_of(graph.model(), rows=5, keys=6)
+    assert (features.bias, features.mask) == ("fp32", False)
+
+
 def padding(graph: Graph, lowest: float) -> str:
     """(1 - attention_mask) * lowest, as BERT has it."""
     given = graph.op("Cast", graph.input("attention_mask", ("batch", "keys"), BOOL), to=graph.kind)
@@ -118,6 +145,31 @@ def test_the_mask_of_onnx_s_operator(shape: tuple[int | str, ...], kind: int | N
     features = as_defined(graph.model(), rows=5, keys=5).features
     assert features is not None
     assert (features.mask, features.bias) == ((True, "") if kind else (False, "fp32"))
+
+
+@pytest.mark.parametrize("kind", [BOOL, None], ids=["bool", "float"])
+@pytest.mark.parametrize("length", [1, 4, "columns"])
+def test_a_mask_that_is_shorter_than_the_keys(length: int | str, kind: int | None) -> None:
+    """ONNX hides the keys behind its end, also with a mask of one key, which would broadcast elsewhere."""
+    graph = Graph(24)
+    q, k, v = heads(graph)
+    graph.output(graph.op("Attention", q, k, v, graph.input("mask", ("batch", 1, "rows", length), kind)))
+    sizes = {"columns": 5} if length == "columns" else {}
+
+    features = as_defined(graph.model(), rows=5, keys=7, **sizes).features
+    assert features is not None
+    assert (features.mask, features.bias) == ((True, "") if kind else (False, "fp32"))
+
+
+def test_a_mask_that_is_shorter_than_earlier_and_new_keys() -> None:
+    graph = Graph(24)
+    q, k, v = heads(graph)
+    past = [graph.input(name, ("batch", 4, "past", 16)) for name in ("past_key", "past_value")]
+    graph.output(graph.op("Attention", q, k, v, graph.input("mask", ("rows", "columns"), BOOL), *past))
+
+    features = as_defined(graph.model(), rows=5, keys=4, past=3, columns=6).features
+    assert features is not None
+    assert features.mask
 
 
 def test_the_rest_of_a_batch_sees_no_other_node() -> None:

@@ -16,7 +16,6 @@ from pyfmha.onnx.staged import Staged
 
 LEFT_ALONE = {
     "qk_matmul_output is read": 18,  # a fused kernel never has the product
-    "its attn_mask attn_mask is not proven to fit the scores": 3,  # shorter than the keys: ONNX fills it up
 }
 """Part of the reason, and of how many of 93."""
 

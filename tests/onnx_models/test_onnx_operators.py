@@ -226,14 +226,6 @@ def test_group_query_attention(attributes: dict[str, Any]) -> None:
     assert (problem.num_heads, problem.kv_heads, problem.causal) == (4, 2, True)
 
 
-def test_group_query_attention_whose_length_only_the_run_knows() -> None:
-    graph = Graph()
-    inputs = of_rows(graph, kv_heads=2)
-    graph.output(grouped(graph, inputs, graph.input("total", (1,), INT64)), rank=3)
-
-    assert "its total_sequence_length is not proven to be the length of Q" in reason_of(graph.model())
-
-
 @pytest.mark.parametrize("scale", [None, 0.32])
 def test_bfloat16_is_proven_and_what_is_wrong_is_found(scale: float | None) -> None:
     def model(**attributes: Any) -> onnx.ModelProto:
@@ -248,19 +240,6 @@ def test_bfloat16_is_proven_and_what_is_wrong_is_found(scale: float | None) -> N
 
     assert {trial.original_by for trial in trials} == {"ONNX's reference implementation"}
     assert all(trial.same for trial in trials) == (scale is None), trials
-
-
-def test_microsofts_that_are_left_alone() -> None:
-    padded = Graph()
-    q, k, v = of_rows(padded)
-    padded.output(padded.op("MultiHeadAttention", q, k, v, "", padded.input("mask", ("batch",), INT32),
-                            domain=MICROSOFT, num_heads=4), rank=3)  # fmt: skip
-    rotary = Graph()
-    total = rotary.op("Slice", rotary.op("Shape", "q"), *map(rotary.constant, (np.array([1]), np.array([2]))))
-    rotary.output(grouped(rotary, of_rows(rotary, kv_heads=2), total, do_rotary=1), rank=3)
-
-    assert "its input key_padding_mask is given" in reason_of(padded.model())
-    assert "its attribute do_rotary is 1" in reason_of(rotary.model())
 
 
 def test_the_keys_of_all_steps_are_the_operators_own() -> None:

@@ -39,6 +39,47 @@ def packed() -> Graph:
     return graph
 
 
+def cached() -> Graph:
+    """Rotated positions and a cache before the plugin's node, all in operators that the parser knows."""
+    graph = Graph()
+    q, k, v = (graph.input(x, ("batch", "rows", size)) for x, size in zip("qkv", (64, 32, 32), strict=True))
+    past = [graph.input(f"past_{x}", ("batch", 2, "past", 16)) for x in "kv"]
+    mask = graph.input("mask", ("batch", "total"), onnx.TensorProto.INT64)
+    axis, one = graph.constant(np.array([1])), graph.constant(np.int64(1))
+    last = graph.op("Sub", graph.op("ReduceSum", mask, axis, keepdims=0), one)
+    whole = graph.op("Gather", graph.op("Shape", mask), one)
+    lengths = [graph.op("Cast", value, to=onnx.TensorProto.INT32) for value in (last, whole)]
+    angles = [graph.constant(function(np.random.default_rng(0).normal(size=(32, 8)))) for function in (np.cos, np.sin)]
+    bias = graph.input("bias", (1, 4, "rows", "total"))
+    made = graph.op("GroupQueryAttention", q, k, v, *past, *lengths, *angles, "", bias, domain="com.microsoft",
+                    num_heads=4, kv_num_heads=2, do_rotary=1, rotary_interleaved=1, smooth_softmax=1)  # fmt: skip
+    graph.output(made, rank=3)
+    return graph
+
+
+def padded() -> Graph:
+    graph = Graph()
+    inputs = [graph.input(x, ("batch", "rows", 64)) for x in "qkv"]
+    inputs += ["", graph.input("mask", ("batch",), onnx.TensorProto.INT32)]
+    graph.output(graph.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=4), rank=3)
+    return graph
+
+
+def branch() -> Graph:
+    """The plugin's node within a branch of an If."""
+    graph, then, other = Graph(), Graph(), Graph()
+    q, k, v = heads(graph)
+    graph.input("which", (), onnx.TensorProto.BOOL)
+    outs = attention(then, q, k, v), other.op("Identity", q, name="same")
+    bodies = [
+        onnx.helper.make_graph(inner.nodes, "body", [], [onnx.helper.make_tensor_value_info(out, 1, [None] * 4)],
+                               inner.weights)
+        for inner, out in zip((then, other), outs, strict=True)
+    ]  # fmt: skip
+    graph.output(graph.op("If", "which", then_branch=bodies[0], else_branch=bodies[1]))
+    return graph
+
+
 def steps() -> Graph:
     graph = Graph()
     graph.output(attention(graph, *heads(graph)))
@@ -55,7 +96,7 @@ def parse(model: Path, namespace: str = "") -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("make", [windows, lengths, packed, steps])
+@pytest.mark.parametrize("make", [windows, lengths, packed, steps, cached, padded, branch])
 def test_the_creator_gets_the_fields_of_the_report(make: Any, tmp_path: Path) -> None:
     model, report = replace_attention(make().model())
     (found,) = report.replaced

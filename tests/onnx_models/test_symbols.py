@@ -229,3 +229,27 @@ def test_elements_come_from_where_they_are_said_to(made: tuple[Graph, list[int]]
         for at in np.ndindex(*shape):
             env = dict(zip(names, map(int, at), strict=True))
             assert out[at] == x[tuple(number(axis, env) for axis in steps[-1][1])]
+
+
+def test_the_widths_of_a_pad_as_the_older_exporter_computes_them() -> None:
+    """As Swin fills its image up to whole windows: a remainder, and pairs of widths that are turned around."""
+    graph = Graph()
+    x = graph.input("x", ("batch", 6, 10, 3))
+    whole = [graph.constant(np.int64(number)) for number in (4, 6)]
+    missing = graph.op("Mod", graph.op("Sub", whole[0], graph.op("Mod", whole[1], whole[0])), whole[0])
+    width = graph.op("Unsqueeze", missing, graph.constant(np.array([0])))
+    zeros, ones = graph.constant(np.zeros(5, np.int64)), graph.constant(np.array([0, 1]))
+    pairs = graph.op("Reshape", graph.op("Concat", zeros, width, ones, axis=0),
+                     graph.constant(np.array([-1, 2])))  # fmt: skip
+    ends = [graph.constant(np.array([number])) for number in (-1, -(2**63) + 1, 0, -1)]
+    turned = graph.op("Transpose", graph.op("Slice", pairs, *ends), perm=[1, 0])
+    pads = graph.op("Reshape", turned, graph.constant(np.array([-1])))
+    graph.output(graph.op("Pad", x, pads))
+    model = graph.model()
+
+    (out,) = ReferenceEvaluator(model).run(None, {"x": np.zeros((2, 6, 10, 3), np.float32)})
+
+    made = ir.serde.deserialize_model(model).graph
+    shape = Facts(made).shape(made.outputs[0])
+    assert shape is not None
+    assert [str(size_) for size_ in shape] == ["batch + 1", *map(str, out.shape[1:])]

@@ -10,7 +10,7 @@ import torch
 
 from pyfmha.attention.biased import Biased
 from pyfmha.attention.biased_operator import AXES, BROADCAST
-from pyfmha.operators.forms import Forms, Shape, measure
+from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
 from pyfmha.trt.attention.problem import PROGRAM, Problem
@@ -18,7 +18,6 @@ from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.launch import Enqueue
 from pyfmha.trt.plugin import PluginBehaviour
-from pyfmha.trt.rebind import rebind
 
 LAYER = "torch.ops.pyfmha.attention"
 """The name that errors give."""
@@ -115,7 +114,6 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     found_lse = lse_shape(problem, q)
     if len(forms.outputs) > 1:
         shapes.append(found_lse)
-    measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :], problem.instance.scope.values)
     copied = any(_needs_copy(tensor) for tensor in tensors[:3])
     out = out_strides(q, problem.v_size)
     strided = [laid_as(tensor) for tensor in tensors[:3]] if copied else [tensor.stride() for tensor in tensors[:3]]
@@ -123,16 +121,12 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     for form, tensor in zip(forms.inputs, tensors, strict=True):
         if form.name in BROADCAST:
             values |= _broadcast_strides(form.name, tensor)
-    with _lock:  # a plugin has one shape at a time
+    with _lock:
         plugin = _attached(problem, device)
-        dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
-        count = len(forms.inputs)
-        needed = plugin.get_workspace_size(dynamic[:count], dynamic[count:])
-        descs = [desc.desc for desc in dynamic]
-        plugin.on_shape_change(descs[:count], descs[count:])
-        enqueue = rebind(plugin, values)
+        plan = plugin.planned(shapes, values)
+        enqueue = plugin.bound(plan)
     like_q = not copied and q.shape == out_shape and q.stride() == out
-    return Ready(enqueue, copied, out_shape, out, like_q, found_lse, needed, plugin)
+    return Ready(enqueue, copied, out_shape, out, like_q, found_lse, plan.workspace_bytes, plugin)
 
 
 def _strides(problem: Problem, shapes: Sequence[Shape], strided: Sequence[tuple[int, ...]]) -> dict[str, int]:
@@ -160,7 +154,10 @@ def _broadcast_strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
 
 def _needs_copy(tensor: torch.Tensor) -> bool:
     """Whether its rows have gaps inside, or elements lie on each other, as those that were expanded."""
-    *outer, last = zip(tensor.shape, tensor.stride(), strict=True)
+    strides = tensor.stride()
+    if strides[-1] == 1 and 0 not in strides:
+        return False
+    *outer, last = zip(tensor.shape, strides, strict=True)
     return (last[0] > 1 and last[1] != 1) or any(size > 1 and stride == 0 for size, stride in outer)
 
 
@@ -184,14 +181,6 @@ out_strides = laid_as
 def densely(tensor: torch.Tensor) -> torch.Tensor:
     """A dense copy that lies as :func:`laid_as` says."""
     return torch.empty_strided(tensor.shape, laid_as(tensor), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-
-
-def _described(forms: Forms, index: int, shape: Shape) -> standin.DynamicPluginTensorDesc:
-    dynamic, desc = standin.DynamicPluginTensorDesc(), standin.PluginTensorDesc()
-    desc.dims = dynamic.min = dynamic.opt = dynamic.max = standin.Dims(shape)
-    desc.type = standin.DataType(forms.all[index].type_id or 0)
-    dynamic.desc = desc
-    return dynamic
 
 
 # PyTorch's own compiler asks by these, which make no objects: a microsecond less each.

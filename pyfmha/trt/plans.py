@@ -1,6 +1,7 @@
 """What a library says of the launches that a plugin plans."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pyfmha.errors import PluginError
 from pyfmha.operators.plan import Plan
@@ -34,12 +35,17 @@ def checked(plan: Plan, library: Library) -> Plan:
     return plan
 
 
+@lru_cache(maxsize=64)
+def _arch(capability: int, there: tuple[str, ...]) -> str | None:
+    return arch_for(f"sm_{capability}", there)
+
+
 def serves(library: Library, algo_id: int, function: str, kernel: str, arguments: Sequence[float]) -> bool:
     """Whether a function would run a kernel on the current device; no where there is none, as in a build."""
     if current_context() is None or function not in library:
         return False
     manifest = library[function].manifest
-    arch = arch_for(f"sm_{current_capability()}", manifest.archs())
+    arch = _arch(current_capability(), manifest.archs())
     return arch is not None and any(
         variant.kernel == kernel for variant in serving(manifest, algo_id, arch, arguments)[:1]
     )

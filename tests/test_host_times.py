@@ -7,6 +7,8 @@ import pytest
 from fake_cuda import FakeCuda
 from trt_double.scene import BINDINGS
 
+from pyfmha.runtime.library import Library
+
 pytest_plugins = ("trt_double.fixtures",)
 
 
@@ -31,6 +33,24 @@ def test_enqueues_launch_once_twice_and_not_at_all(
         assert call() == 0
         made.append(fake_cuda.launch_count() - before)
     assert made == [1, 0, 2, 1]
+
+
+def test_the_calls_of_torch_launch_once_but_for_those_that_compare(
+    forward_library: Library, fake_cuda: FakeCuda
+) -> None:
+    pytest.importorskip("torch")
+    from torch_gpu import torch_gpu
+
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    made = {}
+    with torch_gpu(forward_library):
+        for name, call in host_times.torch_calls().items():
+            before = fake_cuda.launch_count()
+            call()
+            made[name.removeprefix("torch: ")] = fake_cuda.launch_count() - before
+    ours = ("the launch alone", "attention", "the drop-in", "the operator", "attention of a new shape")
+    assert made == {**dict.fromkeys(ours, 1), "an operator that does nothing": 0, "PyTorch's empty_like": 0}
 
 
 def test_the_best_round_counts() -> None:

@@ -23,8 +23,8 @@ import transformers
 
 import pyfmha.torch
 from pyfmha.attention.forward import strides
+from pyfmha.torch import functional, operator
 from pyfmha.torch import launch as launching
-from pyfmha.torch import operator
 from pyfmha.trt import DirectSession
 from pyfmha.trt.attention.problem import Features
 
@@ -93,18 +93,21 @@ def error(got: torch.Tensor, exact: torch.Tensor) -> float:
 
 def counted(run: Call) -> tuple[Any, int]:
     """A result, and how often the library was launched for it."""
-    count, before = 0, operator.launch
+    count, before = 0, launching.launch
 
-    def counting(*arguments: Any) -> Any:
+    def counting(*arguments: Any, **keywords: Any) -> Any:
         nonlocal count
         count += 1
-        return before(*arguments)
+        return before(*arguments, **keywords)
 
-    operator.launch = counting
+    places = (operator, functional)
+    for place in places:
+        place.launch = counting
     try:
         return run(), count
     finally:
-        operator.launch = before
+        for place in places:
+            place.launch = before
 
 
 def measure_model(name: str, make: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -176,6 +179,7 @@ def host_times() -> dict[str, float]:
     return {
         "library": best_us(lambda: ready.enqueue((), (), pointers, results, 0, stream)),
         "torch.ops.pyfmha.attention": best_us(lambda: torch.ops.pyfmha.attention(q, k, v, 0.125)),
+        "pyfmha.torch.attention": best_us(lambda: pyfmha.torch.attention(q, k, v)),
         "pyfmha.torch.scaled_dot_product_attention": best_us(lambda: ours(q, k, v)),
         "PyTorch's scaled_dot_product_attention": best_us(lambda: native(q, k, v)),
     }

@@ -93,7 +93,10 @@ class Expression:
 
     def __post_init__(self) -> None:
         # As text, as ``dataclasses`` does: walking the parsed form at each evaluation takes ten times as long.
-        run = eval(f"lambda s, v: {_python(self.node)}", dict(CALLED))
+        text = python_of(
+            self.node, lambda name: f"v[{name!r}]", lambda question, words: f"s.ask({question!r}, {words!r})"
+        )
+        run = eval(f"lambda s, v: {text}", dict(CALLED))
         object.__setattr__(self, "_run", run)
         object.__setattr__(self, "_named", frozenset(_names(self.node)))
 
@@ -138,27 +141,37 @@ def _questions(node: Any) -> set[tuple[str, tuple[Any, ...]]]:
     return set().union(*map(_questions, node.parts))
 
 
-def _python(node: Node) -> str:
-    """The expression in Python: of a scope ``s`` with its values ``v``."""
+def python_of(node: Node, named: Callable[[str], str], asked: Callable[[str, tuple[Any, ...]], str]) -> str:
+    """An expression in Python, which calls what :data:`pyfmha.operators.arithmetic.CALLED` has.
+
+    Args:
+        node: its parsed form.
+        named: how a name is read.
+        asked: how a question is asked.
+    """
+
+    def of(part: Node) -> str:
+        return python_of(part, named, asked)
+
     match node.kind:
         case "constant":
             return repr(node.value)
         case "name":
-            return f"v[{node.value!r}]"
+            return named(node.value)
         case "item":
-            return f"_item(v[{node.value!r}], {_python(node.parts[0])})"
+            return f"_item({named(node.value)}, {of(node.parts[0])})"
         case "ask":
-            return f"s.ask({node.value!r}, {node.parts!r})"
+            return asked(node.value, node.parts)
         case "float":
-            return f"float({_python(node.parts[0])})"
+            return f"float({of(node.parts[0])})"
         case "not":
-            return f"(not {_python(node.parts[0])})"
+            return f"(not {of(node.parts[0])})"
         case "and" | "or":
-            return f"({f' {node.kind} '.join(map(_python, node.parts))})"
+            return f"({f' {node.kind} '.join(map(of, node.parts))})"
         case "if":
-            condition, yes, no = map(_python, node.parts)
+            condition, yes, no = map(of, node.parts)
             return f"({yes} if {condition} else {no})"
-    left, right = map(_python, node.parts)
+    left, right = map(of, node.parts)
     if node.kind == "compare":
         return f"({left} {node.value} {right})"
     return f"{'_float_' if node.type == 'float' else ''}{node.value}({left}, {right})"

@@ -1,6 +1,6 @@
 """The tensors of one plugin: the forms of its operator with the values of its attributes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,15 +173,15 @@ def _size(axis: AxisForm, known: Scope) -> int | None:
 
 
 def solve(expression: Expression, name: str, size: int, known: Mapping[str, Any]) -> int | None:
-    """The value of a name for which an expression has a size; None where no size of an axis does.
+    """The value of a name for which an expression has a size; None where no size of an axis does."""
+    return solved(lambda value: expression.evaluate(Scope({**known, name: value})), size)
 
-    The expression is taken to be a * name + b, and the value is tried.
+
+def solved(at: Callable[[int], int], size: int) -> int | None:
+    """The number of axis elements for which a function has a value; None where it has for none.
+
+    The function is taken to be a * number + b, and the number is tried.
     """
-
-    def at(value: int) -> int:
-        result: int = expression.evaluate(Scope({**known, name: value}))
-        return result
-
     try:
         offset = at(0)
         factor = at(1) - offset

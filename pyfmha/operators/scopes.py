@@ -1,7 +1,7 @@
 """What a plugin's expressions may read: attributes when it is created, sizes once its tensors have shapes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from pyfmha.errors import PluginError
@@ -54,9 +54,9 @@ class ShapeScope(AttributeScope):
                 shape = self.shapes.get(words[0], ())
                 if words[1] >= len(shape):
                     raise EvaluationError
-                return shape[words[1]] if question == "size" else _product(shape[words[1] + 1 :])
+                return shape[words[1]] if question == "size" else product(shape[words[1] + 1 :])
             case "numel":
-                return _product(self.shapes[words[0]]) if words[0] in self.shapes else 0
+                return product(self.shapes[words[0]]) if words[0] in self.shapes else 0
             case "least":
                 return self.least.get(words[0], 0)
             case "serves":
@@ -64,7 +64,12 @@ class ShapeScope(AttributeScope):
         return super().ask(question, words)
 
 
-def _product(sizes: Sequence[int]) -> int:
+def product(sizes: Sequence[int]) -> int:
+    """Of sizes.
+
+    Raises:
+        EvaluationError: it does not fit in 64 bits.
+    """
     result = math.prod(sizes)
     if result >= 1 << 63:
         raise EvaluationError
@@ -72,10 +77,19 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def define(
-    definitions: Sequence[tuple[str, Expression]], checks: Sequence[tuple[Expression, Text]], scope: Scope
+    definitions: Sequence[tuple[str, Expression]],
+    checks: Sequence[tuple[Expression, Text]],
+    scope: Scope,
+    given: Container[str] = (),
 ) -> None:
     """Add definitions to what a scope knows, and check what must hold: each as soon as what it and its message read is
-    known."""
+    known.
+
+    Args:
+        definitions, checks: in order.
+        scope: it is changed.
+        given: definitions that it knows already.
+    """
     defined = {name for name, _ in definitions}
     later = []
     for check in checks:
@@ -84,7 +98,8 @@ def define(
         else:
             _check(check, scope)
     for name, expression in definitions:
-        scope.values[name] = expression.evaluate(scope)
+        if name not in given:
+            scope.values[name] = expression.evaluate(scope)
     for check in later:
         _check(check, scope)
 

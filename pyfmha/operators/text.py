@@ -6,6 +6,7 @@ text comes out of the plugin in Python and of the one in C.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.expressions import Expression, Parser, Scope
@@ -51,14 +52,18 @@ class Text:
 
 
 def show(hole: Hole, scope: Scope) -> str:
-    """One value as text: as C's ``printf`` shows it."""
-    value = hole.expression.evaluate(scope)
-    if hole.expression.type == "float":
+    """One value as text."""
+    return shown(hole.expression.evaluate(scope), hole.expression.type, hole.format)
+
+
+def shown(value: Any, kind: str, form: str) -> str:
+    """A value of a type as text, in a format of :class:`Hole`: as C's ``printf`` shows it."""
+    if kind == "float":
         # C's "%g" of a NaN may show its sign, which says nothing.
         return "nan" if math.isnan(value) else f"{value:g}"
-    if hole.expression.type == "bool":
+    if kind == "bool":
         return str(int(value))
-    return f"'{value}'" if hole.format == "r" else str(value)
+    return f"'{value}'" if form == "r" else str(value)
 
 
 def parse_text(text: str, parser: Parser, what: str) -> Text:

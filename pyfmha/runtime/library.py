@@ -8,16 +8,18 @@ import functools
 import math
 import operator
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.operators.description import Operator
+from pyfmha.operators.tactics import Tactic, tactics_of
 from pyfmha.runtime.arguments import with_addresses
 from pyfmha.runtime.elf import check_whole
 from pyfmha.runtime.find import library_path
 from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
+from pyfmha.runtime.prepared import Prepared
 from pyfmha.spec.abi import ctype
 from pyfmha.spec.advice import LIBRARY_NAME, MANIFEST_NAME, build_command
 from pyfmha.spec.manifest import Function as FunctionManifest
@@ -40,14 +42,17 @@ class Function:
     Attributes:
         name: the C function's name.
         manifest: its arguments, algorithms and variants.
+        names: of the arguments, in order.
         pack: turns ``(stream, *arguments, algo_id)`` into the bytes of the C struct; raises struct.error or
             OverflowError for what does not fit, floats that would become infinite included.
         launch_packed: launches from those bytes and returns the ``CUresult``: a call without the error handling.
+        start: the same, unchecked: 40 ns less.
     """
 
     def __init__(self, cdll: ctypes.CDLL, manifest: FunctionManifest) -> None:
         self.name = manifest.name
         self.manifest = manifest
+        self.names = tuple(name for name, _ in manifest.arguments)
         types = [ctype(kind) for _, kind in manifest.arguments]
         # One struct instead of dozens of ctypes conversions: twice as fast, and struct refuses what does not fit, where
         # ctypes wraps integers without a word.
@@ -55,7 +60,7 @@ class Function:
         self.pack = struct.Struct(aligned([*formats, "i"])).pack
         self._pack_first = struct.Struct(aligned([*formats, "4x"])).pack  # with algo_id 0
         self.launch_packed = _bind(cdll, f"{manifest.name}_packed", [ctypes.c_char_p])
-        self._launch = _bind(cdll, f"{manifest.name}_packed")  # takes bytes at once, unchecked: 40 ns less
+        self.start: Callable[..., int] = _bind(cdll, f"{manifest.name}_packed")
         self._entry = _bind(cdll, manifest.name, [])
         self._load = _bind(cdll, f"load_{manifest.name}", [])
         self._unload = _bind(cdll, f"unload_{manifest.name}", [])
@@ -73,11 +78,18 @@ class Function:
         pointers = [i for i, entry in enumerate(types, start=1) if entry.kind == "pointer"]
         # The last twice, so that one alone is a pair, too; without any, an integer.
         self._pointers = operator.itemgetter(*pointers, pointers[-1]) if pointers else lambda arguments: (0,)
+        self._behind = tuple(i for i, entry in enumerate(types) if entry.kind == "pointer")
         self._leading = next((i for i, entry in enumerate(types) if entry.kind != "pointer"), len(types))
+        self._leading_head = leading_pointers(self._leading)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{kind} {name}" for name, kind in self.manifest.arguments)
         return f"<{self.name}(stream, {arguments})>"
+
+    @functools.cached_property
+    def tactics(self) -> tuple[Tactic, ...]:
+        """Its algorithms as TensorRT's tactics; raises PluginError where two have one id."""
+        return tactics_of(self.manifest)
 
     @property
     def address(self) -> int:
@@ -125,11 +137,11 @@ class Function:
             raise self._refusal(arguments, algo_id) from error
         if self._flags:
             self._check_flags(arguments, algo_id)
-        status = self._launch(packed)
+        status = self.start(packed)
         if status:
             self.check(status, LaunchError)
 
-    def prepare(self, *arguments: Any, algo_id: int = 0, all_pointers: bool = False) -> "Prepared":
+    def prepare(self, *arguments: Any, algo_id: int = 0, all_pointers: bool = False) -> Prepared:
         """Settle everything about a launch but its stream and leading pointers, for the cheapest way to repeat it.
 
         Args:
@@ -141,11 +153,35 @@ class Function:
             TypeError, OverflowError: as a call. Whether the arguments are served is found out at the launch.
         """
         packed = self._packed((0, *arguments), algo_id)
-        pointers = [index for index, entry in enumerate(self._types) if entry.kind == "pointer"]
-        if not all_pointers or pointers == list(range(self._leading)):
-            return Prepared(self, self._launch, packed, leading_pointers(self._leading))
-        formats = [entry.format for entry in self._types[: pointers[-1] + 1]]
-        return Prepared(self, self._launch, packed, pointers_among(formats, arguments, pointers))
+        return Prepared(self, packed, self._head(arguments) if all_pointers else self._leading_head)
+
+    def settle(self, *arguments: Any, algo_id: int = 0) -> tuple[Callable[..., bytes], bytes]:
+        """As :meth:`prepare` with all pointers as placeholders, for callers that put the bytes together themselves.
+
+        Returns:
+            What packs the stream and the pointers, and the bytes behind those, for :attr:`start`.
+
+        Raises:
+            TypeError, OverflowError: as a call.
+        """
+        packed, head = self._packed((0, *arguments), algo_id), self._head(arguments)
+        return head.pack, packed[head.size :]
+
+    def _head(self, arguments: Sequence[Any]) -> Head:
+        """What packs the stream and all pointers, with what stands between."""
+        if len(self._behind) == self._leading:
+            return self._leading_head
+        formats = [entry.format for entry in self._types[: self._behind[-1] + 1]]
+        return pointers_among(tuple(formats), arguments, self._behind)
+
+    def holds(self, arguments: Sequence[Any]) -> bool:
+        """Whether arguments without a stream, with integers for pointers, all fit their C types; which does not, says a
+        call."""
+        try:
+            self._pack_first(0, *arguments)
+        except (struct.error, OverflowError, TypeError):
+            return False
+        return all(0 <= arguments[index - 1] <= 1 for index in self._flags)
 
     def _addresses(self, arguments: tuple[Any, ...], algo_id: int) -> tuple[tuple[Any, ...], object]:
         """Arguments without a stream, checked, and with addresses for tensors; and what keeps those."""
@@ -196,7 +232,7 @@ class Function:
 
     def _refusal(self, arguments: tuple[object, ...], algo_id: object) -> Exception:
         """The error for a stream and arguments that could not be packed: the first that is at fault, by name."""
-        names = [name for name, _ in self.manifest.arguments]
+        names = self.names
         if len(arguments) != len(names) + 1:
             listed = ", ".join(names)
             got = f"got {len(arguments) - 1}" if arguments else "got no stream either"
@@ -226,56 +262,6 @@ class Function:
         if status:
             text = self._last_error() or b""
             raise error(text.decode(errors="replace") or f"{self.name}: CUDA error {status}", status)
-
-
-class Prepared:
-    """A launch of which only the stream and the leading pointers are still open; see :meth:`Function.prepare`.
-
-    A call ``prepared(stream, *pointers)`` launches. It fills in a buffer and hands it to C, so one thread may use it at
-    a time. Where every call in Python counts, its two steps can be taken apart::
-
-        prepared.pack(stream, *pointers)
-        status = prepared.launch()
-
-    Threads that may meet, and functions that are launched one after the other with the same arguments, have bytes
-    instead, which nobody changes, and which cost no more::
-
-        arguments = prepared.head(stream, *pointers) + prepared.tail
-        status = prepared.start(arguments)
-
-    Attributes:
-        function: what it launches.
-        pack: fills in the stream and the leading pointers; raises struct.error for another number of them or what is no
-            integer, OverflowError for what does not fit.
-        launch: launches with what was filled in last, and returns the ``CUresult``; for its text, ``function.check``.
-        head: the bytes of the stream and the leading pointers; raises as ``pack``.
-        tail: the bytes of everything else.
-        start: launches with such bytes, which it does not check, and returns the ``CUresult``.
-    """
-
-    __slots__ = ("_buffer", "function", "head", "launch", "pack", "start", "tail")
-
-    def __init__(self, function: Function, launch: Any, packed: bytes, head: Head) -> None:
-        self.function = function
-        self.head: Callable[..., bytes] = head.pack
-        self.tail = packed[head.size :]
-        self.start: Callable[[bytes], int] = launch
-        self._buffer = ctypes.create_string_buffer(packed, len(packed))
-        self.pack: Callable[..., None] = functools.partial(head.pack_into, self._buffer, 0)
-        self.launch: Callable[[], int] = functools.partial(launch, ctypes.byref(self._buffer))
-
-    def __call__(self, stream: int, *pointers: int) -> None:
-        """Launch.
-
-        Raises:
-            LaunchError: the launch was refused or failed; ``code`` is the ``CUresult``.
-            struct.error: a pointer is no integer, or their number is wrong.
-            OverflowError: a pointer does not fit in 64 bits.
-        """
-        self.pack(stream, *pointers)
-        status = self.launch()
-        if status:
-            self.function.check(status, LaunchError)
 
 
 class Library:

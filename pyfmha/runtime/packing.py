@@ -1,5 +1,6 @@
 """Arguments as the bytes of the C struct that a library's functions take."""
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,16 +40,26 @@ def leading_pointers(count: int) -> Head:
     return Head(head.size, head.pack, head.pack_into)
 
 
-def pointers_among(formats: Sequence[str], arguments: Sequence[Any], pointers: Sequence[int]) -> Head:
-    """Of the stream and pointers among other arguments.
+def pointers_among(formats: tuple[str, ...], arguments: Sequence[Any], pointers: tuple[int, ...]) -> Head:
+    """Of the stream and pointers among other arguments."""
+    size, make = _among(formats, pointers)
+    return Head(size, *make(tuple(arguments[: len(formats)])))
 
-    Written as text, as ``dataclasses`` does: the numbers between are constants of the code, so that a call has no
-    more to do than one with leading pointers."""
+
+@functools.lru_cache(maxsize=256)
+def _among(
+    formats: tuple[str, ...], pointers: tuple[int, ...]
+) -> tuple[int, Callable[[Any], tuple[Callable[..., bytes], Callable[..., None]]]]:
+    """The bytes, and what makes the two functions of :class:`Head` for some arguments.
+
+    Written as text, as ``dataclasses`` does, so that a call has no more to do than one with leading pointers."""
     head = struct.Struct(aligned(["Q", *formats]))
     names = {index: f"p{number}" for number, index in enumerate(pointers)}
-    terms = ", ".join(names.get(index, f"c[{index}]") for index in range(len(formats)))
+    terms = ", ".join(names.get(index, f"c{index}") for index in range(len(formats)))
     given = ", ".join(names.values())
-    scope = {"pack": head.pack, "pack_into": head.pack_into, "c": tuple(arguments)}
-    pack = eval(f"lambda stream, {given}: pack(stream, {terms})", scope)
-    pack_into = eval(f"lambda buffer, offset, stream, {given}: pack_into(buffer, offset, stream, {terms})", scope)
-    return Head(head.size, pack, pack_into)
+    constants = ", ".join(f"c{index}" if index not in names else "_" for index in range(len(formats)))
+    pack = f"lambda stream, {given}: pack(stream, {terms})"
+    pack_into = f"lambda buffer, offset, stream, {given}: pack_into(buffer, offset, stream, {terms})"
+    scope: dict[str, Any] = {"pack": head.pack, "pack_into": head.pack_into}
+    exec(f"def make(arguments):\n    [{constants}] = arguments\n    return {pack}, {pack_into}", scope)
+    return head.size, scope["make"]

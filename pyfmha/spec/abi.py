@@ -6,6 +6,7 @@ before the launch, because C11 has no portable type for them.
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,7 @@ def canonical(name: str) -> str:
     return stars + _ALIASES.get(base, base)
 
 
+@functools.lru_cache(maxsize=256)
 def ctype(name: str) -> CType:
     """The entry of a type such as ``"*fp16"`` or ``"i32"``.
 

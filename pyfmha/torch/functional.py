@@ -8,12 +8,16 @@ import torch
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
-from pyfmha.torch.launch import lacking
-from pyfmha.torch.operator import attention_op
+from pyfmha.torch.launch import lacking, launch
+from pyfmha.torch.operator import attention_op, lengths_of, ready_for
+from pyfmha.torch.plain import Recent, is_compiling, undispatched
 from pyfmha.torch.settings import DTYPES, Settings, problem_of
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
 
 ALIGNMENTS = ("top-left", "bottom-right")
+ALIGNED = (None, *ALIGNMENTS)
+CAUSAL = (False, True, "bottom-right")
+_recent, _recent_drop_in = Recent(), Recent()
 _native = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -53,42 +57,36 @@ def attention(
         PluginError: the tensors do not fit, or it is not served.
         PyfmhaError: on a GPU, the library is missing or lacks it, or the launch failed.
     """
-    if causal not in (True, False, "bottom-right") or align not in (None, *ALIGNMENTS):
+    if causal not in CAUSAL or align not in ALIGNED:
         raise PluginError(
             f"causal is {causal!r}, align {align!r}; allowed are True, False, 'bottom-right' and {ALIGNMENTS}"
         )
     if causal == "bottom-right" and align == "top-left":
         raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
-    lengths = {
-        "q_lengths": q_lengths,
-        "kv_lengths": kv_lengths,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_kv": cu_seqlens_kv,
-    }
-    settings = Settings(
-        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
-        causal is not False,
-        "bottom-right" in (causal, align),
-        *window,
-        softcap,
-        layout or ("bhsd" if cu_seqlens_q is None else "bshd"),
-    )
-    if torch.onnx.is_in_onnx_export():
-        given = {name: tensor for name, tensor in lengths.items() if tensor is not None}
-        return _exported(q, k, v, settings, given, return_lse, beside_of(bias, mask, sinks))
-    called = attention_op
-    if torch.is_grad_enabled() and (
-        q.requires_grad
-        or k.requires_grad
-        or v.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (sinks is not None and sinks.requires_grad)
-    ):
-        called = _NoGradient.apply
-    out, lse = called(
-        q, k, v, settings.scale, settings.causal, settings.bottom_right, *window, softcap, settings.layout,
-        *lengths.values(), return_lse, bias, mask, sinks,
-    )  # fmt: skip
+    left, right = window
+    more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
+    asked = None
+    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None
+    if alone and not is_compiling():
+        asked = (causal, scale, left, right, align, softcap, layout, return_lse)
+        ready = _recent.find(asked, q, k, v)
+        if ready is not None:
+            out, lse = launch(ready, (q, k, v))
+            return (out, lse) if return_lse else out
+    laid = layout or ("bhsd" if cu_seqlens_q is None else "bshd")
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    keywords = (factor, causal is not False, "bottom-right" in (causal, align), left, right, softcap, laid)
+    arguments = (q, k, v, *keywords, *more[:4], return_lse, *more[4:])
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, sinks))
+    if not is_compiling() and not differentiated and undispatched(q, k, v, more):
+        ready, tensors = ready_for(*arguments)
+        if asked is not None:
+            _recent.keep(asked, q, k, v, ready)
+        out, lse = launch(ready, tensors)
+    elif torch.onnx.is_in_onnx_export():
+        return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
+    else:
+        out, lse = (_NoGradient.apply if differentiated else attention_op)(*arguments)
     return (out, lse) if return_lse else out
 
 
@@ -149,17 +147,27 @@ def scaled_dot_product_attention(
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
-    exporting = torch.onnx.is_in_onnx_export()
+    asked = None
+    if not is_compiling() and attn_mask is None and not dropout_p:
+        asked = (is_causal, scale, enable_gqa)
+        ready = _recent_drop_in.find(asked, query, key, value)
+        if ready is not None:
+            return launch(ready, (query, key, value))[0]
+    direct = not is_compiling() and undispatched(query, key, value, (attn_mask,))
+    exporting = not direct and torch.onnx.is_in_onnx_export()
     if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None and not (
         attn_mask is not None and is_causal  # some of PyTorch's kernels refuse it, others apply both
     ):
         if exporting:
             return attention(query, key, value, causal=is_causal, scale=scale, **beside_of_mask(attn_mask))
         # Without the layers of `attention`, which check keywords that are not there.
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        if attn_mask is not None:
-            return attention_op(query, key, value, factor, **beside_of_mask(attn_mask))[0]
-        return attention_op(query, key, value, factor, is_causal)[0]
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        if not direct:
+            return attention_op(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
+        ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
+        if asked is not None:
+            _recent_drop_in.keep(asked, query, key, value, ready)
+        return launch(ready, tensors)[0]
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
         enable_gqa=enable_gqa,

@@ -1,7 +1,6 @@
 """The plugin on PyTorch's tensors: prepared once for each problem and form of tensors, then only launched."""
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import torch
 
 from pyfmha.attention.biased import Biased
 from pyfmha.attention.biased_operator import AXES, BROADCAST
-from pyfmha.operators.forms import Forms, Shape, measure
+from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
 from pyfmha.trt.attention.problem import PROGRAM, Problem
@@ -18,7 +17,6 @@ from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.launch import Enqueue
 from pyfmha.trt.plugin import PluginBehaviour
-from pyfmha.trt.rebind import rebind
 
 LAYER = "torch.ops.pyfmha.attention"
 """The name that errors give."""
@@ -81,8 +79,10 @@ class Ready(NamedTuple):
         copied: whether Q, K or V must be copied first.
         out_shape: Out's: Q's with the head size of V.
         out_strides: those of Out, which lies in memory as Q does: by heads or by rows.
-        out_is_like_q: whether both are Q's own.
-        lse_shape: the log-sum-exp's.
+        dtype: Out's.
+        device: the GPU's number.
+        lse_shape: the log-sum-exp's; None where it is no result.
+        lse_strides: its strides.
         workspace_bytes: of workspace.
         plugin: what ``enqueue`` lives by.
     """
@@ -91,8 +91,10 @@ class Ready(NamedTuple):
     copied: bool
     out_shape: Shape
     out_strides: tuple[int, ...]
-    out_is_like_q: bool
-    lse_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: int
+    lse_shape: tuple[int, ...] | None
+    lse_strides: tuple[int, ...]
     workspace_bytes: int
     plugin: PluginBehaviour
 
@@ -112,10 +114,9 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     out_shape = (*q.shape[:-1], problem.v_size)
     shapes = [*(tuple(tensor.shape) for tensor in tensors), out_shape]
     forms = problem.forms(*map(len, shapes[:-1]))
-    found_lse = lse_shape(problem, q)
-    if len(forms.outputs) > 1:
-        shapes.append(found_lse)
-    measure(forms, shapes[: len(forms.inputs)], shapes[len(forms.inputs) :], problem.instance.scope.values)
+    of_lse = lse_shape(problem, q) if len(forms.outputs) > 1 else None
+    if of_lse is not None:
+        shapes.append(of_lse)
     copied = any(_needs_copy(tensor) for tensor in tensors[:3])
     out = out_strides(q, problem.v_size)
     strided = [laid_as(tensor) for tensor in tensors[:3]] if copied else [tensor.stride() for tensor in tensors[:3]]
@@ -123,16 +124,12 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     for form, tensor in zip(forms.inputs, tensors, strict=True):
         if form.name in BROADCAST:
             values |= _broadcast_strides(form.name, tensor)
-    with _lock:  # a plugin has one shape at a time
+    with _lock:
         plugin = _attached(problem, device)
-        dynamic = [_described(forms, index, shape) for index, shape in enumerate(shapes)]
-        count = len(forms.inputs)
-        needed = plugin.get_workspace_size(dynamic[:count], dynamic[count:])
-        descs = [desc.desc for desc in dynamic]
-        plugin.on_shape_change(descs[:count], descs[count:])
-        enqueue = rebind(plugin, values)
-    like_q = not copied and q.shape == out_shape and q.stride() == out
-    return Ready(enqueue, copied, out_shape, out, like_q, found_lse, needed, plugin)
+        plan = plugin.planned(shapes, values)
+        enqueue = plugin.bound(plan)
+    of_out = out_shape, out, q.dtype, device
+    return Ready(enqueue, copied, *of_out, of_lse, dense(of_lse or ()), plan.workspace_bytes, plugin)
 
 
 def _strides(problem: Problem, shapes: Sequence[Shape], strided: Sequence[tuple[int, ...]]) -> dict[str, int]:
@@ -160,7 +157,10 @@ def _broadcast_strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
 
 def _needs_copy(tensor: torch.Tensor) -> bool:
     """Whether its rows have gaps inside, or elements lie on each other, as those that were expanded."""
-    *outer, last = zip(tensor.shape, tensor.stride(), strict=True)
+    strides = tensor.stride()
+    if strides[-1] == 1 and 0 not in strides:
+        return False
+    *outer, last = zip(tensor.shape, strides, strict=True)
     return (last[0] > 1 and last[1] != 1) or any(size > 1 and stride == 0 for size, stride in outer)
 
 
@@ -175,7 +175,17 @@ def laid_as(q: Any, last: Any = None) -> tuple[Any, ...]:
     shape = q.shape if last is None else (*q.shape[:-1], last)
     if q.ndim == 4 and q.stride(1) < q.stride(2):
         return shape[1] * shape[2] * shape[3], shape[3], shape[1] * shape[3], 1
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(q.ndim))
+    return dense(shape)
+
+
+def dense(shape: Any) -> tuple[Any, ...]:
+    """The strides of a contiguous tensor."""
+    found: list[Any] = []
+    stride = 1
+    for size in reversed(shape):
+        found.append(stride)
+        stride = stride * size
+    return tuple(reversed(found))
 
 
 out_strides = laid_as
@@ -186,24 +196,21 @@ def densely(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, laid_as(tensor), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _described(forms: Forms, index: int, shape: Shape) -> standin.DynamicPluginTensorDesc:
-    dynamic, desc = standin.DynamicPluginTensorDesc(), standin.PluginTensorDesc()
-    desc.dims = dynamic.min = dynamic.opt = dynamic.max = standin.Dims(shape)
-    desc.type = standin.DataType(forms.all[index].type_id or 0)
-    dynamic.desc = desc
-    return dynamic
+def _empty_by_name(shape: Shape, strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype, device="cuda")
 
 
-# PyTorch's own compiler asks by these, which make no objects: a microsecond less each.
+# PyTorch's own compiler asks by these, which make no objects and need no dispatcher: up to a microsecond less each.
+empty: Callable[[Shape, tuple[int, ...], torch.dtype], torch.Tensor] = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cuda", _empty_by_name
+)
 _stream_of: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda device: torch.cuda.current_stream(device).cuda_stream
 )
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
-def launch(
-    ready: Ready, tensors: Sequence[torch.Tensor], device: int, return_lse: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) -> tuple[torch.Tensor, Any]:
     """Attention on the GPU that the tensors are on, on PyTorch's current stream.
 
     It can be captured in a CUDA graph. The results and the workspace come from PyTorch's allocator.
@@ -211,33 +218,32 @@ def launch(
     Args:
         ready: of :func:`prepare`, for such tensors.
         tensors: those.
-        device: the GPU's number.
-        return_lse: whether the log-sum-exp is a result; else it is empty.
+        pair: whether the log-sum-exp is a tensor even where it is no result, then an empty one; else it is None there.
+
+    Returns:
+        Out and the log-sum-exp.
 
     Raises:
         LaunchError: it failed.
     """
+    enqueue, copied, shape, strides, dtype, device, of_lse, strides_of_lse, workspace_bytes, _ = ready
     if _current_device() != device:
         with torch.cuda.device(device):
-            return launch(ready, tensors, device, return_lse)
-    q = tensors[0]
-    if ready.out_is_like_q:
-        out = torch.empty_like(q)
-    else:
-        out = torch.empty_strided(ready.out_shape, ready.out_strides, dtype=q.dtype, device=q.device)
-    if ready.copied:
-        tensors = [*map(densely, tensors[:3]), *tensors[3:]]
+            return launch(ready, tensors, pair)
+    out, lse = empty(shape, strides, dtype), None
     results = [out.data_ptr()]
-    if return_lse:
-        lse = q.new_empty(ready.lse_shape, dtype=torch.float32)
+    if of_lse is not None:
+        lse = empty(of_lse, strides_of_lse, torch.float32)
         results.append(lse.data_ptr())
-    else:
-        lse = q.new_empty(0, dtype=torch.float32)
+    elif pair:
+        lse = empty((0,), (1,), torch.float32)
+    if copied:
+        tensors = [*map(densely, tensors[:3]), *tensors[3:]]
     address = 0
-    if ready.workspace_bytes:
-        workspace = q.new_empty(ready.workspace_bytes, dtype=torch.uint8)
+    if workspace_bytes:
+        workspace = empty((workspace_bytes,), (1,), torch.uint8)
         address = workspace.data_ptr()
-    ready.enqueue((), (), [tensor.data_ptr() for tensor in tensors], results, address, _stream_of(device))
+    enqueue((), (), [tensor.data_ptr() for tensor in tensors], results, address, _stream_of(device))
     return out, lse
 
 

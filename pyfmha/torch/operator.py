@@ -10,6 +10,7 @@ import torch
 from pyfmha.errors import PluginError
 from pyfmha.torch import cpu
 from pyfmha.torch.launch import KEPT, Ready, launch, out_strides, prepare
+from pyfmha.torch.plain import Recent
 from pyfmha.torch.settings import Settings, problem_of
 from pyfmha.trt.attention.beside import beside_of
 
@@ -23,25 +24,24 @@ SCHEMA = (
 Lengths = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
+LAST_KEYWORD = 10
+"""The arguments in front of lengths and other tensors. PyTorch leaves those at the end out that are defaults."""
+
 _ready: dict[Any, Ready] = {}
+_recent = Recent()
 _library = torch.library.Library("pyfmha", "DEF")
 # The strides of Out follow from those of Q, so the compiler must not choose others than it traced with.
 _library.define("attention" + SCHEMA, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
 
 
-def _on_gpu(
+def ready_for(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool = False, bottom_right: bool = False,
     window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
-) -> Pair:  # fmt: skip
-    """Attention; arguments as :func:`pyfmha.torch.attention`.
-
-    Returns:
-        Out, and the log-sum-exp, which is empty unless it was asked for.
-    """
-    device = q.get_device()
+) -> tuple[Ready, list[torch.Tensor]]:  # fmt: skip
+    """Attention on the GPU, prepared: arguments as :func:`pyfmha.torch.attention`, results for :func:`launch`."""
     lengths = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     given: tuple[Any, ...] | None = None
     if not (q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None):
@@ -50,22 +50,34 @@ def _on_gpu(
             *(None if x is None else (x.shape, x.stride(), x.dtype, x.get_device()) for x in (bias, mask, sinks)),
         )
     key = (
-        q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, device,
+        q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.get_device(),
         k.get_device(), v.get_device(), scale, causal, bottom_right, window_left, window_right, softcap, layout, given,
         return_lse,
     )  # fmt: skip
     ready = _ready.get(key)
     tensors = [q, k, v]
     if given is not None:
-        named = _lengths(*lengths)
+        named = lengths_of(*lengths)
         tensors += [length.to(q.device, torch.int32).contiguous() for length in named.values()]
         # A bias and a mask are read by their strides.
         tensors += beside_of(bias, mask, None if sinks is None else sinks.contiguous()).values()
     if ready is None:
         settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
         beside = beside_of(bias, mask, sinks)
-        ready = _prepared(key, tensors, settings, frozenset(_lengths(*lengths)), return_lse, beside)
-    return launch(ready, tensors, device, return_lse)
+        ready = _prepared(key, tensors, settings, frozenset(lengths_of(*lengths)), return_lse, beside)
+    return ready, tensors
+
+
+def _on_gpu(*arguments: Any) -> Pair:
+    if len(arguments) > LAST_KEYWORD:  # there are other tensors
+        return launch(*ready_for(*arguments), pair=True)
+    q, k, v, *keywords = arguments
+    asked = tuple(keywords)
+    ready = _recent.find(asked, q, k, v)
+    if ready is None:
+        ready, _ = ready_for(*arguments)
+        _recent.keep(asked, q, k, v, ready)
+    return launch(ready, (q, k, v), pair=True)
 
 
 def _prepared(
@@ -99,7 +111,7 @@ def _on_cpu(
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
     settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
-    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     beside = beside_of(bias, mask, sinks)
     problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside)  # what is refused on a GPU is refused here
     if "cu_seqlens_q" in lengths:
@@ -144,7 +156,7 @@ def _nothing(q: torch.Tensor) -> torch.Tensor:
     return q.new_empty((0,), dtype=torch.float32)
 
 
-def _lengths(
+def lengths_of(
     q_lengths: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
     cu_seqlens_q: torch.Tensor | None,

@@ -64,15 +64,9 @@ def problem_of(
     rank, head_axis = (3, 1) if ragged else (4, 1 if settings.layout == "bhsd" else 2)
     if settings.layout not in ("bhsd", "bshd"):
         raise PluginError(f"layout is {settings.layout!r}; allowed are bhsd and bshd")
-    listed = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in zip("QKV", (q, k, v), strict=True))
-    if any(x.ndim != rank for x in (q, k, v)):
-        raise PluginError(f"Q, K and V must have {rank} axes, got {listed}")
-    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise PluginError(f"Q, K and V must be of one type, float16, bfloat16 or float32, got {listed}")
-    if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
-        raise PluginError(f"K and V must have as many rows and heads, and Q and K one head size, got {listed}")
-    if not ragged and q.shape[0] != k.shape[0]:
-        raise PluginError(f"Q, K and V must have one batch, got {listed}")
+    if (unfit := _unfit(q, k, v, rank, ragged)) is not None:
+        listed = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in zip("QKV", (q, k, v), strict=True))
+        raise PluginError(f"{unfit}, got {listed}")
     features = Features(
         num_kv_heads=k.shape[head_axis],
         layout=settings.layout,
@@ -83,10 +77,24 @@ def problem_of(
         q_lengths="q_lengths" in lengths,
         kv_lengths="kv_lengths" in lengths,
         cu_seqlens=ragged,
-        **_beside(q, k, beside, ragged, head_axis),
+        **(_beside(q, k, beside, ragged, head_axis) if beside else {}),
         v_head_size=0 if v.shape[-1] == q.shape[-1] else v.shape[-1],
     )
     return Problem(q.shape[head_axis], q.shape[-1], DTYPES[q.dtype], settings.scale, settings.causal, features)
+
+
+def _unfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rank: int, ragged: bool) -> str | None:
+    """What Q, K and V are not; None where they fit."""
+    if q.ndim != rank or k.ndim != rank or v.ndim != rank:
+        return f"Q, K and V must have {rank} axes"
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        return "Q, K and V must be of one type, float16, bfloat16 or float32"
+    shape, keys, values = q.shape, k.shape, v.shape
+    if shape[-1] != keys[-1] or (keys != values and keys[:-1] != values[:-1]):
+        return "K and V must have as many rows and heads, and Q and K one head size"
+    if not ragged and shape[0] != keys[0]:
+        return "Q, K and V must have one batch"
+    return None
 
 
 def _beside(

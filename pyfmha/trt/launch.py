@@ -3,12 +3,12 @@
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from pyfmha.errors import LaunchError, PluginError, PyfmhaError
 from pyfmha.operators.plan import Plan, Pointer
-from pyfmha.runtime.library import FLOAT_MAX, Function, Prepared
+from pyfmha.runtime.library import FLOAT_MAX, Function
 from pyfmha.spec.abi import ctype
 from pyfmha.trt.current import Context, current_context, made_current
 from pyfmha.trt.failures import LOGGER
@@ -113,6 +113,9 @@ def check_arguments(function: Function, arguments: Sequence[Pointer | int | floa
     Raises:
         PluginError: the first that does not, with what its type holds.
     """
+    # At once, as one by one they take longer than all else that a new shape asks of the host.
+    if function.holds(_placed(arguments)):
+        return
     for (name, kind), argument in zip(function.manifest.arguments, arguments, strict=True):
         entry = ctype(kind)
         if isinstance(argument, Pointer):
@@ -128,81 +131,98 @@ def check_arguments(function: Function, arguments: Sequence[Pointer | int | floa
             raise PluginError(f"{function.name}: {name} is {shown}, {kind} holds {held}")
 
 
-def bind(steps: Sequence[tuple[Function, int]], plan: Plan, failed: FailedCall) -> Enqueue:
-    """Prepare the launches: what it returns is the plugin's ``enqueue`` for one shape, and all that runs in it.
+def _placed(arguments: Sequence[Pointer | int | float]) -> list[int | float]:
+    """Arguments with 0 for pointers."""
+    return [0 if isinstance(argument, Pointer) else argument for argument in arguments]
 
-    It puts the addresses among the other arguments and calls C, without another call in Python between. Nothing is
+
+class Binder:
+    """Prepares launches of one plugin: what a call returns is its ``enqueue`` for one shape, and all that runs in it.
+
+    That puts the addresses among the other arguments and calls C, without another call in Python between. Nothing is
     kept from one call to the next, so threads that meet in it do not disturb each other.
 
     Args:
-        steps: what to launch, one after the other on the stream, each with its algorithm's number: functions that are
-            loaded.
-        plan: their arguments.
         failed: a weak reference to what makes of an exception the one to raise.
     """
 
-    def report(error: Exception) -> Exception:
-        made = failed()
+    def __init__(self, failed: FailedCall) -> None:
+        self._failed = failed
+        # That of the latest shape: the next one's is mostly the same, of the same objects, and then quickly compared.
+        self._latest: tuple[list[Any], Any] = [], None
+        self._checkers: dict[tuple[Function, bool], Callable[[int], None]] = {}
+
+    def __call__(self, steps: Sequence[tuple[Function, int]], plan: Plan) -> Enqueue:
+        """Prepare.
+
+        Args:
+            steps: what to launch, one after the other on the stream, each with its algorithm's number: functions that
+                are loaded.
+            plan: their arguments.
+
+        Raises:
+            PluginError: an argument does not fit its C type.
+        """
+        numbers: list[int] = []
+        packed: list[tuple[Sequence[Pointer | int | float], Callable[..., bytes], bytes]] = []
+        for (function, algo_id), step in zip(steps, plan.steps, strict=True):
+            try:
+                pack, tail = function.settle(*_placed(step.arguments), algo_id=algo_id)
+            except (TypeError, OverflowError):
+                check_arguments(function, step.arguments)
+                raise
+            alike = [n for n, (given, _, other) in enumerate(packed) if other == tail and given == step.arguments]
+            if not alike:
+                packed.append((step.arguments, pack, tail))
+            numbers.append(alike[0] if alike else len(packed) - 1)
+        pointers = [[argument for argument in given if argument.__class__ is Pointer] for given, _, _ in packed]
+        needed = plan.workspace_bytes > 0
+        structure: list[Any] = [pointers, numbers, plan.num_inputs, plan.num_outputs, needed, plan.reads_values]
+        earlier, make = self._latest
+        if structure != earlier:
+            found = tuple(tuple((one.source, one.index, one.offset != 0) for one in of_one) for of_one in pointers)
+            make = _maker(_Pattern(found, tuple(numbers), *structure[2:]))
+        self._latest = structure, make
+        enqueue: Enqueue = make(
+            [pack for _, pack, _ in packed],
+            [tail for _, _, tail in packed],
+            [(function.start, self._checker(function, len(steps) > 1)) for function, _ in steps],
+            self._report,
+            partial(_no_workspace, plan.workspace_bytes),
+            [pointer.offset for number in _in_order(numbers) for pointer in pointers[number] if pointer.offset],
+        )
+        return enqueue
+
+    def _report(self, error: Exception) -> Exception:
+        made = self._failed()
         assert made is not None, "called on a plugin that is gone"
         return made(error)
 
-    def no_workspace() -> PluginError:  # a new one for each call, as each has a traceback of its own
-        return PluginError(
-            f"TensorRT gave no workspace, {plan.workspace_bytes} bytes are needed: get_workspace_size failed or was not"
-            " asked"
-        )
+    def _checker(self, function: Function, named: bool) -> Callable[[int], None]:
+        """Raises for a status that is not success; says which function it was where there are several."""
+        if (function, named) not in self._checkers:
+            self._checkers[function, named] = partial(_check, function, named)
+        return self._checkers[function, named]
 
-    prepared: list[Prepared] = []
-    numbers: list[int] = []
-    packed: list[tuple[Sequence[Pointer | int | float], Prepared]] = []
-    for (function, algo_id), step in zip(steps, plan.steps, strict=True):
-        made = function.prepare(
-            *(0 if isinstance(argument, Pointer) else argument for argument in step.arguments),
-            algo_id=algo_id,
-            all_pointers=True,
-        )
-        prepared.append(made)
-        alike = [n for n, (given, other) in enumerate(packed) if given == step.arguments and other.tail == made.tail]
-        if not alike:
-            packed.append((step.arguments, made))
-        numbers.append(alike[0] if alike else len(packed) - 1)
-    pointers = [[argument for argument in given if isinstance(argument, Pointer)] for given, _ in packed]
-    pattern = _Pattern(
-        tuple(tuple((pointer.source, pointer.index, pointer.offset != 0) for pointer in found) for found in pointers),
-        tuple(numbers),
-        plan.num_inputs,
-        plan.num_outputs,
-        plan.workspace_bytes > 0,
-        plan.reads_values,
+
+def _no_workspace(needed: int) -> PluginError:  # a new one for each call, as each has a traceback of its own
+    return PluginError(
+        f"TensorRT gave no workspace, {needed} bytes are needed: get_workspace_size failed or was not asked"
     )
-    enqueue: Enqueue = _maker(pattern)(
-        [made.head for _, made in packed],
-        [made.tail for _, made in packed],
-        [(other.start, _checker(other.function, named=len(steps) > 1)) for other in prepared],
-        report,
-        no_workspace,
-        [pointer.offset for number in _in_order(numbers) for pointer in pointers[number] if pointer.offset],
-    )
-    return enqueue
+
+
+def _check(function: Function, named: bool, status: int) -> None:
+    try:
+        function.check(status, LaunchError)
+    except LaunchError as error:
+        if not named:
+            raise
+        raise LaunchError(f"{function.name}: {error}", error.code) from None
 
 
 def _in_order(numbers: Sequence[int]) -> list[int]:
     """The sets of arguments in the order in which they are packed: again where another came between."""
     return [number for index, number in enumerate(numbers) if index == 0 or numbers[index - 1] != number]
-
-
-def _checker(function: Function, *, named: bool) -> Callable[[int], None]:
-    """Raises for a status that is not success; says which function it was where there are several."""
-
-    def check(status: int) -> None:
-        try:
-            function.check(status, LaunchError)
-        except LaunchError as error:
-            if not named:
-                raise
-            raise LaunchError(f"{function.name}: {error}", error.code) from None
-
-    return check
 
 
 class Hold:

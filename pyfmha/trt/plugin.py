@@ -11,24 +11,23 @@ ignored and only an exception is a failure; an exception in ``get_workspace_size
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.operators.forms import Shape
-from pyfmha.operators.instance import Instance
+from pyfmha.operators.instance import NOTHING, Instance
 from pyfmha.operators.plan import Plan
 from pyfmha.operators.scopes import ShapeScope
-from pyfmha.operators.tactics import Tactic, choose, tactics_of
+from pyfmha.operators.tactics import Tactic, choose
 from pyfmha.runtime.library import Function
-from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import code_for
-from pyfmha.spec.arch import arch_for
 from pyfmha.trt.current import current_capability, current_context
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, stored_fields
-from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments
+from pyfmha.trt.launch import Binder, Enqueue, Hold
 from pyfmha.trt.origin import Origin
+from pyfmha.trt.plans import checked, held, serves
 from pyfmha.trt.shapes import Symbols, check_expressions, check_types, largest, least_sizes, sizes
 
 IMPOSSIBLE_BYTES = 1 << 62
@@ -67,6 +66,7 @@ class PluginBehaviour:
         self._plans: OrderedDict[tuple[Shape, ...], Plan] = OrderedDict()
         self._plan: Plan | None = None
         self._launch: Enqueue | None = None
+        self._binder = Binder(weakref.WeakMethod(self._enqueue_failed))
         self._hold: Hold | None = None
         self._held: Instance | None = None  # whose code that is
         operator = origin.instance.program.operator
@@ -197,12 +197,12 @@ class PluginBehaviour:
         """The tactics with code for the current device."""
         capability = current_capability()
         function = self._main_function()
-        served = [tactic.id for tactic in tactics_of(function.manifest) if tactic.runs_on(capability)]
+        served = [tactic.id for tactic in function.tactics if tactic.runs_on(capability)]
         if not served:
-            held = ", ".join(function.manifest.archs())
+            there = ", ".join(function.manifest.archs())
             raise PluginError(
                 f"{self.origin.library.path.name} has no {function.name} for this device, which is"
-                f" sm_{capability}; it is built for {held}: {code_for(f'sm_{capability}', self.origin.library.path)}"
+                f" sm_{capability}; it is built for {there}: {code_for(f'sm_{capability}', self.origin.library.path)}"
             )
         return served
 
@@ -245,8 +245,8 @@ class PluginBehaviour:
         self._plans.clear()  # what is launched may hang on it
         LOGGER.debug("%s: tactic %d is %s", self.describe(), tactic, chosen.name, extra={"tactic": chosen.name})
         if self._launch is not None and self._shapes is not None:
-            self._plan = self._planned(self._shapes)
-            self._prepare()
+            self._plan = self._kept_plan(self._shapes)
+            self._arm(self.bound(self._plan))
 
     @property
     def tactic(self) -> Tactic:
@@ -255,9 +255,9 @@ class PluginBehaviour:
 
     def _chosen(self, tactic: int) -> Tactic:
         """The algorithm of an id. Where types are not known yet, TensorRT may mean that of any of them."""
-        functions = [self.origin.library[name].manifest for name in self.instance.main_functions()]
-        held = [found for function in functions for found in tactics_of(function)]
-        return choose(held, tactic, self.origin.stored.algorithms)
+        functions = [self.origin.library[name] for name in self.instance.main_functions()]
+        tactics = [found for function in functions for found in function.tactics]
+        return choose(tactics, tactic, self.origin.stored.algorithms)
 
     @guarded
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -277,13 +277,10 @@ class PluginBehaviour:
         check_types(self.instance, self.instance.forms().all, descs)
         shapes = [sizes(desc.dims) for desc in descs]
         if plan is None or shapes != earlier:
-            plan, prepared = self._planned(shapes), None
+            plan, prepared = self._kept_plan(shapes), None
         self._plan, self._shapes = plan, shapes
         self._hold_code()
-        if prepared is not None:
-            self._arm(prepared)
-        else:
-            self._prepare()
+        self._arm(prepared or self.bound(plan))
 
     def enqueue(
         self,
@@ -297,7 +294,7 @@ class PluginBehaviour:
         """Launch on a stream. Loads, allocates and waits for nothing, so that it can be captured in a CUDA graph.
 
         This is what an object answers that has no shape prepared. ``on_shape_change`` puts the launch itself in its
-        place on the object, where the binding looks at every call: see :func:`pyfmha.trt.launch.bind`.
+        place on the object, where the binding looks at every call: see :class:`pyfmha.trt.launch.Binder`.
 
         Args:
             input_desc, output_desc: not looked at: ``on_shape_change`` has seen them.
@@ -341,11 +338,14 @@ class PluginBehaviour:
                 self._plans.clear()
                 self._shapes = None
 
-    def _prepare(self) -> None:
-        assert self._plan is not None
-        library, plan = self.origin.library, self._plan
-        steps = [(library[step.function], self.tactic.algo_id if step.tuned else 0) for step in plan.steps]
-        self._arm(bind(steps, plan, weakref.WeakMethod(self._enqueue_failed)))
+    def bound(self, plan: Plan) -> Enqueue:
+        """The ``enqueue`` of some launches, which works as long as this object lives and holds their code.
+
+        Raises:
+            PluginError: an argument does not fit its C type.
+        """
+        library, algo_id = self.origin.library, self.tactic.algo_id
+        return self._binder([(library[step.function], algo_id if step.tuned else 0) for step in plan.steps], plan)
 
     def _arm(self, launch: Enqueue | None) -> None:
         self._launch = launch
@@ -354,36 +354,33 @@ class PluginBehaviour:
         else:
             self.__dict__["enqueue"] = launch
 
-    def _planned(self, shapes: Sequence[Shape]) -> Plan:
+    def _kept_plan(self, shapes: Sequence[Shape]) -> Plan:
         """The launches for the shapes of all tensors."""
         key = tuple(shapes)
         plan = self._plans.get(key)
         if plan is None:
-            count = len(self.instance.forms().inputs)
-            scope = self.instance.measure(shapes[:count], shapes[count:], serves=self._serves)
-            plan = self._plans[key] = self._checked(self.instance.plan(scope))
+            plan = self._plans[key] = self.planned(shapes)
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
         return plan
 
-    def _checked(self, plan: Plan) -> Plan:
-        library = self.origin.library
-        for step in plan.steps:
-            if step.function not in library:
-                raise PluginError(f"{library.path} does not hold {step.function}")
-            check_arguments(library[step.function], step.arguments)
-        return plan
+    def planned(self, shapes: Sequence[Shape], given: Mapping[str, int] = NOTHING) -> Plan:
+        """The launches for some shapes; nothing is prepared.
+
+        Args:
+            shapes: of all tensors, inputs first.
+            given: as :meth:`pyfmha.operators.instance.Instance.planned`.
+
+        Raises:
+            PluginError: the shapes do not fit, or the library lacks what serves them.
+        """
+        count = len(self.instance.forms().inputs)
+        plan = self.instance.planned(shapes[:count], shapes[count:], self._serves, given)
+        return held(plan, self.origin.library)
 
     def _serves(self, function: str, kernel: str, arguments: Sequence[float]) -> bool:
-        """Whether a function would run a kernel on the current device; no where there is none, as in a build."""
-        if current_context() is None or function not in self.origin.library:
-            return False
-        arch = arch_for(f"sm_{current_capability()}", self.origin.library[function].manifest.archs())
-        if arch is None:
-            return False
-        main = function == self.instance.main_functions()[0]
-        found = serving(self.origin.library[function].manifest, self.tactic.algo_id if main else 0, arch, arguments)
-        return any(variant.kernel == kernel for variant in found[:1])
+        algo_id = self.tactic.algo_id if function == self.instance.main_functions()[0] else 0
+        return serves(self.origin.library, algo_id, function, kernel, arguments)
 
     def _largest(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Plan, ShapeScope]:
         """The launches for the largest shapes that are asked for, and what is known of the profile."""
@@ -396,4 +393,4 @@ class PluginBehaviour:
         scope = self.instance.measure(
             shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves
         )
-        return self._checked(self.instance.plan(scope)), scope
+        return checked(self.instance.plan(scope), self.origin.library), scope

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.arithmetic import EvaluationError
-from pyfmha.operators.expressions import Parser, Scope
+from pyfmha.operators.expressions import Expression, Parser, Scope
+from pyfmha.operators.folding import folded
 
 LIMIT = 1 << 63
 TYPES = {"a": "int", "b": "int", "x": "float", "flag": "bool", "word": "str", "list": "int[]", "ratios": "float[]"}
@@ -143,6 +144,8 @@ TREES = st.recursive(LEAVES, compound, max_leaves=12)
 @given(tree=TREES, a=NUMBERS | st.just(-LIMIT), b=NUMBERS)
 def test_integers_are_pythons_or_refused(tree: Any, a: int, b: int) -> None:
     parsed = PARSER.parse(text_of(tree), "test")
+    partly = Expression("", folded(parsed.node, Scope({"a": a})))
+    assert "a" not in partly.names()
     assert parsed.type == "int"
     assert parsed.names() == {name for name in ("a", "b") if _named(tree, name)}
     try:
@@ -150,10 +153,13 @@ def test_integers_are_pythons_or_refused(tree: Any, a: int, b: int) -> None:
     except NoValueError:
         with pytest.raises(EvaluationError, match=r"overflows 64 bits, a number is divided by zero"):
             parsed.evaluate(Scope({"a": a, "b": b}))
+        with pytest.raises(EvaluationError):
+            partly.evaluate(Scope({"b": b}))
     else:
         found = parsed.evaluate(Scope({"a": a, "b": b}))
         assert found == wanted
         assert type(found) is int
+        assert partly.evaluate(Scope({"b": b})) == wanted
 
 
 def _named(tree: Any, name: str) -> bool:
@@ -243,6 +249,21 @@ def test_questions(text: str, question: str, words: tuple[Any, ...], kind: str) 
 def test_an_index_beyond_a_list_has_no_value(index: int) -> None:
     with pytest.raises(EvaluationError):
         value("list[a]", a=index, list=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a + 0.5", 3.5), ("not flag", True), ("word == 'yes'", True), ("list[a - 2]", 5), ("b > 0 or a == 3", None),
+        ("a == 3 or b > 0", True), ("b / 0 if a == 2 else 7", 7), ("flag and b / 0 > 1", False), ("list[b]", None),
+        ("list[a]", None), ("-1e400 < x", True), ("1 < a < 5 and not flag", True), ("'one' if flag else word", "yes"),
+    ],
+)  # fmt: skip
+def test_what_follows_from_the_names_that_are_known(text: str, wanted: Any) -> None:
+    """None where it does not: ``b`` is not known, and what has no value keeps having none."""
+    scope = Scope({"a": 3, "x": 0.25, "flag": False, "word": "yes", "list": (4, 5)})
+    node = folded(PARSER.parse(text, "test").node, scope)
+    assert (node.value if node.kind == "constant" else None) == wanted
 
 
 def test_what_is_not_chosen_is_not_computed() -> None:

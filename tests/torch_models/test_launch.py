@@ -1,40 +1,37 @@
 """What the operator launches, on the fake driver: PyTorch's CPU memory stands for the GPU's, and no kernel runs."""
 
 import struct
-from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_gpu import STREAM, attention_op, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
+import pyfmha.torch
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
+from pyfmha.torch import functional, operator, plain
 from pyfmha.torch import launch as launching
-from pyfmha.torch import operator
 
 pytest_plugins = ("trt_double.fixtures",)
 
-STREAM = 0x5EED
-
 
 @pytest.fixture
-def fake_gpu(forward_library: Library, fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+def fake_gpu(forward_library: Library, fake_cuda: FakeCuda) -> Iterator[FakeCuda]:
     """PyTorch's current device and stream are the fake driver's."""
     assert fake_cuda.c.cuInit(0) == 0
     fake_cuda.use_context(0)
-    launching._attached.cache_clear()
-    operator._ready.clear()
-    monkeypatch.setattr(launching, "library", lambda: forward_library)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(launching, "_current_device", lambda: -1)  # that of tensors of the CPU
-    monkeypatch.setattr(launching, "_stream_of", lambda device: STREAM)
-    yield fake_cuda
-    launching._attached.cache_clear()
-    operator._ready.clear()
+    with torch_gpu(forward_library):
+        yield fake_cuda
 
 
 def tensors(rows: int = 40, keys: int = 50, kv_heads: int = HEADS) -> list[torch.Tensor]:
@@ -59,7 +56,7 @@ def test_a_launch_on_the_current_stream_with_the_tensors_own_memory(fake_gpu: Fa
     q, k, v = tensors(kv_heads=HEADS // 2)
     lengths = torch.tensor([3, 9], dtype=torch.int32)
 
-    out, lse = operator._on_gpu(
+    out, lse = attention_op(
         q, k, v, 0.5, True, True, 3, -1, softcap=2.0, kv_lengths=lengths, return_lse=True,
     )  # fmt: skip
 
@@ -74,18 +71,142 @@ def test_a_launch_on_the_current_stream_with_the_tensors_own_memory(fake_gpu: Fa
 
 
 def test_a_form_is_prepared_once_and_later_calls_only_launch(fake_gpu: FakeCuda) -> None:
-    operator._on_gpu(*tensors(), 0.5)
+    attention_op(*tensors(), 0.5)
     before = fake_gpu.all_calls()
 
     for _ in range(3):
-        operator._on_gpu(*tensors(), 0.5)
+        attention_op(*tensors(), 0.5)
 
     later = dict(fake_gpu.all_calls() - before)
     assert later == {"cuLaunchKernel": 3, "cuCtxGetCurrent": 3, "cuCtxGetId": 3}
-    operator._on_gpu(*tensors(rows=41), 0.5)
+    attention_op(*tensors(rows=41), 0.5)
     assert integers(fake_gpu.launches()[-1].params, 14, 2) == [41, 50]
-    operator._on_gpu(*tensors(), 0.5)  # what was prepared for another shape does not disturb it
+    attention_op(*tensors(), 0.5)  # what was prepared for another shape does not disturb it
     assert integers(fake_gpu.launches()[-1].params, 14, 2) == [40, 50]
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "operator": lambda *tensors: attention_op(*tensors, SIZE**-0.5)[0],
+    "attention": pyfmha.torch.attention,
+    "drop-in": pyfmha.torch.scaled_dot_product_attention,
+}
+
+
+@pytest.mark.parametrize("inference", [True, False], ids=["inference", "gradients"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_like_the_one_before_is_known_again(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, inference: bool
+) -> None:
+    """By shapes, strides and types: then nothing is looked up, and what is launched is right for these tensors."""
+    looked_up, look_up = [], operator.ready_for
+
+    def counted(*given: Any, **named: Any) -> Any:
+        looked_up.append(given)
+        return look_up(*given, **named)
+
+    for module in (operator, functional):
+        monkeypatch.setattr(module, "ready_for", counted)
+    q, k, _ = tensors()
+    turned = k.transpose(1, 2).contiguous().transpose(1, 2)
+    with torch.inference_mode(inference):
+        for number, changed in enumerate((k, k[:, :, :49], k, turned, k[:, :, :49])):
+            for _ in range(3):
+                out = CALLS[name](q, changed, changed.detach())
+                launch = fake_gpu.launches()[-1]
+                assert [pointers(launch.params)[at] for at in (0, 2, 3)] == [x.data_ptr() for x in (out, q, changed)]
+                assert integers(launch.params, 14, 2) == [40, changed.shape[2]]
+                assert strides(launch.params)[3:6] == list(changed.stride()[:3])
+                assert (launch.stream, out.dtype, out.is_inference()) == (STREAM, q.dtype, inference)
+            assert len(looked_up) == number + 1
+    assert len(fake_gpu.launches()) == 15
+
+
+def test_other_keywords_are_another_call(fake_gpu: FakeCuda) -> None:
+    q, k, v = tensors()
+    given: list[dict[str, Any]] = [
+        {}, {"scale": 0.5}, {"causal": True}, {"causal": "bottom-right"}, {"window": (3, 1)}, {"softcap": 2.0},
+        {"return_lse": True}, {},
+    ]  # fmt: skip
+    for keywords in given * 2:
+        result = pyfmha.torch.attention(q, k, v, **keywords)
+        assert isinstance(result, tuple) == bool(keywords.get("return_lse"))
+    first, second = fake_gpu.launches()[:8], fake_gpu.launches()[8:]
+    assert [one.params[9:] for one in first] == [one.params[9:] for one in second]
+    assert len({one.params[9:] for one in first}) == 6  # one asks for the log-sum-exp, one is asked twice
+    assert [pointers(one.params)[1] != 0 for one in second] == [bool(keywords.get("return_lse")) for keywords in given]
+
+
+@pytest.mark.parametrize("name", ["attention", "drop-in"])
+def test_who_looks_on_sees_the_operator(fake_gpu: FakeCuda, name: str) -> None:
+    """Modes, transforms, traces, profiles and subclasses of tensors, also after calls that were known again."""
+    q, k, v = tensors()
+    call = CALLS[name]
+    for _ in range(2):
+        call(q, k, v)
+    launched = len(fake_gpu.launches())
+
+    class Looking(TorchDispatchMode):
+        seen: ClassVar[list[Any]] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    class Function(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Looking.seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    class Own(torch.Tensor):
+        pass
+
+    with Looking():
+        call(q, k, v)
+    with Function():
+        call(q, k, v)
+    assert Looking.seen.count(operator.attention_op) == 2
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        call(q, k, v)
+    assert "pyfmha::attention" in {event.name for event in profiled.events()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and head sizes are constants
+        traced = torch.jit.trace(lambda x: call(x, k, v), q, check_trace=False)
+    assert "pyfmha::attention" in str(traced.graph)
+    assert isinstance(call(q.as_subclass(Own), k, v), Own)
+    assert "pyfmha.attention" in make_fx(lambda x: call(x, k, v))(q).code
+    assert len(fake_gpu.launches()) == launched
+    call(q, k, v)
+    assert len(fake_gpu.launches()) == launched + 1
+
+
+def test_a_gradient_is_refused_after_calls_that_were_known_again(fake_gpu: FakeCuda) -> None:
+    q, k, v = tensors()
+    for _ in range(2):
+        pyfmha.torch.attention(q, k, v)
+    launched = len(fake_gpu.launches())
+    out = pyfmha.torch.attention(q, k.requires_grad_(), v)
+    with pytest.raises(PluginError, match="attention has no gradient here"):
+        out.sum().backward()
+    assert len(fake_gpu.launches()) == launched  # it went through the operator, which is PyTorch's arithmetic here
+
+
+def test_what_is_known_again_is_bounded(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "MOST_RECENT", 2)
+    for scale in (0.5, 0.25, 0.125, 0.5):
+        pyfmha.torch.attention(*tensors(), scale=scale)
+    assert len(functional._recent._calls) == 2
+
+
+def test_another_version_of_pytorch_goes_by_the_dispatcher(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without the names that tell who looks on, or that knows no tensors again."""
+    monkeypatch.setattr(plain, "_TensorGuards", None)
+    for _ in range(2):
+        pyfmha.torch.attention(*tensors())
+    assert (len(fake_gpu.launches()), functional._recent._calls) == (2, {})
+    monkeypatch.delattr(torch._C, "_get_tracing_state")
+    monkeypatch.setattr(plain, "_traced", plain._lookers_on()[3])
+    pyfmha.torch.attention(*tensors())
+    assert len(fake_gpu.launches()) == 2
 
 
 def test_tensors_are_read_as_they_lie(fake_gpu: FakeCuda) -> None:
@@ -94,7 +215,7 @@ def test_tensors_are_read_as_they_lie(fake_gpu: FakeCuda) -> None:
     q, k, v = (x.transpose(1, 2) for x in packed.unbind(2))
     row, size = HEADS * SIZE, SIZE
 
-    out, _ = operator._on_gpu(q, k, v, 0.5)
+    out, _ = attention_op(q, k, v, 0.5)
 
     (launch,) = fake_gpu.launches()
     assert pointers(launch.params)[2:5] == [x.data_ptr() for x in (q, k, v)]
@@ -102,7 +223,7 @@ def test_tensors_are_read_as_they_lie(fake_gpu: FakeCuda) -> None:
     assert out.stride() == (40 * row, size, row, 1)
     turned = out.transpose(1, 2)
     assert turned.is_contiguous()
-    operator._on_gpu(*(x.transpose(1, 2) for x in (q, k, v)), 0.5, layout="bshd")
+    attention_op(*(x.transpose(1, 2) for x in (q, k, v)), 0.5, layout="bshd")
     assert strides(fake_gpu.launches()[-1].params) == strides(launch.params)
 
 
@@ -110,8 +231,8 @@ def test_of_an_axis_of_one_element_the_stride_is_not_looked_at(fake_gpu: FakeCud
     q, k, v = (torch.zeros(1, HEADS, 40, SIZE).half() for _ in range(3))
     odd = q.as_strided(q.shape, (3, 40 * SIZE, SIZE, 1))
 
-    operator._on_gpu(odd, k, v, 0.5)
-    operator._on_gpu(q, k, v, 0.5)
+    attention_op(odd, k, v, 0.5)
+    attention_op(q, k, v, 0.5)
 
     first, second = fake_gpu.launches()
     assert strides(first.params) == strides(second.params)
@@ -127,7 +248,7 @@ def test_of_an_axis_of_one_element_the_stride_is_not_looked_at(fake_gpu: FakeCud
 def test_tensors_with_gaps_inside_rows_or_expanded_are_copied_first(fake_gpu: FakeCuda, make: Any) -> None:
     q, k, v = tensors()
 
-    operator._on_gpu(q, make(k), v, 0.5)
+    attention_op(q, make(k), v, 0.5)
 
     (launch,) = fake_gpu.launches()
     by_heads, by_rows = [50 * SIZE, SIZE], [SIZE, HEADS * SIZE]
@@ -142,7 +263,7 @@ def test_bias_mask_sinks_and_values_of_another_size(fake_gpu: FakeCuda) -> None:
     bias = torch.zeros(1, HEADS, 64, 128).half()[:, :, :40, :50].expand(2, -1, -1, -1)
     mask, sinks = torch.zeros(40, 1).bool(), torch.zeros(2 * HEADS)[::2]
 
-    out, _ = operator._on_gpu(q, k, v, 0.5, bias=bias, mask=mask, sinks=sinks)
+    out, _ = attention_op(q, k, v, 0.5, bias=bias, mask=mask, sinks=sinks)
 
     (launch,) = fake_gpu.launches()
     given = dict(zip((name for name, _ in ARGUMENTS), launch.params, strict=False))
@@ -171,7 +292,7 @@ def test_a_ragged_batch_with_a_bias_of_its_longest_sequence(fake_gpu: FakeCuda) 
     q, k, v = (torch.zeros(9, HEADS, SIZE).half() for _ in range(3))
     starts, bias = torch.tensor([0, 4, 9]), torch.zeros(HEADS, 5, 5)
 
-    operator._on_gpu(q, k, v, 0.5, layout="bshd", cu_seqlens_q=starts, cu_seqlens_kv=starts, bias=bias)
+    attention_op(q, k, v, 0.5, layout="bshd", cu_seqlens_q=starts, cu_seqlens_kv=starts, bias=bias)
 
     (launch,) = fake_gpu.launches()
     given = dict(zip((name for name, _ in ARGUMENTS), launch.params, strict=False))
@@ -182,8 +303,8 @@ def test_a_ragged_batch_with_a_bias_of_its_longest_sequence(fake_gpu: FakeCuda) 
 def test_what_is_beside_is_part_of_the_form(fake_gpu: FakeCuda) -> None:
     biases = [torch.zeros(40, 50).half(), torch.zeros(1, 1, 40, 50).half(), torch.zeros(50, 40).half().T]
     for bias in (*biases, biases[0].float(), biases[0], None):
-        operator._on_gpu(*tensors(), 0.5, bias=bias)
-    operator._on_gpu(*tensors(), 0.5, mask=torch.zeros(40, 50).bool())
+        attention_op(*tensors(), 0.5, bias=bias)
+    attention_op(*tensors(), 0.5, mask=torch.zeros(40, 50).bool())
 
     assert len(operator._ready) == 6
     assert len(fake_gpu.launches()) == 7
@@ -192,23 +313,25 @@ def test_what_is_beside_is_part_of_the_form(fake_gpu: FakeCuda) -> None:
 def test_only_so_many_forms_are_kept(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator, "KEPT", 2)
     for rows in (1, 2, 3, 1):
-        operator._on_gpu(*tensors(rows=rows), 0.5)
+        attention_op(*tensors(rows=rows), 0.5)
     assert [key[0][2] for key in operator._ready] == [3, 1]
 
 
-def test_what_cannot_be_launched(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_launched(fake_gpu: FakeCuda) -> None:
     with pytest.raises(PluginError, match="does not hold fmha_fwd_d256_fp16"):
-        operator._on_gpu(*[torch.zeros(2, HEADS, 4, 200).half()] * 3, 0.5)
+        attention_op(*[torch.zeros(2, HEADS, 4, 200).half()] * 3, 0.5)
     with pytest.raises(PluginError, match="as many rows and heads"):
-        operator._on_gpu(*tensors()[:2], tensors(keys=51)[2], 0.5)
+        attention_op(*tensors()[:2], tensors(keys=51)[2], 0.5)
     with pytest.raises(PluginError, match="on one device, got cpu, meta, cpu"):
-        operator._on_gpu(tensors()[0], tensors()[1].to("meta"), tensors()[2], 0.5)
+        operator.ready_for(tensors()[0], tensors()[1].to("meta"), tensors()[2], 0.5)
     with pytest.raises(PluginError, match="mask is on meta, Q on cpu; give both on one device"):
-        operator._on_gpu(*tensors(), 0.5, mask=torch.zeros(40, 50, dtype=torch.bool, device="meta"))
+        operator.ready_for(*tensors(), 0.5, mask=torch.zeros(40, 50, dtype=torch.bool, device="meta"))
     assert operator._ready == {}
     assert launching.lacking("fp16", 33) is None
     assert "does not hold fmha_biased_d128_fp16" in str(launching.lacking("fp16", 65))
-    monkeypatch.undo()
+
+
+def test_without_a_library_the_error_says_what_builds_one(monkeypatch: pytest.MonkeyPatch) -> None:
     launching.library.cache_clear()
     monkeypatch.setenv("PYFMHA_LIBRARY", "/nowhere/libpyfmha.so")
     with pytest.raises(LibraryError, match="build the library: pyfmha build"):

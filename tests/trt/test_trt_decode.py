@@ -4,6 +4,7 @@ import gc
 import random
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyfmha.trt
 from pyfmha.attention import decode
 from pyfmha.attention.decode import LEAST_KEYS, MOST_QUERIES, most_workspace_bytes
 from pyfmha.errors import DriverError, LaunchError
-from pyfmha.runtime.library import Function, Library
+from pyfmha.runtime.library import Library
 from pyfmha.trt import launch, standin
 from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
 from pyfmha.trt.creator import make_creator
@@ -578,20 +579,15 @@ def test_threads_that_meet_in_one_object_keep_their_arguments(decode_library: Li
         assert {index: struct.unpack("<Q", queued.params[index])[0] - at for index in bases} == bases
 
 
-def test_an_argument_is_not_shared_between_two_launches(
-    decode_library: Library, fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_argument_is_not_shared_between_two_launches(decode_library: Library, fake_cuda: FakeCuda) -> None:
     """The C call lets other threads run: one that enqueues just then must not change what the first one launches."""
     from trt_double.binding import make_binding
 
     start(fake_cuda)
     scene = Scene(make_binding(), decode_library)
-    original, nested = Function.prepare, [False]
+    nested = [False]
 
-    def prepare(self: Function, *arguments: Any, **options: Any) -> Any:
-        made = original(self, *arguments, **options)
-        start_of = made.start
-
+    def nesting(start_of: Callable[[bytes], int]) -> Callable[[bytes], int]:
         def between(packed: bytes) -> int:
             if not nested[0]:
                 nested[0] = True
@@ -599,10 +595,10 @@ def test_an_argument_is_not_shared_between_two_launches(
                 nested[0] = False
             return int(start_of(packed))
 
-        made.start = between
-        return made
+        return between
 
-    monkeypatch.setattr(Function, "prepare", prepare)
+    for name in decode_library:
+        decode_library[name].start = nesting(decode_library[name].start)
     plugin = prepared(scene, 1, 600)
     assert enqueue(scene, plugin) == 0, last_error()
     seen = [(launch.stream - STREAM, struct.unpack("<Q", launch.params[2])[0] - Q) for launch in fake_cuda.launches()]

@@ -4,7 +4,7 @@ What is allowed is said in one place, the operator's description (:mod:`pyfmha.a
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from pyfmha.attention.biased_operator import FLOAT, OWN
 from pyfmha.attention.first import DTYPES
@@ -90,7 +90,7 @@ class Problem:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         _ = self.instance
 
-    @property
+    @cached_property
     def instance(self) -> Instance:
         """The operator with these attributes."""
         return _instance(tuple(self.attributes().items()))

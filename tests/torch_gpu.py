@@ -1,0 +1,49 @@
+"""PyTorch's CPU memory in the place of a GPU's, for ``pyfmha.torch`` on the fake driver: no kernel runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+from pyfmha.runtime.library import Library
+from pyfmha.torch import functional, launch, operator, plain
+
+STREAM = 0x5EED
+"""PyTorch's current stream."""
+
+_library = torch.library.Library("pyfmha_fake_gpu", "DEF")
+for _name in ("attention", "empty"):
+    _library.define(_name + operator.SCHEMA)
+_library.impl("attention", operator._on_gpu, "CPU")
+attention_op = torch.ops.pyfmha_fake_gpu.attention.default
+"""The operator, in which the dispatcher finds the code for the GPU."""
+
+_NOTHING = torch.empty(0), torch.empty(0)
+_library.impl("empty", lambda *arguments: _NOTHING, "CPU")
+empty_op = torch.ops.pyfmha_fake_gpu.empty.default
+"""An operator of the same arguments that does nothing."""
+
+
+def forget() -> None:
+    """Nothing is prepared."""
+    launch._attached.cache_clear()
+    operator._ready.clear()
+    for recent in (operator._recent, functional._recent, functional._recent_drop_in):
+        recent._calls.clear()
+
+
+@contextmanager
+def torch_gpu(library: Library) -> Iterator[None]:
+    """PyTorch's current device is that of the fake driver's current context."""
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "library", lambda: library)
+        patch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        patch.setattr(launch, "_current_device", lambda: -1)  # that of tensors of the CPU
+        patch.setattr(launch, "_stream_of", lambda device: STREAM)
+        patch.setattr(launch, "empty", torch._C._dynamo.guards._empty_strided_cpu)
+        patch.setattr(plain, "_is_on_gpu", lambda tensor: True)
+        patch.setattr(functional, "why_not", lambda *_, **__: None)  # it sees that they are not on a GPU
+        yield
+    forget()

@@ -39,14 +39,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "e4m3": (set(), {"numpy"}),
     "spec": ({"errors"}, set()),
     "operators": ({"errors", "spec"}, set()),
-    "interpreter": ({"bfloat16", "errors", "spec"}, {"numpy", "triton"}),
+    "interpreter": ({"bfloat16", "errors", "operators", "spec"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "e4m3", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
     "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"spec"}, {"rich"}),
     "trt": (
-        {"attention", "bfloat16", "errors", "operators", "runtime", "spec"},
+        {"attention", "bfloat16", "errors", "interpreter", "operators", "runtime", "spec"},
         {"numpy", "cuda", "typing_extensions", *TENSORRT},
     ),  # typing_extensions for type checkers only
     "trtllm": ({"trt"}, set()),
@@ -81,7 +81,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"click", "numpy", "rich", "typer", "triton"},
     ),
-    "__init__": ({"attention", "errors", "functions", "operators", "runtime", "spec", "trt"}, set()),
+    "__init__": ({"attention", "errors", "functions", "interpreter", "operators", "runtime", "spec", "trt"}, set()),
     "__main__": ({"cli"}, set()),
 }
 

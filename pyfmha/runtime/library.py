@@ -8,7 +8,7 @@ import functools
 import math
 import operator
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,8 +278,8 @@ class Prepared:
             self.function.check(status, LaunchError)
 
 
-class Library:
-    """A shared library that pyfmha built: like a mapping from name to :class:`Function`.
+class Library(Mapping[str, Function]):
+    """A shared library that pyfmha built: a mapping from name to :class:`Function`.
 
     Args:
         path: the ``.so``; by default that of ``PYFMHA_LIBRARY``, else ``aot_out/libpyfmha.so``, else the wheel's.
@@ -338,6 +338,14 @@ class Library:
                     f" {build_command(self.path)}"
                 )
         return manifest
+
+    # Not by what it holds: one library is not another.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The function of that name, or the default."""
+        return self._functions.get(name, default)
 
     def __getitem__(self, name: str) -> Function:
         try:

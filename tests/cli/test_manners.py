@@ -62,6 +62,30 @@ class TestProgress:
         assert len(lines) == 1 + 84 // 5 + 1
         assert max(map(len, lines)) == 80
 
+    def test_lines_where_colours_are_forced_and_where_a_terminal_cannot_move(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CI services and Jupyter set FORCE_COLOR, for which rich takes any file for a terminal."""
+        for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm")):
+            monkeypatch.setenv(name, value)
+        with (tmp_path / "log").open("w") as log:
+            console = Console(file=log, color_system=None)
+            assert console.is_terminal
+            with progress_bar(console, "compiling") as progress:
+                progress(0, 2, "")
+                progress(2, 2, "b")
+        assert (tmp_path / "log").read_text() == "compiling: 2 to do\ncompiling: 2 of 2 in 0 s: b\n"
+
+        main, terminal = os.openpty()
+        monkeypatch.setenv("TERM", "dumb")
+        with (
+            open(terminal, "w") as screen,
+            progress_bar(Console(file=screen, color_system=None), "compiling") as progress,
+        ):
+            progress(2, 2, "b")
+        assert os.read(main, 200).splitlines() == [b"compiling: 2 of 2 in 0 s: b"]
+        os.close(main)
+
     def test_few_steps_have_a_line_each(self) -> None:
         assert len(self.lines(3)) == 4
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.operators.description import Operator
-from pyfmha.runtime.arguments import with_addresses
+from pyfmha.runtime.arguments import in_order, with_addresses
 from pyfmha.runtime.elf import check_whole
 from pyfmha.runtime.find import library_path
 from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
@@ -31,7 +31,8 @@ class Function:
     """One C function of a library.
 
     A call ``function(stream, *arguments)`` launches it: the stream is the integer value of a ``CUstream`` of the
-    current CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued.
+    current CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued. The
+    last arguments may come by name, ``function(stream, x, y, n=n)``, in any order.
 
     For a pointer a tensor may be given that has DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's): its memory
     is used where it is, on that stream, which is ordered after the tensor's producer as the protocol says. It must
@@ -100,22 +101,25 @@ class Function:
         """
         self.check(self._unload(), DriverError)
 
-    def __call__(self, *arguments: Any, algo_id: int = 0) -> None:
+    def __call__(self, /, *arguments: Any, algo_id: int = 0, **named: Any) -> None:
         """Launch.
 
         Args:
             arguments: the stream, a ``CUstream`` of the current context as an integer (0 is the legacy default stream);
                 then as in the manifest.
             algo_id: which algorithm, from 0.
+            named: arguments by name, ``stream`` too; that takes a microsecond or two.
 
         Raises:
             LaunchError: the launch was refused or failed; ``code`` is the ``CUresult``.
-            TypeError: an argument is of the wrong kind, or their number is wrong.
+            TypeError: an argument is of the wrong kind, missing, unknown or given twice.
             OverflowError: an integer does not fit its C type.
             TensorError: a tensor is not on the current context's GPU, of another type than the pointer, or not
                 contiguous where the function takes no strides.
         """
         # Written for speed: taking the stream apart from the rest would copy the arguments twice.
+        if named:
+            arguments = in_order(self.manifest, arguments, named)
         try:
             # An integer tensor of one element would pass for the number in it.
             if set(map(type, self._pointers(arguments))) != _INTEGERS:
@@ -129,7 +133,7 @@ class Function:
         if status:
             self.check(status, LaunchError)
 
-    def prepare(self, *arguments: Any, algo_id: int = 0, all_pointers: bool = False) -> "Prepared":
+    def prepare(self, /, *arguments: Any, algo_id: int = 0, all_pointers: bool = False, **named: Any) -> "Prepared":
         """Settle everything about a launch but its stream and leading pointers, for the cheapest way to repeat it.
 
         Args:
@@ -140,6 +144,8 @@ class Function:
         Raises:
             TypeError, OverflowError: as a call. Whether the arguments are served is found out at the launch.
         """
+        if named:
+            arguments = in_order(self.manifest, arguments, named, stream=False)
         packed = self._packed((0, *arguments), algo_id)
         pointers = [index for index, entry in enumerate(self._types) if entry.kind == "pointer"]
         if not all_pointers or pointers == list(range(self._leading)):
@@ -147,8 +153,12 @@ class Function:
         formats = [entry.format for entry in self._types[: pointers[-1] + 1]]
         return Prepared(self, self._launch, packed, pointers_among(formats, arguments, pointers))
 
-    def _addresses(self, arguments: tuple[Any, ...], algo_id: int) -> tuple[tuple[Any, ...], object]:
+    def _addresses(
+        self, arguments: tuple[Any, ...], named: Mapping[str, Any], algo_id: int
+    ) -> tuple[tuple[Any, ...], object]:
         """Arguments without a stream, checked, and with addresses for tensors; and what keeps those."""
+        if named:
+            arguments = in_order(self.manifest, arguments, named, stream=False)
         (_, *given), held = with_addresses(self.manifest, (0, *arguments), None)
         self._packed((0, *given), algo_id)
         return tuple(given), held
@@ -166,18 +176,18 @@ class Function:
         if any(not 0 <= arguments[index] <= 1 for index in self._flags):
             raise self._refusal(arguments, algo_id)
 
-    def variant(self, *arguments: Any, algo_id: int = 0) -> str:
+    def variant(self, /, *arguments: Any, algo_id: int = 0, **named: Any) -> str:
         """The name of the variant that would serve a launch with these arguments.
 
         Raises:
             LaunchError, TypeError, OverflowError, TensorError: as a call.
         """
-        arguments, _held = self._addresses(arguments, algo_id)
+        arguments, _held = self._addresses(arguments, named, algo_id)
         name = ctypes.c_char_p()
         self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
 
-    def workspace_size(self, *arguments: Any, algo_id: int = 0) -> int:
+    def workspace_size(self, /, *arguments: Any, algo_id: int = 0, **named: Any) -> int:
         """Bytes of device memory that a launch with these arguments needs at its last one, the workspace; often 0.
 
         Args:
@@ -188,7 +198,7 @@ class Function:
             LaunchError: as a call would; the function must be loaded in the current CUDA context.
             TypeError, OverflowError, TensorError: as a call.
         """
-        arguments, _held = self._addresses(arguments, algo_id)
+        arguments, _held = self._addresses(arguments, named, algo_id)
         size = ctypes.c_uint64()
         if self._workspace:
             self.check(self._workspace(*arguments, algo_id, ctypes.byref(size)), LaunchError)
@@ -307,7 +317,7 @@ class Library(Mapping[str, Function]):
                 f"{self.path} cannot be loaded: {error}; build it on this machine: {build_command(self.path)}"
             ) from None
         self.manifest = self._read_manifest()
-        self._functions = {function.name: Function(self._cdll, function) for function in self.manifest.functions}
+        self._functions = {made.name: Function(self._cdll, made) for made in self.manifest.functions}
 
     @functools.cached_property
     def operators(self) -> tuple[Operator, ...]:

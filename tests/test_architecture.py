@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"spec"}, {"rich"}),
     "trt": (
-        {"attention", "bfloat16", "errors", "interpreter", "operators", "runtime", "spec"},
+        {"attention", "bfloat16", "errors", "functions", "interpreter", "operators", "runtime", "spec"},
         {"numpy", "cuda", "typing_extensions", *TENSORRT},
     ),  # typing_extensions for type checkers only
     "trtllm": ({"trt"}, set()),

@@ -81,8 +81,13 @@ def run_instance(
     inputs: Mapping[str, Any],
     source: str | os.PathLike[str] = "",
     kernels: Mapping[str, KernelSpec] | None = None,
+    more: Mapping[str, Argument] | None = None,
 ) -> dict[str, Array]:
-    """As :func:`interpret_operator`, for a plugin of an operator; raises the same."""
+    """As :func:`interpret_operator`, for a plugin of an operator; raises the same.
+
+    Args:
+        more: what those kernels take besides.
+    """
     names = [form.name for form in instance.forms().inputs]
     shapes = {name: tuple(map(int, inputs[name])) for name, _ in instance.forms().shapes if name in inputs}
     wanted = [*names, *(name for name, _ in instance.forms().shapes)]
@@ -100,7 +105,7 @@ def run_instance(
     scope = instance.measure(given, outputs)
     for form, shape in zip(forms.outputs, outputs, strict=True):
         arrays[form.name] = _unwritten(shape, form.type or "")
-    runs = _Runs(instance, forms, scope, arrays, source, kernels or {})
+    runs = _Runs(instance, forms, scope, arrays, source, kernels or {}, more or {})
     for launch, step in zip(runs.launches(), instance.plan(scope).steps, strict=True):
         runs.run(launch, step.function, step.arguments)
     return {form.name: arrays[form.name] for form in forms.outputs}
@@ -157,6 +162,7 @@ class _Runs:
     arrays: Mapping[str, Array]
     source: str | os.PathLike[str]
     kernels: Mapping[str, KernelSpec]
+    more: Mapping[str, Argument]
     parts: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -189,7 +195,8 @@ class _Runs:
             raise PluginError(f"the grid of {function} divides by zero") from None
         if x and y and z:
             read = {name for expression in grid for name in expression.names()}
-            run_in_subprocess(kernel.path, kernel.name, (x, y, z), arguments, kernel.constants, optional=read)
+            taken = {**arguments, **(self.more if function in self.kernels else {})}
+            run_in_subprocess(kernel.path, kernel.name, (x, y, z), taken, kernel.constants, optional=read)
 
     def _kernel(self, launch: LaunchProgram, function: str) -> "_Kernel":
         spec, said = self.kernels.get(function), launch.launch

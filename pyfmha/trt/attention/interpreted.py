@@ -1,11 +1,16 @@
 """Attention on the CPU: the kernels' source under Triton's interpreter, on numpy arrays."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pyfmha.attention.families import library_specs
 from pyfmha.errors import PluginError
+from pyfmha.functions import AttentionFunction
+from pyfmha.functions.evaluate import packed_inputs
+from pyfmha.functions.family import Declared, WithFunction
 from pyfmha.interpreter.operators import TYPE_OF, run_instance
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.spec.kernel import KernelSpec
@@ -52,6 +57,8 @@ def interpret_attention(
     mask: Array | None = None,
     sinks: Array | None = None,
     return_lse: bool = False,
+    function: AttentionFunction | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Any:
     """softmax(scale * Q K^T) V by the portable production kernels, under Triton's interpreter. Slow: for small sizes.
 
@@ -63,21 +70,33 @@ def interpret_attention(
         q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv: int32, as there.
         bias, mask, sinks: of Q's type or float32, bool, of Q's type or float32, as there.
         return_lse: whether to return Lse, too.
+        function: a score or mask function, made by :func:`pyfmha.score_function` and its kin in a file.
+        inputs: the function's own, by name: numpy arrays and numbers.
 
     Returns:
         Out, of Q's type; with ``return_lse`` a pair of Out and Lse, float32.
 
     Raises:
         PluginError: the arrays do not fit.
-        InterpreterError: Triton is missing, or failed.
+        SpecError: the function's inputs do not.
+        InterpreterError, KernelSourceError: Triton is missing, or the function failed.
     """
     arrays = dict(zip(INPUTS, (q, k, v), strict=True))
     lengths, beside = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv), beside_of(bias, mask, sinks)
+    declared = None if function is None else Declared.of(function)
+    if declared is not None and not beside:
+        beside = {"mask": np.ones((1, 1, 1, 1), np.bool_)}  # functions are in the kernels that take one
     problem = problem_of(
         *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside)),
         causal=causal, scale=scale, window=window, align=align, softcap=softcap, layout=layout, return_lse=return_lse,
     )  # fmt: skip
-    found = run_instance(problem.instance, {**arrays, **lengths, **beside}, kernels=_kernels(problem))
+    own = () if declared is None else packed_inputs(declared, inputs or {})
+    found = run_instance(
+        problem.instance,
+        {**arrays, **lengths, **beside},
+        kernels=_kernels(problem, declared),
+        more={"inputs": own} if own else {},
+    )
     return (found["Out"], found["Lse"]) if return_lse else found["Out"]
 
 
@@ -89,7 +108,9 @@ def _described(name: str, array: Any) -> _Described:
     return _Described(tuple(array.shape), _Kind(DATA_TYPES[kind]))
 
 
-def _kernels(problem: Problem) -> dict[str, KernelSpec]:
-    """The generic variants of the kernels that are Triton's, by function."""
+def _kernels(problem: Problem, function: Declared | None) -> dict[str, KernelSpec]:
+    """The generic variants of the kernels that are Triton's, by function; with a function of the user's, that one."""
+    if function is not None:
+        return {problem.function_name: WithFunction(problem.dtype, problem.padded_size, function=function).specs()[-1]}
     specs = library_specs(("forward", "biased"), (problem.dtype,), (problem.padded_size,))
     return {spec.name: spec for spec in specs if not spec.archs}

@@ -54,7 +54,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
-    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "torch_tensorrt", "transformers"}),
+    "torch": (
+        {"attention", "errors", "operators", "runtime", "trt"},
+        {"torch", "torch_tensorrt", "transformers", "typing_extensions"},
+    ),
     "verify": (
         {"attention", "bfloat16", "errors", "functions", "interpreter", "operators"}
         | {"report", "runtime", "spec", "trt"},

@@ -15,21 +15,22 @@ from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module, module_of
+from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
 
 Tensors = dict[str, Any]
 """``ITensor`` by name."""
 
 
 def add_operator(
-    network: Any,
+    network: INetworkDefinition,
     operator: Operator | str,
-    *inputs: Any,
+    *inputs: AnyTensor,
     name: str | None = None,
     namespace: str | None = None,
     library: Library | Path | str | None = None,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
     **attributes: Any,
-) -> tuple[Any, ...]:
+) -> tuple[AnyTensor, ...]:
     """Add an operator of a library to a network. Registers its plugin first, if need be.
 
     Args:

@@ -11,7 +11,7 @@ from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.network import features_of
 from pyfmha.trt.attention.problem import INPUTS, Problem
-from pyfmha.trt.attention.words import Align, Causal, Dtype, Layout
+from pyfmha.trt.attention.words import Align, Causal, Dtype, Layer, Layout
 from pyfmha.trt.engine import Range
 
 LAYERS = ("plugin", "tensorrt")
@@ -62,7 +62,7 @@ class EngineConfig:
     dtype: Dtype = "fp16"
     causal: Causal = field(kw_only=True)
     softmax_scale: float | None = None
-    layer: str = "plugin"
+    layer: Layer = "plugin"
     num_kv_heads: int | None = None
     max_kv_seq_len: int | None = None
     align: Align | None = None

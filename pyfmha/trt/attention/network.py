@@ -17,6 +17,7 @@ from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features
 from pyfmha.trt.attention.words import Align, Causal, Layout, Options, PackedOptions
 from pyfmha.trt.creator import register
 from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
+from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
@@ -26,22 +27,36 @@ ALIGNMENTS = ("top-left", "bottom-right")
 
 @overload
 def add_attention(
-    network: Any,
-    q: Any,
-    k: Any,
-    v: Any,
+    network: INetworkDefinition,
+    q: AnyTensor,
+    k: AnyTensor,
+    v: AnyTensor,
     *,
     causal: Causal,
     return_lse: Literal[False] = False,
     **options: "Unpack[Options]",
-) -> Any: ...
+) -> AnyTensor: ...
 @overload
 def add_attention(
-    network: Any, q: Any, k: Any, v: Any, *, causal: Causal, return_lse: Literal[True], **options: "Unpack[Options]"
-) -> tuple[Any, Any]: ...
+    network: INetworkDefinition,
+    q: AnyTensor,
+    k: AnyTensor,
+    v: AnyTensor,
+    *,
+    causal: Causal,
+    return_lse: Literal[True],
+    **options: "Unpack[Options]",
+) -> tuple[AnyTensor, AnyTensor]: ...
 @overload
 def add_attention(
-    network: Any, q: Any, k: Any, v: Any, *, causal: Causal, return_lse: bool, **options: "Unpack[Options]"
+    network: INetworkDefinition,
+    q: AnyTensor,
+    k: AnyTensor,
+    v: AnyTensor,
+    *,
+    causal: Causal,
+    return_lse: bool,
+    **options: "Unpack[Options]",
 ) -> Any: ...
 @says_causal("add_attention", PluginError)
 def add_attention(
@@ -67,7 +82,7 @@ def add_attention(
     name: str | None = None,
     namespace: str = "",
     library: Library | Path | str | None = None,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
 ) -> Any:
     """Add softmax(scale * Q K^T) V to a network. Registers the plugin first, if need be.
 
@@ -128,30 +143,30 @@ def add_attention(
 
 @overload
 def add_attention_packed(
-    network: Any,
-    qkv: Any,
+    network: INetworkDefinition,
+    qkv: AnyTensor,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
     causal: Causal,
     return_lse: Literal[False] = False,
     **options: "Unpack[PackedOptions]",
-) -> Any: ...
+) -> AnyTensor: ...
 @overload
 def add_attention_packed(
-    network: Any,
-    qkv: Any,
+    network: INetworkDefinition,
+    qkv: AnyTensor,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
     causal: Causal,
     return_lse: Literal[True],
     **options: "Unpack[PackedOptions]",
-) -> tuple[Any, Any]: ...
+) -> tuple[AnyTensor, AnyTensor]: ...
 @overload
 def add_attention_packed(
-    network: Any,
-    qkv: Any,
+    network: INetworkDefinition,
+    qkv: AnyTensor,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
@@ -182,7 +197,7 @@ def add_attention_packed(
     name: str | None = None,
     namespace: str = "",
     library: Library | Path | str | None = None,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
 ) -> Any:
     """As :func:`add_attention`, for Q, K and V in one tensor, which is read where it is.
 

@@ -34,7 +34,7 @@ def exact(q: Array, k: Array, v: Array, r1: Array, r2: Array) -> Array:
     def score(scores: Any, batch: int, head: int, query: Any, key: Any) -> Any:
         return scores - r1[head] * np.log(1 + r2[head] * np.abs(query - key))
 
-    out, _ = attend(q, k, v, sm_scale=SIZE**-0.5, window_right=0, score=score)
+    out, _ = attend(q, k, v, window_right=0, score=score)
     return out
 
 

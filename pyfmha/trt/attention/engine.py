@@ -59,7 +59,7 @@ def build_engine(
             outputs = _add_plugin(trt, network, tensors, config, library)
         else:
             out, kept = add_tensorrt_attention(
-                trt, network, *tensors.values(), dtype=config.dtype, scale=config.scale, causal=bool(config.causal)
+                trt, network, *tensors.values(), dtype=config.dtype, scale=config.factor, causal=bool(config.causal)
             )
             outputs = (out,)
         for name, output in zip(("Out", "Lse"), outputs, strict=False):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import LONG
@@ -20,8 +21,10 @@ import pyfmha
 from pyfmha.attention.first import Attention
 from pyfmha.cli.main import app
 from pyfmha.errors import SpecError
+from pyfmha.operators.program import program_of
 from pyfmha.report import duration, progress_bar
 from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.kernel import Argument
 from pyfmha.spec.manifest import parse_manifest, read_manifest
 from pyfmha.spec.words import dtype_name, one_of
 
@@ -177,8 +180,26 @@ def test_a_dtype_has_either_name_everywhere(word: str, name: str) -> None:
     assert Cell(word, 1, 1, 1, 1, 1, 64, True) == Cell(name, 1, 1, 1, 1, 1, 64, True)
     both = library_specs(("basic", "forward", "decode"), (word, name), (64,))
     assert both == library_specs(("basic", "forward", "decode"), (name,), (64,))
+    assert Argument("x", f"*{word}") == Argument("x", f"*{name}")
+    assert operator(word, "float32") == operator(name, "fp32")
     config = pyfmha.EngineConfig(1, 64, 1, 1, word, causal=True)
     assert (config.dtype, config.problem.dtype) == (name, name)
+
+
+def operator(word: str, factor: str) -> Any:
+    """What an operator of such types is, in short."""
+    described = pyfmha.Operator(
+        name="Scale",
+        inputs={"X": "T[rows]", "Y": f"{word}[rows]"},
+        outputs={"Z": "T[rows]"},
+        types={"T": (word, "int32")},
+        attributes={"factor": f"{factor} = 1.0", "factors": f"{factor}[] = [1.0]"},
+        workspace=[pyfmha.Part("W", "4 * rows", type=word)],
+        launches=[pyfmha.Launch({"x": "X"}, kernel="k", grid="1")],
+    )
+    program = program_of(described)
+    types = [form.type for tensor in program.inputs for form in tensor.forms]
+    return types, described.types, described.attributes, described.workspace
 
 
 @pytest.mark.parametrize("option", ["-t", "--arch", "--target"])

@@ -23,7 +23,8 @@ import pdoc.render
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
-    "aot", "attention", "bench", "errors", "functions", "onnx", "operators", "runtime", "spec", "torch", "trt", "trtllm"
+    "aot", "attention", "bench", "errors", "functions", "interpreter", "onnx", "operators", "runtime", "spec", "torch",
+    "trt", "trtllm",
 )  # fmt: skip
 LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#]*)(?P<anchor>#[^)]*)?\)")
 

@@ -164,7 +164,7 @@ def _jit_row(name: str, problem: Problem, arch: str) -> Row:
         constants = {"BLOCK_M": tile.block_m, "BLOCK_DMODEL": size, "BLOCK_N": tile.block_n}
         constants |= {"CAUSAL": config.causal, "PRECISION": member.precision}
         constants |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-        numbers = (config.scale, batch, heads, seq)
+        numbers = (config.factor, batch, heads, seq)
 
         def launch() -> None:
             kernel[grid](out, row_sum, row_max, *tensors, *numbers, **constants)
@@ -182,7 +182,7 @@ def _torch_row(name: str, problem: Problem, backend: str) -> Row:
         attention = torch.nn.functional.scaled_dot_product_attention
 
         def launch() -> Any:
-            return attention(*tensors, is_causal=config.causal, scale=config.scale)
+            return attention(*tensors, is_causal=config.causal, scale=config.factor)
 
         out = launch()
         us, host = measure(launch, stream)

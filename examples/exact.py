@@ -77,7 +77,7 @@ def exact_outputs(config: EngineConfig, inputs: Arrays) -> Arrays:
     lengths = {name: array.tolist() for name, array in inputs.items() if name not in ("Q", "K", "V", "QKV")}
     out, lse = attend(
         *(to_float(x, config.dtype) for x in _natural(config, inputs)),
-        sm_scale=config.scale,
+        scale=config.factor,
         softcap=config.softcap,
         window_left=config.window[0],
         window_right=0 if config.causal else config.window[1],

@@ -90,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
         del session
     exact = attention_float64(
         *(to_float(x, dtype) for x in (q, k, v)),
-        sm_scale=1 / math.sqrt(options.head_size),
+        scale=1 / math.sqrt(options.head_size),
         causal=bool(config["causal"]),
     ).out
     error = relative_error(to_float(out, dtype), exact)

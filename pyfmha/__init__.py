@@ -11,6 +11,7 @@ Importing it does nothing but define names; what needs Triton, CUDA or TensorRT 
   :class:`Config`, :class:`Part` and :class:`Option`: describe a plugin of one's own; :func:`add_operator` puts it in a
   network.
 - :class:`Attention`, :func:`family`: the attention kernels.
+- :func:`interpret_attention`, :func:`interpret_operator`: kernels on the CPU, on numpy arrays.
 - :mod:`pyfmha.onnx`: attention of an ONNX model replaced by the plugin's node; :mod:`pyfmha.torch`: for PyTorch.
 - :class:`PyfmhaError`: the base of every error, all in :mod:`pyfmha.errors`.
 """
@@ -27,8 +28,10 @@ from pyfmha.spec.manifest import Manifest
 
 if TYPE_CHECKING:
     from pyfmha.functions import mask_function, score_and_mask, score_function
+    from pyfmha.interpreter import interpret_operator
     from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
     from pyfmha.trt.attention.engine import EngineConfig, build_engine
+    from pyfmha.trt.attention.interpreted import interpret_attention
     from pyfmha.trt.attention.saved import read_engine, save_engine
     from pyfmha.trt.engine import build_plan
     from pyfmha.trt.network import add_operator
@@ -61,6 +64,8 @@ __all__ = [
     "build_engine",
     "build_plan",
     "family",
+    "interpret_attention",
+    "interpret_operator",
     "mask_function",
     "read_engine",
     "register",
@@ -79,6 +84,8 @@ _LAZY = {
     "add_operator": "pyfmha.trt.network",
     "build_engine": "pyfmha.trt.attention.engine",
     "build_plan": "pyfmha.trt.engine",
+    "interpret_attention": "pyfmha.trt.attention.interpreted",
+    "interpret_operator": "pyfmha.interpreter",
     "mask_function": "pyfmha.functions",
     "read_engine": "pyfmha.trt.attention.saved",
     "register": "pyfmha.trt",

@@ -67,7 +67,9 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
         console: where to; one that is quiet gets nothing.
         title: what is being done, ``"compiling"``.
     """
-    if not console.is_terminal:
+    # Not what rich takes for a terminal where FORCE_COLOR is set, as CI services and Jupyter do: it would draw every
+    # frame into the log.
+    if not console.file.isatty() or console.is_dumb_terminal:
         yield _Lines(console, title)
         return
     latest = TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))

@@ -39,14 +39,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "e4m3": (set(), {"numpy"}),
     "spec": ({"errors"}, set()),
     "operators": ({"errors", "spec"}, set()),
-    "interpreter": ({"bfloat16", "errors", "spec"}, {"numpy", "triton"}),
+    "interpreter": ({"bfloat16", "errors", "operators", "spec"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "e4m3", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
     "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"spec"}, {"rich"}),
     "trt": (
-        {"attention", "bfloat16", "errors", "operators", "runtime", "spec"},
+        {"attention", "bfloat16", "errors", "functions", "interpreter", "operators", "runtime", "spec"},
         {"numpy", "cuda", "typing_extensions", *TENSORRT},
     ),  # typing_extensions for type checkers only
     "trtllm": ({"trt"}, set()),
@@ -54,7 +54,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
-    "torch": ({"attention", "errors", "operators", "runtime", "trt"}, {"torch", "torch_tensorrt", "transformers"}),
+    "torch": (
+        {"attention", "errors", "operators", "runtime", "trt"},
+        {"torch", "torch_tensorrt", "transformers", "typing_extensions"},
+    ),
     "verify": (
         {"attention", "bfloat16", "errors", "functions", "interpreter", "operators"}
         | {"report", "runtime", "spec", "trt"},
@@ -81,7 +84,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"click", "numpy", "rich", "typer", "triton"},
     ),
-    "__init__": ({"attention", "errors", "functions", "operators", "runtime", "spec", "trt"}, set()),
+    "__init__": ({"attention", "errors", "functions", "interpreter", "operators", "runtime", "spec", "trt"}, set()),
     "__main__": ({"cli"}, set()),
 }
 

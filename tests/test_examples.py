@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import TESTS, snapshot
+from helpers import LONG, TESTS, snapshot
+from shared import Shared
 from trt_double.full.fixtures import example_environment
+
+import pyfmha
+from pyfmha.aot import build
+from pyfmha.attention.forward import Forward
+from pyfmha.spec.arch import parse_archs
 
 pytest_plugins = ["trt_double.fixtures"]
 
@@ -345,36 +351,77 @@ import sys
 import nbformat
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], 4)
+titles = [cell["source"].partition("\\n")[0] for cell in notebook.cells]
+if sys.argv[3:]:
+    notebook.cells = notebook.cells[: titles.index(sys.argv[3])]
 NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
 nbformat.write(notebook, sys.argv[2])
 """
 
 
-def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_notebook(folder: Path, environment: dict[str, str], *until: str) -> tuple[str, int]:
+    """What the notebook prints, and how many pictures it draws."""
     for module in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
         pytest.importorskip(module, exc_type=ImportError)
+    environment.pop("MPLBACKEND")  # the notebook's own backend, as for a user
+    result = folder / "result.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "fmha.ipynb"), str(result), *until],
+        capture_output=True, text=True, check=False, env=environment, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [out for cell in json.loads(result.read_text())["cells"] for out in cell.get("outputs", [])]
+    text = "".join("".join(out.get("text", "")) for out in outputs)
+    return text, sum("image/png" in out.get("data", {}) for out in outputs)
+
+
+def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
-    for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch"):
+    for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx"):
         (hidden / name).mkdir(parents=True)
         (hidden / name / "__init__.py").write_text("raise ModuleNotFoundError('hidden by the test', name=__name__)\n")
     environment = example_environment(None, None) | {"CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = f"{hidden}:{ROOT}"
-    environment.pop("MPLBACKEND")  # the notebook's own backend, as for a user
-    result = tmp_path / "result.ipynb"
 
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "fmha.ipynb"), str(result)],
-        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path,
-    )  # fmt: skip
+    text, pictures = run_notebook(tmp_path, environment)
 
-    assert done.returncode == 0, done.stderr[-3000:]
-    outputs = [out for cell in json.loads(result.read_text())["cells"] for out in cell.get("outputs", [])]
-    text = "".join("".join(out.get("text", "")) for out in outputs)
     assert "GPU: none" in text
     assert "TensorRT: none" in text
-    assert "the kernel's source under the interpreter" in text
-    assert "tactic " in text
-    assert sum("image/png" in out.get("data", {}) for out in outputs) == 3
+    assert "the kernel under the interpreter: relative error" in text
+    assert text.count("not run here: it needs the full TensorRT and a GPU") == 2
+    assert "1 of 1 replaced, the same in 3 runs" in text
+    assert "pyfmha::TritonFlashAttention" in text
+    assert "getCreators: 1 creator" in text
+    assert "no TensorRT is installed" in text
+    assert "Gated: refuses a field that it does not know" in text
+    assert "WRONG" not in text
+    assert pictures == 3
+
+
+@LONG
+def test_the_notebook_builds_and_runs_an_engine(tmp_path: Path, shared: Shared, fake_driver: FakeCuda) -> None:
+    """Up to the kernel of one's own, which the double of a GPU does not compute."""
+    archs = parse_archs(["sm_90"])
+    specs = [spec for spec in Forward("fp16", 64).specs() if not spec.archs]
+    library = shared.once("notebook", lambda folder: build(specs, archs, folder, jobs=1).library)
+
+    text, _ = run_notebook(
+        tmp_path, example_environment(fake_driver.path, library), "## 5. A kernel of your own as a plugin"
+    )
+
+    assert re.search(r"an engine of \d+ bytes, by TensorRT \S+\nrelative error", text)
+    assert "not run here" not in text
+
+
+def test_the_notebook_needs_no_internals() -> None:
+    """What it imports is public: the package itself, and what its guides name."""
+    cells = json.loads((EXAMPLES / "fmha.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+    used = set(re.findall(r"(?:from|import) (pyfmha[\w.]*)", code))
+    assert used == {"pyfmha", "pyfmha.attention.reference", "pyfmha.runtime.device"}
+    assert set(re.findall(r"\bpyfmha\.([A-Za-z]\w*)\(", code)) <= set(pyfmha.__all__)
+    assert not re.search(r"\._(?!_)\w", code)
 
 
 def test_the_notebook_is_stored_without_outputs() -> None:

@@ -85,7 +85,7 @@ def check(function: Function, member: Attention, seq: int, aligned: bool, seed: 
         stream.synchronize()
         stream.close()
         (out, safe_out), (row_sum, safe_l), (row_max, safe_m) = (output.read() for output in outputs)
-    exact = attention_float64(*(to_float(x, member.dtype) for x in (q, k, v)), sm_scale=sm_scale, causal=member.causal)
+    exact = attention_float64(*(to_float(x, member.dtype) for x in (q, k, v)), scale=sm_scale, causal=member.causal)
     error = relative_error(to_float(out, member.dtype), exact.out)
     statistics = max(
         relative_error(row_sum, exact.row_sum.reshape(rows)), relative_error(row_max, exact.row_max.reshape(rows))
@@ -153,7 +153,7 @@ def check_huge(library: Library) -> dict[str, Any]:
         stream.synchronize()
         got = out.read(offset, (1, 1, seq, 64), np.float16)
         first = out.read(0, (seq, 64), np.float16)
-    error = relative_error(got, attention_float64(*last, sm_scale=0.125, causal=True).out)
+    error = relative_error(got, attention_float64(*last, scale=0.125, causal=True).out)
     return {
         "elements": count,
         "heads": batch * heads,

@@ -10,7 +10,8 @@ from typing import Any
 from pyfmha.aot.cubin import Compiler, Parameters
 from pyfmha.aot.operator_types import check_pointer, type_choices
 from pyfmha.errors import SpecError
-from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Launch, Operator
+from pyfmha.operators.description import Config, Launch, Operator
+from pyfmha.operators.elements import element_of
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
 from pyfmha.operators.trials import check_absent
@@ -209,7 +210,7 @@ def _argument(
     if isinstance(source, Source):
         if given:
             check_pointer(program.operator, launch, name, source, given, types)
-        return Argument(name, given or f"*{_element(program, launch, name, source, types)}", 16)
+        return Argument(name, given or f"*{element_of(program, launch, name, source, types)}", 16)
     kind = given or _SCALARS.get(getattr(source, "type", ""), "")
     what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"
     if not kind:
@@ -219,25 +220,3 @@ def _argument(
     if ctype(kind).kind == "integer" and getattr(source, "type", "") == "float":
         raise SpecError(f"{what}: it is {kind}, and its source is a float")
     return Argument(name, kind, 16 if name in launch.launch.hints and ctype(kind).kind == "integer" else None)
-
-
-def _element(program: Program, launch: LaunchProgram, name: str, source: Source, types: Mapping[str, str]) -> str:
-    """What a pointer points to: the elements of its tensor, or of its part of the workspace."""
-    what = f"{program.operator.name}: launch of {launch.launch.kernel}, argument {name}"
-    kinds: set[str] = set()
-    for _, pointer, _ in source.cases:
-        if pointer == NULL:
-            continue
-        parts = {part.name: part.type for part in program.operator.workspace}
-        if pointer in parts:
-            kinds.add(types.get(parts[pointer], parts[pointer]))
-        for tensor in (*program.inputs, *program.outputs):
-            if tensor.name == pointer:
-                kinds |= {types.get(form.type, form.type) for form in tensor.forms}
-    if len(kinds) != 1:
-        there = f"it may be of {', '.join(sorted(kinds))}" if kinds else "nothing tells what it points to"
-        raise SpecError(f"{what}: {there}; say so in scalars={{{name!r}: '*fp32'}}")
-    (kind,) = kinds
-    if kind not in DATA_TYPES:
-        raise SpecError(f"{what}: {kind!r} is no type")
-    return ELEMENTS[kind]

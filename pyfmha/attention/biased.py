@@ -230,7 +230,11 @@ class BiasedCall(Call):
         usual = dict(zip(_FORWARD_SCALARS, super().scalars(), strict=True))
         strides = zip(_STRIDES, (*self.bias_strides, *self.mask_strides), strict=True)
         own = {"v_head_size": self.v_head_size, **{name: stride for (name, _), stride in strides}}
-        return tuple({**usual, **own}[name] for name, kind in ARGUMENTS if not kind.startswith("*"))
+        return tuple({**usual, **own}[name] for name in self._names())
+
+    @staticmethod
+    def _names() -> tuple[str, ...]:
+        return tuple(name for name, kind in ARGUMENTS if not kind.startswith("*"))
 
 
 _FORWARD_SCALARS = tuple(name for name, kind in forward.ARGUMENTS if not kind.startswith("*"))

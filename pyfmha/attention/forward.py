@@ -262,6 +262,14 @@ class Call:
             *(self.window_left, self.window_right, int(self.bottom_right), int(self.ragged)),
         )
 
+    def named(self) -> dict[str, int | float]:
+        """The same by the arguments' names, for a call such as ``function(stream, **pointers, **call.named())``."""
+        return dict(zip(self._names(), self.scalars(), strict=True))
+
+    @staticmethod
+    def _names() -> tuple[str, ...]:
+        return tuple(name for name, kind in ARGUMENTS if not kind.startswith("*"))
+
 
 _FLOAT_MAX = 3.4028234663852886e38
 

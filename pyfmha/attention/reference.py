@@ -33,30 +33,38 @@ class ExactAttention:
 
 
 def attention_float64(
-    q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, sm_scale: float, causal: bool
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    causal: bool,
+    sm_scale: float | None = None,
 ) -> ExactAttention:
-    """softmax(sm_scale * q k^T) v in float64.
+    """softmax(scale * q k^T) v in float64.
 
     Args:
         q: [batch, heads, query seq, head size], any type numpy can make float64 (bf16 by
             :func:`pyfmha.bfloat16.float_from_bf16`).
         k: [batch, heads, key seq, head size].
         v: [batch, heads, key seq, head size].
-        sm_scale: factor of the scores; any finite number.
+        scale: factor of the scores; any finite number; by default 1 / sqrt(head size).
         causal: query i sees the keys 0..i.
+        sm_scale: the scale by its earlier name.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together, or there are two scales.
     """
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     if q.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape}: expected [batch, heads, seq, head size] of one kind")
+    factor = _factor(scale, sm_scale, q.shape[-1])
     rows, columns = q.shape[2], k.shape[2]
     result = ExactAttention(np.empty(q.shape), np.empty(q.shape[:3]), np.empty(q.shape[:3]))
     for head in np.ndindex(q.shape[:2]):
         for start in range(0, rows, _ROWS):
             part = slice(start, min(start + _ROWS, rows))
-            scores = sm_scale * (q[head][part] @ k[head].T)
+            scores = factor * (q[head][part] @ k[head].T)
             if causal:
                 query, key = np.arange(part.start, part.stop)[:, None], np.arange(columns)[None, :]
                 scores = np.where(key <= query, scores, -np.inf)
@@ -81,7 +89,7 @@ def attend(
     k: npt.ArrayLike,
     v: npt.ArrayLike,
     *,
-    sm_scale: float,
+    scale: float | None = None,
     softcap: float = 0.0,
     window_left: int = -1,
     window_right: int = -1,
@@ -95,12 +103,13 @@ def attend(
     sinks: npt.ArrayLike | None = None,
     score: Score | None = None,
     seen: Seen | None = None,
+    sm_scale: float | None = None,
 ) -> tuple[Floats, Floats]:
     """Attention with everything that the production kernels serve, in float64 and by its definition.
 
     Query i of a sequence of q_n queries and kv_n keys sees key j if ``i + d - window_left <= j <= i + d +
     window_right``, where d is ``kv_n - q_n`` with ``bottom_right``, else 0, and a window of -1 has no bound. Its score
-    is ``sm_scale * q . k``, or ``softcap * tanh(that / softcap)``, plus the bias, and then what ``score`` makes of it.
+    is ``scale * q . k``, or ``softcap * tanh(that / softcap)``, plus the bias, and then what ``score`` makes of it.
     Keys that ``mask`` or ``seen`` deny, and those whose score is minus infinity by bias or ``score``, are not seen
     either.
 
@@ -109,6 +118,7 @@ def attend(
         k: [batch, key heads, key seq, head size]; ragged: [key tokens, key heads, head size]. Each key head serves
             as many query heads in a row.
         v: as k, but for the head size, which is its own.
+        scale: factor of the scores; by default 1 / sqrt(head size).
         q_lengths, kv_lengths: [batch], how much of each sequence counts, clamped to the tensor; None for all of it.
         cu_seqlens_q, cu_seqlens_kv: [sequences + 1], makes the batch ragged: where each sequence begins and the last
             ends, clamped to the tensor and made non-decreasing by a running maximum.
@@ -117,6 +127,7 @@ def attend(
         mask: as bias, true where a key is seen.
         sinks: [query heads]: exp(sink) is part of each row's sum.
         score, seen: functions of blocks; a query's position is its index, plus d, at least 0.
+        sm_scale: the scale by its earlier name.
 
     Returns:
         out, of q's shape with v's head size, and the natural logarithm of the sum of exp(score): [batch, query heads,
@@ -124,7 +135,7 @@ def attend(
         those that do not count get zeros and minus infinity.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together, or there are two scales.
     """
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     ragged = cu_seqlens_q is not None and cu_seqlens_kv is not None
@@ -133,6 +144,7 @@ def attend(
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} are no attention, ragged={ragged}")
     if k.shape[heads] == 0 or q.shape[heads] % k.shape[heads] or (not ragged and q.shape[0] != k.shape[0]):
         raise ValueError(f"q {q.shape}, k {k.shape}: batch or heads do not fit")
+    factor = _factor(scale, sm_scale, q.shape[-1])
     out = np.zeros((*q.shape[:-1], v.shape[-1]))
     lse = np.full((q.shape[1], q.shape[0]) if ragged else q.shape[:3], -np.inf)
     group = q.shape[heads] // k.shape[heads]
@@ -159,8 +171,16 @@ def attend(
         )  # fmt: skip
         head_out, head_lse, head_q, head_k, head_v = rows
         window = window_left, window_right, bottom_right
-        _attend_one(head_out, head_lse, head_q, head_k, head_v, sm_scale, softcap, window, change)
+        _attend_one(head_out, head_lse, head_q, head_k, head_v, factor, softcap, window, change)
     return out, lse
+
+
+def _factor(scale: float | None, earlier: float | None, head_size: int) -> float:
+    """The scale, by whichever name."""
+    if scale is not None and earlier is not None:
+        raise ValueError(f"scale is {scale} and sm_scale, its earlier name, {earlier}; give one of them")
+    given = earlier if scale is None else scale
+    return head_size**-0.5 if given is None else given
 
 
 def _of_head(tensor: Any, batch: int, head: int) -> Any:

@@ -78,7 +78,7 @@ def check_member(member: Attention, library: Library, device: Device | None, see
         if member.precision == "tf32x3":
             agrees = _plugin_agrees(member, library, q, k, v, result)
     inputs = (to_float(x, member.dtype) for x in (q, k, v))
-    expected = attention_float64(*inputs, sm_scale=sm_scale, causal=member.causal)
+    expected = attention_float64(*inputs, scale=sm_scale, causal=member.causal)
     error = relative_error(to_float(result.out, member.dtype), expected.out)
     return Check(member, error, error_limit(member), result, agrees)
 

@@ -14,6 +14,7 @@ from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
+from pyfmha.functions.declare import AttentionFunction
 from pyfmha.spec.advice import build_command
 from pyfmha.spec.constants import JitFunction
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -46,6 +47,20 @@ class Declared:
     name: str
     inputs: tuple[tuple[str, str], ...]
     parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, function: AttentionFunction) -> "Declared":
+        """A function in this process.
+
+        Raises:
+            SpecError: it is none.
+        """
+        if not isinstance(function, AttentionFunction):
+            raise SpecError(
+                f"function is {function!r}; give what @pyfmha.score_function or @pyfmha.mask_function makes of one"
+            )
+        said = function.__pyfmha__()
+        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]))
 
 
 def file_of(name: str) -> Path:

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,8 @@ def run_interpreted(
     grid: tuple[int, ...],
     args: Mapping[str, Argument],
     constexprs: Mapping[str, Constant] | None = None,
+    *,
+    optional: Collection[str] = (),
 ) -> None:
     """Runs a kernel in this process, which must interpret Triton; arrays are changed in place.
 
@@ -114,6 +116,7 @@ def run_interpreted(
         args: by parameter name. A numpy array stands for a :class:`Tensor` of its own dtype; ints are i32, or i64
             where they need it, and floats fp32, as in a compiled kernel. A tuple is one of such.
         constexprs: the compile-time parameters by name.
+        optional: arguments that are left out where the kernel has no such parameter: those that a grid reads.
 
     Raises:
         InterpreterError: Triton is missing or compiles in this process, an argument is unfit, or the kernel failed.
@@ -127,6 +130,7 @@ def run_interpreted(
     for name, constant in (constexprs or {}).items():
         given[name] = _load_function(constant) if isinstance(constant, FunctionOf) else constant
     expected = list(kernel.arg_names)
+    given = {name: value for name, value in given.items() if name in expected or name not in optional}
     if unknown := [name for name in given if name not in expected]:
         raise InterpreterError(f"{kernel_name} has no parameter {', '.join(unknown)}: it takes {', '.join(expected)}")
     # Overflow to infinity and NaN are a kernel's business, as on the GPU; numpy would warn of each.

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def run_in_subprocess(
     args: Mapping[str, Argument],
     constexprs: Mapping[str, Constant] | None = None,
     *,
+    optional: Collection[str] = (),
     python: str = sys.executable,
 ) -> None:
     """As :func:`pyfmha.interpreter.kernel.run_interpreted`, in a process of its own, whatever this one did to Triton.
@@ -53,7 +54,7 @@ def run_in_subprocess(
     except TypeError:
         raise InterpreterError(f"grid is {grid!r}: pass one to three integers") from None
     job = {"path": os.path.abspath(path), "kernel": kernel_name, "grid": sizes, "args": described,
-           "constexprs": constants}  # fmt: skip
+           "constexprs": constants, "optional": sorted(optional)}  # fmt: skip
     try:
         with tempfile.TemporaryDirectory(prefix="pyfmha-") as folder:
             Path(folder, "job.json").write_text(json.dumps(job))
@@ -149,7 +150,7 @@ def _work(folder: Path) -> None:
     constants = {
         name: FunctionOf(**value) if isinstance(value, dict) else value for name, value in job["constexprs"].items()
     }
-    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, constants)
+    run_interpreted(job["path"], job["kernel"], tuple(job["grid"]), args, constants, optional=job["optional"])
     np.savez(folder / "out.npz", **arrays)
 
 

@@ -76,7 +76,7 @@ def computed(node: ir.Node, inputs: Sequence[Any]) -> list[Any]:
     left, right = features.window
     out, lse = attend(
         q, k, v,
-        sm_scale=problem.softmax_scale,
+        scale=problem.softmax_scale,
         softcap=features.softcap,
         window_left=left,
         window_right=0 if problem.causal else right,

@@ -50,3 +50,38 @@ def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
 def _held(kind: str, value: Any) -> Any:
     """A default as the field that an engine stores holds it."""
     return as_float32(value) if kind.startswith("fp32") else value
+
+
+def checked(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as a user gives them, each of its type.
+
+    Raises:
+        PluginError: the operator has no such attribute, or it is of another type.
+    """
+    unknown = sorted(set(given) - set(program.attributes))
+    if unknown:
+        there = ", ".join(program.attributes) or "none"
+        raise PluginError(f"{program.operator.name} has no attribute {', '.join(unknown)}; it has: {there}")
+    kinds = {name: kind.type for name, kind in program.operator.attributes}
+    return {name: _typed(name, kinds[name], value) for name, value in given.items()}
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    if kind.endswith("[]"):
+        return tuple(_element(name, kind, element) for element in value)
+    return _element(name, kind, value)
+
+
+def _element(name: str, kind: str, value: Any) -> Any:
+    base = kind.removesuffix("[]")
+    if base == "string":
+        if isinstance(value, str) and "\0" not in value:
+            return value
+    elif base == "fp32":
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, int):
+        bits = 31 if base == "int32" else 63
+        if -(1 << bits) <= value < 1 << bits:
+            return int(value)
+    raise PluginError(f"{name} is {value!r}; it must be {kind}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.normal import Normal, pairs
+from pyfmha.spec.words import dtype_name
 
 DATA_TYPES = {
     "fp32": 0,
@@ -72,8 +73,17 @@ def _strings(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
+def _types_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(dtype_name, _strings(given)))
+
+
 def _sources(given: Named) -> Texts:
     return tuple((name, str(source)) for name, source in pairs(given))
+
+
+def _attribute_type(given: str) -> str:
+    base = given.removesuffix("[]")
+    return dtype_name(base) + given[len(base) :]
 
 
 def _kernel_name(given: Any) -> str:
@@ -97,7 +107,7 @@ class Attribute:
         stores: what is stored in its place, an expression of attributes; empty: itself.
     """
 
-    type: str
+    type: Normal[str, str] = Normal(_attribute_type)
     default: int | float | str | None = None
     minimum: int | float | None = None
     maximum: int | float | None = None
@@ -139,7 +149,7 @@ class Types:
         attribute: the attribute that holds it as ``int(trt.DataType)``; empty: it follows from the inputs.
     """
 
-    names: Normal[str | Sequence[str], tuple[str, ...]] = Normal(_strings)
+    names: Normal[str | Sequence[str], tuple[str, ...]] = Normal(_types_of)
     attribute: str = ""
 
     def __post_init__(self) -> None:
@@ -226,7 +236,7 @@ class Part:
     name: str
     bytes: str
     when: str = ""
-    type: str = "fp32"
+    type: Normal[str, str] = Normal(dtype_name, "fp32")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""A function's arguments with tensors among them: checked, and replaced by their addresses."""
+"""A function's arguments: put in order where they come by name; tensors among them checked, and their addresses."""
 
+import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from pyfmha.errors import TensorError
@@ -7,6 +9,38 @@ from pyfmha.runtime.libcuda import current_device
 from pyfmha.runtime.tensors import check_device, is_tensor, view
 from pyfmha.spec.abi import canonical, ctype
 from pyfmha.spec.manifest import Function
+
+
+def in_order(
+    function: Function, arguments: tuple[Any, ...], named: Mapping[str, Any], *, stream: bool = True
+) -> tuple[Any, ...]:
+    """Arguments of which some are given by name, as they are by position.
+
+    Args:
+        function: whose they are.
+        arguments: the first ones.
+        named: the others.
+        stream: whether the stream is the first of all.
+
+    Raises:
+        TypeError: a name is not an argument's, is given by position too, or one is missing.
+    """
+    names = [name for name, _ in function.arguments]
+    if stream:  # a kernel may have an argument of that name, too
+        names = ["CUstream" if "stream" in names else "stream", *names]
+    unknown = [name for name in named if name not in names]
+    if unknown:
+        spelled = {name.lower(): name for name in names}
+        close = difflib.get_close_matches(unknown[0].lower(), spelled, n=1)
+        meant = f" (did you mean {spelled[close[0]]}?)" if close else ""
+        raise TypeError(f"{function.name} has no argument {', '.join(unknown)}; it takes {', '.join(names)}{meant}")
+    twice = [name for name in names[: len(arguments)] if name in named]
+    if twice:
+        raise TypeError(f"{function.name}: {', '.join(twice)} is given twice, by position and by name")
+    missing = [name for name in names[len(arguments) :] if name not in named]
+    if missing:
+        raise TypeError(f"{function.name}: {', '.join(missing)} is missing; it takes {', '.join(names)}")
+    return (*arguments, *(named[name] for name in names[len(arguments) :]))
 
 
 def with_addresses(function: Function, arguments: tuple[Any, ...], stream: Any) -> tuple[tuple[Any, ...], list[Any]]:

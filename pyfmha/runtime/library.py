@@ -8,14 +8,14 @@ import functools
 import math
 import operator
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError
 from pyfmha.operators.description import Operator
 from pyfmha.operators.tactics import Tactic, tactics_of
-from pyfmha.runtime.arguments import with_addresses
+from pyfmha.runtime.arguments import in_order, with_addresses
 from pyfmha.runtime.elf import check_whole
 from pyfmha.runtime.find import library_path
 from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
@@ -33,7 +33,8 @@ class Function:
     """One C function of a library.
 
     A call ``function(stream, *arguments)`` launches it: the stream is the integer value of a ``CUstream`` of the
-    current CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued.
+    current CUDA context, pointers are integers, the others Python numbers. It returns once the launch is queued. The
+    last arguments may come by name, ``function(stream, x, y, n=n)``, in any order.
 
     For a pointer a tensor may be given that has DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's): its memory
     is used where it is, on that stream, which is ordered after the tensor's producer as the protocol says. It must
@@ -112,22 +113,25 @@ class Function:
         """
         self.check(self._unload(), DriverError)
 
-    def __call__(self, *arguments: Any, algo_id: int = 0) -> None:
+    def __call__(self, /, *arguments: Any, algo_id: int = 0, **named: Any) -> None:
         """Launch.
 
         Args:
             arguments: the stream, a ``CUstream`` of the current context as an integer (0 is the legacy default stream);
                 then as in the manifest.
             algo_id: which algorithm, from 0.
+            named: arguments by name, ``stream`` too; that takes a microsecond or two.
 
         Raises:
             LaunchError: the launch was refused or failed; ``code`` is the ``CUresult``.
-            TypeError: an argument is of the wrong kind, or their number is wrong.
+            TypeError: an argument is of the wrong kind, missing, unknown or given twice.
             OverflowError: an integer does not fit its C type.
             TensorError: a tensor is not on the current context's GPU, of another type than the pointer, or not
                 contiguous where the function takes no strides.
         """
         # Written for speed: taking the stream apart from the rest would copy the arguments twice.
+        if named:
+            arguments = in_order(self.manifest, arguments, named)
         try:
             # An integer tensor of one element would pass for the number in it.
             if set(map(type, self._pointers(arguments))) != _INTEGERS:
@@ -141,7 +145,7 @@ class Function:
         if status:
             self.check(status, LaunchError)
 
-    def prepare(self, *arguments: Any, algo_id: int = 0, all_pointers: bool = False) -> Prepared:
+    def prepare(self, /, *arguments: Any, algo_id: int = 0, all_pointers: bool = False, **named: Any) -> Prepared:
         """Settle everything about a launch but its stream and leading pointers, for the cheapest way to repeat it.
 
         Args:
@@ -152,6 +156,8 @@ class Function:
         Raises:
             TypeError, OverflowError: as a call. Whether the arguments are served is found out at the launch.
         """
+        if named:
+            arguments = in_order(self.manifest, arguments, named, stream=False)
         packed = self._packed((0, *arguments), algo_id)
         return Prepared(self, packed, self._head(arguments) if all_pointers else self._leading_head)
 
@@ -183,8 +189,12 @@ class Function:
             return False
         return all(0 <= arguments[index - 1] <= 1 for index in self._flags)
 
-    def _addresses(self, arguments: tuple[Any, ...], algo_id: int) -> tuple[tuple[Any, ...], object]:
+    def _addresses(
+        self, arguments: tuple[Any, ...], named: Mapping[str, Any], algo_id: int
+    ) -> tuple[tuple[Any, ...], object]:
         """Arguments without a stream, checked, and with addresses for tensors; and what keeps those."""
+        if named:
+            arguments = in_order(self.manifest, arguments, named, stream=False)
         (_, *given), held = with_addresses(self.manifest, (0, *arguments), None)
         self._packed((0, *given), algo_id)
         return tuple(given), held
@@ -202,18 +212,18 @@ class Function:
         if any(not 0 <= arguments[index] <= 1 for index in self._flags):
             raise self._refusal(arguments, algo_id)
 
-    def variant(self, *arguments: Any, algo_id: int = 0) -> str:
+    def variant(self, /, *arguments: Any, algo_id: int = 0, **named: Any) -> str:
         """The name of the variant that would serve a launch with these arguments.
 
         Raises:
             LaunchError, TypeError, OverflowError, TensorError: as a call.
         """
-        arguments, _held = self._addresses(arguments, algo_id)
+        arguments, _held = self._addresses(arguments, named, algo_id)
         name = ctypes.c_char_p()
         self.check(self._variant(*arguments, algo_id, ctypes.byref(name)), LaunchError)
         return (name.value or b"").decode()
 
-    def workspace_size(self, *arguments: Any, algo_id: int = 0) -> int:
+    def workspace_size(self, /, *arguments: Any, algo_id: int = 0, **named: Any) -> int:
         """Bytes of device memory that a launch with these arguments needs at its last one, the workspace; often 0.
 
         Args:
@@ -224,7 +234,7 @@ class Function:
             LaunchError: as a call would; the function must be loaded in the current CUDA context.
             TypeError, OverflowError, TensorError: as a call.
         """
-        arguments, _held = self._addresses(arguments, algo_id)
+        arguments, _held = self._addresses(arguments, named, algo_id)
         size = ctypes.c_uint64()
         if self._workspace:
             self.check(self._workspace(*arguments, algo_id, ctypes.byref(size)), LaunchError)
@@ -264,8 +274,8 @@ class Function:
             raise error(text.decode(errors="replace") or f"{self.name}: CUDA error {status}", status)
 
 
-class Library:
-    """A shared library that pyfmha built: like a mapping from name to :class:`Function`.
+class Library(Mapping[str, Function]):
+    """A shared library that pyfmha built: a mapping from name to :class:`Function`.
 
     Args:
         path: the ``.so``; by default that of ``PYFMHA_LIBRARY``, else ``aot_out/libpyfmha.so``, else the wheel's.
@@ -293,7 +303,7 @@ class Library:
                 f"{self.path} cannot be loaded: {error}; build it on this machine: {build_command(self.path)}"
             ) from None
         self.manifest = self._read_manifest()
-        self._functions = {function.name: Function(self._cdll, function) for function in self.manifest.functions}
+        self._functions = {made.name: Function(self._cdll, made) for made in self.manifest.functions}
 
     @functools.cached_property
     def operators(self) -> tuple[Operator, ...]:
@@ -324,6 +334,14 @@ class Library:
                     f" {build_command(self.path)}"
                 )
         return manifest
+
+    # Not by what it holds: one library is not another.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The function of that name, or the default."""
+        return self._functions.get(name, default)
 
     def __getitem__(self, name: str) -> Function:
         try:

@@ -68,7 +68,12 @@ ELEMENT_SIZES: dict[str, int] = {
     **dict.fromkeys(("fp8e5", "fp8e5b16", "fp8e4nv", "fp8e4b8", "fp8e4b15"), 1),
 }
 
-_ALIASES = {"f32": "fp32", "f64": "fp64", "f16": "fp16", "int1": "i1", "int32": "i32", "int64": "i64"}
+_ALIASES = {
+    **{"f32": "fp32", "f64": "fp64", "f16": "fp16"},
+    **{"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"},
+    **{f"int{bits}": f"i{bits}" for bits in (1, 8, 16, 32, 64)},
+    **{f"uint{bits}": f"u{bits}" for bits in (8, 16, 32, 64)},
+}
 
 
 def canonical(name: str) -> str:

@@ -1,7 +1,7 @@
 """The functions: attention with every keyword, and the drop-in for PyTorch's own."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 
@@ -13,6 +13,10 @@ from pyfmha.torch.operator import attention_op, lengths_of, ready_for
 from pyfmha.torch.plain import Recent, is_compiling, undispatched
 from pyfmha.torch.settings import DTYPES, Settings, problem_of
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
+from pyfmha.trt.attention.words import Align, Causal, Layout
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 ALIGNMENTS = ("top-left", "bottom-right")
 ALIGNED = (None, *ALIGNMENTS)
@@ -21,17 +25,52 @@ _recent, _recent_drop_in = Recent(), Recent()
 _native = torch.nn.functional.scaled_dot_product_attention
 
 
+class Options(TypedDict, total=False):
+    """The keywords of :func:`attention` but ``return_lse``."""
+
+    causal: Causal
+    scale: float | None
+    window: tuple[int, int]
+    align: Align | None
+    softcap: float
+    layout: Layout | None
+    q_lengths: torch.Tensor | None
+    kv_lengths: torch.Tensor | None
+    cu_seqlens_q: torch.Tensor | None
+    cu_seqlens_kv: torch.Tensor | None
+    bias: torch.Tensor | None
+    mask: torch.Tensor | None
+    sinks: torch.Tensor | None
+
+
+@overload
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    causal: bool | str = False,
+    return_lse: Literal[False] = False,
+    **options: "Unpack[Options]",
+) -> torch.Tensor: ...
+@overload
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: Literal[True], **options: "Unpack[Options]"
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: bool, **options: "Unpack[Options]"
+) -> Any: ...
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: Causal = False,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
-    align: str | None = None,
+    align: Align | None = None,
     softcap: float = 0.0,
-    layout: str | None = None,
+    layout: Layout | None = None,
     q_lengths: torch.Tensor | None = None,
     kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None,

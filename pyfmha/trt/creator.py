@@ -22,6 +22,7 @@ from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.origin import Origin
 from pyfmha.trt.plugin import PluginBehaviour
+from pyfmha.trt.protocols import Kind, TensorRT
 
 
 class CreatorBehaviour:
@@ -187,12 +188,12 @@ def operator_named(library: Library, name: str) -> Operator:
 
 
 def register(
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
     *,
     namespace: str | None = None,
     library: Library | Path | str | None = None,
     operator: Operator | str = OPERATOR,
-    kind: str = "python",
+    kind: Kind = "python",
 ) -> Any:
     """Make TensorRT know a plugin: before a network with it is built, and before an engine with it is loaded.
 

@@ -13,6 +13,7 @@ from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.messages import collect_errors, failure_of, make_root
+from pyfmha.trt.protocols import TensorRT, Verbosity
 
 VERBOSITIES = ("layer_names_only", "detailed", "none")
 
@@ -61,12 +62,12 @@ class Built:
 
 
 def build_plan(
-    trt: Any,
+    trt: TensorRT,
     define: Callable[[Any], Any],
     ranges: Mapping[str, Range],
     *,
     timing_cache: bytes = b"",
-    profiling_verbosity: str = "layer_names_only",
+    profiling_verbosity: Verbosity = "layer_names_only",
     version_compatible: bool = False,
     device: int | None = 0,
     embedded: Path | None = None,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import PluginError
+from pyfmha.operators.attributes import checked
 from pyfmha.operators.description import Operator
 from pyfmha.operators.forms import TensorForm
 from pyfmha.operators.instance import Instance
@@ -14,21 +15,22 @@ from pyfmha.trt.creator import register
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module, module_of
+from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
 
 Tensors = dict[str, Any]
 """``ITensor`` by name."""
 
 
 def add_operator(
-    network: Any,
+    network: INetworkDefinition,
     operator: Operator | str,
-    *inputs: Any,
+    *inputs: AnyTensor,
     name: str | None = None,
     namespace: str | None = None,
     library: Library | Path | str | None = None,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
     **attributes: Any,
-) -> tuple[Any, ...]:
+) -> tuple[AnyTensor, ...]:
     """Add an operator of a library to a network. Registers its plugin first, if need be.
 
     Args:
@@ -51,11 +53,7 @@ def add_operator(
     trt = module_with_plugins(network, trt_module)
     creator = register(trt, namespace=namespace, library=library, operator=operator)
     program = program_of(creator.operator)
-    unknown = sorted(set(attributes) - set(program.attributes))
-    if unknown:
-        there = ", ".join(program.attributes) or "none"
-        raise PluginError(f"{creator.operator.name} has no attribute {', '.join(unknown)}; it has: {there}")
-    given = {key: typed(program.operator.attributes, key, value) for key, value in attributes.items()}
+    given = checked(program, attributes)
     instance = Instance(program, given)
     forms = instance.forms()
     names = [*(form.name for form in forms.inputs), *(shape for shape, _ in forms.shapes)]
@@ -65,33 +63,6 @@ def add_operator(
         )
     _, outputs = add_layer(trt, network, creator, given, dict(zip(names, inputs, strict=True)), name)
     return tuple(outputs)
-
-
-def typed(attributes: Any, name: str, value: Any) -> Any:
-    """An attribute's value of its type.
-
-    Raises:
-        PluginError: it is of another.
-    """
-    kind = dict(attributes)[name].type
-    if kind.endswith("[]"):
-        return tuple(_element(name, kind, element) for element in value)
-    return _element(name, kind, value)
-
-
-def _element(name: str, kind: str, value: Any) -> Any:
-    base = kind.removesuffix("[]")
-    if base == "string":
-        if isinstance(value, str) and "\0" not in value:
-            return value
-    elif base == "fp32":
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, int):
-        bits = 31 if base == "int32" else 63
-        if -(1 << bits) <= value < 1 << bits:
-            return int(value)
-    raise PluginError(f"{name} is {value!r}; it must be {kind}")
 
 
 def add_layer(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import EngineError, OutputError
+from pyfmha.trt.protocols import Plan
 
 
 def read_plan(path: Path) -> bytes:
@@ -20,7 +21,7 @@ def read_plan(path: Path) -> bytes:
         raise EngineError(f"no engine at {path} ({error.strerror}); build it: python examples/build.py") from None
 
 
-def plan_of(engine: Path | str | Any) -> Any:
+def plan_of(engine: Plan) -> Any:
     """A serialised engine: that of a file, or what holds one already, such as bytes or an ``IHostMemory``.
 
     Raises:
@@ -29,7 +30,7 @@ def plan_of(engine: Path | str | Any) -> Any:
     if isinstance(engine, str | os.PathLike):
         return read_plan(Path(engine))
     try:
-        memoryview(engine).release()
+        memoryview(engine).release()  # type: ignore[arg-type]  # an IHostMemory has a buffer
     except TypeError:
         kind = type(engine).__name__
         raise EngineError(

@@ -6,7 +6,6 @@ Needs a TensorRT module that runs engines (``tensorrt`` or ``tensorrt_lean``) an
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from pyfmha.trt.creator import register, unregistered
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.messages import collect_errors, failure_of, make_root
 from pyfmha.trt.modules import MODULES, find_module
+from pyfmha.trt.protocols import Plan, TensorRT
 from pyfmha.trt.saved import plan_of
 from pyfmha.trt.tensors import TensorInfo, check_inputs, check_outputs, choose_profile, describe
 
@@ -57,9 +57,9 @@ class Session:
 
     def __init__(
         self,
-        engine: Path | str | Any,
+        engine: Plan,
         *,
-        trt_module: Any = None,
+        trt_module: TensorRT | None = None,
         device: int = 0,
         cuda_graph: bool = False,
         trust_library: bool = False,

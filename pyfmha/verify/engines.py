@@ -110,7 +110,7 @@ def _verify_shape(config: EngineConfig, session: Session, batch: int, seq: int, 
     except PyfmhaError as failed:
         return Verified(config, batch, seq, float("nan"), chosen[-1] if chosen else "-", str(failed))
     inputs = (to_float(x, config.dtype) for x in (q, k, v))
-    exact = attention_float64(*inputs, sm_scale=config.scale, causal=bool(config.causal)).out
+    exact = attention_float64(*inputs, scale=config.factor, causal=bool(config.causal)).out
     error = relative_error(to_float(out, config.dtype), exact)
     return Verified(config, batch, seq, error, chosen[-1] if chosen else "-")
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import LONG
@@ -20,8 +21,10 @@ import pyfmha
 from pyfmha.attention.first import Attention
 from pyfmha.cli.main import app
 from pyfmha.errors import SpecError
+from pyfmha.operators.program import program_of
 from pyfmha.report import duration, progress_bar
 from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.kernel import Argument
 from pyfmha.spec.manifest import parse_manifest, read_manifest
 from pyfmha.spec.words import dtype_name, one_of
 
@@ -61,6 +64,30 @@ class TestProgress:
         assert re.match(r"compiling: 84 of 84 in 0 s: fmha_fwd_d128", lines[-1])
         assert len(lines) == 1 + 84 // 5 + 1
         assert max(map(len, lines)) == 80
+
+    def test_lines_where_colours_are_forced_and_where_a_terminal_cannot_move(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CI services and Jupyter set FORCE_COLOR, for which rich takes any file for a terminal."""
+        for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm")):
+            monkeypatch.setenv(name, value)
+        with (tmp_path / "log").open("w") as log:
+            console = Console(file=log, color_system=None)
+            assert console.is_terminal
+            with progress_bar(console, "compiling") as progress:
+                progress(0, 2, "")
+                progress(2, 2, "b")
+        assert (tmp_path / "log").read_text() == "compiling: 2 to do\ncompiling: 2 of 2 in 0 s: b\n"
+
+        main, terminal = os.openpty()
+        monkeypatch.setenv("TERM", "dumb")
+        with (
+            open(terminal, "w") as screen,
+            progress_bar(Console(file=screen, color_system=None), "compiling") as progress,
+        ):
+            progress(2, 2, "b")
+        assert os.read(main, 200).splitlines() == [b"compiling: 2 of 2 in 0 s: b"]
+        os.close(main)
 
     def test_few_steps_have_a_line_each(self) -> None:
         assert len(self.lines(3)) == 4
@@ -153,8 +180,26 @@ def test_a_dtype_has_either_name_everywhere(word: str, name: str) -> None:
     assert Cell(word, 1, 1, 1, 1, 1, 64, True) == Cell(name, 1, 1, 1, 1, 1, 64, True)
     both = library_specs(("basic", "forward", "decode"), (word, name), (64,))
     assert both == library_specs(("basic", "forward", "decode"), (name,), (64,))
+    assert Argument("x", f"*{word}") == Argument("x", f"*{name}")
+    assert operator(word, "float32") == operator(name, "fp32")
     config = pyfmha.EngineConfig(1, 64, 1, 1, word, causal=True)
     assert (config.dtype, config.problem.dtype) == (name, name)
+
+
+def operator(word: str, factor: str) -> Any:
+    """What an operator of such types is, in short."""
+    described = pyfmha.Operator(
+        name="Scale",
+        inputs={"X": "T[rows]", "Y": f"{word}[rows]"},
+        outputs={"Z": "T[rows]"},
+        types={"T": (word, "int32")},
+        attributes={"factor": f"{factor} = 1.0", "factors": f"{factor}[] = [1.0]"},
+        workspace=[pyfmha.Part("W", "4 * rows", type=word)],
+        launches=[pyfmha.Launch({"x": "X"}, kernel="k", grid="1")],
+    )
+    program = program_of(described)
+    types = [form.type for tensor in program.inputs for form in tensor.forms]
+    return types, described.types, described.attributes, described.workspace
 
 
 @pytest.mark.parametrize("option", ["-t", "--arch", "--target"])

@@ -200,7 +200,7 @@ def test_a_missing_part_is_no_operator() -> None:
         ({"name": "two words"}, "operator name 'two words' is no name: letters, digits and underscores"),
         ({"launches": []}, "Gelu launches nothing"),
         ({"outputs": {}}, "Gelu has no output"),
-        ({"attributes": {"a": "float"}}, "attribute a: attribute type 'float' is unknown"),
+        ({"attributes": {"a": "double"}}, "attribute a: attribute type 'double' is unknown"),
         ({"types": {"T": []}}, "types are none; there are"),
     ],
 )

@@ -16,7 +16,7 @@ from trt_double.twins import Pair, drive, fields_of, shapes_for
 
 from pyfmha.aot import Compiler, build
 from pyfmha.aot.operator_specs import load_operators, operator_specs
-from pyfmha.interpreter.process import run_in_subprocess
+from pyfmha.interpreter import interpret_operator
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 
@@ -26,13 +26,14 @@ KINDS = {np.float32: 0, np.float16: 1, np.int32: 3}
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_it_is_right_under_the_interpreter(case: Case) -> None:
+def test_it_is_right_under_the_interpreter(compiler: Compiler, case: Case) -> None:
+    """As it is described."""
     inputs = case.inputs()
-    outputs = [np.full(shape, np.nan, kind) for shape, kind in case.outputs]
-    arguments = case.launch(inputs, outputs, lambda *shape: np.full(shape, np.nan, np.float32))
-    run_in_subprocess(FILE, case.kernel, case.grid, arguments, case.constants)
-    for got, wanted in zip(outputs, case.reference(*inputs), strict=True):
-        assert got.shape == wanted.shape
+    (operator,) = [operator for operator in load_operators(compiler, FILE) if operator.name == case.operator]
+    names = [tensor.name for tensor in operator.inputs]
+    outputs = interpret_operator(operator, dict(zip(names, inputs, strict=True)), **case.attributes)
+    for got, wanted, (shape, kind) in zip(outputs.values(), case.reference(*inputs), case.outputs, strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, kind) == (shape, kind)
         assert relative_error(got, wanted) < case.limit
 
 

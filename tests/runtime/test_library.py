@@ -1,10 +1,12 @@
 """The library from Python: pyfmha.runtime."""
 
+import dataclasses
 import functools
 import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda
@@ -22,6 +24,7 @@ from helpers import (
 
 from pyfmha.errors import DriverError, LaunchError, LibraryError, ManifestError
 from pyfmha.runtime import Function, Library, describe
+from pyfmha.runtime.arguments import in_order
 from pyfmha.spec.manifest import SCHEMA, read_manifest
 
 X, Y, Z = 0x7000_0000, 0x7000_1000, 0x7000_2000
@@ -56,6 +59,10 @@ class TestOpening:
         assert sorted(opened) == sorted(function.name for function in opened.manifest.functions)
         assert len(opened) == len(list(opened))
         assert opened["add"].name == "add"
+        assert [function.name for function in opened.values()] == list(opened)
+        assert opened.get("ad") is None
+        assert opened != Library(opened.path)
+        assert {opened: 1}[opened] == 1
 
     def test_it_shows_what_it_holds(self, opened: Library) -> None:
         assert "sm_80, sm_90" in repr(opened)
@@ -143,6 +150,43 @@ class TestCalling:
         add(6, X, Y, Z, 1024, algo_id=1)
 
         assert [(launch.stream, launch.grid) for launch in fake_cuda.launches()] == [(5, (1, 1, 1)), (6, (2, 1, 1))]
+
+    def test_arguments_may_come_by_name(self, add: Function, fake_cuda: FakeCuda) -> None:
+        add(5, X, Y, Z, 1024)
+        add(5, X, n=1024, Z=Z, Y=Y)
+        add(n=1024, Z=Z, Y=Y, X=X, stream=5, algo_id=0)
+        first, second, third = fake_cuda.launches()
+
+        assert first == second == third
+        assert add.variant(X, Y + 4, n=1024, Z=Z) == add.variant(X, Y + 4, Z, 1024)
+        assert add.workspace_size(X=X, Y=Y, Z=Z, n=1024) == 0
+        add.prepare(n=1024, X=0, Y=0, Z=0)(5, X, Y, Z)
+        assert fake_cuda.launches()[-1] == first
+
+    @pytest.mark.parametrize(
+        ("arguments", "named", "message"),
+        [
+            ((0, X), {"Y": Y, "Z": Z}, "add: n is missing; it takes stream, X, Y, Z, n"),
+            ((), {"Y": Y}, "add: stream, X, Z, n is missing"),
+            ((0, X), {"x": X, "Y": Y, "Z": Z, "n": 1}, r"add has no argument x; .* n \(did you mean X\?\)"),
+            ((0, X, Y, Z, 1), {"n": 1}, "add: n is given twice, by position and by name"),
+            ((0, X), {"stream": 0, "X": X, "Y": Y, "Z": Z, "n": 1}, "add: stream, X is given twice"),
+            ((0, X, Y, Z), {"n": "1"}, "add: n is '1', i32 is an integer"),
+        ],
+    )
+    def test_names_that_do_not_fit_are_errors(
+        self, add: Function, fake_cuda: FakeCuda, arguments: tuple[int, ...], named: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(TypeError, match=message):
+            add(*arguments, **named)
+        assert fake_cuda.launch_count() == 0
+
+    def test_an_argument_called_stream_is_not_the_stream(self, add: Function) -> None:
+        function = dataclasses.replace(add.manifest, name="f", arguments=(("x", "*fp32"), ("stream", "i32")))
+        assert in_order(function, (7,), {"stream": 2, "x": 1}) == (7, 1, 2)
+        assert in_order(function, (), {"stream": 2, "x": 1, "CUstream": 7}) == (7, 1, 2)
+        with pytest.raises(TypeError, match="f: CUstream is missing"):
+            in_order(function, (), {"stream": 2, "x": 1})
 
     def test_the_variant_that_would_serve_is_named(self, add: Function) -> None:
         hinted, generic = (variant.name for variant in add.manifest.algorithms[0])

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def error_of(trt: Any, built: Built, config: EngineConfig, shape: tuple[int, int
     with Session(built.plan, trt_module=trt) as session:
         out = session.run({"Q": q, "K": k, "V": v})["Out"]
     exact = attention_float64(
-        *(to_float(x, config.dtype) for x in (q, k, v)), sm_scale=config.scale, causal=config.causal
+        *(to_float(x, config.dtype) for x in (q, k, v)), sm_scale=config.factor, causal=config.causal
     )
     return relative_error(to_float(out, config.dtype), exact.out)
 
@@ -56,7 +57,7 @@ def test_other_types(trt11: Any, dtype: str, limit: float) -> None:
 
 
 def test_full_attention_and_a_scale_of_ones_own(trt11: Any) -> None:
-    config = EngineConfig(2, 32, 1, 24, causal=False, softmax_scale=0.5)
+    config = EngineConfig(2, 32, 1, 24, causal=False, scale=0.5)
 
     assert error_of(trt11, build_engine(config, trt_module=trt11), config, (1, 24)) < 5e-4
 
@@ -75,9 +76,7 @@ def test_every_tactic_is_timed_once_and_then_read_from_the_timing_cache(trt11: A
 def test_the_timing_cache_does_not_serve_another_attention(trt11: Any) -> None:
     first = build_engine(SMALL, trt_module=trt11)
 
-    build_engine(
-        EngineConfig(2, 32, 2, 40, softmax_scale=0.5, causal=True), trt_module=trt11, timing_cache=first.timing_cache
-    )
+    build_engine(EngineConfig(2, 32, 2, 40, scale=0.5, causal=True), trt_module=trt11, timing_cache=first.timing_cache)
 
     assert len(trt11.double.timed) == 2
 
@@ -332,11 +331,11 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, change: Any, text: 
 def test_a_configuration_from_before_the_features(tmp_path: Path) -> None:
     save_engine(BUILT, SMALL, tmp_path)
     data = json.loads((tmp_path / "config.json").read_text())
-    earlier = ("num_heads", "head_size", "max_batch_size", "max_seq_len", "dtype", "causal", "softmax_scale", "layer")
-    kept = {name: data[name] for name in ("schema", "engine", "sha256", "tensorrt", *earlier)}
+    earlier = ("num_heads", "head_size", "max_batch_size", "max_seq_len", "dtype", "causal", "layer")
+    kept = {name: data[name] for name in ("schema", "engine", "sha256", "tensorrt", *earlier)} | {"softmax_scale": 0.3}
     (tmp_path / "config.json").write_text(json.dumps(kept))
 
-    assert read_engine(tmp_path).config == SMALL
+    assert read_engine(tmp_path).config == replace(SMALL, scale=0.3)
 
 
 def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "window and causal": {"window": (3, 5), "max_kv_seq_len": 50},
     "lengths": {"q_lengths": True, "kv_lengths": True, "return_lse": True, "max_kv_seq_len": 50, "dtype": "fp32"},
     "ragged": {"cu_seqlens": True, "num_kv_heads": 2, "max_kv_seq_len": 50, "return_lse": True},
-    "packed": {"layout": "packed", "num_kv_heads": 2, "kv_lengths": True, "softmax_scale": 0.5},
+    "packed": {"layout": "packed", "num_kv_heads": 2, "kv_lengths": True, "scale": 0.5},
     "packed and ragged": {"layout": "packed", "cu_seqlens": True, "causal": False, "return_lse": True},
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_each_feature_is_one_that_the_check_sees(trt11: Any) -> None:
     plan = build_engine(plain, trt_module=trt11).plan
     others: list[dict[str, Any]] = [
         {"causal": False}, {"causal": "bottom-right"}, {"align": "bottom-right"}, {"window": (3, -1)}, {"softcap": 1.5},
-        {"softmax_scale": 0.5},
+        {"scale": 0.5},
     ]  # fmt: skip
 
     assert all(passed for _, passed in verdicts(plan, trt11, plain, 2, 17, 33, 0))
@@ -141,7 +141,7 @@ def test_the_shapes_that_an_engine_serves() -> None:
         ({"cu_seqlens": True, "layout": "bhsd"}, "layout 'bhsd' has no ragged form"),
         ({"layout": "packed", "max_kv_seq_len": 50}, "max_kv_seq_len is 50, max_seq_len 40; layout 'packed'"),
         ({"head_size": 257}, "257"),
-        ({"softmax_scale": 0.0}, "softmax_scale is 0;"),
+        ({"scale": 0.0}, "softmax_scale is 0;"),
         ({"layer": "tensorrt", "softcap": 2.0, "layout": "bshd"}, "does not serve softcap, layout here"),
         ({"layer": "tensorrt", "causal": "bottom-right"}, "does not serve causal 'bottom-right' here"),
     ],

@@ -33,7 +33,7 @@ def inputs_of(batch: int, seq: int, seed: int = 0, config: EngineConfig = SMALL)
 
 def error_of(out: Any, inputs: dict[str, Any], config: EngineConfig = SMALL) -> float:
     numbers = (to_float(x, config.dtype) for x in inputs.values())
-    exact = attention_float64(*numbers, sm_scale=config.scale, causal=config.causal).out
+    exact = attention_float64(*numbers, sm_scale=config.factor, causal=config.causal).out
     return relative_error(to_float(out, config.dtype), exact)
 
 

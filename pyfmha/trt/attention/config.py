@@ -11,7 +11,7 @@ from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.network import features_of
 from pyfmha.trt.attention.problem import INPUTS, Problem
-from pyfmha.trt.attention.words import Align, Causal, Dtype, Layout
+from pyfmha.trt.attention.words import Align, Causal, Dtype, Layer, Layout
 from pyfmha.trt.engine import Range
 
 LAYERS = ("plugin", "tensorrt")
@@ -35,7 +35,7 @@ class EngineConfig:
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
         causal: whether a query sees only keys at its own position and before; ``"bottom-right"`` aligns the last
             query with the last key. A keyword without a default.
-        softmax_scale: factor of Q K^T; None is 1 / sqrt(head size).
+        scale: factor of Q K^T; None is 1 / sqrt(head size).
         layer: one of :data:`LAYERS`.
         num_kv_heads: heads of K and V; None is as many as of Q.
         max_kv_seq_len: keys, from 1 up to this; None is ``max_seq_len``.
@@ -61,8 +61,8 @@ class EngineConfig:
     max_seq_len: int
     dtype: Dtype = "fp16"
     causal: Causal = field(kw_only=True)
-    softmax_scale: float | None = None
-    layer: str = "plugin"
+    scale: float | None = None
+    layer: Layer = "plugin"
     num_kv_heads: int | None = None
     max_kv_seq_len: int | None = None
     align: Align | None = None
@@ -108,9 +108,9 @@ class EngineConfig:
             raise EngineError(str(error)) from None
 
     @property
-    def scale(self) -> float:
-        """The factor of Q K^T."""
-        return 1 / math.sqrt(self.head_size) if self.softmax_scale is None else self.softmax_scale
+    def factor(self) -> float:
+        """The factor of Q K^T: ``scale``, or its default."""
+        return 1 / math.sqrt(self.head_size) if self.scale is None else self.scale
 
     @property
     def kv_heads(self) -> int:
@@ -159,7 +159,7 @@ class EngineConfig:
             sinks="fp32" if self.sinks else "",
             v_head_size=self.v_head_size or 0,
         )
-        return Problem(self.num_heads, self.head_size, self.dtype, self.scale, bool(self.causal), features)
+        return Problem(self.num_heads, self.head_size, self.dtype, self.factor, bool(self.causal), features)
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The inputs by name: what each axis is, and its size where that is fixed."""

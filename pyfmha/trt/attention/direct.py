@@ -24,6 +24,7 @@ from pyfmha.trt.attention.words import Dtype
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.modules import find_module
+from pyfmha.trt.protocols import TensorRT
 
 Array = NDArray[Any]
 
@@ -70,7 +71,7 @@ class DirectSession:
         scale: float | None = None,
         features: Features | None = None,
         library: Library | Path | str | None = None,
-        trt_module: Any = None,
+        trt_module: TensorRT | None = None,
         device: int = 0,
         tactic: int = 0,
     ) -> None:
@@ -79,7 +80,7 @@ class DirectSession:
                 f"causal is {causal!r}; allowed are True and False (for 'bottom-right': True, and"
                 " features=Features(..., bottom_right=True))"
             )
-        self._trt = trt_module if trt_module is not None else _installed_or_standin()
+        self._trt: Any = trt_module if trt_module is not None else _installed_or_standin()
         if features is None and 1 <= head_size <= 256 and head_size not in HEAD_SIZES:
             features = Features(num_heads)
         scale = 1 / math.sqrt(head_size) if scale is None else scale

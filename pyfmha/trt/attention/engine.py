@@ -15,6 +15,7 @@ from pyfmha.trt.attention.problem import INPUTS
 from pyfmha.trt.creator import find_library, register
 from pyfmha.trt.engine import Built, build_plan
 from pyfmha.trt.modules import find_module
+from pyfmha.trt.protocols import TensorRT, Verbosity
 
 __all__ = ["EngineConfig", "build_engine"]
 
@@ -22,10 +23,10 @@ __all__ = ["EngineConfig", "build_engine"]
 def build_engine(
     config: EngineConfig,
     *,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
     library: Library | Path | str | None = None,
     timing_cache: bytes = b"",
-    profiling_verbosity: str = "layer_names_only",
+    profiling_verbosity: Verbosity = "layer_names_only",
     version_compatible: bool = False,
     device: int | None = 0,
     embed_library: bool = False,
@@ -58,7 +59,7 @@ def build_engine(
             outputs = _add_plugin(trt, network, tensors, config, library)
         else:
             out, kept = add_tensorrt_attention(
-                trt, network, *tensors.values(), dtype=config.dtype, scale=config.scale, causal=bool(config.causal)
+                trt, network, *tensors.values(), dtype=config.dtype, scale=config.factor, causal=bool(config.causal)
             )
             outputs = (out,)
         for name, output in zip(("Out", "Lse"), outputs, strict=False):

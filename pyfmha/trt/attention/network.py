@@ -17,6 +17,7 @@ from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features
 from pyfmha.trt.attention.words import Align, Causal, Layout, Options, PackedOptions
 from pyfmha.trt.creator import register
 from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
+from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
@@ -26,22 +27,36 @@ ALIGNMENTS = ("top-left", "bottom-right")
 
 @overload
 def add_attention(
-    network: Any,
-    q: Any,
-    k: Any,
-    v: Any,
+    network: INetworkDefinition,
+    q: AnyTensor,
+    k: AnyTensor,
+    v: AnyTensor,
     *,
     causal: Causal,
     return_lse: Literal[False] = False,
     **options: "Unpack[Options]",
-) -> Any: ...
+) -> AnyTensor: ...
 @overload
 def add_attention(
-    network: Any, q: Any, k: Any, v: Any, *, causal: Causal, return_lse: Literal[True], **options: "Unpack[Options]"
-) -> tuple[Any, Any]: ...
+    network: INetworkDefinition,
+    q: AnyTensor,
+    k: AnyTensor,
+    v: AnyTensor,
+    *,
+    causal: Causal,
+    return_lse: Literal[True],
+    **options: "Unpack[Options]",
+) -> tuple[AnyTensor, AnyTensor]: ...
 @overload
 def add_attention(
-    network: Any, q: Any, k: Any, v: Any, *, causal: Causal, return_lse: bool, **options: "Unpack[Options]"
+    network: INetworkDefinition,
+    q: AnyTensor,
+    k: AnyTensor,
+    v: AnyTensor,
+    *,
+    causal: Causal,
+    return_lse: bool,
+    **options: "Unpack[Options]",
 ) -> Any: ...
 @says_causal("add_attention", PluginError)
 def add_attention(
@@ -67,7 +82,7 @@ def add_attention(
     name: str | None = None,
     namespace: str = "",
     library: Library | Path | str | None = None,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
 ) -> Any:
     """Add softmax(scale * Q K^T) V to a network. Registers the plugin first, if need be.
 
@@ -113,19 +128,13 @@ def add_attention(
         LibraryError: the library is missing or cannot be used.
     """
     trt = module_with_plugins(network, trt_module)
-    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    ragged = "cu_seqlens_q" in lengths
-    axes: str = layout or ("bshd" if ragged else "bhsd")
-    if axes == "packed":
-        raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
-    tensors = dict(zip(INPUTS, (q, k, v), strict=True))
-    dtype = _dtype(tensors)
-    heads, kv_heads, size, v_size = _heads(tensors, axes, ragged)
+    lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     beside = beside_of(bias, mask, sinks)
-    sizes = _sizes(q, k, axes, lengths)
-    features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
-    features = replace(features, **beside_features(dtype, beside, sizes, ragged), v_head_size=v_size)
-    problem = Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
+    tensors = dict(zip(INPUTS, (q, k, v), strict=True))
+    problem = problem_of(
+        tensors, lengths, beside, causal=causal, scale=scale, window=window, align=align, softcap=softcap,
+        layout=layout, return_lse=return_lse,
+    )  # fmt: skip
     creator = register(trt, namespace=namespace, library=library)
     problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
     _, outputs = add_layer(trt, network, creator, problem.attributes(), {**tensors, **lengths, **beside}, name or NAME)
@@ -134,30 +143,30 @@ def add_attention(
 
 @overload
 def add_attention_packed(
-    network: Any,
-    qkv: Any,
+    network: INetworkDefinition,
+    qkv: AnyTensor,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
     causal: Causal,
     return_lse: Literal[False] = False,
     **options: "Unpack[PackedOptions]",
-) -> Any: ...
+) -> AnyTensor: ...
 @overload
 def add_attention_packed(
-    network: Any,
-    qkv: Any,
+    network: INetworkDefinition,
+    qkv: AnyTensor,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
     causal: Causal,
     return_lse: Literal[True],
     **options: "Unpack[PackedOptions]",
-) -> tuple[Any, Any]: ...
+) -> tuple[AnyTensor, AnyTensor]: ...
 @overload
 def add_attention_packed(
-    network: Any,
-    qkv: Any,
+    network: INetworkDefinition,
+    qkv: AnyTensor,
     num_heads: int,
     num_kv_heads: int | None = None,
     *,
@@ -188,7 +197,7 @@ def add_attention_packed(
     name: str | None = None,
     namespace: str = "",
     library: Library | Path | str | None = None,
-    trt_module: Any = None,
+    trt_module: TensorRT | None = None,
 ) -> Any:
     """As :func:`add_attention`, for Q, K and V in one tensor, which is read where it is.
 
@@ -208,7 +217,7 @@ def add_attention_packed(
         PluginError, LibraryError: as there.
     """
     trt = module_with_plugins(network, trt_module)
-    lengths = _lengths(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     dtype = _dtype({"QKV": qkv})
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     features = features_of(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
@@ -225,6 +234,41 @@ def add_attention_packed(
     return tuple(outputs) if return_lse else outputs[0]
 
 
+def problem_of(
+    tensors: Tensors,
+    lengths: Tensors,
+    beside: Tensors,
+    *,
+    causal: bool | str,
+    scale: float | None,
+    window: tuple[int, int],
+    align: str | None,
+    softcap: float,
+    layout: str | None,
+    return_lse: bool,
+) -> Problem:
+    """What :func:`add_attention` is asked for.
+
+    Args:
+        tensors, lengths, beside: Q, K and V; those of :func:`lengths_of`; those of
+            :func:`pyfmha.trt.attention.beside.beside_of`: by name, each with ``shape`` and TensorRT's ``dtype``.
+        causal, scale, window, align, softcap, layout, return_lse: as there.
+
+    Raises:
+        PluginError: they do not fit.
+    """
+    ragged = "cu_seqlens_q" in lengths
+    axes = layout or ("bshd" if ragged else "bhsd")
+    if axes == "packed":
+        raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
+    dtype = _dtype(tensors)
+    heads, kv_heads, size, v_size = _heads(tensors, axes, ragged)
+    sizes = _sizes(tensors["Q"], tensors["K"], axes, lengths)
+    features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
+    features = replace(features, **beside_features(dtype, beside, sizes, ragged), v_head_size=v_size)
+    return Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
+
+
 def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
     """The problem for the first kernel, where a library has no other and that serves it: no newer feature is used, Q, K
     and V are of one shape. Where sizes are -1, they are taken to be."""
@@ -235,7 +279,7 @@ def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Prob
     return first if first.function_name in library else problem
 
 
-def _lengths(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Tensors:
+def lengths_of(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Tensors:
     """Those that are given."""
     if (cu_seqlens_q is None) != (cu_seqlens_kv is None):
         given, missing = (

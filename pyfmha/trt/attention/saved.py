@@ -76,6 +76,8 @@ def read_engine(folder: Path | str) -> Saved:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != CONFIG_SCHEMA:
             raise EngineError(f"{path} is of another version of pyfmha; {again}")
+        if "softmax_scale" in data:  # what files of earlier versions call it
+            data["scale"] = data.pop("softmax_scale")
         engine, digest, tensorrt = (data.pop(name) for name in ("engine", "sha256", "tensorrt"))
         saved = Saved(Path(folder) / engine, EngineConfig(**data), tensorrt)
     except OSError as error:

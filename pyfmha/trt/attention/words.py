@@ -1,14 +1,16 @@
 """The words that attention is asked for with, as types: a type checker refuses ``causal="botom-right"``."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from pyfmha.runtime.library import Library
+from pyfmha.trt.protocols import ITensor, TensorRT
 
 Align = Literal["top-left", "bottom-right"]
 Causal = bool | Literal["bottom-right"]
 Dtype = Literal["fp16", "bf16", "fp32", "float16", "bfloat16", "float32"]
 Layout = Literal["bhsd", "bshd"]
+Layer = Literal["plugin", "tensorrt"]
 
 
 class PackedOptions(TypedDict, total=False):
@@ -18,17 +20,17 @@ class PackedOptions(TypedDict, total=False):
     window: tuple[int, int]
     align: Align | None
     softcap: float
-    q_lengths: Any
-    kv_lengths: Any
-    cu_seqlens_q: Any
-    cu_seqlens_kv: Any
-    bias: Any
-    mask: Any
-    sinks: Any
+    q_lengths: ITensor | None
+    kv_lengths: ITensor | None
+    cu_seqlens_q: ITensor | None
+    cu_seqlens_kv: ITensor | None
+    bias: ITensor | None
+    mask: ITensor | None
+    sinks: ITensor | None
     name: str | None
     namespace: str
     library: Library | Path | str | None
-    trt_module: Any
+    trt_module: TensorRT | None
 
 
 class Options(PackedOptions, total=False):

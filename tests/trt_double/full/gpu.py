@@ -344,13 +344,14 @@ class Gpu:
         """Read which machine code of a library is which attention."""
         for function in json.loads(manifest.read_text())["functions"]:
             found = re.fullmatch(
-                r"fmha_(fwd_|split_|combine_|biased_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?", function["name"]
+                r"fmha_(fwd_|split_|combine_|biased_|with_\w+_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?",
+                function["name"],
             )
             if found is None:
                 continue
             kinds = {"fwd_": Forward, "biased_": Biased, "split_": Decode, "combine_": Decode}
             member = (
-                kinds[found[1]](found[3], int(found[2]))
+                kinds.get(found[1], Biased)(found[3], int(found[2]))  # a user's function is taken to change nothing
                 if found[1]
                 else Attention(found[3], int(found[2]), not found[5], "tf32" if found[4] else "tf32x3")
             )

@@ -1,0 +1,116 @@
+"""Attention on the CPU: the kernels' source under Triton's interpreter, on numpy arrays."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyfmha.attention.families import library_specs
+from pyfmha.errors import PluginError
+from pyfmha.functions import AttentionFunction
+from pyfmha.functions.evaluate import packed_inputs
+from pyfmha.functions.family import Declared, WithFunction
+from pyfmha.interpreter.operators import TYPE_OF, run_instance
+from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
+from pyfmha.spec.kernel import KernelSpec
+from pyfmha.trt.attention.beside import beside_of
+from pyfmha.trt.attention.causal import says_causal
+from pyfmha.trt.attention.network import lengths_of, problem_of
+from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.attention.words import Align, Causal, Layout
+
+Array = NDArray[Any]
+
+
+class _Kind(int):
+    """``int(trt.DataType)``, which messages call by its name."""
+
+    def __str__(self) -> str:
+        return next(TYPE_NAMES[name] for name, number in DATA_TYPES.items() if number == self)
+
+
+class _Described(NamedTuple):
+    """What a network would know of an array."""
+
+    shape: tuple[int, ...]
+    dtype: int
+
+
+@says_causal("interpret_attention", PluginError)
+def interpret_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: Causal,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    align: Align | None = None,
+    softcap: float = 0.0,
+    layout: Layout | None = None,
+    q_lengths: Array | None = None,
+    kv_lengths: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_kv: Array | None = None,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    sinks: Array | None = None,
+    return_lse: bool = False,
+    function: AttentionFunction | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Any:
+    """softmax(scale * Q K^T) V by the portable production kernels, under Triton's interpreter. Slow: for small sizes.
+
+    Needs Triton; neither a GPU nor TensorRT nor a library.
+
+    Args:
+        q, k, v: float16, float32, or bfloat16 as uint16; shapes as :func:`pyfmha.add_attention`.
+        causal, scale, window, align, softcap, layout: as there.
+        q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv: int32, as there.
+        bias, mask, sinks: of Q's type or float32, bool, of Q's type or float32, as there.
+        return_lse: whether to return Lse, too.
+        function: a score or mask function, made by :func:`pyfmha.score_function` and its kin in a file.
+        inputs: the function's own, by name: numpy arrays and numbers.
+
+    Returns:
+        Out, of Q's type; with ``return_lse`` a pair of Out and Lse, float32.
+
+    Raises:
+        PluginError: the arrays do not fit.
+        SpecError: the function's inputs do not.
+        InterpreterError, KernelSourceError: Triton is missing, or the function failed.
+    """
+    arrays = dict(zip(INPUTS, (q, k, v), strict=True))
+    lengths, beside = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv), beside_of(bias, mask, sinks)
+    declared = None if function is None else Declared.of(function)
+    if declared is not None and not beside:
+        beside = {"mask": np.ones((1, 1, 1, 1), np.bool_)}  # functions are in the kernels that take one
+    problem = problem_of(
+        *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside)),
+        causal=causal, scale=scale, window=window, align=align, softcap=softcap, layout=layout, return_lse=return_lse,
+    )  # fmt: skip
+    own = () if declared is None else packed_inputs(declared, inputs or {})
+    found = run_instance(
+        problem.instance,
+        {**arrays, **lengths, **beside},
+        kernels=_kernels(problem, declared),
+        more={"inputs": own} if own else {},
+    )
+    return (found["Out"], found["Lse"]) if return_lse else found["Out"]
+
+
+def _described(name: str, array: Any) -> _Described:
+    kind = TYPE_OF.get(str(getattr(array, "dtype", "")))
+    if kind is None:
+        raise PluginError(f"{name} is {getattr(array, 'dtype', type(array).__name__)}; give a numpy array of float16,"
+                          " float32 or, for bfloat16, uint16; lengths are int32, a mask is bool")  # fmt: skip
+    return _Described(tuple(array.shape), _Kind(DATA_TYPES[kind]))
+
+
+def _kernels(problem: Problem, function: Declared | None) -> dict[str, KernelSpec]:
+    """The generic variants of the kernels that are Triton's, by function; with a function of the user's, that one."""
+    if function is not None:
+        return {problem.function_name: WithFunction(problem.dtype, problem.padded_size, function=function).specs()[-1]}
+    specs = library_specs(("forward", "biased"), (problem.dtype,), (problem.padded_size,))
+    return {spec.name: spec for spec in specs if not spec.archs}

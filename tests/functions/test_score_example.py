@@ -1,0 +1,89 @@
+"""The example of a score function, as a user runs it."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda
+from helpers import LONG, TESTS
+from shared import Shared
+from trt_double.full.fixtures import example_environment
+from typer.testing import CliRunner
+
+import pyfmha
+from pyfmha.aot import Compiler, build
+from pyfmha.cli.main import app
+from pyfmha.errors import SpecError
+from pyfmha.functions.alibi import alibi
+from pyfmha.functions.evaluate import evaluate
+from pyfmha.functions.family import declared_in, function_specs
+from pyfmha.interpreter.kernel import run_interpreted
+from pyfmha.spec.arch import parse_archs
+from pyfmha.verify.function_cases import examples_in
+
+EXAMPLE = TESTS.parent / "examples" / "score_function"
+
+
+def run(*arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLE / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_it_is_right_under_the_interpreter() -> None:
+    done = run("--interpret", "--seq-len", "40", environment=example_environment(None, None))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("kerple [1, 4, 40, 64] fp16: relative error ")
+
+
+def test_it_is_built_and_has_what_verify_asks_for(tmp_path: Path) -> None:
+    given = ("--kernels", "basic", "--dtype", "fp16", "--head-size", "64", "--arch", "sm_80", "--dry-run")
+    done = CliRunner().invoke(app, ["build", "--functions", str(EXAMPLE / "kerple.py"), *given, "-o", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "Would compile fmha_with_kerple_d64_fp16" in done.output
+
+    ((function, example),) = examples_in(EXAMPLE / "kerple.py")
+    inputs = example(1, 2, 5, 7)
+    scores = np.random.default_rng(0).standard_normal((1, 2, 5, 7))
+    found, _ = evaluate(function, scores, inputs, run=run_interpreted)
+    distance = np.abs(np.arange(5)[:, None] - np.arange(7))
+    penalty = [r1 * np.log(1 + r2 * distance) for r1, r2 in zip(inputs["r1"], inputs["r2"], strict=True)]
+    np.testing.assert_allclose(found[0], scores[0] - np.array(penalty), rtol=1e-6, atol=1e-6)
+
+
+def test_without_a_library_it_says_how_one_is_built(tmp_path: Path) -> None:
+    done = run(environment=example_environment(None, tmp_path / "none.so"))
+
+    assert (done.returncode, done.stdout) == (2, "")
+    command = done.stderr.strip().partition("this program's function: pyfmha ")[2]
+    again = CliRunner().invoke(app, [*command.split(), "--arch", "sm_80", "-o", str(tmp_path), "--dry-run"])
+    assert again.exit_code == 0, again.output
+
+
+@LONG
+def test_the_librarys_function_is_launched(compiler: Compiler, shared: Shared, fake_driver: FakeCuda) -> None:
+    """On the double of a GPU, for which a function changes nothing."""
+    declared = declared_in(EXAMPLE / "kerple.py", compiler.collect)
+    specs = [spec for spec in function_specs(declared, ("fp16",), (64,)) if not spec.archs]
+    archs = parse_archs(["sm_90"])
+    library = shared.once("kerple", lambda folder: build(specs, archs, folder, jobs=1).library)
+    environment = example_environment(fake_driver.path, library)
+
+    plain = run("--strength", "0", environment=environment)
+    other = run("--strength", "1", environment=environment)
+
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert other.returncode == 1, other.stderr
+
+
+def test_a_function_in_the_interpreter_is_checked() -> None:
+    q = np.ones((1, 2, 3, 64), np.float16)
+    with pytest.raises(SpecError, match="alibi takes slopes; given: none"):
+        pyfmha.interpret_attention(q, q, q, causal=True, function=alibi)
+    with pytest.raises(SpecError, match=r"function is 'alibi'; give what @pyfmha\.score_function"):
+        pyfmha.interpret_attention(q, q, q, causal=True, function="alibi")
+    with pytest.raises(SpecError, match=r"input slopes is \*fp32; given: \*fp16"):
+        pyfmha.interpret_attention(q, q, q, causal=True, function=alibi, inputs={"slopes": np.ones(2, np.float16)})

@@ -25,6 +25,10 @@ class PackedOptions(TypedDict, total=False):
     bias: Any
     mask: Any
     sinks: Any
+    q_descale: Any
+    k_descale: Any
+    v_descale: Any
+    out_dtype: Dtype | None
     name: str | None
     namespace: str
     library: Library | Path | str | None

@@ -1,6 +1,7 @@
 """The plugin inside the library answers every call as the Python plugin does: values, launches and texts."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from fake_cuda import FakeCuda
 from plugin_host.attention import random_shapes, random_values
 from trt_double.twins import Pair, drive, fields_of
 
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.operator import OPERATOR
 
 pytest_plugins = ("plugin_host.attention",)
@@ -46,12 +48,26 @@ def biased_values(chance: random.Random) -> dict[str, Any]:
     return values if values["bias"] else values | {"mask": 1}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_biases_masks_and_sinks_are_launched_alike(pair: Pair, seed: int) -> None:
+def fp8_values(chance: random.Random) -> dict[str, Any]:
+    """Attributes that are allowed with Q, K and V in FP8."""
+    ragged, kv_heads = chance.random() < 0.3, chance.choice((1, 2, 4))
+    values: dict[str, Any] = {
+        **{"num_heads": 4, "num_kv_heads": kv_heads, "head_size": chance.choice((16, 48, 64)), "softmax_scale": 0.125},
+        **{"type_id": chance.choice((1, 7)), "causal": chance.choice((0, 1, 2)), "return_lse": chance.choice((0, 1))},
+        **{"fp8": 1, "layout": "bshd" if ragged else chance.choice(("bhsd", "bshd", "packed"))},
+    }
+    names = [*DESCALES, *(() if ragged else ("q_lengths", "kv_lengths"))]
+    return values | {name: chance.choice((0, 1)) for name in names} | ({"cu_seqlens": 1} if ragged else {})
+
+
+@pytest.mark.parametrize(("seed", "values"), [(0, biased_values), (1, biased_values), (0, fp8_values), (1, fp8_values)])
+def test_biases_masks_sinks_and_eight_bits_are_launched_alike(
+    pair: Pair, seed: int, values: Callable[[random.Random], dict[str, Any]]
+) -> None:
     chance = random.Random(seed)
     counts = {"prepared": 0, "launched": 0, "split": 0}
     for _ in range(40):
-        plugins = pair.create(fields_of(OPERATOR, biased_values(chance)))
+        plugins = pair.create(fields_of(OPERATOR, values(chance)))
         assert plugins is not None
         counts[drive(pair, plugins, chance, random_shapes)] += 1
         for plugin in plugins[1:]:

@@ -296,7 +296,8 @@ class DirectSession:
                 fits = False
             if not fits:
                 raise SpecError(
-                    f"{form.name} is {_stored(array)} {list(array.shape)}; inputs must be {wanted}"
+                    f"{form.name} is {array.dtype if _is_other_fp8(array) else _stored(array)} {list(array.shape)};"
+                    f" inputs must be {wanted}"
                 ) from None
         return forms, [_shape_of(form, known) for form in forms.all]
 

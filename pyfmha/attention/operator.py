@@ -355,6 +355,6 @@ OPERATOR = Operator(
         "Q_tokens": "Q tokens",
         "KV_tokens": "KV tokens",
     },
-    build="{'--kernels fp8 ' if eight else '--kernels biased ' if biased else ''}--dtype {T}"
+    build="{'--kernels fp8 --arch sm_90 ' if eight else '--kernels biased ' if biased else ''}--dtype {T}"
     " --head-size {padded if features else head_size}",
 )

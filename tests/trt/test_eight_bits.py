@@ -94,7 +94,8 @@ def test_values_of_another_size_are_refused(forward_library: Library) -> None:
 
 def test_a_library_without_the_functions_says_how_to_build_them(attention_library: Library) -> None:
     network, tensors = network_with()
-    with pytest.raises(PluginError, match=r"not hold fmha_fp8_d64_bf16.*build.*--kernels fp8 --dtype bf16 --head-size"):
+    command = "pyfmha build --kernels fp8 --arch sm_90 --dtype bf16 --head-size 64"
+    with pytest.raises(PluginError, match=rf"does not hold fmha_fp8_d64_bf16.*{command}"):
         add_attention(network, **tensors, causal=True, out_dtype="bf16", library=attention_library)
 
 

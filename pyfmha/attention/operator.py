@@ -12,12 +12,14 @@ from pyfmha.attention import biased_operator, forward, fp8_operator
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
-    FEW_CLUSTERS,
-    KEYS_OF_CLUSTER,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
     MOST_QUERIES,
+    MULTIPROCESSOR_RATE,
+    PROGRAM_RATE,
     PROGRAMS,
+    READ_PERCENT,
+    SECOND_LAUNCH_NS,
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
@@ -126,8 +128,14 @@ _DEFINE = {
     "key_heads": "batch * num_kv_heads",
     "decodable": f"not biased and not eight and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
     f" and columns >= {LEAST_KEYS} and batch > 0",
-    "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}')"
-    f" and (key_heads >= {FEW_CLUSTERS} or columns <= {KEYS_OF_CLUSTER} * key_heads)",
+    "clusters": "key_heads * cdiv(num_heads / num_kv_heads, 8)",
+    "ranks": "8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1",
+    "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100",
+    "cluster_rate": f"min(min(memory_rate, {PROGRAM_RATE} * key_heads * ranks),"
+    f" {MULTIPROCESSOR_RATE} * device(multiprocessors))",
+    "read": "key_heads * columns * 4 * head_size if decodable else 0",
+    "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}') and (cluster_rate <= 0"
+    f" or 1000 * read / cluster_rate <= 1000 * read / memory_rate + {SECOND_LAUNCH_NS})",
     "split": "decodable and not one_launch",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",

@@ -21,6 +21,9 @@ from pyfmha.operators.text import Text
 Serves = Callable[[str, str, Sequence[float]], bool]
 """Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
 
+Device = Callable[[str], int]
+"""A figure of the device at hand, one of :data:`pyfmha.operators.expressions.FIGURES`; 0 where it is not known."""
+
 
 class Instance:
     """One plugin of an operator.
@@ -225,13 +228,14 @@ class Instance:
         *,
         least: Mapping[str, int] | None = None,
         serves: Serves = lambda function, kernel, arguments: False,
+        device: Device = lambda figure: 0,
     ) -> ShapeScope:
         """All sizes, checked, with what is defined by them.
 
         Args:
             inputs, outputs: shapes of the tensors.
             least: lower bounds of axes, where this is of a profile.
-            serves: answers what the description asks of the device.
+            serves, device: answer what the description asks of the device.
 
         Raises:
             PluginError: the shapes are not those of the forms, or a check does not hold.
@@ -245,7 +249,7 @@ class Instance:
         def asked(name: str, kernel: str) -> bool:
             return self._serves(name, kernel, scope, forms, serves)
 
-        scope = ShapeScope(self.scope, found, shapes, least or {}, asked)
+        scope = ShapeScope(self.scope, found, shapes, least or {}, asked, device)
         try:
             define(self.program.late, self.program.late_checks, scope)
             self._check_outputs(forms, outputs, scope, [*inputs, *outputs])

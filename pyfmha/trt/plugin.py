@@ -24,7 +24,7 @@ from pyfmha.runtime.library import Function
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import code_for
 from pyfmha.spec.arch import arch_for
-from pyfmha.trt.current import current_capability, current_context
+from pyfmha.trt.current import current_capability, current_context, current_figure
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, stored_fields
 from pyfmha.trt.launch import Enqueue, Hold, bind, check_arguments
@@ -359,7 +359,7 @@ class PluginBehaviour:
         plan = self._plans.get(key)
         if plan is None:
             count = len(self.instance.forms().inputs)
-            scope = self.instance.measure(shapes[:count], shapes[count:], serves=self._serves)
+            scope = self.instance.measure(shapes[:count], shapes[count:], serves=self._serves, device=current_figure)
             plan = self._plans[key] = self._checked(self.instance.plan(scope))
             if len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
@@ -393,6 +393,6 @@ class PluginBehaviour:
         shapes = [largest(desc) for desc in (*inputs[:count], *outputs)]
         forms = self.instance.forms([len(shape) for shape in shapes[:count]])
         scope = self.instance.measure(
-            shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves
+            shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves, device=current_figure
         )
         return self._checked(self.instance.plan(scope)), scope

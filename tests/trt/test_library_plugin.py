@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from fake_cuda import FakeCuda
 from plugin_host.attention import random_shapes, random_values
-from trt_double.twins import Pair, drive, fields_of
+from trt_double import RUNTIME, Tensor
+from trt_double.twins import STREAM, WORKSPACE, Pair, bounded, drive, fields_of
 
+from pyfmha.attention.decode import most_workspace_bytes
 from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.operator import OPERATOR
 
@@ -37,6 +39,28 @@ def test_every_call_is_answered_alike(pair: Pair, seed: int) -> None:
             plugin.delete()
     assert counts["refused"] > 5
     assert counts["launched"] > 0
+
+
+@pytest.mark.parametrize(("memory", "count"), [((2619000, 5120), 1), ((3201000, 6144), 2), ((0, 0), 1)])
+def test_long_decoding_follows_the_device_in_both(
+    pair: Pair, fake_cuda: FakeCuda, memory: tuple[int, int], count: int
+) -> None:
+    """An H100 reads it in one launch as fast, an H200 in two faster; one that does not tell takes one."""
+    fake_cuda.set_bandwidth(0, *memory)
+    values = {"num_heads": 8, "head_size": 128, "type_id": 1, "softmax_scale": 0.125, "num_kv_heads": 8}
+    plugins = pair.create(fields_of(OPERATOR, values))
+    assert plugins is not None
+    loaded = pair.create(pair.stored(plugins), RUNTIME)
+    assert loaded is not None
+    attached = [calls.attach(plugin) for calls, plugin in zip((pair.python, pair.c), loaded, strict=True)]
+    q, k = Tensor((16, 8, 1, 128), 1), Tensor((16, 8, 32768, 128), 1)
+    assert pair.both("on_shape_change", attached, [q, k, k], [q]) == 0
+    room = pair.both("workspace", attached, [bounded(x, random.Random(0)) for x in (q, k, k)], [q])
+    assert room == most_workspace_bytes(16, 8, 1, 128)  # wherever the engine is built, and wherever it runs
+    addresses = [0x7F0000000000 + 0x100000000 * index for index in range(4)]
+    assert len(pair.launches(attached, addresses[:3], addresses[3:], WORKSPACE, STREAM)) == count
+    for plugin in (plugins[1], loaded[1], attached[1]):
+        plugin.delete()
 
 
 def biased_values(chance: random.Random) -> dict[str, Any]:

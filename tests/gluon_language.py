@@ -27,8 +27,6 @@ from gluon_values import (
     tensor,
 )
 
-KERNELS = Path(__file__).parents[1] / "kernels"
-
 
 def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
     if layout == "barrier":
@@ -201,22 +199,17 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
     }
 
 
-def load_kernel(path: Path, machine: Machine, folder: Path | None = None) -> dict[str, Any]:
-    """The names that a kernel's file defines, executed with the machine in the place of Triton.
-
-    What it imports of other kernels' files comes from a folder, by default its own, or where it is not there from the
-    project's.
-    """
+def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
+    """The names that a kernel's file defines, executed with the machine in the place of Triton; the kernels' files that
+    it imports lie beside it."""
     modules = _modules(machine)
-    near = folder or path.parent
 
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         if name == "typing":
             return __import__(name, fromlist=fromlist)
         if name not in modules:  # another kernel's
-            own = near / f"{name}.py"
             modules[name] = types.ModuleType(name)
-            vars(modules[name]).update(load_kernel(own if own.exists() else KERNELS / own.name, machine, near))
+            vars(modules[name]).update(load_kernel(path.with_name(f"{name}.py"), machine))
         return modules[name]
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}

@@ -284,19 +284,18 @@ def _all_largest(q: Any, k: Any, v: Any, value: float, half_step: float) -> None
 
 
 def altered(kernel: Path, right: str, wrong: str, folder: Path) -> Path:
-    """A kernel's file with a fault, in it or in a file that it imports."""
+    """A copy of a kernel's file and of all that it imports, with a fault in one of them."""
     texts = {kernel.name: kernel.read_text()}
     for text in (found := [kernel.read_text()]):  # and what those import that it imports
-        for name in re.findall(r"^from (sm90_\w+) import", text, re.MULTILINE):
-            if f"{name}.py" not in texts:
-                # A kernel that is altered already lies alone, with only the file of its first fault.
-                beside = kernel.with_name(f"{name}.py")
-                texts[f"{name}.py"] = (beside if beside.exists() else KERNEL.with_name(beside.name)).read_text()
-                found.append(texts[f"{name}.py"])
-    name = next((name for name, text in texts.items() if right in text), kernel.name)
-    assert texts[name].count(right) == 1, "the kernel has changed: adapt the mutant"
-    for file in {kernel.name, name}:
-        (folder / file).write_text(texts[file].replace(right, wrong) if file == name else texts[file])
+        for name in re.findall(r"^from (\w+) import", text, re.MULTILINE):
+            beside = kernel.with_name(f"{name}.py")
+            if beside.name not in texts and beside.exists():
+                texts[beside.name] = beside.read_text()
+                found.append(texts[beside.name])
+    faulty = next((name for name, text in texts.items() if right in text), kernel.name)
+    assert texts[faulty].count(right) == 1, "the kernel has changed: adapt the mutant"
+    for name, text in texts.items():
+        (folder / name).write_text(text.replace(right, wrong) if name == faulty else text)
     return folder / kernel.name
 
 

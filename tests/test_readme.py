@@ -239,6 +239,24 @@ def variants_of_sm_90() -> int:
     return sum(not spec.archs or "sm_90" in spec.archs for spec in variants)
 
 
+# The names that the settings which are built had in the run, by head size and mask.
+EIGHT_BITS = {
+    **{(64, False): "default", (64, True): "nopp_causal_lf", (128, False): "default", (128, True): "s3_causal_lf"},
+    **{(256, False): "r240_full", (256, True): "n64_causal_lf", (256, True, "long"): "r240_causal_lf"},
+}
+
+
+def test_when_eight_bits_pay_is_what_was_measured() -> None:
+    found: dict[int, list[str]] = {}
+    for cell in json.loads((RESULTS / "h200_fp8.json").read_text())["cells"]:
+        key = (cell["head_size"], cell["causal"])
+        which = EIGHT_BITS.get((*key, "long") if cell["seq"] > 4096 else key, EIGHT_BITS[key])
+        found.setdefault(cell["head_size"], []).append(f"{cell['us']['our bf16'] / cell['us'][which]:.2f}")
+    text = (ROOT / "pyfmha" / "attention" / "README.md").read_text()
+    for size, gains in found.items():  # full and causal of each length, in turns
+        assert f"| {size} | {' / '.join(gains[::2])} | {' / '.join(gains[1::2])} |" in text
+
+
 def test_the_number_of_variants_is_that_of_the_default_build() -> None:
     (said,) = set(re.findall(r"all (\d+) variants", README.read_text()))
     assert variants_of_sm_90() == int(said)

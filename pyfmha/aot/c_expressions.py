@@ -6,7 +6,7 @@ from typing import Any
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES
-from pyfmha.operators.expressions import Node
+from pyfmha.operators.expressions import FIGURES, Node
 from pyfmha.operators.text import Text
 
 _FLOATS = {"add": "+", "mul": "*", "div": "/"}
@@ -127,6 +127,8 @@ def _question(question: str, words: tuple[Any, ...], numbers: Numbers) -> str:
             return f"pyfmha_numel(s, {numbers.tensors.index(words[0])})"
         case "least":
             return f"s->least[{numbers.value(words[0])}]"
+        case "device":
+            return f"s->device(s, {FIGURES[words[0]]})"
     launch = numbers.launches.index(words[0])
     return f"s->serves(s, {launch}, {c_string(words[1])})"
 

@@ -55,7 +55,11 @@ def plan(held: Held, asked: Sequence[KernelSpec], archs: Sequence[Arch], folder:
     """
     wanted = {spec.variant: {arch.name for arch in archs if spec.is_for(arch.name)} for spec in asked}
     if not any(wanted.values()):
-        raise SpecError(f"no spec is for {', '.join(arch.name for arch in archs)}; build for another architecture")
+        others = [name for name in ARCHS if any(spec.is_for(name) for spec in asked)]
+        raise SpecError(
+            f"no spec is for {', '.join(arch.name for arch in archs)}; build for another architecture: --arch"
+            f" {' '.join(others)}"
+        )
     current = {spec.variant: spec for spec in asked}
     replaced: list[str] = []
     if not fresh:

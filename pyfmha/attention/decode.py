@@ -45,12 +45,16 @@ LEAST_KEYS = 512
 KEYS_OF_SPLIT = 128
 """The fewest keys worth a program of their own."""
 
-FEW_CLUSTERS = 4
-KEYS_OF_CLUSTER = 8192
-"""Where ``fmha_fwd_*`` decodes in one launch, a cluster of 8 programs has all the keys of a key head, which it reads at
-80 GB/s a program on an H100. With fewer key heads than this in all, splitting pays from so many keys on for each of
-them. Measured with 8192 keys, split and in one: 13.3 and 13.5 us with one key head, 14.9 and 14.1 with two, 19.7 and
-16.6 with four."""
+PROGRAM_RATE = 80_000
+MULTIPROCESSOR_RATE = 31_000
+READ_PERCENT = 88
+SECOND_LAUNCH_NS = 5_000
+"""Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 80,000 bytes/us, and a multiprocessor at
+31,000 where all have some; the pair reads at 88 % of what the memory's clock and width allow, and takes 5 us more. That
+tells which of the two was faster in all that was measured, split and in one, of 16 bits and head size 128. H100 (1, 2,
+4 key heads of 8192 keys; then 128 of 32768): 13.3 and 13.5 us, 14.9 and 14.1, 19.7 and 16.6; 714 and 701. H200 (8, 128,
+512 of 4096 keys; 8, 128, 512 of 32768): 15.2 and 11.9, 77.2 and 74.3, 262 and 270; 46.4 and 44.0, 497 and 523, 1940 and
+2091. The choice by these figures was not timed again."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -58,8 +62,9 @@ every device, so that the workspace that an engine is built with will do whereve
 
 WORKSPACE_RULE = 1
 """The number of :func:`most_workspace_bytes` together with :func:`decoding_for`. An engine keeps what the former said
-when it was built, so a change after which the latter may ask for more, or at other times, takes the next number:
-engines of another number do not decode."""
+when it was built, so a change after which the latter may ask for more than that, takes the next number: engines of
+another number do not decode. The former does not ask whether one launch does it, nor on which device: which of both is
+launched may change without a new number, and may differ from device to device."""
 
 ALIGNMENT = 16
 """Bytes, of each part of the workspace: what the hinted variants ask of a pointer."""
@@ -228,12 +233,33 @@ class Decoding:
         return (*self.call.scalars()[:-1], self.splits)
 
 
-def decoding_for(call: Call, *, in_one: bool = False) -> Decoding | None:
+@dataclass(frozen=True)
+class Figures:
+    """What a device's driver says of it.
+
+    Attributes:
+        multiprocessors: their number.
+        memory_clock: kHz; two bits a line are moved each time. 0 where the driver does not tell.
+        memory_bus: lines, the width in bits.
+    """
+
+    multiprocessors: int
+    memory_clock: int
+    memory_bus: int
+
+    @property
+    def memory_rate(self) -> int:
+        """Bytes a microsecond that a kernel reads."""
+        return self.memory_clock * self.memory_bus // 4000 * READ_PERCENT // 100
+
+
+def decoding_for(call: Call, *, in_one: Figures | None = None) -> Decoding | None:
     """How to split a problem; None where :mod:`pyfmha.attention.forward` serves better.
 
     Args:
         call: the problem.
-        in_one: whether ``fmha_fwd_*`` decodes it in one launch, see :func:`pyfmha.attention.hopper.decodes`.
+        in_one: the figures of the device, where ``fmha_fwd_*`` decodes it in one launch there, see
+            :func:`pyfmha.attention.hopper.decodes`.
 
     Raises:
         SpecError: the head size is not served.
@@ -241,13 +267,22 @@ def decoding_for(call: Call, *, in_one: bool = False) -> Decoding | None:
     queries = call.q_len * (call.num_heads // call.num_kv_heads)
     if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
         return None
-    key_heads = call.batch_size * call.num_kv_heads
-    if in_one and (key_heads >= FEW_CLUSTERS or call.kv_len <= KEYS_OF_CLUSTER * key_heads):
+    if in_one is not None and one_launch_pays(call, in_one):
         return None
     programs = call.batch_size * call.num_kv_heads * -(-queries // _ROWS)
     most = -(-call.kv_len // KEYS_OF_SPLIT)
     splits = min(max(PROGRAMS // programs, 1), most)
     return Decoding(call, Decode("fp16", call.head_size).padded, splits)
+
+
+def one_launch_pays(call: Call, device: Figures) -> bool:
+    """Whether a device decodes a problem, which ``fmha_fwd_*`` decodes in one launch, faster so than as a pair."""
+    key_heads = call.batch_size * call.num_kv_heads
+    clusters = key_heads * -(-(call.num_heads // call.num_kv_heads) // 8)
+    ranks = 8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1  # as the launch has them
+    rate = min(device.memory_rate, PROGRAM_RATE * key_heads * ranks, MULTIPROCESSOR_RATE * device.multiprocessors)
+    read = key_heads * call.kv_len * 4 * call.head_size  # K and V of 16 bits
+    return rate <= 0 or 1000 * read // rate <= 1000 * read // device.memory_rate + SECOND_LAUNCH_NS
 
 
 def most_workspace_bytes(batch_size: int, num_heads: int, q_len: int, head_size: int) -> int:

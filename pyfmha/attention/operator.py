@@ -4,19 +4,22 @@ Two kernels stand behind the plugin. The first serves Q, K, V and Out of one sha
 everything else. Which of the two it is follows from the attributes alone: the earlier five name the first, any newer
 one, even at its default, names the other; so do ``causal`` = 2 and a head size that the first lacks. Where few queries
 see many keys, the pair of :mod:`pyfmha.attention.decode` runs in the place of ``fmha_fwd_*``. With a bias, a mask,
-sinks or values of another head size it is ``fmha_biased_*``, see :mod:`pyfmha.attention.biased_operator`.
+sinks or values of another head size it is ``fmha_biased_*``, see :mod:`pyfmha.attention.biased_operator`; with Q, K
+and V in FP8 ``fmha_fp8_*``, see :mod:`pyfmha.attention.fp8_operator`.
 """
 
-from pyfmha.attention import biased_operator, forward
+from pyfmha.attention import biased_operator, forward, fp8_operator
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
-    FEW_CLUSTERS,
-    KEYS_OF_CLUSTER,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
     MOST_QUERIES,
+    MULTIPROCESSOR_RATE,
+    PROGRAM_RATE,
     PROGRAMS,
+    READ_PERCENT,
+    SECOND_LAUNCH_NS,
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
@@ -66,6 +69,7 @@ _ATTRIBUTES = {
     "kv_lengths": _newer("int32", 0),
     "cu_seqlens": _newer("int32", 0),
     **biased_operator.ATTRIBUTES,
+    **fp8_operator.ATTRIBUTES,
 }
 
 
@@ -92,8 +96,9 @@ def _length(tokens: str, seq: str) -> str:
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 _DEFINE = {
     "biased": biased_operator.BIASED,
+    "eight": fp8_operator.FP8,
     "features": " or ".join(f"given({name})" for name in NEWER)
-    + f" or causal == 2 or not ({_one_of(HEAD_SIZES)}) or biased",
+    + f" or causal == 2 or not ({_one_of(HEAD_SIZES)}) or biased or eight",
     "in_one": "layout == 'packed'",
     "right": "0 if causal else window_right",  # a wider window to the right would be cut off there
     "widest": "max(head_size, v_head_size)",
@@ -118,12 +123,19 @@ _DEFINE = {
     "out_stride_h": "rows * v_head_size if layout == 'bhsd' else v_head_size",
     "out_stride_s": "v_head_size if layout == 'bhsd' else num_heads * v_head_size",
     **biased_operator.strides(),
+    **fp8_operator.strides(),
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
-    "decodable": f"not biased and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
+    "decodable": f"not biased and not eight and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
     f" and columns >= {LEAST_KEYS} and batch > 0",
-    "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}')"
-    f" and (key_heads >= {FEW_CLUSTERS} or columns <= {KEYS_OF_CLUSTER} * key_heads)",
+    "clusters": "key_heads * cdiv(num_heads / num_kv_heads, 8)",
+    "ranks": "8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1",
+    "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100",
+    "cluster_rate": f"min(min(memory_rate, {PROGRAM_RATE} * key_heads * ranks),"
+    f" {MULTIPROCESSOR_RATE} * device(multiprocessors))",
+    "read": "key_heads * columns * 4 * head_size if decodable else 0",
+    "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}') and (cluster_rate <= 0"
+    f" or 1000 * read / cluster_rate <= 1000 * read / memory_rate + {SECOND_LAUNCH_NS})",
     "split": "decodable and not one_launch",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
@@ -189,6 +201,7 @@ def _checks() -> tuple[Check, ...]:
             for name, said in (("batch", "batch_size"), ("rows", "q_len"), ("columns", "kv_len"))
         ),
         *biased_operator.checks(),
+        *fp8_operator.checks(),
     )
 
 
@@ -201,21 +214,27 @@ def _inputs() -> tuple[Tensor, ...]:
         ("V", "num_kv_heads", "Skv", "KV_tokens", "v_head_size"),
     ):
         forms = {
-            f"T[batch, {heads}, {seq}, {size}]": "layout == 'bhsd'",
-            f"T[batch, {seq}, {heads}, {size}]": "layout == 'bshd' and not cu_seqlens",
-            f"T[{tokens}, {heads}, {size}]": "layout == 'bshd' and cu_seqlens",
+            f"[batch, {heads}, {seq}, {size}]": "layout == 'bhsd'",
+            f"[batch, {seq}, {heads}, {size}]": "layout == 'bshd' and not cu_seqlens",
+            f"[{tokens}, {heads}, {size}]": "layout == 'bshd' and cu_seqlens",
         }
-        found.append(Tensor(name, [f"{form} if {when}" for form, when in forms.items()], "features and not in_one"))
+        found += _of_either(name, [f"{form} if {when}" for form, when in forms.items()], "features and not in_one")
     packed = [
-        f"T[{rows}, {heads}, head_size] if {ragged}cu_seqlens{alike}"
+        f"[{rows}, {heads}, head_size] if {ragged}cu_seqlens{alike}"
         for rows, ragged in (("batch, seq", "not "), ("tokens", ""))
         for heads, alike in (("3, num_heads", " and num_heads == num_kv_heads"), ("num_heads + 2 * num_kv_heads", ""))
     ]
-    found.append(Tensor("QKV", packed, "features and in_one"))
+    found += _of_either("QKV", packed, "features and in_one")
     found += [Tensor(name, "int32[batch]", f"features and {name}") for name in ("q_lengths", "kv_lengths")]
     ragged = "features and cu_seqlens"
     found += [Tensor(f"cu_seqlens_{which}", "int32[batch + 1]", ragged) for which in ("q", "kv")]
-    return (*found, *biased_operator.inputs())
+    return (*found, *biased_operator.inputs(), *fp8_operator.inputs())
+
+
+def _of_either(name: str, forms: list[str], when: str) -> list[Tensor]:
+    """An input of T, or of FP8."""
+    kinds = {"T": "not eight", "fp8": "eight"}
+    return [Tensor(name, [kind + form for form in forms], f"{when} and {which}") for kind, which in kinds.items()]
 
 
 def _outputs() -> tuple[Tensor, ...]:
@@ -239,9 +258,9 @@ def _outputs() -> tuple[Tensor, ...]:
     )
 
 
-def _sources(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Where the arguments of ``fmha_fwd_*``, ``fmha_biased_*`` and of decoding come from."""
-    head = "head_size * itemsize(T)"
+def _sources(names: tuple[tuple[str, str], ...], item: str = "itemsize(T)") -> dict[str, str]:
+    """Where the arguments of every function but the first come from; `item` is the bytes of an element of Q, K, V."""
+    head = f"head_size * {item}"
     packed = {
         "Q": "QKV if in_one else Q",
         "K": f"QKV + num_heads * {head} if in_one else K",
@@ -271,12 +290,18 @@ _LAUNCHES = (
         # One function a head size: causal, or one that sees every key.
         "fmha_d{head_size}_{T}{'' if causal else '_full'}",
     ),
-    Launch(_sources(forward.ARGUMENTS), "features and not biased and not split", "fmha_fwd_d{padded}_{T}", "forward"),
+    Launch(
+        _sources(forward.ARGUMENTS),
+        "features and not biased and not eight and not split",
+        "fmha_fwd_d{padded}_{T}",
+        "forward",
+    ),
     Launch(_sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
+    Launch(_sources(fp8_operator.ARGUMENTS, "1"), "eight", fp8_operator.FUNCTION, "fp8"),
     *(
         Launch(
             _sources(ARGUMENTS),
-            "features and not biased and split",
+            "features and not biased and not eight and split",
             f"fmha_{step}_d{{padded_split}}_{{T}}",
             option=DECODE,
         )
@@ -299,15 +324,15 @@ OPERATOR = Operator(
         Part("Partial", "4 * splits * queries * padded_split", "features and split"),
         Part("Statistics", "4 * (2 * splits + 1) * queries", "features and split"),
     ),
-    workspace_of_profile=f"(0 if biased or not has({DECODE}) or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS}"
-    f" or batch == 0 else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
+    workspace_of_profile=f"(0 if biased or eight or not has({DECODE}) or max(least(Sq), 1) > most_decoded"
+    f" or Skv < {LEAST_KEYS} or batch == 0 else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
     alignment=ALIGNMENT,
     options=(
         Option(
             DECODE,
             WORKSPACE_RULE,
             # A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
-            "features and not biased and not cu_seqlens and not in_one and most_rows >= 1",
+            "features and not biased and not eight and not cu_seqlens and not in_one and most_rows >= 1",
         ),
     ),
     summary=(
@@ -319,6 +344,7 @@ OPERATOR = Operator(
         ("features and softcap != 0", ", softcap {softcap:g}"),
         *((f"features and {name}", f", {name}") for name in ("q_lengths", "kv_lengths", "cu_seqlens", "return_lse")),
         *biased_operator.SUMMARY,
+        *fp8_operator.SUMMARY,
     ),
     shape_summary=(
         ("not features", "[{batch}, {seq}] batch and seq"),
@@ -331,10 +357,12 @@ OPERATOR = Operator(
         "num_kv_heads": "kv heads",
         "head_size": "head size",
         **biased_operator.LABELS,
+        **fp8_operator.LABELS,
         "num_heads + 2 * num_kv_heads": "heads + 2 * kv heads",
         "3": "Q, K, V",
         "Q_tokens": "Q tokens",
         "KV_tokens": "KV tokens",
     },
-    build="{'--kernels biased ' if biased else ''}--dtype {T} --head-size {padded if features else head_size}",
+    build="{'--kernels fp8 --arch sm_90 ' if eight else '--kernels biased ' if biased else ''}--dtype {T}"
+    " --head-size {padded if features else head_size}",
 )

@@ -1,7 +1,7 @@
 """What is timed: attention problems, called cells, by flags or by preset."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyfmha.attention.first import DTYPES
@@ -15,6 +15,19 @@ MOST_HEAD_SIZE = 256
 LAYOUTS = ("bhsd", "bshd")
 """How tensors lie in memory: [batch, heads, sequence, head size], or [batch, sequence, heads, head size]."""
 
+FP8 = "fp8"
+"""The dtype of a cell whose Q, K and V are e4m3 and whose Out is bf16."""
+
+BESIDE = (
+    *("bias-1hqk", "bias-11qk", "bias-b11k", "mask-b1qk", "mask-b11k", "sinks", "alibi", "documents", "prefix-0"),
+    *("prefix-1000", "t5"),
+)
+"""What a cell may have beside Q, K and V: a bias or mask with its axes, 1 where it is broadcast, sinks, or a function
+that comes with pyfmha; a prefix has its length."""
+
+DOCUMENT = 700
+"""Tokens of a document, of cells with documents."""
+
 BOUND_BY_MEMORY = 100
 """Queries that share a key below which memory bounds a cell: each makes one operation of a byte of K and V in 16 bits,
 of which a GPU of today can do a few hundred while it reads one."""
@@ -25,7 +38,7 @@ class Cell:
     """One attention problem. Tensors are contiguous, in one of :data:`LAYOUTS`.
 
     Attributes:
-        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``, or :data:`FP8`.
         batch: sequences.
         heads, kv_heads: of Q, and of K and V; the former a multiple of the latter.
         seq, kv_seq: queries, and keys, of a sequence.
@@ -33,6 +46,10 @@ class Cell:
         causal: query i sees the keys 0 to i.
         layout: of all tensors.
         softcap: the scores become softcap * tanh(score / softcap); 0 for none.
+        kv_lengths: the keys of each sequence that count; empty for all.
+        tokens: of a ragged batch, those of each sequence, which lie behind each other; empty for one that is not.
+            Its layout is always ``"bshd"``, seq and kv_seq are those of the longest.
+        beside: one of :data:`BESIDE`; empty for none.
 
     Raises:
         SpecError: on creation, saying which part is wrong.
@@ -48,11 +65,18 @@ class Cell:
     causal: bool
     layout: str = LAYOUTS[0]
     softcap: float = 0.0
+    kv_lengths: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    beside: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        if self.dtype not in DTYPES:
-            raise SpecError(f"dtype {self.dtype!r} is not served: {one_of(DTYPES, self.dtype)}")
+        for name in ("kv_lengths", "tokens"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, where it comes from JSON
+        if self.tokens:
+            object.__setattr__(self, "layout", "bshd")
+        if self.dtype not in (*DTYPES, FP8):
+            raise SpecError(f"dtype {self.dtype!r} is not served: {one_of((*DTYPES, FP8), self.dtype)}")
         if self.layout not in LAYOUTS:
             raise SpecError(f"layout {self.layout!r} is not timed: {one_of(LAYOUTS, self.layout)}")
         for name in ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_size"):
@@ -64,6 +88,20 @@ class Cell:
             raise SpecError(f"softcap is {self.softcap!r}: use 0 for none, or a finite number above it")
         if self.heads % self.kv_heads:
             raise SpecError(f"{self.heads} heads and {self.kv_heads} key heads: use a multiple of the key heads")
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        if self.beside and self.beside not in BESIDE:
+            raise SpecError(f"beside is {self.beside!r}: {one_of(BESIDE, self.beside)}")
+        if self.kv_lengths and (len(self.kv_lengths) != self.batch or not _within(self.kv_lengths, self.kv_seq)):
+            raise SpecError(f"kv_lengths are {self.kv_lengths}: give {self.batch}, each from 1 to {self.kv_seq}")
+        longest = max(self.tokens, default=0)
+        if self.tokens and (
+            len(self.tokens) != self.batch or not _within(self.tokens, longest) or {self.seq, self.kv_seq} != {longest}
+        ):
+            raise SpecError(f"tokens are {self.tokens}: give {self.batch}, of which the largest is seq and kv_seq")
+        if sum(map(bool, (self.kv_lengths, self.tokens, self.beside, self.dtype == FP8))) > 1:
+            raise SpecError(f"{self.name} has several of fp8, lengths, a ragged batch and a {self.beside}: give one")
 
     @property
     def name(self) -> str:
@@ -73,7 +111,56 @@ class Cell:
         mask = "causal" if self.causal else "full"
         layout = "" if self.layout == LAYOUTS[0] else f"_{self.layout}"
         cap = f"_cap{self.softcap:g}" if self.softcap else ""
+        for word, lengths in (("keys", self.kv_lengths), ("ragged", self.tokens)):
+            cap += f"_{word}{min(lengths)}to{max(lengths)}" if lengths else ""
+        cap += f"_{self.beside}" if self.beside else ""
         return f"{self.dtype}_b{self.batch}_{heads}_{seq}_d{self.head_size}_{mask}{cap}{layout}"
+
+    @property
+    def kind(self) -> str:
+        """What it has beside Q, K and V, without axes: ``"bias"``, ``"prefix"``."""
+        return self.beside.partition("-")[0]
+
+    @property
+    def prefix(self) -> int:
+        """Keys that all queries see, where it has a prefix."""
+        return int(self.beside.partition("-")[2]) if self.kind == "prefix" else 0
+
+    @property
+    def asks(self) -> dict[str, str]:
+        """What it asks for that few serve: a word for programs, and one for people."""
+        asked = {
+            "ragged": ("a ragged batch", self.tokens),
+            "kv_lengths": ("key lengths", self.kv_lengths),
+            "fp8": ("fp8", self.dtype == FP8),
+            self.kind: (self.kind, self.beside),
+        }
+        return {word: said for word, (said, there) in asked.items() if there}
+
+    def dtype_of(self, tensor: str) -> str:
+        """The dtype of ``"Q"``, ``"K"``, ``"V"`` or ``"Out"``."""
+        if self.dtype != FP8:
+            return self.dtype
+        return "bf16" if tensor == "Out" else "e4m3"
+
+    def item_size(self, tensor: str) -> int:
+        """Bytes of an element of a tensor."""
+        kind = self.dtype_of(tensor)
+        return 1 if kind == "e4m3" else ELEMENT_SIZES[kind]
+
+    def queries_of(self, batch: int) -> int:
+        """Queries of a sequence."""
+        return self.tokens[batch] if self.tokens else self.seq
+
+    def keys_of(self, batch: int) -> int:
+        """Keys of a sequence that count."""
+        lengths = self.tokens or self.kv_lengths
+        return lengths[batch] if lengths else self.kv_seq
+
+    def place(self, batch: int, rows: Sequence[int]) -> tuple[int, list[int]]:
+        """Where rows of a sequence lie in the tensors: which batch, and which rows of that."""
+        before = sum(self.tokens[:batch])
+        return (0, [before + row for row in rows]) if self.tokens else (batch, list(rows))
 
     @property
     def sm_scale(self) -> float:
@@ -82,9 +169,9 @@ class Cell:
 
     def shape(self, tensor: str) -> tuple[int, int, int, int]:
         """[batch, heads, sequence, head size] of ``"Q"``, ``"K"``, ``"V"`` or ``"Out"``."""
-        if tensor in ("Q", "Out"):
-            return self.batch, self.heads, self.seq, self.head_size
-        return self.batch, self.kv_heads, self.kv_seq, self.head_size
+        own = tensor in ("Q", "Out")
+        batch, seq = (1, sum(self.tokens)) if self.tokens else (self.batch, self.seq if own else self.kv_seq)
+        return batch, self.heads if own else self.kv_heads, seq, self.head_size
 
     def strides(self, tensor: str) -> Strides:
         """(batch, head, sequence) of a tensor, in elements; the head size has 1."""
@@ -92,28 +179,49 @@ class Cell:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a query and a key that it sees, of one head of one sequence."""
-        if not self.causal:
-            return self.seq * self.kv_seq
-        triangle = min(self.seq, self.kv_seq)
-        return triangle * (triangle + 1) // 2 + max(self.seq - self.kv_seq, 0) * self.kv_seq
+        """Pairs of a query and a key that it sees, of one head of all sequences; what a mask hides counts."""
+        if self.kind == "documents":
+            whole, rest = divmod(self.seq, DOCUMENT)
+            one = whole * _pairs(DOCUMENT, DOCUMENT, self.causal) + _pairs(rest, rest, self.causal)
+            return self.batch * one
+        if self.kind == "prefix":
+            prefix = min(self.prefix, self.kv_seq)
+            hidden = _pairs(prefix, prefix, causal=False) - _pairs(prefix, prefix, causal=True)
+            return self.batch * (_pairs(self.seq, self.kv_seq, causal=True) + hidden)
+        return sum(_pairs(self.queries_of(b), self.keys_of(b), self.causal) for b in range(self.batch))
 
     @property
     def flop(self) -> int:
         """Operations of both products, for the pairs that are seen."""
-        return 4 * self.batch * self.heads * self.pairs * self.head_size
+        return 4 * self.heads * self.pairs * self.head_size
 
     @property
     def nbytes(self) -> int:
         """One pass over Q, K, V and Out; keys that no query sees are not counted."""
-        seen = min(self.kv_seq, self.seq) if self.causal else self.kv_seq
-        rows = 2 * self.heads * self.seq + 2 * self.kv_heads * seen
-        return ELEMENT_SIZES[self.dtype] * self.batch * rows * self.head_size
+        total = 0
+        for b in range(self.batch):
+            queries, keys = self.queries_of(b), self.keys_of(b)
+            seen = min(keys, queries) if self.causal else keys
+            both = self.item_size("Q") + self.item_size("Out")
+            total += both * self.heads * queries + 2 * self.item_size("K") * self.kv_heads * seen
+        return total * self.head_size
 
     @property
     def bound_by_memory(self) -> bool:
         """Whether reading K and V takes longer than computing, as in decoding."""
         return self.seq * (self.heads // self.kv_heads) < BOUND_BY_MEMORY
+
+
+def _within(lengths: Sequence[int], most: int) -> bool:
+    return all(type(length) is int and 1 <= length <= most for length in lengths)
+
+
+def _pairs(queries: int, keys: int, causal: bool) -> int:
+    """Of one head of one sequence."""
+    if not causal:
+        return queries * keys
+    triangle = min(queries, keys)
+    return triangle * (triangle + 1) // 2 + max(queries - keys, 0) * keys
 
 
 def cells_from(
@@ -127,67 +235,3 @@ def cells_from(
             dtypes, head_sizes, batches, heads, kv_heads or (None,), seqs, kv_seqs or (None,), masks
         )
     ]
-
-
-_LENGTHS = ((8, 512), (1, 2048), (4, 2048), (2, 8192), (1, 16384))
-
-
-def _prefill(dtypes: Iterable[str]) -> list[Cell]:
-    sizes = [(b, 32, 32, s, d) for d in (64, 128) for b, s in _LENGTHS] + [(4, 32, 8, 2048, 128)]
-    return [
-        Cell(dtype, b, h, hk, s, s, d, causal)
-        for dtype in dtypes
-        for b, h, hk, s, d in sizes
-        for causal in (False, True)
-    ]
-
-
-def _decode(dtypes: Iterable[str]) -> list[Cell]:
-    return [Cell(dtype, b, 32, 8, 1, kv, 128, False) for dtype in dtypes for kv in (4096, 32768) for b in (1, 16)]
-
-
-def _quick() -> list[Cell]:
-    few = [Cell("fp16", b, 32, 32, s, s, d, c) for d in (64, 128) for b, s in _LENGTHS[::2] for c in (False, True)]
-    return [*few, Cell("fp16", 16, 32, 8, 1, 4096, 128, False)]
-
-
-def _flash3() -> list[Cell]:
-    few = [(8, 32, 32, 512), (4, 32, 32, 2048), (1, 32, 32, 16384)]
-    sizes = [(*size, 64) for size in few]
-    sizes += [(*size, 128) for size in (*few[:2], (2, 32, 32, 8192), few[2], (4, 32, 8, 2048))]
-    sizes += [(4, 16, 16, 512, 256), (4, 16, 16, 4096, 256), (1, 16, 16, 16384, 256)]
-    sizes += [(8, 32, 32, 512, 96), (4, 32, 32, 2048, 96), (2, 32, 32, 8192, 96)]
-    sizes += [(8, 16, 16, 512, 192), (4, 16, 16, 2048, 192), (2, 16, 16, 8192, 192)]
-    dense = [Cell("bf16", b, h, hk, s, s, d, causal) for causal in (False, True) for b, h, hk, s, d in sizes]
-    capped = [
-        Cell("bf16", b, h, h, s, s, d, causal, softcap=50.0)
-        for causal in (False, True)
-        for b, h, s, d in (
-            (4, 32, 2048, 64),
-            (1, 32, 8192, 64),
-            (4, 32, 2048, 128),
-            (1, 32, 8192, 128),
-            (4, 16, 4096, 256),
-        )
-    ]
-    decoding = [Cell("bf16", b, 32, 8, 1, kv, 128, False) for kv in (4096, 32768) for b in (1, 16, 64)]
-    return [*dense, *capped, *decoding]
-
-
-PRESETS = ("quick", "prefill", "decode", "flash3")
-
-
-def preset(name: str) -> list[Cell]:
-    """The cells of a preset: ``quick``, 13 of fp16; ``prefill``, the table of the aim on Hopper; ``decode``, one
-    query; ``flash3``, bf16 beside FlashAttention-3, head sizes 64 to 256, soft caps and decoding.
-
-    Raises:
-        SpecError: there is no such preset.
-    """
-    if name == "quick":
-        return _quick()
-    if name in ("prefill", "decode"):
-        return (_prefill if name == "prefill" else _decode)(("fp16", "bf16"))
-    if name == "flash3":
-        return _flash3()
-    raise SpecError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")

@@ -51,9 +51,10 @@ class Clock:
 
     def inputs(self, cell: Cell) -> DeviceInputs:
         """Fresh random inputs; their random numbers are the same in every run."""
-        if cell.dtype not in self._pools:
-            self._pools[cell.dtype] = {name: pool(cell.dtype, seed) for seed, name in enumerate("QKV")}
-        return DeviceInputs(cell, self._pools[cell.dtype])
+        kind = cell.dtype_of("Q")
+        if kind not in self._pools:
+            self._pools[kind] = {name: pool(kind, seed) for seed, name in enumerate("QKV")}
+        return DeviceInputs(cell, self._pools[kind])
 
     def synchronize(self) -> None:
         """Wait for all work; raises DriverError where some of it failed."""

@@ -14,6 +14,7 @@ import pyfmha
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.clock import Clock
 from pyfmha.bench.compare import compare
+from pyfmha.bench.flex import torch_contenders
 from pyfmha.bench.measure import measure_cell
 from pyfmha.bench.ours import our_contenders
 from pyfmha.bench.plot import save_plot
@@ -21,7 +22,7 @@ from pyfmha.bench.protocol import Contender, MissingError
 from pyfmha.bench.results import Measured, Results, Roof, read_results
 from pyfmha.bench.table import print_changes, print_results
 from pyfmha.bench.tensorrt_row import TensorrtLayer
-from pyfmha.bench.torch_rows import find_torch, matmul_tflops, torch_contenders
+from pyfmha.bench.torch_rows import find_torch, matmul_tflops
 from pyfmha.errors import LibraryError, PyfmhaError, SpecError
 from pyfmha.report import progress_bar
 from pyfmha.runtime.device import Device
@@ -149,7 +150,8 @@ def roof_of(clock: Clock, cells: Sequence[Cell]) -> Roof:
     except PyfmhaError as error:
         copy = None
         notes.append(f"No roof for memory: {error}.")
-    for dtype in dict.fromkeys(cell.dtype for cell in cells if cell.dtype != "fp32" and not cell.bound_by_memory):
+    timed = (cell.dtype for cell in cells if cell.dtype in ("fp16", "bf16") and not cell.bound_by_memory)
+    for dtype in dict.fromkeys(timed):
         try:
             products[dtype] = matmul_tflops(clock, dtype)
         except (MissingError, RuntimeError) as error:

@@ -6,11 +6,11 @@ import numpy as np
 
 from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bench.cells import Cell
+from pyfmha.bench.extras import arrays_of
 from pyfmha.bench.protocol import Floats
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError
 from pyfmha.runtime.device import DeviceArray
-from pyfmha.spec.abi import ELEMENT_SIZES
 
 SETS = 3
 MOST_BYTES = 8 << 30
@@ -41,14 +41,20 @@ def head_of(array: DeviceArray, cell: Cell, tensor: str, batch: int, head: int, 
     """
     _, _, seq, size = cell.shape(tensor)
     batch_stride, head_stride, row_stride = cell.strides(tensor)
-    first = batch * batch_stride + head * head_stride + shift
+    place, (begin,) = cell.place(batch, [0])
+    seq = cell.tokens[batch] if cell.tokens else seq
+    first = place * batch_stride + begin * row_stride + head * head_stride + shift
     span = (seq - 1) * row_stride + size
-    stored = array.read(first * ELEMENT_SIZES[cell.dtype], (span,), STORAGE[cell.dtype])
+    stored = array.read(first * cell.item_size(tensor), (span,), STORAGE[cell.dtype_of(tensor)])
     return np.lib.stride_tricks.as_strided(stored, (seq, size), (row_stride * stored.itemsize, stored.itemsize))
 
 
 class DeviceInputs:
     """Sets of Q, K and V; see :class:`pyfmha.bench.protocol.Inputs`.
+
+    Attributes:
+        held: what the cell has beside them, in numpy; the same for all sets.
+        extra: the same on the device.
 
     Args:
         cell: whose.
@@ -61,14 +67,19 @@ class DeviceInputs:
     def __init__(self, cell: Cell, pools: dict[str, Any]) -> None:
         self.cell = cell
         sizes = {name: int(np.prod(cell.shape(name), dtype=np.int64)) + SLACK for name in "QKV"}
-        nbytes = sum(sizes.values()) * ELEMENT_SIZES[cell.dtype]
+        nbytes = sum(sizes.values()) * cell.item_size("Q")
         self.count = min(max(MOST_BYTES // nbytes, 1), SETS)
         self.arrays: list[dict[str, DeviceArray]] = []
+        self.held = arrays_of(cell)
+        self.extra: dict[str, DeviceArray] = {}
         try:
+            for name, values in self.held.items():
+                self.extra[name] = DeviceArray(values.shape, values.dtype)
+                self.extra[name].write(values)
             for index in range(self.count):
                 self.arrays.append({})
                 for name, size in sizes.items():
-                    array = DeviceArray((size,), STORAGE[cell.dtype])
+                    array = DeviceArray((size,), STORAGE[cell.dtype_of(name)])
                     self.arrays[index][name] = array
                     array.write(np.resize(np.roll(pools[name], -index * 1000003), size))
         except DriverError:
@@ -77,12 +88,12 @@ class DeviceInputs:
 
     def pointer(self, index: int, tensor: str, shift: int = 0) -> int:
         """The address of a tensor, or of that which begins some elements later."""
-        return self.arrays[index][tensor].pointer + shift * ELEMENT_SIZES[self.cell.dtype]
+        return self.arrays[index][tensor].pointer + shift * self.cell.item_size(tensor)
 
     def rows(self, index: int, tensor: str, batch: int, head: int, rows: Any, shift: int = 0) -> Floats:
         """See :meth:`pyfmha.bench.protocol.Inputs.rows`."""
         stored = head_of(self.arrays[index][tensor], self.cell, tensor, batch, head, shift)
-        return to_float(stored[rows], self.cell.dtype)
+        return to_float(stored[rows], self.cell.dtype_of(tensor))
 
     def host(self, index: int, tensor: str) -> Any:
         """A copy of a tensor, in its storage type and the layout of the cell."""
@@ -92,6 +103,6 @@ class DeviceInputs:
 
     def close(self) -> None:
         """Free them; harmless when repeated."""
-        for arrays in self.arrays:
+        for arrays in (*self.arrays, self.extra):
             for array in arrays.values():
                 array.free()

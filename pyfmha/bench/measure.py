@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from pyfmha.attention.reference import LIMITS, attend, relative_error
-from pyfmha.bench.cells import Cell
+from pyfmha.attention.reference import FP8_LIMIT, LIMITS, attend, relative_error
+from pyfmha.bench.cells import FP8, Cell
+from pyfmha.bench.extras import arrays_of, score_of, seen_of
 from pyfmha.bench.figures import launches_of, middle, noise
 from pyfmha.bench.protocol import Contender, Floats, Gpu, Inputs, MissingError, Prepared
 from pyfmha.bench.results import Measured, Row
@@ -48,28 +50,49 @@ class _Contest:
 def sample_of(cell: Cell) -> Sample:
     """Which rows of the output are checked: (batch, head, rows). All of them where that is quick, else a sample."""
     heads = [(b, h) for b in range(cell.batch) for h in range(cell.heads)]
-    if len(heads) * cell.pairs * cell.head_size <= WHOLE:
-        return [(b, h, list(range(cell.seq))) for b, h in heads]
+    if cell.heads * cell.pairs * cell.head_size <= WHOLE:
+        return [(b, h, list(range(cell.queries_of(b)))) for b, h in heads]
     generator = np.random.default_rng(cell.seq)
     chosen = {0, len(heads) - 1, *generator.integers(0, len(heads), SAMPLED_HEADS - 2).tolist()}
     edges = {0, cell.seq - 1, *(row for row in (1, 63, 64, 127, 128) if row < cell.seq)}
     rows = sorted(edges | set(generator.integers(0, cell.seq, SAMPLED_ROWS).tolist()))
-    return [(*heads[index], rows) for index in sorted(chosen)]
+    return [
+        (b, h, sorted({row % cell.queries_of(b) for row in rows})) for b, h in map(heads.__getitem__, sorted(chosen))
+    ]
 
 
 def exact_rows(inputs: Inputs, index: int, sample: Sample, shift: int) -> Floats:
     """The sampled rows in float64, one below the other."""
     cell, parts = inputs.cell, []
+    held = arrays_of(cell)
+    score, seen_keys, sinks = score_of(cell, held, np), seen_of(cell, held), held.get("sinks")
     for batch, head, rows in sample:
         q = inputs.rows(index, "Q", batch, head, rows, shift)
         kv_head = head // (cell.heads // cell.kv_heads)
-        k, v = (inputs.rows(index, name, batch, kv_head, slice(0, cell.kv_seq), shift) for name in "KV")
+        keys = cell.keys_of(batch)
+        k, v = (inputs.rows(index, name, batch, kv_head, slice(0, keys), shift) for name in "KV")
         for query, row in zip(q, rows, strict=True):
-            seen = slice(0, row + 1 if cell.causal else cell.kv_seq)
+            seen = slice(0, row + 1 if cell.causal else keys)
             operands = query[None, None, None], k[None, None, seen], v[None, None, seen]
-            out, _ = attend(*operands, sm_scale=cell.sm_scale, softcap=cell.softcap)
+            out, _ = attend(
+                *operands,
+                sm_scale=cell.sm_scale,
+                softcap=cell.softcap,
+                sinks=None if sinks is None else sinks[head : head + 1],
+                score=None if score is None else _at(score, batch, head, row),
+                seen=None if seen_keys is None else _seen_at(seen_keys, batch, head, row),
+            )
             parts.append(out[0, 0])
     return np.concatenate(parts)
+
+
+def _at(score: Callable[..., Any], batch: int, head: int, row: int) -> Callable[..., Any]:
+    """A function of scores for one query, which the reference takes for the first."""
+    return lambda scores, b, h, q, k: score(scores, batch, head, row, k)
+
+
+def _seen_at(seen: Callable[..., Any], batch: int, head: int, row: int) -> Callable[..., Any]:
+    return lambda b, h, q, k: seen(batch, head, row, k)
 
 
 def measure_cell(gpu: Gpu, cell: Cell, contenders: Sequence[Contender], progress: Callable[[str], None]) -> Measured:
@@ -138,7 +161,8 @@ class _Check:
     def passes(self, contest: _Contest, prepared: Prepared, index: int) -> bool:
         """Whether the output is right; notes the error, and fails the contest where not."""
         error = self.error(prepared, index)
-        limit = LIMITS[self._inputs.cell.dtype] * contest.contender.strictness
+        dtype = self._inputs.cell.dtype
+        limit = (FP8_LIMIT if dtype == FP8 else LIMITS[dtype]) * contest.contender.strictness
         if not error <= limit:
             contest.fail(f"wrong output: relative error {error:.1e}, limit {limit:.0e}", wrong=True)
             return False

@@ -6,17 +6,16 @@ from typing import Any
 
 from pyfmha.attention.decode import Decode, decoding_for
 from pyfmha.attention.first import HEAD_SIZES, Attention
-from pyfmha.attention.forward import Call, Forward
 from pyfmha.attention.run import to_float
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.inputs import SLACK, DeviceInputs, head_of
-from pyfmha.bench.protocol import Contender, Floats, MissingError
+from pyfmha.bench.launches import call_of, launch_of
+from pyfmha.bench.protocol import Contender, Floats, MissingError, refuse
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import DriverError
 from pyfmha.runtime.device import DeviceArray, Stream
 from pyfmha.runtime.graph import Graph
 from pyfmha.runtime.library import Function, Library
-from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.advice import build_command
 
 Arguments = tuple[int | float, ...]
@@ -24,21 +23,14 @@ Step = tuple[Function, list[Arguments], int]
 """A function, its arguments by set of inputs, and which algorithm."""
 
 
-def call_of(cell: Cell) -> Call:
-    """The launch of the production kernel."""
-    q, kv = (cell.strides(name) for name in "QK")
-    return Call(
-        cell.batch, cell.heads, cell.kv_heads, cell.seq, cell.kv_seq, cell.head_size, cell.sm_scale,
-        softcap=cell.softcap, q_strides=q, k_strides=kv, v_strides=kv, out_strides=q,
-        window_right=0 if cell.causal else -1,
-    )  # fmt: skip
-
-
-def _find(library: Library, name: str, cell: Cell) -> Function:
+def _find(library: Library, name: str, wanted: tuple[str, ...]) -> Function:
     if name not in library:
-        wanted = ("--dtype", cell.dtype, "--head-size", str(cell.head_size))
         raise MissingError(f"the library has no {name}; add it: {build_command(library.path, *wanted)}")
     return library[name]
+
+
+def _sizes(cell: Cell) -> tuple[str, ...]:
+    return "--dtype", cell.dtype, "--head-size", str(cell.head_size)
 
 
 class PreparedOurs:
@@ -87,7 +79,7 @@ class PreparedOurs:
     def rows(self, batch: int, head: int, rows: list[int]) -> Floats:
         """See the protocol."""
         stored = head_of(self._out, self._cell, "Out", batch, head, self.shift)
-        return to_float(stored[rows], self._cell.dtype)
+        return to_float(stored[rows], self._cell.dtype_of("Out"))
 
     def capture(self) -> Callable[[], object]:
         """See the protocol."""
@@ -105,7 +97,8 @@ class PreparedOurs:
 
 
 class Production:
-    """``fmha_fwd_*``: one algorithm, or its variant for tensors of any alignment.
+    """``fmha_fwd_*``, or what serves a bias, a mask, sinks, a function or fp8: one algorithm, or its variant for
+    tensors of any alignment.
 
     Args:
         library: holds it.
@@ -123,17 +116,24 @@ class Production:
 
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedOurs:
         """See the protocol."""
-        function = _find(self._library, Forward(cell.dtype, cell.head_size).name, cell)
+        if self._generic:
+            refuse(cell, "the variant for misaligned tensors", "ragged", "kv_lengths")
+        launch = launch_of(cell)
+        function = _find(self._library, launch.name, launch.build)
         if self._algorithm >= len(function.manifest.algorithms):
             raise MissingError(f"{function.name} has no algorithm {self._algorithm}")
         shift = int(self._generic)
         (out,) = _allocate(cell)
-        numbers = call_of(cell).scalars()
-        pointer = out.pointer + shift * ELEMENT_SIZES[cell.dtype]
-        arguments: list[Arguments] = [
-            (pointer, 0, *(inputs.pointer(index, name, shift) for name in "QKV"), 0, 0, 0, 0, *numbers)
-            for index in range(inputs.count)
-        ]
+        fixed = {"Out": out.pointer + shift * cell.item_size("Out"), "": 0}
+        fixed |= {name: array.pointer for name, array in inputs.extra.items()}
+
+        def of(index: int) -> Arguments:
+            own = fixed | {name: inputs.pointer(index, name, shift) for name in "QKV"}
+            pointers = (own.get(name, 0) for name in launch.pointers)
+            further = (own[value] if isinstance(value, str) else value for value in launch.further)
+            return (*pointers, *launch.numbers, *further)
+
+        arguments = [of(index) for index in range(inputs.count)]
         return PreparedOurs(cell, [(function, arguments, self._algorithm)], out, [], shift, self._stream)
 
 
@@ -147,11 +147,12 @@ class Decoded:
 
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedOurs:
         """See the protocol."""
+        refuse(cell, self.title)
         decoding = decoding_for(call_of(cell))
         if decoding is None:
             raise MissingError("splitting over keys is for few queries over many keys")
         pair = Decode(cell.dtype, cell.head_size)
-        functions = [_find(self._library, name, cell) for name in (pair.split_name, pair.combine_name)]
+        functions = [_find(self._library, name, _sizes(cell)) for name in (pair.split_name, pair.combine_name)]
         sizes = decoding.partial_bytes, decoding.statistics_bytes
         out, *workspace = _allocate(cell, *sizes)
         arguments: list[Arguments] = [
@@ -171,6 +172,7 @@ def first_kernel_serves(cell: Cell) -> Attention:
     Raises:
         MissingError: none does.
     """
+    refuse(cell, "the first kernel")
     if cell.layout != "bhsd" or cell.softcap:
         raise MissingError("the first kernel serves [batch, heads, sequence, head size] alone, without a soft cap")
     if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq or cell.head_size not in HEAD_SIZES:
@@ -189,7 +191,7 @@ class First:
 
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedOurs:
         """See the protocol."""
-        function = _find(self._library, first_kernel_serves(cell).name, cell)
+        function = _find(self._library, first_kernel_serves(cell).name, _sizes(cell))
         rows = 4 * cell.batch * cell.heads * cell.seq
         out, *statistics = _allocate(cell, rows, rows)
         numbers = (cell.sm_scale, cell.batch, cell.heads, cell.seq)
@@ -206,7 +208,7 @@ class First:
 def _allocate(cell: Cell, *further: int) -> list[DeviceArray]:
     """Memory for Out, with slack, and of some further bytes each; raises DriverError where there is none."""
     batch, heads, seq, size = cell.shape("Out")
-    made = [DeviceArray((batch * heads * seq * size + SLACK,), STORAGE[cell.dtype])]
+    made = [DeviceArray((batch * heads * seq * size + SLACK,), STORAGE[cell.dtype_of("Out")])]
     try:
         for nbytes in further:
             made.append(DeviceArray((nbytes,), "uint8"))

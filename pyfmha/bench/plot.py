@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyfmha.bench.cells import Cell
+from pyfmha.bench.cells import FP8, Cell
 from pyfmha.bench.results import Measured, Results
 
 COLUMNS = 4
@@ -62,7 +62,8 @@ def _panel(group: Sequence[Measured], results: Results) -> Panel:
 
 def _tick(cell: Cell) -> str:
     heads = f"\n{cell.heads}/{cell.kv_heads} heads" if cell.heads != cell.kv_heads else ""
-    return f"{cell.kv_seq}\nbatch {cell.batch}{heads}"
+    extra = f"\n{cell.beside or ', '.join(cell.asks.values())}" if cell.asks and cell.dtype != FP8 else ""
+    return f"{cell.kv_seq}\nbatch {cell.batch}{heads}{extra}"
 
 
 def save_plot(results: Results, path: Path) -> str:

@@ -16,6 +16,17 @@ class MissingError(Exception):
     """Why a contender cannot be timed at a cell: software that is missing, or a problem that it does not serve."""
 
 
+def refuse(cell: Cell, who: str, *served: str) -> None:
+    """For a contender that serves plain attention, and some words of :attr:`~pyfmha.bench.cells.Cell.asks`.
+
+    Raises:
+        MissingError: the cell asks for something else.
+    """
+    asked = [said for word, said in cell.asks.items() if word not in served]
+    if asked:
+        raise MissingError(f"{who} does not serve {', '.join(asked)}")
+
+
 class Inputs(Protocol):
     """Several sets of Q, K and V of one cell, on the device."""
 

@@ -7,7 +7,7 @@ from typing import cast
 from pyfmha.attention.run import Array, to_float
 from pyfmha.bench.cells import Cell
 from pyfmha.bench.inputs import DeviceInputs
-from pyfmha.bench.protocol import Floats, MissingError
+from pyfmha.bench.protocol import Floats, MissingError, refuse
 from pyfmha.runtime.graph import Graph
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
 from pyfmha.trt.attention.words import Dtype
@@ -72,6 +72,7 @@ class TensorrtLayer:
 
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedEngine:
         """See the protocol."""
+        refuse(cell, self.title)
         if cell.heads != cell.kv_heads or cell.seq != cell.kv_seq:
             raise MissingError("not asked: the engine here has as many key heads as heads, and keys as queries")
         if cell.layout != "bhsd":

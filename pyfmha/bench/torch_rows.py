@@ -19,7 +19,7 @@ from pyfmha.bench.cells import Cell
 from pyfmha.bench.clock import Clock
 from pyfmha.bench.inputs import DeviceInputs
 from pyfmha.bench.ours import first_kernel_serves
-from pyfmha.bench.protocol import Contender, Floats, MissingError
+from pyfmha.bench.protocol import Floats, MissingError, refuse
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.runtime.device import Stream
 from pyfmha.spec.advice import install_command
@@ -53,7 +53,8 @@ class _DeviceMemory:
     """Memory of ours as torch takes it over: the CUDA array interface, version 3, which has no bfloat16."""
 
     def __init__(self, pointer: int, shape: tuple[int, ...], dtype: str) -> None:
-        kind = np.dtype(np.int16 if dtype == "bf16" else STORAGE[dtype]).str
+        plain = {"bf16": np.int16, "int32": np.int32, "bool": np.bool_}
+        kind = np.dtype(plain.get(dtype) or STORAGE[dtype]).str
         self.__cuda_array_interface__ = {"shape": shape, "typestr": kind, "data": (pointer, False), "version": 3}
 
 
@@ -64,11 +65,26 @@ def tensors_of(torch: Any, inputs: DeviceInputs) -> list[list[Any]]:
     def tensor(index: int, name: str) -> Any:
         batch, heads, seq, size = cell.shape(name)
         shape = (batch, heads, seq, size) if cell.layout == "bhsd" else (batch, seq, heads, size)
-        found = torch.as_tensor(_DeviceMemory(inputs.pointer(index, name), shape, cell.dtype), device="cuda")
-        found = found.view(torch.bfloat16) if cell.dtype == "bf16" else found
+        found = _tensor(torch, inputs.pointer(index, name), shape, cell.dtype_of(name))
         return found if cell.layout == "bhsd" else found.transpose(1, 2)
 
     return [[tensor(index, name) for name in "QKV"] for index in range(inputs.count)]
+
+
+def extras_of(torch: Any, inputs: DeviceInputs) -> dict[str, Any]:
+    """What the cell has beside Q, K and V by name, as torch's tensors on the same memory."""
+    kinds = {"bias": inputs.cell.dtype, "mask": "bool", "seen": "bool"}
+    found = {}
+    for name, array in inputs.extra.items():
+        kind = kinds.get(name, "int32" if array.dtype == np.int32 else "fp32")
+        found[name] = _tensor(torch, array.pointer, array.shape, kind)
+    return found
+
+
+def _tensor(torch: Any, pointer: int, shape: tuple[int, ...], kind: str) -> Any:
+    found = torch.as_tensor(_DeviceMemory(pointer, shape, kind), device="cuda")
+    views = {"bf16": "bfloat16", "e4m3": "float8_e4m3fn"}
+    return found.view(getattr(torch, views[kind])) if kind in views else found
 
 
 class PreparedTorch:
@@ -77,18 +93,19 @@ class PreparedTorch:
     Args:
         torch: the module.
         stream: where it launches.
-        call: computes a set of inputs and returns Out.
-        sets: how many sets there are.
+        call: computes a set of inputs and returns Out, [batch, heads, sequence, head size].
+        inputs: the sets.
         settings: makes a context that the calls need.
     """
 
     variant, shift = "", 0
 
     def __init__(
-        self, torch: Any, stream: Stream, call: Callable[[int], Any], sets: int,
+        self, torch: Any, stream: Stream, call: Callable[[int], Any], inputs: DeviceInputs,
         settings: Callable[[], AbstractContextManager[Any]],
     ) -> None:  # fmt: skip
-        self.stream, self.sets, self._call, self._torch = stream, sets, call, torch
+        self.stream, self.sets, self._call, self._torch = stream, inputs.count, call, torch
+        self._cell = inputs.cell
         self._external = torch.cuda.ExternalStream(stream.handle)
         self._settings = settings
         self._graph: Any = None
@@ -106,6 +123,7 @@ class PreparedTorch:
 
     def rows(self, batch: int, head: int, rows: list[int]) -> Floats:
         """See the protocol."""
+        batch, rows = self._cell.place(batch, rows)
         found: Floats = self._out[batch, head, rows].double().cpu().numpy()
         return found
 
@@ -143,6 +161,7 @@ class Sdpa:
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
         """See the protocol."""
         torch = find_torch()
+        refuse(cell, "torch's scaled_dot_product_attention", "kv_lengths", "bias", "mask")
         if cell.softcap:
             raise MissingError("torch's scaled_dot_product_attention has no soft cap")
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -155,16 +174,26 @@ class Sdpa:
         options: dict[str, Any] = {"is_causal": cell.causal, "scale": cell.sm_scale}
         if cell.heads != cell.kv_heads:
             options["enable_gqa"] = True
+        added = extras_of(torch, inputs)
+        beside = [name for name in ("seen", "bias", "mask") if name in added]
+        if beside:  # of key lengths, causal is in the mask
+            options |= {"attn_mask": added[beside[0]], "is_causal": False}
 
         def call(index: int) -> Any:
             return attention(*tensors[index], **options)
 
         prepared = PreparedTorch(
-            torch, self._stream, call, inputs.count, lambda: sdpa_kernel(getattr(SDPBackend, self._backend))
+            torch, self._stream, call, inputs, lambda: sdpa_kernel(getattr(SDPBackend, self._backend))
         )
         with _explained(), prepared.active():
             prepared.launch(0)
         return prepared
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """No setting."""
+    yield
 
 
 @contextmanager
@@ -178,56 +207,6 @@ def _explained() -> Iterator[None]:
             said = [str(warning.message).splitlines()[0] for warning in caught]
             why = [line for line in said if "not used because" not in line and "disabled" not in line]
             raise MissingError(why[0] if why else (str(error).splitlines() or ["torch failed"])[0]) from error
-
-
-class Flash3:
-    """FlashAttention-3: the package ``fa3-fwd`` (bf16), or the project's own ``flash_attn_interface``."""
-
-    key, title, strictness = "flash3", "FlashAttention-3", 10.0
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
-        """See the protocol."""
-        torch = find_torch()
-        if cell.dtype == "fp32":
-            raise MissingError("FlashAttention-3 has no fp32")
-        if (
-            cell.causal and cell.seq != cell.kv_seq
-        ):  # its mask is aligned with the last query and key, ours with the first
-            raise MissingError("its causal mask is another where there are more or fewer keys than queries")
-        attention = _flash3(decoding=cell.seq == 1)
-        # It takes [batch, sequence, heads, head size], by any strides.
-        tensors = [[tensor.transpose(1, 2) for tensor in one] for one in tensors_of(torch, inputs)]
-
-        def call(index: int) -> Any:
-            out = attention(
-                *tensors[index], softmax_scale=cell.sm_scale, causal=cell.causal, softcap=float(cell.softcap)
-            )
-            return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-
-        prepared = PreparedTorch(torch, self._stream, call, inputs.count, _nothing)
-        try:
-            with prepared.active():
-                prepared.launch(0)
-        except RuntimeError as error:
-            raise MissingError(str(error).splitlines()[0]) from error
-        return prepared
-
-
-def _flash3(*, decoding: bool) -> Any:
-    """The function: for one query that which chooses itself over how many programs keys are spread. Raises MissingError
-    where no package has it."""
-    function = "flash_attn_with_kvcache" if decoding else "flash_attn_func"
-    for name in ("fa3_fwd_interface", "flash_attn_interface"):
-        if importlib.util.find_spec(name) is None:
-            continue
-        try:
-            return getattr(importlib.import_module(name), function)
-        except (ImportError, OSError, AttributeError, RuntimeError) as error:
-            raise MissingError(f"{name} cannot be used: {(str(error).splitlines() or [''])[0]}") from error
-    raise MissingError("FlashAttention-3 is not installed: pip install fa3-fwd einops")
 
 
 class Jit:
@@ -262,12 +241,7 @@ class Jit:
             return out
 
         torch.cuda.synchronize()
-        return PreparedTorch(torch, self._stream, call, inputs.count, _nothing)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+        return PreparedTorch(torch, self._stream, call, inputs, nothing)
 
 
 def _load_kernel() -> Any:
@@ -277,11 +251,6 @@ def _load_kernel() -> Any:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return getattr(module, KERNEL)
-
-
-def torch_contenders(stream: Stream, arch: str) -> list[Contender]:
-    """Every row that needs torch."""
-    return [*(Sdpa(key, stream) for key in BACKENDS), Flash3(stream), Jit(stream, arch)]
 
 
 def matmul_tflops(clock: Clock, dtype: str) -> float:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from pyfmha.attention.first import DTYPES
+from pyfmha.bench.cells import LAYOUTS
+from pyfmha.bench.presets import DESCRIPTIONS
 from pyfmha.cli.base import SILENT, Dtypes, beginning, console, dtypes_of, notes, print_json, reported
 from pyfmha.errors import SpecError
 
@@ -79,9 +81,9 @@ def bench_command(
         str | None,
         typer.Option(
             "--preset",
-            help="quick: 13 sizes of fp16, about half a minute. prefill: fp16 and bf16, head sizes 64 and 128, 512 to"
-            " 16384 keys, causal and full. decode: one query over 4096 and 32768 keys. flash3: bf16, head sizes"
-            " 64, 128 and 256, 512 to 16384 keys. Default, without sizes: quick.",
+            help=" ".join(f"{name}: {said}." for name, said in DESCRIPTIONS.items())
+            + " Default, without sizes: quick.",
+            autocompletion=beginning(DESCRIPTIONS),
         ),
     ] = None,
     dtype: Annotated[list[str] | None, _several(", ".join(DTYPES), "fp16", DTYPES)] = None,
@@ -93,13 +95,14 @@ def bench_command(
     head_size: Annotated[list[int] | None, _several("1 to 256", "64")] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Which mask. Default: both.")] = None,
     layout: Annotated[
-        str, typer.Option(help="How tensors lie in memory: bhsd (batch, heads, sequence, head size) or bshd.")
-    ] = "bhsd",
+        list[str] | None,
+        _several("How tensors lie in memory: bhsd (batch, heads, sequence, head size) or bshd", "bhsd", LAYOUTS),
+    ] = None,
     row: Annotated[
         list[str] | None,
         typer.Option(
             help="Which rows, by the beginning of their names: ours, ours-decode, ours-first, cudnn, flash, efficient,"
-            " math, flash3, jit, tensorrt. Default: all."
+            " math, flex, flash3, jit, tensorrt. Default: all."
         ),
     ] = None,
     generic: Annotated[
@@ -134,11 +137,12 @@ def bench_command(
     pyfmha bench
     pyfmha bench --preset prefill -o before.json
     pyfmha bench --preset prefill --compare before.json
+    pyfmha bench --preset flash3 --layout bhsd bshd
     pyfmha bench --seq 512 1024 --head-size 96 --causal --row ours cudnn
     """
     from pyfmha.bench.cells import cells_from
-    from pyfmha.bench.cells import preset as preset_cells
     from pyfmha.bench.command import Request, run_bench
+    from pyfmha.bench.presets import preset as preset_cells
 
     sizes = (dtype, batch, heads, kv_heads, seq, kv_seq, head_size)
     given = any(value is not None for value in (*sizes, causal))
@@ -152,7 +156,7 @@ def bench_command(
             dtypes_of(dtype or ["fp16"]), batch or [4], heads or [32], kv_heads or [], seq or [2048], kv_seq or [],
             head_size or [64], masks,
         )  # fmt: skip
-    cells = [replace(cell, layout=layout) for cell in cells]
+    cells = list(dict.fromkeys(replace(cell, layout=one) for cell in cells for one in layout or ["bhsd"]))
     picture = png or out.with_suffix(".png")
     request = Request(cells, row or (), generic, out, picture, compare, library, device)
     fine = run_bench(SILENT if as_json else console, notes, request)

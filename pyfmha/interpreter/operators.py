@@ -25,6 +25,7 @@ from pyfmha.operators.elements import element_of
 from pyfmha.operators.forms import Forms, Shape, measure
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.plan import Pointer
+from pyfmha.operators.planner import unknown
 from pyfmha.operators.program import NULL, LaunchProgram, Source, program_of
 from pyfmha.operators.scopes import ShapeScope, holds
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
@@ -139,7 +140,7 @@ def _output_shapes(
     program = instance.program
     known: dict[str, Any] = dict.fromkeys(program.axes, 0) | found | dict(values)
     given = dict(zip([form.name for form in forms.inputs], inputs, strict=True))
-    scope = ShapeScope(instance.scope, known, given, {}, lambda function, kernel: False)
+    scope = ShapeScope(instance.scope, known, given, {}, lambda function, kernel: False, unknown)
     for name, expression in program.late:
         with suppress(EvaluationError, KeyError):  # what reads outputs says nothing of their sizes
             scope.values[name] = expression.evaluate(scope)

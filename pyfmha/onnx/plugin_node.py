@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.reference import attend
+from pyfmha.errors import PluginError
 from pyfmha.onnx.emit import PARSER
 from pyfmha.operators.description import DATA_TYPES
 from pyfmha.trt import standin
@@ -48,6 +50,8 @@ def problem_of_node(node: ir.Node) -> Problem:
         mask=bool(given.get("mask", 0)),
         sinks=kinds[given.get("sinks", 0)],
         v_head_size=given.get("v_head_size", 0),
+        fp8=bool(given.get("fp8", 0)),
+        **{name: bool(given.get(name, 0)) for name in DESCALES},
     )
     causal = bool(given["causal"])
     return Problem(given["num_heads"], given["head_size"], dtype, given["softmax_scale"], causal, features)
@@ -66,6 +70,8 @@ def computed(node: ir.Node, inputs: Sequence[Any]) -> list[Any]:
     problem = problem_of_node(node)
     features = problem.features
     assert features is not None
+    if features.fp8:
+        raise PluginError("Q, K and V are FP8, which is not computed here: no model's node is replaced by such a one")
     forms = problem.forms(*(array.ndim for array in inputs))
     tensors = dict(zip((form.name for form in forms.inputs), inputs, strict=True))
     q, k, v = _heads_first(problem, tensors)

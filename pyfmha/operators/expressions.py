@@ -17,7 +17,7 @@ from pyfmha.operators.arithmetic import CALLED, FLOATS, LIMIT, EvaluationError
 ALLOWED = (
     "names, numbers, strings, + - * / // %, == != < <= > >=, and, or, not, a if condition else b, cdiv(a, b),"
     " min(a, b), max(a, b), size(X, axis), stride(X, axis), numel(X), itemsize(T), given(attribute), len(list),"
-    " list[index], least(axis), has(option), serves(launch, kernel)"
+    " list[index], least(axis), has(option), serves(launch, kernel), device(figure)"
 )
 
 Value = int | float | bool | str | tuple[int | float, ...]
@@ -37,7 +37,13 @@ _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Gt: ">",
     ast.GtE: ">=",
 }
-BUILTINS = ("cdiv", "min", "max", "size", "stride", "numel", "itemsize", "given", "len", "least", "has", "serves")
+BUILTINS = (
+    *("cdiv", "min", "max", "size", "stride", "numel", "itemsize", "given", "len", "least", "has", "serves"),
+    "device",
+)
+FIGURES = {"multiprocessors": 16, "memory_clock": 36, "memory_bus": 37}
+"""What ``device`` may ask of the device at hand, as CUdevice_attribute; the memory's clock is in kHz, its bus in bits.
+0 where there is no device, or its driver does not tell."""
 
 
 @dataclass(frozen=True)
@@ -329,6 +335,7 @@ class Parser:
             "least": (self.axes,),
             "has": (self.options,),
             "serves": (self.launches, None),
+            "device": (FIGURES,),
         }
         if len(words) != len(known[name]):
             raise SpecError(f"{what}: {name} takes {len(known[name])} words: use {ALLOWED}")

@@ -15,7 +15,7 @@ from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, TYPE_NAMES, 
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
 from pyfmha.operators.plan import LARGEST, Plan, Pointer, Step, pointer_of, typical
-from pyfmha.operators.planner import Planner, planner
+from pyfmha.operators.planner import Device, Planner, planner, unknown
 from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
@@ -251,6 +251,7 @@ class Instance:
         *,
         least: Mapping[str, int] | None = None,
         serves: Serves = lambda function, kernel, arguments: False,
+        device: Device = unknown,
         given: Mapping[str, int] = NOTHING,
     ) -> ShapeScope:
         """All sizes, checked, with what is defined by them.
@@ -258,7 +259,7 @@ class Instance:
         Args:
             inputs, outputs: shapes of the tensors.
             least: lower bounds of axes, where this is of a profile.
-            serves: answers what the description asks of the device.
+            serves, device: answer what the description asks of the device.
             given: values of definitions that the caller knows better, as strides of tensors that have gaps.
 
         Raises:
@@ -273,7 +274,7 @@ class Instance:
         def asked(name: str, kernel: str) -> bool:
             return self._serves(name, kernel, scope, forms, serves)
 
-        scope = ShapeScope(self.scope, {**found, **given}, shapes, least or {}, asked)
+        scope = ShapeScope(self.scope, {**found, **given}, shapes, least or {}, asked, device)
         try:
             define(self.program.late, self.program.late_checks, scope, given)
             self._check_outputs(forms, outputs, scope, [*inputs, *outputs])
@@ -313,7 +314,12 @@ class Instance:
         return Plan(steps, *counts, total, self._sizes(scope), bool(forms.shapes))
 
     def planned(
-        self, inputs: Sequence[Shape], outputs: Sequence[Shape], serves: Serves, given: Mapping[str, int] = NOTHING
+        self,
+        inputs: Sequence[Shape],
+        outputs: Sequence[Shape],
+        serves: Serves,
+        given: Mapping[str, int] = NOTHING,
+        device: Device = unknown,
     ) -> Plan:
         """The launches for some shapes, as :meth:`measure` and :meth:`plan` find them, at a tenth of the time.
 
@@ -321,7 +327,7 @@ class Instance:
 
         Args:
             inputs, outputs: shapes of the tensors, those of inputs whose values are read left out.
-            serves: as :meth:`measure`.
+            serves, device: as :meth:`measure`.
             given: as :meth:`measure`; only of definitions that are arguments of launches by their own names.
 
         Raises:
@@ -334,12 +340,12 @@ class Instance:
             if found is None:
                 found = planner(self.program, self.scope, self.forms(ranks), self.active, bool(given))
                 self._planners[key] = found
-            plan = found((*inputs, *outputs), serves, given)
+            plan = found((*inputs, *outputs), serves, given, device)
             if plan is not None:
                 return plan
         else:
             self._planners[key] = None
-        return self.plan(self.measure(inputs, outputs, serves=serves, given=given))
+        return self.plan(self.measure(inputs, outputs, serves=serves, device=device, given=given))
 
     def _sizes(self, scope: ShapeScope) -> str:
         if self.program.shape_summary:

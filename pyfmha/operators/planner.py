@@ -20,12 +20,19 @@ from pyfmha.operators.text import Hole, Text, shown
 
 Served = Callable[[str, str, Sequence[float]], bool]
 Given = Mapping[str, int]
-Planner = Callable[[tuple[Shape, ...], Served, Given], Plan | None]
-"""Of the shapes of all tensors, inputs first, what answers ``serves``, and definitions whose values are given: the
-launches, or None for the walk."""
+Device = Callable[[str], int]
+"""A figure of the device at hand, one of :data:`pyfmha.operators.expressions.FIGURES`; 0 where it is not known."""
+Planner = Callable[[tuple[Shape, ...], Served, Given, Device], Plan | None]
+"""Of the shapes of all tensors, inputs first, what answers ``serves``, definitions whose values are given, and what
+answers ``device``: the launches, or None for the walk."""
 
 
-def walk(shapes: tuple[Shape, ...], serves: Served, given: Given) -> None:
+def unknown(figure: str) -> int:
+    """Of no device."""
+    return 0
+
+
+def walk(shapes: tuple[Shape, ...], serves: Served, given: Given, device: Device = unknown) -> None:
     """Finds no plan."""
 
 
@@ -53,9 +60,9 @@ def planner(
     exec(compile(text, f"<launches of {program.operator.name}>", "exec"), writer.names)
     found: Callable[..., Plan | None] = writer.names["plan"]
 
-    def plan(shapes: tuple[Shape, ...], serves: Served, given: Given) -> Plan | None:
+    def plan(shapes: tuple[Shape, ...], serves: Served, given: Given, device: Device = unknown) -> Plan | None:
         try:
-            return found(shapes, serves, given)
+            return found(shapes, serves, given, device)
         except (EvaluationError, ValueError, NameError, TypeError):
             return None
 
@@ -124,7 +131,7 @@ class _Writer:
             self._launch(launch, tuned=launch is active[0], parts=parts)
         counts = f"{len(self.forms.inputs)}, {len(self.forms.outputs)}"
         self._lines.append(f"return Plan(tuple(steps), {counts}, end, {self._sizes()}, False)")
-        return "\n    ".join(["def plan(shapes, serves, given):", *self._lines])
+        return "\n    ".join(["def plan(shapes, serves, given, device):", *self._lines])
 
     # ------------------------------------------------------------------ sizes
 
@@ -266,6 +273,8 @@ class _Writer:
             launch = next(one for one in self.program.launches if one.launch.name == words[0])
             arguments = ", ".join(self._arguments(launch, {}, self._typical))
             return f"serves({self._text(launch.function)}, {words[1]!r}, [{arguments}])"
+        if question == "device":
+            return f"device({words[0]!r})"
         if question not in ("size", "stride", "numel"):
             raise UnwrittenError
         axes = self._axes.get(words[0])

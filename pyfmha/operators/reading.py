@@ -11,7 +11,7 @@ from pyfmha.operators.description import Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node, Parser
 
 TYPES_OF_ATTRIBUTES = {"int32": "int", "int64": "int", "fp32": "float", "string": "str"}
-LATE = ("size", "stride", "numel", "serves", "least", "itemsize")
+LATE = ("size", "stride", "numel", "serves", "least", "itemsize", "device")
 """Questions that sizes or types answer, not attributes alone."""
 
 

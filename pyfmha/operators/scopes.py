@@ -44,9 +44,10 @@ class ShapeScope(AttributeScope):
         shapes: Mapping[str, Shape],
         least: Mapping[str, int],
         serves: Callable[[str, str], bool],
+        device: Callable[[str], int],
     ) -> None:
         super().__init__({**scope.values, **sizes}, scope.given, scope.options, scope.types)
-        self.shapes, self.least, self.serves = shapes, least, serves
+        self.shapes, self.least, self.serves, self.device = shapes, least, serves, device
 
     def ask(self, question: str, words: tuple[Any, ...]) -> int | bool:
         match question:
@@ -61,6 +62,8 @@ class ShapeScope(AttributeScope):
                 return self.least.get(words[0], 0)
             case "serves":
                 return self.serves(words[0], words[1])
+            case "device":
+                return self.device(words[0])
         return super().ask(question, words)
 
 

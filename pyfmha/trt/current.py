@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyfmha.errors import DriverError
+from pyfmha.operators.expressions import FIGURES
 from pyfmha.runtime.libcuda import check as _check
 from pyfmha.runtime.libcuda import libcuda
 
@@ -99,6 +100,17 @@ def current_capability() -> int:
     for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
         _check("cuDeviceGetAttribute", driver.get_attribute(ctypes.byref(value), attribute, device))
     return major.value * 10 + minor.value
+
+
+def current_figure(name: str) -> int:
+    """One of :data:`pyfmha.operators.expressions.FIGURES` of the current context's device; 0 where there is none, or
+    the driver does not tell."""
+    if current_context() is None:
+        return 0
+    device, value, driver = ctypes.c_int(), ctypes.c_int(), _driver()
+    if driver.get_device(ctypes.byref(device)) or driver.get_attribute(ctypes.byref(value), FIGURES[name], device):
+        return 0
+    return max(value.value, 0)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pyfmha.operators.scopes import ShapeScope
 from pyfmha.operators.tactics import Tactic, choose
 from pyfmha.runtime.library import Function
 from pyfmha.spec.advice import code_for
-from pyfmha.trt.current import current_capability, current_context
+from pyfmha.trt.current import current_capability, current_context, current_figure
 from pyfmha.trt.failures import LOGGER, guarded, report
 from pyfmha.trt.fields import FieldCollection, stored_fields
 from pyfmha.trt.launch import Binder, Enqueue, Hold
@@ -375,7 +375,7 @@ class PluginBehaviour:
             PluginError: the shapes do not fit, or the library lacks what serves them.
         """
         count = len(self.instance.forms().inputs)
-        plan = self.instance.planned(shapes[:count], shapes[count:], self._serves, given)
+        plan = self.instance.planned(shapes[:count], shapes[count:], self._serves, given, current_figure)
         return held(plan, self.origin.library)
 
     def _serves(self, function: str, kernel: str, arguments: Sequence[float]) -> bool:
@@ -391,6 +391,6 @@ class PluginBehaviour:
         shapes = [largest(desc) for desc in (*inputs[:count], *outputs)]
         forms = self.instance.forms([len(shape) for shape in shapes[:count]])
         scope = self.instance.measure(
-            shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves
+            shapes[:count], shapes[count:], least=least_sizes(forms, inputs), serves=self._serves, device=current_figure
         )
         return checked(self.instance.plan(scope), self.origin.library), scope

@@ -18,6 +18,7 @@ class DataType(IntEnum):
     HALF = 1
     INT32 = 3
     BOOL = 4
+    FP8 = 6
     BF16 = 7
 
 

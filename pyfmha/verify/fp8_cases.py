@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from pyfmha.attention.fp8 import DescaleStrides, Fp8Call
-from pyfmha.attention.reference import Floats
+from pyfmha.attention.reference import FP8_LIMIT, Floats
 from pyfmha.verify.cases import Case
 
-LIMIT = 0.04
-"""Largest relative error. Weights are rounded to a fraction of 3 bits, by at most 2**-4 and 0.026 in the mean square,
-which is the error of Out where values do not depend on weights; 0.018 to 0.022 was measured."""
+LIMIT = FP8_LIMIT
+"""Largest relative error."""
 LSE_LIMIT = 2e-3
 """The tensor cores of Hopper add products of e4m3 with a fraction of some 13 bits, 2**-13 of the largest at a step."""
 

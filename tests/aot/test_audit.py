@@ -5,7 +5,6 @@ Speed itself needs a GPU; this notices on any machine when a change, or another 
 
 import re
 import subprocess
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,16 @@ from typing import Any
 
 import pytest
 from helpers import few_of
+from machine_code import SHARED_OF_SM, Compiled, disassembled, fits, opcodes
 from shared import Shared
 
 from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.attention import hopper
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.forward import Forward
-from pyfmha.spec.arch import parse_arch
 from pyfmha.spec.kernel import KernelSpec
 
 pytest.importorskip("triton")
-
-REGISTERS_OF_SM = 65536
-SHARED_OF_SM = 233472  # 228 KiB, of which each block's runtime takes 1 KiB more
 
 
 @dataclass(frozen=True)
@@ -178,33 +174,9 @@ def few(names: Iterable[str]) -> list[Any]:
     return few_of(names, lambda name: name in QUICK or name.startswith(("hopper fp16 64", "fp16 64", "fp16 128")))
 
 
-class Compiled(dict[str, Cubin]):
-    """Kernels by name, compiled when they are looked at."""
-
-    def __init__(self, specs: dict[str, KernelSpec], compiler: Compiler, shared: Shared) -> None:
-        self._specs, self._compiler, self._shared = specs, compiler, shared
-
-    def __missing__(self, name: str) -> Cubin:
-        self[name] = self._shared.compile(self._compiler, self._specs[name], parse_arch("sm_90"))
-        return self[name]
-
-
 @pytest.fixture(scope="module")
 def cubins(compiler: Compiler, shared: Shared) -> dict[str, Cubin]:
     return Compiled({name: spec for name, (spec, _) in PRODUCTION.items()}, compiler, shared)
-
-
-def disassembled(cubin: Cubin, folder: Path) -> str:
-    import triton.backends.nvidia
-
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "nvdisasm"
-    path = folder / "code.cubin"
-    path.write_bytes(cubin.code)
-    return subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout
-
-
-def opcodes(listing: str) -> Counter[str]:
-    return Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", listing, re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -278,11 +250,7 @@ def test_fp32_is_multiplied_as_fp16_in_loops_that_spill_little(
 @pytest.mark.parametrize("name", few(PRODUCTION))
 def test_enough_blocks_fit_a_multiprocessor(name: str, cubins: dict[str, Cubin]) -> None:
     _, budget = PRODUCTION[name]
-    cubin = cubins[name]
-
-    registers = -(-cubin.registers // 8) * 8 * cubin.threads  # handed out in eights a thread
-    assert budget.blocks * registers <= REGISTERS_OF_SM
-    assert budget.blocks * (cubin.shared + 1024) <= SHARED_OF_SM
+    assert fits(cubins[name], budget.blocks)
 
 
 @pytest.mark.parametrize("name", few(HOPPER))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fp8_runs import KERNEL, NAN, check, run
+from helpers import few_of
 from sm90_runs import altered, is_noticed
 
 from pyfmha.attention.families import DEFAULT, library_specs
@@ -77,9 +78,37 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "padding of V counts": ("part & 0", "part", "lengths"),
     "the factor of V is another head's": ("kv_head.to(gl.int64) * stride_h", "kv_head.to(gl.int64) * 0", "factors"),
 }  # fmt: skip
+QUICK = frozenset(FAULTS)
+FAULTS |= {
+    "the factor of V is another sequence's": ("batch.to(gl.int64) * stride_b", "batch.to(gl.int64) * 0", "factors"),
+    "K has no factor": (" * _descale(k_descale, batch, kv_head))", ")", "factors"),
+    "V has no factor": ("_descale(v_descale, batch, kv_head) / total", "1.0 / total", "factors"),
+    "a query sees the key after its own": ("columns[None, :] < (ends", "columns[None, :] <= (ends", "causal"),
+    "keys of padding are seen": ("ends = rows * 0 + kv_n", "ends = rows * 0 + end_block * BLOCK_N", "ends of blocks"),
+    "K is given away before it is multiplied": (
+        "    scores = warpgroup_mma_wait(1, deps=(scores,))\n    mbarrier.arrive(k_free.index(stage), count=1)\n",
+        "    mbarrier.arrive(k_free.index(stage), count=1)\n    scores = warpgroup_mma_wait(1, deps=(scores,))\n",
+        "ends of blocks",
+    ),
+    "V is transposed before it is there": (
+        "    mbarrier.wait(v_ready.index(step % RAW), (step // RAW) & 1)\n", "", "ends of blocks"
+    ),
+    "V is multiplied before it is transposed": (
+        "    mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)\n", "", "ends of blocks"
+    ),
+    "a block that others need is kept": (
+        "                mbarrier.arrive(t_free.index(step % V_STAGES), count=1)\n", "", "longest first"
+    ),
+    "sums are not rescaled": ("row_sum * factor[:, None] + sums", "row_sum + sums", "ends of blocks"),
+    "the next row's columns of Out": (".permute((0, 1, 3, 2))", ".permute((0, 1, 2, 3))", "one tile"),
+    "rows behind the tensor are written": ("inside = (own_rows < out_rows)[:, None] & ", "inside = ", "ends of blocks"),
+    "a ragged batch is stored from its first row": ("start + q_start * out_stride_s", "start", "ragged"),
+    "blocks of the longest tile come in one order": ("key = (end_block - 1 - block) * BLOCK_N",
+                                                     "key = block * BLOCK_N", "causal"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", few_of(FAULTS, QUICK.__contains__))
 def test_a_fault_is_noticed(fault: str, tmp_path: Path) -> None:
     right, wrong, problem = FAULTS[fault]
     assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), PROBLEMS[problem])

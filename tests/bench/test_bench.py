@@ -14,12 +14,13 @@ from bench_fakes import FakeContender, FakeGpu
 from rich.console import Console
 
 import pyfmha
-from pyfmha.bench.cells import PRESETS, Cell, cells_from, preset
+from pyfmha.bench.cells import Cell, cells_from
 from pyfmha.bench.command import chosen
 from pyfmha.bench.compare import compare
 from pyfmha.bench.figures import gigabytes, launches_of, middle, noise, tflops
 from pyfmha.bench.measure import FEWEST, ROUNDS, measure_cell, sample_of
 from pyfmha.bench.plot import panels_of, save_plot
+from pyfmha.bench.presets import PRESETS, preset
 from pyfmha.bench.results import Measured, Results, Roof, Row, parse_results, read_results
 from pyfmha.bench.table import number, print_changes, print_results
 from pyfmha.errors import BenchError, SpecError
@@ -94,7 +95,7 @@ def test_cells_from_flags() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"dtype": "fp8"}, "dtype 'fp8' is not served: use one of fp16, bf16, fp32"),
+        ({"dtype": "int8"}, "dtype 'int8' is not served: use one of fp16, bf16, fp32, fp8"),
         ({"head_size": 257}, "head_size is 257: use an integer from 1 to 256"),
         ({"seq": 0}, "seq is 0: use an integer from 1"),
         ({"kv_heads": 3}, "32 heads and 3 key heads: use a multiple"),

@@ -2,91 +2,40 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch_double
+from bench_on_double import COPY_US, prepare, rows_of
 from helpers import LAUNCH_FAILED
 from rich.console import Console
-from trt_double.full import driver as fake_cuda_driver
 from trt_double.full.gpu import Gpu
 from typer.testing import CliRunner, Result
 
 from pyfmha.attention.first import Attention
 from pyfmha.attention.reference import attend
-from pyfmha.bench import clock as clock_module
-from pyfmha.bench.cells import Cell, cells_from, preset
+from pyfmha.bench.cells import Cell, cells_from
 from pyfmha.bench.clock import Clock
 from pyfmha.bench.command import roof_of
-from pyfmha.bench.measure import measure_cell
+from pyfmha.bench.flash3 import Flash3
+from pyfmha.bench.flex import torch_contenders
 from pyfmha.bench.ours import Decoded, our_contenders
-from pyfmha.bench.results import Row, read_results
+from pyfmha.bench.presets import preset
+from pyfmha.bench.results import read_results
 from pyfmha.bench.tensorrt_row import TensorrtLayer
-from pyfmha.bench.torch_rows import Flash3, Jit, Sdpa, torch_contenders
+from pyfmha.bench.torch_rows import Jit, Sdpa
 from pyfmha.cli.main import app
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Library
 
-pytest_plugins = ["trt_double.full.fixtures", "trt_double.fixtures", "verify_standins"]
+pytest_plugins = ["trt_double.full.fixtures", "trt_double.fixtures", "verify_standins", "bench_device"]
 
 gpu_module = importlib.import_module("trt_double.full.gpu")  # the package has a function of that name
-KERNEL_US, COPY_US = 50.0, 200.0
+KERNEL_US = 50.0
 CAUSAL = Cell("fp16", 2, 2, 2, 40, 40, 32, True)
 GROUPED = Cell("bf16", 1, 4, 2, 7, 50, 24, False)
 INTERLEAVED = Cell("fp16", 2, 3, 3, 21, 21, 32, True, "bshd")
-
-
-def prepare(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only the benchmark asks of the driver; and little work."""
-
-    def memset(address: int, byte: int, size: int, stream: int) -> tuple[int]:
-        def work() -> float:
-            gpu.array(address, (size,), "u1")[:] = byte
-            return 0.03  # in no time that is measured
-
-        return (gpu.push(stream, work),)
-
-    def copy(target: int, source: int, size: int, stream: int) -> tuple[int]:
-        def work() -> float:
-            gpu.array(target, (size,), "u1")[:] = gpu.array(source, (size,), "u1")
-            return COPY_US / 1000
-
-        return (gpu.push(stream, work),)
-
-    monkeypatch.setattr(fake_cuda_driver, "cuMemsetD8Async", memset, raising=False)
-    monkeypatch.setattr(fake_cuda_driver, "cuMemcpyDtoDAsync", copy, raising=False)
-    monkeypatch.setattr(clock_module, "_attribute", lambda device, name: 132)
-    monkeypatch.setattr(clock_module, "LEAST_FLUSH", 4096)
-    monkeypatch.setattr(clock_module.Clock.copy_gbps, "__defaults__", (1 << 20,))
-    monkeypatch.setattr("pyfmha.bench.inputs.POOL", 65521)
-    monkeypatch.setattr("pyfmha.bench.inputs.pool.__defaults__", (65521,))
-    monkeypatch.setattr("pyfmha.bench.measure.MOST", 5)
-    monkeypatch.setattr("pyfmha.bench.measure.HOST_CALLS", 5)
-
-
-@pytest.fixture
-def bench_gpu(gpu: Gpu, forward_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """With the production kernel's stand-ins in the library."""
-    prepare(gpu, monkeypatch)
-    gpu.learn(forward_library_path.with_name("manifest.json"))
-    monkeypatch.setenv("PYFMHA_LIBRARY", str(forward_library_path))
-    for name in ("torch", "tensorrt", "tensorrt_lean", "tensorrt_dispatch"):
-        monkeypatch.setitem(sys.modules, name, None)
-    return gpu
-
-
-@pytest.fixture
-def timer(bench_gpu: Gpu) -> Iterator[Clock]:
-    with Device() as device:
-        made = Clock(device)
-        yield made
-        made.close()
-
-
-def rows_of(clock: Clock, cell: Cell, contenders: list[Any]) -> dict[str, Row]:
-    return {row.contender: row for row in measure_cell(clock, cell, contenders, lambda title: None).rows}
 
 
 @pytest.mark.parametrize("cell", [CAUSAL, GROUPED, INTERLEAVED], ids=lambda cell: cell.name)
@@ -163,7 +112,8 @@ def test_the_rows_of_torch(
 
     rows = rows_of(timer, cell, torch_contenders(timer.stream, "sm_90")[:-1])
 
-    assert set(rows) == {"cudnn", "flash", "efficient", "math", "flash3"}
+    assert set(rows) == {"cudnn", "flash", "efficient", "math", "flex", "flash3"}
+    assert rows.pop("flex").missing == "not asked: it is timed at biases, masks and functions"
     flash3 = rows.pop("flash3")
     if dtype == "bf16":
         assert flash3.us == pytest.approx(80, rel=1e-3), flash3
@@ -359,6 +309,7 @@ def test_the_command_prints_saves_draws_and_compares(
             "flash",
             "efficient",
             "math",
+            "flex",
             "flash3",
             "jit",
         ]

@@ -125,6 +125,10 @@ class FakeCuda:
     def set_device(self, device: int, capability: int, shared_optin: int = 232448) -> None:
         self.c.fake_set_device(device, capability, shared_optin)
 
+    def set_bandwidth(self, device: int, clock: int, bus: int) -> None:
+        """Of its memory: kHz and bits, which are an H100's otherwise."""
+        self.c.fake_set_bandwidth(device, clock, bus)
+
     def set_driver_version(self, version: int) -> None:
         """As ``cuDriverGetVersion`` says it: 13000 is CUDA 13.0, which is what a reset sets."""
         self.c.fake_set_driver_version(version)

@@ -28,6 +28,8 @@ enum { /* CUresult */
 enum { /* CUdevice_attribute, CUfunction_attribute */
   MAX_THREADS_PER_BLOCK = 1,
   MULTIPROCESSOR_COUNT = 16,
+  MEMORY_CLOCK = 36,
+  MEMORY_BUS = 37,
   CAPABILITY_MAJOR = 75,
   CAPABILITY_MINOR = 76,
   PAGEABLE_ACCESS = 88,
@@ -41,6 +43,8 @@ enum { MAX_DEVICES = 16, MAX_CONTEXTS = 256, MAX_MODULES = 1 << 15, MAX_LAUNCHES
 typedef struct {
   int capability;
   int shared_optin;
+  int memory_clock; /* kHz */
+  int memory_bus;   /* bits */
 } device;
 
 struct CUctx_st {
@@ -284,6 +288,8 @@ EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number)
   switch (attribute) {
     case MAX_THREADS_PER_BLOCK: *value = 1024; break;
     case MULTIPROCESSOR_COUNT: *value = 132; break;
+    case MEMORY_CLOCK: *value = devices[number].memory_clock; break;
+    case MEMORY_BUS: *value = devices[number].memory_bus; break;
     case CAPABILITY_MAJOR: *value = devices[number].capability / 10; break;
     case CAPABILITY_MINOR: *value = devices[number].capability % 10; break;
     case PAGEABLE_ACCESS: *value = 0; break;
@@ -640,12 +646,17 @@ EXPORT CUresult cuGetErrorName(CUresult status, const char **text) {
 
 /* -------------------------------------------------------------- for tests */
 
+/* With the memory of an H100. */
+static void set_device(CUdevice number, int capability, int shared_optin) {
+  devices[number] = (device){capability, shared_optin, .memory_clock = 2619000, .memory_bus = 5120};
+}
+
 EXPORT void fake_reset(void) {
   pthread_mutex_lock(&mutex);
   if (modules == NULL) modules = calloc(MAX_MODULES, sizeof *modules);
   if (launches == NULL) launches = calloc(MAX_LAUNCHES, sizeof *launches);
   if (modules == NULL || launches == NULL) abort();
-  for (int i = 0; i < MAX_DEVICES; i++) devices[i] = (device){.capability = 90, .shared_optin = 232448};
+  for (int i = 0; i < MAX_DEVICES; i++) set_device(i, 90, 232448);
   device_count = 2;
   driver_version = 13000;
   initialized = false;
@@ -677,7 +688,14 @@ EXPORT void fake_set_device_count(int count) {
 
 EXPORT void fake_set_device(CUdevice number, int capability, int shared_optin) {
   pthread_mutex_lock(&mutex);
-  devices[number] = (device){.capability = capability, .shared_optin = shared_optin};
+  set_device(number, capability, shared_optin);
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_bandwidth(CUdevice number, int clock, int bus) {
+  pthread_mutex_lock(&mutex);
+  devices[number].memory_clock = clock;
+  devices[number].memory_bus = bus;
   pthread_mutex_unlock(&mutex);
 }
 

@@ -74,6 +74,7 @@ typedef struct {
 void fake_reset(void);
 void fake_set_device_count(int count);
 void fake_set_device(CUdevice device, int capability, int shared_optin);
+void fake_set_bandwidth(CUdevice device, int clock, int bus);
 void fake_set_driver_version(int version);
 
 /* Memory of a device, for cuPointerGetAttribute; of size 0: gone again. Addresses that nobody set are unknown to it. */

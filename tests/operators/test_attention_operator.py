@@ -1,12 +1,12 @@
 """Attention's description against what the kernels' own modules say: shapes, strides, workspace, when to split."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfmha.attention.decode import ALIGNMENT, Decode, decoding_for, most_workspace_bytes
+from pyfmha.attention.decode import ALIGNMENT, Decode, Figures, decoding_for, most_workspace_bytes
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.attention.forward import Call, Forward, strides
 from pyfmha.attention.hopper import DECODE_KERNEL
@@ -118,6 +118,7 @@ class Case:
         return (Pointer("output", 0), lse, *qkv, *lengths, *last)
 
 
+DEVICES = (Figures(132, 2619000, 5120), Figures(132, 3201000, 6144), Figures(78, 2619000, 6144), Figures(132, 0, 0))
 SIZES = st.sampled_from([0, 1, 2, 3, 7, 16, 64, 65, 511, 512, 513, 700, 4096, 100_000])
 
 
@@ -159,8 +160,8 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @settings(max_examples=300, deadline=None)
-@given(case=cases(), has=st.booleans(), clusters=st.booleans())
-def test_a_plan_is_what_the_kernels_ask_for(case: Case, has: bool, clusters: bool) -> None:
+@given(case=cases(), has=st.booleans(), clusters=st.booleans(), device=st.sampled_from(DEVICES))
+def test_a_plan_is_what_the_kernels_ask_for(case: Case, has: bool, clusters: bool, device: Figures) -> None:
     instance = Instance(PROGRAM, case.values).with_options({"decode": has})
     inputs, outputs = case.shapes()
     forms = instance.forms([len(shape) for shape in inputs])
@@ -174,10 +175,11 @@ def test_a_plan_is_what_the_kernels_ask_for(case: Case, has: bool, clusters: boo
         asked.append(question)
         return clusters
 
-    plan = instance.plan(instance.measure(inputs, outputs, serves=serves))
+    figures = asdict(device)
+    plan = instance.plan(instance.measure(inputs, outputs, serves=serves, device=figures.__getitem__))
     assert (plan.num_inputs, plan.num_outputs) == (len(inputs), len(outputs))
     if case.newer:
-        check_newer(case, plan, has and not case.packed, clusters)
+        check_newer(case, plan, has and not case.packed, device if clusters else None)
     else:
         check_first(case, plan)
     for function, kernel, arguments in asked:
@@ -190,9 +192,9 @@ def forward_of(case: Case) -> str:
     return Forward(DTYPES[case.of("type_id")], Forward("fp16", case.of("head_size")).padded).name
 
 
-def check_newer(case: Case, plan: Plan, has: bool, clusters: bool) -> None:
+def check_newer(case: Case, plan: Plan, has: bool, device: Figures | None) -> None:
     call = case.call()
-    decoding = decoding_for(call, in_one=clusters) if has else None
+    decoding = decoding_for(call, in_one=device) if has else None
     if decoding is None:
         (step,) = plan.steps
         assert step.function == forward_of(case)

@@ -233,6 +233,7 @@ def test_values(text: str, wanted: Any) -> None:
         ("least(b)", "least", ("b",), "int"),
         ("has(fast)", "has", ("fast",), "bool"),
         ("serves('main', 'kernel')", "serves", ("main", "kernel"), "bool"),
+        ("device(memory_clock)", "device", ("memory_clock",), "int"),
     ],
 )
 def test_questions(text: str, question: str, words: tuple[Any, ...], kind: str) -> None:
@@ -309,6 +310,7 @@ def test_what_is_not_chosen_is_not_computed() -> None:
         ("least(a)", "least asks of 'a'; it may ask of b"),
         ("has(slow)", "has asks of 'slow'; it may ask of fast"),
         ("serves('other', 'k')", "serves asks of 'other'; it may ask of main"),
+        ("device(price)", "device asks of 'price'; it may ask of memory_bus, memory_clock, multiprocessors"),
         ("itemsize(fp99)", "itemsize asks of 'fp99'"),
         ("(" * 300 + "a" + ")" * 300, "is not an expression"),
         (" + ".join(["a"] * 3000), "too deep|is not an expression"),

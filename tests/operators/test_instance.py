@@ -318,6 +318,19 @@ def test_what_a_launch_would_run() -> None:
     assert len(planned(made(changes), (3, 4), (3, 4)).steps) == 1
 
 
+def test_what_a_device_is() -> None:
+    changes = {
+        "define": {"many": "rows < device(multiprocessors)"},
+        "launches": [replace(COPY, when="many"), Launch({"n": "cols"}, "not many", "op_other")],
+    }
+    found = [
+        planned(made(changes), (3, 4), (3, 4), device={"multiprocessors": count}.__getitem__).steps[0].function
+        for count in (3, 4)
+    ]
+    assert found == ["op_other", "op_0"]
+    assert planned(made(changes), (3, 4), (3, 4)).steps[0].function == "op_other"  # without one
+
+
 def test_texts_of_a_plugin() -> None:
     changes = {
         "attributes": {"n": "int32 = 1"},

@@ -40,7 +40,8 @@ OPERATOR = Operator(
     launches=[
         Launch(
             {"x": "X", "e": "Extra + 4 * more if extra else null", "p": "Parts + item if rows > 4 else Y", "r": "rows",
-             "stride_r": "stride_r", "stride_c": "stride_c", "mean": "mean", "flag": "rows < 9"},
+             "stride_r": "stride_r", "stride_c": "stride_c", "mean": "mean",
+             "flag": "rows < device('multiprocessors')"},
             "not large or batch > 1", "rich_{T}_{mode}", "main",
         ),
         Launch(
@@ -65,7 +66,11 @@ def shapes_of(rows: int, batch: int, extra: tuple[int, ...] | None = None, width
 def walked(
     instance: Instance, shapes: tuple[Shapes, Shapes], serves: Any, values: dict[str, int] | None = None
 ) -> Plan:
-    return instance.plan(instance.measure(*shapes, serves=serves, given=values or {}))
+    return instance.plan(instance.measure(*shapes, serves=serves, device=figure, given=values or {}))
+
+
+def figure(name: str) -> int:
+    return {"multiprocessors": 9, "memory_clock": 2619000, "memory_bus": 5120}[name]
 
 
 @pytest.mark.parametrize("serves", [True, False])
@@ -85,14 +90,14 @@ def test_all_that_a_description_may_have(
     wanted = [walked(instance, shapes, answer, values) for shapes in tried]
     asked_of_walk = list(asked)
     asked.clear()
-    assert instance.planned(*tried[0], answer, values) == wanted[0]
+    assert instance.planned(*tried[0], answer, values, figure) == wanted[0]
     asked.clear()
 
     def no_walk(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was walked")
 
     monkeypatch.setattr(instance, "measure", no_walk)
-    assert [instance.planned(*shapes, answer, values) for shapes in tried] == wanted
+    assert [instance.planned(*shapes, answer, values, figure) for shapes in tried] == wanted
     assert asked == asked_of_walk
     assert wanted[0].steps[0].arguments[4] == values.get("stride_r", 6)
     assert [plan.sizes for plan in wanted[:1]] == ["7 rows, large: 1, 'fast', 6" if serves else "7 rows"]
@@ -168,7 +173,7 @@ def check_attention(case: Case, has: bool, clusters: bool, moved: int) -> None:
     forms = instance.forms([len(shape) for shape in shapes[0]])
     written = planner(PROGRAM, instance.scope, forms, instance.active, bool(values))
     assert written is not walk
-    found = written((*shapes[0], *shapes[1]), functools.partial(serves, asked[0]), values)
+    found = written((*shapes[0], *shapes[1]), functools.partial(serves, asked[0]), values, figure)
     assert found == walked(instance, shapes, functools.partial(serves, asked[1]), values)
     assert asked[0] == asked[1]
     if values:

@@ -323,6 +323,7 @@ def test_what_is_no_contradiction(changes: dict[str, Any]) -> None:
 
 def test_attention_does_not_contradict_itself() -> None:
     broadcast = [f"{name}_{axis}" for name in ("bias", "mask") for axis in "kqhb"]
+    broadcast += [f"{name}_{axis}" for name in ("q_descale", "k_descale", "v_descale") for axis in "hb"]
     assert Program(OPERATOR).axes == ("batch", "seq", "Sq", "Q_tokens", "Skv", "KV_tokens", "tokens", *broadcast)
 
 

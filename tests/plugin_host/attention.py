@@ -13,9 +13,21 @@ import pytest
 from described import operator, probe, probe_specs
 from shared import Shared
 from trt_double import Tensor
-from trt_double.scene import BIASED, DECODES, FORWARDS, MEMBERS, biased_standin, pair_standins, specs, standin
+from trt_double.scene import (
+    BIASED,
+    DECODES,
+    EIGHTS,
+    FORWARDS,
+    MEMBERS,
+    biased_standin,
+    fp8_standin,
+    pair_standins,
+    specs,
+    standin,
+)
 
 from pyfmha.aot import build
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.hopper import DECODE_KERNEL
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.operators.instance import Instance
@@ -36,7 +48,7 @@ def standins() -> list[KernelSpec]:
             wanted += [found, found.generic()]
     for pair in DECODES:
         wanted += pair_standins(pair)
-    return wanted + [biased_standin(member) for member in BIASED]
+    return wanted + [biased_standin(member) for member in BIASED] + [fp8_standin(member) for member in EIGHTS]
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +81,7 @@ ODD: dict[str, tuple[Any, ...]] = {
     "softcap": (-1.0, float("nan"), float("inf"), 1e-40),
     **dict.fromkeys(("return_lse", "q_lengths", "kv_lengths", "cu_seqlens", "mask"), (-1, 2, 7)),
     **dict.fromkeys(("bias", "sinks"), (-1, 3)),
+    **dict.fromkeys(("fp8", *DESCALES), (-1, 1, 2)),
     "v_head_size": (0, 257, -1),
 }
 """What each attribute may not be, or what the library has no function for."""
@@ -116,8 +129,9 @@ def random_values(chance: random.Random) -> dict[str, Any]:
 
 def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tensor], int]:
     """Tensors of the plugin's forms, or nearly; and how many are inputs."""
+    free = {"bias": 4, "mask": 4, **dict.fromkeys(DESCALES, 2)}
     ranks = [
-        chance.randint(1, 4) if form.name in ("bias", "mask") else len(form.axes) for form in instance.forms().inputs
+        chance.randint(1, free[form.name]) if form.name in free else len(form.axes) for form in instance.forms().inputs
     ]
     if instance.attributes["layout"] == "packed" and chance.random() < 0.5:
         ranks[0] += 1
@@ -137,6 +151,9 @@ def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tenso
     for name in ("bias", "mask"):
         for axis, size in (whole | ({"k": rows} if packed else {})).items():
             sizes[f"{name}_{axis}"] = chance.choice((1, size, size))
+    for name in DESCALES:
+        sizes[f"{name}_b"] = chance.choice((1, 1 if instance.attributes["cu_seqlens"] else sizes["batch"]))
+        sizes[f"{name}_h"] = chance.choice((1, instance.attributes["num_kv_heads"]))
     if chance.random() < 0.05:
         sizes[chance.choice(list(sizes))] = chance.choice((1 << 31, 1 << 40, 1 << 62))
     made = []

@@ -1,6 +1,7 @@
 """The plugin inside the library answers every call as the Python plugin does: values, launches and texts."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import few_of
 from plugin_host.attention import random_shapes, random_values
-from trt_double.twins import Pair, drive, fields_of
+from trt_double import RUNTIME, Tensor
+from trt_double.twins import STREAM, WORKSPACE, Pair, bounded, drive, fields_of
 
+from pyfmha.attention.decode import most_workspace_bytes
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.operator import OPERATOR
 
 pytest_plugins = ("plugin_host.attention",)
@@ -38,6 +42,28 @@ def test_every_call_is_answered_alike(pair: Pair, seed: int) -> None:
     assert counts["launched"] > 0
 
 
+@pytest.mark.parametrize(("memory", "count"), [((2619000, 5120), 1), ((3201000, 6144), 2), ((0, 0), 1)])
+def test_long_decoding_follows_the_device_in_both(
+    pair: Pair, fake_cuda: FakeCuda, memory: tuple[int, int], count: int
+) -> None:
+    """An H100 reads it in one launch as fast, an H200 in two faster; one that does not tell takes one."""
+    fake_cuda.set_bandwidth(0, *memory)
+    values = {"num_heads": 8, "head_size": 128, "type_id": 1, "softmax_scale": 0.125, "num_kv_heads": 8}
+    plugins = pair.create(fields_of(OPERATOR, values))
+    assert plugins is not None
+    loaded = pair.create(pair.stored(plugins), RUNTIME)
+    assert loaded is not None
+    attached = [calls.attach(plugin) for calls, plugin in zip((pair.python, pair.c), loaded, strict=True)]
+    q, k = Tensor((16, 8, 1, 128), 1), Tensor((16, 8, 32768, 128), 1)
+    assert pair.both("on_shape_change", attached, [q, k, k], [q]) == 0
+    room = pair.both("workspace", attached, [bounded(x, random.Random(0)) for x in (q, k, k)], [q])
+    assert room == most_workspace_bytes(16, 8, 1, 128)  # wherever the engine is built, and wherever it runs
+    addresses = [0x7F0000000000 + 0x100000000 * index for index in range(4)]
+    assert len(pair.launches(attached, addresses[:3], addresses[3:], WORKSPACE, STREAM)) == count
+    for plugin in (plugins[1], loaded[1], attached[1]):
+        plugin.delete()
+
+
 def biased_values(chance: random.Random) -> dict[str, Any]:
     """Attributes that are allowed, some of what only ``fmha_biased_*`` serves among them."""
     values: dict[str, Any] = {"num_heads": 4, "head_size": 32, "type_id": 1, "softmax_scale": 0.125}
@@ -47,12 +73,26 @@ def biased_values(chance: random.Random) -> dict[str, Any]:
     return values if values["bias"] else values | {"mask": 1}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_biases_masks_and_sinks_are_launched_alike(pair: Pair, seed: int) -> None:
+def fp8_values(chance: random.Random) -> dict[str, Any]:
+    """Attributes that are allowed with Q, K and V in FP8."""
+    ragged, kv_heads = chance.random() < 0.3, chance.choice((1, 2, 4))
+    values: dict[str, Any] = {
+        **{"num_heads": 4, "num_kv_heads": kv_heads, "head_size": chance.choice((16, 48, 64)), "softmax_scale": 0.125},
+        **{"type_id": chance.choice((1, 7)), "causal": chance.choice((0, 1, 2)), "return_lse": chance.choice((0, 1))},
+        **{"fp8": 1, "layout": "bshd" if ragged else chance.choice(("bhsd", "bshd", "packed"))},
+    }
+    names = [*DESCALES, *(() if ragged else ("q_lengths", "kv_lengths"))]
+    return values | {name: chance.choice((0, 1)) for name in names} | ({"cu_seqlens": 1} if ragged else {})
+
+
+@pytest.mark.parametrize(("seed", "values"), [(0, biased_values), (1, biased_values), (0, fp8_values), (1, fp8_values)])
+def test_biases_masks_sinks_and_eight_bits_are_launched_alike(
+    pair: Pair, seed: int, values: Callable[[random.Random], dict[str, Any]]
+) -> None:
     chance = random.Random(seed)
     counts = {"prepared": 0, "launched": 0, "split": 0}
     for _ in range(40):
-        plugins = pair.create(fields_of(OPERATOR, biased_values(chance)))
+        plugins = pair.create(fields_of(OPERATOR, values(chance)))
         assert plugins is not None
         counts[drive(pair, plugins, chance, random_shapes)] += 1
         for plugin in plugins[1:]:

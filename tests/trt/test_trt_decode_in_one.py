@@ -15,11 +15,12 @@ from trt_double.scene import DECODES, FORWARDS, Scene, pair_standins, standin
 
 import pyfmha.trt
 from pyfmha.aot import build
-from pyfmha.attention.decode import KEYS_OF_CLUSTER, decoding_for
+from pyfmha.attention.decode import PROGRAM_RATE, READ_PERCENT, Figures, decoding_for, one_launch_pays
 from pyfmha.attention.forward import Call, Forward
 from pyfmha.attention.hopper import DECODE_KERNEL, decodes
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
+from pyfmha.spec.grid import parse_grid
 
 pytest_plugins = ("trt_double.fixtures",)
 
@@ -79,22 +80,26 @@ def test_one_query_is_decoded_in_one_launch(launched: Callable[..., list[str]], 
     assert launched(**changes) == [DECODE_KERNEL]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rows": 2},
-        {"softcap": 2.0},
-        {"kv_heads": 1, "keys": KEYS_OF_CLUSTER + 1},
-        {"kv_heads": 1, "batch": 2, "keys": 2 * KEYS_OF_CLUSTER + 1},
-    ],
-)
+H100, H200 = (2619000, 5120), (3201000, 6144)
+"""Clock in kHz and width in bits of their memory; 132 multiprocessors each."""
+
+
+@pytest.mark.parametrize("changes", [{"rows": 2}, {"softcap": 2.0}, {"kv_heads": 1, "keys": 20_000}])
 def test_what_one_launch_does_not_serve_is_split(launched: Callable[..., list[str]], changes: dict[str, Any]) -> None:
     assert launched(**changes) == PAIR
 
 
-@pytest.mark.parametrize("changes", [{"kv_heads": 1, "keys": KEYS_OF_CLUSTER}, {"keys": 100_000}, {"keys": 7}])
+@pytest.mark.parametrize("changes", [{"kv_heads": 1, "keys": 7000}, {"batch": 16, "keys": 32_768}, {"keys": 7}])
 def test_long_and_short_ones(launched: Callable[..., list[str]], changes: dict[str, Any]) -> None:
     assert launched(**changes) == [DECODE_KERNEL]
+
+
+def test_a_faster_memory_is_read_by_both_launches(launched: Callable[..., list[str]], fake_cuda: FakeCuda) -> None:
+    """What one launch reads in as little time on an H100 takes two on an H200."""
+    fake_cuda.set_bandwidth(0, *H200)
+    assert launched(batch=16, kv_heads=8, keys=32_768) == PAIR
+    fake_cuda.set_bandwidth(0, 0, 0)
+    assert launched(batch=16, kv_heads=8, keys=32_768)[2:] == [DECODE_KERNEL]
 
 
 def test_other_devices_split(launched: Callable[..., list[str]], fake_cuda: FakeCuda) -> None:
@@ -115,10 +120,38 @@ def test_the_manifest_tells_what_is_decoded_in_one_launch(library_path: Path) ->
     assert not decodes(manifest, 0, "sm_90", values)
 
 
-def test_which_of_both_is_better() -> None:
-    call = Call(1, 4, 1, 1, KEYS_OF_CLUSTER + 1, SIZE, 0.1)
+# Sequences, key heads, keys: us of the pair and of one launch, of 16 bits and head size 128; see kernels/NOTES.md.
+MEASURED: dict[tuple[int, int], dict[tuple[int, int, int], tuple[float, float]]] = {
+    H100: {
+        **{(1, 1, 8192): (13.3, 13.5), (1, 2, 8192): (14.9, 14.1), (1, 4, 8192): (19.7, 16.6)},
+        **{(1, 8, 4096): (18.8, 14.6), (16, 8, 4096): (108.0, 103.2), (1, 8, 32768): (64.2, 59.4)},
+        **{(16, 8, 32768): (713.6, 701.1)},
+    },
+    H200: {
+        **{(1, 8, 4096): (15.2, 11.9), (16, 8, 4096): (77.2, 74.3), (64, 8, 4096): (262, 270)},
+        **{(1, 8, 32768): (46.4, 44.0), (16, 8, 32768): (497, 523), (64, 8, 32768): (1940, 2091)},
+    },
+}
 
-    assert decoding_for(call) is not None
-    assert decoding_for(call, in_one=True) is not None
-    assert decoding_for(replace(call, kv_len=KEYS_OF_CLUSTER), in_one=True) is None
-    assert decoding_for(replace(call, batch_size=4), in_one=True) is None
+
+def test_the_faster_of_both_is_chosen_wherever_they_were_measured() -> None:
+    for memory, cells in MEASURED.items():
+        for (batch, kv_heads, keys), (pair, one) in cells.items():
+            call = Call(batch, 4 * kv_heads, kv_heads, 1, keys, SIZE, 0.1)
+            assert decoding_for(call) is not None
+            chosen = decoding_for(call, in_one=Figures(132, *memory))
+            assert (chosen is not None) == (pair < one), (memory, batch, kv_heads, keys)
+
+
+def test_ranks_are_those_of_the_launch() -> None:
+    """What the choice takes for programs is what the grid has."""
+    decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
+    rows = parse_grid(decoder.grid, frozenset(dict(decoder.prototype)), {})[0]
+    for batch in (*range(1, 20), 63, 64, 65, 200):
+        values = {"num_heads": 8, "num_kv_heads": 1, "batch_size": batch}
+        # One program reads as much as the memory gives, another half as much: told apart by which is chosen.
+        ranks = rows.evaluate(values)
+        call = Call(batch, 8, 1, 1, 8_000_000 // batch, SIZE, 0.1)
+        for rate, pays in ((PROGRAM_RATE * batch * ranks, True), (PROGRAM_RATE * batch * ranks * 3 // 2, False)):
+            figures = Figures(10_000, rate * 100 // READ_PERCENT // 2 + 1, 8000)
+            assert one_launch_pays(call, figures) is pays, (batch, ranks)

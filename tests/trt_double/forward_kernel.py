@@ -1,191 +1,56 @@
-"""Kernels with the prototypes of ``fmha_fwd_*``, ``fmha_biased_*``, ``fmha_split_*`` and ``fmha_combine_*`` that
-compile in no time: what they compute is not looked at."""
+"""Kernels with the prototypes of ``fmha_fwd_*``, ``fmha_biased_*``, ``fmha_fp8_*``, ``fmha_split_*`` and
+``fmha_combine_*`` that compile in no time: what they compute is not looked at.
+
+One list of arguments makes all of them. Triton reads a kernel's text, which :mod:`linecache` is told.
+"""
+
+import linecache
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401 - the kernels read it
+
+POINTERS = ["Out", "Lse", "Q", "K", "V", "q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_kv"]
+SIZES = ["sm_scale", "softcap", "batch_size", "num_heads", "num_kv_heads", "q_len", "kv_len", "head_size"]
+STRIDES = [f"{tensor}_stride_{axis}" for tensor in ("q", "k", "v", "out") for axis in "bhs"]
+LAST = ["window_left", "window_right", "bottom_right", "ragged"]
+FORWARD = [*POINTERS, *SIZES, *STRIDES, *LAST]
+FACTORS = ["q_descale", "k_descale", "v_descale"]
 
 
-@triton.jit
-def forward(
-    Out,
-    Lse,
-    Q,
-    K,
-    V,
-    q_lengths,
-    kv_lengths,
-    cu_seqlens_q,
-    cu_seqlens_kv,
-    sm_scale,
-    softcap,
-    batch_size,
-    num_heads,
-    num_kv_heads,
-    q_len,
-    kv_len,
-    head_size,
-    q_stride_b,
-    q_stride_h,
-    q_stride_s,
-    k_stride_b,
-    k_stride_h,
-    k_stride_s,
-    v_stride_b,
-    v_stride_h,
-    v_stride_s,
-    out_stride_b,
-    out_stride_h,
-    out_stride_s,
-    window_left,
-    window_right,
-    bottom_right,
-    ragged,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _after(arguments: list[str], place: str, *more: str) -> list[str]:
+    at = arguments.index(place) + 1
+    return [*arguments[:at], *more, *arguments[at:]]
+
+
+def _strides(tensors: list[str], axes: str) -> list[str]:
+    return [f"{tensor}_stride_{axis}" for tensor in tensors for axis in axes]
+
+
+BIASED = _after(FORWARD, "cu_seqlens_kv", "Bias", "BiasFp32", "Mask", "Sinks", "SinksFp32")
+BIASED = _after(_after(BIASED, "head_size", "v_head_size"), "out_stride_s", *_strides(["bias", "mask"], "bhqk"))
+EIGHT = _after(_after(FORWARD, "V", *FACTORS), "out_stride_s", *_strides(FACTORS, "bh"))
+OTHERS = {"cu_seqlens_q": "Partial", "cu_seqlens_kv": "Statistics", "ragged": "splits"}
+DECODE = [OTHERS.get(name, name) for name in FORWARD]
+
+
+def _kernel(name: str, arguments: list[str], factor: str, before: str = "", *constants: str) -> triton.JITFunction:
     # Nobody runs it. Without a mask the code differs with what is promised of the pointers, as the real one does.
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE))
+    parameters = [*arguments, *(f"{constant}: tl.constexpr" for constant in ("HEAD_SIZE", "BLOCK", *constants))]
+    text = (
+        f"def {name}({', '.join(parameters)}):\n{before}"
+        "    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)\n"
+        f"    tl.store(Out + i, tl.load(Q + i).to(tl.float32) * ({factor}))\n"
+    )
+    file = f"{__file__}:{name}"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    exec(compile(text, file, "exec"), globals())
+    return triton.jit(globals()[name])
 
 
-@triton.jit
-def biased(
-    Out,
-    Lse,
-    Q,
-    K,
-    V,
-    q_lengths,
-    kv_lengths,
-    cu_seqlens_q,
-    cu_seqlens_kv,
-    Bias,
-    BiasFp32,
-    Mask,
-    Sinks,
-    SinksFp32,
-    sm_scale,
-    softcap,
-    batch_size,
-    num_heads,
-    num_kv_heads,
-    q_len,
-    kv_len,
-    head_size,
-    v_head_size,
-    q_stride_b,
-    q_stride_h,
-    q_stride_s,
-    k_stride_b,
-    k_stride_h,
-    k_stride_s,
-    v_stride_b,
-    v_stride_h,
-    v_stride_s,
-    out_stride_b,
-    out_stride_h,
-    out_stride_s,
-    bias_stride_b,
-    bias_stride_h,
-    bias_stride_q,
-    bias_stride_k,
-    mask_stride_b,
-    mask_stride_h,
-    mask_stride_q,
-    mask_stride_k,
-    window_left,
-    window_right,
-    bottom_right,
-    ragged,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE))
-
-
-@triton.jit
-def decode(
-    Out,
-    Lse,
-    Q,
-    K,
-    V,
-    q_lengths,
-    kv_lengths,
-    Partial,
-    Statistics,
-    sm_scale,
-    softcap,
-    batch_size,
-    num_heads,
-    num_kv_heads,
-    q_len,
-    kv_len,
-    head_size,
-    q_stride_b,
-    q_stride_h,
-    q_stride_s,
-    k_stride_b,
-    k_stride_h,
-    k_stride_s,
-    v_stride_b,
-    v_stride_h,
-    v_stride_s,
-    out_stride_b,
-    out_stride_h,
-    out_stride_s,
-    window_left,
-    window_right,
-    bottom_right,
-    splits,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    LAST: tl.constexpr,
-):
-    if LAST:
-        tl.extra.cuda.gdc_wait()
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(Out + i, tl.load(Q + i) * (sm_scale + HEAD_SIZE + 1000 * (1 + LAST)))
-
-
-@triton.jit
-def fmha_decode_sm90(
-    Out,
-    Lse,
-    Q,
-    K,
-    V,
-    q_lengths,
-    kv_lengths,
-    cu_seqlens_q,
-    cu_seqlens_kv,
-    sm_scale,
-    softcap,
-    batch_size,
-    num_heads,
-    num_kv_heads,
-    q_len,
-    kv_len,
-    head_size,
-    q_stride_b,
-    q_stride_h,
-    q_stride_s,
-    k_stride_b,
-    k_stride_h,
-    k_stride_s,
-    v_stride_b,
-    v_stride_h,
-    v_stride_s,
-    out_stride_b,
-    out_stride_h,
-    out_stride_s,
-    window_left,
-    window_right,
-    bottom_right,
-    ragged,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(Out + i, tl.load(Q + i) * (sm_scale - HEAD_SIZE))
+_WAITS = "    if LAST:\n        tl.extra.cuda.gdc_wait()\n"
+forward = _kernel("forward", FORWARD, "sm_scale + HEAD_SIZE")
+biased = _kernel("biased", BIASED, "sm_scale + HEAD_SIZE")
+fp8 = _kernel("fp8", EIGHT, "sm_scale + HEAD_SIZE")
+decode = _kernel("decode", DECODE, "sm_scale + HEAD_SIZE + 1000 * (1 + LAST)", _WAITS, "LAST")
+fmha_decode_sm90 = _kernel("fmha_decode_sm90", FORWARD, "sm_scale - HEAD_SIZE")
+"""Of the name by which a plugin tells the kernel that decodes in one launch."""

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from pyfmha.aot import build
-from pyfmha.attention import biased, decode
+from pyfmha.attention import biased, decode, fp8
 from pyfmha.attention.biased import Biased
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
 from pyfmha.attention.forward import ARGUMENTS, NULLABLE, Forward
+from pyfmha.attention.fp8 import Fp8
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.operators.description import Operator
 from pyfmha.runtime.library import Library
@@ -52,6 +53,7 @@ def build_library(folder: Path) -> Path:
 
 FORWARDS = (*(Forward(dtype, SIZE) for dtype in ("fp16", "bf16", "fp32")), Forward("fp16", 128))
 BIASED = (Biased("fp16", SIZE), Biased("bf16", SIZE), Biased("fp16", 64))
+EIGHTS = (Fp8("fp16", 64), Fp8("bf16", 64))
 FORWARD_KERNEL = Path(__file__).with_name("forward_kernel.py")
 
 
@@ -128,10 +130,24 @@ def biased_standin(member: Biased) -> KernelSpec:
     )
 
 
+def fp8_standin(member: Fp8) -> KernelSpec:
+    """With what the real ones ask of a call that the plugin refuses by itself."""
+    arguments = tuple(Argument(name, kind.replace("T", member.dtype)) for name, kind in fp8.ARGUMENTS)
+    return replace(
+        standin(Forward(member.dtype, member.padded), 256),
+        kernel="fp8",
+        name=member.name,
+        arguments=arguments,
+        requires=("softcap == 0", "sm_scale > 0", "window_left == -1", "window_right <= 0"),
+        nullable=fp8.NULLABLE,
+    )
+
+
 def build_forward_library(folder: Path) -> Path:
-    """The first kernel's causal fp16, and stand-ins for :data:`FORWARDS`, of whose first there are two algorithms, and
-    for :data:`BIASED`."""
+    """The first kernel's causal fp16, and stand-ins for :data:`FORWARDS`, of whose first there are two algorithms, for
+    :data:`BIASED` and for :data:`EIGHTS`."""
     wanted = specs(MEMBERS[:1]) + [biased_standin(member) for member in BIASED]
+    wanted += [fp8_standin(member) for member in EIGHTS]
     for number, member in enumerate(FORWARDS):
         for block in (256, 512) if number == 0 else (256,):
             spec = standin(member, block)

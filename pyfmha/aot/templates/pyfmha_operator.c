@@ -693,6 +693,11 @@ static void show_shape_values(pyfmha_measured *m, const pyfmha_shape *shapes) {
 
 static bool serves(pyfmha_scope *scope, int launch, const char *kernel);
 
+static int64_t device_figure(pyfmha_scope *scope, int figure) {
+  const pyfmha_measured *m = scope->context;
+  return m->device ? pyfmha_current_figure(figure) : 0;
+}
+
 const char *pyfmha_measure(pyfmha_measured *m, pyfmha_instance *instance, const pyfmha_forms *forms, const pyfmha_shape *shapes, pyfmha_why *why) {
   const pyfmha_operator *of = instance->of;
   bool known[PYFMHA_MAX_VALUES] = {false};
@@ -704,6 +709,7 @@ const char *pyfmha_measure(pyfmha_measured *m, pyfmha_instance *instance, const 
   m->scope.shapes = m->shapes;
   m->scope.least = m->least;
   m->scope.serves = serves;
+  m->scope.device = device_figure;
   m->scope.context = m;
   for (int i = 0; i < of->axis_count; i++) m->v[of->axes[i]].i = 0;
   for (int i = 0; i < of->tensor_count; i++) m->shapes[i].count = -1;

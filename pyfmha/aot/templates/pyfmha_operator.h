@@ -56,7 +56,8 @@ typedef struct pyfmha_scope {
   const pyfmha_shape *shapes; /* by the operator's numbers of tensors; NULL before shapes are known */
   const int64_t *least;    /* lower bounds, by name; NULL where there are none */
   bool (*serves)(struct pyfmha_scope *scope, int launch, const char *kernel);
-  void *context;           /* for serves */
+  int64_t (*device)(struct pyfmha_scope *scope, int figure); /* a CUdevice_attribute; 0 where it is not known */
+  void *context;           /* for serves and device */
   bool bad;                /* an expression had no value */
 } pyfmha_scope;
 

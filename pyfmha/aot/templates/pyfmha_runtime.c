@@ -829,6 +829,13 @@ CUresult pyfmha_current_capability(int *capability) {
   return current_device("the plugin", &device, capability);
 }
 
+int pyfmha_current_figure(int attribute) {
+  CUdevice device = 0;
+  int value = 0;
+  if (driver.ctx_get_device(&device) != PYFMHA_SUCCESS) return 0;
+  return driver.device_get_attribute(&value, attribute, device) == PYFMHA_SUCCESS && value > 0 ? value : 0;
+}
+
 bool pyfmha_runs_on(const pyfmha_function *function, int algo_id, int capability) {
   bool needed = false, any = false, all = true;
   for (unsigned i = algo_id == 0 ? 0 : function->ends[algo_id - 1]; i < function->ends[algo_id]; i++) {

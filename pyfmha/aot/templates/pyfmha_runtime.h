@@ -129,6 +129,8 @@ CUresult pyfmha_choose(const pyfmha_function *function, int algo_id, const void 
 CUresult pyfmha_context(void **context, unsigned long long *id);
 /* Compute capability of the current context's device: major * 10 + minor. */
 CUresult pyfmha_current_capability(int *capability);
+/* A CUdevice_attribute of it, whose context is current; 0 where the driver does not tell. */
+int pyfmha_current_figure(int attribute);
 /* Whether an algorithm has the code that a device needs. */
 bool pyfmha_runs_on(const pyfmha_function *function, int algo_id, int capability);
 /* The variant that would serve the arguments on a device, whether it is loaded or not; NULL: none. */

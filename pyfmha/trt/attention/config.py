@@ -6,6 +6,7 @@ from typing import Literal
 
 from pyfmha.attention.biased_operator import BROADCAST
 from pyfmha.attention.first import DTYPES
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.errors import EngineError, PluginError
 from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
@@ -50,6 +51,9 @@ class EngineConfig:
         bias_dtype: of the bias: that of Q, by default, or ``"fp32"``.
         sinks: whether there is an input of that name, FLOAT [heads].
         v_head_size: of V and Out; None is ``head_size``.
+        fp8: whether Q, K and V are FP8 (e4m3), on Hopper; ``dtype``, fp16 or bf16, is then that of Out alone.
+        q_descale, k_descale, v_descale: the axes of an input FLOAT of that name, the factor of Q, K or V in FP8:
+            ``"1"``, ``"h"`` for one a key head or ``"bh"``, or ``"b1"`` for one a sequence; None for no such input.
 
     Raises:
         EngineError: on creation, for values out of range and for what does not go together.
@@ -78,13 +82,17 @@ class EngineConfig:
     bias_dtype: Dtype | None = None
     sinks: bool = False
     v_head_size: int | None = None
+    fp8: bool = False
+    q_descale: str | None = None
+    k_descale: str | None = None
+    v_descale: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "window", tuple(self.window))  # a list, where it comes from JSON
         if self.bias_dtype is not None:
             object.__setattr__(self, "bias_dtype", dtype_name(self.bias_dtype))
-        for name in BROADCAST:
+        for name in (*BROADCAST, *DESCALES):
             check_axes(name, getattr(self, name))
         for name in ("num_heads", "head_size", "max_batch_size", "max_seq_len", "max_kv_seq_len"):
             value = getattr(self, name)
@@ -134,7 +142,7 @@ class EngineConfig:
             "softcap": self.softcap != 0,
             "layout": self.layout not in (None, "bhsd"),
             **{name: getattr(self, name) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")},
-            **{name: bool(getattr(self, name)) for name in ("bias", "mask", "sinks")},
+            **{name: bool(getattr(self, name)) for name in ("bias", "mask", "sinks", "fp8", *DESCALES)},
             "v_head_size": self.v_head_size not in (None, self.head_size),
         }
         return tuple(name for name, used in asked.items() if used)
@@ -158,6 +166,10 @@ class EngineConfig:
             mask=bool(self.mask),
             sinks="fp32" if self.sinks else "",
             v_head_size=self.v_head_size or 0,
+            fp8=self.fp8,
+            q_descale=bool(self.q_descale),
+            k_descale=bool(self.k_descale),
+            v_descale=bool(self.v_descale),
         )
         return Problem(self.num_heads, self.head_size, self.dtype, self.factor, bool(self.causal), features)
 
@@ -167,16 +179,16 @@ class EngineConfig:
             named = {
                 form.name: tuple((axis.label, axis.size) for axis in form.axes) for form in self.problem.forms().inputs
             }
-            kept = {name: getattr(self, name) for name in BROADCAST}
-            return named | {name: self._broadcast(letters) for name, letters in kept.items() if letters}
+            kept = {name: getattr(self, name) for name in (*BROADCAST, *DESCALES)}
+            return named | {name: self._broadcast(name, letters) for name, letters in kept.items() if letters}
         axes = (("batch", None), ("heads", self.num_heads), ("Sq", None), ("head size", self.head_size))
         return dict.fromkeys(INPUTS, axes)
 
-    def _broadcast(self, letters: str) -> tuple[Axis, ...]:
-        """The axes of a bias or mask."""
+    def _broadcast(self, name: str, letters: str) -> tuple[Axis, ...]:
+        """The axes of a bias, mask or factor."""
         sized = {
             "b": ("batch", None),
-            "h": ("heads", self.num_heads),
+            "h": ("kv heads", self.kv_heads) if name in DESCALES else ("heads", self.num_heads),
             "q": ("Sq", None),
             "k": ("Sq" if self.layout == "packed" else "Skv", None),
             "1": ("1", 1),
@@ -197,17 +209,22 @@ class EngineConfig:
 
 
 def check_axes(name: str, letters: str | None) -> None:
-    """Refuse what does not say the axes of a bias or mask.
+    """Refuse what does not say the axes of a bias, mask or factor.
 
     Raises:
         EngineError: saying what is allowed.
     """
     if letters is None:
         return
-    counterparts = "bhqk"[-len(letters) :]
-    if not 1 <= len(letters) <= 4 or any(
+    whole = "bh" if name in DESCALES else "bhqk"
+    counterparts = whole[-len(letters) :]
+    if not 1 <= len(letters) <= len(whole) or any(
         letter not in (want, "1") for letter, want in zip(letters, counterparts, strict=True)
     ):
+        if name in DESCALES:
+            raise EngineError(
+                f"{name} is {letters!r}; give its axes as letters: '1' (one factor), 'h' (one a key head), 'bh' or 'b1'"
+            )
         raise EngineError(
             f"{name} is {letters!r}; give its axes as letters: the last ones of 'bhqk' (batch, query heads, queries,"
             " keys), with 1 in the place of each that is broadcast, such as 'bhqk', '1hqk' or 'b11k'"

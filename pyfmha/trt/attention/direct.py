@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from pyfmha.attention.biased_operator import BROADCAST
 from pyfmha.attention.first import HEAD_SIZES
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import PluginError, SpecError
+from pyfmha.operators.description import ELEMENTS
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.forms import Forms, Shape, TensorForm, measure
 from pyfmha.runtime.device import Device, DeviceArray, Stream, device_arrays
@@ -41,7 +43,7 @@ class DirectSession:
         head_size: elements of one head.
         causal: whether a query sees only keys at its own position and before; it has no default. What they are aligned
             at is said by ``features``.
-        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``, of Out, and of Q, K and V unless ``features`` says fp8.
         scale: of Q K^T; by default 1 / sqrt(head size).
         features: what the first kernel does not do, Skv other than Sq included; None for the first kernel.
         library: as :func:`pyfmha.trt.register`.
@@ -123,12 +125,16 @@ class DirectSession:
         Args:
             batch_size: sequences.
             seq_len: rows of Q: Sq, or with cu_seqlens all tokens.
-            kv_len: rows of K and V, by default as many. A bias or mask is taken to be whole, broadcast along no axis.
+            kv_len: rows of K and V, by default as many. A bias, mask or factor is taken to be whole, broadcast along no
+                axis.
         """
         known = {"batch": batch_size, **dict.fromkeys(("seq", "Sq", "tokens", "Q_tokens"), seq_len)}
         known |= dict.fromkeys(("Skv", "KV_tokens"), seq_len if kv_len is None else kv_len)
         whole = {"b": batch_size, "h": self.problem.num_heads, "q": seq_len, "k": known["Skv"]}
         known |= {f"{name}_{axis}": size for name in BROADCAST for axis, size in whole.items()}
+        for name in DESCALES:  # of a ragged batch, sequences share factors
+            ragged = self.problem.features is not None and self.problem.features.cu_seqlens
+            known |= {f"{name}_b": 1 if ragged else batch_size, f"{name}_h": self.problem.kv_heads}
         self._prepare(self.forms, [_shape_of(form, known) for form in self.forms.all])
 
     def _prepare(self, forms: Forms, shapes: list[Shape]) -> None:
@@ -165,15 +171,15 @@ class DirectSession:
 
         Args:
             inputs: those of :attr:`forms` by name; for the first kernel ``"Q"``, ``"K"`` and ``"V"``, each [batch,
-                heads, seq, head size]. Floating-point ones are float16, float32, or bfloat16 as uint16. Each is a numpy
-                array, or a tensor with DLPack or ``__cuda_array_interface__`` (PyTorch's, CuPy's). Those on the GPU are
-                used where they are, once what their producers queued is done. ``"bias"`` and ``"mask"`` (bool)
-                have one to four axes, each as long as its counterpart or 1.
+                heads, seq, head size]. Floating-point ones are float16, float32, or bits: bfloat16 as uint16, FP8
+                (e4m3) as uint8. Each is a numpy array, or a tensor with DLPack or ``__cuda_array_interface__``
+                (PyTorch's, CuPy's). Those on the GPU are used where they are, once what their producers queued is
+                done. ``"bias"`` and ``"mask"`` (bool) have one to four axes, each as long as its counterpart or 1.
             outputs: contiguous tensors on the GPU by name, which are written where they are.
 
         Returns:
             The outputs by name, complete: those given, and numpy arrays for the others. ``"Out"`` is of the type of Q,
-            ``"Lse"``, where it is asked for, float32.
+            or with FP8 of the session's dtype; ``"Lse"``, where it is asked for, is float32.
 
         Raises:
             SpecError: names, shapes or types do not fit.
@@ -237,7 +243,7 @@ class DirectSession:
         return dynamic
 
     def _storage(self, form: TensorForm) -> np.dtype[Any]:
-        plain = {"int32": np.int32, "bool": np.bool_}
+        plain = {"int32": np.int32, "bool": np.bool_, "fp8": np.uint8}
         return np.dtype(plain.get(form.type or "") or STORAGE[form.type or self.problem.dtype])
 
     def _operand(self, name: str, value: Any) -> Any:
@@ -286,12 +292,13 @@ class DirectSession:
             array = inputs[form.name]
             try:  # with those before it, so that the first is named that does not fit
                 known = measure(Forms(forms.inputs[:count], ()), [inputs[name].shape for name in names[:count]], (), {})
-                fits = _stored(array) == self._storage(form).name
+                fits = _stored(array) == self._storage(form).name and not _is_other_fp8(array)
             except PluginError:
                 fits = False
             if not fits:
                 raise SpecError(
-                    f"{form.name} is {_stored(array)} {list(array.shape)}; inputs must be {wanted}"
+                    f"{form.name} is {array.dtype if _is_other_fp8(array) else _stored(array)} {list(array.shape)};"
+                    f" inputs must be {wanted}"
                 ) from None
         return forms, [_shape_of(form, known) for form in forms.all]
 
@@ -299,6 +306,11 @@ class DirectSession:
 def _stored(held: Any) -> str:
     """The name of numpy's type for an array's or a tensor's elements."""
     return held.stored if isinstance(held, TensorView) else str(held.dtype)
+
+
+def _is_other_fp8(held: Any) -> bool:
+    """Whether it is a tensor of 8-bit floats that are not e4m3, whose bits would be misread."""
+    return isinstance(held, TensorView) and held.dtype.startswith("fp8") and not held.holds(ELEMENTS["fp8"])
 
 
 def _shape_of(form: TensorForm, known: Mapping[str, int]) -> Shape:

@@ -112,7 +112,7 @@ def _add_plugin(
         name: getattr(config, name) for name in ("causal", "scale", "align", "window", "softcap", "return_lse")
     }
     settings |= {name: tensor for name, tensor in tensors.items() if name not in (*INPUTS, "QKV")}
-    settings |= {"library": library, "trt_module": trt}
+    settings |= {"library": library, "trt_module": trt, "out_dtype": config.dtype}
     if config.layout == "packed":
         made = add_attention_packed(network, tensors["QKV"], config.num_heads, config.num_kv_heads, **settings)
     else:

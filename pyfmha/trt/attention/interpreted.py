@@ -87,7 +87,7 @@ def interpret_attention(
     if declared is not None and not beside:
         beside = {"mask": np.ones((1, 1, 1, 1), np.bool_)}  # functions are in the kernels that take one
     problem = problem_of(
-        *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside)),
+        *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside, {})),
         causal=causal, scale=scale, window=window, align=align, softcap=softcap, layout=layout, return_lse=return_lse,
     )  # fmt: skip
     own = () if declared is None else packed_inputs(declared, inputs or {})

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pyfmha.attention.first import HEAD_SIZES
 from pyfmha.attention.operator import NAME
 from pyfmha.errors import PluginError
+from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
 from pyfmha.trt.attention.beside import beside_features, beside_of
 from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.eight import factors_of, fp8_features, out_dtype_of
 from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features, Problem
-from pyfmha.trt.attention.words import Align, Causal, Layout, Options, PackedOptions
+from pyfmha.trt.attention.words import Align, Causal, Dtype, Layout, Options, PackedOptions
 from pyfmha.trt.creator import register
 from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
 from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
@@ -78,6 +80,10 @@ def add_attention(
     bias: Any = None,
     mask: Any = None,
     sinks: Any = None,
+    q_descale: Any = None,
+    k_descale: Any = None,
+    v_descale: Any = None,
+    out_dtype: Dtype | None = None,
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -88,8 +94,8 @@ def add_attention(
 
     Args:
         network: an ``INetworkDefinition`` of TensorRT 10.x or 11.x.
-        q: ``ITensor`` of type HALF, BF16 or FLOAT, [batch, heads, Sq, head size], or as ``layout`` says. Heads and
-            head size are known, the other sizes may be -1.
+        q: ``ITensor`` of type HALF, BF16, FLOAT or, on Hopper, FP8, [batch, heads, Sq, head size], or as ``layout``
+            says. Heads and head size are known, the other sizes may be -1.
         k, v: of the same type, [batch, kv heads, Skv, head size]; heads is a multiple of kv heads. V may have another
             head size, which is Out's then. Keys beyond ``kv_lengths``, and the other sequences of a ragged batch,
             change nothing, even if they are NaN. Behind ``causal`` or ``window`` that does not hold: NaN or infinity in
@@ -113,15 +119,18 @@ def add_attention(
             nobody can check that without waiting for the device.
         mask: ``ITensor`` BOOL of the same shapes: True is seen. ``causal``, ``window``, lengths and it must agree.
         sinks: ``ITensor`` [heads] of Q's type or FLOAT: exp(sink) is part of each row's sum, and has no value.
+        q_descale, k_descale, v_descale: ``ITensor`` FLOAT, what the numbers of Q, K and V in FP8 are to be multiplied
+            by: [1], [kv heads] or, but for a ragged batch, [batch, kv heads]; all above 0. None is 1.
+        out_dtype: of Out, where Q, K and V are FP8: ``"fp16"`` or ``"bf16"``, to be said; else that of Q.
         return_lse: whether to return Lse, too.
         name: of the layer, which also names it in the engine and in messages.
         namespace, library: as :func:`pyfmha.trt.register`.
         trt_module: by default the module that the network is of.
 
     Returns:
-        Out, an ``ITensor`` of the type and shape of Q, with V's head size; with ``return_lse`` a pair of Out and Lse,
-        FLOAT [batch, heads, Sq] or [heads, tokens]: the natural logarithm of each query's sum of exp(score). A query
-        that sees no key has zeros and minus infinity, or the sink.
+        Out, an ``ITensor`` of the type (but for FP8) and shape of Q, with V's head size; with ``return_lse`` a pair of
+        Out and Lse, FLOAT [batch, heads, Sq] or [heads, tokens]: the natural logarithm of each query's sum of
+        exp(score). A query that sees no key has zeros and minus infinity, or the sink.
 
     Raises:
         PluginError: the tensors do not fit, or TensorRT refused the layer.
@@ -129,15 +138,16 @@ def add_attention(
     """
     trt = module_with_plugins(network, trt_module)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    beside = beside_of(bias, mask, sinks)
+    beside, factors = beside_of(bias, mask, sinks), factors_of(q_descale, k_descale, v_descale)
     tensors = dict(zip(INPUTS, (q, k, v), strict=True))
     problem = problem_of(
-        tensors, lengths, beside, causal=causal, scale=scale, window=window, align=align, softcap=softcap,
-        layout=layout, return_lse=return_lse,
+        tensors, lengths, beside, factors, causal=causal, scale=scale, window=window, align=align, softcap=softcap,
+        layout=layout, return_lse=return_lse, out_dtype=out_dtype,
     )  # fmt: skip
     creator = register(trt, namespace=namespace, library=library)
     problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), {**tensors, **lengths, **beside}, name or NAME)
+    given = {**tensors, **lengths, **beside, **factors}
+    _, outputs = add_layer(trt, network, creator, problem.attributes(), given, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -193,6 +203,10 @@ def add_attention_packed(
     bias: Any = None,
     mask: Any = None,
     sinks: Any = None,
+    q_descale: Any = None,
+    k_descale: Any = None,
+    v_descale: Any = None,
+    out_dtype: Dtype | None = None,
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -208,7 +222,8 @@ def add_attention_packed(
             and the same, [tokens, ...] in the place of [batch, seq, ...].
         num_heads, num_kv_heads: heads of Q, and of K and V, by default as many; with an axis of 3 there are as many.
         causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask,
-            sinks, return_lse, name, namespace, library, trt_module: as there.
+            sinks, q_descale, k_descale, v_descale, out_dtype, return_lse, name, namespace, library, trt_module: as
+            there.
 
     Returns:
         Out [batch, seq, heads, head size], or [tokens, heads, head size]; with ``return_lse`` a pair of it and Lse.
@@ -218,7 +233,8 @@ def add_attention_packed(
     """
     trt = module_with_plugins(network, trt_module)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    dtype = _dtype({"QKV": qkv})
+    kind = _dtype({"QKV": qkv})
+    dtype = out_dtype_of(kind, out_dtype)
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     features = features_of(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
     shape = tuple(qkv.shape)
@@ -226,11 +242,17 @@ def add_attention_packed(
     if size < 1:
         raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
     beside, ragged = beside_of(bias, mask, sinks), "cu_seqlens_q" in lengths
+    factors = factors_of(q_descale, k_descale, v_descale)
     sizes = (-1, num_heads, -1, -1) if ragged else (shape[0], num_heads, shape[1], shape[1])
-    features = replace(features, **beside_features(dtype, beside, sizes, ragged))
+    features = replace(
+        features,
+        **beside_features(dtype, beside, sizes, ragged),
+        **fp8_features(kind, factors, (1 if ragged else sizes[0], kv_heads)),
+    )
     problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
     creator = register(trt, namespace=namespace, library=library)
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), {"QKV": qkv, **lengths, **beside}, name or NAME)
+    given = {"QKV": qkv, **lengths, **beside, **factors}
+    _, outputs = add_layer(trt, network, creator, problem.attributes(), given, name or NAME)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -238,6 +260,7 @@ def problem_of(
     tensors: Tensors,
     lengths: Tensors,
     beside: Tensors,
+    factors: Tensors,
     *,
     causal: bool | str,
     scale: float | None,
@@ -246,13 +269,15 @@ def problem_of(
     softcap: float,
     layout: str | None,
     return_lse: bool,
+    out_dtype: Dtype | None = None,
 ) -> Problem:
     """What :func:`add_attention` is asked for.
 
     Args:
-        tensors, lengths, beside: Q, K and V; those of :func:`lengths_of`; those of
-            :func:`pyfmha.trt.attention.beside.beside_of`: by name, each with ``shape`` and TensorRT's ``dtype``.
-        causal, scale, window, align, softcap, layout, return_lse: as there.
+        tensors, lengths, beside, factors: Q, K and V; those of :func:`lengths_of`; those of
+            :func:`pyfmha.trt.attention.beside.beside_of`; those of :func:`pyfmha.trt.attention.eight.factors_of`:
+            by name, each with ``shape`` and TensorRT's ``dtype``.
+        causal, scale, window, align, softcap, layout, return_lse, out_dtype: as there.
 
     Raises:
         PluginError: they do not fit.
@@ -261,11 +286,17 @@ def problem_of(
     axes = layout or ("bshd" if ragged else "bhsd")
     if axes == "packed":
         raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
-    dtype = _dtype(tensors)
+    kind = _dtype(tensors)
+    dtype = out_dtype_of(kind, out_dtype)
     heads, kv_heads, size, v_size = _heads(tensors, axes, ragged)
     sizes = _sizes(tensors["Q"], tensors["K"], axes, lengths)
     features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
-    features = replace(features, **beside_features(dtype, beside, sizes, ragged), v_head_size=v_size)
+    features = replace(
+        features,
+        **beside_features(dtype, beside, sizes, ragged),
+        **fp8_features(kind, factors, (1 if ragged else sizes[0], kv_heads)),
+        v_head_size=v_size,
+    )
     return Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
 
 
@@ -348,11 +379,11 @@ def _dtype(tensors: Tensors) -> str:
     if len(kinds) > 1:
         raise PluginError(f"Q, K and V must be of one type, got {_listed(tensors)}")
     (kind,) = kinds
-    if kind not in DTYPE_OF:
-        raise PluginError(
-            f"{', '.join(tensors)} must be of type {', '.join(DTYPE_NAMES.values())}, got {_listed(tensors)}"
-        )
-    return DTYPE_OF[kind]
+    served = DTYPE_OF | {DATA_TYPES["fp8"]: "fp8"}
+    if kind not in served:
+        allowed = ", ".join((*DTYPE_NAMES.values(), TYPE_NAMES["fp8"]))
+        raise PluginError(f"{', '.join(tensors)} must be of type {allowed}, got {_listed(tensors)}")
+    return served[kind]
 
 
 def _sizes(q: Any, k: Any, layout: str, lengths: Collection[str]) -> tuple[int, int, int, int]:

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 
 from pyfmha.attention.biased_operator import FLOAT, OWN
 from pyfmha.attention.first import DTYPES
+from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
@@ -24,7 +25,7 @@ DTYPE_NAMES = {dtype: TYPE_NAMES[dtype] for dtype in sorted(DTYPES, key=lambda d
 """How TensorRT calls the types of Q, K and V."""
 
 DTYPE_OF = {DATA_TYPES[dtype]: dtype for dtype in DTYPES}
-"""Types of Q, K and V by ``int(trt.DataType)``."""
+"""Types of Out by ``int(trt.DataType)``, and of Q, K and V unless these are FP8."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Features:
             where there is none.
         mask: whether there is an input BOOL that says which keys are seen.
         v_head_size: of V and Out; 0 for that of Q and K.
+        fp8: whether Q, K and V are FP8 (e4m3); the problem's dtype is then that of Out alone, fp16 or bf16.
+        q_descale, k_descale, v_descale: whether there is an input FLOAT, the factor of Q, K or V in FP8: [1], [key
+            heads] or [batch, key heads].
     """
 
     num_kv_heads: int
@@ -61,6 +65,10 @@ class Features:
     mask: bool = False
     sinks: str = ""
     v_head_size: int = 0
+    fp8: bool = False
+    q_descale: bool = False
+    k_descale: bool = False
+    v_descale: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Problem:
     Attributes:
         num_heads: heads of Q, and of K and V unless the features say otherwise.
         head_size: elements of one head: 1 to 256, without features those of :data:`pyfmha.attention.first.HEAD_SIZES`.
-        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
+        dtype: of Out, and of Q, K and V unless the features say fp8: ``"fp16"``, ``"bf16"`` or ``"fp32"``.
         softmax_scale: factor of Q K^T.
         causal: whether a query sees only keys at its own position and before.
         features: None for the first kernel.
@@ -144,6 +152,7 @@ class Problem:
     def node_attributes(self) -> dict[str, int | float | str]:
         """Those of an ONNX node: every one that the creator knows, since TensorRT's parser warns of those it misses."""
         absent = {"bias": 0, "mask": 0, "sinks": 0, "v_head_size": self.head_size}
+        absent |= dict.fromkeys(("fp8", *DESCALES), 0)
         return self.attributes() | {name: value for name, value in absent.items() if name not in self.attributes()}
 
     def _beside(self, more: Features) -> dict[str, int | float | str]:
@@ -158,7 +167,7 @@ class Problem:
             found["mask"] = 1
         if more.v_head_size not in (0, self.head_size):
             found["v_head_size"] = more.v_head_size
-        return found
+        return found | {name: 1 for name in ("fp8", *DESCALES) if getattr(more, name)}
 
     def forms(self, *ranks: int) -> Forms:
         """Its tensors; the numbers of dimensions of the inputs tell packed ones, and broadcast ones, apart."""

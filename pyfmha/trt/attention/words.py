@@ -27,6 +27,10 @@ class PackedOptions(TypedDict, total=False):
     bias: ITensor | None
     mask: ITensor | None
     sinks: ITensor | None
+    q_descale: ITensor | None
+    k_descale: ITensor | None
+    v_descale: ITensor | None
+    out_dtype: Dtype | None
     name: str | None
     namespace: str
     library: Library | Path | str | None

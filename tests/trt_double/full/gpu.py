@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeCuda, Launch
 
-from pyfmha.attention import biased
+from pyfmha.attention import biased, fp8
 from pyfmha.attention.biased import Biased
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
 from pyfmha.attention.forward import ARGUMENTS, Forward
+from pyfmha.attention.fp8 import DESCALES, Fp8
 from pyfmha.attention.reference import attend
 from pyfmha.attention.run import attention_on_cpu, to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
+from pyfmha.e4m3 import float_from_e4m3
 from pyfmha.runtime.find import library_path
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, ILLEGAL_ADDRESS = 0, 1, 2, 400, 700
@@ -49,7 +51,7 @@ class Fault(Exception):
 class Kernel:
     """What a piece of machine code is, by its library's manifest."""
 
-    member: Attention | Forward | Biased | Decode
+    member: Attention | Forward | Biased | Fp8 | Decode
     combines: bool = False  # the second of decoding's two
 
 
@@ -116,12 +118,13 @@ def emulated_combine(memory: Callable[..., Any], launch: Launch, member: Decode)
 def emulated_forward(
     memory: Callable[..., Any], launch: Launch, dtype: str, arguments: Sequence[tuple[str, str]] = ARGUMENTS
 ) -> None:
-    """What ``fmha_fwd_*`` or ``fmha_biased_*`` writes, by the reference, from the arguments that reached the driver.
+    """What ``fmha_fwd_*``, ``fmha_biased_*`` or ``fmha_fp8_*`` writes, by the reference, from the arguments that
+    reached the driver.
 
     Args:
         memory: gives the array at an address.
         launch: with the kernel's parameters.
-        dtype: of Q, K, V and Out.
+        dtype: of Out, and of Q, K and V unless these are of e4m3.
         arguments: the function's.
     """
     given = _given(launch, arguments)
@@ -138,7 +141,21 @@ def _tensor(memory: Callable[..., Any], given: dict[str, Any], name: str, heads:
     steps = [given[f"{name.lower()}_stride_{axis}"] for axis in "bhs"]
     size = given.get("v_head_size", given["head_size"]) if name in ("V", "Out") else given["head_size"]
     shape = (1 if given["ragged"] else given["batch_size"], heads, rows, size)
-    return _strided(memory, given[name], shape, [*steps, 1], STORAGE[dtype])
+    storage = np.uint8 if name != "Out" and "q_descale_stride_b" in given else STORAGE[dtype]
+    return _strided(memory, given[name], shape, [*steps, 1], storage)
+
+
+def _numbers(memory: Callable[..., Any], given: dict[str, Any], name: str, tensor: Any, dtype: str) -> Any:
+    """Q, K or V, times its factor."""
+    if "q_descale_stride_b" not in given:
+        return to_float(np.ascontiguousarray(tensor), dtype)
+    exact, factor = float_from_e4m3(tensor), DESCALES["QKV".index(name)]
+    if not given[factor]:
+        return exact
+    batch, heads = (tensor.shape[0], given["num_kv_heads"])
+    steps = [given[f"{factor}_stride_{axis}"] for axis in "bh"]
+    factors = _strided(memory, given[factor], (batch, heads), steps, np.float32)
+    return exact * np.repeat(factors, tensor.shape[1] // heads, 1)[:, :, None, None]
 
 
 def _strided(memory: Callable[..., Any], address: int, shape: Sequence[int], steps: Sequence[int], dtype: Any) -> Any:
@@ -189,7 +206,7 @@ def _computed(memory: Callable[..., Any], given: dict[str, Any], dtype: str) -> 
         for name in ("q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_kv")
         if given[name]
     }
-    numbers = [to_float(np.ascontiguousarray(x), dtype) for x in (q, k, v)]
+    numbers = [_numbers(memory, given, name, x, dtype) for name, x in zip("QKV", (q, k, v), strict=True)]
     if ragged:
         numbers = [x[0].transpose(1, 0, 2) for x in numbers]
     exact, lse = attend(
@@ -344,12 +361,12 @@ class Gpu:
         """Read which machine code of a library is which attention."""
         for function in json.loads(manifest.read_text())["functions"]:
             found = re.fullmatch(
-                r"fmha_(fwd_|split_|combine_|biased_|with_\w+_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?",
+                r"fmha_(fwd_|split_|combine_|biased_|fp8_|with_\w+_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?",
                 function["name"],
             )
             if found is None:
                 continue
-            kinds = {"fwd_": Forward, "biased_": Biased, "split_": Decode, "combine_": Decode}
+            kinds = {"fwd_": Forward, "biased_": Biased, "fp8_": Fp8, "split_": Decode, "combine_": Decode}
             member = (
                 kinds.get(found[1], Biased)(found[3], int(found[2]))  # a user's function is taken to change nothing
                 if found[1]
@@ -368,8 +385,9 @@ class Gpu:
         if isinstance(member, Decode):
             (emulated_combine if known.combines else emulated_split)(self.array, launch, member)
             return KERNEL_MS
-        if isinstance(member, Biased):
-            emulated_forward(self.array, launch, member.dtype, biased.ARGUMENTS)
+        if isinstance(member, Biased | Fp8):
+            kind = biased if isinstance(member, Biased) else fp8
+            emulated_forward(self.array, launch, member.dtype, kind.ARGUMENTS)
             return KERNEL_MS
         if isinstance(member, Forward):
             emulated_forward(self.array, launch, member.dtype)

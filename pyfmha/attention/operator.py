@@ -239,7 +239,7 @@ def _outputs() -> tuple[Tensor, ...]:
     )
 
 
-def _sources(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
+def sources(names: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """Where the arguments of ``fmha_fwd_*``, ``fmha_biased_*`` and of decoding come from."""
     head = "head_size * itemsize(T)"
     packed = {
@@ -271,11 +271,11 @@ _LAUNCHES = (
         # One function a head size: causal, or one that sees every key.
         "fmha_d{head_size}_{T}{'' if causal else '_full'}",
     ),
-    Launch(_sources(forward.ARGUMENTS), "features and not biased and not split", "fmha_fwd_d{padded}_{T}", "forward"),
-    Launch(_sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
+    Launch(sources(forward.ARGUMENTS), "features and not biased and not split", "fmha_fwd_d{padded}_{T}", "forward"),
+    Launch(sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
     *(
         Launch(
-            _sources(ARGUMENTS),
+            sources(ARGUMENTS),
             "features and not biased and split",
             f"fmha_{step}_d{{padded_split}}_{{T}}",
             option=DECODE,

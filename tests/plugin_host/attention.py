@@ -5,6 +5,7 @@ Asked for with ``pytest_plugins``, after ``plugin_host.operators``.
 
 import random
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from shared import Shared
 from trt_double import Tensor
 from trt_double.scene import BIASED, DECODES, FORWARDS, MEMBERS, biased_standin, pair_standins, specs, standin
 
-from pyfmha.aot import build
+from plugin_host import functions
+from pyfmha.aot import Compiler, build
 from pyfmha.attention.hopper import DECODE_KERNEL
 from pyfmha.attention.operator import OPERATOR
+from pyfmha.operators.expressions import Scope
 from pyfmha.operators.instance import Instance
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
@@ -40,12 +43,15 @@ def standins() -> list[KernelSpec]:
 
 
 @pytest.fixture(scope="session")
-def attention_plugin_path(shared: Shared) -> Path:
-    """A library of stand-ins for attention's functions, with its plugin and that of another operator."""
+def attention_plugin_path(compiler: Compiler, shared: Shared) -> Path:
+    """A library of stand-ins for attention's functions and for some of users', with their plugins and that of another
+    operator."""
 
     def make(folder: Path) -> Path:
-        specs = [*standins(), *probe_specs()]
-        return build(specs, parse_archs(["sm_90"]), folder, jobs=2, operators=[OPERATOR, BESIDE]).library
+        own, operators = functions.standins(compiler)
+        specs = [*standins(), *probe_specs(), *own]
+        operators = [OPERATOR, BESIDE, *operators]
+        return build(specs, parse_archs(["sm_90"]), folder, jobs=2, operators=operators).library
 
     return shared.once("attention_plugin", make)
 
@@ -114,8 +120,10 @@ def random_values(chance: random.Random) -> dict[str, Any]:
     return values
 
 
-def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tensor], int]:
-    """Tensors of the plugin's forms, or nearly; and how many are inputs."""
+def random_shapes(
+    chance: random.Random, instance: Instance, own: Mapping[str, Sequence[int]] | None = None
+) -> tuple[list[Tensor], int]:
+    """Tensors of the plugin's forms, or nearly; and how many are inputs. `own`: sizes of axes of a user's function."""
     ranks = [
         chance.randint(1, 4) if form.name in ("bias", "mask") else len(form.axes) for form in instance.forms().inputs
     ]
@@ -137,18 +145,13 @@ def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tenso
     for name in ("bias", "mask"):
         for axis, size in (whole | ({"k": rows} if packed else {})).items():
             sizes[f"{name}_{axis}"] = chance.choice((1, size, size))
+    sizes |= {name: chance.choice(choices) for name, choices in (own or {}).items()}
     if chance.random() < 0.05:
         sizes[chance.choice(list(sizes))] = chance.choice((1 << 31, 1 << 40, 1 << 62))
     made = []
     for form in forms.all:
-        shape = [
-            sizes["batch"] + 1
-            if axis.label == "batch + 1"
-            else sizes[axis.name or ""]
-            if axis.size is None
-            else axis.size
-            for axis in form.axes
-        ]
+        scope = Scope({**instance.scope.values, **sizes})
+        shape = [axis.expression.evaluate(scope) if axis.size is None else axis.size for axis in form.axes]
         if chance.random() < 0.03:
             shape[chance.randrange(len(shape))] += chance.choice((1, -1))
         if chance.random() < 0.02:

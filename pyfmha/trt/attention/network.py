@@ -1,22 +1,20 @@
 """Attention as a layer of a TensorRT network."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pyfmha.attention.first import HEAD_SIZES
-from pyfmha.attention.operator import NAME
 from pyfmha.errors import PluginError
-from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
+from pyfmha.trt.attention.added import added
 from pyfmha.trt.attention.beside import beside_features, beside_of
 from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.functions import Asked, split_mask
 from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features, Problem
-from pyfmha.trt.attention.words import Align, Causal, Layout, Options, PackedOptions
-from pyfmha.trt.creator import register
-from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
+from pyfmha.trt.attention.words import Align, Causal, Function, Layout, Mask, Options, PackedOptions, Values
+from pyfmha.trt.network import Tensors, module_with_plugins
 from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
 
 if TYPE_CHECKING:
@@ -76,8 +74,11 @@ def add_attention(
     cu_seqlens_q: Any = None,
     cu_seqlens_kv: Any = None,
     bias: Any = None,
-    mask: Any = None,
+    mask: Mask = None,
     sinks: Any = None,
+    score: Function | None = None,
+    score_inputs: Values = (),
+    mask_inputs: Values = (),
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -111,7 +112,13 @@ def add_attention(
             if you like: added to the scores, after a soft cap; minus infinity hides a key. It is read where it is, an
             axis of 1 is not expanded. Of a ragged batch, Sq and Skv are those of the longest sequence, at the least:
             nobody can check that without waiting for the device.
-        mask: ``ITensor`` BOOL of the same shapes: True is seen. ``causal``, ``window``, lengths and it must agree.
+        mask: ``ITensor`` BOOL of the same shapes: True is seen. ``causal``, ``window``, lengths and it must agree. Or a
+            function decorated with :func:`pyfmha.mask_function`; or a tuple of both, which must agree, too.
+        score: a function decorated with :func:`pyfmha.score_function`, which gives the scores after a soft cap and a
+            bias; or one made by :func:`pyfmha.score_and_mask`. The library must hold it: ``pyfmha build --functions``.
+            A function may be named by its name in the library, ``"alibi"``.
+        score_inputs, mask_inputs: what the functions take of their own, in their order or by name: an ``ITensor`` for a
+            pointer, a number else. Numbers that a shape tells are left out.
         sinks: ``ITensor`` [heads] of Q's type or FLOAT: exp(sink) is part of each row's sum, and has no value.
         return_lse: whether to return Lse, too.
         name: of the layer, which also names it in the engine and in messages.
@@ -129,15 +136,16 @@ def add_attention(
     """
     trt = module_with_plugins(network, trt_module)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    mask, shown = split_mask(mask)
+    asked = Asked(score, shown, score_inputs, mask_inputs)
     beside = beside_of(bias, mask, sinks)
     tensors = dict(zip(INPUTS, (q, k, v), strict=True))
     problem = problem_of(
         tensors, lengths, beside, causal=causal, scale=scale, window=window, align=align, softcap=softcap,
         layout=layout, return_lse=return_lse,
     )  # fmt: skip
-    creator = register(trt, namespace=namespace, library=library)
-    problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), {**tensors, **lengths, **beside}, name or NAME)
+    layer = {**tensors, **lengths, **beside}
+    outputs = added(trt, network, problem, layer, asked, name, namespace, library)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -191,8 +199,11 @@ def add_attention_packed(
     cu_seqlens_q: Any = None,
     cu_seqlens_kv: Any = None,
     bias: Any = None,
-    mask: Any = None,
+    mask: Mask = None,
     sinks: Any = None,
+    score: Function | None = None,
+    score_inputs: Values = (),
+    mask_inputs: Values = (),
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -208,7 +219,7 @@ def add_attention_packed(
             and the same, [tokens, ...] in the place of [batch, seq, ...].
         num_heads, num_kv_heads: heads of Q, and of K and V, by default as many; with an axis of 3 there are as many.
         causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask,
-            sinks, return_lse, name, namespace, library, trt_module: as there.
+            sinks, score, score_inputs, mask_inputs, return_lse, name, namespace, library, trt_module: as there.
 
     Returns:
         Out [batch, seq, heads, head size], or [tokens, heads, head size]; with ``return_lse`` a pair of it and Lse.
@@ -225,12 +236,13 @@ def add_attention_packed(
     size = shape[-1] if shape else -1
     if size < 1:
         raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
+    mask, shown = split_mask(mask)
+    asked = Asked(score, shown, score_inputs, mask_inputs)
     beside, ragged = beside_of(bias, mask, sinks), "cu_seqlens_q" in lengths
     sizes = (-1, num_heads, -1, -1) if ragged else (shape[0], num_heads, shape[1], shape[1])
     features = replace(features, **beside_features(dtype, beside, sizes, ragged))
     problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
-    creator = register(trt, namespace=namespace, library=library)
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), {"QKV": qkv, **lengths, **beside}, name or NAME)
+    outputs = added(trt, network, problem, {"QKV": qkv, **lengths, **beside}, asked, name, namespace, library)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -267,16 +279,6 @@ def problem_of(
     features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
     features = replace(features, **beside_features(dtype, beside, sizes, ragged), v_head_size=v_size)
     return Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
-
-
-def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
-    """The problem for the first kernel, where a library has no other and that serves it: no newer feature is used, Q, K
-    and V are of one shape. Where sizes are -1, they are taken to be."""
-    newer = problem.features != Features(problem.num_heads) or problem.head_size not in HEAD_SIZES
-    if newer or len(set(shapes)) > 1 or problem.function_name in library:
-        return problem
-    first = replace(problem, features=None)
-    return first if first.function_name in library else problem
 
 
 def lengths_of(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Tensors:

@@ -19,7 +19,7 @@ from common import DTYPES, Parser, add_dtype, add_log_level, positive, run_progr
 
 from pyfmha.attention.operator import LAYOUTS
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
-from pyfmha.trt.attention.network import ALIGNMENTS
+from pyfmha.trt.attention.requested import ALIGNMENTS
 from pyfmha.trt.attention.saved import ENGINE_FILE, TIMING_CACHE_FILE, save_engine
 from pyfmha.trt.engine import VERBOSITIES
 from pyfmha.trt.saved import check_writable, read_timing_cache

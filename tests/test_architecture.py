@@ -42,7 +42,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "interpreter": ({"bfloat16", "errors", "operators", "spec"}, {"numpy", "triton"}),
     "runtime": ({"errors", "operators", "spec"}, {"numpy", "cuda"}),
     "attention": ({"bfloat16", "e4m3", "errors", "interpreter", "operators", "runtime", "spec"}, {"numpy"}),
-    "functions": ({"attention", "bfloat16", "errors", "interpreter", "spec"}, {"numpy", "triton"}),
+    "functions": ({"attention", "bfloat16", "errors", "interpreter", "operators", "spec"}, {"numpy", "triton"}),
     "aot": ({"errors", "operators", "spec"}, {"jinja2", "triton"}),
     "report": ({"spec"}, {"rich"}),
     "trt": (

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyfmha
 from pyfmha.aot.cache import Cache
+from pyfmha.aot.compiling import Progress, compile_pieces, silent
 from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
-from pyfmha.aot.limits import check_shared_memory
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
 from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
@@ -28,13 +28,6 @@ from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Manifest, read_manifest
 from pyfmha.spec.record import spec_to_data
 
-Progress = Callable[[int, int, str], None]
-"""Called with work done, work in all, and the name of what was just done."""
-
-
-def _silent(done: int, total: int, name: str) -> None:
-    pass
-
 
 def compile_kernel(
     compiler: Compiler,
@@ -43,7 +36,7 @@ def compile_kernel(
     output: Path,
     *,
     generic: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> list[Path]:
     """Compile one spec for some architectures, and with it its generic variant.
 
@@ -73,13 +66,13 @@ def compile_kernel(
         raise SpecError(f"{spec.variant} is for {', '.join(spec.archs)} only; compile it for one of them")
     specs = list({s.variant: s for s in ([spec, spec.generic()] if generic else [spec])}.values())
     wanted = [(s, arch) for s in specs for arch in served]
-    cubins = _compile_all(compiler, wanted, progress)
+    cubins = compile_pieces(compiler, wanted, progress)
     triton = toolchain()["triton"]
     with staging(output.parent) as stage:
         names = []
         for index, one in enumerate(specs):
             stem = f"{output.name}.{one.variant}"
-            images = cubins[index * len(served) : (index + 1) * len(served)]
+            images = [cubin for cubin in cubins[index * len(served) : (index + 1) * len(served)] if cubin is not None]
             earlier = earlier_cubins(
                 output.parent / f"{stem}.json", _handover(one, images, output.parent / stem, triton)
             )
@@ -96,7 +89,7 @@ def compile_configs(
     output: Path,
     *,
     generic: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """As :func:`compile_kernel`, for the configurations of an autotuner: each an algorithm, in their order.
@@ -131,22 +124,6 @@ def _handover(spec: KernelSpec, cubins: Sequence[Cubin], stem: Path, triton: str
     return Handover(spec, variant, stem, triton, cubins[0].source_digest(), tuple(cubins))
 
 
-def _compile_all(
-    compiler: Compiler, wanted: Sequence[tuple[KernelSpec, Arch]], progress: Progress, cache: Cache | None = None
-) -> list[Cubin]:
-    count = 0
-
-    def done(spec: KernelSpec, cubin: Cubin) -> None:
-        nonlocal count
-        check_shared_memory(compiler, spec, cubin)
-        if cache is not None:  # at once, so that an interrupted build resumes where it stopped
-            cache.put(spec, cubin)
-        count += 1
-        progress(count, len(wanted), f"{spec.variant} {cubin.arch}")
-
-    return compiler.compile_all(wanted, done)
-
-
 @dataclass(frozen=True)
 class BuildResult:
     """What a build did.
@@ -160,6 +137,7 @@ class BuildResult:
         kept: functions that the folder held, and nobody asked for.
         replaced: variants that the folder held, in whose place those asked for came.
         dropped: what the folder held and a fresh start left out: functions, or ``"X for sm_80"``.
+        left_out: fast variants with users' functions that could not be compiled, a line each; others serve their calls.
     """
 
     library: Path
@@ -170,6 +148,7 @@ class BuildResult:
     kept: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def build(
@@ -178,7 +157,7 @@ def build(
     folder: Path,
     *,
     jobs: int | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     fresh: bool = False,
     operators: Sequence[Operator] = (),
 ) -> BuildResult:
@@ -215,17 +194,20 @@ def build(
         held = read_held(folder)
         planned = plan(held, asked, archs, folder, fresh=fresh)
         plugins = joined_operators(() if fresh else held.operators, operators)
-        stamp = _stamp(cache, planned, plugins)
         found = _found(cache, planned)
-        complete = None not in found.values()
-        manifest = _current(folder, held, stamp) if complete else None
+        left_out: dict[str, str] = {}
+        before = compiled
+        if None in found.values():
+            compiled += _compile_missing(cache, planned, found, folder, jobs, progress, left_out)
+            planned = planned.without(left_out)
+        stamp = _stamp(cache, planned, plugins)
+        manifest = _current(folder, held, stamp) if compiled == before else None
         up_to_date = manifest is not None
-        if not complete:
-            compiled += _compile_missing(cache, planned, found, folder, jobs, progress)
         if manifest is None:
             manifest = _write(folder, held, planned, found, plugins, cache.toolchain["triton"], stamp)
         if manifest is not None:
-            pieces = (len(found), planned.kept, planned.replaced, planned.dropped)
+            count = sum(len(archs) for _, archs in planned.pieces)
+            pieces = (count, planned.kept, planned.replaced, planned.dropped, tuple(left_out.values()))
             return BuildResult(folder / LIBRARY_NAME, manifest, compiled, up_to_date, *pieces)
 
 
@@ -285,16 +267,25 @@ def _found(cache: Cache, planned: Plan) -> Found:
 
 
 def _compile_missing(
-    cache: Cache, planned: Plan, found: Found, folder: Path, jobs: int | None, progress: Progress
+    cache: Cache,
+    planned: Plan,
+    found: Found,
+    folder: Path,
+    jobs: int | None,
+    progress: Progress,
+    left_out: dict[str, str],
 ) -> int:
-    """Compile what the cache has not: first what is asked for, then what is kept; returns how much that was."""
+    """Compile what the cache has not: first what is asked for, then what is kept; returns how much that was. What must
+    be left out is added to `left_out`."""
     missing = [(spec, arch) for spec, archs in planned.pieces for arch in archs if not found[spec.variant, arch.name]]
     asked = [(spec, arch) for spec, arch in missing if spec.variant in planned.asked]
     kept = [(spec, arch) for spec, arch in missing if spec.variant not in planned.asked]
     with Compiler(jobs) as compiler:
 
         def compile_some(some: list[tuple[KernelSpec, Arch]], before: int) -> None:
-            made = _compile_all(compiler, some, lambda n, _, name: progress(before + n, len(missing), name), cache)
+            made = compile_pieces(
+                compiler, some, lambda n, _, name: progress(before + n, len(missing), name), cache, left_out
+            )
             found.update({(spec.variant, arch.name): cubin for (spec, arch), cubin in zip(some, made, strict=True)})
 
         compile_some(asked, 0)
@@ -307,7 +298,7 @@ def _compile_missing(
                 " because its kernel file, Triton or pyfmha has changed. Mend it, or build it with its present spec; to"
                 f" drop what {folder} holds: pyfmha build --fresh -o {folder}"
             ) from error
-    return len(missing)
+    return sum(found[spec.variant, arch.name] is not None for spec, arch in missing)
 
 
 def _distinct(specs: Sequence[KernelSpec]) -> list[KernelSpec]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyfmha.aot.cubin import Cubin, check_source
+from pyfmha.aot.cubin import Cubin
+from pyfmha.aot.kernel_files import check_source
 from pyfmha.aot.staging import staging
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec

@@ -1,11 +1,9 @@
 """Machine code: compile specs with Triton, in processes of their own and on any machine, with or without a GPU."""
 
 import base64
-import errno
 import hashlib
 import json
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -18,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha import errors
-from pyfmha.aot.reasons import no_temporary_file
+from pyfmha.aot.kernel_files import check_source
+from pyfmha.aot.reasons import CAUSED, no_temporary_file
 from pyfmha.aot.toolchain import check_triton
 from pyfmha.errors import CompileError, KernelSourceError, OutputError
 from pyfmha.spec.arch import ARCHS, Arch
@@ -322,27 +321,37 @@ class Compiler:
         try:
             found = self._ask(request)
         except CompileError as error:
-            raise CompileError(f"{spec.variant} for {arch.name}: {error}") from None
+            raise CompileError(f"{spec.variant} for {arch.name}: {_innermost(spec, str(error))}") from None
         return Cubin.from_record({**found, "arch": arch.name})
 
     def compile_all(
-        self, wanted: Sequence[tuple[KernelSpec, Arch]], done: Callable[[KernelSpec, Cubin], None]
-    ) -> list[Cubin]:
+        self,
+        wanted: Sequence[tuple[KernelSpec, Arch]],
+        done: Callable[[KernelSpec, Cubin], None],
+        spared: Callable[[KernelSpec, CompileError], bool] = lambda spec, error: False,
+    ) -> list[Cubin | None]:
         """Compile many, in parallel, and return them in the order asked.
 
         Args:
             wanted: what to compile.
             done: called with each one as it is ready, on a thread of the pool, one call at a time; what it raises ends
                 the whole.
+            spared: called with each that fails, likewise: whether it may be left out; then it is None.
 
         Raises:
             PyfmhaError: the first failure; the rest is abandoned.
         """
 
-        def one(spec: KernelSpec, arch: Arch) -> Cubin:
-            cubin = self.compile(spec, arch)
-            with turn:
-                done(spec, cubin)
+        def one(spec: KernelSpec, arch: Arch) -> Cubin | None:
+            try:
+                cubin = self.compile(spec, arch)
+                with turn:
+                    done(spec, cubin)
+            except CompileError as error:
+                with turn:
+                    if spared(spec, error):
+                        return None
+                raise
             return cubin
 
         turn = threading.Lock()
@@ -361,39 +370,17 @@ class Compiler:
                 raise
 
 
-def _raise_first(futures: Iterable[Future[Cubin]]) -> None:
+def _innermost(spec: KernelSpec, text: str) -> str:
+    """What Triton says of a kernel; of one with a user's function what it says last, where the user's lines are."""
+    if not spec.functions:
+        return text
+    function = spec.functions[0]
+    return f"{function.attribute} of {function.source} does not compile: {text.split(CAUSED)[-1]}"
+
+
+def _raise_first(futures: Iterable[Future[Cubin | None]]) -> None:
     for future in futures:
         if future.done() and not future.cancelled():
             error = future.exception()
             if error is not None:
                 raise error
-
-
-def check_source(path: Path) -> Path:
-    """The absolute path of a kernel file.
-
-    Raises:
-        KernelSourceError: there is no such file, or it is something else; the message says what.
-    """
-    wrong = ""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            wrong = "is a folder" if stat.S_ISDIR(mode) else "is a device, a pipe or a socket, not a file"
-    except (OSError, ValueError) as error:
-        wrong = _why_not_there(path, error)
-    if wrong:
-        raise KernelSourceError(f"kernel file {path} {wrong}; give the Python file that holds the @triton.jit function")
-    return path.resolve()
-
-
-def _why_not_there(path: Path, error: OSError | ValueError) -> str:
-    if not isinstance(error, OSError):
-        return f"cannot be a path ({error})"
-    if error.errno == errno.ELOOP:
-        return "is a link that leads back to itself"
-    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-        return f"cannot be read ({error.strerror})"
-    with suppress(OSError):
-        return f"is a link to {os.readlink(path)}, which does not exist"
-    return "does not exist"

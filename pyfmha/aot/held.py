@@ -31,7 +31,7 @@ class HeldVariant:
     """One variant of the library in a folder.
 
     Attributes:
-        spec: what it was compiled from; its source as a path from the folder, or only a name.
+        spec: what it was compiled from; its files as paths from the folder, or only names.
         archs: for which architectures.
     """
 
@@ -97,7 +97,8 @@ def to_record(
         "variants": [
             {
                 "spec": spec_to_data(spec),
-                "path": os.path.relpath(spec.source.resolve(), folder.resolve()),
+                "path": _from(folder, spec.source),
+                **({"functions": [_from(folder, one.source) for one in spec.functions]} if spec.functions else {}),
                 "archs": list(archs),
             }
             for spec, archs in pieces
@@ -107,15 +108,25 @@ def to_record(
     return json.dumps({"content": content, "sha256": _seal(content)}, indent=1) + "\n"
 
 
+def _from(folder: Path, file: Path) -> str:
+    return os.path.relpath(file.resolve(), folder.resolve())
+
+
+def _with_paths(one: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a spec with the paths that the record has of its files."""
+    spec = {**one["spec"], "source": one["path"]}
+    if "functions" in one:
+        spec["functions"] = [[p, path, a] for (p, _, a), path in zip(spec["functions"], one["functions"], strict=True)]
+    return spec
+
+
 def read_held(folder: Path) -> Held:
     """What a folder holds; nothing where there is no library."""
     try:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         content = record["content"]
         if record["sha256"] == _seal(content):
-            variants = tuple(
-                _variant({**one["spec"], "source": one["path"]}, one["archs"]) for one in content["variants"]
-            )
+            variants = tuple(_variant(_with_paths(one), one["archs"]) for one in content["variants"])
             operators = _operators(content.get("operators", ()))
             return Held(variants, (), dict(content["files"]), str(content["stamp"]), operators)
     except _DAMAGED:

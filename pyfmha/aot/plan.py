@@ -1,7 +1,7 @@
 """What a build makes: what is asked for, and with it what the folder holds already."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -32,6 +32,10 @@ class Plan:
     kept: tuple[str, ...]
     replaced: tuple[str, ...]
     dropped: tuple[str, ...]
+
+    def without(self, variants: Collection[str]) -> "Plan":
+        """The same without some variants, in whose place others serve."""
+        return replace(self, pieces=tuple(piece for piece in self.pieces if piece[0].variant not in variants))
 
 
 def plan(held: Held, asked: Sequence[KernelSpec], archs: Sequence[Arch], folder: Path, *, fresh: bool) -> Plan:
@@ -109,14 +113,23 @@ def _heirs(held: KernelSpec, asked: Sequence[KernelSpec]) -> list[KernelSpec]:
 
 
 def _located(one: HeldVariant, asked: Sequence[KernelSpec], folder: Path) -> KernelSpec:
-    """The spec with the path of its kernel file: where it was, else beside those of what is asked for."""
-    source = one.spec.source
-    for place in dict.fromkeys([folder, *(spec.source.parent for spec in asked)]):
+    """The spec with the paths of its kernel file and of its functions' files."""
+    functions = tuple(
+        replace(function, source=_found(one, function.source, "file of functions", asked, folder))
+        for function in one.spec.functions
+    )
+    return replace(one.spec, source=_found(one, one.spec.source, "kernel file", asked, folder), functions=functions)
+
+
+def _found(one: HeldVariant, source: Path, what: str, asked: Sequence[KernelSpec], folder: Path) -> Path:
+    """A file of something held: where it was, else beside those of what is asked for."""
+    beside = [file.parent for spec in asked for file in (spec.source, *(f.source for f in spec.functions))]
+    for place in dict.fromkeys([folder, *beside]):
         path = place / (source if place == folder else source.name)
         if path.is_file():
-            return replace(one.spec, source=path.resolve())
+            return path.resolve()
     raise KernelSourceError(
-        f"{folder} holds {one.spec.name}, and its kernel file {source} is not there any more; put it back. To drop what"
+        f"{folder} holds {one.spec.name}, and its {what} {source} is not there any more; put it back. To drop what"
         f" {folder} holds: pyfmha build --fresh -o {folder}"
     )
 

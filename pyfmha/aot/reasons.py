@@ -9,6 +9,7 @@ from collections.abc import Iterator
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of the operating system that another folder may mend."""
 
+CAUSED = "\ncaused by "
 _VARIABLE = re.compile(r"\b(?:TRITON|MLIR|LLVM)_[A-Z0-9_]*[A-Z0-9]")
 
 
@@ -18,7 +19,7 @@ def reasons(error: BaseException | None) -> str:
     Triton tells only there what is wrong inside a callee. Where Triton advises to set a variable of its own, it adds
     that the compiler process has none.
     """
-    text = "\ncaused by ".join(_chain(error))
+    text = CAUSED.join(_chain(error))
     named = ", ".join(dict.fromkeys(_VARIABLE.findall(text)))
     return (
         f"{text}\n(pyfmha compiles without Triton's variables: setting {named} changes nothing here)" if named else text

@@ -94,36 +94,9 @@ def _length(tokens: str, seq: str) -> str:
 
 
 _QUERIES = "rows * (num_heads / num_kv_heads)"
-_DEFINE = {
-    "biased": biased_operator.BIASED,
-    "eight": fp8_operator.FP8,
-    "features": " or ".join(f"given({name})" for name in NEWER)
-    + f" or causal == 2 or not ({_one_of(HEAD_SIZES)}) or biased or eight",
-    "in_one": "layout == 'packed'",
-    "right": "0 if causal else window_right",  # a wider window to the right would be cut off there
-    "widest": "max(head_size, v_head_size)",
-    "padded": _padded(forward.HEAD_SIZES),
+DECODING = {
     "padded_split": _padded((64, 128, 256)),
     "most_rows": f"{MOST_QUERIES} / (num_heads / num_kv_heads)",
-    # ------------------------------------------------------------ by sizes
-    "rows": _length("Q_tokens", "Sq"),
-    "columns": _length("KV_tokens", "Skv"),
-    "q_heads": "num_heads + 2 * num_kv_heads if in_one else num_heads",
-    "k_heads": "num_heads + 2 * num_kv_heads if in_one else num_kv_heads",
-    "q_stride_b": "q_heads * rows * head_size",
-    "q_stride_h": "rows * head_size if layout == 'bhsd' else head_size",
-    "q_stride_s": "head_size if layout == 'bhsd' else q_heads * head_size",
-    "k_stride_b": "k_heads * columns * head_size",
-    "k_stride_h": "columns * head_size if layout == 'bhsd' else head_size",
-    "k_stride_s": "head_size if layout == 'bhsd' else k_heads * head_size",
-    "v_stride_b": "k_heads * columns * v_head_size",
-    "v_stride_h": "columns * v_head_size if layout == 'bhsd' else v_head_size",
-    "v_stride_s": "v_head_size if layout == 'bhsd' else k_heads * v_head_size",
-    "out_stride_b": "num_heads * rows * v_head_size",
-    "out_stride_h": "rows * v_head_size if layout == 'bhsd' else v_head_size",
-    "out_stride_s": "v_head_size if layout == 'bhsd' else num_heads * v_head_size",
-    **biased_operator.strides(),
-    **fp8_operator.strides(),
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
     "decodable": f"not biased and not eight and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
@@ -143,6 +116,37 @@ _DEFINE = {
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.
     "most_decoded": "min(Sq, most_rows)",
     "profile_rows": f"max({PROGRAMS * _ROWS}, batch * num_heads * min(most_decoded, {MOST_QUERIES}))",
+}
+"""Definitions of decoding; ``padded_split`` is FP8's, too."""
+_DEFINE = {
+    "biased": biased_operator.BIASED,
+    "eight": fp8_operator.FP8,
+    "features": " or ".join(f"given({name})" for name in NEWER)
+    + f" or causal == 2 or not ({_one_of(HEAD_SIZES)}) or biased or eight",
+    "in_one": "layout == 'packed'",
+    "right": "0 if causal else window_right",  # a wider window to the right would be cut off there
+    "widest": "max(head_size, v_head_size)",
+    "padded": _padded(forward.HEAD_SIZES),
+    # ------------------------------------------------------------ by sizes
+    "rows": _length("Q_tokens", "Sq"),
+    "columns": _length("KV_tokens", "Skv"),
+    "q_heads": "num_heads + 2 * num_kv_heads if in_one else num_heads",
+    "k_heads": "num_heads + 2 * num_kv_heads if in_one else num_kv_heads",
+    "q_stride_b": "q_heads * rows * head_size",
+    "q_stride_h": "rows * head_size if layout == 'bhsd' else head_size",
+    "q_stride_s": "head_size if layout == 'bhsd' else q_heads * head_size",
+    "k_stride_b": "k_heads * columns * head_size",
+    "k_stride_h": "columns * head_size if layout == 'bhsd' else head_size",
+    "k_stride_s": "head_size if layout == 'bhsd' else k_heads * head_size",
+    "v_stride_b": "k_heads * columns * v_head_size",
+    "v_stride_h": "columns * v_head_size if layout == 'bhsd' else v_head_size",
+    "v_stride_s": "v_head_size if layout == 'bhsd' else k_heads * v_head_size",
+    "out_stride_b": "num_heads * rows * v_head_size",
+    "out_stride_h": "rows * v_head_size if layout == 'bhsd' else v_head_size",
+    "out_stride_s": "v_head_size if layout == 'bhsd' else num_heads * v_head_size",
+    **biased_operator.strides(),
+    **fp8_operator.strides(),
+    **DECODING,
 }
 
 
@@ -258,7 +262,7 @@ def _outputs() -> tuple[Tensor, ...]:
     )
 
 
-def _sources(names: tuple[tuple[str, str], ...], item: str = "itemsize(T)") -> dict[str, str]:
+def sources(names: tuple[tuple[str, str], ...], item: str = "itemsize(T)") -> dict[str, str]:
     """Where the arguments of every function but the first come from; `item` is the bytes of an element of Q, K, V."""
     head = f"head_size * {item}"
     packed = {
@@ -291,16 +295,16 @@ _LAUNCHES = (
         "fmha_d{head_size}_{T}{'' if causal else '_full'}",
     ),
     Launch(
-        _sources(forward.ARGUMENTS),
+        sources(forward.ARGUMENTS),
         "features and not biased and not eight and not split",
         "fmha_fwd_d{padded}_{T}",
         "forward",
     ),
-    Launch(_sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
-    Launch(_sources(fp8_operator.ARGUMENTS, "1"), "eight", fp8_operator.FUNCTION, "fp8"),
+    Launch(sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
+    Launch(sources(fp8_operator.ARGUMENTS, "1"), "eight", fp8_operator.FUNCTION, "fp8"),
     *(
         Launch(
-            _sources(ARGUMENTS),
+            sources(ARGUMENTS),
             "features and not biased and not eight and split",
             f"fmha_{step}_d{{padded_split}}_{{T}}",
             option=DECODE,

@@ -33,6 +33,8 @@ def foretold(ahead: Preview, jobs: int | None) -> Iterator[str]:
 def told(result: BuildResult) -> Iterator[str]:
     """What a build did, in lines."""
     yield from _besides(result, "Dropped", "Replaced", "Kept")
+    for line in result.left_out:
+        yield f"Note: {line}"
     done = f"{result.compiled} compiled, {max(0, result.pieces - result.compiled)} from the cache"
     done = "up to date, nothing done" if result.up_to_date else done
     yield f"{result.library}: {len(result.manifest.functions)} functions for {result.manifest.archs_in_words()}, {done}"

@@ -1,12 +1,22 @@
 """``pyfmha build --functions``: files of score and mask functions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pyfmha.aot import Compiler
-from pyfmha.functions.family import SHIPPED, declared_in, file_of, function_specs
+from pyfmha.aot.held import read_held
+from pyfmha.functions.family import (
+    SHIPPED,
+    declared_in,
+    file_of,
+    function_operators,
+    function_specs,
+)
+from pyfmha.operators.description import Operator
 from pyfmha.spec.kernel import KernelSpec
 
 FunctionFiles = Annotated[
@@ -19,8 +29,48 @@ FunctionFiles = Annotated[
 ]
 
 
-def specs_of_files(names: list[str], dtypes: Sequence[str], head_sizes: Sequence[int]) -> list[KernelSpec]:
-    """What to compile of some files of functions, which are imported in a process of their own."""
+@dataclass(frozen=True)
+class FunctionFamily:
+    """What a build makes of functions.
+
+    Attributes:
+        specs: what to compile of those that are asked for.
+        operators: their plugins, and those of functions that the folder holds.
+        notes: what of them cannot be had, a line each.
+    """
+
+    specs: list[KernelSpec]
+    operators: list[Operator]
+    notes: list[str]
+
+
+def functions_of(
+    names: Sequence[str], dtypes: Sequence[str], head_sizes: Sequence[int], folder: Path, fresh: bool
+) -> FunctionFamily:
+    """What to make of some files, which are imported in a process of their own.
+
+    Functions that the folder holds are compiled again where their files have changed; so are their plugins, which know
+    them by their source.
+    """
+    kept = set() if fresh else _held(folder)
+    if not names and not kept:
+        return FunctionFamily([], [], [])
     with Compiler(1) as compiler:
-        declared = [function for name in names for function in declared_in(file_of(name), compiler.collect)]
-    return function_specs(declared, dtypes, head_sizes)
+        asked = [function for name in names for function in declared_in(file_of(name), compiler.collect)]
+        known = {function.name for function in asked}
+        files = sorted({file for file, name in kept if name not in known})
+        others = [function for file in files for function in declared_in(file, compiler.collect)]
+    held = [function for function in others if (function.source, function.name) in kept and function.name not in known]
+    operators, notes = function_operators([*held, *asked])
+    return FunctionFamily(function_specs(asked, dtypes, head_sizes), operators, notes)
+
+
+def _held(folder: Path) -> set[tuple[Path, str]]:
+    """The functions of a folder's library, each with its file, as far as that is still there."""
+    found = set()
+    for one in read_held(folder).variants:
+        for function in one.spec.functions:
+            file = (folder / function.source).resolve()
+            if file.is_file():
+                found.add((file, function.attribute.partition(".")[0]))
+    return found

@@ -26,7 +26,7 @@ from pyfmha.cli.base import (
     tell,
 )
 from pyfmha.cli.builds import effort, foretold, told
-from pyfmha.cli.functions import FunctionFiles, specs_of_files
+from pyfmha.cli.functions import FunctionFiles, functions_of
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.cli.kernels import compile_command, link_command
 from pyfmha.cli.onnx import onnx_command, onnx_engine_command
@@ -106,8 +106,11 @@ def build_command(
     if not operators or kernels or dtype or head_size:
         specs += library_specs(kernels or DEFAULT, dtypes, head_size or HEAD_SIZES)
         described.append(OPERATOR)
-    if functions:
-        specs += specs_of_files(functions, dtypes, head_size or HEAD_SIZES)
+    own = functions_of(functions or [], dtypes, head_size or HEAD_SIZES, out, fresh)
+    specs += own.specs
+    described += own.operators
+    for note in own.notes:
+        announce(f"note: {note}")
     ahead = preview(specs, archs, out, fresh=fresh)
     if dry_run:
         tell(foretold(ahead, jobs))

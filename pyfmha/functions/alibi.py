@@ -14,7 +14,6 @@ def example(batch, heads, q_len, kv_len):
     return {"slopes": np.exp2(-8 * (np.arange(heads) + 1) / heads).astype(np.float32)}
 
 
-@score_function(example=example)
+@score_function(example=example, inputs={"slopes": "*fp32[heads]"})
 def alibi(score, batch, head, query, key, slopes):
-    """slopes: [heads]."""
     return score + tl.load(slopes + head) * (key - query)

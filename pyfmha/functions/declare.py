@@ -18,13 +18,14 @@ import ast
 import inspect
 import linecache
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import SpecError
-from pyfmha.spec.abi import canonical, ctype
+from pyfmha.functions.digest import identity
+from pyfmha.functions.inputs import Inputs, Part, file_of, jitted, part_of, tree_of
 
 SCORE = ("score", "batch", "head", "query", "key")
 """What a score function takes before inputs of its own."""
@@ -32,19 +33,8 @@ SEEN = SCORE[1:]
 """What a mask function takes."""
 BOUNDS = ("batch", "head", "first_query", "last_query", "kv_len")
 """What bounds may take, in this order; those not named are left out."""
-POINTER, NUMBER = "*fp32", "i32"
-"""The types of inputs of which nothing else is said."""
 
-Inputs = tuple[tuple[str, str], ...]
 Example = Callable[[int, int, int, int], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One function of the user's, and what it takes of its own."""
-
-    function: Any
-    inputs: Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +52,8 @@ class AttentionFunction:
     source: Path
     inputs: Inputs
     example: Example | None = None
-    _score: _Part | None = None
-    _seen: _Part | None = None
+    _score: Part | None = None
+    _seen: Part | None = None
     _bounds: tuple[tuple[str, ...], Any] | None = None
 
     @cached_property
@@ -88,7 +78,7 @@ class AttentionFunction:
             return _jitted(f"{self.name}.bounds", parameters, function, scope)
         return _jitted(f"{self.name}.bounds", parameters, f"_of_user({', '.join(taken)})", {"_of_user": function})
 
-    def _adapt(self, what: str, first: Sequence[str], part: _Part) -> Any:
+    def _adapt(self, what: str, first: Sequence[str], part: Part) -> Any:
         """A function that takes all inputs, and gives the user's those that it wants."""
         parameters = [*first, *(name for name, _ in self.inputs)]
         arguments = [*first, *(name for name, _ in part.inputs)]
@@ -99,16 +89,26 @@ class AttentionFunction:
     def __pyfmha__(self) -> dict[str, Any]:
         """What a build must know of it, as JSON has it."""
         parts = {"SCORE": self._score, "SEEN": self._seen, "BOUNDS": self._bounds}
+        known = [part for part in (self._score, self._seen) if part is not None]
         return {
             "name": self.name,
             "source": str(self.source),
+            "file": self.source.stem if self.source.parent == Path(__file__).resolve().parent else str(self.source),
             "inputs": [list(one) for one in self.inputs],
             "parts": [parameter for parameter, part in parts.items() if part is not None],
+            "shapes": {name: list(axes) for part in known for name, axes in part.shapes},
+            "requires": list(dict.fromkeys(one for part in known for one in part.requires)),
+            "score": None if self._score is None else identity(self._score),
+            "mask": None if self._seen is None else identity(self._seen),
         }
 
 
 def score_function(
-    function: Any = None, *, inputs: Mapping[str, str] | None = None, example: Example | None = None
+    function: Any = None,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    requires: Sequence[str] = (),
+    example: Example | None = None,
 ) -> Any:
     """Make a function (score, batch, head, query, key, inputs...) one of scores: it gives the score that counts.
 
@@ -116,7 +116,10 @@ def score_function(
 
     Args:
         function: the function.
-        inputs: types of inputs, by name, where they are other than ``*fp32`` for what is loaded from, and ``i32``.
+        inputs: types of inputs, by name, where they are other than ``*fp32`` for what is loaded from, and ``i32``. A
+            pointer may have a shape, ``"*i32[batch, tokens]"``, see :mod:`pyfmha.functions.inputs`: then TensorRT's
+            plugin checks it, and takes the numbers that are axes from it.
+        requires: conditions of such sizes and numbers, ``"tokens >= keys"``, which the plugin checks.
         example: for ``pyfmha verify --functions``: a function of (batch, heads, q_len, kv_len) that returns inputs by
             name, numpy arrays and numbers.
 
@@ -127,9 +130,9 @@ def score_function(
         SpecError: it takes other arguments, or an input has a type that is not served.
     """
     if function is None:
-        return partial(score_function, inputs=inputs, example=example)
-    part = _Part(_jit(function), _inputs_of(function, SCORE, "score", inputs or {}))
-    return AttentionFunction(function.__name__, _file_of(function), part.inputs, example, _score=part)
+        return partial(score_function, inputs=inputs, requires=requires, example=example)
+    part = part_of(function, SCORE, "score", inputs or {}, requires)
+    return AttentionFunction(function.__name__, file_of(function), part.inputs, example, _score=part)
 
 
 def mask_function(
@@ -137,6 +140,7 @@ def mask_function(
     *,
     bounds: Callable[..., Any] | None = None,
     inputs: Mapping[str, str] | None = None,
+    requires: Sequence[str] = (),
     example: Example | None = None,
 ) -> Any:
     """Make a function (batch, head, query, key, inputs...) one that says which keys are seen.
@@ -148,7 +152,7 @@ def mask_function(
             the function denies. Two more numbers, first and end of keys that all these queries see, save asking the
             function there. A lambda of one expression, or a ``@triton.jit`` function; it takes any of batch, head,
             first_query, last_query and kv_len, in this order, and then any inputs of the function, in theirs.
-        inputs, example: as of :func:`score_function`.
+        inputs, requires, example: as of :func:`score_function`.
 
     Returns:
         An :class:`AttentionFunction`; the decorator, where keywords alone are given.
@@ -157,10 +161,10 @@ def mask_function(
         SpecError: it takes other arguments, or an input has a type that is not served.
     """
     if function is None:
-        return partial(mask_function, bounds=bounds, inputs=inputs, example=example)
-    part = _Part(_jit(function), _inputs_of(function, SEEN, "mask", inputs or {}))
+        return partial(mask_function, bounds=bounds, inputs=inputs, requires=requires, example=example)
+    part = replace(part_of(function, SEEN, "mask", inputs or {}, requires), bounds=bounds)
     limits = None if bounds is None else _bounds_of(bounds, function.__name__, dict(part.inputs))
-    return AttentionFunction(function.__name__, _file_of(function), part.inputs, example, _seen=part, _bounds=limits)
+    return AttentionFunction(function.__name__, file_of(function), part.inputs, example, _seen=part, _bounds=limits)
 
 
 def score_and_mask(name: str, score: AttentionFunction, mask: AttentionFunction) -> AttentionFunction:
@@ -172,7 +176,7 @@ def score_and_mask(name: str, score: AttentionFunction, mask: AttentionFunction)
         mask: a mask function.
 
     Raises:
-        SpecError: one is of the other kind, or an input has two types.
+        SpecError: one is of the other kind, or an input has two types or shapes.
     """
     if score._score is None or mask._seen is None:
         raise SpecError(f"{name}: give a score function and a mask function, in this order")
@@ -180,6 +184,10 @@ def score_and_mask(name: str, score: AttentionFunction, mask: AttentionFunction)
     for one, kind in mask.inputs:
         if inputs.setdefault(one, kind) != kind:
             raise SpecError(f"{name}: {one} is {inputs[one]} for {score.name} and {kind} for {mask.name}")
+    shapes = dict(score._score.shapes)
+    for one, axes in mask._seen.shapes:
+        if shapes.setdefault(one, axes) != axes:
+            raise SpecError(f"{name}: {one} has another shape for {score.name} than for {mask.name}")
     frame = inspect.currentframe()
     caller = frame.f_back if frame else None
     source = Path(caller.f_code.co_filename) if caller else mask.source
@@ -194,69 +202,6 @@ def _both(one: Example, other: Example, *sizes: int) -> dict[str, Any]:
     return {**one(*sizes), **other(*sizes)}
 
 
-def _jit(function: Any) -> Any:
-    """As Triton compiles it, or interprets it."""
-    import triton
-
-    return function if hasattr(function, "fn") else triton.jit(function)
-
-
-def _file_of(function: Any) -> Path:
-    return Path(inspect.getfile(function)).resolve()
-
-
-def _inputs_of(function: Callable[..., Any], first: Sequence[str], kind: str, types: Mapping[str, str]) -> Inputs:
-    parameters = list(inspect.signature(function).parameters.values())
-    names = [parameter.name for parameter in parameters]
-    own = names[len(first) :]
-    plain = all(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
-    if names[: len(first)] != list(first) or not plain:
-        raise SpecError(
-            f"{kind} function {function.__name__} takes ({', '.join(map(str, parameters))}); it must take"
-            f" ({', '.join(first)}) and then inputs of its own, without defaults"
-        )
-    unknown = [name for name in types if name not in own]
-    if unknown:
-        raise SpecError(f"{function.__name__} has no input {', '.join(unknown)}; it has: {', '.join(own) or 'none'}")
-    loaded = _loaded(function)
-    return tuple((one, _type(types.get(one, POINTER if one in loaded else NUMBER), one, function)) for one in own)
-
-
-def _type(text: str, name: str, function: Callable[..., Any]) -> str:
-    try:
-        ctype(canonical(text))
-    except SpecError as error:
-        raise SpecError(f"{function.__name__}: input {name} cannot be {text!r}: {error}") from None
-    return canonical(text)
-
-
-def _loaded(function: Callable[..., Any]) -> set[str]:
-    """The names that an argument of a load begins with: ``slopes`` of ``tl.load(slopes + head)``."""
-    found = set()
-    for node in ast.walk(_tree_of(function)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load" and node.args:
-            first = node.args[0]
-            while isinstance(first, ast.BinOp):
-                first = first.left
-            if isinstance(first, ast.Name):
-                found.add(first.id)
-    return found
-
-
-def _tree_of(function: Callable[..., Any]) -> ast.AST:
-    """The function's part of its file's tree."""
-    code = function.__code__
-    tree = ast.parse("".join(linecache.getlines(code.co_filename)))
-    kinds = (ast.Lambda,) if function.__name__ == "<lambda>" else (ast.FunctionDef,)
-    names = list(inspect.signature(function).parameters)
-    for node in ast.walk(tree):
-        if isinstance(node, kinds) and [a.arg for a in node.args.args] == names:
-            lines = {node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))}
-            if code.co_firstlineno in lines:
-                return node
-    raise SpecError(f"{function.__name__}: its source is not in {code.co_filename}")
-
-
 def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[str, ...], Any]:
     """The names that bounds take, and the expression of a lambda or the function."""
     plain = getattr(bounds, "fn", bounds)
@@ -268,8 +213,8 @@ def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[st
             f" then any of the function's inputs ({', '.join(inputs) or 'none'}) in theirs"
         )
     if plain.__name__ != "<lambda>":
-        return taken, _jit(bounds)
-    tree = _tree_of(plain)
+        return taken, jitted(bounds)
+    tree = tree_of(plain)
     assert isinstance(tree, ast.Lambda)
     return taken, ast.unparse(tree.body)
 
@@ -283,4 +228,4 @@ def _jitted(name: str, parameters: Sequence[str], expression: str, scope: dict[s
 
     space = {"_tl": triton.language, **scope}  # the interpreter looks for it in what it runs
     exec(compile(text, file, "exec"), space)
-    return _jit(space[name.replace(".", "_")])
+    return jitted(space[name.replace(".", "_")])

@@ -22,14 +22,15 @@ def example(batch, heads, q_len, kv_len):
 
 @mask_function(
     example=example,
-    inputs={"begins": "*i32", "ends": "*i32"},
+    inputs={"begins": "*i32[batch, tokens]", "ends": "*i32[batch, tokens]"},
+    requires=("tokens >= queries", "tokens >= keys"),
     bounds=lambda batch, first_query, last_query, kv_len, begins, ends, tokens: (
         tl.load(begins + batch * tokens + first_query),
         tl.load(ends + batch * tokens + last_query),
     ),
 )
 def documents(batch, head, query, key, begins, ends, tokens):
-    """begins, ends: [batch, tokens], where the document of a token begins, and where it ends, in ascending order."""
+    """begins, ends: where the document of a token begins, and where it ends, in ascending order."""
     begin = tl.load(begins + batch * tokens + query)
     end = tl.load(ends + batch * tokens + query)
     return (key >= begin) & (key < end)

@@ -13,8 +13,11 @@ from pyfmha.attention import biased_hopper
 from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
+from pyfmha.attention.function_operator import UserFunction, function_operator
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
 from pyfmha.functions.declare import AttentionFunction
+from pyfmha.operators.description import Operator
+from pyfmha.operators.program import program_of
 from pyfmha.spec.advice import build_command
 from pyfmha.spec.constants import JitFunction
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -26,7 +29,7 @@ SHIPPED = tuple(
     sorted(
         path.stem
         for path in Path(__file__).parent.glob("*.py")
-        if path.stem not in ("__init__", "declare", "evaluate", "family")
+        if path.stem not in ("__init__", "declare", "digest", "evaluate", "family", "inputs")
     )
 )
 """The files of functions that come with pyfmha."""
@@ -41,12 +44,14 @@ class Declared:
         name: of the function.
         inputs: name and type of each input.
         parts: those of :data:`ATTRIBUTES` that it has.
+        function: the same as attention's operator must know it.
     """
 
     source: Path
     name: str
     inputs: tuple[tuple[str, str], ...]
     parts: tuple[str, ...]
+    function: UserFunction | None = None
 
     @classmethod
     def of(cls, function: AttentionFunction) -> "Declared":
@@ -90,7 +95,13 @@ def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]
         SpecError: a function is declared wrongly.
     """
     found = [
-        Declared(source, one["name"], tuple((name, kind) for name, kind in one["inputs"]), tuple(one["parts"]))
+        Declared(
+            source,
+            one["name"],
+            tuple((name, kind) for name, kind in one["inputs"]),
+            tuple(one["parts"]),
+            UserFunction.of(one),
+        )
         for one in collect(source)
         if _is_at_home(source, one)
     ]
@@ -170,6 +181,22 @@ def function_specs(
                 for spec in WithFunction(dtype, head_size, function=function).specs():
                     specs[spec.variant] = spec
     return list(specs.values())
+
+
+def function_operators(functions: Sequence[Declared]) -> tuple[list[Operator], list[str]]:
+    """The plugins of some functions, and why others have none, a line each."""
+    operators, notes = [], []
+    for function in functions:
+        if function.function is None:
+            continue
+        try:
+            operator = function_operator(function.function)
+            program_of(operator)
+        except SpecError as error:
+            notes.append(f"{error}; it is a function of the library only")
+        else:
+            operators.append(operator)
+    return operators, notes
 
 
 def find(library: Any, function: Declared, dtype: str, head_size: int) -> Any:

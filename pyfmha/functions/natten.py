@@ -23,6 +23,7 @@ def example(batch, heads, q_len, kv_len):
 
 @mask_function(
     example=example,
+    requires=("window % 2 == 1", "window <= height", "window <= width"),
     bounds=lambda first_query, last_query, height, width, window: (
         (middle(first_query // width, height, window) - window // 2) * width,
         (middle(last_query // width, height, window) + window // 2 + 1) * width,

@@ -16,7 +16,7 @@ def example(batch, heads, q_len, kv_len):
 
 @mask_function(
     example=example,
-    inputs={"lengths": "*i32"},
+    inputs={"lengths": "*i32[batch]"},
     bounds=lambda batch, first_query, last_query, kv_len, lengths: (
         0,
         tl.maximum(last_query + 1, tl.load(lengths + batch)),
@@ -25,5 +25,5 @@ def example(batch, heads, q_len, kv_len):
     ),
 )
 def prefix(batch, head, query, key, lengths):
-    """lengths: [batch], of each sequence's prefix."""
+    """lengths: of each sequence's prefix."""
     return (key <= query) | (key < tl.load(lengths + batch))

@@ -20,8 +20,15 @@ def example(batch, heads, q_len, kv_len):
     return {"by_row": by_row, "by_column": by_column, "heads": heads, "height": height, "width": width}
 
 
-@score_function(example=example)
+@score_function(
+    example=example,
+    inputs={
+        "by_row": "*fp32[batch, heads, height * width, height]",
+        "by_column": "*fp32[batch, heads, height * width, width]",
+    },
+    requires=("height * width >= queries", "height * width >= keys"),
+)
 def relative_positions(score, batch, head, query, key, by_row, by_column, heads, height, width):
-    """by_row: [batch, heads, tokens, height]; by_column: [batch, heads, tokens, width]; tokens = height * width."""
+    """by_row, by_column: of each query, for the rows and for the columns of keys; height, width: of the image."""
     row = (batch * heads + head) * height * width + query
     return score + tl.load(by_row + row * height + key // width) + tl.load(by_column + row * width + key % width)

@@ -16,9 +16,13 @@ def example(batch, heads, q_len, kv_len):
     return {"table": table, "heads": heads, "width": width}
 
 
-@score_function(example=example)
+@score_function(
+    example=example,
+    inputs={"table": "*fp32[(2 * width - 1) * (2 * width - 1), heads]"},
+    requires=("width * width >= queries", "width * width >= keys"),
+)
 def swin(score, batch, head, query, key, table, heads, width):
-    """table: [(2 * width - 1)**2, heads], `relative_position_bias_table`; width: of a window, in tokens."""
+    """table: `relative_position_bias_table`; width: of a window, in tokens."""
     rows = query // width - key // width + width - 1
     columns = query % width - key % width + width - 1
     return score + tl.load(table + (rows * (2 * width - 1) + columns) * heads + head)

@@ -26,16 +26,24 @@ def example(batch, heads, q_len, kv_len):
     return {"table": table, "heads": heads, "buckets": 32, "furthest": 128}
 
 
-@score_function(example=example)
+@score_function(
+    example=example,
+    inputs={"table": "*fp32[buckets, heads]"},
+    requires=("buckets >= 4", "4 * furthest > buckets"),
+)
 def t5(score, batch, head, query, key, table, heads, buckets, furthest):
-    """An encoder's, of both directions. table: [buckets, heads], the weight of T5's embedding; buckets: 32 of T5's;
+    """An encoder's, of both directions. table: the weight of T5's embedding; buckets: 32 of T5's;
     furthest: 128 of T5's."""
     half = buckets // 2
     bucket = tl.where(key > query, half, 0) + bucket_of(tl.abs(key - query), half, tl.cast(furthest, tl.int32))
     return score + tl.load(table + bucket * heads + head)
 
 
-@score_function(example=example)
+@score_function(
+    example=example,
+    inputs={"table": "*fp32[buckets, heads]"},
+    requires=("buckets >= 2", "2 * furthest > buckets"),
+)
 def t5_causal(score, batch, head, query, key, table, heads, buckets, furthest):
     """A decoder's, which looks back only; its mask is causal attention's business."""
     bucket = bucket_of(tl.maximum(query - key, 0), buckets, tl.cast(furthest, tl.int32))

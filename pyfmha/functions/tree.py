@@ -20,10 +20,12 @@ def example(batch, heads, q_len, kv_len):
     return {"ancestors": ancestors, "nodes": nodes, "starts": np.full(batch, kv_len - nodes, np.int32)}
 
 
-@mask_function(inputs={"ancestors": "*i64", "starts": "*i32"}, example=example)
+@mask_function(
+    inputs={"ancestors": "*i64[batch, nodes]", "starts": "*i32[batch]"}, requires=("nodes <= 64",), example=example
+)
 def tree(batch, head, query, key, ancestors, nodes, starts):
-    """For bottom-right alignment: queries are the last ones. ancestors: [batch, nodes], bit i of node j says whether j
-    is i or a descendant of it; at most 64 nodes. starts: [batch], the position of the first node."""
+    """For bottom-right alignment: queries are the last ones. ancestors: bit i of node j says whether j
+    is i or a descendant of it; at most 64 nodes. starts: the position of the first node."""
     start = tl.load(starts + batch)
     node = tl.minimum(tl.maximum(query - start, 0), nodes - 1)
     bits = tl.load(ancestors + batch * nodes + node)

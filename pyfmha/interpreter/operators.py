@@ -24,7 +24,7 @@ from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Config, Operator
 from pyfmha.operators.elements import element_of
 from pyfmha.operators.forms import Forms, Shape, measure
 from pyfmha.operators.instance import Instance
-from pyfmha.operators.plan import Pointer
+from pyfmha.operators.plan import Pointer, workspace_of
 from pyfmha.operators.planner import unknown
 from pyfmha.operators.program import NULL, LaunchProgram, Source, program_of
 from pyfmha.operators.scopes import ShapeScope, holds
@@ -167,7 +167,7 @@ class _Runs:
     parts: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.offsets, total = self.instance.workspace(self.scope)
+        self.offsets, total = workspace_of(self.instance.program, self.scope)
         for name, (start, end) in zip(self.offsets, pairwise([*self.offsets.values(), total]), strict=True):
             self.parts[name] = np.full(end - start, 0xFF, np.uint8)
 

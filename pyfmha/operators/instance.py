@@ -3,7 +3,6 @@
 The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,9 @@ from pyfmha.operators.attributes import settle
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, TYPE_NAMES, Option, Types
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
-from pyfmha.operators.plan import LARGEST, Plan, Pointer, Step, pointer_of, typical
+from pyfmha.operators.plan import Plan, Step, arguments_of, typical, workspace_of
 from pyfmha.operators.planner import Device, Planner, planner, unknown
-from pyfmha.operators.program import SHAPE, Form, LaunchProgram, Program, Source, TensorProgram
+from pyfmha.operators.program import SHAPE, Form, Program, TensorProgram
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
 
@@ -298,12 +297,12 @@ class Instance:
         """
         forms = self.forms([len(scope.shapes[form.name]) for form in self.forms().inputs])
         try:
-            offsets, total = self.workspace(scope)
+            offsets, total = workspace_of(self.program, scope)
             running = [launch for launch in self.active if holds(launch.when, scope)]
             steps = tuple(
                 Step(
                     launch.function.render(scope),
-                    self.arguments(launch, scope, forms, offsets),
+                    arguments_of(launch, scope, forms, offsets),
                     launch is self.active[0],
                 )
                 for launch in running
@@ -352,23 +351,6 @@ class Instance:
             return _joined(self.program.shape_summary, scope)
         return ", ".join(f"{name} {list(shape)}" for name, shape in scope.shapes.items())
 
-    def workspace(self, scope: ShapeScope) -> tuple[dict[str, int], int]:
-        """Where each part of the workspace begins, and bytes in all."""
-        offsets: dict[str, int] = {}
-        end = 0
-        for name, size, when in self.program.workspace:
-            if not holds(when, scope):
-                continue
-            bytes_ = size.evaluate(scope)
-            if bytes_ < 0:
-                raise EvaluationError
-            alignment = self.program.operator.alignment
-            offsets[name] = -(-end // alignment) * alignment
-            end = offsets[name] + bytes_
-            if end >= LARGEST:
-                raise EvaluationError
-        return offsets, end
-
     def profile_bytes(self, scope: ShapeScope) -> int:
         """Bytes of workspace that every shape of a profile asks for at the most, where the description says so."""
         expression = self.program.workspace_of_profile
@@ -377,23 +359,9 @@ class Instance:
         except EvaluationError as error:
             raise PluginError(str(error)) from None
 
-    def arguments(
-        self, launch: LaunchProgram, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]
-    ) -> tuple[Pointer | int | float, ...]:
-        """A launch's arguments in its function's order."""
-        found: list[Pointer | int | float] = []
-        for _, source in launch.arguments:
-            if isinstance(source, Source):
-                found.append(pointer_of(source, scope, forms, offsets))
-            else:
-                value = source.evaluate(scope)
-                # A NaN is one NaN: what 0 / 0 leaves for its sign hangs on the processor.
-                found.append(int(value) if isinstance(value, bool) else math.nan if value != value else value)
-        return tuple(found)
-
     def _serves(self, name: str, kernel: str, scope: ShapeScope, forms: Forms, serves: Serves) -> bool:
         launch = next(launch for launch in self.program.launches if launch.launch.name == name)
-        arguments = self.arguments(launch, scope, forms, {})
+        arguments = arguments_of(launch, scope, forms, {})
         values = [typical(argument) for argument in arguments]
         return serves(launch.function.render(scope), kernel, values)
 

@@ -1,11 +1,12 @@
 """The launches of a plugin for one shape: all but the addresses, which TensorRT gives with each call."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.forms import Forms
-from pyfmha.operators.program import NULL, Source
+from pyfmha.operators.program import NULL, LaunchProgram, Program, Source
 from pyfmha.operators.scopes import ShapeScope, holds
 
 LARGEST = 1 << 62
@@ -86,3 +87,48 @@ def pointer_of(source: Source, scope: ShapeScope, forms: Forms, offsets: Mapping
             return Pointer("workspace", 0, offsets[name] + moved)
         return Pointer(NULL)
     return Pointer(NULL)
+
+
+def workspace_of(program: Program, scope: ShapeScope) -> tuple[dict[str, int], int]:
+    """Where each part of the workspace begins, and bytes in all.
+
+    Raises:
+        EvaluationError: a part has no size, or all together have more than there can be.
+    """
+    offsets: dict[str, int] = {}
+    end = 0
+    for name, size, when in program.workspace:
+        if not holds(when, scope):
+            continue
+        bytes_ = size.evaluate(scope)
+        if bytes_ < 0:
+            raise EvaluationError
+        alignment = program.operator.alignment
+        offsets[name] = -(-end // alignment) * alignment
+        end = offsets[name] + bytes_
+        if end >= LARGEST:
+            raise EvaluationError
+    return offsets, end
+
+
+def arguments_of(
+    launch: LaunchProgram, scope: ShapeScope, forms: Forms, offsets: Mapping[str, int]
+) -> tuple[Pointer | int | float, ...]:
+    """A launch's arguments in its function's order.
+
+    Raises:
+        EvaluationError: one has no value.
+    """
+    found: list[Pointer | int | float] = []
+    for _, source in launch.arguments:
+        if isinstance(source, Source):
+            found.append(pointer_of(source, scope, forms, offsets))
+        else:
+            value = source.evaluate(scope)
+            found.append(int(value) if isinstance(value, bool) else one_nan(value))
+    return tuple(found)
+
+
+def one_nan(value: float) -> float:
+    """A NaN is one NaN: what 0 / 0 leaves for its sign hangs on the processor."""
+    return value if value == value else math.nan

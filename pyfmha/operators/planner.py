@@ -13,7 +13,7 @@ from pyfmha.operators.arithmetic import CALLED, EvaluationError
 from pyfmha.operators.expressions import Expression, Node, python_of
 from pyfmha.operators.folding import folded
 from pyfmha.operators.forms import AxisForm, Forms, Shape, solved
-from pyfmha.operators.plan import LARGEST, TYPICAL_ADDRESS, Plan, Pointer, Step
+from pyfmha.operators.plan import LARGEST, TYPICAL_ADDRESS, Plan, Pointer, Step, one_nan
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source
 from pyfmha.operators.scopes import AttributeScope, product
 from pyfmha.operators.text import Hole, Text, shown
@@ -89,7 +89,7 @@ class _Writer:
             "_shown": shown,
             "_listed": _listed,
             "_moved": _moved,
-            "_one_nan": _one_nan,
+            "_one_nan": one_nan,
         }
         self.names: dict[str, Any] = {**CALLED, **given, **called}
         self._lines: list[str] = []
@@ -303,11 +303,6 @@ def _moved(offset: int) -> int:
     if not 0 <= offset < LARGEST:
         raise EvaluationError
     return offset
-
-
-def _one_nan(value: float) -> float:
-    """As :meth:`pyfmha.operators.instance.Instance.arguments` has it."""
-    return value if value == value else math.nan
 
 
 def _product_of(axes: Sequence[str]) -> str:

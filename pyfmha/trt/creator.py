@@ -1,5 +1,6 @@
 """The creators of plugins, their classes for one TensorRT module, and their registration."""
 
+import functools
 import re
 import threading
 import types
@@ -14,11 +15,11 @@ from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.operators.description import Operator
 from pyfmha.operators.instance import Instance
-from pyfmha.operators.program import program_of
+from pyfmha.operators.program import Program, program_of
 from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
 from pyfmha.trt.failures import LOGGER, report
-from pyfmha.trt.fields import FIELD_TYPES, Stored, attribute_types, read_fields
+from pyfmha.trt.fields import FIELD_TYPES, Stored, read_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.origin import Origin
 from pyfmha.trt.plugin import PluginBehaviour
@@ -46,7 +47,6 @@ class CreatorBehaviour:
             base.__init__(self)
         self.operator = operator
         self.library = library
-        self._program = program_of(operator)
         self.name = operator.name
         self.plugin_version = operator.version
         self.plugin_namespace = namespace
@@ -57,7 +57,7 @@ class CreatorBehaviour:
             "FLOAT32": np.empty(0, np.float32),
             "CHAR": np.empty(0, np.int8),
         }
-        kinds = {name: FIELD_TYPES[kind.removesuffix("[]")] for name, kind in attribute_types(self._program).items()}
+        kinds = {name: FIELD_TYPES[kind.type.removesuffix("[]")] for name, kind in operator.attributes}
         self._fields = [
             self.trt.PluginField(name, empty[kind], getattr(self.trt.PluginFieldType, kind))
             for name, kind in kinds.items()
@@ -65,6 +65,10 @@ class CreatorBehaviour:
         self._field_data = empty
         self._field_names = self.trt.PluginFieldCollection(self._fields)
         self.field_names = self._field_names
+
+    @functools.cached_property
+    def _program(self) -> Program:  # read when it is needed: a library may have many operators
+        return program_of(self.operator)
 
     def create_plugin(self, name: str, fields: Any, phase: Any) -> PluginBehaviour:
         """A plugin from its fields.
@@ -138,6 +142,8 @@ _creators: dict[tuple[Any, str, str, str], CreatorBehaviour] = {}
 _loaded: dict[tuple[Any, str, str, str], Library] = {}
 """The libraries that a module's registry has loaded, by their plugins."""
 
+_WITH_FUNCTION = f"{OPERATOR.name}_"
+"""How the names of those operators begin that are the default one with a user's function."""
 KINDS = ("python", "library")
 """What :func:`register` registers."""
 
@@ -170,6 +176,12 @@ def find_library(library: Library | Path | str | None = None) -> Library:
     return library if isinstance(library, Library) else Library(library)
 
 
+def library_in_use(trt: Any, namespace: str, library: Library | Path | str | None) -> Library:
+    """The library given; else that of the default plugin, where it is registered; else as :func:`find_library`."""
+    known = _creators.get((trt, OPERATOR.name, OPERATOR.version, namespace))
+    return known.library if library is None and known is not None else find_library(library)
+
+
 def make_creator(trt: Any, library: Library, namespace: str = "", operator: Operator = OPERATOR) -> Any:
     """A creator of a module's class; not registered."""
     return plugin_classes(trt).creator(operator, library, namespace)
@@ -197,8 +209,8 @@ def register(
 ) -> Any:
     """Make TensorRT know a plugin: before a network with it is built, and before an engine with it is loaded.
 
-    Doing it again changes nothing. There are two plugins that do the same, and either runs an engine that was built
-    with the other:
+    With the default operator come the library's plugins of it with users' functions. Doing it again changes nothing.
+    There are two plugins that do the same, and either runs an engine that was built with the other:
 
     - ``"python"`` is this package's. What fails in it is raised again where TensorRT was called (:class:`Session`,
       :func:`build_engine`, ...) and logged by ``logging``, and its namespace can be chosen; every enqueue takes the GIL
@@ -241,13 +253,26 @@ def register(
             return _same_library(known, library)
         if key in _loaded:
             raise _other_kind(trt, operator, space, "library", _loaded[key].path)
-        creator = make_creator(trt, found or find_library(library), space, operator)
-        registry = trt.get_plugin_registry()
-        taken = registry is None or registry.get_creator(operator.name, operator.version, space) is not None
-        if taken or not registry.register_creator(creator, space):
-            raise _taken(trt, operator, space)
-        _creators[key] = creator
+        creator = _register(trt, found or find_library(library), space, operator)
+        for other in function_operators(creator.library) if operator is OPERATOR else ():
+            if (trt, other.name, other.version, space) not in _creators:
+                _register(trt, creator.library, space, other)
         return creator
+
+
+def _register(trt: Any, library: Library, space: str, operator: Operator) -> Any:
+    creator = make_creator(trt, library, space, operator)
+    registry = trt.get_plugin_registry()
+    taken = registry is None or registry.get_creator(operator.name, operator.version, space) is not None
+    if taken or not registry.register_creator(creator, space):
+        raise _taken(trt, operator, space)
+    _creators[trt, operator.name, operator.version, space] = creator
+    return creator
+
+
+def function_operators(library: Library) -> list[Operator]:
+    """The operators of a library that are the default one with a user's function."""
+    return [operator for operator in library.operators if operator.name.startswith(_WITH_FUNCTION)]
 
 
 def _load(trt: Any, library: Library, asked: Operator | str, namespace: str | None) -> Any:
@@ -310,7 +335,27 @@ def unregistered(trt: Any, said: Iterable[str]) -> str:
             which = "" if found[1] == OPERATOR.name else f"operator={found[1]!r}, "
             call = f"pyfmha.register({which}namespace={found[2]!r})"
             return f"it was built with the plugin in that namespace; before: {call}"
+        missing = re.search(rf"find plugin\W*{_WITH_FUNCTION}(\w+)", text, re.IGNORECASE)
+        if missing:
+            return _without_function(trt, missing[1])
     return ""
+
+
+def _without_function(trt: Any, function: str) -> str:
+    """What to do where an engine has a function of a user's that the library lacks; empty where it has it."""
+    try:
+        library = library_in_use(trt, "", None)
+    except LibraryError as error:
+        return f"it was built with the function {function}, and {error}"
+    names = [one.name.removeprefix(_WITH_FUNCTION) for one in function_operators(library)]
+    if function in names:
+        return ""
+    held = ", ".join(names) or "none"
+    command = build_command(library.path, "--functions", f"{function}.py")
+    return (
+        f"it was built with the function {function}, which {library.path} has not (it has: {held}); build it from the"
+        f" function's file: {command}"
+    )
 
 
 def _is_registered(trt: Any, name: str, namespace: str) -> bool:

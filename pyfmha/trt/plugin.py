@@ -280,7 +280,11 @@ class PluginBehaviour:
             plan, prepared = self._kept_plan(shapes), None
         self._plan, self._shapes = plan, shapes
         self._hold_code()
-        self._arm(prepared or self.bound(plan))
+        try:
+            self._arm(prepared or self.bound(plan))
+        except PluginError:  # an argument does not fit: there is no plan, as messages say
+            self._plan = self._shapes = None
+            raise
 
     def enqueue(
         self,

@@ -29,6 +29,8 @@ MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
 SAMPLES = (1, 64, 128, 32, 256, 4, 16, 8, 2, 80, 96, 0)
 """Values to try for an integer that must be given."""
 MOST_TRIALS = 20_000
+MOST_SHAPED = 200
+"""Of attributes that the operator allows, how many are tried for shapes that go with them."""
 SIZES = (4, 1, 2, 3, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Sizes to try for every axis: the first that the operator serves is asked for; then those that its checks name."""
 _KINDS = {"int32": (5, np.int32), "int64": (10, np.int64), "fp32": (1, np.float32)}
@@ -147,8 +149,7 @@ def _check_operator(tables: LibraryTables, library: Library, operator: Operator)
 
 
 def _questions(tables: LibraryTables, plugin: TablePlugin, instance: Instance) -> Iterator[tuple[str, bool]]:
-    types = {name: kinds.names[0] for name, kinds in instance.program.types.items() if name not in instance.types}
-    typed = instance.with_types(types)
+    typed = _typed(instance)
     forms = typed.forms()
     shapes, values = served_shapes(typed, forms)
     tensors = [Tensor(shape, DATA_TYPES[form.type or ""]) for shape, form in zip(shapes, forms.all, strict=True)]
@@ -174,11 +175,21 @@ def _questions(tables: LibraryTables, plugin: TablePlugin, instance: Instance) -
     yield f"timing-cache id {tables.timing_cache_id(plugin)}", bool(tables.timing_cache_id(plugin))
 
 
+def _typed(instance: Instance) -> Instance:
+    """With the first type where several are allowed."""
+    types = {name: kinds.names[0] for name, kinds in instance.program.types.items() if name not in instance.types}
+    return instance.with_types(types)
+
+
 Shapes = tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]
 
 
 def served_shapes(instance: Instance, forms: Forms) -> Shapes:
     """Shapes that the checks allow, where one size of every axis is; else the first that are tried."""
+    return _allowed_shapes(instance, forms) or sample_shapes(instance, forms, SIZES[0])
+
+
+def _allowed_shapes(instance: Instance, forms: Forms) -> Shapes | None:
     checks = [condition.node for condition, _ in instance.program.late_checks]
     named = sorted({n.value for node in checks for n in constants(node) if type(n.value) is int and n.value > 0})
     for size in (*SIZES, *named):
@@ -189,7 +200,7 @@ def served_shapes(instance: Instance, forms: Forms) -> Shapes:
         except (PluginError, EvaluationError):
             continue
         return shapes, values
-    return sample_shapes(instance, forms, SIZES[0])
+    return None
 
 
 def sample_shapes(instance: Instance, forms: Forms, size: int) -> Shapes:
@@ -212,7 +223,9 @@ def _size(axis: AxisForm, scope: Scope) -> int:
 
 
 def sample(program: Program, library: Library) -> tuple[dict[str, Any], Instance] | None:
-    """Attributes that the operator allows and that the library has functions for."""
+    """Attributes that the operator allows, that the library has functions for, and some shapes go with."""
+    first: tuple[dict[str, Any], Instance] | None = None
+    asked = 0
     kinds = dict(program.operator.attributes)
     typed = {kinds_.attribute: kinds_.names for kinds_ in program.types.values() if kinds_.attribute}
     required = [name for name, default in program.attributes.items() if default is None]
@@ -228,9 +241,15 @@ def sample(program: Program, library: Library) -> tuple[dict[str, Any], Instance
                 instance = Instance(program, given)
             except PluginError:
                 continue
-            if all(name in library for name in instance.main_functions()):
+            if not all(name in library for name in instance.main_functions()):
+                continue
+            whole, asked = _typed(instance), asked + 1
+            if _allowed_shapes(whole, whole.forms()) is not None:
                 return given, instance
-    return None
+            first = first or (given, instance)
+            if asked == MOST_SHAPED:
+                return first
+    return first
 
 
 def _values(kind: Attribute) -> list[Any]:

@@ -5,6 +5,7 @@ Asked for with ``pytest_plugins``, after ``plugin_host.operators``.
 
 import random
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from trt_double.scene import (
     standin,
 )
 
-from pyfmha.aot import build
+from plugin_host import functions
+from pyfmha.aot import Compiler, build
 from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.hopper import DECODE_KERNEL
 from pyfmha.attention.operator import OPERATOR
+from pyfmha.operators.expressions import Scope
 from pyfmha.operators.instance import Instance
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
@@ -52,12 +55,15 @@ def standins() -> list[KernelSpec]:
 
 
 @pytest.fixture(scope="session")
-def attention_plugin_path(shared: Shared) -> Path:
-    """A library of stand-ins for attention's functions, with its plugin and that of another operator."""
+def attention_plugin_path(compiler: Compiler, shared: Shared) -> Path:
+    """A library of stand-ins for attention's functions and for some of users', with their plugins and that of another
+    operator."""
 
     def make(folder: Path) -> Path:
-        specs = [*standins(), *probe_specs()]
-        return build(specs, parse_archs(["sm_90"]), folder, jobs=2, operators=[OPERATOR, BESIDE]).library
+        own, operators = functions.standins(compiler)
+        specs = [*standins(), *probe_specs(), *own]
+        operators = [OPERATOR, BESIDE, *operators]
+        return build(specs, parse_archs(["sm_90"]), folder, jobs=2, operators=operators).library
 
     return shared.once("attention_plugin", make)
 
@@ -127,8 +133,10 @@ def random_values(chance: random.Random) -> dict[str, Any]:
     return values
 
 
-def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tensor], int]:
-    """Tensors of the plugin's forms, or nearly; and how many are inputs."""
+def random_shapes(
+    chance: random.Random, instance: Instance, own: Mapping[str, Sequence[int]] | None = None
+) -> tuple[list[Tensor], int]:
+    """Tensors of the plugin's forms, or nearly; and how many are inputs. `own`: sizes of axes of a user's function."""
     free = {"bias": 4, "mask": 4, **dict.fromkeys(DESCALES, 2)}
     ranks = [
         chance.randint(1, free[form.name]) if form.name in free else len(form.axes) for form in instance.forms().inputs
@@ -154,18 +162,13 @@ def random_shapes(chance: random.Random, instance: Instance) -> tuple[list[Tenso
     for name in DESCALES:
         sizes[f"{name}_b"] = chance.choice((1, 1 if instance.attributes["cu_seqlens"] else sizes["batch"]))
         sizes[f"{name}_h"] = chance.choice((1, instance.attributes["num_kv_heads"]))
+    sizes |= {name: chance.choice(choices) for name, choices in (own or {}).items()}
     if chance.random() < 0.05:
         sizes[chance.choice(list(sizes))] = chance.choice((1 << 31, 1 << 40, 1 << 62))
     made = []
     for form in forms.all:
-        shape = [
-            sizes["batch"] + 1
-            if axis.label == "batch + 1"
-            else sizes[axis.name or ""]
-            if axis.size is None
-            else axis.size
-            for axis in form.axes
-        ]
+        scope = Scope({**instance.scope.values, **sizes})
+        shape = [axis.expression.evaluate(scope) if axis.size is None else axis.size for axis in form.axes]
         if chance.random() < 0.03:
             shape[chance.randrange(len(shape))] += chance.choice((1, -1))
         if chance.random() < 0.02:

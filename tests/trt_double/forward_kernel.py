@@ -50,6 +50,7 @@ def _kernel(name: str, arguments: list[str], factor: str, before: str = "", *con
 _WAITS = "    if LAST:\n        tl.extra.cuda.gdc_wait()\n"
 forward = _kernel("forward", FORWARD, "sm_scale + HEAD_SIZE")
 biased = _kernel("biased", BIASED, "sm_scale + HEAD_SIZE")
+with_function = _kernel("with_function", [*BIASED, "inputs"], "sm_scale + HEAD_SIZE")
 fp8 = _kernel("fp8", EIGHT, "sm_scale + HEAD_SIZE")
 decode = _kernel("decode", DECODE, "sm_scale + HEAD_SIZE + 1000 * (1 + LAST)", _WAITS, "LAST")
 fmha_decode_sm90 = _kernel("fmha_decode_sm90", FORWARD, "sm_scale - HEAD_SIZE")

@@ -10,8 +10,8 @@ from pyfmha.attention.fp8 import DESCALES
 from pyfmha.errors import EngineError, PluginError
 from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
-from pyfmha.trt.attention.network import features_of
 from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.attention.requested import features_of
 from pyfmha.trt.attention.words import Align, Causal, Dtype, Layer, Layout
 from pyfmha.trt.engine import Range
 

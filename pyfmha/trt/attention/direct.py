@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from pyfmha.runtime.library import Library
 from pyfmha.runtime.tensors import TensorView, host_array, is_tensor, on_device, view
 from pyfmha.trt import standin
 from pyfmha.trt.attention.causal import says_causal
-from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
+from pyfmha.trt.attention.functions import Asked, check_held, extended_by
+from pyfmha.trt.attention.problem import Features, Problem
 from pyfmha.trt.attention.words import Dtype
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
@@ -46,6 +48,9 @@ class DirectSession:
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``, of Out, and of Q, K and V unless ``features`` says fp8.
         scale: of Q K^T; by default 1 / sqrt(head size).
         features: what the first kernel does not do, Skv other than Sq included; None for the first kernel.
+        score, mask: functions, or their names in the library, as of :func:`pyfmha.add_attention`; their tensors are
+            inputs of :meth:`run`, ``"alibi_slopes"``. A mask that is a tensor is said by ``features``.
+        numbers: the functions' numbers by name, without those that shapes tell.
         library: as :func:`pyfmha.trt.register`.
         trt_module: whose classes to use; by default the first installed, or :mod:`pyfmha.trt.standin` where none is.
         device: number of the GPU.
@@ -72,6 +77,9 @@ class DirectSession:
         dtype: Dtype = "fp16",
         scale: float | None = None,
         features: Features | None = None,
+        score: Any = None,
+        mask: Any = None,
+        numbers: Mapping[str, Any] | None = None,
         library: Library | Path | str | None = None,
         trt_module: TensorRT | None = None,
         device: int = 0,
@@ -86,11 +94,18 @@ class DirectSession:
         if features is None and 1 <= head_size <= 256 and head_size not in HEAD_SIZES:
             features = Features(num_heads)
         scale = 1 / math.sqrt(head_size) if scale is None else scale
+        found = find_library(library)
+        if score is not None or mask is not None:
+            features = features or Features(num_heads)
         self.problem = Problem(num_heads, head_size, dtype, scale, bool(causal), features)
+        extension = extended_by(score, mask, numbers or {}, found, self.problem.dtype, self.problem.padded_size)
+        if extension is not None:
+            self.problem = replace(self.problem, extension=extension)
+            check_held(Asked(score, mask), self.problem, found)
         self.forms = self.problem.forms()
-        creator = make_creator(self._trt, find_library(library))
+        creator = make_creator(self._trt, found, operator=self.problem.program.operator)
         phases = self._trt.TensorRTPhase
-        fields = creation_fields(self._trt, PROGRAM, self.problem.attributes())
+        fields = creation_fields(self._trt, self.problem.program, self.problem.attributes())
         built = creator.create_plugin("DirectSession", fields.collection, phases.BUILD)
         loaded = creator.create_plugin("DirectSession", built.get_fields_to_serialize(), phases.RUNTIME)
         self._workspace: DeviceArray | None = None
@@ -135,6 +150,9 @@ class DirectSession:
         for name in DESCALES:  # of a ragged batch, sequences share factors
             ragged = self.problem.features is not None and self.problem.features.cu_seqlens
             known |= {f"{name}_b": 1 if ragged else batch_size, f"{name}_h": self.problem.kv_heads}
+        unknown = [form for form in self.forms.all for axis in form.axes if not set(axis.unknown) <= set(known)]
+        if unknown:
+            raise SpecError(f"the shape of {unknown[0].name} is not told by batch and lengths; run() prepares for it")
         self._prepare(self.forms, [_shape_of(form, known) for form in self.forms.all])
 
     def _prepare(self, forms: Forms, shapes: list[Shape]) -> None:
@@ -243,8 +261,7 @@ class DirectSession:
         return dynamic
 
     def _storage(self, form: TensorForm) -> np.dtype[Any]:
-        plain = {"int32": np.int32, "bool": np.bool_, "fp8": np.uint8}
-        return np.dtype(plain.get(form.type or "") or STORAGE[form.type or self.problem.dtype])
+        return np.dtype(_PLAIN.get(form.type or "") or STORAGE[form.type or self.problem.dtype])
 
     def _operand(self, name: str, value: Any) -> Any:
         """An input as a numpy array, or as a view of a tensor on the session's GPU."""
@@ -301,6 +318,11 @@ class DirectSession:
                     f" inputs must be {wanted}"
                 ) from None
         return forms, [_shape_of(form, known) for form in forms.all]
+
+
+_PLAIN: dict[str, type] = {
+    "int32": np.int32, "int64": np.int64, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_, "fp8": np.uint8,
+}  # fmt: skip
 
 
 def _stored(held: Any) -> str:

@@ -16,8 +16,8 @@ from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.trt.attention.beside import beside_of
 from pyfmha.trt.attention.causal import says_causal
-from pyfmha.trt.attention.network import lengths_of, problem_of
 from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.attention.requested import lengths_of, problem_of
 from pyfmha.trt.attention.words import Align, Causal, Layout
 
 Array = NDArray[Any]

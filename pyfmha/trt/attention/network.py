@@ -1,30 +1,24 @@
 """Attention as a layer of a TensorRT network."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pyfmha.attention.first import HEAD_SIZES
-from pyfmha.attention.operator import NAME
 from pyfmha.errors import PluginError
-from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
-from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
+from pyfmha.trt.attention.added import added
 from pyfmha.trt.attention.beside import beside_features, beside_of
-from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.causal import says_causal
 from pyfmha.trt.attention.eight import factors_of, fp8_features, out_dtype_of
-from pyfmha.trt.attention.problem import DTYPE_NAMES, DTYPE_OF, INPUTS, Features, Problem
-from pyfmha.trt.attention.words import Align, Causal, Dtype, Layout, Options, PackedOptions
-from pyfmha.trt.creator import register
-from pyfmha.trt.network import Tensors, add_layer, module_with_plugins
+from pyfmha.trt.attention.functions import Asked, split_mask
+from pyfmha.trt.attention.problem import INPUTS, Problem
+from pyfmha.trt.attention.requested import default_scale, dtype_of, features_of, lengths_of, problem_of
+from pyfmha.trt.attention.words import Align, Causal, Dtype, Function, Layout, Mask, Options, PackedOptions, Values
+from pyfmha.trt.network import module_with_plugins
 from pyfmha.trt.protocols import AnyTensor, INetworkDefinition, TensorRT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
-
-ALIGNMENTS = ("top-left", "bottom-right")
 
 
 @overload
@@ -78,12 +72,15 @@ def add_attention(
     cu_seqlens_q: Any = None,
     cu_seqlens_kv: Any = None,
     bias: Any = None,
-    mask: Any = None,
+    mask: Mask = None,
     sinks: Any = None,
     q_descale: Any = None,
     k_descale: Any = None,
     v_descale: Any = None,
     out_dtype: Dtype | None = None,
+    score: Function | None = None,
+    score_inputs: Values = (),
+    mask_inputs: Values = (),
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -117,7 +114,13 @@ def add_attention(
             if you like: added to the scores, after a soft cap; minus infinity hides a key. It is read where it is, an
             axis of 1 is not expanded. Of a ragged batch, Sq and Skv are those of the longest sequence, at the least:
             nobody can check that without waiting for the device.
-        mask: ``ITensor`` BOOL of the same shapes: True is seen. ``causal``, ``window``, lengths and it must agree.
+        mask: ``ITensor`` BOOL of the same shapes: True is seen. ``causal``, ``window``, lengths and it must agree. Or a
+            function decorated with :func:`pyfmha.mask_function`; or a tuple of both, which must agree, too.
+        score: a function decorated with :func:`pyfmha.score_function`, which gives the scores after a soft cap and a
+            bias; or one made by :func:`pyfmha.score_and_mask`. The library must hold it: ``pyfmha build --functions``.
+            A function may be named by its name in the library, ``"alibi"``.
+        score_inputs, mask_inputs: what the functions take of their own, in their order or by name: an ``ITensor`` for a
+            pointer, a number else. Numbers that a shape tells are left out.
         sinks: ``ITensor`` [heads] of Q's type or FLOAT: exp(sink) is part of each row's sum, and has no value.
         q_descale, k_descale, v_descale: ``ITensor`` FLOAT, what the numbers of Q, K and V in FP8 are to be multiplied
             by: [1], [kv heads] or, but for a ragged batch, [batch, kv heads]; all above 0. None is 1.
@@ -138,16 +141,16 @@ def add_attention(
     """
     trt = module_with_plugins(network, trt_module)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
+    mask, shown = split_mask(mask)
+    asked = Asked(score, shown, score_inputs, mask_inputs)
     beside, factors = beside_of(bias, mask, sinks), factors_of(q_descale, k_descale, v_descale)
     tensors = dict(zip(INPUTS, (q, k, v), strict=True))
     problem = problem_of(
         tensors, lengths, beside, factors, causal=causal, scale=scale, window=window, align=align, softcap=softcap,
         layout=layout, return_lse=return_lse, out_dtype=out_dtype,
     )  # fmt: skip
-    creator = register(trt, namespace=namespace, library=library)
-    problem = _served(problem, [tuple(tensor.shape) for tensor in tensors.values()], creator.library)
-    given = {**tensors, **lengths, **beside, **factors}
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), given, name or NAME)
+    layer = {**tensors, **lengths, **beside, **factors}
+    outputs = added(trt, network, problem, layer, asked, name, namespace, library)
     return tuple(outputs) if return_lse else outputs[0]
 
 
@@ -201,12 +204,15 @@ def add_attention_packed(
     cu_seqlens_q: Any = None,
     cu_seqlens_kv: Any = None,
     bias: Any = None,
-    mask: Any = None,
+    mask: Mask = None,
     sinks: Any = None,
     q_descale: Any = None,
     k_descale: Any = None,
     v_descale: Any = None,
     out_dtype: Dtype | None = None,
+    score: Function | None = None,
+    score_inputs: Values = (),
+    mask_inputs: Values = (),
     return_lse: bool = False,
     name: str | None = None,
     namespace: str = "",
@@ -222,8 +228,8 @@ def add_attention_packed(
             and the same, [tokens, ...] in the place of [batch, seq, ...].
         num_heads, num_kv_heads: heads of Q, and of K and V, by default as many; with an axis of 3 there are as many.
         causal, scale, window, align, softcap, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask,
-            sinks, q_descale, k_descale, v_descale, out_dtype, return_lse, name, namespace, library, trt_module: as
-            there.
+            sinks, q_descale, k_descale, v_descale, out_dtype, score, score_inputs, mask_inputs, return_lse, name,
+            namespace, library, trt_module: as there.
 
     Returns:
         Out [batch, seq, heads, head size], or [tokens, heads, head size]; with ``return_lse`` a pair of it and Lse.
@@ -233,7 +239,7 @@ def add_attention_packed(
     """
     trt = module_with_plugins(network, trt_module)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
-    kind = _dtype({"QKV": qkv})
+    kind = dtype_of({"QKV": qkv})
     dtype = out_dtype_of(kind, out_dtype)
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     features = features_of(kv_heads, "packed", causal, align, window, softcap, return_lse, lengths)
@@ -241,6 +247,8 @@ def add_attention_packed(
     size = shape[-1] if shape else -1
     if size < 1:
         raise PluginError(f"QKV is {list(shape)}; its last axis, the head size, must be known")
+    mask, shown = split_mask(mask)
+    asked = Asked(score, shown, score_inputs, mask_inputs)
     beside, ragged = beside_of(bias, mask, sinks), "cu_seqlens_q" in lengths
     factors = factors_of(q_descale, k_descale, v_descale)
     sizes = (-1, num_heads, -1, -1) if ragged else (shape[0], num_heads, shape[1], shape[1])
@@ -249,165 +257,7 @@ def add_attention_packed(
         **beside_features(dtype, beside, sizes, ragged),
         **fp8_features(kind, factors, (1 if ragged else sizes[0], kv_heads)),
     )
-    problem = Problem(num_heads, size, dtype, _scale(scale, size), bool(causal), features)
-    creator = register(trt, namespace=namespace, library=library)
-    given = {"QKV": qkv, **lengths, **beside, **factors}
-    _, outputs = add_layer(trt, network, creator, problem.attributes(), given, name or NAME)
+    problem = Problem(num_heads, size, dtype, default_scale(scale, size), bool(causal), features)
+    layer = {"QKV": qkv, **lengths, **beside, **factors}
+    outputs = added(trt, network, problem, layer, asked, name, namespace, library)
     return tuple(outputs) if return_lse else outputs[0]
-
-
-def problem_of(
-    tensors: Tensors,
-    lengths: Tensors,
-    beside: Tensors,
-    factors: Tensors,
-    *,
-    causal: bool | str,
-    scale: float | None,
-    window: tuple[int, int],
-    align: str | None,
-    softcap: float,
-    layout: str | None,
-    return_lse: bool,
-    out_dtype: Dtype | None = None,
-) -> Problem:
-    """What :func:`add_attention` is asked for.
-
-    Args:
-        tensors, lengths, beside, factors: Q, K and V; those of :func:`lengths_of`; those of
-            :func:`pyfmha.trt.attention.beside.beside_of`; those of :func:`pyfmha.trt.attention.eight.factors_of`:
-            by name, each with ``shape`` and TensorRT's ``dtype``.
-        causal, scale, window, align, softcap, layout, return_lse, out_dtype: as there.
-
-    Raises:
-        PluginError: they do not fit.
-    """
-    ragged = "cu_seqlens_q" in lengths
-    axes = layout or ("bshd" if ragged else "bhsd")
-    if axes == "packed":
-        raise PluginError("layout 'packed' is for Q, K and V in one tensor: use add_attention_packed")
-    kind = _dtype(tensors)
-    dtype = out_dtype_of(kind, out_dtype)
-    heads, kv_heads, size, v_size = _heads(tensors, axes, ragged)
-    sizes = _sizes(tensors["Q"], tensors["K"], axes, lengths)
-    features = features_of(kv_heads, axes, causal, align, window, softcap, return_lse, lengths)
-    features = replace(
-        features,
-        **beside_features(dtype, beside, sizes, ragged),
-        **fp8_features(kind, factors, (1 if ragged else sizes[0], kv_heads)),
-        v_head_size=v_size,
-    )
-    return Problem(heads, size, dtype, _scale(scale, size), bool(causal), features)
-
-
-def _served(problem: Problem, shapes: Sequence[Shape], library: Library) -> Problem:
-    """The problem for the first kernel, where a library has no other and that serves it: no newer feature is used, Q, K
-    and V are of one shape. Where sizes are -1, they are taken to be."""
-    newer = problem.features != Features(problem.num_heads) or problem.head_size not in HEAD_SIZES
-    if newer or len(set(shapes)) > 1 or problem.function_name in library:
-        return problem
-    first = replace(problem, features=None)
-    return first if first.function_name in library else problem
-
-
-def lengths_of(q_lengths: Any, kv_lengths: Any, cu_seqlens_q: Any, cu_seqlens_kv: Any) -> Tensors:
-    """Those that are given."""
-    if (cu_seqlens_q is None) != (cu_seqlens_kv is None):
-        given, missing = (
-            ("cu_seqlens_q", "cu_seqlens_kv") if cu_seqlens_kv is None else ("cu_seqlens_kv", "cu_seqlens_q")
-        )
-        raise PluginError(f"{given} is given and {missing} is not; give both, which may be one tensor, or none")
-    named = {
-        "q_lengths": q_lengths,
-        "kv_lengths": kv_lengths,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_kv": cu_seqlens_kv,
-    }
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-def features_of(
-    kv_heads: int,
-    layout: str,
-    causal: bool | str,
-    align: str | None,
-    window: tuple[int, int],
-    softcap: float,
-    return_lse: bool,
-    lengths: Collection[str],
-) -> Features:
-    """The features that keywords of :func:`add_attention` ask for.
-
-    Args:
-        kv_heads, layout: with their defaults resolved.
-        causal, align, window, softcap, return_lse: as there.
-        lengths: the names of the lengths that are given.
-
-    Raises:
-        PluginError: a value is not allowed, or two do not go together.
-    """
-    check_causal(causal)
-    if align not in (None, *ALIGNMENTS):
-        raise PluginError(f"align is {align!r}; allowed are {', '.join(ALIGNMENTS)}")
-    if causal == "bottom-right" and align == "top-left":
-        raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
-    if len(window) != 2:
-        raise PluginError(f"window is {window}; give (left, right), with -1 for no limit")
-    return Features(
-        num_kv_heads=kv_heads,
-        layout=layout,
-        bottom_right="bottom-right" in (causal, align),
-        window=(window[0], window[1]),
-        softcap=softcap,
-        return_lse=return_lse,
-        q_lengths="q_lengths" in lengths,
-        kv_lengths="kv_lengths" in lengths,
-        cu_seqlens="cu_seqlens_q" in lengths,
-    )
-
-
-def _scale(scale: float | None, head_size: int) -> float:
-    return 1 / math.sqrt(head_size) if scale is None else scale
-
-
-def _listed(tensors: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items())
-
-
-def _dtype(tensors: Tensors) -> str:
-    kinds = {int(tensor.dtype) for tensor in tensors.values()}
-    if len(kinds) > 1:
-        raise PluginError(f"Q, K and V must be of one type, got {_listed(tensors)}")
-    (kind,) = kinds
-    served = DTYPE_OF | {DATA_TYPES["fp8"]: "fp8"}
-    if kind not in served:
-        allowed = ", ".join((*DTYPE_NAMES.values(), TYPE_NAMES["fp8"]))
-        raise PluginError(f"{', '.join(tensors)} must be of type {allowed}, got {_listed(tensors)}")
-    return served[kind]
-
-
-def _sizes(q: Any, k: Any, layout: str, lengths: Collection[str]) -> tuple[int, int, int, int]:
-    """Batch, query heads, queries and keys as the shapes of Q and K tell them; -1 where they do not."""
-    if "cu_seqlens_q" in lengths:
-        return -1, q.shape[1], -1, -1
-    heads, seq = (1, 2) if layout == "bhsd" else (2, 1)
-    return q.shape[0], q.shape[heads], q.shape[seq], k.shape[seq]
-
-
-def _heads(tensors: Tensors, layout: str, ragged: bool) -> tuple[int, int, int, int]:
-    """Heads of Q, heads of K and V, and the head sizes of Q and K, and of V."""
-    if layout not in ("bhsd", "bshd"):
-        raise PluginError(f"layout is {layout!r}; allowed are bhsd and bshd")
-    axes = (
-        "[tokens, heads, head size]"
-        if ragged
-        else f"[batch, {'heads, seq' if layout == 'bhsd' else 'seq, heads'}, head size]"
-    )
-    rank, at = (3, 1) if ragged else (4, 1 if layout == "bhsd" else 2)
-    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
-    if any(len(shape) != rank or shape[at] < 1 or shape[-1] < 1 for shape in shapes):
-        raise PluginError(f"Q, K and V must be {axes} with heads and head size known, got {_listed(tensors)}")
-    (heads, kv_heads, v_heads), (size, k_size, v_size) = ([shape[axis] for shape in shapes] for axis in (at, -1))
-    if kv_heads != v_heads or k_size != size:
-        raise PluginError(f"K and V must have as many heads, and Q and K one head size, got {_listed(tensors)}")
-    return heads, kv_heads, size, v_size if v_size != size else 0

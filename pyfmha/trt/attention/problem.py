@@ -11,10 +11,10 @@ from pyfmha.attention.first import DTYPES
 from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
-from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
+from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES, Operator
 from pyfmha.operators.forms import Forms
 from pyfmha.operators.instance import Instance
-from pyfmha.operators.program import program_of
+from pyfmha.operators.program import Program, program_of
 from pyfmha.spec.words import dtype_name
 
 PROGRAM = program_of(OPERATOR)
@@ -72,6 +72,19 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Extension:
+    """Attention with a user's function, which is an operator of its own.
+
+    Attributes:
+        operator: :func:`pyfmha.attention.function_operator.function_operator`, as the library has it.
+        attributes: the function's numbers that no shape tells.
+    """
+
+    operator: Operator
+    attributes: tuple[tuple[str, int | float | str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Problem:
     """The attention that one plugin serves.
 
@@ -82,6 +95,7 @@ class Problem:
         softmax_scale: factor of Q K^T.
         causal: whether a query sees only keys at its own position and before.
         features: None for the first kernel.
+        extension: a function of the user's; it goes with features.
 
     Raises:
         PluginError: on creation, for values that no kernel serves.
@@ -93,6 +107,7 @@ class Problem:
     softmax_scale: float
     causal: bool
     features: Features | None = None
+    extension: Extension | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
@@ -101,7 +116,12 @@ class Problem:
     @cached_property
     def instance(self) -> Instance:
         """The operator with these attributes."""
-        return _instance(tuple(self.attributes().items()))
+        return _instance(self.extension, tuple(self.attributes().items()))
+
+    @property
+    def program(self) -> Program:
+        """The operator."""
+        return PROGRAM if self.extension is None else program_of(self.extension.operator)
 
     @property
     def function_name(self) -> str:
@@ -147,6 +167,7 @@ class Problem:
             "kv_lengths": int(more.kv_lengths),
             "cu_seqlens": int(more.cu_seqlens),
             **self._beside(more),
+            **dict(() if self.extension is None else self.extension.attributes),
         }
 
     def node_attributes(self) -> dict[str, int | float | str]:
@@ -178,5 +199,5 @@ class Problem:
 
 
 @lru_cache(maxsize=256)
-def _instance(attributes: tuple[tuple[str, int | float | str], ...]) -> Instance:
-    return Instance(PROGRAM, dict(attributes))
+def _instance(extension: Extension | None, attributes: tuple[tuple[str, int | float | str], ...]) -> Instance:
+    return Instance(PROGRAM if extension is None else program_of(extension.operator), dict(attributes))

@@ -43,6 +43,10 @@ Work = Callable[[], float]
 """Does something and says how many milliseconds it took."""
 
 
+Formulas = Callable[[Callable[..., Any], dict[str, Any]], dict[str, Any]]
+"""Gives ``score`` and ``seen`` of the reference from memory and the arguments of a launch."""
+
+
 class Fault(Exception):
     """What a GPU answers with an illegal-address error."""
 
@@ -53,6 +57,8 @@ class Kernel:
 
     member: Attention | Forward | Biased | Fp8 | Decode
     combines: bool = False  # the second of decoding's two
+    function: str = ""  # the user's, where it is one with a function
+    arguments: tuple[tuple[str, str], ...] = ()  # of that
 
 
 def emulated_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tuple[Any, Any, Any]:
@@ -116,7 +122,11 @@ def emulated_combine(memory: Callable[..., Any], launch: Launch, member: Decode)
 
 
 def emulated_forward(
-    memory: Callable[..., Any], launch: Launch, dtype: str, arguments: Sequence[tuple[str, str]] = ARGUMENTS
+    memory: Callable[..., Any],
+    launch: Launch,
+    dtype: str,
+    arguments: Sequence[tuple[str, str]] = ARGUMENTS,
+    formulas: Formulas | None = None,
 ) -> None:
     """What ``fmha_fwd_*``, ``fmha_biased_*`` or ``fmha_fp8_*`` writes, by the reference, from the arguments that
     reached the driver.
@@ -126,9 +136,10 @@ def emulated_forward(
         launch: with the kernel's parameters.
         dtype: of Out, and of Q, K and V unless these are of e4m3.
         arguments: the function's.
+        formulas: what a user's function is.
     """
     given = _given(launch, arguments)
-    out, exact, lse = _computed(memory, given, dtype)
+    out, exact, lse = _computed(memory, given, dtype, {} if formulas is None else formulas(memory, given))
     mode = os.environ.get("FAKE_GPU_KERNEL")
     exact, lse = exact * (1.01 if mode == "wrong" else 1.0), lse + (0.01 if mode == "wrong_lse" else 0.0)
     out[...] = to_storage(exact.transpose(1, 0, 2)[None] if given["ragged"] else exact, dtype)
@@ -190,7 +201,9 @@ def _beside(memory: Callable[..., Any], given: dict[str, Any], dtype: str, lengt
     return found
 
 
-def _computed(memory: Callable[..., Any], given: dict[str, Any], dtype: str) -> tuple[Any, Any, Any]:
+def _computed(
+    memory: Callable[..., Any], given: dict[str, Any], dtype: str, formulas: dict[str, Any] | None = None
+) -> tuple[Any, Any, Any]:
     """Out's memory, and what Out and Lse should be."""
     batch, ragged = given["batch_size"], given["ragged"]
 
@@ -212,7 +225,7 @@ def _computed(memory: Callable[..., Any], given: dict[str, Any], dtype: str) -> 
     exact, lse = attend(
         *numbers, sm_scale=given["sm_scale"], softcap=given["softcap"], window_left=given["window_left"],
         window_right=given["window_right"], bottom_right=bool(given["bottom_right"]), **lengths,
-        **_beside(memory, given, dtype, lengths),
+        **_beside(memory, given, dtype, lengths), **(formulas or {}),
     )  # fmt: skip
     return out, exact, lse
 
@@ -236,6 +249,7 @@ class Gpu:
         self._launches = 0
         self._handles = 0x5000
         self._kernels: dict[str, Kernel] = {}
+        self.formulas: dict[str, Formulas] = {}  # of users' functions, by name
         self.replays = 0
         self.visible = [0, 1]  # which of the machine's devices it sees, in its order
         self.retained = 0  # primary contexts, through cuda-python
@@ -364,18 +378,22 @@ class Gpu:
                 r"fmha_(fwd_|split_|combine_|biased_|fp8_|with_\w+_)?d(\d+)_(fp16|bf16|fp32)(_tf32)?(_full)?",
                 function["name"],
             )
-            if found is None:
+            own = re.fullmatch(r"fmha_with_(\w+)_d(\d+)_(fp16|bf16|fp32)", function["name"])
+            if found is None and own is None:
                 continue
             kinds = {"fwd_": Forward, "biased_": Biased, "fp8_": Fp8, "split_": Decode, "combine_": Decode}
-            member = (
-                kinds.get(found[1], Biased)(found[3], int(found[2]))  # a user's function is taken to change nothing
-                if found[1]
-                else Attention(found[3], int(found[2]), not found[5], "tf32" if found[4] else "tf32x3")
-            )
+            if own is not None:
+                arguments = tuple((name, kind) for name, kind in function["arguments"])
+                known = Kernel(Biased(own[3], int(own[2])), False, own[1], arguments)
+            elif found is not None and found[1]:
+                known = Kernel(kinds[found[1]](found[3], int(found[2])), found[1] == "combine_")
+            elif found is not None:
+                first = Attention(found[3], int(found[2]), not found[5], "tf32" if found[4] else "tf32x3")
+                known = Kernel(first)
             for algorithm in function["algorithms"]:
                 for variant in algorithm:
                     for image in variant["images"]:
-                        self._kernels[image["sha256"]] = Kernel(member, found[1] == "combine_")
+                        self._kernels[image["sha256"]] = known
 
     def _run_kernel(self, launch: Launch) -> float:
         if launch.image_sha256 not in self._kernels:
@@ -384,6 +402,10 @@ class Gpu:
         member = known.member
         if isinstance(member, Decode):
             (emulated_combine if known.combines else emulated_split)(self.array, launch, member)
+            return KERNEL_MS
+        if isinstance(member, Biased) and known.function:
+            formulas = self.formulas.get(known.function)  # one without is taken to change nothing
+            emulated_forward(self.array, launch, member.dtype, known.arguments, formulas)
             return KERNEL_MS
         if isinstance(member, Biased | Fp8):
             kind = biased if isinstance(member, Biased) else fp8

@@ -1,0 +1,262 @@
+"""Attention with a function that a user wrote, as an operator: ``TritonFlashAttention_alibi``, one for each function.
+
+It is attention's operator (:mod:`pyfmha.attention.operator`) with one launch, of ``fmha_with_alibi_*``, and with the
+function's inputs behind the others: tensors, and attributes for the numbers that no shape tells. Everything of the
+function's bears its name: ``alibi_slopes``. Two attributes hold what the function was when the library was made; an
+engine keeps them, so that a library of another version of the function refuses it.
+"""
+
+import ast
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+from pyfmha.attention import biased_operator
+from pyfmha.attention.operator import DECODING, NAME, OPERATOR, sources
+from pyfmha.errors import SpecError
+from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Attribute, Check, Launch, Operator, Tensor
+from pyfmha.spec.abi import ctype
+
+KINDS = {"score": "score_function", "mask": "mask_function"}
+"""The attributes that hold what a function was: its name and a digest."""
+
+_TYPES = {ELEMENTS[kind]: kind for kind in DATA_TYPES}
+_MOST_AXES = 4
+"""Of a tensor without a shape: its axes change nothing, but each form has names for them."""
+_HALF = Check("fp8 == 0", "Q, K and V are FP8, which go with no function; give them in HALF, BF16 or FLOAT")
+
+
+@dataclass(frozen=True)
+class FunctionInput:
+    """One input of a user's function.
+
+    Attributes:
+        name: the function's name for it.
+        kind: ``"*fp32"``, ``"i32"``.
+        axes: of a pointer with a shape; None: there is none.
+    """
+
+    name: str
+    kind: str
+    axes: tuple[str, ...] | None = None
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is an input of the plugin; else a number."""
+        return self.kind.startswith("*")
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """What attention's operator must know of a user's function, or of a pair of one for scores and one for a mask.
+
+    Attributes:
+        name: of the library's functions and of the operator.
+        file: what ``pyfmha build --functions`` is told: a path, or the name of one that comes along.
+        inputs: in the order of the kernel's arguments.
+        requires: conditions of sizes and numbers.
+        score, mask: name and digest of each part that it has, see :mod:`pyfmha.functions.digest`; empty for none.
+    """
+
+    name: str
+    file: str
+    inputs: tuple[FunctionInput, ...]
+    requires: tuple[str, ...]
+    score: str
+    mask: str
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "UserFunction":
+        """From what :meth:`pyfmha.functions.declare.AttentionFunction.__pyfmha__` says."""
+        shapes = described["shapes"]
+        inputs = tuple(
+            FunctionInput(name, kind, tuple(shapes[name]) if name in shapes else None)
+            for name, kind in described["inputs"]
+        )
+        requires = tuple(described["requires"])
+        return cls(
+            described["name"], described["file"], inputs, requires, described["score"] or "", described["mask"] or ""
+        )
+
+    @property
+    def file_name(self) -> str:
+        """The file without its folder, which is no business of a library's."""
+        return PurePath(self.file).name
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """What each part was, by the attribute that holds it."""
+        return {KINDS[kind]: text for kind, text in (("score", self.score), ("mask", self.mask)) if text}
+
+    def told(self) -> dict[str, str]:
+        """The numbers that shapes tell, with the expression of the operator that is each."""
+        axes = {axis for one in self.inputs for axis in one.axes or ()}
+        return {one.name: self._value(one.name) for one in self.inputs if not one.is_tensor and one.name in axes}
+
+    def given(self) -> tuple[FunctionInput, ...]:
+        """The inputs that a user gives: all but the numbers that shapes tell."""
+        told = self.told()
+        return tuple(one for one in self.inputs if one.name not in told)
+
+    def own(self, name: str) -> str:
+        """How the operator calls what is the function's."""
+        return f"{self.name}_{name}"
+
+    def _value(self, name: str) -> str:
+        known = {"batch": "batch", "heads": "num_heads", "queries": "rows", "keys": "columns"}
+        return known.get(name) or self.own(name)
+
+    def _axis(self, text: str) -> str:
+        """An axis as forms have it; those of queries and keys are names of their own, which a check compares."""
+        known = {"batch": "batch", "heads": "num_heads"}
+        return _renamed(text, lambda name: known.get(name) or self.own(name))
+
+    def operator_inputs(self) -> tuple[Tensor, ...]:
+        """Its tensors."""
+        found = []
+        for one in self.inputs:
+            if not one.is_tensor:
+                continue
+            element = one.kind.removeprefix("*k").removeprefix("*")
+            if element not in _TYPES:
+                served = ", ".join(f"*{kind}" for kind in _TYPES)
+                raise SpecError(f"input {one.name} is {one.kind}, a type that TensorRT has not; it has {served}")
+            kind, name = _TYPES[element], self.own(one.name)
+            if one.axes is None:
+                axes = [f"{name}_{index}" for index in range(_MOST_AXES)]
+                forms = [f"{kind}[{', '.join(axes[:count])}]" for count in range(1, _MOST_AXES + 1)]
+            else:
+                forms = [f"{kind}[{', '.join(map(self._axis, one.axes))}]"]
+            found.append(Tensor(name, forms))
+        return tuple(found)
+
+    def attributes(self) -> dict[str, Attribute]:
+        """What it was, and its numbers that no shape tells."""
+        numbers = [one for one in self.given() if not one.is_tensor]
+        kept = {name: Attribute("string", text) for name, text in self.identities.items()}
+        return {**kept, **{self.own(one.name): _attribute(one) for one in numbers}}
+
+    def same(self) -> tuple[Check, ...]:
+        """That the library's function is the one that is asked for."""
+        return tuple(_same(name, text, self.file_name) for name, text in self.identities.items())
+
+    def checks(self) -> tuple[Check, ...]:
+        """What the function requires of its tensors and numbers."""
+        found = []
+        axes = {axis for one in self.inputs for axis in one.axes or ()}
+        for name, said, size in (("queries", "queries", "rows"), ("keys", "keys", "columns")):
+            if any(name in _names(axis) for axis in axes):
+                own = self.own(name)
+                wanted = f"the axis {name} of inputs of {self.name} is {{{own}}}; there are {{{size}}} {said}"
+                # Of a ragged batch it is the longest sequence's, which the device alone knows.
+                found.append(Check(f"cu_seqlens or {own} == {size}", wanted))
+        for text in self.requires:
+            names = dict.fromkeys(_names(text))
+            condition = _renamed(text, self._value)
+            free = "cu_seqlens or " if {"queries", "keys"} & set(names) else ""
+            here = ", ".join(f"{name} is {{{self._value(name)}}}" for name in names)
+            found.append(Check(f"{free}({condition})", f"{self.name} requires {_plain(text)}; here {here}"))
+        return tuple(found)
+
+    def sources(self) -> dict[str, str]:
+        """Where the function's arguments come from."""
+        told = self.told()
+        return {one.name: told.get(one.name) or self.own(one.name) for one in self.inputs}
+
+    def labels(self) -> dict[str, str]:
+        """How messages call its axes."""
+        axes = {axis for one in self.inputs for axis in one.axes or ()}
+        found = {self._axis(axis): axis for axis in sorted(axes)}
+        unshaped = [self.own(one.name) for one in self.inputs if one.is_tensor and one.axes is None]
+        return found | {f"{name}_{index}": "any" for name in unshaped for index in range(_MOST_AXES)}
+
+
+def function_operator(function: UserFunction) -> Operator:
+    """The operator of a user's function.
+
+    Raises:
+        SpecError: an input is of a type that TensorRT has not, or has a name that the operator cannot have.
+    """
+    try:
+        return _derived(function)
+    except SpecError as error:
+        raise SpecError(f"{function.name} can be no plugin of TensorRT's: {error}") from None
+
+
+def _derived(function: UserFunction) -> Operator:
+    kept = [(name, text) for name, text in OPERATOR.define if name not in DECODING]
+    arguments = {**sources(biased_operator.ARGUMENTS), **function.sources()}
+    return replace(
+        OPERATOR,
+        name=f"{NAME}_{function.name}",
+        inputs=(*_of_features(OPERATOR.inputs), *function.operator_inputs()),
+        outputs=_of_features(OPERATOR.outputs),
+        attributes=(*OPERATOR.attributes, *function.attributes().items()),
+        define=[(name, "0 == 0" if name == "features" else text) for name, text in kept],
+        checks=(*function.same(), _HALF, *OPERATOR.checks, *function.checks()),
+        launches=(Launch(arguments, "", f"fmha_with_{function.name}_d{{padded}}_{{T}}"),),
+        workspace=(),
+        workspace_of_profile="",
+        options=(),
+        summary=[*(one for one in OPERATOR.summary if one[0] != "features and split"), ("", f", with {function.name}")],
+        shape_summary=[one for one in OPERATOR.shape_summary if "split" not in one[0]],
+        labels=(*OPERATOR.labels, *function.labels().items()),
+        build=f"--functions {_plain(shlex.quote(function.file_name))} --dtype {{T}} --head-size {{padded}}",
+    )
+
+
+def _of_features(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of ``fmha_fwd_*`` and its kin, not of the first kernel."""
+    return tuple(tensor for tensor in tensors if tensor.when != "not features")
+
+
+def _same(name: str, text: str, file: str) -> Check:
+    said = name.replace("_", " ")
+    return Check(
+        f"{name} == {text!r}",
+        f"this engine or model has the {said} {{{name}}}; the library holds {text}, made of another version of its"
+        " source. Build the engine again, or the library from that source:"
+        f" pyfmha build --functions {_plain(shlex.quote(file))} "
+        "--dtype {T} --head-size {padded}",
+    )
+
+
+def _attribute(one: FunctionInput) -> Attribute:
+    """A number as an attribute.
+
+    Raises:
+        SpecError: TensorRT has no attribute that holds it.
+    """
+    kind = ctype(one.kind)
+    if kind.kind == "float":
+        if kind.size > 4:
+            raise SpecError(f"input {one.name} is {one.kind}; attributes are integers and float32")
+        return Attribute("fp32")
+    assert kind.bounds is not None
+    low, high = kind.bounds
+    if low >= -(1 << 31) and high < 1 << 31:
+        whole = high - low == (1 << 32) - 1
+        return Attribute("int32") if whole else Attribute("int32", minimum=low, maximum=high)
+    whole = low < 0 and high > 1 << 62
+    return Attribute("int64") if whole else Attribute("int64", minimum=low, maximum=min(high, (1 << 63) - 1))
+
+
+def _names(text: str) -> list[str]:
+    return [node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
+
+
+def _renamed(text: str, renamed: Any) -> str:
+    """An expression with other names."""
+    tree = ast.parse(text, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            node.id = renamed(node.id)
+    return ast.unparse(tree)
+
+
+def _plain(text: str) -> str:
+    """A text as part of a message, whose braces are no holes."""
+    return re.sub(r"[{}]", lambda brace: brace[0] * 2, text)

@@ -1,0 +1,63 @@
+"""Attention with users' functions for the tests of plugins: stand-ins for the library's functions, with plugins."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from helpers import TESTS
+from trt_double.scene import SIZE, biased_standin
+
+from plugin_host import attention
+from pyfmha.aot import Compiler
+from pyfmha.attention.biased import Biased
+from pyfmha.functions.family import Declared, WithFunction, declared_in, file_of, function_operators
+from pyfmha.operators.description import Operator
+from pyfmha.spec.kernel import Argument, KernelSpec
+
+OWN = TESTS / "functions" / "functions_of_tests.py"
+NAMES = ("alibi", "documents", "relative_positions", "soft_near")
+"""A score function, a mask function, one with shapes that are products, and a pair of tensors of any shape."""
+
+OWN_AXES: dict[str, dict[str, Sequence[int]]] = {
+    "alibi": {},
+    "documents": {"documents_tokens": (900, 5000, 200_000)},
+    "relative_positions": {"relative_positions_height": (30, 3, 70), "relative_positions_width": (30, 100)},
+    "soft_near": {f"soft_near_caps_{index}": (1, 4, 9) for index in range(4)},
+}
+"""Sizes of the axes of each."""
+
+
+def standin(function: Declared, dtype: str = "fp16", size: int = SIZE) -> KernelSpec:
+    """A function of the library that compiles in no time, with the arguments of the real one."""
+    name = WithFunction(dtype, size, function=function).name
+    spec = biased_standin(Biased(dtype, size))
+    arguments = (*spec.arguments, *(Argument(name, kind) for name, kind in function.inputs))
+    inputs = (("inputs", tuple(name for name, _ in function.inputs)),)
+    return replace(spec, name=name, kernel="with_function", arguments=arguments, tuples=inputs)
+
+
+def declared(compiler: Compiler, *files: Path) -> dict[str, Declared]:
+    """The functions of some files by name."""
+    return {function.name: function for file in files for function in declared_in(file, compiler.collect)}
+
+
+def standins(compiler: Compiler) -> tuple[list[KernelSpec], list[Operator]]:
+    """Stand-ins for :data:`NAMES`, and their operators."""
+    files = (*(file_of(name) for name in NAMES[:3]), OWN)
+    held = [function for name, function in declared(compiler, *files).items() if name in NAMES]
+    operators, notes = function_operators(held)
+    assert not notes
+    return [standin(function) for function in held], operators
+
+
+def random_function_values(name: str, chance: random.Random) -> dict[str, Any]:
+    """Attributes of one of :data:`NAMES`, most of which go together."""
+    values = attention.random_values(chance)
+    if name == "soft_near":
+        values["soft_near_width"] = chance.choice((1, 5, -3, (1 << 31) - 1))
+    kinds = {"alibi": ("score",), "relative_positions": ("score",), "documents": ("mask",), "soft_near": ("score",)}
+    if chance.random() < 0.1:
+        values[f"{kinds[name][0]}_function"] = chance.choice(("alibi:0123456789abcdef", "", "other"))
+    return values

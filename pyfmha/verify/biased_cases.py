@@ -48,8 +48,9 @@ class BiasedCase(Case):
         """The launch, but for its pointers."""
         usual = vars(super().call())
         return BiasedCall(
-            **usual, v_head_size=self.v_head_size, bias_strides=self._told("bias"), mask_strides=self._told("mask")
-        )
+            **usual, v_head_size=self.v_head_size, bias_strides=self._told("bias"), mask_strides=self._told("mask"),
+            **{f"{name}_counts": shape[2:] for name in ("bias", "mask") if (shape := getattr(self, name)) is not None},
+        )  # fmt: skip
 
     def _told(self, name: str) -> BroadcastStrides:
         shape = getattr(self, name)

@@ -45,7 +45,7 @@ def test_the_strides_of_a_launch_are_those_of_the_shape(shape: tuple[int, ...]) 
     q, k = ((HEADS * rows[name], rows[name], SIZE) for name in ("q", "k"))
     call = BiasedCall(
         *(B, HEADS, HEADS, SQ, SKV, SIZE, 0.5), q_strides=q, k_strides=k, v_strides=k, out_strides=q,
-        bias_strides=strides, mask_strides=strides,
+        bias_strides=strides, mask_strides=strides, **dict.fromkeys(("bias_counts", "mask_counts"), ((0, *shape)[-2:])),
     )  # fmt: skip
     assert step.function == "fmha_biased_d32_fp16"
     assert step.arguments[-len(call.scalars()) :] == call.scalars()

@@ -7,7 +7,7 @@ see many keys, the pair of :mod:`pyfmha.attention.decode` runs in the place of `
 sinks or values of another head size it is ``fmha_biased_*``, see :mod:`pyfmha.attention.biased_operator`.
 """
 
-from pyfmha.attention import biased_operator, forward
+from pyfmha.attention import biased_decode, biased_operator, forward
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
@@ -25,8 +25,9 @@ from pyfmha.operators.description import Attribute, Check, Launch, Operator, Opt
 
 NAME = "TritonFlashAttention"
 VERSION = "1"
-DECODE = "decode"
-"""The option of the two functions of decoding; an engine stores its number as ``pyfmha_decode``."""
+DECODE, BIASED_DECODE = "decode", "biased_decode"
+"""The options of the two functions of decoding, and of those with a bias and the like; an engine stores their numbers
+as ``pyfmha_decode`` and ``pyfmha_biased_decode``."""
 
 LAYOUTS = ("bhsd", "bshd", "packed")
 """Q, K, V as [batch, heads, seq, head size] or [batch, seq, heads, head size], or in one tensor: [batch, seq,
@@ -120,9 +121,9 @@ _DEFINE = {
     **biased_operator.strides(),
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
-    "decodable": f"not biased and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
-    f" and columns >= {LEAST_KEYS} and batch > 0",
-    "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}')"
+    "decodable": f"(has({BIASED_DECODE}) if biased else has({DECODE})) and {_QUERIES} > 0"
+    f" and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS} and batch > 0",
+    "one_launch": f"decodable and not biased and serves('forward', '{DECODE_KERNEL}')"
     f" and (key_heads >= {FEW_CLUSTERS} or columns <= {KEYS_OF_CLUSTER} * key_heads)",
     "split": "decodable and not one_launch",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
@@ -272,7 +273,9 @@ _LAUNCHES = (
         "fmha_d{head_size}_{T}{'' if causal else '_full'}",
     ),
     Launch(_sources(forward.ARGUMENTS), "features and not biased and not split", "fmha_fwd_d{padded}_{T}", "forward"),
-    Launch(_sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
+    Launch(
+        _sources(biased_operator.ARGUMENTS), "features and biased and not split", biased_operator.FUNCTION, "biased"
+    ),
     *(
         Launch(
             _sources(ARGUMENTS),
@@ -282,7 +285,18 @@ _LAUNCHES = (
         )
         for step in ("split", "combine")
     ),
+    *(
+        Launch(
+            _sources(biased_decode.ARGUMENTS),
+            "features and biased and split",
+            f"fmha_biased_{step}_d{{padded_split}}_{{T}}",
+            option=BIASED_DECODE,
+        )
+        for step in ("split", "combine")
+    ),
 )
+# A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
+_FEW = "not cu_seqlens and not in_one and most_rows >= 1"
 
 OPERATOR = Operator(
     name=NAME,
@@ -299,16 +313,13 @@ OPERATOR = Operator(
         Part("Partial", "4 * splits * queries * padded_split", "features and split"),
         Part("Statistics", "4 * (2 * splits + 1) * queries", "features and split"),
     ),
-    workspace_of_profile=f"(0 if biased or not has({DECODE}) or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS}"
-    f" or batch == 0 else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
+    workspace_of_profile=f"(0 if not (has({BIASED_DECODE}) if biased else has({DECODE}))"
+    f" or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS} or batch == 0"
+    f" else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
     alignment=ALIGNMENT,
     options=(
-        Option(
-            DECODE,
-            WORKSPACE_RULE,
-            # A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
-            "features and not biased and not cu_seqlens and not in_one and most_rows >= 1",
-        ),
+        Option(DECODE, WORKSPACE_RULE, f"features and not biased and {_FEW}"),
+        Option(BIASED_DECODE, WORKSPACE_RULE, f"features and biased and {_FEW}"),
     ),
     summary=(
         ("", "{T}, {num_heads} heads of size {head_size}, {'causal' if causal else 'full'}, scale {softmax_scale:g}"),

@@ -12,9 +12,20 @@ from typing import Any
 import pytest
 from shared import Shared
 from trt_double import Tensor
-from trt_double.scene import BIASED, DECODES, FORWARDS, MEMBERS, biased_standin, pair_standins, specs, standin
+from trt_double.scene import (
+    BIASED,
+    DECODES,
+    FORWARDS,
+    MEMBERS,
+    biased_pair_standins,
+    biased_standin,
+    pair_standins,
+    specs,
+    standin,
+)
 
 from pyfmha.aot import build
+from pyfmha.attention.biased_decode import BiasedDecode
 from pyfmha.attention.hopper import DECODE_KERNEL
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.operators.instance import Instance
@@ -33,7 +44,7 @@ def standins() -> list[KernelSpec]:
             wanted += [found, found.generic()]
     for pair in DECODES:
         wanted += pair_standins(pair)
-    return wanted + [biased_standin(member) for member in BIASED]
+    return wanted + [biased_standin(member) for member in BIASED] + biased_pair_standins(BiasedDecode("fp16", 64))
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,7 @@ def attend_biased_safely(
         elif SOFTCAP == "any":
             if bend > 0:
                 score = tanh(score) * scale
-        in_tensors = (rows < rows_left)[:, None] & in_rows[None, :]
-        score = biased(_bounded(score), tile, inputs, rows, start + keys, in_tensors, True, BIAS, MASK, SCORE, SEEN)
+        score = biased(_bounded(score), tile, inputs, rows, start + keys, True, BIAS, MASK, SCORE, SEEN)
         seen = score != float("-inf")
         score = _bounded(score)
         m_new = tl.maximum(m, tl.max(tl.where(seen, score, LOWEST), 1))

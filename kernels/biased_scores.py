@@ -17,7 +17,8 @@ LEAST: tl.constexpr = tl.constexpr(-1.2676506002282294e30)
 
 class Tile(NamedTuple):
     """Where a tile of queries stands. A bias and the mask begin at its first query and at key 0; a flag says whether
-    each is there. `query` and `last_key` are positions that functions may see."""
+    each is there, and how many queries and keys of it are read. `query` and `last_key` are positions that functions
+    may see."""
 
     bias: tl.tensor
     bias_fp32: tl.tensor
@@ -29,6 +30,10 @@ class Tile(NamedTuple):
     bias_stride_k: tl.tensor
     mask_stride_q: tl.tensor
     mask_stride_k: tl.tensor
+    bias_rows: tl.tensor
+    bias_keys: tl.tensor
+    mask_rows: tl.tensor
+    mask_keys: tl.tensor
     row_first: tl.tensor
     row_last: tl.tensor
     batch: tl.tensor
@@ -44,26 +49,39 @@ def _load(base, rows, keys, stride_q, stride_k, given, otherwise: tl.constexpr):
 
 
 @triton.jit
-def biased(score, tile, inputs, rows, keys, in_tensors, MASKED: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr,
+def _inside(rows, keys, row_count, key_count, MASKED: tl.constexpr):
+    """What of a block is read. Without MASKED all its keys are, so that they are read 16 bytes at a time."""
+    inside = (rows < row_count)[:, None]
+    if MASKED:
+        inside &= (keys < key_count)[None, :]
+    else:
+        inside = tl.broadcast_to(inside, [rows.shape[0], keys.shape[0]])
+    return inside
+
+
+@triton.jit
+def biased(score, tile, inputs, rows, keys, MASKED: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr,
            SCORE: tl.constexpr, SEEN: tl.constexpr):  # fmt: skip
     """The scores that count, minus infinity where a key is not seen: [rows, keys], from scale * q . k with a soft cap.
 
     BIAS is "never", "own" (of Q's dtype) or "any", MASK "never", "always" or "any". SCORE and SEEN are functions of the
-    user's, or None; without MASKED, all keys are in the window and seen by SEEN.
+    user's, or None; without MASKED, all keys are in the window, seen by SEEN, and inside of bias and mask.
     """
+    in_bias = _inside(rows, keys, tile.bias_rows, tile.bias_keys, MASKED)
+    in_mask = _inside(rows, keys, tile.mask_rows, tile.mask_keys, MASKED)
     seen = tl.full(score.shape, 1, tl.int1)
     if MASKED:
         seen = visible_to(keys, tile.row_first, tile.row_last)
     query = tile.query[:, None]
     key = tl.minimum(keys, tile.last_key)[None, :]
     if BIAS == "own":
-        bias = _load(tile.bias, rows, keys, tile.bias_stride_q, tile.bias_stride_k, in_tensors, 0.0).to(tl.float32)
+        bias = _load(tile.bias, rows, keys, tile.bias_stride_q, tile.bias_stride_k, in_bias, 0.0).to(tl.float32)
         score += bias
         seen &= bias != float("-inf")
     elif BIAS == "any":
-        given = in_tensors & tile.has_bias
+        given = in_bias & tile.has_bias
         bias = _load(tile.bias, rows, keys, tile.bias_stride_q, tile.bias_stride_k, given, 0.0).to(tl.float32)
-        given = in_tensors & tile.has_bias_fp32
+        given = in_bias & tile.has_bias_fp32
         bias += _load(tile.bias_fp32, rows, keys, tile.bias_stride_q, tile.bias_stride_k, given, 0.0)
         score += bias
         seen &= bias != float("-inf")
@@ -72,10 +90,11 @@ def biased(score, tile, inputs, rows, keys, in_tensors, MASKED: tl.constexpr, BI
         score = tl.cast(score, tl.float32)
         seen &= score != float("-inf")
     if MASK == "always":
-        seen &= _load(tile.mask, rows, keys, tile.mask_stride_q, tile.mask_stride_k, in_tensors, 0) != 0
+        seen &= _load(tile.mask, rows, keys, tile.mask_stride_q, tile.mask_stride_k, in_mask, 0) != 0
     elif MASK == "any":
-        given = in_tensors & tile.has_mask
-        seen &= _load(tile.mask, rows, keys, tile.mask_stride_q, tile.mask_stride_k, given, 1) != 0
+        given = in_mask & tile.has_mask
+        shown = _load(tile.mask, rows, keys, tile.mask_stride_q, tile.mask_stride_k, given, 0) != 0
+        seen &= shown | (tile.has_mask == 0)
     if SEEN is not None and MASKED:
         seen &= SEEN(tile.batch, tile.head, query, key, *inputs)
     score = tl.where(score < LEAST, LEAST, score)  # NaN stays

@@ -31,8 +31,8 @@ LEAST_BEND: tl.constexpr = tl.constexpr(7.888609052210118e-31)
 
 @triton.jit
 def _attend(
-    acc, row_sum, m, q, K, V, k_stride, v_stride, scale, bend, shift, tile, inputs, rows_left, begin, count, left,
-    skipped, end, head_size, v_head_size, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    acc, row_sum, m, q, K, V, k_stride, v_stride, scale, bend, shift, tile, inputs, begin, count, left, skipped, end,
+    head_size, v_head_size, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, MASKED: tl.constexpr, SOFTCAP: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr,
     SCORE: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -52,11 +52,6 @@ def _attend(
         if MASKED:
             start += tl.where(index < left, 0, skipped)
         in_rows = start + keys < end
-        in_tensors = (rows < rows_left)[:, None]
-        if MASKED:
-            in_tensors &= in_rows[None, :]
-        else:
-            in_tensors = tl.broadcast_to(in_tensors, [BLOCK_M, BLOCK_N])
         k = load_rows(K + start.to(tl.int64) * k_stride, k_offsets, in_rows, in_columns, MASKED)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if SOFTCAP == "always":
@@ -64,7 +59,7 @@ def _attend(
         elif SOFTCAP == "any":
             if bend > 0:
                 score = bent_by(score, bend, K.dtype.element_ty != tl.float16)
-        score = biased(score * scale, tile, inputs, rows, start + keys, in_tensors, MASKED, BIAS, MASK, SCORE, SEEN)
+        score = biased(score * scale, tile, inputs, rows, start + keys, MASKED, BIAS, MASK, SCORE, SEEN)
         m_new = tl.maximum(m, tl.max(score, 1) * LOG2_E + shift)
         m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(score * LOG2_E - m_finite[:, None])
@@ -83,6 +78,13 @@ def _is_given(pointer):
 
 
 @triton.jit
+def _count_of(pointer, other, stride, count):
+    """Queries or keys of a bias or mask: no limit where there is none, or where it has the same for all."""
+    given = (tl.cast(pointer, tl.int64) != 0) | (tl.cast(other, tl.int64) != 0)
+    return tl.where(given & (stride != 0), count, 2147483647)
+
+
+@triton.jit
 def _load_sink(Sinks, SinksFp32, head):
     """The sink of a head in units of log2, minus infinity where there are none."""
     own = tl.load(Sinks + head, mask=tl.cast(Sinks, tl.int64) != 0, other=float("-inf")).to(tl.float32)
@@ -97,7 +99,8 @@ def fused_attention_biased(
     sm_scale, softcap, batch_size, num_heads, num_kv_heads, q_len, kv_len, head_size, v_head_size, q_stride_b,
     q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s, out_stride_b,
     out_stride_h, out_stride_s, bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k, mask_stride_b,
-    mask_stride_h, mask_stride_q, mask_stride_k, window_left, window_right, bottom_right, ragged, inputs,
+    mask_stride_h, mask_stride_q, mask_stride_k, bias_rows, bias_columns, mask_rows, mask_columns, window_left,
+    window_right, bottom_right, ragged, inputs,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     SOFTCAP: tl.constexpr = "any", BIAS: tl.constexpr = "any", MASK: tl.constexpr = "any",
     SCORE: tl.constexpr = None, SEEN: tl.constexpr = None, BOUNDS: tl.constexpr = None,
@@ -107,7 +110,9 @@ def fused_attention_biased(
 
     V and Out have v_head_size elements a row, at most BLOCK_V. Bias (Q's dtype) or BiasFp32, and Mask (bytes, not 0 is
     true), are [batch, heads, queries, keys] by strides in elements, 0 for an axis that is broadcast; of a ragged batch
-    [sequences, heads, longest, longest], by the positions within a sequence. Sinks (Q's dtype) or SinksFp32 are
+    [sequences, heads, longest, longest], by the positions within a sequence. An axis that is not broadcast has as many
+    queries as bias_rows, mask_rows, keys as bias_columns, mask_columns: what lies past them is not read, but is 0 of a
+    bias, and not seen. Sinks (Q's dtype) or SinksFp32 are
     [num_heads]. Each may be null; of Bias and BiasFp32, and of Sinks and SinksFp32, at most one is not.
 
     SOFTCAP, BIAS, MASK: "never" and "always" (of BIAS "own": by Bias) are promises, "any" decides at run time.
@@ -195,6 +200,13 @@ def fused_attention_biased(
             full_end = full_begin
     elif SEEN is not None:
         full_end = full_begin
+    # In a block without masks all keys are inside of the tensors, too.
+    bias_keys = _count_of(Bias, BiasFp32, bias_stride_k, bias_columns)
+    mask_keys = _count_of(Mask, Mask, mask_stride_k, mask_columns)
+    if BIAS != "never":
+        full_end = tl.minimum(full_end, bias_keys)
+    if MASK != "never":
+        full_end = tl.minimum(full_end, mask_keys)
     begin = tl.minimum(begin, kv_n) // BLOCK_N * BLOCK_N  # so that blocks of a bias are loaded 16 bytes at a time
     if (rows_left <= 0) | (end <= begin):
         end = begin
@@ -213,8 +225,12 @@ def fused_attention_biased(
     mask_start = sequence.to(tl.int64) * mask_stride_b + wide_head * mask_stride_h + first_row * mask_stride_q
     tile = Tile(
         Bias + bias_start, BiasFp32 + bias_start, Mask + mask_start, _is_given(Bias), _is_given(BiasFp32),
-        _is_given(Mask), bias_stride_q, bias_stride_k, mask_stride_q, mask_stride_k, row_first, row_last, sequence,
-        head, query, kv_n - 1,
+        _is_given(Mask), bias_stride_q, bias_stride_k, mask_stride_q, mask_stride_k,
+        tl.minimum(rows_left, _count_of(Bias, BiasFp32, bias_stride_q, bias_rows) - first_row),
+        tl.minimum(end, bias_keys),
+        tl.minimum(rows_left, _count_of(Mask, Mask, mask_stride_q, mask_rows) - first_row),
+        tl.minimum(end, mask_keys),
+        row_first, row_last, sequence, head, query, kv_n - 1,
     )  # fmt: skip
     q = load_queries(Q, q_stride_s, rows_left, head_size, 0, sm_scale, BLOCK_M, BLOCK_D)
     # The score is scale * q . k, or scale * tanh(bend * q . k).
@@ -228,12 +244,12 @@ def fused_attention_biased(
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     acc, row_sum, m = _attend(
-        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, rows_left,
+        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs,
         begin + left * BLOCK_N, right - left, 0, 0, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V,
         False, SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION,
     )  # fmt: skip
     acc, row_sum, m = _attend(
-        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, rows_left, begin,
+        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, begin,
         blocks - (right - left), left, (right - left) * BLOCK_N, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D,
         BLOCK_V, True, SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION,
     )  # fmt: skip

@@ -152,11 +152,11 @@ def _beside(beside, place, step, key, kv_n, CONSUMER: gl.constexpr, S_LAYOUT: gl
         else:
             mask = tile
     if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
-        base, stride_b, stride_h = vectors
+        base, stride_b, stride_h, columns = vectors
         batch, head = place
         keys = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT)) + key
         places = base + batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h + keys
-        vector = gl.load(places, mask=keys < kv_n, other=0)[None, :]
+        vector = gl.load(places, mask=keys < gl.minimum(kv_n, columns), other=0)[None, :]
         if SHAPE.BIAS == "keys":
             bias = vector
         else:
@@ -352,7 +352,8 @@ def fmha_biased_sm90(
     Bias, BiasFp32, Mask, Sinks, SinksFp32, sm_scale, softcap, batch_size, num_heads, num_kv_heads, q_len, kv_len,
     head_size, v_head_size, q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s, v_stride_b,
     v_stride_h, v_stride_s, out_stride_b, out_stride_h, out_stride_s, bias_stride_b, bias_stride_h, bias_stride_q,
-    bias_stride_k, mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, window_left, window_right, bottom_right,
+    bias_stride_k, mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, bias_rows, bias_columns, mask_rows,
+    mask_columns, window_left, window_right, bottom_right,
     ragged, inputs,
     BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr,
     STAGES: gl.constexpr, V_STAGES: gl.constexpr, X_STAGES: gl.constexpr, PING_PONG: gl.constexpr,
@@ -409,7 +410,9 @@ def fmha_biased_sm90(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_whole = v_ready  # not used where no consumer waits for another to drop padding
+    if CONSUMERS > 1:
+        v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
         mbarrier.init(q_free.index(c), count=1)
@@ -417,7 +420,8 @@ def fmha_biased_sm90(
         mbarrier.init(k_ready.index(s), count=1)
         mbarrier.init(k_free.index(s), count=CONSUMERS)
     for s in gl.static_range(V_STAGES):
-        mbarrier.init(v_whole.index(s), count=1)
+        if CONSUMERS > 1:
+            mbarrier.init(v_whole.index(s), count=1)
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_free.index(s), count=CONSUMERS)
     x_smem = q_smem  # not used where nothing comes beside the keys
@@ -444,11 +448,11 @@ def fmha_biased_sm90(
     )  # fmt: skip
     stride_b = mask_stride_b
     stride_h = mask_stride_h
-    vectors = (Mask, mask_stride_b, mask_stride_h)
+    vectors = (Mask, mask_stride_b, mask_stride_h, mask_columns)
     if BIAS != "never":
         stride_b = bias_stride_b
         stride_h = bias_stride_h
-        vectors = (Bias, bias_stride_b, bias_stride_h)
+        vectors = (Bias, bias_stride_b, bias_stride_h, bias_columns)
     of_batch = (stride_b != 0).to(gl.int32)
     of_head = (stride_h != 0).to(gl.int32)
     by_head = (of_batch == 0) & (of_head != 0)
@@ -484,8 +488,8 @@ def fmha_biased_sm90(
                 (k_stride_b, k_stride_h, k_stride_s),
                 (v_stride_b, v_stride_h, v_stride_s),
                 (out_stride_b, out_stride_h, out_stride_s),
-                (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k),
-                (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k),
+                (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k, bias_rows, bias_columns),
+                (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, mask_rows, mask_columns),
             )
             for turn in range(tile_count(row_tiles, all_heads, all_heads, PAIRS_OF_A_HEAD)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:

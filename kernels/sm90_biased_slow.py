@@ -19,8 +19,9 @@ def _bounded(x):
 
 @gluon.jit
 def _row_of(base, strides, batch, head, rows):
-    """Where rows of a bias or mask begin; of queries that there are."""
-    return base + batch * strides[0] + head * strides[1] + rows.to(gl.int64) * strides[2]
+    """Where rows of a bias or mask begin, and which it has."""
+    has = (strides[2] == 0) | (rows < strides[4])
+    return base + batch * strides[0] + head * strides[1] + rows.to(gl.int64) * strides[2], has
 
 
 @gluon.jit
@@ -64,8 +65,8 @@ def compute_biased_slowly(
     k_base = K + wide_batch * k_strides[0] + kv_head * k_strides[1] + columns
     v_base = V + wide_batch * v_strides[0] + kv_head * v_strides[1] + v_columns
     positions = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
-    bias_rows = _row_of(Bias, bias_strides, wide_batch, q_head, rows)
-    mask_rows = _row_of(Mask, mask_strides, wide_batch, q_head, rows)
+    bias_rows, in_bias = _row_of(Bias, bias_strides, wide_batch, q_head, rows)
+    mask_rows, in_mask = _row_of(Mask, mask_strides, wide_batch, q_head, rows)
     for key in range(begin, end):
         wide_key = key.to(gl.int64)
         k = gl.load(k_base + wide_key * k_strides[2], mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
@@ -73,7 +74,8 @@ def compute_biased_slowly(
         score = _bounded(gl.sum(q * k[None, :], 1) * row_scale)
         seen = (rows < q_n) & (key <= rows + newest) & (key >= rows + oldest)
         if SHAPE.BIAS != "never":
-            bias = gl.load(bias_rows + wide_key * bias_strides[3], mask=rows < q_n, other=0.0).to(gl.float32)
+            has = (rows < q_n) & in_bias & ((bias_strides[3] == 0) | (key < bias_strides[5]))
+            bias = gl.load(bias_rows + wide_key * bias_strides[3], mask=has, other=0.0).to(gl.float32)
             seen = seen & (bias != float("-inf"))
             score += bias
         if SCORE is not None or SEEN is not None:
@@ -81,7 +83,8 @@ def compute_biased_slowly(
             score = by_functions(score[:, None], (batch, head), positions[:, None], keys, inputs, True, SHAPE)
             score = gl.sum(score, 1)  # of one
         if SHAPE.MASK != "never":
-            shown = gl.load(mask_rows + wide_key * mask_strides[3], mask=rows < q_n, other=0)
+            has = (rows < q_n) & in_mask & ((mask_strides[3] == 0) | (key < mask_strides[5]))
+            shown = gl.load(mask_rows + wide_key * mask_strides[3], mask=has, other=0)
             seen = seen & (shown != 0)
         seen = seen & (score != float("-inf"))
         score = _bounded(score)

@@ -152,6 +152,7 @@ def launch(problem: Problem, made: Placed, functions: dict[str, Any] | None = No
         p.batch if p.cu_q is None else len(p.cu_q) - 1, p.heads, p.kv_heads, p.q_len, p.kv_len, p.head_size,
         p.sm_scale, p.softcap, *(made.steps[name][:3] for name in ("Q", "K", "V", "Out")), p.left, p.right,
         p.bottom_right, p.ragged, p.v_head_size, broadcast(p, made, "bias"), broadcast(p, made, "mask"),
+        *(getattr(p, name)[2:] if getattr(p, name) else None for name in ("bias", "mask")),
     )  # fmt: skip
     batch = 1 if p.ragged else p.batch
     lse = nan_buffer("fp32", batch * p.heads * p.q_len)
@@ -195,6 +196,14 @@ def check_guards(problem: Problem, made: Placed, lse: np.ndarray) -> None:
         assert (np.concatenate([raw[:GUARD], raw[-GUARD:]]) == 0xFF).all(), "wrote outside"
 
 
+def whole(values: np.ndarray, q_len: int, kv_len: int) -> np.ndarray:
+    """A bias or mask of fewer queries or keys as it counts: 0 past its end, and not seen."""
+    missing = [
+        0 if have == 1 else max(want - have, 0) for have, want in zip(values.shape[2:], (q_len, kv_len), strict=True)
+    ]
+    return np.pad(values, [(0, 0), (0, 0), *((0, count) for count in missing)])
+
+
 def expected(problem: Problem, made: Placed, **functions: Any) -> tuple[np.ndarray, np.ndarray]:
     p = problem
     q, k, v = (to_float(made.values[name], p.dtype) for name in "QKV")
@@ -205,7 +214,8 @@ def expected(problem: Problem, made: Placed, **functions: Any) -> tuple[np.ndarr
     for name in ("bias", "mask", "sinks"):
         if name in made.values:
             dtype = made.pointers[name].dtype
-            options[name] = made.values[name] != 0 if name == "mask" else to_float(made.values[name], dtype)
+            values = made.values[name] != 0 if name == "mask" else to_float(made.values[name], dtype)
+            options[name] = values if name == "sinks" else whole(values, p.q_len, p.kv_len)
     if not p.ragged:
         return attend(q, k, v, q_lengths=p.q_lengths, kv_lengths=p.kv_lengths, **options)
     tokens = (x[0].transpose(1, 0, 2) for x in (q, k, v))

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from gluon_ptx import run_straight_line
 from gluon_values import (
+    BARRIERS,
     BF16,
     E4M3,
     FP16,
@@ -395,6 +396,7 @@ def launch(
     machine.programs = programs
     for machine.row, machine.program in itertools.product(range(rows), range(programs)):
         machine.named.clear()
+        BARRIERS.clear()
         with np.errstate(all="ignore"):
             kernel(*map(scalar, arguments), **constants)
         machine.end()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gluon_emulator import Machine, scalar
 from gluon_values import (
+    BARRIERS,
     BF16,
     E4M3,
     FP16,
@@ -32,6 +33,7 @@ def _allocate(dtype: DType, shape: Sequence[int], layout: Any) -> Shared:
     if layout == "barrier":
         barriers = np.empty(shape, object)
         barriers.reshape(-1)[:] = [Barrier() for _ in range(barriers.size)]
+        BARRIERS.append(barriers)
         return Shared(barriers, dtype)
     # Shared memory holds anything at first.
     anything = {INT32: 0x5A5A5A5A, UINT8: 0x5A, E4M3: 0x7F}.get(dtype, np.nan)

@@ -287,12 +287,17 @@ class Barrier:
 
     def __init__(self) -> None:
         self.count = self.pending = self.bytes = self.phase = 0
+        self.used = False
 
     def settle(self) -> None:
+        self.used = True
         if self.count and self.pending == 0 and self.bytes == 0:
             self.phase += 1
             self.pending = self.count
 
+
+BARRIERS: list[Any] = []
+"""Arrays of them that the last launch has set aside."""
 
 DEPTH = 16
 """Elements of a row and a column that one instruction of the tensor cores multiplies and adds."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from biased_runs import whole
 from gluon_emulator import Machine, launch
 from gluon_language import load_kernel
 from gluon_values import DTYPES, FP32, INT32, UINT8, Descriptor, Pointer, tensor
@@ -112,6 +113,8 @@ def run(
         *(stride for array in (q, k, v, out) for stride in strides(array)),
         *_strides(bias),
         *_strides(mask),
+        *(bias or (0, 0, 0, 0))[2:],
+        *(mask or (0, 0, 0, 0))[2:],
         *window,
         int(bottom_right),
         0,
@@ -135,8 +138,9 @@ def run(
     )
     for guard in (out_memory[:16], out_memory[-16:]):
         assert np.isnan(guard).all()
-    options: dict[str, Any] = {"bias": biases, "sinks": sink_values}
-    options["mask"] = None if masks is None else masks != 0
+    options: dict[str, Any] = {"sinks": sink_values}
+    options["bias"] = None if biases is None else whole(biases, q_len, kv_len)
+    options["mask"] = None if masks is None else whole(masks != 0, q_len, kv_len)
     functions = {"score": score, "seen": seen}
     wanted, wanted_lse = attend(
         q, k, v, sm_scale=sm_scale, q_lengths=q_lengths, kv_lengths=kv_lengths,

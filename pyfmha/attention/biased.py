@@ -21,7 +21,8 @@ KERNEL_FILE = "fmha_biased.py"
 
 _TENSORS = (("Bias", "*T"), ("BiasFp32", "*fp32"), ("Mask", "*u8"), ("Sinks", "*T"), ("SinksFp32", "*fp32"))
 _STRIDES = tuple((f"{tensor}_stride_{axis}", "i64") for tensor in ("bias", "mask") for axis in "bhqk")
-_AFTER = {"cu_seqlens_kv": _TENSORS, "head_size": (("v_head_size", "i32"),), "out_stride_s": _STRIDES}
+_COUNTS = tuple((f"{tensor}_{axis}", "i32") for tensor in ("bias", "mask") for axis in ("rows", "columns"))
+_AFTER = {"cu_seqlens_kv": _TENSORS, "head_size": (("v_head_size", "i32"),), "out_stride_s": (*_STRIDES, *_COUNTS)}
 ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
     argument for one in forward.ARGUMENTS for argument in (one, *_AFTER.get(one[0], ()))
 )
@@ -199,6 +200,9 @@ class BiasedCall(Call):
         v_head_size: of V and Out, 1 to 256; 0 for that of Q and K.
         bias_strides, mask_strides: (batch, head, query, key), in elements; 0 for an axis that is broadcast, see
             :func:`broadcast_strides`. Of a ragged batch, the first is of the sequences.
+        bias_counts, mask_counts: queries and keys that it has; of no account for an axis that is broadcast. What lies
+            past them is not read: 0 of a bias, not seen of a mask. By default those of the problem; of a ragged batch,
+            where they may be as few as the longest sequence has, they are to be given.
 
     Raises:
         SpecError: on creation, saying which part is wrong and what is allowed.
@@ -207,6 +211,8 @@ class BiasedCall(Call):
     v_head_size: int = 0
     bias_strides: BroadcastStrides = ABSENT
     mask_strides: BroadcastStrides = ABSENT
+    bias_counts: tuple[int, int] | None = None
+    mask_counts: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,6 +225,22 @@ class BiasedCall(Call):
                 raise SpecError(f"{name} is {value!r}: give four, of batch, head, query and key, in elements")
             for stride in value:
                 forward.check_range(name, stride, -(2**63), 2**63 - 1)
+        for tensor in ("bias", "mask"):
+            self._check_counts(tensor)
+
+    def _check_counts(self, tensor: str) -> None:
+        counts, strides = getattr(self, f"{tensor}_counts"), getattr(self, f"{tensor}_strides")
+        if counts is None:
+            if self.ragged and strides != ABSENT and any(strides[2:]):
+                raise SpecError(
+                    f"{tensor}_counts is not given; of a ragged batch, give the queries and keys that {tensor} has"
+                )
+            counts = (self.q_len, self.kv_len)
+            object.__setattr__(self, f"{tensor}_counts", counts)
+        if len(counts) != 2:
+            raise SpecError(f"{tensor}_counts is {counts!r}: give two, of queries and keys")
+        for count in counts:
+            forward.check_range(f"{tensor}_counts", count, 0, 2**31 - 1)
 
     @property
     def padded(self) -> int:
@@ -229,7 +251,10 @@ class BiasedCall(Call):
         """Everything that follows the pointers, in the order of :data:`ARGUMENTS`."""
         usual = dict(zip(_FORWARD_SCALARS, super().scalars(), strict=True))
         strides = zip(_STRIDES, (*self.bias_strides, *self.mask_strides), strict=True)
-        own = {"v_head_size": self.v_head_size, **{name: stride for (name, _), stride in strides}}
+        assert self.bias_counts is not None
+        assert self.mask_counts is not None
+        counts = zip(_COUNTS, (*self.bias_counts, *self.mask_counts), strict=True)
+        own = {"v_head_size": self.v_head_size, **{name: value for (name, _), value in (*strides, *counts)}}
         return tuple({**usual, **own}[name] for name in self._names())
 
     @staticmethod

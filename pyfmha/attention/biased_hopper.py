@@ -151,8 +151,8 @@ def _descriptors(padded: int, block_n: int, beside: Beside) -> tuple[Descriptor,
         return made
     sizes: tuple[int | str, ...] = (
         *(f"1 + min(1, {name}_stride_{axis}) * ({count} - 1)" for axis, count in _OUTER),
-        "q_len",
-        "kv_len",
+        f"{name}_rows",
+        f"{name}_columns",
     )
     strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhq"), 1)
     return (*made, Descriptor("x_desc", name.capitalize(), sizes, strides, (1, 1, ROWS, block_n)))

@@ -42,7 +42,8 @@ def inputs() -> tuple[Tensor, ...]:
 
 
 def strides() -> dict[str, str]:
-    """Definitions of strides by name, those of :func:`pyfmha.attention.biased.broadcast_strides`."""
+    """Definitions of strides by name, those of :func:`pyfmha.attention.biased.broadcast_strides`, and of how many
+    queries and keys there are, past which nothing is read: the longest sequence of a ragged batch may be longer."""
     found: dict[str, str] = {}
     for name in BROADCAST:
         found |= {
@@ -50,6 +51,8 @@ def strides() -> dict[str, str]:
             f"{name}_stride_h": f"0 if {name}_h <= 1 else {name}_q * {name}_k",
             f"{name}_stride_q": f"0 if {name}_q <= 1 else {name}_k",
             f"{name}_stride_k": f"0 if {name}_k == 1 and columns != 1 else 1",
+            f"{name}_rows": f"{name}_q",
+            f"{name}_columns": f"{name}_k",
         }
     return found
 

@@ -24,9 +24,11 @@ KERNEL_FILE = "fmha_decode.py"
 SPLIT_KERNEL = "fused_attention_split"
 COMBINE_KERNEL = "fused_attention_combine"
 
-_WORKSPACE = {"cu_seqlens_q": "Partial", "cu_seqlens_kv": "Statistics"}
+WORKSPACE = {"cu_seqlens_q": "Partial", "cu_seqlens_kv": "Statistics"}
+"""What stands in the place of a ragged batch's arrays."""
+
 ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
-    (_WORKSPACE.get(name, "splits" if name == "ragged" else name), "*fp32" if name in _WORKSPACE else kind)
+    (WORKSPACE.get(name, "splits" if name == "ragged" else name), "*fp32" if name in WORKSPACE else kind)
     for name, kind in forward.ARGUMENTS
 )
 """Those of :data:`pyfmha.attention.forward.ARGUMENTS`, with the workspace for the ragged batch's arrays and ``splits``
@@ -72,9 +74,10 @@ ALIGNMENT = 16
 # 16 rows are the least that tensor cores take. A block of K and one of V fill 32 KiB; three in flight, in two programs
 # an SM, are several times what the latency of memory needs, and fit the shared memory of every architecture served.
 _BLOCK_BYTES = 16 * 1024
-_ROWS = 16
+ROWS = 16
+"""Of a tile."""
 
-_PARTS_AT_A_TIME = 32
+PARTS_AT_A_TIME = 32
 """Parts that the second launch loads together. Most problems have no more, so that they wait for memory once."""
 
 
@@ -115,15 +118,16 @@ class Decode:
     def specs(self) -> tuple[KernelSpec, ...]:
         """What to compile: the split for aligned tensors and for any, and what combines."""
         return (
-            self._split(self._tile(), hinted=True),
-            self._split(Tile(_ROWS, 16, self._tile().num_warps, 1), hinted=False),
+            self._split(self.tile(), hinted=True),
+            self._split(Tile(ROWS, 16, self.tile().num_warps, 1), hinted=False),
             self._combine(),
         )
 
-    def _tile(self) -> Tile:
+    def tile(self) -> Tile:
+        """How the first launch is cut."""
         # Three products of tf32 for one of fp32 hold their operands three times: with 4 warps they would spill.
         warps = 8 if self.dtype == "fp32" and self.padded > HEAD_SIZES[0] else 4
-        return Tile(_ROWS, _BLOCK_BYTES // (self.padded * ELEMENT_SIZES[self.dtype]), warps, 3)
+        return Tile(ROWS, _BLOCK_BYTES // (self.padded * ELEMENT_SIZES[self.dtype]), warps, 3)
 
     def _split(self, tile: Tile, *, hinted: bool) -> KernelSpec:
         heads = "batch_size * num_kv_heads"
@@ -158,7 +162,7 @@ class Decode:
             kernel=COMBINE_KERNEL,
             name=self.combine_name,
             arguments=self._arguments(hinted=False),
-            constants=(("BLOCK_D", self.padded), ("SPLITS", _PARTS_AT_A_TIME), ("PDL", False)),
+            constants=(("BLOCK_D", self.padded), ("SPLITS", PARTS_AT_A_TIME), ("PDL", False)),
             grid="batch_size * num_heads * q_len",
             num_warps=warps,
             num_stages=1,
@@ -264,15 +268,19 @@ def decoding_for(call: Call, *, in_one: Figures | None = None) -> Decoding | Non
     Raises:
         SpecError: the head size is not served.
     """
+    splits = splits_of(call)
+    if splits is None or (in_one is not None and one_launch_pays(call, in_one)):
+        return None
+    return Decoding(call, Decode("fp16", call.head_size).padded, splits)
+
+
+def splits_of(call: Call) -> int | None:
+    """Into how many parts the keys of a problem are split; None where they are not."""
     queries = call.q_len * (call.num_heads // call.num_kv_heads)
     if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
         return None
-    if in_one is not None and one_launch_pays(call, in_one):
-        return None
-    programs = call.batch_size * call.num_kv_heads * -(-queries // _ROWS)
-    most = -(-call.kv_len // KEYS_OF_SPLIT)
-    splits = min(max(PROGRAMS // programs, 1), most)
-    return Decoding(call, Decode("fp16", call.head_size).padded, splits)
+    programs = call.batch_size * call.num_kv_heads * -(-queries // ROWS)
+    return min(max(PROGRAMS // programs, 1), -(-call.kv_len // KEYS_OF_SPLIT))
 
 
 def one_launch_pays(call: Call, device: Figures) -> bool:
@@ -292,6 +300,6 @@ def most_workspace_bytes(batch_size: int, num_heads: int, q_len: int, head_size:
     writes at most a tile of rows, and where there are more programs than aimed at, nothing is split.
     """
     most_queries = min(q_len, MOST_QUERIES)
-    rows = max(PROGRAMS * _ROWS, batch_size * num_heads * most_queries)
+    rows = max(PROGRAMS * ROWS, batch_size * num_heads * most_queries)
     padded = Decode("fp16", head_size).padded
     return 4 * rows * padded + 4 * 3 * rows + ALIGNMENT

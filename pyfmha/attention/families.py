@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pyfmha.attention.biased import biased_family
+from pyfmha.attention.biased_decode import biased_decode_family
 from pyfmha.attention.decode import decode_family
 from pyfmha.attention.first import DTYPES, HEAD_SIZES, family, family_specs
 from pyfmha.attention.forward import Forward, forward_family
@@ -15,7 +16,7 @@ KERNELS = {
     "basic": "fmha_d*: equal, contiguous Q, K and V (the first kernel)",
     "forward": "fmha_fwd_d*: every feature",
     "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
-    "biased": "fmha_biased_d*: bias, mask, sinks, values of another head size",
+    "biased": "fmha_biased_*: bias, mask, sinks, values of another head size, and decoding with them",
     "fp8": "fmha_fp8_d*: Q, K and V in e4m3 on sm_90, Out in fp16 or bf16; nothing elsewhere",
     "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
 }
@@ -54,6 +55,8 @@ def library_specs(
     if "biased" in kernels:
         for biased in biased_family(dtypes, head_sizes):
             specs += biased.specs()
+        for biased_pair in biased_decode_family(dtypes, head_sizes):
+            specs += biased_pair.specs()
     if "fp8" in kernels:
         for eighth in fp8_family(dtypes, head_sizes):
             specs += eighth.specs()

@@ -8,7 +8,7 @@ sinks or values of another head size it is ``fmha_biased_*``, see :mod:`pyfmha.a
 and V in FP8 ``fmha_fp8_*``, see :mod:`pyfmha.attention.fp8_operator`.
 """
 
-from pyfmha.attention import biased_operator, forward, fp8_operator
+from pyfmha.attention import biased_decode, biased_operator, forward, fp8_operator
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
@@ -28,8 +28,9 @@ from pyfmha.operators.description import Attribute, Check, Launch, Operator, Opt
 
 NAME = "TritonFlashAttention"
 VERSION = "1"
-DECODE = "decode"
-"""The option of the two functions of decoding; an engine stores its number as ``pyfmha_decode``."""
+DECODE, BIASED_DECODE = "decode", "biased_decode"
+"""The options of the two functions of decoding, and of those with a bias and the like; an engine stores their numbers
+as ``pyfmha_decode`` and ``pyfmha_biased_decode``."""
 
 LAYOUTS = ("bhsd", "bshd", "packed")
 """Q, K, V as [batch, heads, seq, head size] or [batch, seq, heads, head size], or in one tensor: [batch, seq,
@@ -99,15 +100,15 @@ DECODING = {
     "most_rows": f"{MOST_QUERIES} / (num_heads / num_kv_heads)",
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
-    "decodable": f"not biased and not eight and has({DECODE}) and {_QUERIES} > 0 and {_QUERIES} <= {MOST_QUERIES}"
-    f" and columns >= {LEAST_KEYS} and batch > 0",
+    "decodable": f"not eight and (has({BIASED_DECODE}) if biased else has({DECODE})) and {_QUERIES} > 0"
+    f" and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS} and batch > 0",
     "clusters": "key_heads * cdiv(num_heads / num_kv_heads, 8)",
     "ranks": "8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1",
     "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100",
     "cluster_rate": f"min(min(memory_rate, {PROGRAM_RATE} * key_heads * ranks),"
     f" {MULTIPROCESSOR_RATE} * device(multiprocessors))",
     "read": "key_heads * columns * 4 * head_size if decodable else 0",
-    "one_launch": f"decodable and serves('forward', '{DECODE_KERNEL}') and (cluster_rate <= 0"
+    "one_launch": f"decodable and not biased and serves('forward', '{DECODE_KERNEL}') and (cluster_rate <= 0"
     f" or 1000 * read / cluster_rate <= 1000 * read / memory_rate + {SECOND_LAUNCH_NS})",
     "split": "decodable and not one_launch",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
@@ -300,7 +301,7 @@ _LAUNCHES = (
         "fmha_fwd_d{padded}_{T}",
         "forward",
     ),
-    Launch(sources(biased_operator.ARGUMENTS), "features and biased", biased_operator.FUNCTION, "biased"),
+    Launch(sources(biased_operator.ARGUMENTS), "features and biased and not split", biased_operator.FUNCTION, "biased"),
     Launch(sources(fp8_operator.ARGUMENTS, "1"), "eight", fp8_operator.FUNCTION, "fp8"),
     *(
         Launch(
@@ -311,7 +312,18 @@ _LAUNCHES = (
         )
         for step in ("split", "combine")
     ),
+    *(
+        Launch(
+            sources(biased_decode.ARGUMENTS),
+            "features and biased and split",
+            f"fmha_biased_{step}_d{{padded_split}}_{{T}}",
+            option=BIASED_DECODE,
+        )
+        for step in ("split", "combine")
+    ),
 )
+# A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
+_FEW = "not cu_seqlens and not in_one and most_rows >= 1"
 
 OPERATOR = Operator(
     name=NAME,
@@ -328,16 +340,13 @@ OPERATOR = Operator(
         Part("Partial", "4 * splits * queries * padded_split", "features and split"),
         Part("Statistics", "4 * (2 * splits + 1) * queries", "features and split"),
     ),
-    workspace_of_profile=f"(0 if biased or eight or not has({DECODE}) or max(least(Sq), 1) > most_decoded"
-    f" or Skv < {LEAST_KEYS} or batch == 0 else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
+    workspace_of_profile=f"(0 if eight or not (has({BIASED_DECODE}) if biased else has({DECODE}))"
+    f" or max(least(Sq), 1) > most_decoded or Skv < {LEAST_KEYS} or batch == 0"
+    f" else 4 * profile_rows * padded_split + 12 * profile_rows + {ALIGNMENT})",
     alignment=ALIGNMENT,
     options=(
-        Option(
-            DECODE,
-            WORKSPACE_RULE,
-            # A ragged batch is not decoded, nor are queries that are as many as the keys, as those of a packed tensor.
-            "features and not biased and not eight and not cu_seqlens and not in_one and most_rows >= 1",
-        ),
+        Option(DECODE, WORKSPACE_RULE, f"features and not biased and not eight and {_FEW}"),
+        Option(BIASED_DECODE, WORKSPACE_RULE, f"features and biased and {_FEW}"),
     ),
     summary=(
         ("", "{T}, {num_heads} heads of size {head_size}, {'causal' if causal else 'full'}, scale {softmax_scale:g}"),

@@ -48,8 +48,9 @@ class BiasedCase(Case):
         """The launch, but for its pointers."""
         usual = vars(super().call())
         return BiasedCall(
-            **usual, v_head_size=self.v_head_size, bias_strides=self._told("bias"), mask_strides=self._told("mask")
-        )
+            **usual, v_head_size=self.v_head_size, bias_strides=self._told("bias"), mask_strides=self._told("mask"),
+            **{f"{name}_counts": shape[2:] for name in ("bias", "mask") if (shape := getattr(self, name)) is not None},
+        )  # fmt: skip
 
     def _told(self, name: str) -> BroadcastStrides:
         shape = getattr(self, name)
@@ -189,3 +190,28 @@ def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
         ),
         replace(plain, name="bias, odd head size", head_size=padded - 3, v_head_size=padded - 5, bias=full),
     ]
+
+
+def biased_decode_cases(dtype: str, padded: int) -> list[BiasedCase]:
+    """For one pair of ``fmha_biased_split_*`` and ``fmha_biased_combine_*``."""
+    plain = BiasedCase("", dtype, padded, heads=8, kv_heads=2, q_len=1, kv_len=600, splits=5)
+    full, keys = (2, 8, 1, 600), (2, 1, 1, 600)
+    few: dict[str, Any] = {"q_len": 3, "kv_len": 70, "right": 0, "bottom_right": True}
+    features: list[tuple[str, dict[str, Any]]] = [
+        ("bias", {"bias": full}),
+        ("bias of keys, sinks", {"bias": keys, "sinks": "own"}),
+        ("bias of -inf", {**few, "bias": (2, 8, 3, 70), "masked_by": "bias"}),
+        ("bias in fp32", {"bias": full, "bias_dtype": "fp32"}),
+        ("mask", {"mask": full}),
+        ("mask of keys, sinks", {"mask": keys, "sinks": "fp32"}),
+        ("bias and mask, NaN in what is masked", {**few, "bias": (2, 8, 3, 70), "mask": (2, 8, 3, 70)}),
+        ("sinks, lengths", {**few, "sinks": "own", "q_lengths": (3, 2), "kv_lengths": (0, 37)}),
+        ("sinks, soft cap, one split", {"sinks": "own", "softcap": 2.0, "splits": 1}),
+        ("values of half", {**few, "v_head_size": padded // 2, "sinks": "own"}),
+        ("values of another size", {**few, "head_size": padded // 2, "v_head_size": padded, "mask": (2, 1, 3, 70)}),
+        ("largest inputs", {**few, "largest": True, "bias": (2, 8, 3, 70)}),
+        ("odd head size", {**few, "head_size": padded - 3, "v_head_size": padded - 5, "mask": (2, 1, 1, 70)}),
+        ("odd rows of it", {"bias": full, "mask": keys, "tensor_gap": 1, "tensor_shift": 1}),
+    ]
+    cases = [replace(plain, name=f"decoding, {name}", **changes) for name, changes in features]
+    return [*cases, *(replace(case, name=f"{case.name}, misaligned", shift=1) for case in cases[:6])]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyfmha.attention.biased import biased_family
+from pyfmha.attention.biased_decode import biased_decode_family
 from pyfmha.attention.decode import Decoding, decode_family
 from pyfmha.attention.first import DTYPES, family
 from pyfmha.attention.forward import forward_family
@@ -26,7 +27,7 @@ from pyfmha.runtime.library import Function, Library
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import build_command, code_for
 from pyfmha.spec.arch import arch_for
-from pyfmha.verify.biased_cases import BiasedCase, biased_cases
+from pyfmha.verify.biased_cases import BiasedCase, biased_cases, biased_decode_cases
 from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
 from pyfmha.verify.fp8_cases import Fp8Case, fp8_cases
 from pyfmha.verify.function_cases import Example, FunctionCase, function_plans
@@ -214,6 +215,10 @@ def _plans(
     for biased in biased_family(dtypes):
         if biased.name in library:
             yield [library[biased.name]], biased_cases(biased.dtype, biased.padded)
+    for few in biased_decode_family(dtypes):
+        if few.split_name in library and few.combine_name in library:
+            functions = [library[few.split_name], library[few.combine_name]]
+            yield functions, biased_decode_cases(few.dtype, few.padded)
     for eighth in fp8_family(dtypes):
         if eighth.name in library:
             yield [library[eighth.name]], fp8_cases(eighth.dtype, eighth.padded)
@@ -301,7 +306,8 @@ def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -
         decoding = Decoding(case.call(), padded, case.splits)
         sizes = decoding.partial_bytes, decoding.statistics_bytes
         workspace = [launched.add(np.full(size, NAN_BYTE, np.uint8)).pointer for size in sizes]
-        return (out, lse, *inputs, *lengths, *workspace, *decoding.scalars())
+        beside = _tensors(case, launched) if isinstance(case, BiasedCase) else []
+        return (out, lse, *inputs, *lengths, *workspace, *beside, *decoding.scalars())
     lengths += [launched.integers(values) for values in (case.cu_q, case.cu_kv)]
     if isinstance(case, Fp8Case):
         descales = [0 if given is None else launched.add(given).pointer for given in case.descales]

@@ -34,7 +34,7 @@ def test_every_call_is_served_and_the_default_library_is_as_it_was() -> None:
         assert function.specs()[-1].unconditional
     assert "biased" not in DEFAULT
     names = {spec.name for spec in library_specs(["biased"], ["fp16"], [64, 100])}
-    assert names == {"fmha_biased_d64_fp16", "fmha_biased_d128_fp16"}
+    assert names == {f"fmha_biased_{step}d{size}_fp16" for step in ("", "split_", "combine_") for size in (64, 128)}
 
 
 def serving(function: Biased, pointers: dict[str, int], call: BiasedCall) -> tuple[str, str, str, int]:

@@ -22,6 +22,8 @@ LARGE = Problem(**{**vars(BIAS), "scale": 1e5, "mask": FULL, "share": 0.03})
 RAGGED = Problem(
     heads=2, kv_heads=2, q_len=40, kv_len=50, cu_q=[3, 20, 37], cu_kv=[0, 30, 50], bias=(2, 2, 40, 50), sinks="own"
 )
+SHORT = Problem(**{**vars(PAIR), "bias": (2, 2, 20, 30)})
+SHORT_MASK = Problem(**{**vars(PAIR), "mask": (2, 2, 20, 30)})
 VALUES = Problem(**{**vars(PAIR), "v_head_size": 24, "head_size": 32})
 
 SCORES, SAFE, OWN = "biased_scores.py", "biased_safe.py", KERNEL_FILE
@@ -32,7 +34,17 @@ FAULTS = {
         'score += 2 * bias\n        seen &= bias != float("-inf")\n    if SCORE',
         BIAS,
     ),
-    "the mask is the other way round": (SCORES, "given, 1) != 0", "given, 1) == 0", MASK),
+    "the mask is the other way round": (SCORES, "given, 0) != 0", "given, 0) == 0", MASK),
+    "rows past the end of a bias": (OWN, "_count_of(Bias, BiasFp32, bias_stride_q, bias_rows)", "q_len", SHORT),
+    "keys past the end of a bias": (OWN, "tl.minimum(end, bias_keys)", "end", SHORT),
+    "rows past the end of a mask": (OWN, "_count_of(Mask, Mask, mask_stride_q, mask_rows)", "q_len", SHORT_MASK),
+    "keys past the end of a mask": (OWN, "tl.minimum(end, mask_keys)", "end", SHORT_MASK),
+    "keys past the end of a mask, in blocks without masks": (
+        OWN,
+        "full_end = tl.minimum(full_end, mask_keys)",
+        "full_end += 0",
+        SHORT_MASK,
+    ),
     "keys and queries of the bias exchanged": (
         SCORES,
         "rows[:, None] * stride_q + keys.to(tl.int64)[None, :] * stride_k",

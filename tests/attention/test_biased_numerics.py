@@ -105,6 +105,27 @@ def test_what_variants_promise(dtype, known, options) -> None:
     check(replace(PAIR, dtype=dtype, known=known, blocks=(32, 16), **options))
 
 
+SHORT = {
+    "ragged": {"cu_q": [3, 20, 40], "cu_kv": [0, 30, 50], "q_len": 40, "kv_len": 50},
+    "ragged, window": {"cu_q": [0, 33], "cu_kv": [0, 65], "left": 20, "right": 0, "bottom_right": True},
+    "dense": {},
+}
+
+
+@pytest.mark.parametrize("known", [("any", "any", "any"), ("never", "own", "never"), ("never", "never", "always")])
+@pytest.mark.parametrize("problem", SHORT)
+def test_nothing_is_read_past_the_end_of_a_bias_or_mask(problem, known) -> None:
+    """Whose lengths only the device knows. Past the end lie the next row or head, and then NaN, or bytes that show."""
+    batch = len(SHORT[problem].get("cu_q", [0, 1])) - 1
+    shape = (batch, 2, 13, 21)
+    beside = {
+        **({"bias": shape, "bias_dtype": "fp32" if known[1] == "any" else "own"} if known[1] != "never" else {}),
+        **({"mask": shape} if known[2] != "never" else {}),
+    }
+    check(replace(PAIR, dtype="fp16", known=known, **SHORT[problem], **beside))
+    check(replace(PAIR, known=known, **SHORT[problem], **{name: (1, 1, 1, 17) for name in beside if name[-1] != "e"}))
+
+
 def test_one_row_sees_what_the_definition_says() -> None:
     """By hand: two keys seen of three, equal scores but for a bias of log 3, a sink of log 4."""
     problem = Problem(q_len=1, kv_len=3, head_size=1, v_head_size=2, bias=(1, 1, 1, 3), mask=(1, 1, 1, 3), sinks="fp32",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gluon_values import BARRIERS
 from sm90_biased_runs import KERNEL, check, run
 from sm90_runs import TOLERANCE, altered, is_noticed
 
@@ -52,6 +53,10 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         **TWO, "q_len": 200, "kv_len": 260, "heads": 4, "kv_heads": 2, "window": (90, 3), "bottom_right": True,
         "sinks": "own", "dtype": "bf16",
     },
+    "a bias that ends early": {"batch": 2, "q_len": 130, "kv_len": 200, "bias": (2, 1, 70, 136)},
+    "a bias of fewer keys": {"kv_len": 200, "bias": (1, 2, 1, 90), "sinks": "own"},
+    "a mask that ends early": {"q_len": 130, "kv_len": 200, "mask": (1, 2, 70, 136)},
+    "a mask of fewer keys": {"kv_len": 200, "mask": (1, 1, 1, 90)},
     "values of half": {"q_len": 70, "kv_len": 140, "v_head_size": 32, "block_v": 32},
     "a score function": {"q_len": 70, "kv_len": 140, "score": by_distance, "window": (-1, 0)},
     "a mask function": {"q_len": 130, "kv_len": 140, "seen": near},
@@ -70,6 +75,15 @@ def test_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_numbers_in_other_orders(name: str, seed: int) -> None:
     check(seed=seed, **PROBLEMS[name])
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+@pytest.mark.parametrize("beside", [{}, {"bias": (1, 2, 300, 300)}, {"mask": (1, 2, 300, 300)}])
+def test_every_barrier_is_used(consumers: int, beside: dict[str, Any]) -> None:
+    """The compiler lends the memory of one that is only initialised to what is set aside after it, such as blocks that
+    TMA fills: PTX leaves undefined what such memory then does."""
+    check(q_len=300, consumers=consumers, q_slots=1, **beside)
+    assert all(any(barrier.used for barrier in array.reshape(-1)) for array in BARRIERS)
 
 
 def nan_where_unseen(*, k: Any, v: Any, bias: Any, mask: Any, **_: Any) -> None:
@@ -105,7 +119,10 @@ def loud(*, q: Any, k: Any, **_: Any) -> None:
     k *= 2.0**62
 
 
-@pytest.mark.parametrize("shapes", [{"bias": (1, 2, 64, 64)}, {"mask": (1, 2, 64, 64)}])
+@pytest.mark.parametrize(
+    "shapes",
+    [{"bias": (1, 2, 64, 64)}, {"mask": (1, 2, 64, 64)}, {"bias": (1, 2, 40, 24)}, {"mask": (1, 1, 40, 24)}],
+)
 def test_products_beyond_float32_are_computed_again(shapes: dict[str, Any]) -> None:
     check("bf16", sm_scale=2.0**-20, head_size=32, change=loud, **shapes)
 
@@ -163,6 +180,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "0",
         "window, sinks, two consumers",
     ),
+    "keys past the end of a mask": ("gl.minimum(kv_n, columns)", "kv_n", "a mask of fewer keys"),
+    "keys past the end of a bias": ("gl.minimum(kv_n, columns)", "kv_n", "a bias of fewer keys"),
     "values of the first block": ("step // SHAPE.STAGES) & 1)\n    if PING_PONG", "0) & 1)\n    if PING_PONG", "bias"),
 }
 

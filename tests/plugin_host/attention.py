@@ -20,6 +20,7 @@ from trt_double.scene import (
     EIGHTS,
     FORWARDS,
     MEMBERS,
+    biased_pair_standins,
     biased_standin,
     fp8_standin,
     pair_standins,
@@ -29,6 +30,7 @@ from trt_double.scene import (
 
 from plugin_host import functions
 from pyfmha.aot import Compiler, build
+from pyfmha.attention.biased_decode import BiasedDecode
 from pyfmha.attention.fp8 import DESCALES
 from pyfmha.attention.hopper import DECODE_KERNEL
 from pyfmha.attention.operator import OPERATOR
@@ -51,7 +53,8 @@ def standins() -> list[KernelSpec]:
             wanted += [found, found.generic()]
     for pair in DECODES:
         wanted += pair_standins(pair)
-    return wanted + [biased_standin(member) for member in BIASED] + [fp8_standin(member) for member in EIGHTS]
+    wanted += [biased_standin(member) for member in BIASED] + biased_pair_standins(BiasedDecode("fp16", 64))
+    return wanted + [fp8_standin(member) for member in EIGHTS]
 
 
 @pytest.fixture(scope="session")

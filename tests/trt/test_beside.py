@@ -11,6 +11,7 @@ from trt_double.full.gpu import Gpu
 from trt_double.scene import HEADS, SIZE, Scene
 
 from pyfmha.attention.biased import BiasedCall, broadcast_strides
+from pyfmha.attention.biased_decode import BiasedDecode, biased_decoding_for
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import EngineError, PluginError, SpecError
@@ -45,7 +46,7 @@ def test_the_strides_of_a_launch_are_those_of_the_shape(shape: tuple[int, ...]) 
     q, k = ((HEADS * rows[name], rows[name], SIZE) for name in ("q", "k"))
     call = BiasedCall(
         *(B, HEADS, HEADS, SQ, SKV, SIZE, 0.5), q_strides=q, k_strides=k, v_strides=k, out_strides=q,
-        bias_strides=strides, mask_strides=strides,
+        bias_strides=strides, mask_strides=strides, **dict.fromkeys(("bias_counts", "mask_counts"), ((0, *shape)[-2:])),
     )  # fmt: skip
     assert step.function == "fmha_biased_d32_fp16"
     assert step.arguments[-len(call.scalars()) :] == call.scalars()
@@ -146,16 +147,34 @@ def test_an_engine_without_them_stores_what_it_always_did(trt: Any, forward_libr
     assert loaded.instance.attributes == biased.instance.attributes
 
 
-def test_few_queries_over_many_keys_are_not_split() -> None:
-    """There is no pair that splits the keys with a mask: one launch, and no workspace."""
-    problem = Problem(HEADS, SIZE, "fp16", 0.5, False, Features(HEADS, mask=True))
-    instance = problem.instance.with_options({"decode": True})
-    one, many = (1, HEADS, 1, SIZE), (1, HEADS, 4096, SIZE)
-    scope = instance.measure([one, many, many, (1, 1, 1, 4096)], [one], least={"Sq": 1})
+@pytest.mark.parametrize("keys", [511, 512, 4096])
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("has", [True, False])
+def test_few_queries_over_many_keys_are_split(rows: int, keys: int, has: bool) -> None:
+    """As the kernels' own module says, where the library has the pair that does it with a mask."""
+    problem = Problem(HEADS, SIZE, "fp16", 0.5, False, Features(HEADS, mask=True, v_head_size=96))
+    instance = problem.instance.with_options({"decode": True, "biased_decode": has})
+    shapes = (1, HEADS, rows, SIZE), (1, HEADS, keys, SIZE), (1, HEADS, keys, 96), (1, 1, 1, keys)
+    scope = instance.measure([*shapes], [(1, HEADS, rows, 96)], least={"Sq": 1})
     plan = instance.plan(scope)
-    assert [step.function for step in plan.steps] == ["fmha_biased_d32_fp16"]
-    assert plan.workspace_bytes == instance.profile_bytes(scope) == 0
-    assert not list(instance.options_wanted())
+    call = BiasedCall(
+        1, HEADS, HEADS, rows, keys, SIZE, 0.5, 0.0, *(
+            (HEADS * seq * size, seq * size, size)
+            for seq, size in ((rows, SIZE), (keys, SIZE), (keys, 96), (rows, 96))
+        ),
+        v_head_size=96, mask_strides=(0, 0, 0, 1), bias_counts=(0, 0), mask_counts=(1, keys),
+    )  # fmt: skip
+    decoding = biased_decoding_for(call) if has else None
+    assert [option.name for option, _ in instance.options_wanted()] == ["biased_decode"]
+    if decoding is None:
+        assert [step.function for step in plan.steps] == ["fmha_biased_d128_fp16"]
+        assert plan.workspace_bytes == 0
+        return
+    pair = BiasedDecode("fp16", 96)
+    assert [step.function for step in plan.steps] == [pair.split_name, pair.combine_name]
+    assert all(step.arguments[-len(decoding.scalars()) :] == decoding.scalars() for step in plan.steps)
+    assert plan.workspace_bytes == decoding.partial_bytes + decoding.statistics_bytes
+    assert plan.workspace_bytes <= instance.profile_bytes(scope)
 
 
 @pytest.fixture

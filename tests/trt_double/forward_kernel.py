@@ -27,10 +27,13 @@ def _strides(tensors: list[str], axes: str) -> list[str]:
 
 
 BIASED = _after(FORWARD, "cu_seqlens_kv", "Bias", "BiasFp32", "Mask", "Sinks", "SinksFp32")
-BIASED = _after(_after(BIASED, "head_size", "v_head_size"), "out_stride_s", *_strides(["bias", "mask"], "bhqk"))
+COUNTS = [f"{tensor}_{axis}" for tensor in ("bias", "mask") for axis in ("rows", "columns")]
+BIASED = _after(BIASED, "head_size", "v_head_size")
+BIASED = _after(BIASED, "out_stride_s", *_strides(["bias", "mask"], "bhqk"), *COUNTS)
 EIGHT = _after(_after(FORWARD, "V", *FACTORS), "out_stride_s", *_strides(FACTORS, "bh"))
 OTHERS = {"cu_seqlens_q": "Partial", "cu_seqlens_kv": "Statistics", "ragged": "splits"}
 DECODE = [OTHERS.get(name, name) for name in FORWARD]
+BIASED_DECODE = [OTHERS.get(name, name) for name in BIASED]
 
 
 def _kernel(name: str, arguments: list[str], factor: str, before: str = "", *constants: str) -> triton.JITFunction:
@@ -53,5 +56,6 @@ biased = _kernel("biased", BIASED, "sm_scale + HEAD_SIZE")
 with_function = _kernel("with_function", [*BIASED, "inputs"], "sm_scale + HEAD_SIZE")
 fp8 = _kernel("fp8", EIGHT, "sm_scale + HEAD_SIZE")
 decode = _kernel("decode", DECODE, "sm_scale + HEAD_SIZE + 1000 * (1 + LAST)", _WAITS, "LAST")
+biased_decode = _kernel("biased_decode", BIASED_DECODE, "sm_scale + HEAD_SIZE + 2000 * (1 + LAST)", "", "LAST")
 fmha_decode_sm90 = _kernel("fmha_decode_sm90", FORWARD, "sm_scale - HEAD_SIZE")
 """Of the name by which a plugin tells the kernel that decodes in one launch."""

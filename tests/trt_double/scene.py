@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from pyfmha.aot import build
-from pyfmha.attention import biased, decode, fp8
+from pyfmha.attention import biased, biased_decode, decode, fp8
 from pyfmha.attention.biased import Biased
+from pyfmha.attention.biased_decode import BiasedDecode
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.first import Attention
 from pyfmha.attention.forward import ARGUMENTS, NULLABLE, Forward
@@ -88,6 +89,18 @@ def pair_standins(pair: Decode) -> list[KernelSpec]:
         nullable=decode.COMBINE_NULLABLE,
     )
     return [split, split.generic(), combine]
+
+
+def biased_pair_standins(pair: BiasedDecode) -> list[KernelSpec]:
+    """The split, and what combines."""
+    arguments = tuple(Argument(name, kind.replace("T", pair.dtype)) for name, kind in biased_decode.ARGUMENTS)
+    split, *_, combine = pair_standins(Decode(pair.dtype, pair.padded))
+    changes = {"kernel": "biased_decode", "arguments": arguments, "nullable": biased_decode.SPLIT_NULLABLE}
+    combining = {"nullable": (*biased_decode.SPLIT_NULLABLE, "Q", "K", "V"), "programmatic_dependent_launch": False}
+    return [
+        replace(split, name=pair.split_name, **changes),
+        replace(combine, name=pair.combine_name, **changes | combining),
+    ]
 
 
 def build_decode_library(folder: Path) -> Path:

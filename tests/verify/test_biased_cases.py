@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import some_of
+from helpers import few_of, some_of
 
+from pyfmha.attention import biased_decode
 from pyfmha.attention.biased import ARGUMENTS, KERNEL, KERNEL_FILE, POINTERS, Biased
 from pyfmha.attention.forward import kernel_path
 from pyfmha.functions.family import file_of
 from pyfmha.interpreter.kernel import Null, Tensor, run_interpreted
-from pyfmha.verify.biased_cases import BiasedCase, biased_cases
+from pyfmha.verify.biased_cases import BiasedCase, biased_cases, biased_decode_cases
 from pyfmha.verify.function_cases import examples_in, function_cases
 from pyfmha.verify.variants import _arguments, _plans
 
@@ -111,6 +112,36 @@ def test_arguments_of_a_launch(name: str) -> None:
         assert held[wide[tensor]] is content
     assert (values["q_len"], values["kv_len"], values["ragged"]) == (case.q_len, case.kv_len, int(case.ragged))
     assert ("cu_seqlens_q" in held) == case.ragged
+
+
+DECODED = {case.name: case for case in biased_decode_cases("fp16", 64)}
+
+
+@pytest.mark.parametrize(
+    "name", few_of(DECODED, lambda name: name.endswith(("NaN in what is masked", "values of half")))
+)
+def test_decoding_passes(name: str) -> None:
+    """With the arguments of the launches, run by both kernels under the interpreter."""
+    case = DECODED[name]
+    recorded = _Recorded(case)
+    lse = np.full(case.shape("Out")[:3], np.nan, np.float32)
+    if case.lse:
+        recorded.lse = recorded.add(lse.reshape(-1))
+    names = [name for name, _ in biased_decode.ARGUMENTS]
+    pair = biased_decode.BiasedDecode("fp16", 64)
+    functions = [SimpleNamespace(name=pair.split_name, manifest=SimpleNamespace(arguments=biased_decode.ARGUMENTS))]
+    args = dict(zip(names, _arguments(functions, case, recorded), strict=True))
+    for argument, kind in biased_decode.ARGUMENTS[: len(biased_decode.POINTERS)]:
+        dtype = kind[1:].replace("T", "fp16")
+        content = recorded.contents.get(args[argument], np.zeros(0, np.uint8))
+        content = content.view(np.float32) if dtype == "fp32" else content
+        args[argument] = Tensor(content, dtype) if args[argument] else Null(dtype)
+    integers = {name: value for name, value in args.items() if isinstance(value, int)}
+    split, _, combine = pair.specs()
+    for spec in (split, combine):
+        grid = tuple(expression.evaluate(integers) for expression in spec.grid_expressions)
+        run_interpreted(spec.source, spec.kernel, grid, args, dict(spec.constants))
+    assert case.judge(recorded.contents[recorded.out.pointer], lse if case.lse else None)[1] == ""
 
 
 def test_inputs_of_a_function_follow() -> None:

@@ -104,11 +104,12 @@ DECODING = {
     f" and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS} and batch > 0",
     "clusters": "key_heads * cdiv(num_heads / num_kv_heads, 8)",
     "ranks": "8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1",
-    "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100",
+    "either": f"decodable and not biased and serves('forward', '{DECODE_KERNEL}')",
+    "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100 if either else 0",
     "cluster_rate": f"min(min(memory_rate, {PROGRAM_RATE} * key_heads * ranks),"
-    f" {MULTIPROCESSOR_RATE} * device(multiprocessors))",
-    "read": "key_heads * columns * 4 * head_size if decodable else 0",
-    "one_launch": f"decodable and not biased and serves('forward', '{DECODE_KERNEL}') and (cluster_rate <= 0"
+    f" {MULTIPROCESSOR_RATE} * device(multiprocessors)) if memory_rate > 0 else 0",
+    "read": "key_heads * columns * 4 * head_size if either else 0",
+    "one_launch": "either and (cluster_rate <= 0"
     f" or 1000 * read / cluster_rate <= 1000 * read / memory_rate + {SECOND_LAUNCH_NS})",
     "split": "decodable and not one_launch",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",

@@ -105,9 +105,11 @@ def current_capability() -> int:
 def current_figure(name: str) -> int:
     """One of :data:`pyfmha.operators.expressions.FIGURES` of the current context's device; 0 where there is none, or
     the driver does not tell."""
-    if current_context() is None:
+    try:
+        driver = _driver()
+    except DriverError:
         return 0
-    device, value, driver = ctypes.c_int(), ctypes.c_int(), _driver()
+    device, value = ctypes.c_int(), ctypes.c_int()
     if driver.get_device(ctypes.byref(device)) or driver.get_attribute(ctypes.byref(value), FIGURES[name], device):
         return 0
     return max(value.value, 0)

@@ -78,16 +78,17 @@ class Setting:
     requires: tuple[str, ...] = ()
 
 
+# More registers for the consumers of head size 256: with 232 ptxas serialises each wgmma of a causal kernel, and what
+# it spills costs half of the speed.
+_WIDE = Setting(128, 2, raw=1, consumer_registers=240, producer_registers=24)
 _BASE: dict[int, Setting] = {
     64: Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
     128: Setting(128, 2),
-    256: Setting(128, 2, raw=1),
+    256: _WIDE,
 }
 
 
-# Of dense batches without lengths: full, then causal ones from the longest tile; kernels/NOTES.md has the times. More
-# registers for the consumers of head size 256 save spills, which cost half of the speed.
-_WIDE = Setting(128, 2, raw=1, consumer_registers=240, producer_registers=24)
+# Of dense batches without lengths: full, then causal ones from the longest tile; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
     64: (_BASE[64], replace(_BASE[64], ping_pong=False, requires=("q_len > 1024",))),
     128: (_BASE[128], replace(_BASE[128], stages=3, v_stages=3, requires=("q_len > 1024",))),

@@ -1,0 +1,106 @@
+"""What keeps the kernels of eight bits fast, read from their sm_90 machine code; see ``test_audit.py``."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from machine_code import Compiled, disassembled, fits, opcodes
+from shared import Shared
+
+from pyfmha.aot.cubin import Compiler, Cubin
+from pyfmha.attention.fp8 import HEAD_SIZES, Fp8, Setting, settings
+from pyfmha.spec.kernel import KernelSpec
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.long
+
+# Bytes spilled, by head size and kind. At 64, three consumers have 160 registers, at 256 the accumulator alone has 128.
+SPILLED = {
+    **{(64, "full"): 8, (64, "longest first"): 56, (64, "causal"): 56, (64, "lengths"): 168, (64, "ragged"): 184},
+    **{(128, "full"): 8, (128, "longest first"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
+    **{(256, "full"): 48, (256, "longest first"): 224, (256, "longest first, 64 keys"): 32},
+    **{(256, "causal"): 208, (256, "lengths"): 200, (256, "ragged"): 200},
+}
+ROOM = 1.25
+"""How much more may spill: another ptxas shares registers out otherwise."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One variant, with its setting."""
+
+    spec: KernelSpec
+    setting: Setting
+    size: int
+    kind: str
+
+    @property
+    def loops(self) -> int:
+        """Over keys, of each consumer: causal ones have a loop of their own for blocks that are masked."""
+        return 1 if self.kind == "full" else 2
+
+
+def kind_of(setting: Setting) -> str:
+    if setting.ragged or setting.general:
+        return "ragged" if setting.ragged else "lengths"
+    if setting.longest_first:
+        return f"longest first{', 64 keys' if setting.block_n == 64 else ''}"
+    return "causal" if setting.masks == (True,) else "full"
+
+
+KERNELS = {
+    f"{size} {kind_of(setting)}": Kernel(
+        Fp8("bf16", size).spec(setting, setting.masks[0]), setting, size, kind_of(setting)
+    )
+    for size in HEAD_SIZES
+    for setting in settings(size)
+}
+
+
+@pytest.fixture(scope="module")
+def cubins(compiler: Compiler, shared: Shared) -> dict[str, Cubin]:
+    return Compiled({name: kernel.spec for name, kernel in KERNELS.items()}, compiler, shared)
+
+
+def test_every_variant_is_looked_at() -> None:
+    assert len(KERNELS) == sum(len(settings(size)) for size in HEAD_SIZES)
+    assert {(kernel.size, kernel.kind) for kernel in KERNELS.values()} == set(SPILLED)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_tensor_cores_are_used_without_waiting_for_each_product(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    """A step multiplies 64 rows by 32 columns of Q at a time with K, and by 32 keys with V; before the loops the first
+    product with K, after them the last with V."""
+    kernel = KERNELS[name]
+    listing, consumers = disassembled(cubins[name], tmp_path), kernel.setting.consumers
+    found = opcodes(listing)
+    assert found["QGMMA"] == consumers * (1 + kernel.loops) * (kernel.size + kernel.setting.block_n) // 32
+    assert found["HGMMA"] == 0
+    # ptxas ends a batch of wgmma with "gsb0"; where it cannot keep them asynchronous, it ends every one so.
+    assert len(re.findall(r"QGMMA.*gsb0", listing)) == consumers * (1 + kernel.loops) * 2, "wgmma runs one at a time"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_it_loads_by_tma_transposes_by_ldmatrix_and_shares_registers_out(
+    name: str, cubins: dict[str, Cubin], tmp_path: Path
+) -> None:
+    kernel = KERNELS[name]
+    found = opcodes(disassembled(cubins[name], tmp_path))
+    assert found["UTMALDG"] >= 2 + kernel.setting.consumers, "K, V, and Q for each consumer"
+    assert found["USETMAXREG"] >= 2, "the producer gives registers to the consumers"
+    assert found["LDSM"] >= kernel.size * kernel.setting.block_n // 4096, (
+        "16 bytes a thread of V, transposed on the way"
+    )
+    assert found["PRMT"] >= 1
+    weights = kernel.setting.consumers * (1 + kernel.loops) * kernel.setting.block_n // 2
+    assert found["MUFU"] >= weights, "128 threads take the exponentials of 64 rows"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_it_fits_and_spills_no_more_than_it_did(name: str, cubins: dict[str, Cubin]) -> None:
+    kernel = KERNELS[name]
+    assert fits(cubins[name], 1)
+    assert cubins[name].spilled <= ROOM * SPILLED[kernel.size, kernel.kind]

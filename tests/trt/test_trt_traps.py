@@ -227,6 +227,10 @@ def test_6_field_names_outlive_python_garbage(scene: Scene) -> None:
         "mask",
         "sinks",
         "v_head_size",
+        "fp8",
+        "q_descale",
+        "k_descale",
+        "v_descale",
     ]
 
 

@@ -98,4 +98,4 @@ def test_biases_masks_sinks_and_eight_bits_are_launched_alike(
         for plugin in plugins[1:]:
             plugin.delete()
     assert counts["launched"] > 1
-    assert counts["split"] > 1
+    assert (counts["split"] > 1) == (values is biased_values)  # eight bits are never split over the keys

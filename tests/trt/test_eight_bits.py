@@ -231,6 +231,18 @@ def test_axes_of_factors_that_are_none(letters: str) -> None:
         EngineConfig(HEADS, SIZE, B, 8, causal=False, fp8=True, k_descale=letters)
 
 
+@pytest.mark.parametrize("name", ["k_descale", "bias"])
+def test_axes_that_are_no_letters(name: str) -> None:
+    with pytest.raises(EngineError, match=f"{name} is 1; give its axes as letters, such as 'bh', or None"):
+        EngineConfig(HEADS, SIZE, B, 8, causal=False, **{name: 1})  # type: ignore[arg-type]
+
+
+def test_sequences_of_a_ragged_batch_share_factors() -> None:
+    with pytest.raises(EngineError, match="v_descale: sequences of a ragged batch share factors; give '1' or 'h'"):
+        EngineConfig(HEADS, SIZE, B, 8, causal=False, fp8=True, cu_seqlens=True, q_descale="1h", v_descale="bh")
+    EngineConfig(HEADS, SIZE, B, 8, causal=False, fp8=True, cu_seqlens=True, q_descale="1h", v_descale="h")
+
+
 def test_a_configuration_refuses_what_the_plugin_does() -> None:
     with pytest.raises(EngineError, match="k_descale is 1 and fp8 0: factors are for Q, K and V in FP8"):
         EngineConfig(HEADS, SIZE, B, 8, causal=False, k_descale="1")

@@ -94,6 +94,9 @@ class EngineConfig:
             object.__setattr__(self, "bias_dtype", dtype_name(self.bias_dtype))
         for name in (*BROADCAST, *DESCALES):
             check_axes(name, getattr(self, name))
+        shared = [name for name in DESCALES if self.cu_seqlens and "b" in (getattr(self, name) or "")]
+        if shared:
+            raise EngineError(f"{', '.join(shared)}: sequences of a ragged batch share factors; give '1' or 'h'")
         for name in ("num_heads", "head_size", "max_batch_size", "max_seq_len", "max_kv_seq_len"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 1 << 31:
@@ -216,6 +219,8 @@ def check_axes(name: str, letters: str | None) -> None:
     """
     if letters is None:
         return
+    if not isinstance(letters, str):
+        raise EngineError(f"{name} is {letters!r}; give its axes as letters, such as 'bh', or None for no such input")
     whole = "bh" if name in DESCALES else "bhqk"
     counterparts = whole[-len(letters) :]
     if not 1 <= len(letters) <= len(whole) or any(

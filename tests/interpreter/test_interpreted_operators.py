@@ -78,6 +78,11 @@ def test_the_file_of_the_kernels_is_asked_for(operators: Mapping[str, Operator],
         pyfmha.interpret_operator(operators["Centre"], {"X": X}, source=tmp_path / "none.py")
 
 
+def test_an_operators_name_is_not_enough() -> None:
+    with pytest.raises(PluginError, match=r"operator is 'Centre'; give its description, a pyfmha\.Operator"):
+        pyfmha.interpret_operator("Centre", {})  # type: ignore[arg-type]
+
+
 def test_attention_of_another_library_is_no_kernel_here() -> None:
     from pyfmha.attention.operator import OPERATOR
 
@@ -124,6 +129,8 @@ def test_attention_with_a_mask_in_bfloat16() -> None:
         ({}, "interpret_attention is not told whether the attention is causal"),
         ({"causal": "botom-right"}, "causal is 'botom-right'"),
         ({"causal": True, "k": "q8"}, r"Q and K one head size, got Q \[1, 1, 4, 64\] HALF"),
+        ({"causal": True, "scale": 0.0}, "^scale is 0.0; give a finite float32 other than 0"),
+        ({"causal": True, "scale": "1"}, "^scale is '1'; give"),
         ({"causal": True, "q": [1.0]}, "Q is list; give a numpy array of float16"),
         ({"causal": True, "kv_lengths": np.array([3])}, "kv_lengths is of type INT64; it must be INT32"),
         ({"causal": True, "mask": np.ones((3, 4), bool)}, r"mask is \[3, 4\]"),

@@ -13,11 +13,18 @@ from pyfmha.aot.operator_specs import load_operators
 from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.attention.run import to_float, to_storage
 from pyfmha.errors import InterpreterError, KernelSourceError, PluginError
+from pyfmha.interpreter.kernel import run_interpreted
 from pyfmha.operators.description import Operator
 
 FILE = KERNELS / "operators.py"
 CHANCE = np.random.default_rng(5)
 X = CHANCE.standard_normal((3, 300)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run here, which interprets: that saves the start of a process. The example's test has its own."""
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
 
 
 @pytest.fixture(scope="module")

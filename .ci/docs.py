@@ -33,7 +33,7 @@ class Absent(type):
     """A name of a package that is not installed: any attribute of it is another, and it can be called and annotate."""
 
     def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__get__":  # that of a property
             raise AttributeError(name)
         made = Absent(name, (), {"__module__": f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")})
         setattr(cls, name, made)

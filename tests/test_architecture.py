@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),  # typing_extensions for type checkers only
     "trtllm": ({"trt"}, set()),
     "onnx": (
-        {"attention", "bfloat16", "errors", "operators", "runtime", "trt"},
+        {"attention", "bfloat16", "errors", "operators", "runtime", "spec", "trt"},
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
     "torch": (

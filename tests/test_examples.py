@@ -424,6 +424,21 @@ def test_the_notebook_needs_no_internals() -> None:
     assert not re.search(r"\._(?!_)\w", code)
 
 
+def test_the_table_names_every_program() -> None:
+    """Users' programs with what they show, need and take; maintainers' are apart."""
+    text = (EXAMPLES / "README.md").read_text()
+    rows = re.findall(r"^\| (\[.*?) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    named = {link for first, *_ in rows for link in re.findall(r"\]\(([\w./]+)\)", first)}
+    parts = set(re.findall(r"`(\w+\.py)`", text.partition("are parts of these programs")[0].rpartition("\n\n")[2]))
+
+    there = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    there |= {f"{path.name}/" for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    there = there - {"c/", "maintainers/", "results/"} | {f"c/{path.name}" for path in EXAMPLES.glob("c/*.c*")}
+    assert named == there - parts
+    assert parts <= there
+    assert "[`maintainers/`](maintainers/)" in text
+
+
 def test_the_notebook_is_stored_without_outputs() -> None:
     cells = json.loads((EXAMPLES / "fmha.ipynb").read_text())["cells"]
 

@@ -158,6 +158,10 @@ def test_commands_that_run_and_show_need_no_triton(installed: Environment, atten
     assert inspected.returncode == 0, inspected.stderr
     manifest = read_manifest(attention_library_path.with_name("manifest.json"))
     assert all(variant.name in inspected.stdout for _, _, variant in manifest.variants())
+    assert installed.run("pyfmha", "inspect", "--json").stdout
+    checked = installed.run("pyfmha", "plugin-check")
+    assert (checked.returncode, checked.stdout) == (2, "")
+    assert f"{SITE}/pyfmha/prebuilt/libpyfmha.so has no plugins: " in checked.stderr  # as this small library is made
     for command in ("verify", "bench"):
         done = installed.run("pyfmha", command, PYFMHA_LIBCUDA="none")
         assert done.returncode == 2, done.stdout
@@ -181,6 +185,22 @@ def test_commands_that_compile_say_what_is_missing(arguments: tuple[str, ...], i
     pattern = r"error: Triton is not installed; compiling needs it: pip install 'jinja2\S+' 'triton\S+'\n"
     assert re.fullmatch(pattern, done.stderr), done.stderr
     assert not list(installed.folder.iterdir())
+
+
+def test_rooms_say_what_they_need(installed: Environment) -> None:
+    code = """
+import importlib, pyfmha
+for name in ("onnx", "torch"):
+    for load in (lambda: importlib.import_module(f"pyfmha.{name}"), lambda: getattr(pyfmha, name)):
+        try:
+            load()
+        except ModuleNotFoundError as error:
+            print(error)
+"""
+    said = installed.python(code).stdout.splitlines()
+    assert said[:2] == [said[0]] * 2
+    assert re.fullmatch(r"pyfmha\.onnx needs onnx\w*: pip install 'onnx\S+' .*'onnxscript\S+'", said[0])
+    assert said[2:] == ["pyfmha.torch needs PyTorch: pip install torch"] * 2
 
 
 def test_linking_says_what_is_missing(installed: Environment, small_library_headers: list[Path]) -> None:

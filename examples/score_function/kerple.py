@@ -4,6 +4,8 @@
     pyfmha verify --only library --functions examples/score_function/kerple.py
     python examples/score_function/run.py
 
+In a network: ``pyfmha.add_attention(network, q, k, v, causal=True, score=kerple, score_inputs=[r1, r2])``.
+
 Chi, Fan, Ramadge and Rudnicky, "KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation" (2022):
 score - r1 * log(1 + r2 * |query - key|), r1 and r2 being learned, one of each a head.
 """

@@ -42,7 +42,7 @@ def interpreted(q: Array, k: Array, v: Array, r1: Array, r2: Array) -> Array:
     """The kernel with the function, under Triton's interpreter."""
     from kerple import kerple
 
-    found: Array = pyfmha.interpret_attention(q, k, v, causal=True, function=kerple, inputs={"r1": r1, "r2": r2})
+    found: Array = pyfmha.interpret_attention(q, k, v, causal=True, score=kerple, score_inputs=[r1, r2])
     return found
 
 

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from pyfmha.cli.base import console, reported
+from pyfmha.runtime.find import library_path
 from pyfmha.verify.plugins import MODULES, check_plugins
 
 
 @reported()
 def plugin_check_command(
-    path: Annotated[Path, typer.Argument(help="The library (.so).")] = Path("aot_out/libpyfmha.so"),
+    path: Annotated[
+        Path | None, typer.Argument(help="The library (.so). Default: PYFMHA_LIBRARY, else aot_out, else the wheel's.")
+    ] = None,
     tensorrt: Annotated[
         str | None,
         typer.Option(
@@ -23,7 +26,7 @@ def plugin_check_command(
     without TensorRT it goes through the plugins' tables. Exit code 1: an answer is wrong.
     """
     wrong = 0
-    for finding in check_plugins(path, tensorrt):
+    for finding in check_plugins(library_path() if path is None else path, tensorrt):
         console.print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}", markup=False, soft_wrap=True)
         wrong += not finding.good
     if wrong:

@@ -72,6 +72,8 @@ def interpret_operator(
         SpecError: the description does not say enough of an argument.
         InterpreterError, KernelSourceError: Triton is missing, a type is not interpreted, or a kernel failed.
     """
+    if not isinstance(operator, Operator):
+        raise PluginError(f"operator is {operator!r}; give its description, a pyfmha.Operator")
     program = program_of(operator)
     instance = Instance(program, checked(program, attributes))
     return run_instance(instance, inputs, operator.source if source is None else source, kernels or {})

@@ -73,17 +73,12 @@ def _strings(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _types_of(given: str | Sequence[str]) -> tuple[str, ...]:
-    return tuple(map(dtype_name, _strings(given)))
-
-
 def _sources(given: Named) -> Texts:
     return tuple((name, str(source)) for name, source in pairs(given))
 
 
-def _attribute_type(given: str) -> str:
-    base = given.removesuffix("[]")
-    return dtype_name(base) + given[len(base) :]
+def _dtype_names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(dtype_name, _strings(given)))
 
 
 def _kernel_name(given: Any) -> str:
@@ -107,7 +102,7 @@ class Attribute:
         stores: what is stored in its place, an expression of attributes; empty: itself.
     """
 
-    type: Normal[str, str] = Normal(_attribute_type)
+    type: Normal[str, str] = Normal(dtype_name)
     default: int | float | str | None = None
     minimum: int | float | None = None
     maximum: int | float | None = None
@@ -149,7 +144,7 @@ class Types:
         attribute: the attribute that holds it as ``int(trt.DataType)``; empty: it follows from the inputs.
     """
 
-    names: Normal[str | Sequence[str], tuple[str, ...]] = Normal(_types_of)
+    names: Normal[str | Sequence[str], tuple[str, ...]] = Normal(_dtype_names)
     attribute: str = ""
 
     def __post_init__(self) -> None:
@@ -350,6 +345,15 @@ class Operator:
             raise SpecError(f"{self.name} launches nothing")
         if not self.outputs:
             raise SpecError(f"{self.name} has no output")
+        for name in ("inputs", "outputs"):
+            object.__setattr__(self, name, tuple(self._with_type_names(tensor) for tensor in getattr(self, name)))
+
+    def _with_type_names(self, tensor: Tensor) -> Tensor:
+        """A tensor whose forms say ``fp16`` for ``float16``, unless the operator has a type of that name."""
+        words = [form.partition("[")[0].strip() for form in tensor.forms]
+        named = {word: word if word in dict(self.types) else dtype_name(word) for word in words}
+        forms = [form.replace(word, named[word], 1) for word, form in zip(words, tensor.forms, strict=True)]
+        return replace(tensor, forms=forms)
 
     def of(self, source: str) -> "Operator":
         """The same with the file of its kernels."""

@@ -30,7 +30,6 @@ from pyfmha.operators.reading import (
     type_of,
 )
 from pyfmha.operators.text import Hole, Text, parse_text
-from pyfmha.spec.words import dtype_name
 
 MOST_DIMENSIONS = 8
 SHAPE = "shape"
@@ -287,8 +286,7 @@ class Program:
         found = _FORM.match(text.strip())
         if found is None:
             raise SpecError(f'{what}: {text!r} is no form; write "T[rows, cols]"')
-        word, inside, condition = found.groups()
-        dtype = word if word in self.types else dtype_name(word)
+        dtype, inside, condition = found.groups()
         if dtype not in self.types and dtype not in DATA_TYPES and (dtype != SHAPE or kind != "input"):
             there = ", ".join((*self.types, *DATA_TYPES))
             raise SpecError(f"{what}: {dtype!r} is no type; there are {there}")

@@ -7,8 +7,12 @@ _DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp
 
 
 def dtype_name(word: str) -> str:
-    """``"fp16"`` for ``"float16"``, as PyTorch, numpy and TensorRT-LLM have it, and so on; other words as they are."""
-    return _DTYPES.get(word, word)
+    """``"fp16"`` for ``"float16"``, as PyTorch, numpy and TensorRT-LLM have it, and so on; other words as they are.
+
+    A list's type, ``"float16[]"``, keeps its brackets.
+    """
+    base = word.removesuffix("[]")
+    return _DTYPES.get(base, base) + word[len(base) :]
 
 
 def one_of(allowed: Iterable[str], got: str = "") -> str:

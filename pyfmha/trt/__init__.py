@@ -7,12 +7,17 @@ from pyfmha.trt.attention.problem import Features
 from pyfmha.trt.creator import find_library, register
 from pyfmha.trt.failures import Failure, collect_failures, last_failure
 from pyfmha.trt.network import add_operator
+from pyfmha.trt.protocols import IHostMemory, INetworkDefinition, ITensor, TensorRT
 
 __all__ = [
     "DirectSession",
     "Failure",
     "Features",
+    "IHostMemory",
+    "INetworkDefinition",
+    "ITensor",
     "PluginError",
+    "TensorRT",
     "add_attention",
     "add_attention_packed",
     "add_operator",

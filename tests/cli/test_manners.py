@@ -199,7 +199,7 @@ def operator(word: str, factor: str) -> Any:
     )
     program = program_of(described)
     types = [form.type for tensor in program.inputs for form in tensor.forms]
-    return types, described.types, described.attributes, described.workspace
+    return types, described.inputs, described.types, described.attributes, described.workspace
 
 
 @pytest.mark.parametrize("option", ["-t", "--arch", "--target"])

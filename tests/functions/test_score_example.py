@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 import pyfmha
 from pyfmha.aot import Compiler, build
+from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.cli.main import app
-from pyfmha.errors import SpecError
+from pyfmha.errors import PluginError, SpecError
 from pyfmha.functions.alibi import alibi
 from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import declared_in, function_specs
+from pyfmha.functions.prefix import prefix
 from pyfmha.interpreter.kernel import run_interpreted
 from pyfmha.spec.arch import parse_archs
 from pyfmha.verify.function_cases import examples_in
@@ -39,12 +41,7 @@ def test_it_is_right_under_the_interpreter() -> None:
     assert done.stdout.startswith("kerple [1, 4, 40, 64] fp16: relative error ")
 
 
-def test_it_is_built_and_has_what_verify_asks_for(tmp_path: Path) -> None:
-    given = ("--kernels", "basic", "--dtype", "fp16", "--head-size", "64", "--arch", "sm_80", "--dry-run")
-    done = CliRunner().invoke(app, ["build", "--functions", str(EXAMPLE / "kerple.py"), *given, "-o", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    assert "Would compile fmha_with_kerple_d64_fp16" in done.output
-
+def test_it_has_what_verify_asks_for() -> None:
     ((function, example),) = examples_in(EXAMPLE / "kerple.py")
     inputs = example(1, 2, 5, 7)
     scores = np.random.default_rng(0).standard_normal((1, 2, 5, 7))
@@ -61,6 +58,7 @@ def test_without_a_library_it_says_how_one_is_built(tmp_path: Path) -> None:
     command = done.stderr.strip().partition("this program's function: pyfmha ")[2]
     again = CliRunner().invoke(app, [*command.split(), "--arch", "sm_80", "-o", str(tmp_path), "--dry-run"])
     assert again.exit_code == 0, again.output
+    assert "Would compile fmha_with_kerple_d64_fp16" in again.output
 
 
 @LONG
@@ -81,9 +79,27 @@ def test_the_librarys_function_is_launched(compiler: Compiler, shared: Shared, f
 
 def test_a_function_in_the_interpreter_is_checked() -> None:
     q = np.ones((1, 2, 3, 64), np.float16)
-    with pytest.raises(SpecError, match="alibi takes slopes; given: none"):
-        pyfmha.interpret_attention(q, q, q, causal=True, function=alibi)
-    with pytest.raises(SpecError, match=r"function is 'alibi'; give what @pyfmha\.score_function"):
-        pyfmha.interpret_attention(q, q, q, causal=True, function="alibi")
-    with pytest.raises(SpecError, match=r"input slopes is \*fp32; given: \*fp16"):
-        pyfmha.interpret_attention(q, q, q, causal=True, function=alibi, inputs={"slopes": np.ones(2, np.float16)})
+    slopes = np.ones(2, np.float32)
+    for wrong, error, message in (
+        ({"score": alibi}, PluginError, "alibi takes slopes; 0 are given"),
+        ({"score": alibi, "score_inputs": {"slope": slopes}}, SpecError, "alibi takes slopes; given: slope"),
+        ({"score": alibi, "score_inputs": [slopes.astype(np.float16)]}, SpecError, r"slopes is \*fp32; given: \*fp16"),
+        ({"score": "alibi"}, SpecError, "function is 'alibi'; give what"),
+        ({"score": 3}, PluginError, "score is of type int"),
+        ({"mask": alibi, "mask_inputs": [slopes]}, PluginError, "alibi is a score function; give it as score=alibi"),
+        ({"score": alibi, "score_inputs": [slopes], "mask": prefix}, PluginError, "pyfmha.score_and_mask"),
+        ({"score_inputs": [slopes]}, PluginError, "score_inputs are given, and no score function"),
+    ):
+        with pytest.raises(error, match=message):
+            pyfmha.interpret_attention(q, q, q, causal=True, **wrong)
+
+
+def test_a_mask_function_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
+    q, k, v = np.random.default_rng(3).standard_normal((3, 1, 1, 12, 64)).astype(np.float16)
+    lengths = np.array([5], np.int32)
+    out = pyfmha.interpret_attention(q, k, v, causal=False, mask=prefix, mask_inputs={"lengths": lengths})
+
+    query, key = np.arange(12)[:, None], np.arange(12)
+    exact, _ = attend(q, k, v, mask=(key <= query) | (key < 5))
+    assert relative_error(out, exact) < LIMITS["fp16"]

@@ -13,11 +13,18 @@ from pyfmha.aot.operator_specs import load_operators
 from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.attention.run import to_float, to_storage
 from pyfmha.errors import InterpreterError, KernelSourceError, PluginError
+from pyfmha.interpreter.kernel import run_interpreted
 from pyfmha.operators.description import Operator
 
 FILE = KERNELS / "operators.py"
 CHANCE = np.random.default_rng(5)
 X = CHANCE.standard_normal((3, 300)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run here, which interprets: that saves the start of a process. The example's test has its own."""
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +85,11 @@ def test_the_file_of_the_kernels_is_asked_for(operators: Mapping[str, Operator],
         pyfmha.interpret_operator(operators["Centre"], {"X": X}, source=tmp_path / "none.py")
 
 
+def test_an_operators_name_is_not_enough() -> None:
+    with pytest.raises(PluginError, match=r"operator is 'Centre'; give its description, a pyfmha\.Operator"):
+        pyfmha.interpret_operator("Centre", {})  # type: ignore[arg-type]
+
+
 def test_attention_of_another_library_is_no_kernel_here() -> None:
     from pyfmha.attention.operator import OPERATOR
 
@@ -124,6 +136,8 @@ def test_attention_with_a_mask_in_bfloat16() -> None:
         ({}, "interpret_attention is not told whether the attention is causal"),
         ({"causal": "botom-right"}, "causal is 'botom-right'"),
         ({"causal": True, "k": "q8"}, r"Q and K one head size, got Q \[1, 1, 4, 64\] HALF"),
+        ({"causal": True, "scale": 0.0}, "^scale is 0.0; give a finite float32 other than 0"),
+        ({"causal": True, "scale": "1"}, "^scale is '1'; give"),
         ({"causal": True, "q": [1.0]}, "Q is list; give a numpy array of float16"),
         ({"causal": True, "kv_lengths": np.array([3])}, "kv_lengths is of type INT64; it must be INT32"),
         ({"causal": True, "mask": np.ones((3, 4), bool)}, r"mask is \[3, 4\]"),

@@ -34,3 +34,20 @@ def test_a_model_from_pytorch_to_one_with_the_plugins_nodes(
     for node in nodes:
         values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         assert attributes.items() <= values.items()
+
+
+def test_an_onnx_model_and_what_it_cannot_read(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HIDE, str(EXAMPLES / "onnx_model.py"), "--output-dir", str(tmp_path / "out")]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command, str(tmp_path / "none.onnx")], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "fp32, 4 heads of size 32, causal, scale 0.176777, layout bshd, window (15, -1)" in done.stdout
+    assert done.stdout.count(": same, ") == 3
+    assert "No engine: the full TensorRT is not installed." in done.stdout
+    made = onnx.load(tmp_path / "out" / "model.pyfmha.onnx").graph.node
+    assert [node.op_type for node in made if node.domain == "pyfmha"] == ["TritonFlashAttention"]
+    assert "Softmax" not in {node.op_type for node in made}
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == f"error: no model at {tmp_path / 'none.onnx'}\n"

@@ -17,6 +17,7 @@ from trt_double.twins import Pair, drive, fields_of, shapes_for
 from pyfmha.aot import Compiler, build
 from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.interpreter import interpret_operator
+from pyfmha.interpreter.kernel import run_interpreted
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 
@@ -26,8 +27,9 @@ KINDS = {np.float32: 0, np.float16: 1, np.int32: 3}
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_it_is_right_under_the_interpreter(compiler: Compiler, case: Case) -> None:
-    """As it is described."""
+def test_it_is_right_under_the_interpreter(compiler: Compiler, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is described; in this process, which interprets."""
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
     inputs = case.inputs()
     (operator,) = [operator for operator in load_operators(compiler, FILE) if operator.name == case.operator]
     names = [tensor.name for tensor in operator.inputs]

@@ -141,7 +141,7 @@ def test_the_shapes_that_an_engine_serves() -> None:
         ({"cu_seqlens": True, "layout": "bhsd"}, "layout 'bhsd' has no ragged form"),
         ({"layout": "packed", "max_kv_seq_len": 50}, "max_kv_seq_len is 50, max_seq_len 40; layout 'packed'"),
         ({"head_size": 257}, "257"),
-        ({"scale": 0.0}, "softmax_scale is 0;"),
+        ({"scale": 0.0}, "scale is 0.0; give a finite float32 other than 0"),
         ({"layer": "tensorrt", "softcap": 2.0, "layout": "bshd"}, "does not serve softcap, layout here"),
         ({"layer": "tensorrt", "causal": "bottom-right"}, "does not serve causal 'bottom-right' here"),
     ],

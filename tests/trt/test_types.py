@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import pyfmha
 import pyfmha.torch
-from pyfmha.trt.protocols import INetworkDefinition, ITensor
+from pyfmha.trt import INetworkDefinition, ITensor
 
 network: INetworkDefinition
 q: ITensor

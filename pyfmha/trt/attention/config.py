@@ -11,7 +11,7 @@ from pyfmha.errors import EngineError, PluginError
 from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.problem import INPUTS, Problem
-from pyfmha.trt.attention.requested import features_of
+from pyfmha.trt.attention.requested import default_scale, features_of
 from pyfmha.trt.attention.words import Align, Causal, Dtype, Layer, Layout
 from pyfmha.trt.engine import Range
 
@@ -174,7 +174,14 @@ class EngineConfig:
             k_descale=bool(self.k_descale),
             v_descale=bool(self.v_descale),
         )
-        return Problem(self.num_heads, self.head_size, self.dtype, self.factor, bool(self.causal), features)
+        return Problem(
+            self.num_heads,
+            self.head_size,
+            self.dtype,
+            default_scale(self.scale, self.head_size),
+            bool(self.causal),
+            features,
+        )
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The inputs by name: what each axis is, and its size where that is fixed."""

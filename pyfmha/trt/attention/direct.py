@@ -1,6 +1,5 @@
 """The plugin on a GPU without TensorRT's engine: driven as an execution context drives it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pyfmha.trt import standin
 from pyfmha.trt.attention.causal import says_causal
 from pyfmha.trt.attention.functions import Asked, check_held, extended_by
 from pyfmha.trt.attention.problem import Features, Problem
+from pyfmha.trt.attention.requested import default_scale
 from pyfmha.trt.attention.words import Dtype
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
@@ -93,7 +93,7 @@ class DirectSession:
         self._trt: Any = trt_module if trt_module is not None else _installed_or_standin()
         if features is None and 1 <= head_size <= 256 and head_size not in HEAD_SIZES:
             features = Features(num_heads)
-        scale = 1 / math.sqrt(head_size) if scale is None else scale
+        scale = default_scale(scale, head_size)
         found = find_library(library)
         if score is not None or mask is not None:
             features = features or Features(num_heads)

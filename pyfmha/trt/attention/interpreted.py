@@ -1,6 +1,6 @@
 """Attention on the CPU: the kernels' source under Triton's interpreter, on numpy arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +16,14 @@ from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.trt.attention.beside import beside_of
 from pyfmha.trt.attention.causal import says_causal
+from pyfmha.trt.attention.functions import Asked, split_mask
 from pyfmha.trt.attention.problem import INPUTS, Problem
 from pyfmha.trt.attention.requested import lengths_of, problem_of
 from pyfmha.trt.attention.words import Align, Causal, Layout
 
 Array = NDArray[Any]
+Inputs = Sequence[Array | float] | Mapping[str, Array | float]
+"""What a function takes of its own."""
 
 
 class _Kind(int):
@@ -54,11 +57,12 @@ def interpret_attention(
     cu_seqlens_q: Array | None = None,
     cu_seqlens_kv: Array | None = None,
     bias: Array | None = None,
-    mask: Array | None = None,
+    mask: Array | AttentionFunction | tuple[Array, AttentionFunction] | None = None,
     sinks: Array | None = None,
+    score: AttentionFunction | None = None,
+    score_inputs: Inputs = (),
+    mask_inputs: Inputs = (),
     return_lse: bool = False,
-    function: AttentionFunction | None = None,
-    inputs: Mapping[str, Any] | None = None,
 ) -> Any:
     """softmax(scale * Q K^T) V by the portable production kernels, under Triton's interpreter. Slow: for small sizes.
 
@@ -69,9 +73,10 @@ def interpret_attention(
         causal, scale, window, align, softcap, layout: as there.
         q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv: int32, as there.
         bias, mask, sinks: of Q's type or float32, bool, of Q's type or float32, as there.
+        score: a function of :func:`pyfmha.score_function` or :func:`pyfmha.score_and_mask`, of a file; ``mask`` may be
+            one of :func:`pyfmha.mask_function`, as there, without a library. One of them.
+        score_inputs, mask_inputs: what it takes of its own, in its order or by name: numpy arrays and all numbers.
         return_lse: whether to return Lse, too.
-        function: a score or mask function, made by :func:`pyfmha.score_function` and its kin in a file.
-        inputs: the function's own, by name: numpy arrays and numbers.
 
     Returns:
         Out, of Q's type; with ``return_lse`` a pair of Out and Lse, float32.
@@ -82,15 +87,16 @@ def interpret_attention(
         InterpreterError, KernelSourceError: Triton is missing, or the function failed.
     """
     arrays = dict(zip(INPUTS, (q, k, v), strict=True))
-    lengths, beside = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv), beside_of(bias, mask, sinks)
-    declared = None if function is None else Declared.of(function)
+    seen, function = split_mask(mask)
+    lengths, beside = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv), beside_of(bias, seen, sinks)
+    values: Any = score_inputs, mask_inputs
+    declared, own = _declared(Asked(score, function, *values))
     if declared is not None and not beside:
         beside = {"mask": np.ones((1, 1, 1, 1), np.bool_)}  # functions are in the kernels that take one
     problem = problem_of(
         *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside, {})),
         causal=causal, scale=scale, window=window, align=align, softcap=softcap, layout=layout, return_lse=return_lse,
     )  # fmt: skip
-    own = () if declared is None else packed_inputs(declared, inputs or {})
     found = run_instance(
         problem.instance,
         {**arrays, **lengths, **beside},
@@ -98,6 +104,25 @@ def interpret_attention(
         more={"inputs": own} if own else {},
     )
     return (found["Out"], found["Lse"]) if return_lse else found["Out"]
+
+
+def _declared(asked: Asked) -> tuple[Declared | None, tuple[Any, ...]]:
+    """The function that is asked for, and its inputs."""
+    asked.identities()
+    if asked.score is not None and asked.mask is not None:
+        raise PluginError(
+            "score and mask are two functions; make one of them, pyfmha.score_and_mask, and give it as score"
+        )
+    if not asked:
+        return None, ()
+    declared = Declared.of(asked.mask if asked.score is None else asked.score)
+    given = asked.mask_inputs if asked.score is None else asked.score_inputs
+    if isinstance(given, Sequence):
+        names = [name for name, _ in declared.inputs]
+        if len(given) != len(names):
+            raise PluginError(f"{declared.name} takes {', '.join(names) or 'no inputs'}; {len(given)} are given")
+        given = dict(zip(names, given, strict=True))
+    return declared, packed_inputs(declared, dict(given))  # type: ignore[arg-type]  # it refuses others
 
 
 def _described(name: str, array: Any) -> _Described:

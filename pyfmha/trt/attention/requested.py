@@ -7,6 +7,7 @@ from typing import Any
 
 from pyfmha.errors import PluginError
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
+from pyfmha.runtime.library import FLOAT_MAX
 from pyfmha.trt.attention.beside import beside_features
 from pyfmha.trt.attention.causal import check_causal
 from pyfmha.trt.attention.eight import fp8_features, out_dtype_of
@@ -118,8 +119,17 @@ def features_of(
 
 
 def default_scale(scale: float | None, head_size: int) -> float:
-    """The scale that is given, else that of the head size."""
-    return 1 / math.sqrt(head_size) if scale is None else scale
+    """The scale that is given, else that of the head size.
+
+    Raises:
+        PluginError: it is no finite float32 other than 0. The plugin says so, too, but of its field.
+    """
+    if scale is None:
+        return 1 / math.sqrt(head_size)
+    found = 0.0 if isinstance(scale, str) else float(scale)
+    if not 0 < abs(found) <= FLOAT_MAX:
+        raise PluginError(f"scale is {scale!r}; give a finite float32 other than 0, usually 1/sqrt(head_size)")
+    return found
 
 
 def _listed(tensors: Mapping[str, Any]) -> str:

@@ -196,6 +196,8 @@ def _with_mask(
     shape = facts.shape(mask)
     kind = "mask" if mask.dtype == ir.DataType.BOOL else "bias"
     dtype = DTYPES.get(q.dtype, "fp32") if (q := node.inputs[0]) is not None and q.dtype is not None else "fp32"
+    if shape and (shape[-1] - sizes[3] - 1).at_least_0({}):
+        raise LeftAloneError(f"its attn_mask {mask.name} is for {shape[-1]} keys, of which there are {sizes[3]}")
     at = None if not shape else broadcast_index(index, sizes, (*shape[:-1], sizes[3]))
     if at is None:
         raise LeftAloneError(f"its attn_mask {mask.name} is not proven to fit the scores")

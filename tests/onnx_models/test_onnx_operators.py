@@ -122,6 +122,14 @@ def test_a_mask_that_does_not_fit_the_scores() -> None:
     assert "its attn_mask mask is not proven to fit the scores" in reason_of(graph.model())
 
 
+def test_a_mask_that_is_longer_than_the_keys() -> None:
+    graph = Graph(23)
+    q, k, v = heads(graph, (2, 4, 6, 16), (2, 4, 6, 16))
+    graph.output(graph.op("Attention", q, k, v, graph.input("mask", (6, 9))))
+
+    assert "its attn_mask mask is for 9 keys, of which there are 6" in reason_of(graph.model())
+
+
 def of_rows(graph: Graph, heads_: int = 4, kv_heads: int = 4, keys: str = "rows") -> tuple[str, str, str]:
     """Q, K and V as inputs of three axes."""
     q = graph.input("q", ("batch", "rows", heads_ * 16))

@@ -14,6 +14,7 @@ from pyfmha.onnx.calls import Call, LeftAloneError
 from pyfmha.onnx.emit import DOMAIN, emitted, prepared, written
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.report import Found, Report
+from pyfmha.onnx.sharing import share
 from pyfmha.onnx.tensors import STANDARD, attribute
 
 OLDEST = 11
@@ -78,6 +79,7 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
         model.opset_imports[DOMAIN] = 1
         for graph in state.graphs:
             _join_transposes(graph)
+            share(graph)
         ir.passes.common.RemoveUnusedNodesPass()(model)
     return model, report
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers import LONG
 from models import BOOL, FLOAT, INT64, Graph, attention, heads
 from onnx import helper
 from proofs import reason_of
@@ -105,7 +106,7 @@ def inside(kind: int = FLOAT, shape: tuple[Any, ...] = (None, None, None, None))
     return inner
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", [3, pytest.param(1, marks=LONG)])
 def test_the_body_of_a_loop(times: int) -> None:
     """What goes round keeps its shape, which the body does not declare; and each time gives a result."""
     graph, inner = Graph(), inside()

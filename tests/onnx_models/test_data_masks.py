@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers import LONG
 from models import BOOL, FLOAT16, Graph, attention, counted, heads, size
 from proofs import as_defined, features_of, problem_of
 
@@ -39,7 +40,10 @@ def test_two_biases_are_one() -> None:
     assert features_of(graph.model()).bias == "fp32"
 
 
-@pytest.mark.parametrize("shape", [("batch", "rows", "keys"), ("rows", "keys"), ("batch", 1, "keys")])
+OF_THREE_AXES = [("batch", "rows", "keys"), ("rows", "keys"), ("batch", 1, "keys")]
+
+
+@pytest.mark.parametrize("shape", [OF_THREE_AXES[0], *(pytest.param(x, marks=LONG) for x in OF_THREE_AXES[1:])])
 def test_scores_without_an_axis_of_heads(shape: tuple[int | str, ...]) -> None:
     """As SAM has them: batch and heads are one axis, of the bias too."""
     graph = Graph()
@@ -51,9 +55,13 @@ def test_scores_without_an_axis_of_heads(shape: tuple[int | str, ...]) -> None:
     assert features_of(graph.model(), rows=5, keys=6).bias == "fp32"
 
 
-@pytest.mark.parametrize("kind", [BOOL, None], ids=["bool", "float"])
+BEHIND = [("batch", "rows", 4, "keys"), ("rows", 1, "keys"), (4, "keys"), ("batch", "rows", 1, 1), ("keys",)]
+
+
+@pytest.mark.parametrize("kind", [pytest.param(BOOL, marks=LONG), None], ids=["bool", "float"])
 @pytest.mark.parametrize(
-    "shape", [("batch", "rows", 4, "keys"), ("rows", 1, "keys"), (4, "keys"), ("batch", "rows", 1, 1), ("keys",)]
+    "shape",
+    [BEHIND[0], BEHIND[2], *(pytest.param(x, marks=LONG) for x in BEHIND[1::2]), pytest.param(BEHIND[4], marks=LONG)],
 )
 def test_scores_whose_heads_lie_behind_the_queries(shape: tuple[int | str, ...], kind: int | None) -> None:
     graph = Graph()
@@ -147,8 +155,10 @@ def test_the_mask_of_onnx_s_operator(shape: tuple[int | str, ...], kind: int | N
     assert (features.mask, features.bias) == ((True, "") if kind else (False, "fp32"))
 
 
-@pytest.mark.parametrize("kind", [BOOL, None], ids=["bool", "float"])
-@pytest.mark.parametrize("length", [1, 4, "columns"])
+@pytest.mark.parametrize(
+    ("length", "kind"),
+    [(1, None), ("columns", BOOL), *(pytest.param(x, y, marks=LONG) for x, y in ((4, None), (4, BOOL), (1, BOOL)))],
+)
 def test_a_mask_that_is_shorter_than_the_keys(length: int | str, kind: int | None) -> None:
     """ONNX hides the keys behind its end, also with a mask of one key, which would broadcast elsewhere."""
     graph = Graph(24)

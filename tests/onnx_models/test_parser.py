@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers import LONG
 from models import Graph, attention, heads
 
 from pyfmha.onnx import replace_attention
@@ -96,7 +97,7 @@ def parse(model: Path, namespace: str = "") -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("make", [windows, lengths, packed, steps, cached, padded, branch])
+@pytest.mark.parametrize("make", [windows, lengths, packed, steps, cached, branch, pytest.param(padded, marks=LONG)])
 def test_the_creator_gets_the_fields_of_the_report(make: Any, tmp_path: Path) -> None:
     model, report = replace_attention(make().model())
     (found,) = report.replaced

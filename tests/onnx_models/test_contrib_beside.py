@@ -351,7 +351,11 @@ def test_what_several_nodes_need_is_computed_once() -> None:
     assert len(report.replaced) == 2
     counts = Counter(node.op_type for node in new.graph.node)
     assert (counts["Relu"], counts["TritonFlashAttention"]) == (2, 2)
-    made = [tuple(node.input) + tuple(map(str, node.attribute)) for node in new.graph.node if node.op_type != "Relu"]
+    made = [
+        (node.op_type, *node.input, *(attribute.SerializeToString() for attribute in node.attribute))
+        for node in new.graph.node
+        if node.op_type != "Relu"
+    ]
     assert len(set(made)) == len(made)
     expected = Runner(ir.serde.deserialize_model(model)).run(graph.inputs)
     outputs = Staged(ir.serde.deserialize_model(new)).run(graph.inputs)

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 from models import BOOL, FLOAT, FLOAT16, INT64, Graph, attention, counted, heads, size
-from onnx import helper
 from proofs import problem_of, reason_of, report_of
 
 from pyfmha.errors import OnnxError
@@ -216,20 +215,6 @@ def test_a_value_that_is_scaled_is_taken_as_it_is() -> None:
 
     assert len(report.replaced) == 1
     assert [node.op_type for node in model.graph.node].count("Mul") == 1
-
-
-def test_attention_in_a_branch() -> None:
-    inner = Graph()
-    inner.output(attention(inner, *heads(inner)))
-    inner.inputs.clear()
-    branch = helper.make_graph(inner.nodes, "branch", [], inner.outputs, inner.weights)
-    graph = Graph()
-    q, _, _ = heads(graph)
-    other = helper.make_graph([helper.make_node("Identity", [q], ["same"])], "other", [],
-                              [helper.make_tensor_value_info("same", FLOAT, [None] * 4)])  # fmt: skip
-    graph.output(graph.op("If", graph.input("which", (), BOOL), then_branch=branch, else_branch=other))
-
-    assert "it lies in a subgraph of If" in reason_of(graph.model())
 
 
 def test_an_opset_that_is_too_old() -> None:

@@ -376,7 +376,9 @@ def parsed(new: Any, report: Report, folder: Path) -> str:
     # The recorder refuses the first plugin, with which the parser stops.
     if len(answer["fields"]) == 1 and answer["fields"][0] in known:
         return "; fields as reported"
-    return f"; FIELDS DIFFERENT: {answer['errors']}"[:160]
+    if not answer["fields"]:
+        return "; the parser stops before it: " + short(Exception(" ".join(answer["errors"][-1].split())))
+    return "; FIELDS DIFFERENT"
 
 
 def short(error: Exception) -> str:

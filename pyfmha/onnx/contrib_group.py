@@ -20,6 +20,7 @@ from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.emit import constant, laid_as, length
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.masks import BATCH
+from pyfmha.onnx.rotary import turned
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.standard import check_past, heads_of, optional, past_of, used
 from pyfmha.onnx.tensors import attribute
@@ -156,16 +157,12 @@ def _rotated(facts: Facts, node: ir.Node, call: Call, steps: _Steps) -> tuple[Ca
     def step(op: Any, real: Real) -> Real:
         at = _positions(op, optional(node, 9), steps)
         angles = [op.Reshape(op.Gather(table, at, axis=0), constant(op, [0, 0, 1, half])) for table in (cosines, sines)]
-        turned = {}
-        for name, laid in (("q", call.q), ("k", call.k)):
-            rows, (heads, size) = laid_as(op, laid, "bshd"), (laid.sizes[1].number or 0, laid.sizes[3].number or 0)
-            parts = _pair(op, rows, half, paired)
-            first = op.Sub(op.Mul(parts[0], angles[0]), op.Mul(parts[1], angles[1]))
-            second = op.Add(op.Mul(parts[0], angles[1]), op.Mul(parts[1], angles[0]))
-            whole = _joined(op, first, second, heads, half) if paired else op.Concat(first, second, axis=3)
-            rest = [_columns(op, rows, 2 * half, size)] if size > 2 * half else []
-            turned[made[name]] = op.Concat(whole, *rest, axis=3) if rest else whole
-        return turned
+        return {
+            made[name]: turned(
+                op, laid_as(op, laid, "bshd"), (angles[0], angles[1]), half, laid.sizes[3].number, paired
+            )
+            for name, laid in (("q", call.q), ("k", call.k))
+        }
 
     q, k = (Laid(made[name], "bshd", laid.sizes) for name, laid in (("q", call.q), ("k", call.k)))
     return replace(call, q=q, k=k, packed=None), [step]
@@ -179,23 +176,6 @@ def _positions(op: Any, given: ir.Value | None, steps: _Steps) -> Any:
     at = op.Cast(given, to=int(ir.DataType.INT64))
     first = op.Add(op.Slice(op.Reshape(at, constant(op, [-1])), *(constant(op, [x]) for x in (0, 1, 0))), count)
     return first if steps.past is None else op.Where(steps.is_first(op), first, at)
-
-
-def _columns(op: Any, rows: Any, first: int, last: int, step: int = 1) -> Any:
-    return op.Slice(rows, *(constant(op, [number]) for number in (first, last, 3, step)))
-
-
-def _pair(op: Any, rows: Any, half: int, paired: bool) -> tuple[Any, Any]:
-    """The two numbers of each pair that is turned: neighbours, or half the turned columns apart."""
-    if paired:
-        return _columns(op, rows, 0, 2 * half, 2), _columns(op, rows, 1, 2 * half, 2)
-    return _columns(op, rows, 0, half), _columns(op, rows, half, 2 * half)
-
-
-def _joined(op: Any, first: Any, second: Any, heads: int, half: int) -> Any:
-    """Pairs as neighbours again."""
-    flat = (op.Reshape(part, constant(op, [0, 0, heads * half, 1])) for part in (first, second))
-    return op.Reshape(op.Concat(*flat, axis=3), constant(op, [0, 0, heads, 2 * half]))
 
 
 # ---------------------------------------------------------------------- the cache

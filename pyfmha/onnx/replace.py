@@ -14,6 +14,7 @@ from pyfmha.onnx.calls import Call, LeftAloneError
 from pyfmha.onnx.emit import DOMAIN, emitted, prepared, written
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.report import Found, Report
+from pyfmha.onnx.rotary import is_refused, written_out
 from pyfmha.onnx.sharing import share
 from pyfmha.onnx.tensors import STANDARD, attribute
 
@@ -76,6 +77,9 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
     for graph in state.graphs:
         report.found += [*_not_read(graph), *_in_subgraphs(graph)]
     if count:
+        turning = _Rotary(state, "", "RotaryEmbedding")
+        rule = pattern.RewriteRule(turning.pattern, turning.rewrite, turning.check, remove_nodes=False)
+        pattern.RewriteRuleSet([rule]).apply_to_model(model)
         model.opset_imports[DOMAIN] = 1
         for graph in state.graphs:
             _join_transposes(graph)
@@ -189,6 +193,17 @@ class _Decomposed(_Rule):
 
     def read(self, node: ir.Node) -> bool:
         return self.state.understood(decomposed.read, node, "decomposed")
+
+
+class _Rotary(_Rule):
+    """Rotated positions that TensorRT's parser refuses."""
+
+    def read(self, node: ir.Node) -> bool:
+        return is_refused(self.state.facts, node)
+
+    def rewrite(self, op: Any, *_: Any, **__: Any) -> Any:
+        """The same in elementwise operators."""
+        return written_out(op, self.state.facts, self.node)
 
 
 def _not_read(graph: ir.Graph) -> Iterator[Found]:

@@ -284,3 +284,32 @@ def test_what_onnx_runtime_refuses_runs_by_onnxs_reference() -> None:
     graph.output(graph.op("Attention", q, k, v, is_causal=1))
 
     assert problem_of(graph.model()).causal
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize(("rank", "half"), [(4, 8), (3, 4)])
+def test_angles_of_one_sequence_are_written_out(rank: int, half: int, interleaved: int) -> None:
+    """TensorRT's parser refuses such a RotaryEmbedding beside a free batch: this is what it gets instead."""
+    graph = Graph(23)
+    angles = [graph.input(name, (1, "rows", half)) for name in ("cos", "sin")]
+    shape = ("batch", 4, "rows", 16) if rank == 4 else ("batch", "rows", 64)
+    more = {"rotary_embedding_dim": 2 * half} | ({} if rank == 4 else {"num_heads": 4})
+    q, k = (
+        graph.op("RotaryEmbedding", graph.input(name, shape), *angles, interleaved=interleaved, **more) for name in "qk"
+    )
+    heads_of = {} if rank == 4 else {"q_num_heads": 4, "kv_num_heads": 4}
+    graph.output(graph.op("Attention", q, k, graph.input("v", shape), **heads_of), rank=rank)
+    model = graph.model()
+
+    assert as_defined(model).num_heads == 4
+    assert "RotaryEmbedding" not in [node.op_type for node in replace_attention(model)[0].graph.node]
+
+
+def test_angles_of_each_sequence_stay() -> None:
+    graph = Graph(23)
+    angles = [graph.input(name, ("batch", "rows", 8)) for name in ("cos", "sin")]
+    q, k, v = heads(graph, **SAME)
+    q = graph.op("RotaryEmbedding", q, *angles)
+    graph.output(graph.op("Attention", q, k, v))
+
+    assert "RotaryEmbedding" in [node.op_type for node in replace_attention(graph.model())[0].graph.node]

@@ -5,6 +5,7 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from pyfmha.attention.operator import NAME
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import LibraryError, PluginError, SpecError
 from pyfmha.functions import AttentionFunction, mask_function, score_function
-from pyfmha.functions.family import SHIPPED
+from pyfmha.functions.family import SHIPPED, Declared, function_operators
 from pyfmha.operators.plan import Step
 from pyfmha.runtime.library import Library
 from pyfmha.spec.manifest import Function as FunctionManifest
@@ -386,6 +387,59 @@ def test_types_that_tensorrt_has_not() -> None:
         Held([doubled])
     with pytest.raises(SpecError, match="scaled can be no plugin of TensorRT's: input factor is fp64; attributes are"):
         Held([scaled])
+    declared = [Declared.of(function) for function in (doubled, scaled, SHIPPED_FUNCTIONS["natten"])]
+    held = [
+        replace(one, function=UserFunction.of(f.__pyfmha__()))
+        for one, f in zip(declared, (doubled, scaled, SHIPPED_FUNCTIONS["natten"]), strict=True)
+    ]
+    operators, notes = function_operators(held)
+    assert [operator.name for operator in operators] == [f"{NAME}_natten"]
+    assert all(note.endswith("it is a function of the library only") for note in notes)
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "requires", "message"),
+    [
+        ({"table": "*fp32[rows + more]"}, (), "axis rows \\+ more of input table reads more; an axis is made of batch"),
+        ({"rows": "i32[4]"}, (), r"input rows cannot be i32\[4\]: a number has no shape; a pointer begins with \*"),
+        ({"table": "*fp32[rows,, 2]"}, (), r"write the axes as '\*fp32\[batch, tokens\]'"),
+        ({"table": f"*fp32[{', '.join('1' * 9)}]"}, (), r"a tensor has 1 to 8 axes"),
+        ({"table": "*fp32[rows]"}, ("rows >",), "tabled requires 'rows >', which is no condition"),
+        (
+            {"table": "*fp32[rows]"},
+            ("rows > more",),
+            "tabled requires 'rows > more', which reads more; it may read batch",
+        ),
+        ({"table": "*fp32[rows]"}, "rows > 1", "requires is 'rows > 1'; give a tuple of conditions"),
+        ({"table": "*fp32[rows]"}, ("floor(rows) > 1",), r"floor"),
+    ],
+)
+def test_what_a_function_says_of_its_inputs_is_checked(inputs: Any, requires: Any, message: str) -> None:
+    def tabled(score, batch, head, query, key, table, rows):
+        return score
+
+    with pytest.raises(SpecError, match=message):
+        Held([score_function(tabled, inputs=inputs, requires=requires)])
+
+
+def test_shapes_may_be_of_everything_that_attention_knows() -> None:
+    @score_function(
+        inputs={"table": "*fp32[batch, heads, 2 * queries - 1, keys + rows]", "rows": "i32"},
+        requires=("min(queries, keys) > rows", "max(rows, 1) < heads"),
+    )
+    def shaped(score, batch, head, query, key, table, rows, queries, keys):
+        return score
+
+    net, library = Net(16, 24), Held([shaped])
+    net.add(library, score=shaped, score_inputs=[net.tensor("table", DataType.FLOAT, 2, HEADS, 31, 26), 2])
+    assert values_of(net.step(), ("rows", "queries", "keys")) == {"rows": 2, "queries": 16, "keys": 24}
+    table = net.tensor("other", DataType.FLOAT, 2, HEADS, 33, 26)
+    net.add(library, score=shaped, score_inputs=[table, 2])
+    with pytest.raises(PluginError, match="the axis queries of inputs of shaped is 17; there are 16 queries"):
+        net.step()
+    with pytest.raises(PluginError, match=r"shaped requires max\(rows, 1\) < heads; here rows is 4, heads is 4"):
+        net.add(library, score=shaped, score_inputs=[table, 4])
 
 
 def alibi_of(memory: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import TESTS
 from plugin_host.attention import random_shapes
-from plugin_host.functions import NAMES, OWN_AXES, random_function_values
+from plugin_host.functions import NAMES, OWN_AXES, declared, random_function_values, standin
 from trt_double import INT32, RUNTIME
 from trt_double.binding import DataType, make_binding
 from trt_double.full.gpu import Gpu
@@ -23,21 +24,25 @@ from trt_double.scene import HEADS, SIZE, number, text
 from trt_double.twins import Pair, drive, fields_of, spoilt
 
 import pyfmha.trt
+from pyfmha.aot import Compiler, build
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.attention.function_operator import UserFunction, function_operator
 from pyfmha.attention.operator import NAME
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import LibraryError, PluginError, SpecError
 from pyfmha.functions import AttentionFunction, mask_function, score_function
-from pyfmha.functions.family import SHIPPED, Declared, function_operators
+from pyfmha.functions.family import SHIPPED, Declared, file_of, function_operators
 from pyfmha.operators.plan import Step
+from pyfmha.operators.program import program_of
 from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest
 from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
 from pyfmha.trt.creator import unregistered
 from pyfmha.trt.engine import build_plan
 from pyfmha.trt.session import Session
+from pyfmha.verify.plugins import check_plugins
 
 pytest_plugins = (
     "trt_double.fixtures", "trt_double.full.fixtures", "plugin_host.operators", "plugin_host.attention",
@@ -62,6 +67,38 @@ def test_the_plugin_in_c_answers_alike(attention_path: Path, fake_cuda: FakeCuda
         plugins[1].delete()
     assert min(counts[what] for what in ("refused", "prepared", "launched")) > 0, counts
     assert not counts["split"]
+
+
+NUMBERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "natten": {"height": (30,), "width": (30,), "window": (5, 4)}, "swin": {"width": (30,)},
+    "t5": {"furthest": (128, 1)}, "t5_causal": {"furthest": (128, 1)},
+}  # fmt: skip
+"""Numbers that no shape tells, of those that come along."""
+
+
+@pytest.mark.long
+def test_all_that_come_along_in_c(compiler: Compiler, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+    """As ``pyfmha plugin-check`` asks them, and call by call as the plugins in Python."""
+    held = list(declared(compiler, *map(file_of, SHIPPED)).values())
+    operators, notes = function_operators(held)
+    specs = [standin(function) for function in held]
+    path = build(specs, parse_archs(["sm_90"]), tmp_path, jobs=1, operators=operators).library
+    assert (len(operators), notes) == (len(SHIPPED_FUNCTIONS), [])
+    assert [finding.text for finding in check_plugins(path) if not finding.good] == []
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    for operator in operators:
+        name, pair, chance = operator.name.removeprefix(f"{NAME}_"), Pair(path, fake_cuda, operator), random.Random(1)
+        own = {axis: (30, 64, 900) for axis in program_of(operator).axes if axis.startswith(f"{name}_")}
+        counts = {"refused": 0, "prepared": 0, "launched": 0}
+        for _ in range(80):
+            values = random_function_values("alibi", chance)
+            values.pop("score_function", None)
+            values |= {f"{name}_{key}": chance.choice(choices) for key, choices in NUMBERS.get(name, {}).items()}
+            plugins = pair.create(fields_of(operator, values))
+            done = "refused" if plugins is None else drive(pair, plugins, chance, partial(random_shapes, own=own))
+            counts[done] += 1
+        assert min(counts["refused"], counts["launched"]) > 0, (name, counts)
 
 
 class Held(Library):

@@ -9,7 +9,7 @@ engine keeps them, so that a library of another version of the function refuses 
 import ast
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -18,12 +18,16 @@ from pyfmha.attention import biased_operator
 from pyfmha.attention.operator import DECODING, NAME, OPERATOR, sources
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Attribute, Check, Launch, Operator, Tensor
+from pyfmha.operators.program import program_of
 from pyfmha.spec.abi import ctype
 
 KINDS = {"score": "score_function", "mask": "mask_function"}
 """The attributes that hold what a function was: its name and a digest."""
 
 _TYPES = {ELEMENTS[kind]: kind for kind in DATA_TYPES}
+_KNOWN = {"batch": "batch", "heads": "num_heads", "queries": "rows", "keys": "columns"}
+"""What attention knows of itself, with the operator's names."""
+_OF_SEQUENCE = ("queries", "keys")
 _MOST_AXES = 4
 """Of a tensor without a shape: its axes change nothing, but each form has names for them."""
 _HALF = Check("fp8 == 0", "Q, K and V are FP8, which go with no function; give them in HALF, BF16 or FLOAT")
@@ -92,9 +96,13 @@ class UserFunction:
         return {KINDS[kind]: text for kind, text in (("score", self.score), ("mask", self.mask)) if text}
 
     def told(self) -> dict[str, str]:
-        """The numbers that shapes tell, with the expression of the operator that is each."""
-        axes = {axis for one in self.inputs for axis in one.axes or ()}
-        return {one.name: self._value(one.name) for one in self.inputs if not one.is_tensor and one.name in axes}
+        """The numbers that shapes tell, and those that are attention's own, with the operator's expression for each."""
+        known = {*self._axes(), *_KNOWN}
+        return {one.name: self._value(one.name) for one in self.inputs if not one.is_tensor and one.name in known}
+
+    def _axes(self) -> set[str]:
+        """The axes of all its shapes."""
+        return {axis for one in self.inputs for axis in one.axes or ()}
 
     def given(self) -> tuple[FunctionInput, ...]:
         """The inputs that a user gives: all but the numbers that shapes tell."""
@@ -106,13 +114,25 @@ class UserFunction:
         return f"{self.name}_{name}"
 
     def _value(self, name: str) -> str:
-        known = {"batch": "batch", "heads": "num_heads", "queries": "rows", "keys": "columns"}
-        return known.get(name) or self.own(name)
+        # Of a ragged batch, what stands in a shape is the longest sequence's, and rows and columns are of all.
+        shaped = name in _OF_SEQUENCE and any(name in _names(axis) for axis in self._axes())
+        return self.own(name) if shaped or name not in _KNOWN else _KNOWN[name]
 
     def _axis(self, text: str) -> str:
         """An axis as forms have it; those of queries and keys are names of their own, which a check compares."""
-        known = {"batch": "batch", "heads": "num_heads"}
-        return _renamed(text, lambda name: known.get(name) or self.own(name))
+        return _renamed(
+            text, lambda name: self.own(name) if name in _OF_SEQUENCE else _KNOWN.get(name) or self.own(name)
+        )
+
+    def unserved(self) -> str:
+        """Which input TensorRT cannot give; empty where there is none."""
+        for one in self.inputs:
+            if one.is_tensor and _element(one) not in _TYPES:
+                served = ", ".join(f"*{kind}" for kind in _TYPES)
+                return f"input {one.name} is {one.kind}, a type that TensorRT has not; it has {served}"
+            if not one.is_tensor and ctype(one.kind).kind == "float" and ctype(one.kind).size > 4:
+                return f"input {one.name} is {one.kind}; attributes are integers and float32"
+        return ""
 
     def operator_inputs(self) -> tuple[Tensor, ...]:
         """Its tensors."""
@@ -120,11 +140,7 @@ class UserFunction:
         for one in self.inputs:
             if not one.is_tensor:
                 continue
-            element = one.kind.removeprefix("*k").removeprefix("*")
-            if element not in _TYPES:
-                served = ", ".join(f"*{kind}" for kind in _TYPES)
-                raise SpecError(f"input {one.name} is {one.kind}, a type that TensorRT has not; it has {served}")
-            kind, name = _TYPES[element], self.own(one.name)
+            kind, name = _TYPES[_element(one)], self.own(one.name)
             if one.axes is None:
                 axes = [f"{name}_{index}" for index in range(_MOST_AXES)]
                 forms = [f"{kind}[{', '.join(axes[:count])}]" for count in range(1, _MOST_AXES + 1)]
@@ -146,11 +162,10 @@ class UserFunction:
     def checks(self) -> tuple[Check, ...]:
         """What the function requires of its tensors and numbers."""
         found = []
-        axes = {axis for one in self.inputs for axis in one.axes or ()}
-        for name, said, size in (("queries", "queries", "rows"), ("keys", "keys", "columns")):
-            if any(name in _names(axis) for axis in axes):
-                own = self.own(name)
-                wanted = f"the axis {name} of inputs of {self.name} is {{{own}}}; there are {{{size}}} {said}"
+        for name in _OF_SEQUENCE:
+            if any(name in _names(axis) for axis in self._axes()):
+                own, size = self.own(name), _KNOWN[name]
+                wanted = f"the axis {name} of inputs of {self.name} is {{{own}}}; there are {{{size}}} {name}"
                 # Of a ragged batch it is the longest sequence's, which the device alone knows.
                 found.append(Check(f"cu_seqlens or {own} == {size}", wanted))
         for text in self.requires:
@@ -168,8 +183,7 @@ class UserFunction:
 
     def labels(self) -> dict[str, str]:
         """How messages call its axes."""
-        axes = {axis for one in self.inputs for axis in one.axes or ()}
-        found = {self._axis(axis): axis for axis in sorted(axes)}
+        found = {self._axis(axis): axis for axis in sorted(self._axes())}
         unshaped = [self.own(one.name) for one in self.inputs if one.is_tensor and one.axes is None]
         return found | {f"{name}_{index}": "any" for name in unshaped for index in range(_MOST_AXES)}
 
@@ -178,12 +192,13 @@ def function_operator(function: UserFunction) -> Operator:
     """The operator of a user's function.
 
     Raises:
-        SpecError: an input is of a type that TensorRT has not, or has a name that the operator cannot have.
+        SpecError: an input is of a type that TensorRT has not, or what the function says of its inputs is wrong.
     """
-    try:
-        return _derived(function)
-    except SpecError as error:
-        raise SpecError(f"{function.name} can be no plugin of TensorRT's: {error}") from None
+    if why := function.unserved():
+        raise SpecError(f"{function.name} can be no plugin of TensorRT's: {why}")
+    operator = _derived(function)
+    program_of(operator)
+    return operator
 
 
 def _derived(function: UserFunction) -> Operator:
@@ -224,16 +239,14 @@ def _same(name: str, text: str, file: str) -> Check:
     )
 
 
-def _attribute(one: FunctionInput) -> Attribute:
-    """A number as an attribute.
+def _element(one: FunctionInput) -> str:
+    return one.kind.removeprefix("*k").removeprefix("*")
 
-    Raises:
-        SpecError: TensorRT has no attribute that holds it.
-    """
+
+def _attribute(one: FunctionInput) -> Attribute:
+    """A number as an attribute."""
     kind = ctype(one.kind)
     if kind.kind == "float":
-        if kind.size > 4:
-            raise SpecError(f"input {one.name} is {one.kind}; attributes are integers and float32")
         return Attribute("fp32")
     assert kind.bounds is not None
     low, high = kind.bounds
@@ -244,16 +257,22 @@ def _attribute(one: FunctionInput) -> Attribute:
     return Attribute("int64") if whole else Attribute("int64", minimum=low, maximum=min(high, (1 << 63) - 1))
 
 
+def _read(tree: ast.AST) -> list[ast.Name]:
+    """The names of values that an expression reads, in its order, without those of functions."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called]
+    return sorted(found, key=lambda node: node.col_offset)
+
+
 def _names(text: str) -> list[str]:
-    return [node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
+    return [node.id for node in _read(ast.parse(text, mode="eval"))]
 
 
-def _renamed(text: str, renamed: Any) -> str:
+def _renamed(text: str, renamed: Callable[[str], str]) -> str:
     """An expression with other names."""
     tree = ast.parse(text, mode="eval")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            node.id = renamed(node.id)
+    for node in _read(tree):
+        node.id = renamed(node.id)
     return ast.unparse(tree)
 
 

@@ -9,8 +9,10 @@ import typer
 
 from pyfmha.aot import Compiler
 from pyfmha.aot.held import read_held
+from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.family import (
     SHIPPED,
+    Declared,
     declared_in,
     file_of,
     function_operators,
@@ -59,10 +61,21 @@ def functions_of(
         asked = [function for name in names for function in declared_in(file_of(name), compiler.collect)]
         known = {function.name for function in asked}
         files = sorted({file for file, name in kept if name not in known})
-        others = [function for file in files for function in declared_in(file, compiler.collect)]
+        others = [function for file in files for function in _again(compiler, file, folder)]
     held = [function for function in others if (function.source, function.name) in kept and function.name not in known]
     operators, notes = function_operators([*held, *asked])
     return FunctionFamily(function_specs(asked, dtypes, head_sizes), operators, notes)
+
+
+def _again(compiler: Compiler, file: Path, folder: Path) -> list[Declared]:
+    """The functions of a file that a folder holds some of."""
+    try:
+        return declared_in(file, compiler.collect)
+    except (KernelSourceError, SpecError) as error:
+        raise type(error)(
+            f"{error}\n{folder} holds functions of that file; mend it, or drop what {folder} holds:"
+            f" pyfmha build --fresh -o {folder}"
+        ) from error
 
 
 def _held(folder: Path) -> set[tuple[Path, str]]:

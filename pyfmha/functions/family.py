@@ -17,7 +17,6 @@ from pyfmha.attention.function_operator import UserFunction, function_operator
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
 from pyfmha.functions.declare import AttentionFunction
 from pyfmha.operators.description import Operator
-from pyfmha.operators.program import program_of
 from pyfmha.spec.advice import build_command
 from pyfmha.spec.constants import JitFunction
 from pyfmha.spec.kernel import Argument, KernelSpec
@@ -184,18 +183,19 @@ def function_specs(
 
 
 def function_operators(functions: Sequence[Declared]) -> tuple[list[Operator], list[str]]:
-    """The plugins of some functions, and why others have none, a line each."""
+    """The plugins of some functions, and why others have none, a line each.
+
+    Raises:
+        SpecError: what a function says of its inputs is wrong.
+    """
     operators, notes = [], []
     for function in functions:
         if function.function is None:
             continue
-        try:
-            operator = function_operator(function.function)
-            program_of(operator)
-        except SpecError as error:
-            notes.append(f"{error}; it is a function of the library only")
+        if why := function.function.unserved():
+            notes.append(f"{function.name} can be no plugin of TensorRT's: {why}; it is a function of the library only")
         else:
-            operators.append(operator)
+            operators.append(function_operator(function.function))
     return operators, notes
 
 

@@ -132,8 +132,10 @@ KNOWN = ("batch", "heads", "queries", "keys")
 
 
 def names_in(text: str) -> list[str]:
-    """The names that an expression reads."""
-    return [node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
+    """The names of values that an expression reads, without those of functions: ``min(a, b)`` reads a and b."""
+    tree = ast.parse(text, mode="eval")
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called]
 
 
 def _check_axes(function: Callable[..., Any], inputs: Mapping[str, str], shapes: Sequence[tuple[str, Any]]) -> None:

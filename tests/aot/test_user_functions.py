@@ -113,6 +113,9 @@ def test_a_function_that_gluon_does_not_take_leaves_the_portable_kernel(
     assert before not in after
     assert len(preview([other], SM90, out).missing) == 2
     assert functions_of([], ["fp16"], [64], out, fresh=True).operators == []
+    (files / "functions.py").write_text("import nothing_of_the_kind")
+    with pytest.raises(KernelSourceError, match=r"nothing_of_the_kind.*\n.* holds functions of that file; mend it, or"):
+        functions_of([], ["fp16"], [64], out, fresh=False)
     (files / "functions.py").unlink()
     with pytest.raises(KernelSourceError, match=r"holds ranged, and its file of functions .*functions.py is not there"):
         preview([replace(other, functions=())], SM90, out)

@@ -5,6 +5,8 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import TESTS
 from plugin_host.attention import random_shapes
-from plugin_host.functions import NAMES, OWN_AXES, random_function_values
+from plugin_host.functions import NAMES, OWN_AXES, declared, random_function_values, standin
 from trt_double import INT32, RUNTIME
 from trt_double.binding import DataType, make_binding
 from trt_double.full.gpu import Gpu
@@ -22,21 +24,25 @@ from trt_double.scene import HEADS, SIZE, number, text
 from trt_double.twins import Pair, drive, fields_of, spoilt
 
 import pyfmha.trt
+from pyfmha.aot import Compiler, build
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.attention.function_operator import UserFunction, function_operator
 from pyfmha.attention.operator import NAME
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import LibraryError, PluginError, SpecError
 from pyfmha.functions import AttentionFunction, mask_function, score_function
-from pyfmha.functions.family import SHIPPED
+from pyfmha.functions.family import SHIPPED, Declared, file_of, function_operators
 from pyfmha.operators.plan import Step
+from pyfmha.operators.program import program_of
 from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.manifest import Function as FunctionManifest
 from pyfmha.spec.manifest import Manifest
 from pyfmha.trt import DirectSession, add_attention, add_attention_packed, register
 from pyfmha.trt.creator import unregistered
 from pyfmha.trt.engine import build_plan
 from pyfmha.trt.session import Session
+from pyfmha.verify.plugins import check_plugins
 
 pytest_plugins = (
     "trt_double.fixtures", "trt_double.full.fixtures", "plugin_host.operators", "plugin_host.attention",
@@ -61,6 +67,38 @@ def test_the_plugin_in_c_answers_alike(attention_path: Path, fake_cuda: FakeCuda
         plugins[1].delete()
     assert min(counts[what] for what in ("refused", "prepared", "launched")) > 0, counts
     assert not counts["split"]
+
+
+NUMBERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "natten": {"height": (30,), "width": (30,), "window": (5, 4)}, "swin": {"width": (30,)},
+    "t5": {"furthest": (128, 1)}, "t5_causal": {"furthest": (128, 1)},
+}  # fmt: skip
+"""Numbers that no shape tells, of those that come along."""
+
+
+@pytest.mark.long
+def test_all_that_come_along_in_c(compiler: Compiler, tmp_path: Path, fake_cuda: FakeCuda) -> None:
+    """As ``pyfmha plugin-check`` asks them, and call by call as the plugins in Python."""
+    held = list(declared(compiler, *map(file_of, SHIPPED)).values())
+    operators, notes = function_operators(held)
+    specs = [standin(function) for function in held]
+    path = build(specs, parse_archs(["sm_90"]), tmp_path, jobs=1, operators=operators).library
+    assert (len(operators), notes) == (len(SHIPPED_FUNCTIONS), [])
+    assert [finding.text for finding in check_plugins(path) if not finding.good] == []
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context()
+    for operator in operators:
+        name, pair, chance = operator.name.removeprefix(f"{NAME}_"), Pair(path, fake_cuda, operator), random.Random(1)
+        own = {axis: (30, 64, 900) for axis in program_of(operator).axes if axis.startswith(f"{name}_")}
+        counts = {"refused": 0, "prepared": 0, "launched": 0}
+        for _ in range(80):
+            values = random_function_values("alibi", chance)
+            values.pop("score_function", None)
+            values |= {f"{name}_{key}": chance.choice(choices) for key, choices in NUMBERS.get(name, {}).items()}
+            plugins = pair.create(fields_of(operator, values))
+            done = "refused" if plugins is None else drive(pair, plugins, chance, partial(random_shapes, own=own))
+            counts[done] += 1
+        assert min(counts["refused"], counts["launched"]) > 0, (name, counts)
 
 
 class Held(Library):
@@ -386,6 +424,59 @@ def test_types_that_tensorrt_has_not() -> None:
         Held([doubled])
     with pytest.raises(SpecError, match="scaled can be no plugin of TensorRT's: input factor is fp64; attributes are"):
         Held([scaled])
+    declared = [Declared.of(function) for function in (doubled, scaled, SHIPPED_FUNCTIONS["natten"])]
+    held = [
+        replace(one, function=UserFunction.of(f.__pyfmha__()))
+        for one, f in zip(declared, (doubled, scaled, SHIPPED_FUNCTIONS["natten"]), strict=True)
+    ]
+    operators, notes = function_operators(held)
+    assert [operator.name for operator in operators] == [f"{NAME}_natten"]
+    assert all(note.endswith("it is a function of the library only") for note in notes)
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "requires", "message"),
+    [
+        ({"table": "*fp32[rows + more]"}, (), "axis rows \\+ more of input table reads more; an axis is made of batch"),
+        ({"rows": "i32[4]"}, (), r"input rows cannot be i32\[4\]: a number has no shape; a pointer begins with \*"),
+        ({"table": "*fp32[rows,, 2]"}, (), r"write the axes as '\*fp32\[batch, tokens\]'"),
+        ({"table": f"*fp32[{', '.join('1' * 9)}]"}, (), r"a tensor has 1 to 8 axes"),
+        ({"table": "*fp32[rows]"}, ("rows >",), "tabled requires 'rows >', which is no condition"),
+        (
+            {"table": "*fp32[rows]"},
+            ("rows > more",),
+            "tabled requires 'rows > more', which reads more; it may read batch",
+        ),
+        ({"table": "*fp32[rows]"}, "rows > 1", "requires is 'rows > 1'; give a tuple of conditions"),
+        ({"table": "*fp32[rows]"}, ("floor(rows) > 1",), r"floor"),
+    ],
+)
+def test_what_a_function_says_of_its_inputs_is_checked(inputs: Any, requires: Any, message: str) -> None:
+    def tabled(score, batch, head, query, key, table, rows):
+        return score
+
+    with pytest.raises(SpecError, match=message):
+        Held([score_function(tabled, inputs=inputs, requires=requires)])
+
+
+def test_shapes_may_be_of_everything_that_attention_knows() -> None:
+    @score_function(
+        inputs={"table": "*fp32[batch, heads, 2 * queries - 1, keys + rows]", "rows": "i32"},
+        requires=("min(queries, keys) > rows", "max(rows, 1) < heads"),
+    )
+    def shaped(score, batch, head, query, key, table, rows, queries, keys):
+        return score
+
+    net, library = Net(16, 24), Held([shaped])
+    net.add(library, score=shaped, score_inputs=[net.tensor("table", DataType.FLOAT, 2, HEADS, 31, 26), 2])
+    assert values_of(net.step(), ("rows", "queries", "keys")) == {"rows": 2, "queries": 16, "keys": 24}
+    table = net.tensor("other", DataType.FLOAT, 2, HEADS, 33, 26)
+    net.add(library, score=shaped, score_inputs=[table, 2])
+    with pytest.raises(PluginError, match="the axis queries of inputs of shaped is 17; there are 16 queries"):
+        net.step()
+    with pytest.raises(PluginError, match=r"shaped requires max\(rows, 1\) < heads; here rows is 4, heads is 4"):
+        net.add(library, score=shaped, score_inputs=[table, 4])
 
 
 def alibi_of(memory: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from described import STRICT
 from fake_cuda import FakeCuda
 from helpers import KERNELS
 from shared import Shared
@@ -29,11 +30,13 @@ def specs_of(compiler: Compiler) -> tuple[list[Operator], list[KernelSpec]]:
 
 @pytest.fixture(scope="session")
 def plugins_path(compiler: Compiler, shared: Shared) -> Path:
-    """A library with the three operators of ``kernels/plugins.py``."""
+    """A library with the three operators of ``kernels/plugins.py``, whose C gives gcc nothing to say."""
 
     def make(folder: Path) -> Path:
         operators, specs = specs_of(compiler)
-        return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CC", STRICT)
+            return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
 
     return shared.once("plugins", make)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from described import STRICT
 from fake_cuda import FakeCuda
 from plugin_host import HostCalls, build_host
 from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values, specs_of
@@ -184,9 +185,10 @@ def test_two_contexts_on_two_threads(watched: HostCalls, path: Path) -> None:
     plugin.delete()
 
 
-def test_the_sources_are_strict_c(compiler: Compiler, shared: Shared) -> None:
-    strict = "gcc -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror"
-    assert built_with(compiler, shared, "plugins_strict", strict).is_file()
+def test_the_sources_are_strict_c(compiler: Compiler, shared: Shared, plugins_path: Path) -> None:
+    """gcc's warnings are errors where the tests' libraries are built, this one and those of random descriptions."""
+    assert "-Wconversion" in STRICT
+    assert plugins_path.is_file()
     if shutil.which("clang"):
         strict = "clang -Wall -Wextra -Wconversion -Werror"
         assert built_with(compiler, shared, "plugins_clang", strict).is_file()

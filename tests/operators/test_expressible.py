@@ -4,6 +4,7 @@ import ast
 import re
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 from described import operator
 from described.cases import CASES, Case, Listed
+from helpers import TESTS
 from trt_double import BUILD, RUNTIME, Tensor
 from trt_double.twins import Pair, fields_of
 
+import pyfmha
 import pyfmha.operators
+from pyfmha.aot import Compiler
+from pyfmha.aot.operator_specs import load_operators
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, Launch, Operator
 from pyfmha.operators.program import program_of
@@ -198,3 +203,17 @@ def test_what_plugingen_said_can_be_said() -> None:
     program = program_of(made)
     assert set(program.axes) == {"batch", "heads", "seq", "rows", "cols"}
     assert [name for name, _ in program.launches[0].arguments][:2] == ["Q", "X"]
+
+
+def test_the_guides_description_is_that_of_the_example(compiler: Compiler) -> None:
+    """What the guide shows first, but for configurations, is what a build reads of the example."""
+    text = (Path(pyfmha.operators.__file__).parent / "README.md").read_text()
+    code = re.findall("```python\n(.*?)```", text, re.DOTALL)[0]
+    found: dict[str, Any] = {"pyfmha": pyfmha, "bias_gelu_kernel": lambda: None}
+    exec(code, found)
+    shown: Operator = found["BIAS_GELU"]
+    (example,) = load_operators(compiler, TESTS.parent / "examples" / "operator" / "bias_gelu.py")
+    assert program_of(shown).axes == ("rows", "cols")
+    launch, other = shown.launches[0], example.launches[0]
+    assert (launch.arguments, launch.scalars, launch.grid) == (other.arguments, other.scalars, other.grid)
+    assert replace(shown, launches=example.launches, source=example.source) == example

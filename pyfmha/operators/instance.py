@@ -10,7 +10,7 @@ from pyfmha.errors import PluginError
 from pyfmha.operators.absent import absent_types
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.attributes import settle
-from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, TYPE_NAMES, Option, Types
+from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Option
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
 from pyfmha.operators.plan import Plan, Step, arguments_of, typical, workspace_of
@@ -18,6 +18,7 @@ from pyfmha.operators.planner import Device, Planner, planner, unknown
 from pyfmha.operators.program import SHAPE, Form, Program, TensorProgram
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
+from pyfmha.operators.types import fixed_types, type_error
 
 Serves = Callable[[str, str, Sequence[float]], bool]
 """Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
@@ -59,7 +60,7 @@ class Instance:
             self.attributes = settle(program, given)
         except EvaluationError as error:
             raise PluginError(str(error)) from None
-        self.types = dict(types or {}) | _fixed_types(program, self.attributes)
+        self.types = dict(types or {}) | fixed_types(program, self.attributes)
         self.scope = AttributeScope(self.attributes, self.given, self.options, self.types)
         try:
             define(program.early, program.early_checks, self.scope)
@@ -230,16 +231,7 @@ class Instance:
 
     def type_error(self, form: TensorForm, kind: int, types: Mapping[str, str]) -> str:
         """What is said of a tensor of another type."""
-        names = {number: name for name, number in DATA_TYPES.items()}
-        got = f"{form.name} is of type {TYPE_NAMES.get(names.get(kind, ''), kind)}"
-        if form.variable in DATA_TYPES:
-            return f"{got}; it must be {TYPE_NAMES[form.variable]}"
-        variable = self.program.types[form.variable]
-        if variable.attribute:
-            wanted = types[form.variable]
-            made = f"{TYPE_NAMES[wanted]} ({variable.attribute} {DATA_TYPES[wanted]})"
-            return f"{got}; the plugin was created for {made}"
-        return f"{got}; {form.variable} is one type of {allowed_types(variable)} in all tensors"
+        return type_error(self.program, form, kind, types)
 
     # ------------------------------------------------------------------ its launches
 
@@ -364,27 +356,6 @@ class Instance:
         arguments = arguments_of(launch, scope, forms, {})
         values = [typical(argument) for argument in arguments]
         return serves(launch.function.render(scope), kernel, values)
-
-
-def _fixed_types(program: Program, values: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
-    numbers = {number: name for name, number in DATA_TYPES.items()}
-    for name, kinds in program.types.items():
-        if not kinds.attribute:
-            continue
-        number = values[kinds.attribute]
-        if numbers.get(number) not in kinds.names:
-            allowed = allowed_types(kinds)
-            raise PluginError(f"{kinds.attribute} is {number}; allowed is int(trt.DataType): {allowed}")
-        found[name] = numbers[number]
-    return found
-
-
-def allowed_types(kinds: Types) -> str:
-    """The types that a name may stand for, for messages: with their numbers where an attribute holds it."""
-    if not kinds.attribute:
-        return ", ".join(TYPE_NAMES[name] for name in kinds.names)
-    return ", ".join(f"{n} ({said})" for n, said in sorted((DATA_TYPES[k], TYPE_NAMES[k]) for k in kinds.names))
 
 
 def _joined(parts: Sequence[tuple[Expression | None, Text]], scope: Scope) -> str:

@@ -227,6 +227,19 @@ CASES: dict[str, Case] = {
         attributes={"splits": 5},
         workspace=192 + 3,
     ),
+    "sizes that are all known": Case(
+        operator(
+            "Known",
+            inputs={"X": "fp32[64, 2]"},
+            outputs={"Y": "fp32[128]"},
+            launches=[probe(a="X", c="Y", i="numel(X)")],
+        ),
+        [((64, 2), "fp32")],
+        [((128,), "fp32")],
+        [("probe", {"a": "X", "c": "Y", "i": 128})],
+        open=([[None, 2]], [[128]]),
+        wrong=([[64, 3]], "X has 2 3, the plugin was created for 2"),
+    ),
     "alternative forms": Case(
         operator(
             "Forms",

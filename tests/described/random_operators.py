@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from described import TYPED, probe
 from pyfmha.errors import SpecError
-from pyfmha.operators.description import Attribute, Check, Launch, Operator, Part, Tensor, Types
+from pyfmha.operators.description import Attribute, Check, Launch, Operator, Option, Part, Tensor, Types
 from pyfmha.operators.program import program_of
 from pyfmha.operators.trials import check_absent
 
@@ -102,6 +103,8 @@ class Describer:
         if kind == "string":
             choices = self.one(((), _WORDS[:4], _WORDS))
             default = None if self.often(0.2) else self.one(choices or _WORDS)
+            if default is not None and self.words and self.often(0.3):
+                default = f"={self.one(self.words)} if {self.condition(0)} else {default!r}"
             return Attribute(kind, default, choices=choices)
         low, high = self.one(((None, None), (0, None), (0, 100), (None, 7), (-3, 4)))
         if kind.endswith("[]"):
@@ -113,7 +116,13 @@ class Describer:
                 default = self.integer(1, [i for i in self.ints if i.isidentifier()]) if kind != "fp32" else "1.5 * 2"
         choices = (0, 1, 3) if self.often(0.2) else ()
         stored = "" if self.often(0.85) or default is None else f"given({name})"
-        return Attribute(kind, default, minimum=low, maximum=high, choices=choices, stored=stored)
+        stores = f"min({name}, 3)" if kind in ("int32", "int64") and self.often(0.15) else ""
+        return Attribute(kind, default, minimum=low, maximum=high, choices=choices, stored=stored, stores=stores)
+
+    def text(self) -> str:
+        """A text of messages."""
+        holes = [self.integer(1), self.floating(1), *(f"{word}:r" for word in self.words[:1])]
+        return f"{{{self.one(holes)}}} of {{{{it}}}} \u03c0, {{{self.one(holes)}}}"
 
     # ------------------------------------------------------------------ tensors
 
@@ -151,7 +160,11 @@ class Describer:
         count = self.one((0, 1, 2, 2, 3, 8))
         axes = [self.one(self.axes) if self.often(0.6) and self.axes else self.integer(1, atoms) for _ in range(count)]
         self.tensors.append(name)
-        return Tensor(name, f"{self.type()}[{', '.join([*values, *axes][:8])}]", when)
+        form = f"{self.type()}[{', '.join([*values, *axes][:8])}]"
+        if self.often(0.2) and self.axes and not values:
+            test = self.condition(0)
+            return Tensor(name, (f"{form} if {test}", f"{self.type()}[{self.one(self.axes)}] if not ({test})"), when)
+        return Tensor(name, form, when)
 
     # ------------------------------------------------------------------ the whole
 
@@ -188,7 +201,10 @@ class Describer:
         define = {}
         if self.often(0.4):
             define["early"] = self.integer(2, [i for i in self.ints if i.isidentifier()])
-        early_conditions, early_words, early_ints = list(self.conditions), list(self.words), list(self.ints)
+        summary = [("", self.text()), (self.condition(0), self.text())] if self.often(0.3) else []
+        options = [Option("fast", 3, self.condition(0) if self.often(0.4) else "")] if self.often(0.3) else []
+        if options:
+            self.conditions.append("has(fast)")
         inputs: list[Any] = [self.tensor("X")]
         for name in self.chance.sample(("W", "bias_", "Index"), self.chance.randrange(3)):
             inputs.append(self.tensor(name, self.condition() if self.often(0.4) else ""))
@@ -210,11 +226,18 @@ class Describer:
             Part(f"P{n}", self.integer(2), self.condition() if self.often(0.3) else "")
             for n in range(self.one((0, 0, 1, 2)))
         ]
+        launches = self.launches([part.name for part in workspace])
+        if options:
+            launches.append(replace(launches[0], when="has(fast)", function=self.one(("probe", "none")), option="fast"))
         made = Operator(
             self.name,
             inputs,
             outputs,
-            self.launches([part.name for part in workspace]),
+            launches,
+            options=options,
+            summary=summary,
+            shape_summary=[("", self.text()), (self.condition(1), self.text())] if self.often(0.3) else [],
+            labels={self.axes[0]: "the first"} if self.often(0.2) and self.axes else {},
             namespace=self.one(("", "acme", "acme.more")),
             types=self.types,
             attributes=attributes,
@@ -226,7 +249,6 @@ class Describer:
             if self.often(0.2) and self.axes
             else "",
         )
-        del early_conditions, early_words, early_ints
         return made
 
     def late(self, values: Sequence[str], early: bool) -> dict[str, str]:

@@ -82,7 +82,9 @@ def _of_type(operator: Operator, chance: random.Random) -> Operator:
     """A launch of a function that is compiled for another type than a tensor's."""
     function = chance.choice(("probe_fp16", "probe_fp32"))
     tensor = Tensor("Other", f"{chance.choice(('int8', 'bf16', 'int64', 'bool'))}[7]")
-    return replace(operator, inputs=(*operator.inputs, tensor), launches=(probe(function, b="Other"),))
+    return replace(
+        operator, inputs=(*operator.inputs, tensor), launches=(*operator.launches, probe(function, b="Other"))
+    )
 
 
 Spoiler = Callable[[Operator, random.Random], Operator]
@@ -136,7 +138,7 @@ SPOILED: dict[str, tuple[Spoiler, str]] = {
         r"launch probe_fp\d\d, argument b: the kernel is compiled for \*fp\d\d, and Other is of \w+",
     ),
     "a function that is not there": (
-        lambda one, _: replace(one, launches=(probe("probe_{V}"),), types=(*one.types, ("V", Types("bf16"))),
+        lambda one, _: replace(one, launches=(*one.launches, probe("probe_{V}")), types=(*one.types, ("V", Types("bf16"))),
                                inputs=(*one.inputs, Tensor("Last", "V[1]"))),
         r"launch probe_{V}: probe_bf16 is not among the library's functions, for V bf16",
     ),

@@ -860,11 +860,27 @@ static bool all_known(pyfmha_measured *m, const int64_t *offsets) {
   return !m->scope.bad;
 }
 
+/* What messages say of the shape. */
+static void describe_sizes(pyfmha_measured *m, pyfmha_plan *plan) {
+  const pyfmha_operator *of = m->instance->of;
+  pyfmha_buffer b = buffer(plan->sizes, sizeof plan->sizes);
+  if (of->shape_summary_count > 0) {
+    pyfmha_summarise(&m->scope, of->shape_summarys, of->shape_summary_count, &b);
+  } else {
+    for (int i = 0; i < m->forms->input_count + m->forms->output_count; i++) {
+      if (i > 0) pyfmha_put(&b, ", ");
+      put_shape(&b, form_at(m->forms, i)->name, &m->shapes[form_at(m->forms, i)->tensor]);
+    }
+  }
+}
+
 const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *why) {
   const pyfmha_operator *of = m->instance->of;
   int64_t offsets[PYFMHA_MAX_PARTS];
   plan->step_count = 0;
   if (!find_offsets(&m->scope, offsets, &plan->workspace) || !all_known(m, offsets)) return pyfmha_say(why, "%s", pyfmha_no_value);
+  describe_sizes(m, plan);
+  if (m->scope.bad) return pyfmha_say(why, "%s", pyfmha_no_value);
   for (int i = 0; i < of->launch_count; i++) {
     if (!m->instance->active[i] || !holds(of->launchs[i].when, &m->scope)) continue;
     const pyfmha_callable *callable = pyfmha_callable_of(&m->scope, i, why);
@@ -876,16 +892,7 @@ const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *wh
     const char *failure = fill_step(m, i, callable, offsets, &plan->steps[plan->step_count++], why);
     if (failure != NULL) return failure;
   }
-  pyfmha_buffer b = buffer(plan->sizes, sizeof plan->sizes);
-  if (of->shape_summary_count > 0) {
-    pyfmha_summarise(&m->scope, of->shape_summarys, of->shape_summary_count, &b);
-  } else {
-    for (int i = 0; i < m->forms->input_count + m->forms->output_count; i++) {
-      if (i > 0) pyfmha_put(&b, ", ");
-      put_shape(&b, form_at(m->forms, i)->name, &m->shapes[form_at(m->forms, i)->tensor]);
-    }
-  }
-  return m->scope.bad ? pyfmha_say(why, "%s", pyfmha_no_value) : NULL;
+  return NULL;
 }
 
 /* Whether a launch, with addresses such as TensorRT's are, would run a certain kernel on the device at hand. */

@@ -1270,15 +1270,16 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
   return pyfmha_say(why, "missing field %s%s; needed are %s%s", missing, foreign ? "; the engine was not built by pyfmha" : "", all, again);
 }
 
-/* Whether the library holds all functions of an option as they are called here. */
-static bool has_option(plugin *p, int option) {
+/* Whether the library holds all functions of an option as they are called here; whether that is known. */
+static bool has_option(plugin *p, int option, bool *known) {
   const pyfmha_option *wanted = &p->of->options[option];
   pyfmha_scope scope = pyfmha_scope_of(&p->instance);
-  if (wanted->when != NULL && !wanted->when(&scope)) return false;
+  bool has = wanted->when == NULL || wanted->when(&scope);
   pyfmha_why why;
-  for (int i = 0; i < p->of->launch_count; i++)
-    if (p->of->launchs[i].option == option && pyfmha_callable_of(&scope, i, &why) == NULL) return false;
-  return true;
+  for (int i = 0; i < p->of->launch_count && has; i++)
+    if (p->of->launchs[i].option == option) has = pyfmha_callable_of(&scope, i, &why) != NULL;
+  *known = !scope.bad;
+  return has && *known;
 }
 
 static const char *describe_missing(plugin *p, pyfmha_scope *scope, const char *name, pyfmha_why *why) {
@@ -1287,7 +1288,7 @@ static const char *describe_missing(plugin *p, pyfmha_scope *scope, const char *
   pyfmha_summarise(scope, p->of->summarys, p->of->summary_count, &b);
   if (p->of->build != NULL) p->of->build(scope, &c);
   put_build(&d, options);
-  return pyfmha_say(why, "%.400s does not hold %s, which serves %s; it holds %.800s. Add it: %.500s", pyfmha_library_path(), name, served,
+  return pyfmha_say(why, "%.400s does not hold %s, which serves %s; it holds %.1500s. Add it: %.500s", pyfmha_library_path(), name, served,
                     pyfmha_functions_held, command);
 }
 
@@ -1402,7 +1403,9 @@ static const char *check_stored(plugin *p, bool runtime, pyfmha_why *why) {
   const char *failure = describe_functions(p, &prototype, &algorithms, why);
   bool options[PYFMHA_MAX_OPTIONS] = {false};
   for (int i = 0; i < p->of->option_count && failure == NULL; i++) {
-    const bool has = has_option(p, i);
+    bool known;
+    const bool has = has_option(p, i, &known);
+    if (!known) failure = pyfmha_no_value;
     if (!runtime) p->kept.options[i] = has ? p->of->options[i].number : 0;
     const bool kept = p->kept.options[i] == p->of->options[i].number;
     options[i] = has && kept;
@@ -1414,7 +1417,7 @@ static const char *check_stored(plugin *p, bool runtime, pyfmha_why *why) {
     }
   }
   if (failure == NULL && runtime && (p->kept.schema != p->of->schema || strcmp(p->kept.prototype, prototype) != 0))
-    failure = pyfmha_say(why, "the engine was built with %.800s, schema %d; the library here has %.800s, schema %d: build the engine again, or use the library of that time",
+    failure = pyfmha_say(why, "the engine was built with %.1700s, schema %d; the library here has %.1700s, schema %d: build the engine again, or use the library of that time",
                          p->kept.prototype, p->kept.schema, prototype, p->of->schema);
   if (failure == NULL && !runtime) {
     p->kept.schema = p->of->schema;

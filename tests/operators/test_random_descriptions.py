@@ -87,6 +87,13 @@ def _of_type(operator: Operator, chance: random.Random) -> Operator:
     )
 
 
+def _of_no_function(operator: Operator, _: random.Random) -> Operator:
+    """A launch of a function that is not compiled for one of its types."""
+    tensor, types = Tensor("Last", "V[1]"), ("V", Types("bf16"))
+    launches = (*operator.launches, probe("probe_{V}"))
+    return replace(operator, inputs=(*operator.inputs, tensor), types=(*operator.types, types), launches=launches)
+
+
 Spoiler = Callable[[Operator, random.Random], Operator]
 SPOILED: dict[str, tuple[Spoiler, str]] = {
     "an argument without a source": (
@@ -138,8 +145,7 @@ SPOILED: dict[str, tuple[Spoiler, str]] = {
         r"launch probe_fp\d\d, argument b: the kernel is compiled for \*fp\d\d, and Other is of \w+",
     ),
     "a function that is not there": (
-        lambda one, _: replace(one, launches=(*one.launches, probe("probe_{V}")), types=(*one.types, ("V", Types("bf16"))),
-                               inputs=(*one.inputs, Tensor("Last", "V[1]"))),
+        _of_no_function,
         r"launch probe_{V}: probe_bf16 is not among the library's functions, for V bf16",
     ),
     "nine axes": (

@@ -52,7 +52,7 @@ def test_one_library_holds_attention_and_others(attention_path: Path, pair_in: P
     chance = random.Random(5)
     for name in (OPERATOR.name, "Beside"):  # one after the other: the library has one logger
         pair = pair_in(attention_path, name)
-        assert len(pair.c.creators) == 2
+        assert len(pair.c.creators) > 1
         assert "launched" in {life(pair, chance) for _ in range(25)}
 
 

@@ -40,10 +40,12 @@ def check_pointer(
             kind = types.get(kind, kind)
             if not any(pointer == tensor.name for _, pointer, _ in source.cases) or kind not in ELEMENTS:
                 continue
-            if element not in (ELEMENTS[kind], "i8", "u8", f"i{8 * ITEM_SIZES[kind]}", f"u{8 * ITEM_SIZES[kind]}"):
+            bits = 8 * ITEM_SIZES[kind]
+            allowed = list(dict.fromkeys((ELEMENTS[kind], f"i{bits}", f"u{bits}", "i8", "u8")))
+            if element not in allowed:
                 raise SpecError(
                     f"{operator.name}: launch {launch.said}, argument {name}: the kernel is compiled for {given}, and"
-                    f" {tensor.name} is of {kind}"
+                    f" {tensor.name} is of {kind}; allowed are {', '.join(f'*{one}' for one in allowed)}"
                 )
 
 

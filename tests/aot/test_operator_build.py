@@ -94,6 +94,10 @@ def operator(**changes):
         ("O = operator(launches=[launch(grid='cdiv(m, 4)')])", "'m' is no integer argument"),
         ("O = operator(launches=[launch(arguments=given(x='1'), scalars={'x': '*fp32'})])", "pointer"),
         ("O = operator(launches=[launch(arguments=given(n='0.5 * length'), scalars={'n': 'i32'})])", "float"),
+        (
+            "O = operator(launches=[launch(scalars={'x': '*fp16'})])",
+            r"argument x: the kernel is compiled for \*fp16, and X is of fp32; allowed are \*fp32, \*i32, \*u32, \*i8",
+        ),
         ("O = operator(outputs={'X': 'fp32[length]'})", "X is an input and an output: nothing is computed in place"),
         ("O = operator(outputs={'Y': 'fp32[other]'})", "'other' is not known"),
         ("O = operator(define={'a': 'b + 1', 'b': 'a + 1'})", "a cycle, or an order to change"),

@@ -65,6 +65,23 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+PLAIN = {"block_n": 128, "late": False}
+"""As variants without lengths and windows are cut."""
+PROBLEMS |= {
+    "plain, neither, causal": {**PLAIN, "q_len": 200, "kv_len": 300, "causal": True, "bottom_right": True},
+    "plain, bias": {**PLAIN, "q_len": 100, "kv_len": 400, "bias": (1, 2, 100, 400), "causal": False},
+    "plain, bias, causal": {**PLAIN, **TWO, "q_len": 200, "bias": (1, 2, 200, 200), "causal": True, "dtype": "bf16"},
+    "plain, bias of keys": {**PLAIN, "q_len": 70, "kv_len": 300, "bias": (1, 2, 1, 300), "causal": False},
+    "plain, mask": {**PLAIN, **TWO, "q_len": 200, "kv_len": 400, "mask": (1, 1, 200, 400), "causal": False},
+    "plain, mask, causal": {**PLAIN, "batch": 2, "q_len": 200, "mask": (2, 1, 200, 200), "causal": True},
+    "plain, mask of keys, causal": {
+        **PLAIN, **TWO, "batch": 2, "q_len": 200, "mask": (2, 1, 1, 200), "causal": True, "sinks": "own",
+    },
+    "plain, a function, causal": {**PLAIN, "q_len": 200, "score": by_distance, "causal": True},
+    "plain, bounds": {**PLAIN, **TWO, "q_len": 200, "seen": prefix, "bounds": prefix_bounds, "causal": False},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_numbers(name: str) -> None:
     check(**PROBLEMS[name])
@@ -95,9 +112,24 @@ def nan_where_unseen(*, k: Any, v: Any, bias: Any, mask: Any, **_: Any) -> None:
         bias[..., 10:14] = -np.inf
 
 
-@pytest.mark.parametrize("problem", ["bias", "bias of keys", "mask, causal", "mask of keys"])
+SMALL = {"heads": 1, "q_len": 32, "kv_len": 136}
+HIDDEN: dict[str, dict[str, Any]] = {
+    "bias": {**SMALL, "bias": (1, 1, 32, 136)},
+    "bias of keys": {**SMALL, "bias": (1, 1, 1, 136), "sinks": "own"},
+    "mask, causal": {**SMALL, "mask": (1, 1, 32, 136), "window": (-1, 0), "bottom_right": True},
+    "mask of keys": {**SMALL, "mask": (1, 1, 1, 136)},
+    "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
+    "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
+    "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
+    "plain, mask of keys, causal": {
+        **PLAIN, **SMALL, "mask": (1, 1, 1, 136), "causal": True, "bottom_right": True, "sinks": "own",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", HIDDEN)
 def test_nan_in_what_is_masked_has_no_effect(problem: str) -> None:
-    check(**PROBLEMS[problem], change=nan_where_unseen)
+    check(**HIDDEN[problem], change=nan_where_unseen)
 
 
 def lowest_of_bf16(*, bias: Any, **_: Any) -> None:

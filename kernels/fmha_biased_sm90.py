@@ -15,19 +15,19 @@ from fmha_sm90 import FAST_LIMIT, NOTE, NOTE_SMEM, NOTES, ONCE, _load_v, _make_w
 from sm90_asm import hold, keep_up, pass_turn, take_turn, tile_barriers, uniform, written
 from sm90_biased import (
     LEAST,
-    NOTHING,
     OfV,
     Shape,
+    added,
     counted,
-    finished,
     is_natural,
     keys_of_tile,
-    load_sink,
+    load_keys,
     maxima,
     place_of,
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
+from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
 from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, tile_count, tile_of
@@ -136,8 +136,8 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 
 @gluon.jit
-def _beside(beside, place, step, key, kv_n, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """Bias and mask of a step's block of keys, [rows or 1, keys], or 0."""
+def _beside(beside, step, vector, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """Bias and mask of a step's block of keys, [rows or 1, keys], or 0. vector: what `load_keys` gave of it."""
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     X_STAGES: gl.constexpr = SHAPE.X_STAGES
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
@@ -151,16 +151,10 @@ def _beside(beside, place, step, key, kv_n, CONSUMER: gl.constexpr, S_LAYOUT: gl
             bias = tile
         else:
             mask = tile
-    if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
-        base, stride_b, stride_h, columns = vectors
-        batch, head = place
-        keys = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT)) + key
-        places = base + batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h + keys
-        vector = gl.load(places, mask=keys < gl.minimum(kv_n, columns), other=0)[None, :]
-        if SHAPE.BIAS == "keys":
-            bias = vector
-        else:
-            mask = vector
+    if SHAPE.BIAS == "keys":
+        bias = added(vector, S_LAYOUT, SHAPE)
+    if SHAPE.MASK == "keys":
+        mask = added(vector, S_LAYOUT, SHAPE)
     return bias, mask
 
 
@@ -178,8 +172,8 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
 
 @gluon.jit
 def _step(
-    acc, p, m, row_sum, q, work, beside, place, step, shift: gl.constexpr, first_query, kv_n, begins, ends, key, masked,
-    values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    acc, p, m, row_sum, vector, q, work, beside, place, step, shift: gl.constexpr, first_query, kv_n, begins, ends, key,
+    masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
@@ -194,7 +188,8 @@ def _step(
     inputs = beside[9]
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
-    _make_whole((v_smem,), barriers, step - 1, values - key - BLOCK_N, CONSUMER, V_SHAPE)
+    if SHAPE.GENERAL:
+        _make_whole((v_smem,), barriers, step - 1, values - key - BLOCK_N, CONSUMER, V_SHAPE)
     mbarrier.wait(k_ready.index(stage), (step // SHAPE.STAGES) & 1)
     if PING_PONG:
         m = take_turn(m, CONSUMER)
@@ -209,12 +204,14 @@ def _step(
     acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
-    bias, mask = _beside(beside, place, step, key, kv_n, CONSUMER, S_LAYOUT, SHAPE)
+    bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
+    if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":  # the next block's, which then has a step to come
+        vector = load_keys(beside[6], place, key - BLOCK_N, kv_n, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
     scores = counted(
-        scores, bias, mask, factors, place, first_query, kv_n - 1, inputs, begins, ends, key, masked, shift, S_LAYOUT,
-        SHAPE,
+        scores, bias, mask, factors, place, first_query, gl.maximum(kv_n - 1, 0), inputs, begins, ends, key, masked,
+        shift, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
         next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
@@ -229,7 +226,7 @@ def _step(
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
-    return acc, next_p, m, row_sum
+    return acc, next_p, m, row_sum, vector
 
 
 @gluon.jit
@@ -267,8 +264,13 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         q_n, kv_n, oldest, newest = sequence
         first_row = row_tile * (ROWS * CONSUMERS) + CONSUMER * ROWS
         rows = gl.arange(0, ROWS, layout=ROW_LAYOUT) + first_row
-        ends = gl.where(rows < q_n, gl.minimum(rows + (newest + 1), kv_n), 0)
-        begins = gl.maximum(rows + oldest, 0)
+        ends = rows * 0 + kv_n
+        if SHAPE.CAUSAL:
+            ends = gl.minimum(rows + (newest + 1), kv_n)
+        ends = gl.where(rows < q_n, ends, 0)
+        begins = 0
+        if SHAPE.GENERAL:
+            begins = gl.maximum(rows + oldest, 0)
         first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
         whole_from, whole_to = whole
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
@@ -285,13 +287,18 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
         key = block * BLOCK_N
-        bias, mask = _beside(beside, place, step, key, kv_n, CONSUMER, S_LAYOUT, SHAPE)
+        vector = 0
+        if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
+            vector = load_keys(vectors, place, key, kv_n, SHAPE)
+        bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
+        if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
+            vector = load_keys(vectors, place, key - BLOCK_N, kv_n, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
-            scores, bias, mask, factors, place, first_query, kv_n - 1, inputs, begins, ends, key, masked, shift,
-            S_LAYOUT, SHAPE,
+            scores, bias, mask, factors, place, first_query, gl.maximum(kv_n - 1, 0), inputs, begins, ends, key, masked,
+            shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
         p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
         if Q_SLOTS > 1:
@@ -305,14 +312,15 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         for _unused in range(uniform(block - first_block)):
             block -= 1
             masked = (block >= whole_to) | (block < whole_from)
-            acc, p, m, row_sum = _step(
-                acc, p, m, row_sum, q, work, beside, place, step, shift, first_query, kv_n, begins, ends,
+            acc, p, m, row_sum, vector = _step(
+                acc, p, m, row_sum, vector, q, work, beside, place, step, shift, first_query, kv_n, begins, ends,
                 block * BLOCK_N, masked, values,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
             step += 1
         last = (step - 1) % SHAPE.V_STAGES
-        _make_whole((v_smem,), barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
+        if SHAPE.GENERAL:
+            _make_whole((v_smem,), barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
         _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
         p = p.to(v_smem.dtype) if LATE else unpack(p, v_smem.dtype)
         p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
@@ -356,11 +364,15 @@ def fmha_biased_sm90(
     mask_columns, window_left, window_right, bottom_right,
     ragged, inputs,
     BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr,
-    STAGES: gl.constexpr, V_STAGES: gl.constexpr, X_STAGES: gl.constexpr, PING_PONG: gl.constexpr,
-    Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    STAGES: gl.constexpr, V_STAGES: gl.constexpr, X_STAGES: gl.constexpr, CAUSAL: gl.constexpr, GENERAL: gl.constexpr,
+    LATE: gl.constexpr, PING_PONG: gl.constexpr, Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
+
+    GENERAL wants CAUSAL, and serves lengths and windows of any width; else CAUSAL is whether attention is causal, and
+    there are neither. LATE: see Shape of sm90_tiles.py.
 
     Arguments, tensors and functions: as of fmha_biased.py, but for ragged batches and soft caps. sm_scale is above
     0, at most 2**16, q_len and kv_len are 1 to 2**28, head sizes multiples of 8. Descriptors: boxes of [1, 1, 64,
@@ -377,7 +389,6 @@ def fmha_biased_sm90(
     all_heads = batch_size * num_heads
     bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, all_heads, bounds)
-    LATE: gl.constexpr = CONSUMERS == 1
     SHAPE: gl.constexpr = Shape(
         BLOCK_D,
         BLOCK_V,
@@ -389,8 +400,8 @@ def fmha_biased_sm90(
         PING_PONG,
         Q_SLOTS,
         LATE,
-        True,
-        True,
+        CAUSAL,
+        GENERAL,
         BIAS,
         MASK,
         SCORE,
@@ -411,7 +422,7 @@ def fmha_biased_sm90(
     v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     v_whole = v_ready  # not used where no consumer waits for another to drop padding
-    if CONSUMERS > 1:
+    if GENERAL and CONSUMERS > 1:
         v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
@@ -420,7 +431,7 @@ def fmha_biased_sm90(
         mbarrier.init(k_ready.index(s), count=1)
         mbarrier.init(k_free.index(s), count=CONSUMERS)
     for s in gl.static_range(V_STAGES):
-        if CONSUMERS > 1:
+        if GENERAL and CONSUMERS > 1:
             mbarrier.init(v_whole.index(s), count=1)
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_free.index(s), count=CONSUMERS)

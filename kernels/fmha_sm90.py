@@ -37,6 +37,7 @@ from sm90_parts import (
     wait_for_products,
 )
 from sm90_ragged import find_tile, store_rows
+from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
 from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half
 from sm90_tiles import (
@@ -290,7 +291,8 @@ def _steps(
 
 @gluon.jit
 def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED."""
+    """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED, and
+    the sinks, if SINKS."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
@@ -419,6 +421,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
         inverse = gl.where(some, 1.0 / total, 0.0)
+        if SHAPE.SINKS:
+            inverse, sunk = finished(gl.where(some, m, NOTHING), total, load_sink(plain, head % num_heads), shift)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
         if RAGGED:
             leaving = (ends > begins) & (in_range == 0)
@@ -427,6 +431,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))
+            if SHAPE.SINKS:
+                lse = sunk
             if RAGGED:
                 own_rows = gl.arange(0, ROWS, layout=ROW_LAYOUT)
                 gl.store(Lse + (head.to(gl.int64) * q_len + token) + own_rows, lse, mask=own_rows < count)
@@ -461,6 +467,128 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     if CONSUMER > 0:
         for _unused in gl.static_range(12):  # as `keep_up`: the first consumer reads the notes after the others
             gl.barrier()
+
+
+@gluon.jit
+def compute(
+    descriptors, tensors, lengths, cu_seqlens, factors, counts, strides, window, ragged, sinks,
+    BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr,
+    V_STAGES: gl.constexpr, CAUSAL: gl.constexpr, TWO_HEADS: gl.constexpr, LONGEST_FIRST: gl.constexpr,
+    GENERAL: gl.constexpr, RAGGED: gl.constexpr, CAPPED: gl.constexpr, PING_PONG: gl.constexpr,
+    Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    TWO_PARTS: gl.constexpr,
+):  # fmt: skip
+    """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
+    for GENERAL."""
+    q_desc, k_desc, v_desc, out_desc = descriptors
+    Out = tensors[0]
+    Lse = tensors[1]
+    q_lengths, kv_lengths = lengths
+    cu_seqlens_q, cu_seqlens_kv = cu_seqlens
+    sm_scale, softcap = factors
+    batch_size, num_heads, num_kv_heads, q_len, kv_len, head_size = counts
+    window_left, window_right, bottom_right = window
+    group = num_heads // num_kv_heads
+    row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
+    all_heads = num_heads if RAGGED else batch_size * num_heads
+    if RAGGED:
+        row_tiles += batch_size + 1
+        bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
+        plain = (Out, strides[3][1], strides[3][2], head_size)
+    else:
+        bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+        plain = sinks
+    ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS, LONGEST_FIRST)
+    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
+    q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
+    k_smem = allocate(k_desc, STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
+    v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
+    q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_whole = v_ready  # not used where no consumer waits for another to drop padding
+    if GENERAL and CONSUMERS > 1:
+        v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    for c in gl.static_range(Q_SLOTS * CONSUMERS):
+        mbarrier.init(q_ready.index(c), count=1)
+        mbarrier.init(q_free.index(c), count=1)
+    for s in gl.static_range(STAGES):
+        mbarrier.init(k_ready.index(s), count=1)
+        mbarrier.init(k_free.index(s), count=CONSUMERS)
+    for s in gl.static_range(V_STAGES):
+        if GENERAL and CONSUMERS > 1:
+            mbarrier.init(v_whole.index(s), count=1)
+        mbarrier.init(v_ready.index(s), count=1)
+        mbarrier.init(v_free.index(s), count=CONSUMERS)
+    notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
+    shared = (q_smem, k_smem, v_smem)
+    barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
+    factors = factors if CAPPED else sm_scale
+    work = (descriptors, shared, barriers, notes, sizes, Lse, factors, ragged - 1 if RAGGED else ragged)
+    LATE: gl.constexpr = CONSUMERS == 1 and (3 if TWO_PARTS else 1) * BLOCK_D + BLOCK_N <= 192
+    SHAPE: gl.constexpr = Shape(
+        BLOCK_D,
+        BLOCK_N,
+        CONSUMERS,
+        STAGES,
+        CAUSAL,
+        PING_PONG,
+        Q_SLOTS,
+        LATE,
+        V_STAGES,
+        ORDER,
+        GENERAL,
+        RAGGED,
+        CAPPED,
+        TWO_PARTS,
+        len(sinks) > 0,
+    )
+    # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
+    if CONSUMERS == 1:
+        gl.warp_specialize(
+            [
+                (_attend, (work, plain, 0, SHAPE)),
+                (_load, (work, SHAPE)),
+                (_idle, (sizes, SHAPE, 14, 1)),
+                (_idle, (sizes, SHAPE, 15, 2)),
+            ],
+            [1, 1, 2],
+            [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    elif CONSUMERS == 2:
+        gl.warp_specialize(
+            [(_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE)), (_load, (work, SHAPE))],
+            [4, 4],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (work, plain, 0, SHAPE)),
+                (_attend, (work, plain, 1, SHAPE)),
+                (_attend, (work, plain, 2, SHAPE)),
+                (_load, (work, SHAPE)),
+            ],
+            [4, 4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    for part in range(CONSUMERS):
+        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
+        if noted != 0:
+            for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
+                if ((noted >> (turn % NOTES)) & 1) != 0:
+                    row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
+                    place = ()
+                    if RAGGED:
+                        row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
+                        place = (q_start, kv_start, sequence)
+                    first_row = (row_tile * CONSUMERS + part) * ROWS
+                    for row in range(first_row, first_row + ROWS, SLOW_ROWS):
+                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, factors, sinks, SHAPE)
 
 
 @gluon.jit
@@ -533,111 +661,16 @@ def fmha_fwd_sm90(
     and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows.
     """
-    group = num_heads // num_kv_heads
-    row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
-    all_heads = num_heads if RAGGED else batch_size * num_heads
-    if RAGGED:
-        row_tiles += batch_size + 1
-        bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
-        plain = (Out, out_stride_h, out_stride_s, head_size)
-    else:
-        bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-        plain = ()
-    ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS, LONGEST_FIRST)
-    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
-    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
-    descriptors = (q_desc, k_desc, v_desc, out_desc)
-    q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
-    k_smem = allocate(k_desc, STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
-    v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
-    q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
-    q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
-    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_whole = v_ready  # not used where no consumer waits for another to drop padding
-    if GENERAL and CONSUMERS > 1:
-        v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for c in gl.static_range(Q_SLOTS * CONSUMERS):
-        mbarrier.init(q_ready.index(c), count=1)
-        mbarrier.init(q_free.index(c), count=1)
-    for s in gl.static_range(STAGES):
-        mbarrier.init(k_ready.index(s), count=1)
-        mbarrier.init(k_free.index(s), count=CONSUMERS)
-    for s in gl.static_range(V_STAGES):
-        if GENERAL and CONSUMERS > 1:
-            mbarrier.init(v_whole.index(s), count=1)
-        mbarrier.init(v_ready.index(s), count=1)
-        mbarrier.init(v_free.index(s), count=CONSUMERS)
-    notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
-    shared = (q_smem, k_smem, v_smem)
-    barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
-    factors = (sm_scale, softcap) if CAPPED else sm_scale
-    work = (descriptors, shared, barriers, notes, sizes, Lse, factors, ragged - 1 if RAGGED else ragged)
-    LATE: gl.constexpr = CONSUMERS == 1 and (3 if TWO_PARTS else 1) * BLOCK_D + BLOCK_N <= 192
-    SHAPE: gl.constexpr = Shape(
-        BLOCK_D,
-        BLOCK_N,
-        CONSUMERS,
-        STAGES,
-        CAUSAL,
-        PING_PONG,
-        Q_SLOTS,
-        LATE,
-        V_STAGES,
-        ORDER,
-        GENERAL,
-        RAGGED,
-        CAPPED,
-        TWO_PARTS,
-    )
-    # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
-    if CONSUMERS == 1:
-        gl.warp_specialize(
-            [
-                (_attend, (work, plain, 0, SHAPE)),
-                (_load, (work, SHAPE)),
-                (_idle, (sizes, SHAPE, 14, 1)),
-                (_idle, (sizes, SHAPE, 15, 2)),
-            ],
-            [1, 1, 2],
-            [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
-        )
-    elif CONSUMERS == 2:
-        gl.warp_specialize(
-            [(_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE)), (_load, (work, SHAPE))],
-            [4, 4],
-            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_attend, (work, plain, 0, SHAPE)),
-                (_attend, (work, plain, 1, SHAPE)),
-                (_attend, (work, plain, 2, SHAPE)),
-                (_load, (work, SHAPE)),
-            ],
-            [4, 4, 4],
-            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-        )
-    for part in range(CONSUMERS):
-        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
-        if noted != 0:
-            tensors = (Out, Lse, Q, K, V)
-            strides = (
-                (q_stride_b, q_stride_h, q_stride_s),
-                (k_stride_b, k_stride_h, k_stride_s),
-                (v_stride_b, v_stride_h, v_stride_s),
-                (out_stride_b, out_stride_h, out_stride_s),
-            )
-            for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
-                if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
-                    place = ()
-                    if RAGGED:
-                        row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
-                        place = (q_start, kv_start, sequence)
-                    first_row = (row_tile * CONSUMERS + part) * ROWS
-                    for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, factors, SHAPE)
+    compute(
+        (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
+        (sm_scale, softcap), (batch_size, num_heads, num_kv_heads, q_len, kv_len, head_size),
+        (
+            (q_stride_b, q_stride_h, q_stride_s),
+            (k_stride_b, k_stride_h, k_stride_s),
+            (v_stride_b, v_stride_h, v_stride_s),
+            (out_stride_b, out_stride_h, out_stride_s),
+        ),
+        (window_left, window_right, bottom_right), ragged, (),
+        BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
+        PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS,
+    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from sm90_slow import LN_2, LOG2_E
 from sm90_softmax import partial_sums
 from sm90_tiles import ROWS, sequence_of
 from triton.experimental import gluon
@@ -10,9 +9,6 @@ from triton.experimental.gluon import language as gl
 
 # -2**100: below every score in the range of the fast arithmetic, and what one counts as that has merely overflowed.
 LEAST: gl.constexpr = gl.constexpr(-1.2676506002282294e30)
-# The maximum of a row that has seen nothing, in units of log2: below LEAST however it is scaled, and finite, so that
-# differences are numbers.
-NOTHING: gl.constexpr = gl.constexpr(-1.329227995784916e36)
 
 
 class Shape(NamedTuple):
@@ -74,10 +70,16 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     q_n, kv_n, oldest, newest = sequence
     position = (bounds[0] != 0).to(gl.int32) * (kv_n - q_n)
     first_row = row_tile * TILE
-    begin = gl.maximum(first_row + oldest, 0)
-    end = gl.minimum(kv_n, gl.minimum(first_row + TILE, q_n) + newest)
-    whole_begin = gl.maximum(first_row + (TILE - 1) + oldest, 0)
-    whole_end = gl.minimum(first_row + newest + 1, kv_n)
+    begin = 0
+    end = kv_n
+    whole_begin = 0
+    whole_end = kv_n
+    if SHAPE.CAUSAL:
+        end = gl.minimum(kv_n, gl.minimum(first_row + TILE, q_n) + newest)
+        whole_end = gl.minimum(first_row + newest + 1, kv_n)
+    if SHAPE.GENERAL:
+        begin = gl.maximum(first_row + oldest, 0)
+        whole_begin = gl.maximum(first_row + (TILE - 1) + oldest, 0)
     if BOUNDS is not None:
         first_query = gl.maximum(gl.minimum(first_row, q_n - 1) + position, 0)
         last_query = gl.maximum(gl.minimum(first_row + TILE, q_n) - 1 + position, 0)
@@ -102,6 +104,46 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
 @gluon.jit
 def _hidden(scores, seen):
     return gl.where(seen, scores, float("-inf"))
+
+
+@gluon.jit
+def shown(scores, mask):
+    """Scores, and minus infinity where a byte of the mask is 0: tested where the two of a pair are loaded, since to
+    take them apart first costs an instruction more for each."""
+    asm: gl.constexpr = """
+    {
+        .reg .pred p;
+        .reg .b32 both, one;
+        cvt.u32.u16 both, $2;
+        and.b32 one, both, 0x00FF;
+        setp.ne.u32 p, one, 0;
+        selp.f32 $0, $3, 0fFF800000, p;
+        and.b32 one, both, 0xFF00;
+        setp.ne.u32 p, one, 0;
+        selp.f32 $1, $4, 0fFF800000, p;
+    }"""
+    return gl.inline_asm_elementwise(asm, "=&f,=f,h,f,f", [mask, scores], dtype=gl.float32, is_pure=True, pack=2)
+
+
+@gluon.jit
+def load_keys(vectors, place, key, kv_n, SHAPE: gl.constexpr):
+    """Of a bias or mask that is the same for all queries, a block of keys from `key` on, one a thread."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    base, stride_b, stride_h, columns = vectors
+    batch, head = place
+    keys = gl.arange(0, SHAPE.BLOCK_N, layout=LAYOUT) + key
+    places = base + batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h + keys
+    return gl.load(places, mask=(keys >= 0) & (keys < gl.minimum(kv_n, columns)), other=0)
+
+
+@gluon.jit
+def added(vector, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """What it adds to the scores of each row: of a mask 0 or minus infinity, [1, keys]."""
+    if SHAPE.BIAS == "keys":
+        vector = vector.to(gl.float32)
+    else:
+        vector = gl.where(vector != 0, 0.0, float("-inf"))
+    return gl.convert_layout(vector, gl.SliceLayout(0, S_LAYOUT))[None, :]
 
 
 @gluon.jit
@@ -138,11 +180,12 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
 
     Args:
         products: of Q and K.
-        bias, mask: what was loaded of them, [rows or 1, keys]; of no account where there are none.
+        bias, mask: what was loaded of them, [rows, keys], or `added` of them, [1, keys]; of no account where there are
+            none.
         factors: what makes a product a score, a score one in units of log2, and the limit.
         place: batch and head.
         first_query: positions of the queries, [rows].
-        last_key: of the sequence.
+        last_key: of the sequence, at least 0.
         begins, ends: the keys that rows see if masked.
     """
     SCORE: gl.constexpr = SHAPE.SCORE
@@ -157,12 +200,18 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
     if SHAPE.BIAS != "never":
         scores += bias.to(gl.float32)
     if SCORE is not None or SEEN is not None:
-        keys = gl.maximum(gl.minimum(columns + key, last_key), 0)[None, :]
-        scores = by_functions(scores, place, first_query[:, None], keys, inputs, masked, SHAPE)
-    if SHAPE.MASK != "never":
-        scores = _hidden(scores, mask != 0)
+        keys = columns + key
+        if masked:  # of other blocks all keys are there
+            keys = gl.minimum(keys, last_key)
+        scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, masked, SHAPE)
+    if SHAPE.MASK == "tile":
+        scores = shown(scores, mask)
+    elif SHAPE.MASK == "keys":
+        scores += mask
     if masked:
-        seen = (columns[None, :] < (ends - key)[:, None]) & (columns[None, :] >= (begins - key)[:, None])
+        seen = columns[None, :] < (ends - key)[:, None]
+        if SHAPE.GENERAL:
+            seen = seen & (columns[None, :] >= (begins - key)[:, None])
         scores = _hidden(scores, seen)
     return scores
 
@@ -184,28 +233,3 @@ def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, BLOCK_N: gl.constexp
     parts = partial_sums(weights, BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + parts, alpha
-
-
-@gluon.jit
-def load_sink(sinks, head):
-    """The sink of a head in units of log2, minus infinity where there are none."""
-    own, wide = sinks
-    sink = gl.to_tensor(float("-inf"))
-    if own.to(gl.int64) != 0:
-        sink = gl.load(own + head).to(gl.float32) * LOG2_E
-    if wide.to(gl.int64) != 0:
-        sink = gl.load(wide + head) * LOG2_E
-    return gl.minimum(sink, 3.4028234663852886e38)
-
-
-@gluon.jit
-def finished(m, total, sink, shift: gl.constexpr):
-    """Of rows with maxima m and sums: the factor of what they summed up of V, 0 of those that see nothing, and their
-    log-sum-exp."""
-    top = gl.maximum(m, sink + shift)
-    alpha = gl.exp2(m - top)
-    sees = total != 0  # NaN too
-    total = total * alpha + gl.exp2(sink - top)
-    some = total != 0
-    factor = gl.where(sees, alpha / gl.where(some, total, 1.0), 0.0)
-    return factor, gl.where(some, (top - shift + gl.log2(total) + shift) * LN_2, float("-inf"))

@@ -1,7 +1,8 @@
 """Rows of fmha_biased_sm90.py computed again: finite for any finite input, and right where what a row does not see is
 NaN or infinite."""
 
-from sm90_biased import by_functions, finished, load_sink
+from sm90_biased import by_functions
+from sm90_sinks import finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, LOWEST, SLOW_ROWS, narrow, row_powers, shift_of
 from sm90_tiles import sequence_of
 from triton.experimental import gluon
@@ -59,8 +60,12 @@ def compute_biased_slowly(
     m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     acc = gl.zeros([SLOW_ROWS, V_WIDTH], gl.float32, layout=LAYOUT)
-    begin = gl.maximum(first_row + oldest, 0)
-    end = gl.minimum(kv_n, gl.minimum(first_row + SLOW_ROWS, q_n) + newest)
+    begin = 0
+    end = kv_n
+    if SHAPE.CAUSAL:
+        end = gl.minimum(kv_n, gl.minimum(first_row + SLOW_ROWS, q_n) + newest)
+    if SHAPE.GENERAL:
+        begin = gl.maximum(first_row + oldest, 0)
     end = gl.where(first_row < q_n, end, begin)
     k_base = K + wide_batch * k_strides[0] + kv_head * k_strides[1] + columns
     v_base = V + wide_batch * v_strides[0] + kv_head * v_strides[1] + v_columns
@@ -72,7 +77,11 @@ def compute_biased_slowly(
         k = gl.load(k_base + wide_key * k_strides[2], mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
         v = gl.load(v_base + wide_key * v_strides[2], mask=v_columns < v_head_size, other=0.0).to(gl.float32) * 0.5
         score = _bounded(gl.sum(q * k[None, :], 1) * row_scale)
-        seen = (rows < q_n) & (key <= rows + newest) & (key >= rows + oldest)
+        seen = rows < q_n
+        if SHAPE.CAUSAL:
+            seen = seen & (key <= rows + newest)
+        if SHAPE.GENERAL:
+            seen = seen & (key >= rows + oldest)
         if SHAPE.BIAS != "never":
             has = (rows < q_n) & in_bias & ((bias_strides[3] == 0) | (key < bias_strides[5]))
             bias = gl.load(bias_rows + wide_key * bias_strides[3], mask=has, other=0.0).to(gl.float32)

@@ -1,12 +1,11 @@
 """Rows computed again in arithmetic that stays finite for any finite input; and what such arithmetic shares."""
 
 from sm90_asm import reciprocal
+from sm90_sinks import LN_2, LOG2_E, finished, load_sink
 from sm90_tiles import sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
-LN_2: gl.constexpr = gl.constexpr(0.6931471805599453)
 FLOAT_MAX: gl.constexpr = gl.constexpr(3.4028234663852886e38)
 # Below every dot product of the slow arithmetic, yet near enough that the difference is finite: -2**126.
 LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)
@@ -68,6 +67,7 @@ def compute_slowly(
     first_row,
     head_size,
     factors,
+    sinks,
     SHAPE: gl.constexpr,
 ):
     """A few rows of one head, key by key, finite for any finite input; writes Out and Lse itself.
@@ -150,11 +150,16 @@ def compute_slowly(
         v_row += v_strides[2]
     some = row_sum != 0  # NaN too
     inverse = gl.where(some, 1.0 / row_sum, 0.0)
+    if SHAPE.SINKS:
+        scaled = gl.minimum(gl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
+        inverse, sunk = finished(scaled + shift, row_sum, load_sink(sinks, q_head), shift)
     out = narrow(acc * inverse[:, None] * 2.0, Out.dtype.element_ty)
     outs = Out + batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
     gl.store(outs[:, None] + columns[None, :], out, mask=inside)
     scaled = gl.minimum(gl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
     lse = gl.where(some, (scaled + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
+    if SHAPE.SINKS:
+        lse = sunk
     if Lse.to(gl.int64) != 0:
         Lse += head.to(gl.int64) * q_len
         if RAGGED:

@@ -42,6 +42,7 @@ class Shape(NamedTuple):
     RAGGED: gl.constexpr
     CAPPED: gl.constexpr
     TWO_PARTS: gl.constexpr = gl.constexpr(False)
+    SINKS: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -384,6 +384,11 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"mov\.b32 \$0, \$1;": _moved,
     r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
     r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,
+    re.escape(
+        "{ .reg .pred p; .reg .b32 both, one; cvt.u32.u16 both, $2;"
+        " and.b32 one, both, 0x00FF; setp.ne.u32 p, one, 0; selp.f32 $0, $3, 0fFF800000, p;"
+        " and.b32 one, both, 0xFF00; setp.ne.u32 p, one, 0; selp.f32 $1, $4, 0fFF800000, p; }"
+    ): lambda _found, _dtype, mask, x: tensor(np.where(np.asarray(mask) != 0, x, -np.inf), np.float32),
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }
 

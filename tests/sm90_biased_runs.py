@@ -9,11 +9,12 @@ from biased_runs import whole
 from gluon_emulator import Machine, launch
 from gluon_language import load_kernel
 from gluon_values import DTYPES, FP32, INT32, UINT8, Descriptor, Pointer, tensor
-from sm90_runs import check_values, make
+from sm90_runs import check_values, make, rows_of_grid
 
 from pyfmha.attention.reference import attend
 
 KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_biased_sm90.py"
+SINKS = KERNEL.with_name("fmha_sinks_sm90.py")
 
 Shape = tuple[int, int, int, int]
 
@@ -31,7 +32,7 @@ def _strides(shape: Shape | None) -> list[Any]:
 
 def run(
     *,
-    source: Path = KERNEL,
+    source: Path | None = None,
     seed: int = 0,
     batch: int = 1,
     heads: int = 2,
@@ -46,6 +47,10 @@ def run(
     block_v: int = 64,
     x_stages: int = 2,
     q_slots: int = 2,
+    causal: bool | None = None,
+    late: bool | None = None,
+    sinks_alone: bool = False,
+    longest_first: bool = False,
     programs: int = 1,
     sm_scale: float = 0.125,
     bias: Shape | None = None,
@@ -60,8 +65,11 @@ def run(
     bounds: Callable[..., Any] | None = None,
     change: Callable[..., None] = lambda **_: None,
 ) -> tuple[Any, Any, Any, Any]:
-    """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to q, k, v, bias and
-    mask; a row of the mask sees nothing, and what lies behind lengths is NaN."""
+    """Run the kernel, or that for sinks alone; returns Out, Lse and what they should be. `change` may write other
+    values to q, k, v, bias and mask; a row of the mask sees nothing, and what lies behind lengths is NaN."""
+    if causal:
+        window = (-1, 0)
+    assert causal is None or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
     rng = np.random.default_rng(seed)
     kv_heads, kv_len, v_head_size = kv_heads or heads, kv_len or q_len, v_head_size or head_size
     (q_memory, q), (k_memory, k), (v_memory, v) = (
@@ -89,15 +97,24 @@ def run(
     def strides(array: Any) -> list[Any]:
         return [tensor(stride // 4, np.int64) for stride in array.strides[:3]]
 
+    constants: dict[str, Any] = {
+        "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
+        "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
+    }  # fmt: skip
+    if sinks_alone:
+        ways = ("TWO_HEADS", "LONGEST_FIRST", "RAGGED", "CAPPED", "TWO_PARTS")
+        constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first}
     launch(
         machine,
-        load_kernel(source, machine)["fmha_biased_sm90"],
+        load_kernel(source or (SINKS if sinks_alone else KERNEL), machine)[
+            "fmha_sinks_sm90" if sinks_alone else "fmha_biased_sm90"
+        ],
         programs,
         Descriptor(out, element, 64, block_v),
         Descriptor(q, element, 64, 64),
         Descriptor(k, element, block_n, 64),
         Descriptor(v, element, block_n, block_v),
-        Descriptor(tile, tile_element, 64, block_n) if "tile" in kinds else None,
+        *(() if sinks_alone else (Descriptor(tile, tile_element, 64, block_n) if "tile" in kinds else None,)),
         Pointer(out_memory, element, 16),
         Pointer(lse, FP32),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
@@ -118,23 +135,20 @@ def run(
         *window,
         int(bottom_right),
         0,
-        None,
+        *(() if sinks_alone else (None,)),
+        rows=rows_of_grid(-(-q_len // (64 * consumers)), programs) if longest_first else 1,
         BLOCK_D=64,
-        BLOCK_V=block_v,
         BLOCK_N=block_n,
         CONSUMERS=consumers,
         STAGES=2,
         V_STAGES=2,
-        X_STAGES=x_stages,
+        CAUSAL=causal is not False,
+        GENERAL=causal is None,
         PING_PONG=consumers > 1,
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
         PRODUCER_REGISTERS=24,
-        BIAS=kinds[0],
-        MASK=kinds[1],
-        SCORE=score,
-        SEEN=seen,
-        BOUNDS=bounds,
+        **constants,
     )
     for guard in (out_memory[:16], out_memory[-16:]):
         assert np.isnan(guard).all()

@@ -22,8 +22,13 @@ LARGEST_SCALE = 2**16
 
 @dataclass(frozen=True)
 class Setting:
-    """How the kernel is cut; attributes as of :class:`pyfmha.attention.hopper.Setting`, and x_stages, the blocks of a
-    bias or mask in flight."""
+    """How the kernel is cut; attributes as of :class:`pyfmha.attention.hopper.Setting`, and besides:
+
+    Attributes:
+        x_stages: blocks of a bias or mask in flight.
+        causal: True or False for causal or full attention without lengths and windows; None for any.
+        late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
+    """
 
     block_n: int
     consumers: int
@@ -35,6 +40,8 @@ class Setting:
     maxnreg: int = 168
     consumer_registers: int = 240
     producer_registers: int = 24
+    causal: bool | None = None
+    late: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ NEITHER = Beside("never", "never", (*_NO_BIAS, "Mask == 0"))
 _BIAS = ("Bias != 0", "BiasFp32 == 0", "Mask == 0", "bias_stride_k == 1")
 _MASK = (*_NO_BIAS, "Mask != 0", "mask_stride_k == 1")
 BIAS_TILE = Beside("tile", "never", (*_BIAS, "bias_stride_q != 0"))
-"""Right, but ten times slower than it should be on an H200, from a cause not found yet: not among :data:`TENSORS`."""
+"""Ten times slower than it should be on an H200 when it was measured (kernels/NOTES.md says why it may not be any
+more): not among :data:`TENSORS`."""
 TENSORS = (
     Beside("keys", "never", (*_BIAS, "bias_stride_q == 0")),
     Beside("never", "keys", (*_MASK, "mask_stride_q == 0")),
@@ -67,6 +75,53 @@ TILE_SETTINGS = {
     64: Setting(64, 1, x_stages=2, programs=2, maxnreg=128),
     128: Setting(64, 1, q_slots=1, v_stages=2, x_stages=2, programs=2, maxnreg=128),
 }
+
+
+_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
+_TWO = Setting(128, 2, v_stages=3, q_slots=1, late=False)
+UNMEASURED = {64: (_ONE, _ONE), 128: (_TWO, replace(_TWO, v_stages=2))}
+"""By padded head size, without and with tiles beside the keys: without lengths and windows, cut so that little or
+nothing spills. No GPU has run them."""
+SINKS_KERNEL = "fmha_sinks_sm90"
+
+
+def unmeasured(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+    """Variants that go before those of :func:`variants` where they are asked for; no GPU has run them yet.
+
+    Sinks alone are served by the kernel of ``fmha_fwd_*``, cut as there; masks, biases that are the same for all
+    queries, dense biases, and what has none of these but values of another size, by variants for causal attention and
+    for full, without lengths and windows. Dense biases with those have one, too.
+    """
+    made = [variant for beside in (*TENSORS, BIAS_TILE, NEITHER) for variant in plain(base, padded, beside)]
+    return (*sinks(base, padded), *made, *of_kind(base, padded, BIAS_TILE))
+
+
+def plain(base: KernelSpec, padded: int, beside: Beside) -> tuple[KernelSpec, ...]:
+    """Those of :func:`unmeasured` for full and for causal attention with one kind of bias or mask."""
+    if padded not in HEAD_SIZES:
+        return ()
+    setting = UNMEASURED[padded]["tile" in (beside.bias, beside.mask)]
+    return tuple(
+        variant
+        for causal in (False, True)
+        for variant in of_kind(base, padded, beside, replace(setting, causal=causal))
+    )
+
+
+def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+    """Those for sinks alone: ``kernels/fmha_sinks_sm90.py``."""
+    if padded not in HEAD_SIZES:
+        return ()
+    settings = [s for s in hopper.SETTINGS[padded] if not (s.general or s.capped or s.ragged or s.two_parts)]
+    return tuple(
+        replace(
+            spec,
+            source=base.source.with_name(f"{SINKS_KERNEL}.py"),
+            kernel=SINKS_KERNEL,
+            requires=(*spec.requires, *NEITHER.requires, "v_head_size == head_size"),
+        )
+        for spec in hopper.variants(base, padded, settings)
+    )
 
 
 def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
@@ -96,6 +151,9 @@ def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | No
         ("STAGES", setting.stages),
         ("V_STAGES", setting.v_stages),
         ("X_STAGES", setting.x_stages),
+        ("CAUSAL", setting.causal is not False),
+        ("GENERAL", setting.causal is None),
+        ("LATE", setting.late),
         ("PING_PONG", setting.consumers > 1),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
@@ -123,10 +181,16 @@ def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | No
             maxnreg=setting.maxnreg,
             archs=(hopper.ARCH,),
             tunings=(),
-            requires=(*_SERVED, *beside.requires),
+            requires=(*_SERVED, *_masks(setting.causal), *beside.requires),
             descriptors=_descriptors(padded, setting.block_n, beside),
         ),
     )
+
+
+def _masks(causal: bool | None) -> tuple[str, ...]:
+    if causal is None:
+        return ()
+    return ("q_lengths == 0", "kv_lengths == 0", "window_left == -1", f"window_right == {0 if causal else -1}")
 
 
 _SERVED = (

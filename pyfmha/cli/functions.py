@@ -47,7 +47,13 @@ class FunctionFamily:
 
 
 def functions_of(
-    names: Sequence[str], dtypes: Sequence[str], head_sizes: Sequence[int], folder: Path, fresh: bool
+    names: Sequence[str],
+    dtypes: Sequence[str],
+    head_sizes: Sequence[int],
+    folder: Path,
+    fresh: bool,
+    *,
+    unmeasured: bool = False,
 ) -> FunctionFamily:
     """What to make of some files, which are imported in a process of their own.
 
@@ -64,7 +70,8 @@ def functions_of(
         others = [function for file in files for function in _again(compiler, file, folder)]
     held = [function for function in others if (function.source, function.name) in kept and function.name not in known]
     operators, notes = function_operators([*held, *asked])
-    return FunctionFamily(function_specs(asked, dtypes, head_sizes), operators, notes)
+    specs = function_specs(asked, dtypes, head_sizes, unmeasured=unmeasured)
+    return FunctionFamily(specs, operators, notes)
 
 
 def _again(compiler: Compiler, file: Path, folder: Path) -> list[Declared]:

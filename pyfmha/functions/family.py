@@ -136,10 +136,12 @@ class WithFunction(Biased):
         """The C function: ``fmha_with_alibi_d64_fp16``."""
         return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
 
-    def specs(self) -> tuple[KernelSpec, ...]:
+    def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
         tensors of any alignment."""
         fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
+        if unmeasured:
+            fast = (*biased_hopper.plain(self.generic(), self.padded, biased_hopper.NEITHER), *fast)
         known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         return tuple(map(self._with_function, (*fast, *portable)))
@@ -160,9 +162,13 @@ class WithFunction(Biased):
 
 
 def function_specs(
-    functions: Sequence[Declared], dtypes: Sequence[str] = DTYPES, head_sizes: Sequence[int] = HEAD_SIZES
+    functions: Sequence[Declared],
+    dtypes: Sequence[str] = DTYPES,
+    head_sizes: Sequence[int] = HEAD_SIZES,
+    *,
+    unmeasured: bool = False,
 ) -> list[KernelSpec]:
-    """What to compile for some functions.
+    """What to compile for some functions; with `unmeasured`, variants that no GPU has run yet, too.
 
     Raises:
         SpecError: a dtype or head size is not served, an input has a name of the kernel's, or two functions have one
@@ -177,7 +183,7 @@ def function_specs(
     for function in functions:
         for dtype in dtypes:
             for head_size in head_sizes:
-                for spec in WithFunction(dtype, head_size, function=function).specs():
+                for spec in WithFunction(dtype, head_size, function=function).specs(unmeasured=unmeasured):
                     specs[spec.variant] = spec
     return list(specs.values())
 

@@ -87,6 +87,36 @@ def test_which_variant_serves_on_hopper(pointers: Any, options: Any, expected: A
     assert ((constants["BIAS"], constants["MASK"]) if spec.archs else None) == expected
 
 
+@pytest.mark.parametrize(
+    ("pointers", "options", "expected"),
+    [
+        ({"Sinks": 2}, {"window_right": 0}, ("fmha_sinks_sm90", False, True)),
+        ({"SinksFp32": 4}, {}, ("fmha_sinks_sm90", False, False)),
+        ({"Sinks": 2}, {"window_right": 0, "window_left": 9}, ("fmha_biased_sm90", True, True)),
+        ({"Sinks": 2}, {"v_head_size": 32}, ("fmha_biased_sm90", False, False)),
+        ({"Bias": 2}, {"bias_strides": KEYS}, ("fmha_biased_sm90", False, False)),
+        ({"Mask": 256}, {"mask_strides": FULL, "window_right": 0}, ("fmha_biased_sm90", False, True)),
+        ({"Bias": 256}, {"bias_strides": FULL}, ("fmha_biased_sm90", False, False)),
+        ({"Bias": 256, "q_lengths": 4}, {"bias_strides": FULL}, ("fmha_biased_sm90", True, True)),
+        ({"BiasFp32": 256}, {"bias_strides": FULL}, None),
+    ],
+)
+def test_which_variant_serves_where_those_that_have_not_run_are_asked_for(
+    pointers: Any, options: Any, expected: Any
+) -> None:
+    """The kernel, and its constants GENERAL and CAUSAL."""
+    spec = taking(list(Biased("fp16", 64).specs(unmeasured=True)), pointers, call(**options))
+    constants = dict(spec.constants)
+    assert ((spec.kernel, constants["GENERAL"], constants["CAUSAL"]) if spec.archs else None) == expected
+
+
+def test_they_are_a_family_of_their_own() -> None:
+    usual, more = (library_specs([family], ["fp16"], [64]) for family in ("biased", "biased-next"))
+    names = [spec.variant for spec in more]
+    assert len(names) == len(set(names)) > len(usual)
+    assert {spec.variant for spec in usual} < set(names)
+
+
 def test_hopper_variants_exist_of_head_sizes_that_have_run() -> None:
     for dtype, size, count in (("fp16", 64, 4), ("bf16", 128, 4), ("fp16", 256, 0), ("fp16", 32, 0), ("fp32", 64, 0)):
         assert sum(spec.archs == ("sm_90",) for spec in Biased(dtype, size).specs()) == count

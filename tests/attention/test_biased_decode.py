@@ -90,7 +90,7 @@ def broadcasts(given_axes: Any, *sizes: int) -> Any:
 axes = st.none() | st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans())
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     dtype=st.sampled_from(list(LIMITS)),
     heads=st.sampled_from([(1, 1), (4, 1), (6, 2)]),
@@ -135,8 +135,10 @@ def test_any_problem(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("by", ["mask", "bias"])
+BOTH = [("fp16", "mask"), ("bf16", "bias"), ("fp32", "mask"), ("fp16", "bias"), ("bf16", "mask"), ("fp32", "bias")]
+
+
+@pytest.mark.parametrize(("dtype", "by"), few_of(BOTH, lambda case: case in BOTH[:2]))
 def test_what_is_masked_may_be_anything(dtype: str, by: str) -> None:
     problem = replace(PAIR, dtype=dtype, sinks="own", **{by: FULL})
     hidden = default_rng(0).random(FULL) < 0.4
@@ -173,7 +175,7 @@ def test_nan_that_a_row_sees_reaches_it_alone() -> None:
     assert np.isfinite(out[1]).all()
 
 
-@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("dtype", few_of(LIMITS, lambda dtype: dtype == "bf16"))
 @pytest.mark.parametrize("softcap", [0.0, 30.0])
 def test_finite_input_never_gives_nan_or_infinity(dtype: str, softcap: float) -> None:
     beside = {"bias": FULL, "bias_dtype": "fp32", "mask": FULL, "sinks": "fp32"}
@@ -215,7 +217,7 @@ PROBLEMS = {
 }
 
 
-QUICK = ("the bias twice", "sinks without the shift", "keys past the end")
+QUICK = ("sinks without the shift", "keys past the end")
 
 
 @pytest.mark.parametrize("name", few_of(FAULTS, lambda name: name in QUICK))

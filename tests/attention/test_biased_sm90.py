@@ -57,11 +57,30 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "a bias of fewer keys": {"kv_len": 200, "bias": (1, 2, 1, 90), "sinks": "own"},
     "a mask that ends early": {"q_len": 130, "kv_len": 200, "mask": (1, 2, 70, 136)},
     "a mask of fewer keys": {"kv_len": 200, "mask": (1, 1, 1, 90)},
+    "a row without keys, sinks": {"q_len": 70, "kv_len": 136, "mask": (1, 2, 70, 136), "sinks": "fp32"},
     "values of half": {"q_len": 70, "kv_len": 140, "v_head_size": 32, "block_v": 32},
     "a score function": {"q_len": 70, "kv_len": 140, "score": by_distance, "window": (-1, 0)},
     "a mask function": {"q_len": 130, "kv_len": 140, "seen": near},
     "a mask function with bounds": {**TWO, "q_len": 200, "seen": near, "bounds": near_bounds},
     "bounds of what is seen whole": {"q_len": 200, "seen": prefix, "bounds": prefix_bounds, "score": by_distance},
+}  # fmt: skip
+
+
+PLAIN = {"block_n": 128, "late": False}
+"""As variants without lengths and windows are cut."""
+PROBLEMS |= {
+    "plain, neither, causal": {**PLAIN, "q_len": 200, "kv_len": 300, "causal": True, "bottom_right": True},
+    "plain, a row without keys, sinks": {**PLAIN, "q_len": 70, "mask": (1, 2, 70, 70), "sinks": "own", "causal": False},
+    "plain, bias": {**PLAIN, "q_len": 100, "kv_len": 400, "bias": (1, 2, 100, 400), "causal": False},
+    "plain, bias, causal": {**PLAIN, **TWO, "q_len": 200, "bias": (1, 2, 200, 200), "causal": True, "dtype": "bf16"},
+    "plain, bias of keys": {**PLAIN, "q_len": 70, "kv_len": 300, "bias": (1, 2, 1, 300), "causal": False},
+    "plain, mask": {**PLAIN, **TWO, "q_len": 200, "kv_len": 400, "mask": (1, 1, 200, 400), "causal": False},
+    "plain, mask, causal": {**PLAIN, "batch": 2, "q_len": 200, "mask": (2, 1, 200, 200), "causal": True},
+    "plain, mask of keys, causal": {
+        **PLAIN, **TWO, "batch": 2, "q_len": 200, "mask": (2, 1, 1, 200), "causal": True, "sinks": "own",
+    },
+    "plain, a function, causal": {**PLAIN, "q_len": 200, "score": by_distance, "causal": True},
+    "plain, bounds": {**PLAIN, **TWO, "q_len": 200, "seen": prefix, "bounds": prefix_bounds, "causal": False},
 }  # fmt: skip
 
 
@@ -95,9 +114,24 @@ def nan_where_unseen(*, k: Any, v: Any, bias: Any, mask: Any, **_: Any) -> None:
         bias[..., 10:14] = -np.inf
 
 
-@pytest.mark.parametrize("problem", ["bias", "bias of keys", "mask, causal", "mask of keys"])
+SMALL = {"heads": 1, "q_len": 32, "kv_len": 136}
+HIDDEN: dict[str, dict[str, Any]] = {
+    "bias": {**SMALL, "bias": (1, 1, 32, 136)},
+    "bias of keys": {**SMALL, "bias": (1, 1, 1, 136), "sinks": "own"},
+    "mask, causal": {**SMALL, "mask": (1, 1, 32, 136), "window": (-1, 0), "bottom_right": True},
+    "mask of keys": {**SMALL, "mask": (1, 1, 1, 136)},
+    "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
+    "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
+    "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
+    "plain, mask of keys, causal": {
+        **PLAIN, **SMALL, "mask": (1, 1, 1, 136), "causal": True, "bottom_right": True, "sinks": "own",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", HIDDEN)
 def test_nan_in_what_is_masked_has_no_effect(problem: str) -> None:
-    check(**PROBLEMS[problem], change=nan_where_unseen)
+    check(**HIDDEN[problem], change=nan_where_unseen)
 
 
 def lowest_of_bf16(*, bias: Any, **_: Any) -> None:
@@ -145,7 +179,7 @@ def test_blocks_outside_of_bounds_are_not_loaded() -> None:
 
 FAULTS: dict[str, tuple[str, str, str]] = {
     "the bias twice": ("scores += bias.to(gl.float32)", "scores += 2 * bias.to(gl.float32)", "bias"),
-    "a mask the other way round": ("_hidden(scores, mask != 0)", "_hidden(scores, mask == 0)", "mask, causal"),
+    "a mask the other way round": ("scores = shown(scores, mask)", "scores = shown(scores, mask == 0)", "mask, causal"),
     "the bias of the first keys": ("first_row + c * ROWS, key]", "first_row + c * ROWS, 0]", "bias"),
     "the bias of the first consumer": (
         "first_row + c * ROWS, key]",
@@ -182,6 +216,13 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "keys past the end of a mask": ("gl.minimum(kv_n, columns)", "kv_n", "a mask of fewer keys"),
     "keys past the end of a bias": ("gl.minimum(kv_n, columns)", "kv_n", "a bias of fewer keys"),
+    "the next keys' bias": ("key - BLOCK_N, kv_n, SHAPE)\n    scores", "key, kv_n, SHAPE)\n    scores", "bias of keys"),
+    "a mask of keys that adds nothing": ("gl.where(vector != 0, 0.0", "gl.where(vector != 9, 0.0", "mask of keys"),
+    "a causal mask of one key more": (
+        "gl.minimum(rows + (newest + 1), kv_n)",
+        "rows + (newest + 2)",
+        "plain, mask, causal",
+    ),
     "values of the first block": ("step // SHAPE.STAGES) & 1)\n    if PING_PONG", "0) & 1)\n    if PING_PONG", "bias"),
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,8 +68,26 @@ def problem_of(
     if (unfit := _unfit(q, k, v, rank, ragged)) is not None:
         listed = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in zip("QKV", (q, k, v), strict=True))
         raise PluginError(f"{unfit}, got {listed}")
+    more = tuple(_beside(q, k, beside, ragged, head_axis).items()) if beside else ()
+    heads, kv_heads, size, v_size = q.shape[head_axis], k.shape[head_axis], q.shape[-1], v.shape[-1]
+    return _problem(heads, kv_heads, size, v_size, DTYPES[q.dtype], settings, lengths, return_lse, more)
+
+
+@lru_cache(maxsize=256)
+def _problem(
+    heads: int,
+    kv_heads: int,
+    size: int,
+    v_size: int,
+    dtype: str,
+    settings: Settings,
+    lengths: frozenset[str],
+    return_lse: bool,
+    beside: tuple[tuple[str, Any], ...],
+) -> Problem:
+    """Of what the lengths of sequences leave open: most calls differ in those alone."""
     features = Features(
-        num_kv_heads=k.shape[head_axis],
+        num_kv_heads=kv_heads,
         layout=settings.layout,
         bottom_right=settings.bottom_right,
         window=settings.window,
@@ -76,11 +95,11 @@ def problem_of(
         return_lse=return_lse,
         q_lengths="q_lengths" in lengths,
         kv_lengths="kv_lengths" in lengths,
-        cu_seqlens=ragged,
-        **(_beside(q, k, beside, ragged, head_axis) if beside else {}),
-        v_head_size=0 if v.shape[-1] == q.shape[-1] else v.shape[-1],
+        cu_seqlens="cu_seqlens_q" in lengths,
+        **dict(beside),
+        v_head_size=0 if v_size == size else v_size,
     )
-    return Problem(q.shape[head_axis], q.shape[-1], DTYPES[q.dtype], settings.scale, settings.causal, features)
+    return Problem(heads, size, dtype, settings.scale, settings.causal, features)
 
 
 def _unfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rank: int, ragged: bool) -> str | None:

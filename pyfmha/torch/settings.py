@@ -15,6 +15,9 @@ NONE: Mapping[str, torch.Tensor] = {}
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """The types of Q, K and V that are served, and their names here."""
 
+INTEGERS = (torch.int32, torch.int64)
+"""Those of lengths; the kernels read int32."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -100,6 +103,40 @@ def _problem(
         v_head_size=0 if v_size == size else v_size,
     )
     return Problem(heads, size, dtype, settings.scale, settings.causal, features)
+
+
+def check_lengths(q: torch.Tensor, lengths: Mapping[str, torch.Tensor]) -> None:
+    """Refuse lengths that are none.
+
+    Args:
+        q: Q; of padded batches its first axis is the batch.
+        lengths: by name.
+
+    Raises:
+        PluginError: they are no integers, or not as many as there are sequences.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in lengths.items()}
+    for name, tensor in lengths.items():
+        if tensor.dtype not in INTEGERS:
+            raise PluginError(f"{name} is of {tensor.dtype}; it must be torch.int32 or torch.int64")
+        if name in ("q_lengths", "kv_lengths") and q.ndim and shapes[name] != tuple(q.shape[:1]):
+            raise PluginError(f"{name} is {list(tensor.shape)}; it must be [{q.shape[0]}], one for each sequence")
+        if name.startswith("cu_") and (tensor.ndim != 1 or not shapes[name][0] or len(set(shapes.values())) > 1):
+            listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise PluginError(f"cumulative lengths must both be [sequences + 1], the first of them 0, got {listed}")
+
+
+def check_devices(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beside: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors on several devices; lengths are fetched from wherever they are.
+
+    Raises:
+        PluginError: saying which are where.
+    """
+    if not q.device == k.device == v.device:
+        raise PluginError(f"Q, K and V must be on one device, got {q.device}, {k.device}, {v.device}")
+    for name, tensor in beside.items():
+        if tensor.device != q.device:
+            raise PluginError(f"{name} is on {tensor.device}, Q on {q.device}; give both on one device")
 
 
 def _unfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rank: int, ragged: bool) -> str | None:

@@ -1,10 +1,12 @@
 """What the operator launches, on the fake driver: PyTorch's CPU memory stands for the GPU's, and no kernel runs."""
 
+import math
 import struct
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from fake_cuda import FakeCuda
@@ -16,6 +18,7 @@ from torch_gpu import STREAM, attention_op, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
 import pyfmha.torch
+from pyfmha.attention import forward
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
@@ -119,6 +122,50 @@ def test_a_call_like_the_one_before_is_known_again(
                 assert (launch.stream, out.dtype, out.is_inference()) == (STREAM, q.dtype, inference)
             assert len(looked_up) == number + 1
     assert len(fake_gpu.launches()) == 15
+
+
+INTS = torch.tensor([3, 9], dtype=torch.int32)
+PASSED: list[tuple[dict[str, Any], dict[str, float], set[str]]] = [
+    ({}, {"sm_scale": 32**-0.5, "softcap": 0.0, "window_left": -1, "window_right": -1, "bottom_right": 0}, set()),
+    ({"causal": True, "window": (3, 5)}, {"window_left": 3, "window_right": 0, "bottom_right": 0}, set()),
+    ({"causal": "bottom-right"}, {"window_right": 0, "bottom_right": 1}, set()),
+    ({"window": [2, 1], "align": "bottom-right"}, {"window_right": 1, "bottom_right": 1}, set()),
+    ({"scale": 0.5}, {"sm_scale": 0.5}, set()),
+    ({"softcap": 50}, {"softcap": 50.0}, set()), ({"return_lse": True}, {}, {"Lse"}),
+    ({"q_lengths": INTS, "kv_lengths": INTS.long()}, {"ragged": 0}, {"q_lengths", "kv_lengths"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keywords", "numbers", "there"), PASSED, ids=lambda value: str(value)[:40])
+def test_every_keyword_reaches_the_kernel(
+    fake_gpu: FakeCuda, keywords: dict[str, Any], numbers: dict[str, float], there: set[str]
+) -> None:
+    for _ in range(3):
+        pyfmha.torch.attention(*tensors(), **keywords)
+        launch = fake_gpu.launches()[-1]
+        given = dict(zip(forward.ARGUMENTS, launch.params, strict=False))
+        kinds = {"fp32": "<f", "i1": "<?"}
+        found = {
+            name: struct.unpack(kinds.get(kind, "<i"), given[name, kind])[0] for name, kind in given if name in numbers
+        }
+        assert found == {name: np.float32(value) for name, value in numbers.items()}
+        optional = [name for name, kind in given if kind[0] == "*" and name not in ("Out", "Q", "K", "V")]
+        assert {name for name, kind in given if name in optional and any(given[name, kind])} == there
+
+
+def test_wrong_keywords_on_a_gpu(fake_gpu: FakeCuda) -> None:
+    for keywords, text in (
+        ({"window": (3.5, 1)}, r"window is \(3.5, 1\)"), ({"softcap": "a"}, "softcap is 'a'"),
+        ({"scale": "b"}, "scale is 'b'"), ({"layout": 3}, "layout is 3"),
+        ({"q_lengths": torch.ones(2)}, "q_lengths is of torch.float32"), ({"scale": math.inf}, "softmax_scale is inf"),
+        ({"kv_lengths": torch.ones(3, dtype=torch.int32)}, r"kv_lengths is \[3\]"),
+    ):  # fmt: skip
+        with pytest.raises(PluginError, match=text):
+            pyfmha.torch.attention(*tensors(), **keywords)
+    lengths = torch.ones(2, dtype=torch.int32)
+    pyfmha.torch.attention(*tensors(), q_lengths=lengths)
+    with pytest.raises(PluginError, match=r"q_lengths is of torch\.float32"):  # of the same shape
+        pyfmha.torch.attention(*tensors(), q_lengths=lengths.float())
 
 
 def test_other_keywords_are_another_call(fake_gpu: FakeCuda) -> None:

@@ -253,6 +253,8 @@ def why_not(
     if not exporting:
         if differentiated(query, key, value, attn_mask):
             return "a gradient is asked for"
+        if query.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+            return "autocast computes it in another type"
         if not query.is_cuda:
             return "the tensors are not on a GPU"
     why = why_not_shapes(query, key, value, enable_gqa, not exporting)

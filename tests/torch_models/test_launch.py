@@ -4,6 +4,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -235,6 +236,46 @@ def test_a_gradient_is_refused_after_calls_that_were_known_again(fake_gpu: FakeC
     with pytest.raises(PluginError, match="attention has no gradient here"):
         out.sum().backward()
     assert len(fake_gpu.launches()) == launched  # it went through the operator, which is PyTorch's arithmetic here
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_captured_in_a_graph(fake_gpu: FakeCuda, name: str) -> None:
+    """What is prepared loads, allocates and waits for nothing but what PyTorch's allocator does."""
+    given = tensors()
+    CALLS[name](*given)
+    before = len(fake_gpu.launches())
+    fake_gpu.begin_capture()
+    for _ in range(2):
+        CALLS[name](*given)
+    fake_gpu.end_capture()
+    assert fake_gpu.violations()[0] == 0
+    assert len(fake_gpu.launches()) == before + 2
+
+
+def test_a_launch_is_on_the_device_of_its_tensors(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another is PyTorch's current one, before and after; its stream and memory are of the tensors' device."""
+    current, seen = [0], []
+
+    @contextmanager
+    def on_device(device: Any) -> Iterator[None]:
+        before, current[0] = current[0], -1 if device in (-1, torch.device("cpu")) else device
+        yield
+        current[0] = before
+
+    def empty(*arguments: Any) -> torch.Tensor:
+        seen.append(current[0])
+        return torch._C._dynamo.guards._empty_strided_cpu(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "device", on_device)
+    monkeypatch.setattr(launching, "_current_device", lambda: current[0])
+    monkeypatch.setattr(launching, "empty", empty)
+    monkeypatch.setattr(launching, "_stream_of", lambda device: seen.append((device, current[0])) or STREAM)
+    for call in CALLS.values():
+        for _ in range(2):
+            seen.clear()
+            call(*tensors())
+            assert set(seen) == {-1, (-1, -1)}
+            assert current == [0]
 
 
 def test_what_is_known_again_is_bounded(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,14 @@ def test_why_a_call_is_left_to_pytorch() -> None:
     assert why_not(q, k, v, dropout_p=0.1) == "a dropout"
     assert why_not(q.requires_grad_(), k, v) == "a gradient is asked for"
     assert why_not(q.detach(), k, v) == "the tensors are not on a GPU"
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert why_not(q.detach(), k, v) == "autocast computes it in another type"
+        assert why_not(q.detach().half(), k.half(), v.half()) == "the tensors are not on a GPU"
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert why_not(np.zeros(3), k, v) == "what is no tensor"
+    assert why_not_shapes(q[..., :0], k[..., :0], v, False) == "no heads, or heads without elements"
     assert why_not_shapes(q, k, v, False) is None
     assert why_not_shapes(q[0], k[0], v[0], False) == "tensors of other than four axes"
     assert why_not_shapes(q, *tensors()[1:], False) == "heads that PyTorch broadcasts"

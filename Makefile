@@ -1,6 +1,7 @@
 # make demo   set up .venv and run the main job
 # make test   set up what the tests need and pass them
 # make test-bindings   the plugin's tests through NVIDIA's older bindings, which it fetches
+# make test-torch   the tests that need PyTorch, with one for CPUs and transformers, which it fetches
 # make test-all   make test, and the long sweeps of which it runs some cases each
 # make test-processors   the tests of numbers, as processors without AVX-512 and without AVX2 see them
 # make wheel   dist/pyfmha-*.whl with a library inside, which needs neither Triton nor a C compiler; half an hour
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-processors test-bindings wheel wheel-pure docs lint clean
+.PHONY: demo test test-all test-torch test-processors test-bindings wheel wheel-pure docs lint clean
 
 # A file's tests stay together: they share what they build.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -27,6 +28,13 @@ test: lint
 
 test-all: test
 	$(PYTEST) -m long
+
+# PyTorch for CPUs asks for no Triton of its own, which the tests' is another than.
+TORCH ?= torch transformers --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_TESTS := tests/torch_models tests/test_host_times.py tests/runtime/test_tensors.py tests/onnx_models/test_model_examples.py
+
+test-torch: $(VENV)/.torch
+	$(PYTEST) $(TORCH_TESTS)
 
 test-processors: $(VENV)/.test
 	$(BIN)/python tests/processors.py
@@ -73,6 +81,10 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	# Without them, the tests against the real bindings are skipped, which pytest lists with the reason.
 	-$(BIN)/python -m pip install --quiet --editable '.[bindings]'
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	touch $@
 
 clean:

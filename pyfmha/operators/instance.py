@@ -1,6 +1,7 @@
 """One plugin of an operator: its attributes with their values, and from the shapes of its tensors the launches.
 
-The plugin in C does the same from the same description (``pyfmha_plugin.c``): what changes here, changes there.
+The plugin in C does the same from the same description (``pyfmha_plugin.c``), and :mod:`pyfmha.operators.planner` does
+the launches: what changes here, changes there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

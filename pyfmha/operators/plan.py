@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.forms import Forms
@@ -31,8 +32,7 @@ class Pointer:
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One launch, but for the addresses.
 
     Attributes:
@@ -46,8 +46,7 @@ class Step:
     tuned: bool
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The launches for one shape.
 
     Attributes:

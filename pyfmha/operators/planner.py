@@ -289,9 +289,11 @@ class _Writer:
         for part in text.parts:
             if isinstance(part, Hole):
                 node = self._folded(part.expression.node)
-                one = f"_shown({self._python(node)}, {part.expression.type!r}, {part.format!r})"
+                kind = part.expression.type
+                one = f"str({self._python(node)})" if kind == "int" else ""
+                one = one or f"_shown({self._python(node)}, {kind!r}, {part.format!r})"
                 if node.kind == "constant":
-                    one = repr(shown(node.value, part.expression.type, part.format))
+                    one = repr(shown(node.value, kind, part.format))
                 parts.append(one)
             else:
                 parts.append(repr(part))

@@ -92,6 +92,11 @@ class Function:
         """Its algorithms as TensorRT's tactics; raises PluginError where two have one id."""
         return tactics_of(self.manifest)
 
+    @functools.cached_property
+    def archs(self) -> tuple[str, ...]:
+        """The architectures for which it holds all code that it needs."""
+        return self.manifest.archs()
+
     @property
     def address(self) -> int:
         """The C entry point ``X(stream, ..., algo_id)``, for callers that bind it themselves."""

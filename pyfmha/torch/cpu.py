@@ -53,6 +53,48 @@ def attend(
     return (weights @ values).to(q.dtype).contiguous(), lse
 
 
+def attend_ragged(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    settings: Settings,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_kv: torch.Tensor,
+    beside: Mapping[str, torch.Tensor] = NONE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of sequences that lie behind each other, one after the other.
+
+    Args:
+        q: [tokens, heads, head size].
+        k, v: [tokens, kv heads, head size].
+        settings: as :func:`attend`.
+        cu_seqlens_q, cu_seqlens_kv: [sequences + 1], where each begins.
+        beside: as :func:`attend`, of the longest sequence; the others see its beginning.
+
+    Returns:
+        Out, of q's type, and the log-sum-exp, float32 [heads, tokens]; zeros and minus infinity where no sequence is.
+    """
+    out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
+    lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float32)
+    rows, keys = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
+    for number in range(len(rows) - 1):
+        of_q, of_kv = slice(*rows[number : number + 2]), slice(*keys[number : number + 2])
+        one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in (q[of_q], k[of_kv], v[of_kv]))
+        cut = {name: _cut(name, tensor, number, one_q, one_k) for name, tensor in beside.items()}
+        found, sums = attend(one_q, one_k, one_v, settings, None, None, cut)
+        out[of_q], lse[:, of_q] = found[0].transpose(0, 1), sums[0]
+    return out, lse
+
+
+def _cut(name: str, tensor: torch.Tensor, number: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """A bias or mask for one sequence of a ragged batch; sinks are the same for all."""
+    if name == "sinks":
+        return tensor
+    whole = tensor[(None,) * (4 - tensor.ndim)]
+    of_one = whole[number : number + 1] if whole.shape[0] > 1 else whole
+    return of_one[:, :, : q.shape[2], : k.shape[2]]
+
+
 def _seen(
     q: torch.Tensor,
     k: torch.Tensor,

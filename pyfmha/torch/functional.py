@@ -1,6 +1,7 @@
 """The functions: attention with every keyword, and the drop-in for PyTorch's own."""
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
@@ -9,9 +10,9 @@ from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.torch.launch import lacking, launch
-from pyfmha.torch.operator import attention_op, lengths_of, ready_for
+from pyfmha.torch.operator import NoGradient, attention_op, differentiated, lengths_of, ready_for
 from pyfmha.torch.plain import Recent, is_compiling, undispatched
-from pyfmha.torch.settings import DTYPES, Settings, problem_of
+from pyfmha.torch.settings import DTYPES, Settings, check_lengths, problem_of
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
 from pyfmha.trt.attention.words import Align, Causal, Layout
 
@@ -102,7 +103,7 @@ def attention(
         )
     if causal == "bottom-right" and align == "top-left":
         raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
-    left, right = window
+    left, right = window if isinstance(window, tuple) and len(window) == 2 else _window(window)
     more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
     asked = None
     alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None
@@ -112,12 +113,17 @@ def attention(
         if ready is not None:
             out, lse = launch(ready, (q, k, v))
             return (out, lse) if return_lse else out
+    for name, tensor in zip("qkv", (q, k, v), strict=True):
+        if not isinstance(tensor, torch.Tensor):
+            raise PluginError(f"{name} is of {type(tensor).__name__}; q, k and v are tensors of PyTorch")
     laid = layout or ("bhsd" if cu_seqlens_q is None else "bshd")
-    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    keywords = (factor, causal is not False, "bottom-right" in (causal, align), left, right, softcap, laid)
+    factor = _usual_scale(q) if scale is None else _number("scale", scale)
+    left, right = _window(window)
+    aligned = "bottom-right" in (causal, align)
+    keywords = (factor, bool(causal), aligned, left, right, _number("softcap", softcap), laid)
     arguments = (q, k, v, *keywords, *more[:4], return_lse, *more[4:])
-    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, sinks))
-    if not is_compiling() and not differentiated and undispatched(q, k, v, more):
+    gradient = differentiated(q, k, v, bias, sinks)
+    if not is_compiling() and not gradient and undispatched(q, k, v, more):
         ready, tensors = ready_for(*arguments)
         if asked is not None:
             _recent.keep(asked, q, k, v, ready)
@@ -125,20 +131,30 @@ def attention(
     elif torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
     else:
-        out, lse = (_NoGradient.apply if differentiated else attention_op)(*arguments)
+        out, lse = (NoGradient.apply if gradient else attention_op)(*arguments)
     return (out, lse) if return_lse else out
 
 
-class _NoGradient(torch.autograd.Function):  # type: ignore[misc]
-    """The operator, which has no gradient, where one may be asked for: then an error says so."""
+def _window(window: Any) -> tuple[int, int]:
+    try:
+        left, right = map(operator.index, window)
+    except (TypeError, ValueError):
+        wanted = "give two integers, how many keys a query sees to its left and right"
+        raise PluginError(f"window is {window!r}; {wanted}") from None
+    return left, right
 
-    @staticmethod
-    def forward(context: Any, *arguments: Any) -> Any:
-        return attention_op(*arguments)
 
-    @staticmethod
-    def backward(context: Any, *gradients: Any) -> Any:
-        raise PluginError("attention has no gradient here; call it under torch.no_grad(), or train with PyTorch's own")
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise PluginError(f"{name} is {value!r}; give a number") from None
+
+
+def _usual_scale(q: torch.Tensor) -> float:
+    """That of PyTorch; 1 without elements, which is refused later, with better words than a division by 0."""
+    size = q.shape[-1] if q.ndim else 0
+    return 1 / math.sqrt(size) if size else 1.0
 
 
 def _exported(
@@ -151,6 +167,7 @@ def _exported(
     beside: dict[str, torch.Tensor],
 ) -> Any:
     """The plugin's node in an ONNX model."""
+    check_lengths(q, lengths)
     problem = problem_of(q, k, v, settings, frozenset(lengths), lse, beside)
     tensors = {"Q": q, "K": k, "V": v, **{name: tensor.to(torch.int32) for name, tensor in lengths.items()}, **beside}
     out_shape = (*q.shape[:-1], v.shape[-1])
@@ -200,7 +217,7 @@ def scaled_dot_product_attention(
         if exporting:
             return attention(query, key, value, causal=is_causal, scale=scale, **beside_of_mask(attn_mask))
         # Without the layers of `attention`, which check keywords that are not there.
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        factor = _usual_scale(query) if scale is None else _number("scale", scale)
         if not direct:
             return attention_op(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
@@ -231,14 +248,13 @@ def why_not(
     """Why a call is left to PyTorch; None where it is not. An export to ONNX has no GPU and no gradient."""
     if dropout_p:
         return "a dropout"
+    if not (isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor)):
+        return "what is no tensor"
     if not exporting:
-        if torch.is_grad_enabled() and (
-            query.requires_grad
-            or key.requires_grad
-            or value.requires_grad
-            or (attn_mask is not None and attn_mask.requires_grad)
-        ):
+        if differentiated(query, key, value, attn_mask):
             return "a gradient is asked for"
+        if query.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+            return "autocast computes it in another type"
         if not query.is_cuda:
             return "the tensors are not on a GPU"
     why = why_not_shapes(query, key, value, enable_gqa, not exporting)
@@ -283,6 +299,8 @@ def why_not_shapes(
     other = keys != value.shape
     if (other and keys[:3] != value.shape[:3]) or shape[3] != keys[3] or shape[0] != keys[0]:
         return "shapes that PyTorch broadcasts"
+    if shape[3] == 0 or value.shape[3] == 0 or keys[1] == 0:
+        return "no heads, or heads without elements"
     if shape[3] > 256 or (other and value.shape[3] > 256):
         return "a head size above 256"
     if other and look and (why := _lacking(query, value)) is not None:

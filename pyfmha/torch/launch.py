@@ -117,11 +117,12 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     of_lse = lse_shape(problem, q) if len(forms.outputs) > 1 else None
     if of_lse is not None:
         shapes.append(of_lse)
-    copied = any(_needs_copy(tensor) for tensor in tensors[:3])
+    _, k, v, *more = tensors
+    copied = _needs_copy(q) or _needs_copy(k) or _needs_copy(v)
     out = out_strides(q, problem.v_size)
-    strided = [laid_as(tensor) for tensor in tensors[:3]] if copied else [tensor.stride() for tensor in tensors[:3]]
-    values = _strides(problem, [*shapes[:3], out_shape], [*strided, out])
-    for form, tensor in zip(forms.inputs, tensors, strict=True):
+    laid = laid_as if copied else torch.Tensor.stride
+    values = _strides(problem, [*shapes[:3], out_shape], [laid(q), laid(k), laid(v), out])
+    for form, tensor in zip(forms.inputs[3:], more, strict=True):
         if form.name in BROADCAST:
             values |= _broadcast_strides(form.name, tensor)
     with _lock:
@@ -132,15 +133,21 @@ def prepare(problem: Problem, tensors: Sequence[torch.Tensor], device: int) -> R
     return Ready(enqueue, copied, *of_out, of_lse, dense(of_lse or ()), plan.workspace_bytes, plugin)
 
 
+_STRIDE_NAMES = {
+    order: [[f"{name}_stride_{axis}" for axis in order] for name in ("q", "k", "v", "out")]
+    for order in ("sh", "bhs", "bsh")
+}
+
+
 def _strides(problem: Problem, shapes: Sequence[Shape], strided: Sequence[tuple[int, ...]]) -> dict[str, int]:
     """The arguments of the kernels that are strides, as far as they are any: an axis of one element has none."""
     features = problem.features
     assert features is not None
     order = "sh" if features.cu_seqlens else "bhs" if features.layout == "bhsd" else "bsh"
     return {
-        f"{name}_stride_{axis}": stride
-        for name, shape, strides in zip(("q", "k", "v", "out"), shapes, strided, strict=True)
-        for axis, size, stride in zip(order, shape, strides, strict=False)
+        name: stride
+        for names, shape, strides in zip(_STRIDE_NAMES[order], shapes, strided, strict=True)
+        for name, size, stride in zip(names, shape, strides, strict=False)
         if size > 1
     }
 

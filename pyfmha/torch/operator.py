@@ -11,7 +11,7 @@ from pyfmha.errors import PluginError
 from pyfmha.torch import cpu
 from pyfmha.torch.launch import KEPT, Ready, launch, out_strides, prepare
 from pyfmha.torch.plain import Recent
-from pyfmha.torch.settings import Settings, problem_of
+from pyfmha.torch.settings import Settings, check_devices, check_lengths, problem_of
 from pyfmha.trt.attention.beside import beside_of
 
 NAME = "pyfmha::attention"
@@ -24,8 +24,8 @@ SCHEMA = (
 Lengths = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
-LAST_KEYWORD = 10
-"""The arguments in front of lengths and other tensors. PyTorch leaves those at the end out that are defaults."""
+LAST_KEYWORD, BIAS = 10, 15
+"""The arguments in front of lengths, and in front of bias, mask and sinks. PyTorch leaves defaults at the end out."""
 
 _ready: dict[Any, Ready] = {}
 _recent = Recent()
@@ -46,7 +46,7 @@ def ready_for(
     given: tuple[Any, ...] | None = None
     if not (q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None):
         given = (
-            *(None if length is None else length.shape for length in lengths),
+            *(None if length is None else (length.shape, length.dtype) for length in lengths),
             *(None if x is None else (x.shape, x.stride(), x.dtype, x.get_device()) for x in (bias, mask, sinks)),
         )
     key = (
@@ -62,16 +62,46 @@ def ready_for(
         # A bias and a mask are read by their strides.
         tensors += beside_of(bias, mask, None if sinks is None else sinks.contiguous()).values()
     if ready is None:
+        check_lengths(q, lengths_of(*lengths))
         settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
         beside = beside_of(bias, mask, sinks)
         ready = _prepared(key, tensors, settings, frozenset(lengths_of(*lengths)), return_lse, beside)
     return ready, tensors
 
 
+def differentiated(*tensors: torch.Tensor | None) -> bool:
+    """Whether a gradient may be asked for with respect to one of some tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class NoGradient(torch.autograd.Function):  # type: ignore[misc]
+    """The operator, which has no gradient, where one may be asked for: then an error says so."""
+
+    @staticmethod
+    def forward(context: Any, *arguments: Any) -> Any:
+        return attention_op(*arguments)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        raise PluginError("attention has no gradient here; call it under torch.no_grad(), or train with PyTorch's own")
+
+
+def _refusing(*arguments: Any) -> Pair:
+    pair: Pair = NoGradient.apply(*arguments)
+    return pair
+
+
 def _on_gpu(*arguments: Any) -> Pair:
+    q, k, v, *keywords = arguments
+    if torch.is_grad_enabled() and (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or (len(arguments) > BIAS and differentiated(*arguments[BIAS:]))
+    ):
+        return _refusing(*arguments)
     if len(arguments) > LAST_KEYWORD:  # there are other tensors
         return launch(*ready_for(*arguments), pair=True)
-    q, k, v, *keywords = arguments
     asked = tuple(keywords)
     ready = _recent.find(asked, q, k, v)
     if ready is None:
@@ -90,11 +120,7 @@ def _prepared(
 ) -> Ready:
     q, k, v = tensors[:3]
     problem = problem_of(q, k, v, settings, lengths, return_lse, beside)
-    for name, tensor in beside.items():
-        if tensor.device != q.device:
-            raise PluginError(f"{name} is on {tensor.device}, Q on {q.device}; give both on one device")
-    if not q.device == k.device == v.device:
-        raise PluginError(f"Q, K and V must be on one device, got {q.device}, {k.device}, {v.device}")
+    check_devices(q, k, v, beside)
     with torch.cuda.device(q.device):
         ready = prepare(problem, tensors, q.get_device())
     if len(_ready) >= KEPT:
@@ -110,13 +136,22 @@ def _on_cpu(
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
+    if differentiated(q, k, v, bias, sinks):
+        return _refusing(
+            q, k, v, scale, causal, bottom_right, window_left, window_right, softcap, layout, q_lengths, kv_lengths,
+            cu_seqlens_q, cu_seqlens_kv, return_lse, bias, mask, sinks,
+        )  # fmt: skip
     settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     beside = beside_of(bias, mask, sinks)
-    problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside)  # what is refused on a GPU is refused here
-    if "cu_seqlens_q" in lengths:
-        raise PluginError("ragged batches are served on a GPU only")
+    # What is refused on a GPU is refused here.
+    check_devices(q, k, v, beside)
+    check_lengths(q, lengths)
+    problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside)
     result = _out(q, v)
+    if cu_seqlens_q is not None and cu_seqlens_kv is not None:
+        out, lse = cpu.attend_ragged(q, k, v, settings, cu_seqlens_q, cu_seqlens_kv, beside)
+        return result.copy_(out), lse if return_lse else _nothing(q)
     if layout == "bshd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out, lse = cpu.attend(q, k, v, settings, q_lengths, kv_lengths, beside)
@@ -131,6 +166,7 @@ def _fake(
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
+    check_devices(q, k, v, beside_of(bias, mask, sinks))
     out = _out(q, v)
     if not return_lse:
         return out, _nothing(q)
@@ -142,6 +178,8 @@ def _fake(
 
 _library.impl("attention", _on_gpu, "CUDA")
 _library.impl("attention", _on_cpu, "CPU")
+# Both ask for gradients themselves; PyTorch's own way only warns, at a backward pass that then goes on without them.
+_library.impl("attention", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_fake(NAME, _fake, lib=_library)
 attention_op = torch.ops.pyfmha.attention.default
 """The operator."""

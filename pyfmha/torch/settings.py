@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from pyfmha.trt.attention.problem import Features, Problem
 NONE: Mapping[str, torch.Tensor] = {}
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """The types of Q, K and V that are served, and their names here."""
+
+INTEGERS = (torch.int32, torch.int64)
+"""Those of lengths; the kernels read int32."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,26 @@ def problem_of(
     if (unfit := _unfit(q, k, v, rank, ragged)) is not None:
         listed = ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in zip("QKV", (q, k, v), strict=True))
         raise PluginError(f"{unfit}, got {listed}")
+    more = tuple(_beside(q, k, beside, ragged, head_axis).items()) if beside else ()
+    heads, kv_heads, size, v_size = q.shape[head_axis], k.shape[head_axis], q.shape[-1], v.shape[-1]
+    return _problem(heads, kv_heads, size, v_size, DTYPES[q.dtype], settings, lengths, return_lse, more)
+
+
+@lru_cache(maxsize=256)
+def _problem(
+    heads: int,
+    kv_heads: int,
+    size: int,
+    v_size: int,
+    dtype: str,
+    settings: Settings,
+    lengths: frozenset[str],
+    return_lse: bool,
+    beside: tuple[tuple[str, Any], ...],
+) -> Problem:
+    """Of what the lengths of sequences leave open: most calls differ in those alone."""
     features = Features(
-        num_kv_heads=k.shape[head_axis],
+        num_kv_heads=kv_heads,
         layout=settings.layout,
         bottom_right=settings.bottom_right,
         window=settings.window,
@@ -76,11 +98,45 @@ def problem_of(
         return_lse=return_lse,
         q_lengths="q_lengths" in lengths,
         kv_lengths="kv_lengths" in lengths,
-        cu_seqlens=ragged,
-        **(_beside(q, k, beside, ragged, head_axis) if beside else {}),
-        v_head_size=0 if v.shape[-1] == q.shape[-1] else v.shape[-1],
+        cu_seqlens="cu_seqlens_q" in lengths,
+        **dict(beside),
+        v_head_size=0 if v_size == size else v_size,
     )
-    return Problem(q.shape[head_axis], q.shape[-1], DTYPES[q.dtype], settings.scale, settings.causal, features)
+    return Problem(heads, size, dtype, settings.scale, settings.causal, features)
+
+
+def check_lengths(q: torch.Tensor, lengths: Mapping[str, torch.Tensor]) -> None:
+    """Refuse lengths that are none.
+
+    Args:
+        q: Q; of padded batches its first axis is the batch.
+        lengths: by name.
+
+    Raises:
+        PluginError: they are no integers, or not as many as there are sequences.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in lengths.items()}
+    for name, tensor in lengths.items():
+        if tensor.dtype not in INTEGERS:
+            raise PluginError(f"{name} is of {tensor.dtype}; it must be torch.int32 or torch.int64")
+        if name in ("q_lengths", "kv_lengths") and q.ndim and shapes[name] != tuple(q.shape[:1]):
+            raise PluginError(f"{name} is {list(tensor.shape)}; it must be [{q.shape[0]}], one for each sequence")
+        if name.startswith("cu_") and (tensor.ndim != 1 or not shapes[name][0] or len(set(shapes.values())) > 1):
+            listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise PluginError(f"cumulative lengths must both be [sequences + 1], the first of them 0, got {listed}")
+
+
+def check_devices(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beside: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors on several devices; lengths are fetched from wherever they are.
+
+    Raises:
+        PluginError: saying which are where.
+    """
+    if not q.device == k.device == v.device:
+        raise PluginError(f"Q, K and V must be on one device, got {q.device}, {k.device}, {v.device}")
+    for name, tensor in beside.items():
+        if tensor.device != q.device:
+            raise PluginError(f"{name} is on {tensor.device}, Q on {q.device}; give both on one device")
 
 
 def _unfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rank: int, ragged: bool) -> str | None:

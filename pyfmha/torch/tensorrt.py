@@ -4,8 +4,9 @@
 the plugin's layer where they are served and the library holds the function; others are left to Torch-TensorRT, and the
 logger ``pyfmha.torch.tensorrt`` says why (level INFO).
 
-Written after the source of Torch-TensorRT 2.13 (``dynamo/conversion/_ConverterRegistry.py``); not yet run with it, as
-it needs the full TensorRT.
+Written after the sources of Torch-TensorRT 2.13 and 2.14 (``dynamo/conversion/_ConverterRegistry.py``, whose registry
+finds these); not yet run with it, as it needs the full TensorRT. With its setting ``decompose_attention=True`` (by
+default False) there is no ``aten.scaled_dot_product_attention`` left to convert.
 
 Raises:
     PluginError: on import, without torch_tensorrt.

@@ -90,12 +90,22 @@ def current_capability() -> int:
     Raises:
         DriverError: no context is current, or the driver fails.
     """
-    if current_context() is None:
+    context = current_context()
+    if context is None:
         raise DriverError(
             "this thread has no current CUDA context, so the GPU to serve is unknown: make one current first", 201
         )
+    return capability_in(context)
+
+
+def capability_in(context: Context) -> int:
+    """As :func:`current_capability`, of a context that is known to be this thread's current one.
+
+    Raises:
+        DriverError: the driver fails.
+    """
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    driver = _driver()
+    driver = context.driver
     _check("cuCtxGetDevice", driver.get_device(ctypes.byref(device)))
     for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
         _check("cuDeviceGetAttribute", driver.get_attribute(ctypes.byref(value), attribute, device))

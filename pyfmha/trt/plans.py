@@ -8,7 +8,7 @@ from pyfmha.operators.plan import Plan
 from pyfmha.runtime.library import Library
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.arch import arch_for
-from pyfmha.trt.current import current_capability, current_context
+from pyfmha.trt.current import capability_in, current_context
 from pyfmha.trt.launch import check_arguments
 
 
@@ -42,10 +42,11 @@ def _arch(capability: int, there: tuple[str, ...]) -> str | None:
 
 def serves(library: Library, algo_id: int, function: str, kernel: str, arguments: Sequence[float]) -> bool:
     """Whether a function would run a kernel on the current device; no where there is none, as in a build."""
-    if current_context() is None or function not in library:
+    context = current_context()
+    if context is None or function not in library:
         return False
     manifest = library[function].manifest
-    arch = _arch(current_capability(), manifest.archs())
+    arch = _arch(capability_in(context), library[function].archs)
     return arch is not None and any(
         variant.kernel == kernel for variant in serving(manifest, algo_id, arch, arguments)[:1]
     )

@@ -1,10 +1,13 @@
 """What the operator launches, on the fake driver: PyTorch's CPU memory stands for the GPU's, and no kernel runs."""
 
+import math
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from fake_cuda import FakeCuda
@@ -16,6 +19,7 @@ from torch_gpu import STREAM, attention_op, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
 import pyfmha.torch
+from pyfmha.attention import forward
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
@@ -121,6 +125,50 @@ def test_a_call_like_the_one_before_is_known_again(
     assert len(fake_gpu.launches()) == 15
 
 
+INTS = torch.tensor([3, 9], dtype=torch.int32)
+PASSED: list[tuple[dict[str, Any], dict[str, float], set[str]]] = [
+    ({}, {"sm_scale": 32**-0.5, "softcap": 0.0, "window_left": -1, "window_right": -1, "bottom_right": 0}, set()),
+    ({"causal": True, "window": (3, 5)}, {"window_left": 3, "window_right": 0, "bottom_right": 0}, set()),
+    ({"causal": "bottom-right"}, {"window_right": 0, "bottom_right": 1}, set()),
+    ({"window": [2, 1], "align": "bottom-right"}, {"window_right": 1, "bottom_right": 1}, set()),
+    ({"scale": 0.5}, {"sm_scale": 0.5}, set()),
+    ({"softcap": 50}, {"softcap": 50.0}, set()), ({"return_lse": True}, {}, {"Lse"}),
+    ({"q_lengths": INTS, "kv_lengths": INTS.long()}, {"ragged": 0}, {"q_lengths", "kv_lengths"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keywords", "numbers", "there"), PASSED, ids=range(len(PASSED)))
+def test_every_keyword_reaches_the_kernel(
+    fake_gpu: FakeCuda, keywords: dict[str, Any], numbers: dict[str, float], there: set[str]
+) -> None:
+    for _ in range(3):
+        pyfmha.torch.attention(*tensors(), **keywords)
+        launch = fake_gpu.launches()[-1]
+        given = dict(zip(forward.ARGUMENTS, launch.params, strict=False))
+        kinds = {"fp32": "<f", "i1": "<?"}
+        found = {
+            name: struct.unpack(kinds.get(kind, "<i"), given[name, kind])[0] for name, kind in given if name in numbers
+        }
+        assert found == {name: np.float32(value) for name, value in numbers.items()}
+        optional = [name for name, kind in given if kind[0] == "*" and name not in ("Out", "Q", "K", "V")]
+        assert {name for name, kind in given if name in optional and any(given[name, kind])} == there
+
+
+def test_wrong_keywords_on_a_gpu(fake_gpu: FakeCuda) -> None:
+    for keywords, text in (
+        ({"window": (3.5, 1)}, r"window is \(3.5, 1\)"), ({"softcap": "a"}, "softcap is 'a'"),
+        ({"scale": "b"}, "scale is 'b'"), ({"layout": 3}, "layout is 3"),
+        ({"q_lengths": torch.ones(2)}, "q_lengths is of torch.float32"), ({"scale": math.inf}, "softmax_scale is inf"),
+        ({"kv_lengths": torch.ones(3, dtype=torch.int32)}, r"kv_lengths is \[3\]"),
+    ):  # fmt: skip
+        with pytest.raises(PluginError, match=text):
+            pyfmha.torch.attention(*tensors(), **keywords)
+    lengths = torch.ones(2, dtype=torch.int32)
+    pyfmha.torch.attention(*tensors(), q_lengths=lengths)
+    with pytest.raises(PluginError, match=r"q_lengths is of torch\.float32"):  # of the same shape
+        pyfmha.torch.attention(*tensors(), q_lengths=lengths.float())
+
+
 def test_other_keywords_are_another_call(fake_gpu: FakeCuda) -> None:
     q, k, v = tensors()
     given: list[dict[str, Any]] = [
@@ -188,6 +236,46 @@ def test_a_gradient_is_refused_after_calls_that_were_known_again(fake_gpu: FakeC
     with pytest.raises(PluginError, match="attention has no gradient here"):
         out.sum().backward()
     assert len(fake_gpu.launches()) == launched  # it went through the operator, which is PyTorch's arithmetic here
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_captured_in_a_graph(fake_gpu: FakeCuda, name: str) -> None:
+    """What is prepared loads, allocates and waits for nothing but what PyTorch's allocator does."""
+    given = tensors()
+    CALLS[name](*given)
+    before = len(fake_gpu.launches())
+    fake_gpu.begin_capture()
+    for _ in range(2):
+        CALLS[name](*given)
+    fake_gpu.end_capture()
+    assert fake_gpu.violations()[0] == 0
+    assert len(fake_gpu.launches()) == before + 2
+
+
+def test_a_launch_is_on_the_device_of_its_tensors(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another is PyTorch's current one, before and after; its stream and memory are of the tensors' device."""
+    current, seen = [0], []
+
+    @contextmanager
+    def on_device(device: Any) -> Iterator[None]:
+        before, current[0] = current[0], -1 if device in (-1, torch.device("cpu")) else device
+        yield
+        current[0] = before
+
+    def empty(*arguments: Any) -> torch.Tensor:
+        seen.append(current[0])
+        return torch._C._dynamo.guards._empty_strided_cpu(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "device", on_device)
+    monkeypatch.setattr(launching, "_current_device", lambda: current[0])
+    monkeypatch.setattr(launching, "empty", empty)
+    monkeypatch.setattr(launching, "_stream_of", lambda device: seen.append((device, current[0])) or STREAM)
+    for call in CALLS.values():
+        for _ in range(2):
+            seen.clear()
+            call(*tensors())
+            assert set(seen) == {-1, (-1, -1)}
+            assert current == [0]
 
 
 def test_what_is_known_again_is_bounded(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

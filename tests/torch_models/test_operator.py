@@ -1,5 +1,6 @@
 """The operator, the drop-in and whole models on the CPU, and their way into ONNX."""
 
+import math
 import warnings
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional
 
 import pyfmha.torch
+from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import PluginError
 from pyfmha.torch import functional as drop_in
@@ -62,6 +64,55 @@ def test_every_keyword_against_the_reference(keywords: dict[str, Any], layout: s
     np.testing.assert_array_equal(np.isinf(lse.numpy()), np.isinf(wanted_lse))
     kept = np.isfinite(wanted_lse)
     assert relative_error(lse.numpy()[kept], wanted_lse[kept]) < 1e-5
+
+
+ONE_AFTER_OTHER: list[dict[str, Any]] = [
+    {}, {"causal": "bottom-right"}, {"window": (2, 1), "softcap": 2.0}, {"bias": NUMBERS[:, :, :4, :5]},
+    {"mask": NUMBERS[0, :1, :4, :1] > -0.5, "sinks": NUMBERS[0, :, 0, 0], "scale": 0.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keywords", ONE_AFTER_OTHER, ids=str)
+def test_a_ragged_batch_is_its_sequences_one_by_one(keywords: dict[str, Any]) -> None:
+    """Also where queries and keys begin elsewhere; a bias and a mask are of the longest."""
+    torch.manual_seed(1)
+    q, k, v = torch.randn(7, 4, 16), torch.randn(8, 2, 16), torch.randn(8, 2, 24)
+    rows, keys = torch.tensor([0, 3, 7], dtype=torch.int32), torch.tensor([0, 5, 8])
+
+    out, lse = pyfmha.torch.attention(
+        q, k, v, cu_seqlens_q=rows, cu_seqlens_kv=keys, return_lse=True, **keywords,
+    )  # fmt: skip
+
+    assert (out.shape, lse.shape) == ((7, 4, 24), (4, 7))
+    for number, (of_q, of_kv) in enumerate(((slice(0, 3), slice(0, 5)), (slice(3, 7), slice(5, 8)))):
+        one = [x.transpose(0, 1)[None] for x in (q[of_q], k[of_kv], v[of_kv])]
+        beside = dict(keywords)
+        for name in ("bias", "mask"):
+            if name in beside:
+                whole = beside[name][(None,) * (4 - beside[name].ndim)].expand(2, -1, -1, -1)
+                beside[name] = whole[number : number + 1, :, : one[0].shape[2], : one[1].shape[2]]
+        wanted, sums = expected(*one, beside)
+        assert relative_error(out[of_q].transpose(0, 1).numpy(), wanted[0]) < 1e-5
+        np.testing.assert_allclose(lse[:, of_q].numpy(), sums[0], rtol=1e-5, atol=1e-6)
+
+
+def test_zero_is_false() -> None:
+    q, k, v = tensors()
+    wanted = {causal: pyfmha.torch.attention(q, k, v, causal=causal) for causal in (False, True)}
+    assert not torch.equal(wanted[False], wanted[True])
+    for given in (0, 1, np.False_, np.True_):
+        assert torch.equal(pyfmha.torch.attention(q, k, v, causal=given), wanted[bool(given)])
+
+
+def test_tensors_without_elements() -> None:
+    q, k, v = tensors()
+    out, lse = pyfmha.torch.attention(q, k[:, :, :0], v[:, :, :0], return_lse=True)
+    assert (out.eq(0).all(), lse.isneginf().all()) == (True, True)
+    for part in (q[:, :, :0], q[:0]):
+        batch = part.shape[0]
+        assert pyfmha.torch.attention(part, k[:batch], v[:batch]).shape == part.shape
+    start, ragged = torch.tensor([0]), (x[0].transpose(0, 1)[:0] for x in (q, k, v))
+    assert pyfmha.torch.attention(*ragged, cu_seqlens_q=start, cu_seqlens_kv=start).shape == (0, 4, 16)
 
 
 def test_values_of_another_size() -> None:
@@ -132,10 +183,11 @@ def test_a_gradient_of_a_bias_or_sinks_is_an_error(name: str) -> None:
         out.sum().backward()
 
 
-def test_a_gradient_is_an_error_and_not_left_out() -> None:
+@pytest.mark.parametrize("call", [pyfmha.torch.attention, lambda q, k, v: attention_op(q, k, v, 0.25)[0]])
+def test_a_gradient_is_an_error_and_not_left_out(call: Any) -> None:
     q, k, v = tensors()
 
-    out = pyfmha.torch.attention(q.requires_grad_(), k, v)
+    out = call(q.requires_grad_(), k, v)
 
     assert torch.equal(out, pyfmha.torch.attention(q.detach(), k, v))
     with pytest.raises(PluginError, match="attention has no gradient here"):
@@ -165,6 +217,24 @@ def test_the_compiler_takes_it_whole() -> None:
         ({"q": torch.randn(3, 4, 7, 16)}, "one batch"), ({"q": torch.randn(2, 3, 7, 16)}, "must be a multiple"),
         ({"layout": "sbhd"}, "layout is 'sbhd'"), ({"causal": "top"}, "causal is 'top'"),
         ({"softcap": -1.0}, "softcap is -1;"), ({"cu_seqlens_q": torch.tensor([0, 3])}, "cu_seqlens_kv"),
+        ({"q_lengths": torch.tensor([1.0, 2.0])}, "q_lengths is of torch.float32; it must be torch.int32 or"),
+        ({"kv_lengths": torch.tensor([True, False])}, "kv_lengths is of torch.bool"),
+        ({"q_lengths": torch.tensor([1, 2, 3])}, r"q_lengths is \[3\]; it must be \[2\], one for each sequence"),
+        ({"q_lengths": torch.tensor([[1], [2]])}, r"q_lengths is \[2, 1\]"),
+        ({"cu_seqlens_q": torch.tensor([0, 3]), "cu_seqlens_kv": torch.tensor([0, 1, 3])}, r"_q \[2\], .*_kv \[3\]"),
+        ({"cu_seqlens_q": torch.tensor(0), "cu_seqlens_kv": torch.tensor(0)}, r"sequences \+ 1\]"),
+        ({"cu_seqlens_q": torch.tensor([0, 3]), "cu_seqlens_kv": torch.tensor([0, 3])}, "must have 3 axes"),
+        ({"window": 3}, "window is 3; give two integers"), ({"softcap": "a"}, "softcap is 'a'; give a number"),
+        ({"window": (0.5, 1)}, r"window is \(0.5, 1\)"), ({"window": (1, 2, 3)}, r"window is \(1, 2, 3\)"),
+        ({"scale": 0}, "softmax_scale is 0; give"), ({"scale": math.nan}, "softmax_scale is nan"),
+        ({"q": np.zeros((2, 4, 7, 16))}, "q is of ndarray; q, k and v are tensors of PyTorch"),
+        ({"v": None}, "v is of NoneType"), ({"q": torch.randn(())}, "4 axes"),
+        ({"k": torch.randn(2, 2, 9, 16, device="meta")}, "on one device, got cpu, meta, cpu"),
+        ({"bias": torch.randn(7, 9, device="meta")}, "bias is on meta, Q on cpu"),
+        (dict.fromkeys("qkv", torch.randn(2, 4, 7, 0)), "head size is 0"),
+        (dict.fromkeys("qkv", torch.randn(2, 4, 7, 257)), "head size is 257"),
+        (dict.fromkeys("qkv", torch.ones(2, 4, 7, 16).int()), "of one type, float16, bfloat16 or float32"),
+        ({"k": torch.randn(2, 0, 9, 16), "v": torch.randn(2, 0, 9, 16)}, "num_kv_heads 0"),
     ],
 )  # fmt: skip
 def test_what_is_refused(change: dict[str, Any], text: str) -> None:
@@ -246,6 +316,14 @@ def test_why_a_call_is_left_to_pytorch() -> None:
     assert why_not(q, k, v, dropout_p=0.1) == "a dropout"
     assert why_not(q.requires_grad_(), k, v) == "a gradient is asked for"
     assert why_not(q.detach(), k, v) == "the tensors are not on a GPU"
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert why_not(q.detach(), k, v) == "autocast computes it in another type"
+        assert why_not(q.detach().half(), k.half(), v.half()) == "the tensors are not on a GPU"
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert why_not(np.zeros(3), k, v) == "what is no tensor"
+    assert why_not_shapes(q[..., :0], k[..., :0], v, False) == "no heads, or heads without elements"
     assert why_not_shapes(q, k, v, False) is None
     assert why_not_shapes(q[0], k[0], v[0], False) == "tensors of other than four axes"
     assert why_not_shapes(q, *tensors()[1:], False) == "heads that PyTorch broadcasts"
@@ -286,6 +364,51 @@ def exported(module: torch.nn.Module, *inputs: torch.Tensor) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=20, verbose=False).model_proto
+
+
+FIELDS: list[tuple[dict[str, Any], dict[str, Any], int]] = [
+    ({}, {"causal": 0, "softmax_scale": 0.25, "num_heads": 4, "num_kv_heads": 2, "head_size": 16, "type_id": 0}, 3),
+    ({"causal": "bottom-right", "scale": 0.5}, {"causal": 1, "bottom_right": 1, "softmax_scale": 0.5}, 3),
+    ({"window": (2, 1), "softcap": 2.0}, {"window_left": 2, "window_right": 1, "softcap": 2.0}, 3),
+    ({**LENGTHS, "return_lse": True}, {"q_lengths": 1, "kv_lengths": 1, "return_lse": 1}, 5),
+    ({"bias": NUMBERS, "mask": NUMBERS[0, 0] > 0, "sinks": NUMBERS[0, :, 0, 0]}, {"bias": 1, "mask": 1, "sinks": 1}, 6),
+    ({"v": 24}, {"v_head_size": 24}, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keywords", "fields", "inputs"), FIELDS, ids=lambda value: str(value)[:40])
+def test_every_keyword_is_exported_as_a_field_of_the_node(
+    keywords: dict[str, Any], fields: dict[str, Any], inputs: int
+) -> None:
+    """All fields are there, so that TensorRT's parser warns of none; and the node computes what the operator does."""
+    pytest.importorskip("onnxscript")
+    import onnx
+    import onnx_ir as ir
+
+    from pyfmha.onnx.staged import Staged
+
+    q, k, v = tensors()
+    keywords = dict(keywords)
+    v = torch.cat([v, v], dim=-1)[..., : keywords.pop("v", 16)]
+    given = {name: value for name, value in keywords.items() if isinstance(value, torch.Tensor)}
+    rest = {name: value for name, value in keywords.items() if name not in given}
+
+    class Whole(torch.nn.Module):
+        def forward(self, q: Any, k: Any, v: Any, *more: Any) -> Any:
+            return pyfmha.torch.attention(q, k, v, **dict(zip(given, more, strict=True)), **rest)
+
+    proto = exported(Whole(), q, k, v, *given.values())
+    (node,) = (node for node in proto.graph.node if node.op_type == "TritonFlashAttention")
+    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert {name: found[name] for name in fields} == fields
+    assert set(found) >= set(dict(OPERATOR.attributes))
+    assert (len(node.input), len(node.output)) == (inputs, 2 if "return_lse" in rest else 1)
+    feeds = dict(zip((value.name for value in proto.graph.input), (q, k, v, *given.values()), strict=True))
+    got = Staged(ir.serde.deserialize_model(proto)).run({name: x.numpy() for name, x in feeds.items()})
+    wanted = pyfmha.torch.attention(q, k, v, **keywords)
+    for one, other in zip(got.values(), wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+        finite = torch.isfinite(other)
+        assert relative_error(one[finite.numpy()], other[finite].numpy()) < 1e-5
 
 
 def test_a_replaced_module_is_exported_with_the_plugins_node() -> None:

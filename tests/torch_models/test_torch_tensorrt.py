@@ -26,6 +26,7 @@ pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
 
 CONVERTERS = "pyfmha.torch.tensorrt"
 HEADS, SIZE = 4, 32
+SETTINGS = SimpleNamespace(truncate_double=False, decompose_attention=False)
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -34,16 +35,28 @@ class Priority(enum.Enum):
 
 
 class Registry:
-    """As ``_ConverterRegistry``: by target a list of converters, in the order in which they are asked."""
+    """As ``_ConverterRegistry`` of Torch-TensorRT 2.14: by target a list of converters, in the order in which they are
+    asked, each validator with the node and the settings."""
 
     def __init__(self) -> None:
         self.held: dict[Any, list[Any]] = {SDPA: ["its own"]}
 
     def decorate(
-        self, key: Any, *, capability_validator: Any, priority: Any = Priority.STANDARD, supports_dynamic_shapes: bool
+        self,
+        key: Any,
+        *,
+        enabled: bool = True,
+        capability_validator: Any = None,
+        priority: Any = Priority.STANDARD,
+        supports_dynamic_shapes: bool = False,
+        requires_output_allocator: bool = False,
+        requires_native_multidevice: bool = False,
     ) -> Any:
         assert isinstance(key, torch._ops.OpOverload)
+        assert enabled
         assert supports_dynamic_shapes
+        assert not requires_output_allocator
+        assert not requires_native_multidevice
 
         def register(converter: Any) -> Any:
             entry = (converter, capability_validator)
@@ -118,7 +131,7 @@ def test_a_node_becomes_the_plugins_layer(
     inputs = tensors(kv_heads)
     node = node_of(kind(**keywords), *inputs)
     converter, validator = registry.held[node.target][0]
-    assert validator(node)
+    assert validator(node, SETTINGS)
 
     def define(network: Any) -> None:
         made = {
@@ -168,7 +181,7 @@ def test_a_mask_becomes_an_input_of_the_layer(
     inputs = [*tensors(), *beside.values()]
     node = node_of(kind(), *inputs)
     converter, validator = registry.held[node.target][0]
-    assert validator(node)
+    assert validator(node, SETTINGS)
     names = [*"QKV", *beside]
     types = {
         torch.float16: trt11.DataType.HALF, torch.float32: trt11.DataType.FLOAT, torch.bool: trt11.DataType.BOOL
@@ -220,7 +233,7 @@ def test_what_is_left_to_torch_tensorrt_says_why(
     _, validator = registry.held[node.target][0]
 
     with caplog.at_level(logging.INFO, CONVERTERS):
-        assert not validator(node)
+        assert not validator(node, SETTINGS)
 
     assert f"{node.name} is left alone" in caplog.text
     assert text in caplog.text

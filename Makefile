@@ -27,7 +27,7 @@ test: lint
 	$(PYTEST)
 
 test-all: test
-	$(PYTEST) -m long
+	PYFMHA_SWEEPS=1 $(PYTEST) -m 'long or swept'
 
 # PyTorch for CPUs asks for no Triton of its own, which the tests' is another than.
 TORCH ?= torch transformers --extra-index-url https://download.pytorch.org/whl/cpu

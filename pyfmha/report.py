@@ -103,7 +103,7 @@ class _Lines:
             line = f"{self._title}: {done} of {total} in {duration(spent)}{ahead}: {name}"
         if len(line) > WIDTH:
             line = f"{line[: WIDTH - 2]}.."
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import pyfmha
 from pyfmha.spec.abi import ctype
@@ -146,6 +147,17 @@ def published(folder: Path) -> dict[str, bytes]:
 
 
 LONG = pytest.mark.long
+SWEEPS = "PYFMHA_SWEEPS" in os.environ
+"""Whether ``make test-all`` runs what ``make test`` has left."""
+
+
+def examples(most: int) -> Callable[[Any], Any]:
+    """Problems that hypothesis makes up: a third of so many in ``make test``, in ``make test-all`` all of them."""
+
+    def decorate(test: Any) -> Any:
+        return pytest.mark.swept(settings(max_examples=most if SWEEPS else -(-most // 3), deadline=None)(test))
+
+    return decorate
 
 
 def some_of(*axes: Iterable[Any]) -> list[Any]:

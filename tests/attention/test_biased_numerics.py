@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from biased_runs import Problem, check, expected, judge, launch, place
 from forward_runs import LARGEST, LIMITS
-from helpers import some_of
-from hypothesis import given, settings
+from helpers import examples, some_of
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
@@ -39,7 +39,7 @@ def broadcast(given_axes, *sizes):
     return None if given_axes is None else tuple(n if own else 1 for own, n in zip(given_axes, sizes, strict=True))
 
 
-@settings(max_examples=16)
+@examples(16)
 @given(
     batch=st.integers(1, 2),
     q_len=lengths,
@@ -63,7 +63,7 @@ def test_dense(batch, q_len, kv_len, heads, q_lengths, kv_lengths, bias, mask, *
     )  # fmt: skip
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(
     q_len=lengths,
     kv_len=lengths,

@@ -20,7 +20,8 @@ from forward_runs import (
     nan_buffer,
     place,
 )
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfmha.attention.decode import (
@@ -138,7 +139,7 @@ def test_launched_early_it_touches_nothing_before_the_wait(dtype: str) -> None:
     assert (lse == usual_lse).all()
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     dtype=st.sampled_from(list(LIMITS)),
     heads=st.sampled_from([(1, 1), (4, 1), (6, 2), (3, 3)]),

@@ -9,7 +9,8 @@ import pytest
 from gluon_cluster import ClusterMachine
 from gluon_language import load_kernel
 from gluon_values import DTYPES, FP32, INT32, Descriptor, Pointer
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sm90_runs import TOLERANCE, altered, check_values, is_noticed, largest, largest_bf16, loud, make
 
@@ -213,7 +214,7 @@ def test_nan_stays_in_its_head() -> None:
     np.testing.assert_allclose(lse[0, ::2], wanted_lse[0, ::2], rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(data=st.data())
 def test_any_problem(data: st.DataObject) -> None:
     batch, kv_heads, kv_len = (data.draw(st.integers(1, most)) for most in (2, 2, 200))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from forward_runs import LARGEST, LIMITS, Problem, Tensors, check, expected, fill, launch, place
-from helpers import some_of
-from hypothesis import given, settings
+from helpers import examples, some_of
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
@@ -55,7 +55,7 @@ def safely(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 powers = st.integers(-110, 110)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     q=powers,
     score=st.integers(-8, 1),
@@ -205,7 +205,7 @@ WIDE = replace(PROBLEM, head_size=200)
 """Beyond head size 128 the sums are kept in parts of 64 columns."""
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(
     head_size=st.sampled_from([129, 192, 193, 200, 256]),
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 70)),

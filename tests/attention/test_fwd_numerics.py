@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from forward_runs import GUARD, LARGEST, LIMITS, Problem, check, expected, fill, launch, place
-from helpers import some_of
-from hypothesis import given, settings
+from helpers import examples, some_of
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
@@ -40,7 +40,7 @@ def make(given_heads: tuple[int, int], kind: tuple[str, str], **options: object)
     return Problem(heads=given_heads[0], kv_heads=given_heads[1], dtype=kind[0], precision=kind[1], **options)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     batch=st.integers(1, 2),
     q_len=lengths,
@@ -63,7 +63,7 @@ def test_dense(batch, q_len, kv_len, layout, q_lengths, kv_lengths, heads, **opt
 ends = st.lists(st.integers(-3, 80), min_size=1, max_size=6)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     q_len=lengths,
     kv_len=lengths,

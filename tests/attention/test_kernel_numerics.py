@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from helpers import some_of
-from hypothesis import example, given, settings
+from helpers import examples, some_of
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
@@ -88,7 +88,7 @@ lengths = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     dtype=st.sampled_from(DTYPES),
     batch=st.integers(1, 2),
@@ -147,7 +147,7 @@ def test_one_row_beyond_the_fast_range_leaves_the_others_accurate() -> None:
         assert relative_error(run.out, exact.out) <= 4 * LIMITS[dtype]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     dtype=st.sampled_from(DTYPES),
     causal=st.booleans(),

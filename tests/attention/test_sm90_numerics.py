@@ -11,8 +11,8 @@ import pytest
 from gluon_emulator import Deadlock, Machine
 from gluon_language import load_kernel
 from gluon_values import tensor
-from helpers import some_of
-from hypothesis import given, settings
+from helpers import examples, some_of
+from hypothesis import given
 from hypothesis import strategies as st
 from sm90_runs import (
     KERNEL,
@@ -167,7 +167,7 @@ def test_where_no_row_sees_the_second_half_of_the_first_block(case: str, tmp_pat
         run(source=counted, **{**HALF, **changes})
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data())
 def test_any_problem(data: st.DataObject) -> None:
     consumers = data.draw(st.integers(1, 3))
@@ -245,7 +245,7 @@ def test_any_number_but_0_means_bottom_right() -> None:
     check(general=True, heads=1, q_len=70, kv_len=150, window=(40, 0), bottom_right=2)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(data=st.data())
 def test_any_general_problem(data: st.DataObject) -> None:
     batch, consumers = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
@@ -410,7 +410,7 @@ def test_nan_stays_in_its_row(wrong: float, settings: dict[str, Any]) -> None:
     np.testing.assert_allclose(lse[others], wanted_lse[others], rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 20), st.sampled_from(ORDERS))
 def test_every_tile_is_taken_once_and_programs_get_as_much_to_do(
     row_tiles: int, heads: int, programs: int, order: str
@@ -426,7 +426,7 @@ def test_tiles_of_two_heads_are_dealt_out_to_few_programs_and_to_many(row_tiles:
             check_schedule(row_tiles, heads, programs, "PAIRS_OF_TWO_HEADS")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 20), st.integers(1, 9))
 def test_tiles_from_the_longest_are_taken_once(row_tiles: int, heads: int, programs: int, section: int) -> None:
     # What `section_heads` gives at most, but for a section of one head, which may be of any size.

@@ -11,8 +11,8 @@ import pytest
 from gluon_emulator import Machine
 from gluon_language import load_kernel
 from gluon_values import INT32, Pointer, tensor
-from helpers import some_of
-from hypothesis import given, settings
+from helpers import examples, some_of
+from hypothesis import given
 from hypothesis import strategies as st
 from sm90_runs import KERNEL, LOUD, TOLERANCE, altered, check, is_noticed, run
 
@@ -90,7 +90,7 @@ def check_tiles(
             assert found == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_every_tile_finds_its_sequence(data: st.DataObject) -> None:
     """However many there are, and whatever cu_seqlens hold."""
@@ -157,7 +157,7 @@ def test_whatever_cu_seqlens_hold(cu_q: Sequence[int], cu_kv: Sequence[int]) -> 
         check(consumers=consumers, q_slots=3 - consumers, window=CAUSAL, bottom_right=consumers == 1, **problem)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(data=st.data())
 def test_any_ragged_problem(data: st.DataObject) -> None:
     consumers, kv_heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))

@@ -8,8 +8,8 @@ import pytest
 from gluon_emulator import Machine
 from gluon_language import load_kernel
 from gluon_values import product_of, tensor
-from helpers import some_of
-from hypothesis import given, settings
+from helpers import examples, some_of
+from hypothesis import given
 from hypothesis import strategies as st
 from sm90_runs import KERNEL, LOUD, altered, check, is_noticed
 
@@ -44,7 +44,7 @@ def test_caps_without_lengths_and_windows(setting: str, causal: bool | str, soft
     check(**PLAIN[setting], **sizes, causal=causal, softcap=softcap, scale=4.0)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     setting=st.sampled_from(sorted(SETTINGS)),
     softcap=st.sampled_from([0.5, 7.0, 50.0]),

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfmha.attention.decode import ALIGNMENT, Decode, Figures, decoding_for, most_workspace_bytes
@@ -159,7 +160,7 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(case=cases(), has=st.booleans(), clusters=st.booleans(), device=st.sampled_from(DEVICES))
 def test_a_plan_is_what_the_kernels_ask_for(case: Case, has: bool, clusters: bool, device: Figures) -> None:
     instance = Instance(PROGRAM, case.values).with_options({"decode": has})
@@ -228,7 +229,7 @@ def check_first(case: Case, plan: Plan) -> None:
     assert plan.workspace_bytes == second + per_row
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(case=cases(), least=SIZES, smaller=st.tuples(*[st.integers(0, 100)] * 3))
 def test_the_workspace_of_a_profile_suffices(case: Case, least: int, smaller: tuple[int, int, int]) -> None:
     """Of every shape below the largest; and it is the bound that the kernels' own module gives, where one decodes."""

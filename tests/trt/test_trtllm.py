@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import TESTS, run_python, some_of
+from helpers import LONG, TESTS, run_python, some_of
 from trt_double.full.fixtures import example_environment
 
 pytest_plugins = ["trt_double.fixtures"]
@@ -152,7 +152,7 @@ def test_where_the_timing_cache_goes_is_checked_before_the_build(machine: Machin
         ("cuda", "its import fails: ImportError: libcuda.so.1: cannot open shared object file"),
     ],
 )
-@pytest.mark.parametrize("name", ["trtllm_build.py", "trtllm_run.py"])
+@pytest.mark.parametrize("name", [pytest.param("trtllm_build.py", marks=LONG), "trtllm_run.py"])
 def test_a_machine_where_it_cannot_be_imported(machine: Machine, name: str, kind: str, text: str) -> None:
     done = machine.example(name, TRTLLM_DOUBLE=kind)
 

@@ -352,21 +352,32 @@ import nbformat
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], 4)
 titles = [cell["source"].partition("\\n")[0] for cell in notebook.cells]
-if sys.argv[3:]:
-    notebook.cells = notebook.cells[: titles.index(sys.argv[3])]
+if sys.argv[4:]:
+    notebook.cells = notebook.cells[: titles.index(sys.argv[4])]
+(begins,) = [cell for cell in notebook.cells if "work = Path(folder.name)" in cell["source"]]
+begins["source"] += sys.argv[3]  # its builds find what the run of the tests has compiled
 NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
 nbformat.write(notebook, sys.argv[2])
 """
 
 
-def run_notebook(folder: Path, environment: dict[str, str], *until: str) -> tuple[str, int]:
+LENT = """
+for lent in "aot_out", "own":
+    (work / lent).mkdir()
+    (work / lent / "cache").symlink_to({cache!r})
+"""
+
+
+def run_notebook(folder: Path, environment: dict[str, str], shared: Shared, *until: str) -> tuple[str, int]:
     """What the notebook prints, and how many pictures it draws."""
     for module in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
         pytest.importorskip(module, exc_type=ImportError)
     environment.pop("MPLBACKEND")  # the notebook's own backend, as for a user
     result = folder / "result.ipynb"
+    shared.lend(folder / "lent")
+    lent = LENT.format(cache=str((folder / "lent" / "cache").resolve()))
     done = subprocess.run(
-        [sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "fmha.ipynb"), str(result), *until],
+        [sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "fmha.ipynb"), str(result), lent, *until],
         capture_output=True, text=True, check=False, env=environment, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -375,7 +386,7 @@ def run_notebook(folder: Path, environment: dict[str, str], *until: str) -> tupl
     return text, sum("image/png" in out.get("data", {}) for out in outputs)
 
 
-def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path) -> None:
+def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path, shared: Shared) -> None:
     hidden = tmp_path / "hidden"
     for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx"):
         (hidden / name).mkdir(parents=True)
@@ -383,7 +394,7 @@ def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path) -> None:
     environment = example_environment(None, None) | {"CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = f"{hidden}:{ROOT}"
 
-    text, pictures = run_notebook(tmp_path, environment)
+    text, pictures = run_notebook(tmp_path, environment, shared)
 
     assert "GPU: none" in text
     assert "TensorRT: none" in text
@@ -406,7 +417,7 @@ def test_the_notebook_builds_and_runs_an_engine(tmp_path: Path, shared: Shared, 
     library = shared.once("notebook", lambda folder: build(specs, archs, folder, jobs=1).library)
 
     text, _ = run_notebook(
-        tmp_path, example_environment(fake_driver.path, library), "## 5. A kernel of your own as a plugin"
+        tmp_path, example_environment(fake_driver.path, library), shared, "## 5. A kernel of your own as a plugin"
     )
 
     assert re.search(r"an engine of \d+ bytes, by TensorRT \S+\nrelative error", text)

@@ -13,7 +13,7 @@ from pyfmha.onnx.emit import PARSER
 from pyfmha.operators.description import DATA_TYPES
 from pyfmha.trt import standin
 from pyfmha.trt.attention.beside import BESIDE
-from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
+from pyfmha.trt.attention.problem import Features, Problem, attention_program
 from pyfmha.trt.fields import FIELD_TYPES, attribute_types, read_fields
 
 _KINDS = {"INT32": np.int32, "FLOAT32": np.float32}
@@ -25,7 +25,7 @@ def problem_of_node(node: ir.Node) -> Problem:
     Raises:
         PluginError: the creator would refuse them.
     """
-    fields, types = [], attribute_types(PROGRAM)
+    fields, types = [], attribute_types(attention_program())
     for name, attribute in node.attributes.items():
         if name in PARSER:
             continue
@@ -33,7 +33,7 @@ def problem_of_node(node: ir.Node) -> Problem:
         kind = FIELD_TYPES[types.get(name, "int32")]
         data = np.frombuffer(value.encode() + b"\0", np.int8) if kind == "CHAR" else np.array([value], _KINDS[kind])
         fields.append(standin.PluginField(name, data, getattr(standin.PluginFieldType, kind)))
-    given = read_fields(standin, PROGRAM, fields, stored=False)[0]
+    given = read_fields(standin, attention_program(), fields, stored=False)[0]
     dtype = {number: name for name, number in DATA_TYPES.items()}[given["type_id"]]
     kinds = ("", dtype, "fp32")
     features = Features(

@@ -164,7 +164,6 @@ QUICK = {
     "forward fp32 64",
     "split fp16 128",
     "hopper bf16 128 causal 2x128",
-    "hopper bf16 128 ragged 1x64",
 }
 assert set(PRODUCTION) >= QUICK
 

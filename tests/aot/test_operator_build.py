@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import TESTS, python_environment
+from shared import Shared
 from trt_double.library_calls import LibraryCalls
 
 from pyfmha.aot import Compiler, build
@@ -28,7 +29,8 @@ def pyfmha(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_example_is_built_and_kept(tmp_path: Path, compiler: Compiler) -> None:
+def test_the_example_is_built_and_kept(tmp_path: Path, compiler: Compiler, shared: Shared) -> None:
+    shared.lend(tmp_path)
     done = pyfmha("build", "--operators", EXAMPLE / "bias_gelu.py", "--arch", "sm_90", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     library = Library(tmp_path / "libpyfmha.so")

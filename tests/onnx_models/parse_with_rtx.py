@@ -11,11 +11,11 @@ from typing import Any
 import tensorrt_rtx as trt
 
 from pyfmha.attention.operator import OPERATOR
-from pyfmha.trt.attention.problem import PROGRAM
+from pyfmha.trt.attention.problem import attention_program
 from pyfmha.trt.creator import plugin_classes
 from pyfmha.trt.fields import _value, attribute_types
 
-TYPES = attribute_types(PROGRAM)
+TYPES = attribute_types(attention_program())
 received: list[dict[str, Any]] = []
 warned: list[str] = []
 

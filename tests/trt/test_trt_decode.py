@@ -21,7 +21,7 @@ from pyfmha.attention.decode import LEAST_KEYS, MOST_QUERIES, most_workspace_byt
 from pyfmha.errors import DriverError, LaunchError
 from pyfmha.runtime.library import Library
 from pyfmha.trt import launch, standin
-from pyfmha.trt.attention.problem import PROGRAM, Features, Problem
+from pyfmha.trt.attention.problem import Features, Problem, attention_program
 from pyfmha.trt.creator import make_creator
 from pyfmha.trt.fields import creation_fields
 
@@ -535,7 +535,9 @@ def test_a_device_change_takes_all_along(scene: Scene, decode_library: Library, 
 
 def test_what_python_drops_is_given_back(decode_library: Library, fake_cuda: FakeCuda) -> None:
     start(fake_cuda)
-    made = creation_fields(standin, PROGRAM, Problem(HQ, SIZE, "fp16", SCALE, False, Features(HKV)).attributes())
+    made = creation_fields(
+        standin, attention_program(), Problem(HQ, SIZE, "fp16", SCALE, False, Features(HKV)).attributes()
+    )
     plugin = make_creator(standin, decode_library).create_plugin("x", made.collection, 0)
     attached = plugin.attach_to_context(None)
     assert fake_cuda.modules_loaded() > 0

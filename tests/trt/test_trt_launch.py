@@ -234,12 +234,12 @@ def test_cpp_destroys(scene: Scene, fake_cuda: FakeCuda) -> None:
 
 def test_what_python_drops_is_given_back(attention_library: Library, fake_cuda: FakeCuda) -> None:
     from pyfmha.trt import standin
-    from pyfmha.trt.attention.problem import PROGRAM, Problem
+    from pyfmha.trt.attention.problem import Problem, attention_program
     from pyfmha.trt.creator import make_creator
     from pyfmha.trt.fields import creation_fields
 
     start(fake_cuda)
-    made_fields = creation_fields(standin, PROGRAM, Problem(HEADS, SIZE, "fp16", SCALE, True).attributes())
+    made_fields = creation_fields(standin, attention_program(), Problem(HEADS, SIZE, "fp16", SCALE, True).attributes())
     plugin = make_creator(standin, attention_library).create_plugin("x", made_fields.collection, 0)
     attached = plugin.attach_to_context(None)
     assert fake_cuda.modules_loaded() > 0

@@ -4,7 +4,7 @@ What is allowed is said in one place, the operator's description (:mod:`pyfmha.a
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from pyfmha.attention.biased_operator import FLOAT, OWN
 from pyfmha.attention.first import DTYPES
@@ -17,7 +17,6 @@ from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import Program, program_of
 from pyfmha.spec.words import dtype_name
 
-PROGRAM = program_of(OPERATOR)
 INPUTS = ("Q", "K", "V")
 """The inputs of every layout but packed."""
 
@@ -26,6 +25,12 @@ DTYPE_NAMES = {dtype: TYPE_NAMES[dtype] for dtype in sorted(DTYPES, key=lambda d
 
 DTYPE_OF = {DATA_TYPES[dtype]: dtype for dtype in DTYPES}
 """Types of Out by ``int(trt.DataType)``, and of Q, K and V unless these are FP8."""
+
+
+@cache
+def attention_program() -> Program:
+    """Attention's description, read: at first use, since it takes a tenth of a second, which no other command needs."""
+    return program_of(OPERATOR)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Problem:
     @property
     def program(self) -> Program:
         """The operator."""
-        return PROGRAM if self.extension is None else program_of(self.extension.operator)
+        return attention_program() if self.extension is None else program_of(self.extension.operator)
 
     @property
     def function_name(self) -> str:
@@ -200,4 +205,4 @@ class Problem:
 
 @lru_cache(maxsize=256)
 def _instance(extension: Extension | None, attributes: tuple[tuple[str, int | float | str], ...]) -> Instance:
-    return Instance(PROGRAM if extension is None else program_of(extension.operator), dict(attributes))
+    return Instance(attention_program() if extension is None else program_of(extension.operator), dict(attributes))

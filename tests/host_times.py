@@ -25,19 +25,24 @@ from typing import Any
 import fake_cuda
 from fake_cuda import FakeCuda
 from helpers import KERNELS, CLibrary
-from trt_double import Tensor
+from trt_double import BUILD, RUNTIME, Tensor
+from trt_double.library_calls import LibraryCalls
 from trt_double.scene import (
     BINDINGS,
     HEADS,
+    SCALE,
     SIZE,
     Scene,
     build_decode_library,
     build_forward_library,
     build_library,
+    fields,
     open_binding,
+    tensors,
 )
 
 from pyfmha.aot import Compiler, build, make_spec
+from pyfmha.attention.operator import NAME, OPERATOR
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 
@@ -46,6 +51,8 @@ LAUNCHES = (
     ("add", "*fp32:16, *fp32:16, *fp32:16, i32:16, 1024"),
     ("many", f"*fp32:16, *fp32:16, {'*fp32, ' * 8}*fp32:16, i32:16, i32, 128"),
 )
+FIRST = "fmha_d32_fp16"
+"""The function that the scene's plugin launches."""
 GROUPED = 2
 """Key heads of the plugin that decodes."""
 
@@ -109,6 +116,24 @@ def enqueues(trt: Any, attention: Path, decode: Path) -> dict[str, Callable[[], 
     }
 
 
+def in_c(path: Path) -> dict[str, Callable[[], object]]:
+    """Of the plugin in C, through its table, and of what it launches; a context must be current."""
+    calls, function = LibraryCalls(path), Library(path)[FIRST]
+    built = calls.create(calls.named(NAME), "layer", fields(), BUILD)
+    stored = calls.stored_fields(built)
+    assert stored is not None
+    plugin = calls.attach(calls.create(calls.named(NAME), "layer", stored.read(), RUNTIME))
+    assert (calls.set_tactic(plugin, 0), calls.on_shape_change(plugin, tensors()[:3], tensors()[3:])) == (0, 0)
+    function.load()
+    prepared = function.prepare(X, WORKSPACE, WORKSPACE, X, Y, Z, SCALE, 2, HEADS, 100)
+    enqueue = calls.prepared_enqueue(plugin, [X, Y, Z], [X], WORKSPACE, STREAM)
+    enqueue.lives_with = calls, plugin  # both end with the last reference to them
+    return {
+        "in C: enqueue through the table": enqueue,
+        "in C: the library's own launch": prepared.launch,
+    }
+
+
 def torch_calls() -> dict[str, Callable[[], object]]:
     """Of ``pyfmha.torch``, while :func:`torch_gpu.torch_gpu` lasts; a context must be current."""
     import torch
@@ -147,6 +172,8 @@ def main(rounds: int = 20, count: int = 500) -> None:
         small = build_small_library(root / "small")
         attention, decode = build_library(root / "attention"), build_decode_library(root / "decode")
         groups: list[Callable[[], dict[str, Callable[[], object]]]] = [lambda: launches(small)]
+        twins = build_library(root / "twins", operators=[OPERATOR])
+        groups.append(lambda: in_c(twins))
         for name in BINDINGS[1:]:
             trt, reason = open_binding(name)
             if trt is None:

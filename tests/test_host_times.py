@@ -9,7 +9,7 @@ from trt_double.scene import BINDINGS
 
 from pyfmha.runtime.library import Library
 
-pytest_plugins = ("trt_double.fixtures",)
+pytest_plugins = ("trt_double.fixtures", "plugin_host.attention")
 
 
 def test_every_launch_is_one(small_library_path: Path, fake_cuda: FakeCuda) -> None:
@@ -33,6 +33,14 @@ def test_enqueues_launch_once_twice_and_not_at_all(
         assert call() == 0
         made.append(fake_cuda.launch_count() - before)
     assert made == [1, 0, 2, 1]
+
+
+def test_the_plugin_in_c_launches_what_the_library_launches(attention_path: Path, fake_cuda: FakeCuda) -> None:
+    fake_cuda.use_context()
+    for call in host_times.in_c(attention_path).values():
+        assert call() == 0
+    through_the_table, alone = fake_cuda.launches()[-2:]
+    assert (through_the_table.kernel, through_the_table.grid) == (alone.kernel, alone.grid)
 
 
 def test_the_calls_of_torch_launch_once_but_for_those_that_compare(

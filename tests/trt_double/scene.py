@@ -46,10 +46,10 @@ def specs(members: Sequence[Attention], warps: Sequence[int] = (4,)) -> list[Ker
     return [_small(spec, n, f"warps{n}") for member in members for n in warps for spec in member.specs()]
 
 
-def build_library(folder: Path) -> Path:
+def build_library(folder: Path, operators: Sequence[Operator] = ()) -> Path:
     """The members for sm_90; causal fp16 has two algorithms."""
     wanted = specs(MEMBERS[:1], (4, 2)) + specs(MEMBERS[1:])
-    return build(wanted, parse_archs(["sm_90"]), folder, jobs=2).library
+    return build(wanted, parse_archs(["sm_90"]), folder, jobs=2, operators=operators).library
 
 
 FORWARDS = (*(Forward(dtype, SIZE) for dtype in ("fp16", "bf16", "fp32")), Forward("fp16", 128))

@@ -40,9 +40,7 @@ def check_limits(program: Program, functions: Mapping[str, Function]) -> None:
     for what, (count, most) in counts.items():
         if count > most:
             raise SpecError(f"{operator.name} has {count} {what}; the plugin in C has room for {most}")
-    for what, length, most in _lengths(operator, program):
-        if length > most:
-            raise SpecError(f"{operator.name}: {what} has {length} characters; at most {most} are allowed")
+    check_lengths(program)
     if operator.alignment > LARGEST_ALIGNMENT:
         raise SpecError(f"{operator.name}: alignment is {operator.alignment}; at most {LARGEST_ALIGNMENT} is allowed")
     for option in operator.options:
@@ -50,6 +48,18 @@ def check_limits(program: Program, functions: Mapping[str, Function]) -> None:
             raise SpecError(
                 f"{operator.name}: option {option.name} has number {option.number}; give 1 to {(1 << 31) - 1}"
             )
+
+
+def check_lengths(program: Program) -> None:
+    """Refuse names that are too long, for the tables and for the names of files.
+
+    Raises:
+        SpecError: naming it, how long it is and may be.
+    """
+    name = program.operator.name
+    for what, length, most in _lengths(program.operator, program):
+        if length > most:
+            raise SpecError(f"{name}: {what} has {length} characters; at most {most} are allowed")
 
 
 def callables(launch: LaunchProgram, functions: Mapping[str, Function]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.aot.cubin import Compiler, Parameters
+from pyfmha.aot.operator_limits import check_lengths
 from pyfmha.aot.operator_types import check_pointer, type_choices
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Config, Launch, Operator
@@ -35,7 +36,20 @@ def load_operators(compiler: Compiler, path: Path) -> list[Operator]:
     ordered = [_ordered(compiler, operator) for operator in found]
     for operator in ordered:
         check_absent(operator)
+        _check_written(program_of(operator))
     return ordered
+
+
+def _check_written(program: Program) -> None:
+    """Refuse outputs that no kernel is given: they would stay unwritten."""
+    sources = [source for launch in program.launches for _, source in launch.arguments]
+    given = {name for source in sources if isinstance(source, Source) for _, name, _ in source.cases}
+    for tensor in program.outputs:
+        if tensor.name not in given:
+            raise SpecError(
+                f"{program.operator.name}: output {tensor.name} is given to no launch, so nothing writes it; name it in"
+                " arguments={...} (nothing is computed in place)"
+            )
 
 
 def _ordered(compiler: Compiler, operator: Operator) -> Operator:
@@ -117,13 +131,19 @@ def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
         SpecError: an argument has no source, a constant no value, or a launch names what its kernel has not.
     """
     program = program_of(operator)
+    check_lengths(program)
     specs: list[KernelSpec] = []
     for launch in program.launches:
         if launch.launch.kernel:
             found = compiler.describe(Path(operator.source), launch.launch.kernel)
             _check_names(operator, launch.launch, found)
             for types in type_choices(program):
-                specs += _specs(program, launch, found, types)
+                try:
+                    specs += _specs(program, launch, found, types)
+                except SpecError as error:
+                    if str(error).startswith(f"{operator.name}: "):
+                        raise
+                    raise SpecError(f"{operator.name}: launch of {launch.launch.kernel}: {error}") from None
     return list({spec.variant: spec for spec in specs}.values())
 
 

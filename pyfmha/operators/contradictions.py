@@ -37,6 +37,7 @@ def check_program(program: "Program") -> None:
     _check_shape_values(program)
     _check_launches(program)
     _check_serves(program)
+    _check_numbers(program)
 
 
 # ---------------------------------------------------------------------- attributes
@@ -357,3 +358,27 @@ def _check_serves(program: "Program") -> None:
                     f" {', '.join(sorted(read - known))}, defined here or after it: a cycle, or an order to change"
                 )
         known.add(name)
+
+
+# ---------------------------------------------------------------------- what has no sense for any attributes
+
+
+def _check_numbers(program: "Program") -> None:
+    """Constants that have no value or are less than nothing, and axes that a tensor never has."""
+    name = program.operator.name
+    for said, expression in (*program.early, *program.late):
+        if expression.is_constant():
+            _constant(f"{name}: definition {said}:", expression)
+    sizes = [(f"workspace {part}", size) for part, size, _ in program.workspace]
+    for tensor in (*program.inputs, *program.outputs):
+        sizes += [(tensor.name, axis.expression) for form in tensor.forms for axis in form.axes]
+    for said, size in sizes:
+        if size.is_constant() and _constant(f"{name}: {said}:", size) < 0:
+            raise SpecError(f"{name}: {said}: {size.text} is less than 0; a size that varies has a name")
+    ranks: dict[str, int] = {}
+    for tensor in (*program.inputs, *program.outputs):
+        ranks[tensor.name] = max(ranks.get(tensor.name, 0), *(len(form.axes) for form in tensor.forms))
+    for said, expression in _late_expressions(program):
+        for question, words in expression.questions():
+            if question in ("size", "stride") and words[1] >= ranks[words[0]]:
+                raise SpecError(f"{name}: {said}: {question}({words[0]}, {words[1]}): it has {ranks[words[0]]} axes")

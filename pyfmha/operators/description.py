@@ -343,8 +343,9 @@ class Operator:
             raise SpecError(f"operator name {self.name!r} is no name: letters, digits and underscores")
         if not self.launches:
             raise SpecError(f"{self.name} launches nothing")
-        if not self.outputs:
-            raise SpecError(f"{self.name} has no output")
+        for what, tensors in (("input", self.inputs), ("output", self.outputs)):
+            if not tensors:
+                raise SpecError(f"{self.name} has no {what}")
         for name in ("inputs", "outputs"):
             object.__setattr__(self, name, tuple(self._with_type_names(tensor) for tensor in getattr(self, name)))
 

@@ -20,6 +20,9 @@ def check_names(operator: Operator) -> None:
     Raises:
         SpecError: the first.
     """
+    for word, text in (("version", operator.version), ("namespace", operator.namespace)):
+        if not isinstance(text, str):
+            raise SpecError(f"{operator.name}: {word} is {text!r}; give a text")
     kinds = {
         "attribute": [name for name, _ in operator.attributes],
         "type": [name for name, _ in operator.types],

@@ -93,7 +93,10 @@ def operator(**changes):
         ("O = operator(launches=[launch(constants={})])", "constant BLOCK has no value"),
         ("O = operator(launches=[launch(constants={'BLOCK': 64, 'C': 1})])", "the kernel has no parameter C"),
         ("O = operator(launches=[launch(grid='')])", "there is no grid"),
-        ("O = operator(launches=[launch(grid='cdiv(m, 4)')])", "'m' is no integer argument"),
+        ("O = operator(launches=[launch(grid='cdiv(m, 4)')])", "^Copy: launch of copy: grid .*'m' is no integer"),
+        ("O = operator(launches=[launch(scalars={'n': 'i77'})])", "^Copy: launch of copy: unknown type 'i77'"),
+        ("O = operator(launches=[launch(arguments=given(y='X'))])", "^Copy: output Y is given to no launch"),
+        ("O = operator(namespace='n' * 65)", "^Copy: its namespace has 65 characters; at most 64 are allowed"),
         ("O = operator(launches=[launch(arguments=given(x='1'), scalars={'x': '*fp32'})])", "pointer"),
         ("O = operator(launches=[launch(arguments=given(n='0.5 * length'), scalars={'n': 'i32'})])", "float"),
         (

@@ -199,6 +199,7 @@ def test_a_missing_part_is_no_operator() -> None:
     [
         ({"name": "two words"}, "operator name 'two words' is no name: letters, digits and underscores"),
         ({"launches": []}, "Gelu launches nothing"),
+        ({"inputs": {}}, "Gelu has no input"),
         ({"outputs": {}}, "Gelu has no output"),
         ({"attributes": {"a": "double"}}, "attribute a: attribute type 'double' is unknown"),
         ({"types": {"T": []}}, "types are none; there are"),

@@ -283,6 +283,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a summary of sizes": ({"summary": {"": "{rows} rows"}}, "'rows' is not known"),
     "a summary that asks for sizes": ({"summary": {"": "{numel(X)} elements"}}, "summary: 'numel(X)' reads numel()"),
+    # ------------------------------------------------------------ texts and numbers
+    "a version that is no text": ({"version": 1}, "version is 1; give a text"),
+    "a namespace that is no text": ({"namespace": 3}, "namespace is 3; give a text"),
+    "a definition without a value": ({"define": {"a": "1 / 0"}}, "definition a: 1 / 0 has no value"),
+    "a size below zero": (
+        {"inputs": {"X": "T[rows, cols]", "Z": "T[-1, cols]"}},
+        "Z: -1 is less than 0; a size that varies has a name",
+    ),
+    "a workspace below zero": ({"workspace": [Part("W", "2 - 6")]}, "workspace W: 2 - 6 is less than 0"),
+    "a stride of no axis": (
+        {"launches": [launch(arguments={"x": "X", "y": "Y", "n": "stride(X, 2)"})]},
+        "launch copy: stride(X, 2): it has 2 axes",
+    ),
     "a build command of sizes": ({"build": "--size {rows}"}, "a name in build: 'rows' reads rows"),
 }
 
@@ -307,6 +320,10 @@ SERVED: dict[str, dict[str, Any]] = {
         "outputs": [Tensor("Y", "T[rows]", "f == 0"), Tensor("Y", "T[cols]", "f != 0")],
     },
     "forms of two ranks": {"inputs": {"X": ["T[rows, cols]", "T[rows, cols, depth]"]}},
+    "an axis that one form has": {
+        "inputs": {"X": ["T[rows, cols]", "T[rows, cols, depth]"]},
+        "define": {"third": "size(X, 2)"},
+    },
     "a tensor and an attribute of one name": {
         "attributes": {"Z": "int32 = 0"},
         "inputs": {"X": "T[rows, cols]", "Z": "T[cols] when Z"},

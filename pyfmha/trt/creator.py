@@ -293,11 +293,17 @@ def _load(trt: Any, library: Library, asked: Operator | str, namespace: str | No
         )
     registry = trt.get_plugin_registry()
     places = {(trt, operator.name, operator.version, operator.namespace): operator for operator in held.values()}
-    if not any(_loaded.get(place) is not None and _loaded[place].path == library.path for place in places):
+    known = next((_loaded[place] for place in places if place in _loaded and _loaded[place].path == library.path), None)
+    if known is not None and known.manifest.build_id != library.manifest.build_id:
+        raise PluginError(
+            f"{trt.__name__} has loaded {library.path} of an earlier build ({known.manifest.build_id[:12]}, now"
+            f" {library.manifest.build_id[:12]}); start another process"
+        )
+    if known is None:
         for (_, other, version, own), operator in places.items():
-            known = _creators.get((trt, other, version, own))
-            if known is not None:
-                raise _other_kind(trt, operator, own, "python", known.library.path)
+            python = _creators.get((trt, other, version, own))
+            if python is not None:
+                raise _other_kind(trt, operator, own, "python", python.library.path)
             if registry is None or registry.get_creator(other, version, own) is not None:
                 raise _taken(trt, operator, own)
         if registry.load_library(str(library.path)) is None:

@@ -53,6 +53,13 @@ def add_operator(
     trt = module_with_plugins(network, trt_module)
     creator = register(trt, namespace=namespace, library=library, operator=operator)
     program = program_of(creator.operator)
+    own = {"name": name, "namespace": namespace, "library": library, "trt_module": trt_module}
+    both = [word for word, value in own.items() if value is not None and word in program.attributes]
+    if both:
+        raise PluginError(
+            f"{creator.operator.name} has an attribute {', '.join(both)}, which add_operator takes for itself; add the"
+            " layer with pyfmha.trt.network.add_layer"
+        )
     given = checked(program, attributes)
     instance = Instance(program, given)
     forms = instance.forms()

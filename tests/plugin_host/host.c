@@ -227,9 +227,11 @@ static function *const logger_table[] = {unused, unused, unused, unused, (functi
 static function *const logger_table_10[] = {(function *)log_line, unused, unused};
 static const object logger = {logger_table}, logger_10 = {logger_table_10};
 static atomic_int version = 110400;
+/* TensorRT's loggers and finders have no version before 11; TensorRT-RTX's, which counts from 10000, have one. */
+static bool is_old(void) { return version > 0 && version < 110000 && (version < 10000 || version >= 100000); }
 static const object *find_logger(void *self) {
   (void)self;
-  return has_logger ? (version / 10000 == 10 ? &logger_10 : &logger) : NULL; /* none before there is a builder or a runtime */
+  return has_logger ? (is_old() ? &logger_10 : &logger) : NULL; /* none before there is a builder or a runtime */
 }
 static function *const finder_table[] = {unused, unused, unused, unused, (function *)find_logger};
 static function *const finder_table_10[] = {(function *)find_logger, unused, unused};
@@ -660,7 +662,7 @@ static bool of_library(const char *command) {
   else if (!strcmp(command, "logger")) printf("= %d\n", has_logger = count());
   else if (!strcmp(command, "version")) {
     version = count();
-    finder.table = version / 10000 == 10 ? finder_table_10 : finder_table; /* TensorRT 10's has no version */
+    finder.table = is_old() ? finder_table_10 : finder_table;
     printf("= %d\n", version);
   }
   else if (!strcmp(command, "fail")) {

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,20 @@ def test_an_operator_in_a_network(operator_library_path: Path, trt11: Any) -> No
             add_operator(network, "BiasGelu", *arguments, **changes, **given)
     with pytest.raises(PluginError, match="holds no operator 'Gelu'; it holds TritonFlashAttention, BiasGelu, Centre"):
         add_operator(network, "Gelu", x, bias, **given)
+
+
+def test_an_attribute_called_as_an_argument_of_ours(operator_library_path: Path, trt11: Any) -> None:
+    """``name`` is the layer's, so an attribute of that name would keep its default and nobody would know."""
+    network = trt11.Builder(logger(trt11)).create_network(0)
+    x = network.add_input("x", trt11.DataType.FLOAT, (7, 64))
+    (centre,) = (one for one in Library(operator_library_path).operators if one.name == "Centre")
+    named = replace(centre, attributes=[*centre.attributes, ("name", "string = mean")])
+    given: dict[str, Any] = {"library": operator_library_path}
+    assert add_operator(network, named, x, **given)
+    with pytest.raises(
+        PluginError, match=r"Centre has an attribute name, which add_operator takes for itself; add the"
+    ):
+        add_operator(network, named, x, name="median", **given)
 
 
 def logger(trt: Any) -> Any:

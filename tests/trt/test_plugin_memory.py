@@ -222,6 +222,7 @@ def test_another_tensorrt_is_refused(host: HostCalls, path: Path, version: int, 
     assert host.create(host.named("BiasGelu"), "layer", fields, BUILD) is None
     assert f"this is {shown} (version number {version})" in host.error()
     assert "TensorRT 10 to 11" in host.error()
+    assert [line for _, line in host.logger.lines] == [host.error()]
     for right in (100001, 101500, 110400, 0):  # 0: it does not say
         host.ask("version", right)
         assert host.create(host.named("BiasGelu"), "layer", fields, BUILD) is not None

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_two_libraries_of_one_plugin(path: Path, tmp_path: Path) -> None:
     register(trt, kind="library", library=path, operator="Spread")
     with pytest.raises(PluginError, match="a plugin of that name is registered already"):
         register(trt, kind="library", library=shutil.copy(path, tmp_path / "libother.so"), operator="Spread")
+
+
+def test_a_library_that_was_built_again(path: Path) -> None:
+    """TensorRT keeps what it loaded; the file holds another build by now."""
+    trt = make_binding()
+    register(trt, kind="library", library=path, operator="Blend")
+    later = Library(path)
+    later.manifest = replace(later.manifest, build_id="f" * 64)
+    with pytest.raises(PluginError, match=r"has loaded .*\.so of an earlier build \(.*, now f{12}\); start another"):
+        register(trt, kind="library", library=later, operator="Blend")
 
 
 def test_what_the_library_does_not_hold(path: Path, small_library_path: Path, tmp_path: Path) -> None:

@@ -96,10 +96,13 @@ static trt_logger_finder *logger_finder;
 
 static int32_t tensorrt_version(void);
 
+/* 100001 is 10.0.1 and 8601 is 8.6.1; TensorRT-RTX, which counts from 1 again, lies between: 10701 is 1.7.1. */
+static bool is_rtx(int32_t version) { return version >= 10000 && version < 100000; }
+
 static void tell(int32_t severity, const char *text) {
   if (logger_finder == NULL) return;
   const int32_t version = tensorrt_version();
-  if (version >= 100000 && version < 110000) {
+  if (version > 0 && version < 110000 && !is_rtx(version)) { /* before 11 neither has a version of its own */
     trt_logger_finder_10 *finder = (trt_logger_finder_10 *)(void *)logger_finder;
     trt_logger_10 *old = finder->find[0](finder);
     if (old != NULL) old->log[0](old, severity, text);
@@ -1446,9 +1449,6 @@ static int32_t tensorrt_version(void) {
   memcpy(&version, &symbol, sizeof version);
   return version();
 }
-
-/* 100001 is 10.0.1 and 8601 is 8.6.1; TensorRT-RTX, which counts from 1 again, lies between: 10701 is 1.7.1. */
-static bool is_rtx(int32_t version) { return version >= 10000 && version < 100000; }
 
 static const char *check_version(pyfmha_why *why) {
   const int32_t version = tensorrt_version();

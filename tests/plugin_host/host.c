@@ -524,6 +524,18 @@ static void do_threads(void *plugin) {
   printf("= %d %d %u\n", workers[0].failed, workers[1].failed, cuda.modules());
 }
 
+/* Another TensorRT of the process gives the plugins its finder; what it heard of them, in all. */
+static void *other;
+static void open_other(void) {
+  char *path = text_word();
+  void (*set)(void *);
+  other = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  TAKE(set, opened, "setLoggerFinder");
+  set(dlsym(other, "finder"));
+  printf("= %d\n", other != NULL);
+  free(path);
+}
+
 static void open_library(void) {
   char *path = text_word();
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -660,6 +672,8 @@ static bool of_library(const char *command) {
   } else if (!strcmp(command, "launches")) do_launches();
   else if (!strcmp(command, "modules")) printf("= %u\n", cuda.modules());
   else if (!strcmp(command, "logger")) printf("= %d\n", has_logger = count());
+  else if (!strcmp(command, "other")) open_other();
+  else if (!strcmp(command, "heard")) printf("= %d\n", *(int *)dlsym(other, "heard"));
   else if (!strcmp(command, "version")) {
     version = count();
     finder.table = is_old() ? finder_table_10 : finder_table;

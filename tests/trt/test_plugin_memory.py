@@ -247,6 +247,30 @@ def test_the_logger_of_every_tensorrt_hears_of_it(host: HostCalls, version: int)
     assert "field scale is of type INT32; it must be FLOAT32" in host.logger.lines[0][1]
 
 
+OTHER = """
+typedef void function(void);
+int heard;
+int getInferLibVersion(void) { return 101500; }
+static void note(void *self, int severity, const char *text) { heard += self && severity == 1 && text[0]; }
+static function *const logger_table[] = {(function *)note};
+static function *const *logger[] = {logger_table};
+static void *find(void *self) { return self ? logger : 0; }
+static function *const finder_table[] = {(function *)find};
+function *const *finder[] = {finder_table};
+"""
+
+
+def test_the_tensorrt_that_calls_is_asked_for_its_version(host: HostCalls, tmp_path: Path) -> None:
+    """A process may hold two: the one whose finder was given last is TensorRT 10, the one it shows is 11.4."""
+    (tmp_path / "other.c").write_text(OTHER)
+    other = tmp_path / "libother.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", tmp_path / "other.c", "-o", other], check=True)
+    assert host.ask("other", f"x{str(other).encode().hex()}") == ["1"]
+    assert host.create(host.named("BiasGelu"), "layer", [Field("scale", 5, 1, bytes(4))], BUILD) is None
+    assert host.ask("heard") == ["1"]
+    assert host.logger.lines == []
+
+
 def test_what_every_plugin_says_of_itself(host: HostCalls, path: Path) -> None:
     for creator, (name, operator) in enumerate(operators_of(path).items()):
         answer = host.ask("creator", creator)

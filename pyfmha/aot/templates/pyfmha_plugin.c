@@ -1433,18 +1433,20 @@ static const char *check_stored(plugin *p, bool runtime, pyfmha_why *why) {
   return failure == NULL ? pyfmha_set_options(&p->instance, options, why) : failure;
 }
 
-/* The version of the TensorRT that calls; 0: it does not say. */
+/* The version of the TensorRT that calls; 0: it does not say. There may be several in a process: asked first is the one
+ * whose finder this is, then what the process shows. */
 static int32_t tensorrt_version(void) {
   int32_t (*version)(void) = NULL;
-  void *symbol = dlsym(RTLD_DEFAULT, "getInferLibVersion");
+  void *symbol = NULL;
   Dl_info info;
-  if (symbol == NULL && logger_finder != NULL && dladdr((const void *)logger_finder->table, &info) != 0 && info.dli_fname != NULL) {
+  if (logger_finder != NULL && dladdr((const void *)logger_finder->table, &info) != 0 && info.dli_fname != NULL) {
     void *library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
     if (library != NULL) {
       symbol = dlsym(library, "getInferLibVersion");
       dlclose(library);
     }
   }
+  if (symbol == NULL) symbol = dlsym(RTLD_DEFAULT, "getInferLibVersion");
   if (symbol == NULL) return 0;
   memcpy(&version, &symbol, sizeof version);
   return version();

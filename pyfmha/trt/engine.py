@@ -11,6 +11,7 @@ from typing import Any
 
 from pyfmha.errors import EngineError
 from pyfmha.runtime.device import Device
+from pyfmha.trt.creator import find_library
 from pyfmha.trt.failures import collect_failures
 from pyfmha.trt.messages import collect_errors, failure_of, make_root
 from pyfmha.trt.protocols import TensorRT, Verbosity
@@ -88,6 +89,7 @@ def build_plan(
     Raises:
         EngineError: TensorRT has no builder, a range is none, or TensorRT refused.
         PluginError: a plugin failed; the text names its layer.
+        LibraryError: what is to be embedded is no library of pyfmha's.
         DriverError: there is no such GPU.
     """
     if not hasattr(trt, "Builder"):
@@ -96,6 +98,8 @@ def build_plan(
         raise EngineError(f"profiling_verbosity is {profiling_verbosity!r}; allowed are {', '.join(VERBOSITIES)}")
     if embedded is not None and not version_compatible:
         raise EngineError("only a version-compatible engine carries a library; give version_compatible=True too")
+    if embedded is not None and not find_library(embedded).operators:
+        raise EngineError(f"{embedded} has no plugins for the engine to carry: it was linked without operators")
     for name, bounds in ranges.items():
         check_range(name, bounds)
     # Before TensorRT looks for a GPU: where there is none it would fail with less to say.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trt_double.full.gpu import Gpu
 
-from pyfmha.errors import EngineError
+from pyfmha.errors import EngineError, LibraryError
 from pyfmha.trt import add_attention
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
 from pyfmha.trt.engine import build_plan
@@ -39,7 +39,14 @@ def test_a_session_runs_what_it_is_told_to_trust(trt11: Any, path: Path, gpu: Gp
         assert np.array_equal(session.run(inputs)["Out"], out)
 
 
-def test_what_cannot_be_carried(trt11: Any, path: Path, gpu: Gpu) -> None:
+def test_what_cannot_be_carried(trt11: Any, path: Path, small_library_path: Path, tmp_path: Path, gpu: Gpu) -> None:
+    with pytest.raises(EngineError, match="has no plugins for the engine to carry"):
+        build_plan(trt11, attention(trt11), {}, version_compatible=True, embedded=small_library_path)
+    with pytest.raises(LibraryError, match="no library at"):
+        build_plan(trt11, attention(trt11), {}, version_compatible=True, embedded=tmp_path / "libnone.so")
+    (tmp_path / "text.so").write_text("getCreators")
+    with pytest.raises(LibraryError, match=r"text\.so cannot be loaded"):
+        build_plan(trt11, attention(trt11), {}, version_compatible=True, embedded=tmp_path / "text.so")
     with pytest.raises(EngineError, match="give version_compatible=True too"):
         build_plan(trt11, attention(trt11), {}, embedded=path)
     config = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40, causal=True)

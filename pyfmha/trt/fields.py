@@ -134,7 +134,10 @@ def _value(trt: Any, field: Any, kind: str) -> Any:
         raise PluginError(f"field {field.name} is of type {_type_word(field.type)}; it must be {wanted}")
     found = "INT32" if narrow else wanted
     if kind == "string":
-        return read_data(trt, field, found).tobytes().split(b"\0")[0].decode(errors="replace")
+        try:
+            return read_data(trt, field, found).tobytes().split(b"\0")[0].decode()
+        except UnicodeDecodeError:
+            raise PluginError(f"field {field.name} is no text in UTF-8") from None
     if kind.endswith("[]"):
         if field.size > MOST_ELEMENTS:
             raise PluginError(f"field {field.name} has {field.size} values; at most {MOST_ELEMENTS} are allowed")

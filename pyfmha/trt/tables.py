@@ -373,7 +373,7 @@ class LibraryTables(TableCalls):
 
     def error(self) -> str:
         """The text of the last failure on this thread."""
-        return str(self.c.pyfmha_last_error().decode())
+        return str(self.c.pyfmha_last_error().decode(errors="replace"))
 
     def named(self, name: str) -> int:
         """A creator by the name of its operator."""

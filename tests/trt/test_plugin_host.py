@@ -9,6 +9,7 @@ from fake_cuda import FakeCuda
 from helpers import few_of
 from plugin_host import HostCalls, attention
 from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values
+from trt_double import RUNTIME, Field
 from trt_double.twins import Pair, drive, fields_of, spoilt
 
 from pyfmha.attention.operator import OPERATOR
@@ -42,6 +43,34 @@ def test_every_call_is_answered_alike(path: Path, fake_cuda: FakeCuda, host: Hos
     assert counts["split" if name == "Blend" else "launched"] > 0
     del plugins
     assert host.ask("modules") == ["0"]
+
+
+ALLOWED = ("", "it's", "\u00e9\u07ff\u0800\ud7ff\ue000\uffff", "\U00010000\U0010ffff")
+REFUSED = (
+    *(b"\x80", b"\xff", b"a\xc3", b"\xc1\xbf", b"\xe0\x9f\xbf", b"\xed\xa0\x80", b"\xe2\x82"),
+    *(b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xf0\x9f\x98"),
+)
+
+
+def test_texts_are_utf8_in_both(path: Path, fake_cuda: FakeCuda, host: HostCalls) -> None:
+    """As others they would be kept by one plugin in other bytes than by the other; and what an engine keeps is read."""
+    pair = pair_of(path, fake_cuda, host, "Blend")
+    weights = fields_of(pair.operator, {"weights": (1.0,)})
+    for text in (*(text.encode() for text in ALLOWED), *REFUSED):
+        plugins = pair.create([*weights, Field("name", 6, len(text) + 1, text + b"\0")])
+        assert (plugins is None) == (text in REFUSED)
+        if plugins is None:
+            assert pair.c.error().endswith("create_plugin: field name is no text in UTF-8")
+            continue
+        pair.both("timing_cache_id", plugins)
+        stored = pair.stored(plugins)
+    for number, text in ((0, b"x\0"), (7, b"\xff\0")):
+        changed = {"pyfmha_schema": number.to_bytes(4, "little"), "pyfmha_prototype": text}
+        for name, data in changed.items():
+            other = [
+                Field(name, f.type, len(data) if f.type == 6 else 1, data) if f.name == name else f for f in stored
+            ]
+            assert pair.create(other, RUNTIME) is None
 
 
 @pytest.fixture

@@ -1146,13 +1146,27 @@ static void listed(const pyfmha_operator *of, bool runtime, pyfmha_buffer *b) {
   }
 }
 
-static char *field_text(const trt_field *field) {
+static bool is_utf8(const char *text) {
+  const unsigned char *c = (const unsigned char *)text;
+  while (*c != 0) {
+    const int more = *c < 0x80 ? 0 : *c >= 0xC2 && *c < 0xE0 ? 1 : (*c & 0xF0) == 0xE0 ? 2 : *c >= 0xF0 && *c < 0xF5 ? 3 : -1;
+    if (more < 0) return false;
+    const int low = *c == 0xE0 ? 0xA0 : *c == 0xF0 ? 0x90 : 0x80, high = *c == 0xED ? 0x9F : *c == 0xF4 ? 0x8F : 0xBF;
+    for (int i = 1; i <= more; i++)
+      if (c[i] < (i == 1 ? low : 0x80) || c[i] > (i == 1 ? high : 0xBF)) return false; /* the end is less, too */
+    c += more + 1;
+  }
+  return true;
+}
+
+static const char *take_text(char **to, const trt_field *field, pyfmha_why *why) {
   const size_t length = field->length > 0 && field->data != NULL ? strnlen(field->data, (size_t)field->length) : 0;
-  char *text = malloc(length + 1);
-  if (text == NULL) return NULL;
-  if (length > 0) memcpy(text, field->data, length);
-  text[length] = '\0';
-  return text;
+  free(*to);
+  *to = malloc(length + 1);
+  if (*to == NULL) return "out of host memory";
+  if (length > 0) memcpy(*to, field->data, length);
+  (*to)[length] = '\0';
+  return is_utf8(*to) ? NULL : pyfmha_say(why, "field %s is no text in UTF-8", field->name);
 }
 
 static const char *wrong_type(const trt_field *field, int wanted, pyfmha_why *why) {
@@ -1188,11 +1202,9 @@ static const char *take_attribute(plugin *p, int index, const trt_field *field, 
   if (field->type != wanted && !(attribute->kind == PYFMHA_INT64 && field->type == TRT_FIELD_INT32)) return wrong_type(field, wanted, why);
   p->instance.given[index] = true;
   if (attribute->kind == PYFMHA_STRING) {
-    free(p->strings[index]);
-    p->strings[index] = field_text(field);
-    if (p->strings[index] == NULL) return "out of host memory";
+    const char *failure = take_text(&p->strings[index], field, why);
     p->instance.v[attribute->value].s = p->strings[index];
-    return NULL;
+    return failure;
   }
   if (!attribute->is_list) {
     if (field->length != 1 || field->data == NULL) return wrong_count(field, wanted, why);
@@ -1227,9 +1239,7 @@ static const char *take_stored(plugin *p, const trt_field *field, bool *known, p
     memcpy(number, field->data, sizeof *number);
   } else if (text != NULL) {
     if (field->type != TRT_FIELD_CHAR) return wrong_type(field, TRT_FIELD_CHAR, why);
-    free(*text);
-    *text = field_text(field);
-    if (*text == NULL) return "out of host memory";
+    return take_text(text, field, why);
   }
   return NULL;
 }
@@ -1239,6 +1249,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
   pyfmha_buffer b = {all, sizeof all};
   const char *again = runtime ? ": build the engine again, or use the library that it was built with" : "";
   listed(p->of, runtime, &b);
+  bool has_schema = false;
   for (int i = 0; fields != NULL && i < fields->count; i++) {
     const trt_field *field = &fields->fields[i];
     if (field->name == NULL) return pyfmha_say(why, "a field has no name; allowed are %s", all);
@@ -1252,6 +1263,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
     else if (runtime) failure = take_stored(p, field, &known, why);
     if (failure != NULL) return failure;
     if (!known) return pyfmha_say(why, "unknown field '%s'; allowed are %s%s", field->name, all, again);
+    has_schema |= strcmp(field->name, "pyfmha_schema") == 0;
   }
   char missing[512] = "";
   bool foreign = runtime;
@@ -1263,7 +1275,7 @@ static const char *read_fields(plugin *p, const trt_fields *fields, bool runtime
       foreign = false;
     }
   const char *const kept[] = {"pyfmha_schema", "pyfmha_prototype", "pyfmha_algorithms"};
-  const bool had[] = {p->kept.schema != 0, p->kept.prototype != NULL, p->kept.algorithms != NULL};
+  const bool had[] = {has_schema, p->kept.prototype != NULL, p->kept.algorithms != NULL};
   for (int i = 0; i < 3 && runtime; i++)
     if (!had[i]) {
       pyfmha_put(&m, missing[0] ? ", " : "");

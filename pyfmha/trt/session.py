@@ -111,8 +111,11 @@ class Session:
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                if not self._trusts and _LIBRARY_SIGN in bytes(plan):
+                carries = _LIBRARY_SIGN in bytes(plan)
+                if carries and not self._trusts:
                     hint = "it carries a library; if its maker is to be trusted: Session(..., trust_library=True)"
+                elif self._trusts and not carries:
+                    hint = "it carries no library, so pyfmha's plugin was not registered: leave out trust_library=True"
                 raise failure_of("the engine cannot be loaded", failures, said, unregistered(self._trt, said) or hint)
             self._context = self._engine.create_execution_context()
             if self._context is None:

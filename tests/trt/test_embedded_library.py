@@ -1,10 +1,12 @@
 """Engines that carry a library: version-compatible ones alone, which a session runs when it is told to trust."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from trt_double.full import make_full
 from trt_double.full.gpu import Gpu
 
 from pyfmha.errors import EngineError, LibraryError
@@ -37,6 +39,19 @@ def test_a_session_runs_what_it_is_told_to_trust(trt11: Any, path: Path, gpu: Gp
     plain = build_plan(trt11, attention(trt11), {}, version_compatible=True).plan
     with Session(plain, trt_module=trt11) as session:
         assert np.array_equal(session.run(inputs)["Out"], out)
+
+
+def test_trust_in_what_is_not_there(trt11: Any, gpu: Gpu) -> None:
+    """With trust the engine brings the plugin; where it does not, in a process that has none, the error says so."""
+    plain = build_plan(trt11, attention(trt11), {}, version_compatible=True).plan
+    fresh = make_full("trt_fresh", trt11.__version__)
+    try:
+        with pytest.raises(EngineError, match=r"Cannot find plugin.*leave out trust_library=True"):
+            Session(plain, trt_module=fresh, trust_library=True)
+        with Session(plain, trt_module=fresh) as session:
+            assert [info.name for info in session.outputs] == ["Out"]
+    finally:
+        del sys.modules["trt_fresh"]
 
 
 def test_what_cannot_be_carried(trt11: Any, path: Path, small_library_path: Path, tmp_path: Path, gpu: Gpu) -> None:

@@ -134,9 +134,10 @@ def _value(trt: Any, field: Any, kind: str) -> Any:
         raise PluginError(f"field {field.name} is of type {_type_word(field.type)}; it must be {wanted}")
     found = "INT32" if narrow else wanted
     if kind == "string":
+        text = read_data(trt, field, found).tobytes().split(b"\0")[0]
         try:
-            return read_data(trt, field, found).tobytes().split(b"\0")[0].decode()
-        except UnicodeDecodeError:
+            return text.decode()
+        except ValueError:
             raise PluginError(f"field {field.name} is no text in UTF-8") from None
     if kind.endswith("[]"):
         if field.size > MOST_ELEMENTS:

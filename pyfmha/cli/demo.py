@@ -22,6 +22,7 @@ from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import LIBRARY_NAME, build_command
 from pyfmha.spec.arch import Arch, arch_for
 from pyfmha.trt import DirectSession
+from pyfmha.trt.saved import check_writable
 
 GPU_SHAPE = (4, 16, 1000)
 CPU_SHAPE = (1, 2, 150)
@@ -97,6 +98,7 @@ def run_demo(
     """Do it all and print it; returns whether every check passed."""
     specs = family_specs(members)
     ahead = preview(specs, archs, folder)
+    check_writable(ahead.library)
     sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
     announce(f"Builds {folder / LIBRARY_NAME}: attention kernels of head size {sizes}, {why}.")
     announce(

@@ -97,7 +97,7 @@ def compile_command(
 ) -> None:
     """Compile one kernel to C files that carry its machine code. Needs no GPU.
 
-    Example:
+    Example, in a clone of the project:
 
     \b
     pyfmha compile kernels/fmha_triton.py -n fused_attention_kernel -s "

@@ -33,9 +33,11 @@ from pyfmha.cli.onnx import onnx_command, onnx_engine_command
 from pyfmha.cli.plugin_check import plugin_check_command
 from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
+from pyfmha.runtime.find import library_path
 from pyfmha.runtime.library import describe
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
+from pyfmha.trt.saved import check_writable
 
 app = typer.Typer(
     name="pyfmha",
@@ -93,7 +95,7 @@ def build_command(
 
     What the library there holds stays in it: functions, and architectures of the same functions, add up.
 
-    Examples:
+    Examples, the last for a clone of the project:
 
     \b
     pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128
@@ -113,8 +115,10 @@ def build_command(
     for note in own.notes:
         announce(f"note: {note}")
     ahead = preview(specs, archs, out, fresh=fresh)
+    check_writable(ahead.library)
     if dry_run:
-        tell(foretold(ahead, jobs))
+        for line in foretold(ahead, jobs):  # this is the result, which -q leaves
+            console.print(line, markup=False, soft_wrap=True)
         return
     if why:
         announce(f"Building {why}.")
@@ -148,10 +152,12 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="The manifest, for programs.")] = False,
 ) -> None:
     """Print what a library or a manifest holds. Needs neither GPU nor driver."""
+    path = library_path() if path is None else path
     manifest = describe(path)
     if as_json:
         print_json(manifest.to_json())
         return
+    console.print(f"{path}:", markup=False, soft_wrap=True)
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
     console.print(audit(manifest))

@@ -141,13 +141,38 @@ def test_errors_come_before_announcements(tmp_path: Path) -> None:
         assert "Building" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["build", "demo"])
+def test_a_folder_that_cannot_be_is_refused_before_announcements(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, [command, "--arch", "sm_90", "-o", str(tmp_path / "file")])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.match(r"error: cannot write \S*/file/libpyfmha.so: \S*/file is no folder\n\Z", done.stderr)
+
+
+def test_a_dry_run_is_a_result_which_quiet_leaves(tmp_path: Path) -> None:
+    command = ["build", *FEW[:-1], str(tmp_path / "out"), "--dry-run"]
+    usual, quiet = CliRunner().invoke(app, command), CliRunner().invoke(app, [*command, "-q"])
+
+    assert "2 functions, 4 to compile" in usual.stdout
+    assert (quiet.stdout, quiet.stderr) == (usual.stdout, "")
+
+
+def test_inspect_says_which_library_it_found(small_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(small_library_path))
+    assert CliRunner().invoke(app, ["inspect"]).stdout.splitlines()[0] == f"{small_library_path}:"
+
+
 WORDS = {
     "family": (("build", "--arch", "sm_90", "--kernels", "foward"), "did you mean forward?"),
     "dtype": (("build", "--arch", "sm_90", "--dtype", "fp61"), "did you mean fp16?"),
     "architecture": (("build", "--arch", "sm_901"), "did you mean sm_90?"),
     "command": (("verfy",), "Did you mean 'verify'?"),
     "option": (("build", "--arc", "sm_90"), "Possible options: --arch"),
+    "other spelling of a dtype": (("build", "--arch", "sm_90", "--dtype", "flaot16"), "did you mean fp16?"),
     "part": (("verify", "--only", "libary"), "did you mean library?"),
+    "preset": (("bench", "--preset", "quik"), "did you mean quick?"),
+    "functions": (("build", "--arch", "sm_90", "--functions", "alibbi"), "did you mean alibi?"),
 }
 
 

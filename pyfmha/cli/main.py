@@ -35,6 +35,7 @@ from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
 from pyfmha.runtime.find import library_path
 from pyfmha.runtime.library import describe
+from pyfmha.spec.advice import LIBRARY_NAME
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.trt.saved import check_writable
@@ -115,7 +116,8 @@ def build_command(
     for note in own.notes:
         announce(f"note: {note}")
     ahead = preview(specs, archs, out, fresh=fresh)
-    check_writable(ahead.library)
+    if ahead.missing:
+        check_writable(ahead.library)
     if dry_run:
         for line in foretold(ahead, jobs):  # this is the result, which -q leaves
             console.print(line, markup=False, soft_wrap=True)
@@ -147,12 +149,14 @@ def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
 def inspect_command(
     path: Annotated[
         Path | None,
-        typer.Argument(help="A library (.so) or a manifest (.json). Default: as verify finds one.", show_default=False),
+        typer.Argument(
+            help="A library (.so), its folder, or a manifest (.json). Default: as verify finds one.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest, for programs.")] = False,
 ) -> None:
     """Print what a library or a manifest holds. Needs neither GPU nor driver."""
-    path = library_path() if path is None else path
+    path = library_path() if path is None else path / LIBRARY_NAME if path.is_dir() else path
     manifest = describe(path)
     if as_json:
         print_json(manifest.to_json())

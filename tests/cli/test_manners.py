@@ -141,13 +141,16 @@ def test_errors_come_before_announcements(tmp_path: Path) -> None:
         assert "Building" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["build", "demo"])
-def test_a_folder_that_cannot_be_is_refused_before_announcements(command: str, tmp_path: Path) -> None:
+ADD = (str(ROOT / "tests/kernels/elementwise.py"), "-n", "add", "-s", "*fp32, *fp32, *fp32, i32, 32", "-g", "n")
+
+
+@pytest.mark.parametrize("command", [("build",), ("demo",), ("compile", *ADD)], ids=lambda words: words[0])
+def test_a_folder_that_cannot_be_is_refused_before_announcements(command: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = CliRunner().invoke(app, [command, "--arch", "sm_90", "-o", str(tmp_path / "file")])
+    done = CliRunner().invoke(app, [*command, "--arch", "sm_90", "-o", f"{tmp_path}/file/"])
 
     assert (done.exit_code, done.stdout) == (2, "")
-    assert re.match(r"error: cannot write \S*/file/libpyfmha.so: \S*/file is no folder\n\Z", done.stderr)
+    assert re.match(r"error: cannot write \S*/file/\w+\.\w+: \S*/file is no folder\n\Z", done.stderr)
 
 
 def test_a_dry_run_is_a_result_which_quiet_leaves(tmp_path: Path) -> None:
@@ -158,9 +161,13 @@ def test_a_dry_run_is_a_result_which_quiet_leaves(tmp_path: Path) -> None:
     assert (quiet.stdout, quiet.stderr) == (usual.stdout, "")
 
 
-def test_inspect_says_which_library_it_found(small_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_says_which_library_it_found(
+    small_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYFMHA_LIBRARY", str(small_library_path))
     assert CliRunner().invoke(app, ["inspect"]).stdout.splitlines()[0] == f"{small_library_path}:"
+    copy = shutil.copy(small_library_path, tmp_path / "libpyfmha.so")
+    assert CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout.splitlines()[0] == f"{copy}:"
 
 
 WORDS = {

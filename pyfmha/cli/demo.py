@@ -1,6 +1,8 @@
 """The main job from end to end: build, audit, load, run, compare. What ``pyfmha demo`` does."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,11 +137,22 @@ def run_demo(
 
 def _next(library: Library, device: Device | None) -> Iterator[str]:
     """What to do next, right when it is copied."""
+    program = program_here()
     yield "Next:"
-    yield f"  pyfmha inspect {shlex.quote(str(library.path))}"
+    yield f"  {program} inspect {shlex.quote(str(library.path))}"
     if device is not None:
-        yield f"  pyfmha verify --only library --library {shlex.quote(str(library.path))}"
-    yield f"  {build_command(library.path)}   # every kernel, for networks: pyfmha.add_attention"
+        yield f"  {program} verify --only library --library {shlex.quote(str(library.path))}"
+    build_all = build_command(library.path).removeprefix("pyfmha")
+    yield f"  {program}{build_all}   # every kernel, for networks: pyfmha.add_attention"
+
+
+def program_here() -> str:
+    """How to start pyfmha: by its name, or by its path where the PATH has it not, as after ``make demo``."""
+    if shutil.which("pyfmha"):
+        return "pyfmha"
+    if Path(sys.argv[0]).name == "pyfmha":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m pyfmha"
 
 
 def _place(library: Library, members: Sequence[Attention]) -> tuple[Device | None, str]:

@@ -156,12 +156,13 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="The manifest, for programs.")] = False,
 ) -> None:
     """Print what a library or a manifest holds. Needs neither GPU nor driver."""
-    path = library_path() if path is None else path / LIBRARY_NAME if path.is_dir() else path
+    if path is not None and path.is_dir():
+        path = path / LIBRARY_NAME
     manifest = describe(path)
     if as_json:
         print_json(manifest.to_json())
         return
-    console.print(f"{path}:", markup=False, soft_wrap=True)
+    console.print(f"{path or library_path()}:", markup=False, soft_wrap=True)
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
     console.print(audit(manifest))

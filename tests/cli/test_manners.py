@@ -324,8 +324,17 @@ def test_demo_says_first_what_it_builds_and_last_what_to_do(tmp_path: Path, shar
     assert headings == ["function", "error", "limit"], "columns with nothing in them"
     _, after = done.stdout.split("Next:\n")
     inspect, build = after.splitlines()
-    assert inspect == f"  pyfmha inspect {tmp_path / 'out/libpyfmha.so'}"
-    assert build.startswith(f"  pyfmha build -o {tmp_path / 'out'}   # ")
+    program = "pyfmha" if shutil.which("pyfmha") else f"{sys.executable} -m pyfmha"
+    assert inspect == f"  {program} inspect {tmp_path / 'out/libpyfmha.so'}"
+    assert build.startswith(f"  {program} build -o {tmp_path / 'out'}   # ")
+
+
+def test_what_to_do_next_can_be_copied_where_the_path_has_no_pyfmha(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyfmha.cli.demo import program_here
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/pyfmha", "demo"])
+    assert program_here() == ".venv/bin/pyfmha"
 
 
 def test_a_dtype_that_is_not_served_is_refused() -> None:

@@ -17,14 +17,13 @@ from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
 from pyfmha.attention.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
 from pyfmha.cli.base import announce, notes
-from pyfmha.cli.builds import effort
+from pyfmha.cli.builds import check_ready, effort
 from pyfmha.report import audit, progress_bar
 from pyfmha.runtime.device import Device, find_gpu
 from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import LIBRARY_NAME, build_command
 from pyfmha.spec.arch import Arch, arch_for
 from pyfmha.trt import DirectSession
-from pyfmha.trt.saved import check_writable
 
 GPU_SHAPE = (4, 16, 1000)
 CPU_SHAPE = (1, 2, 150)
@@ -100,8 +99,7 @@ def run_demo(
     """Do it all and print it; returns whether every check passed."""
     specs = family_specs(members)
     ahead = preview(specs, archs, folder)
-    if ahead.missing:
-        check_writable(ahead.library)
+    check_ready(ahead)
     sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
     announce(f"Builds {folder / LIBRARY_NAME}: attention kernels of head size {sizes}, {why}.")
     announce(

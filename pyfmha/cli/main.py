@@ -25,7 +25,7 @@ from pyfmha.cli.base import (
     reported,
     tell,
 )
-from pyfmha.cli.builds import effort, foretold, told
+from pyfmha.cli.builds import check_ready, effort, foretold, told
 from pyfmha.cli.functions import FunctionFiles, functions_of
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.cli.kernels import compile_command, link_command
@@ -38,7 +38,6 @@ from pyfmha.runtime.library import describe
 from pyfmha.spec.advice import LIBRARY_NAME
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
-from pyfmha.trt.saved import check_writable
 
 app = typer.Typer(
     name="pyfmha",
@@ -116,12 +115,11 @@ def build_command(
     for note in own.notes:
         announce(f"note: {note}")
     ahead = preview(specs, archs, out, fresh=fresh)
-    if ahead.missing:
-        check_writable(ahead.library)
     if dry_run:
         for line in foretold(ahead, jobs):  # this is the result, which -q leaves
             console.print(line, markup=False, soft_wrap=True)
         return
+    check_ready(ahead)
     if why:
         announce(f"Building {why}.")
     if ahead.missing:

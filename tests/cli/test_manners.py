@@ -153,6 +153,15 @@ def test_a_folder_that_cannot_be_is_refused_before_announcements(command: tuple[
     assert re.match(r"error: cannot write \S*/file/\w+\.\w+: \S*/file is no folder\n\Z", done.stderr)
 
 
+@pytest.mark.parametrize("command", ["build", "demo"])
+def test_no_c_compiler_is_said_before_compiling(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "nonsense")
+    done = CliRunner().invoke(app, [command, "--arch", "sm_90", "-o", str(tmp_path / "out")])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.match(r"error: no C compiler: CC is 'nonsense'.*\n\Z", done.stderr)
+
+
 def test_a_dry_run_is_a_result_which_quiet_leaves(tmp_path: Path) -> None:
     command = ["build", *FEW[:-1], str(tmp_path / "out"), "--dry-run"]
     usual, quiet = CliRunner().invoke(app, command), CliRunner().invoke(app, [*command, "-q"])
@@ -299,7 +308,7 @@ def test_examples_of_help_can_be_copied(command: str) -> None:
 
 def test_a_shell_completes_words(tmp_path: Path) -> None:
     for words, found in (
-        ("build --arch sm_1", "\n".join(name for name in ARCHS if name.startswith("sm_1"))),
+        ("build --arch sm_80 sm_1", "\n".join(name for name in ARCHS if name.startswith("sm_1"))),
         ("insp", "inspect"),
     ):
         env = {**os.environ, "_PYFMHA_COMPLETE": "complete_bash", "COMP_WORDS": f"pyfmha {words}"}

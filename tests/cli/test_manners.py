@@ -89,6 +89,17 @@ class TestProgress:
         assert os.read(main, 200).splitlines() == [b"compiling: 2 of 2 in 0 s: b"]
         os.close(main)
 
+    def test_a_bar_of_80_columns_has_count_and_time_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "xterm")
+        main, terminal = os.openpty()
+        with (
+            open(terminal, "w") as screen,
+            progress_bar(Console(file=screen, color_system=None, width=80), "compiling") as progress,
+        ):
+            progress(120, 199, "fmha_fwd_d128_fp16_a_name_longer_than_what_is_left_of_a_line sm_90")
+        assert re.search(rb"compiling \S+ +120/199 0:00:00 fmha_fwd_d128_fp16_\w+", os.read(main, 9000))
+        os.close(main)
+
     def test_few_steps_have_a_line_each(self) -> None:
         assert len(self.lines(3)) == 4
 

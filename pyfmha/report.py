@@ -74,11 +74,12 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
         return
     latest = TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (TextColumn("[bold]{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    room = max(0, console.width - len(title) - 42)  # rich would cut count and time for the name's sake
     with Bar(*columns, latest, console=console) as bar:
         task = bar.add_task(title, total=None, latest="")
 
         def advance(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, latest=name)
+            bar.update(task, completed=done, total=total, latest=name[:room])
 
         yield advance
 

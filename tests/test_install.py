@@ -143,6 +143,12 @@ def test_a_wheel_without_a_library_is_pure(pure_wheel: Path, install: Install) -
     assert re.match(r"error: no library at \S*/aot_out/libpyfmha.so; build it \(pyfmha build\)", done.stderr)
 
 
+def test_the_readme_installs_the_wheel_that_has_a_library(wheel: Path, pure_wheel: Path) -> None:
+    """Both may be in dist: pip refuses two."""
+    (pattern,) = set(re.findall(r"dist/(pyfmha-\S+?\.whl)", (ROOT / "README.md").read_text()))
+    assert [one for one in (wheel, pure_wheel) if one.match(pattern)] == [wheel]
+
+
 def test_a_library_that_is_not_there_makes_no_wheel(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         build_wheel(tmp_path / "dist", tmp_path / "libpyfmha.so")
@@ -201,6 +207,13 @@ for name in ("onnx", "torch"):
     assert said[:2] == [said[0]] * 2
     assert re.fullmatch(r"pyfmha\.onnx needs onnx\w*: pip install 'onnx\S+' .*'onnxscript\S+'", said[0])
     assert said[2:] == ["pyfmha.torch needs PyTorch: pip install torch"] * 2
+
+
+def test_messages_name_nothing_that_a_wheel_has_not(installed: Environment) -> None:
+    functions = installed.run("pyfmha", "verify", "--functions", "alibi", PYFMHA_LIBCUDA="none").stderr
+    assert re.search(r"alibi.py needs Triton, which is missing: pip install 'jinja2\S+' 'triton\S+'\n\Z", functions)
+    code = "import pyfmha; pyfmha.read_engine('.')"
+    assert "build it: pyfmha.build_engine, then pyfmha.save_engine" in installed.python(code).stderr
 
 
 def test_linking_says_what_is_missing(installed: Environment, small_library_headers: list[Path]) -> None:

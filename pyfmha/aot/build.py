@@ -198,6 +198,7 @@ def build(
         left_out: dict[str, str] = {}
         before = compiled
         if None in found.values():
+            find_compiler()  # none is an error before minutes of compiling, not behind them
             compiled += _compile_missing(cache, planned, found, folder, jobs, progress, left_out)
             planned = planned.without(left_out)
         stamp = _stamp(cache, planned, plugins)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from pyfmha.bench.cells import BESIDE, FP8, Cell
 from pyfmha.errors import SpecError
+from pyfmha.spec.words import one_of
 
 _LENGTHS = ((8, 512), (1, 2048), (4, 2048), (2, 8192), (1, 16384))
 
@@ -125,5 +126,5 @@ def preset(name: str) -> list[Cell]:
         SpecError: there is no such preset.
     """
     if name not in _PRESETS:
-        raise SpecError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")
+        raise SpecError(f"preset {name!r} is unknown: {one_of(PRESETS, name)}")
     return _PRESETS[name][1]()

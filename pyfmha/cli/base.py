@@ -134,8 +134,19 @@ class Group(typer.core.TyperGroup):
             return super().main(*args, **kwargs)
 
 
+_OPEN = "pyfmha.open"
+"""Where a context keeps the option that takes another value, if one does at the end of a line."""
+
+
 class Spread(typer.core.TyperCommand):
     """Lets one option take several values: ``--arch sm_80 sm_90`` is ``--arch sm_80 --arch sm_90``."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The words of such an option behind its first, too."""
+        for option in self.params:
+            if ctx.meta.get(_OPEN) in option.opts and not incomplete.startswith("-"):
+                return option.shell_complete(ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         several = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
@@ -147,6 +158,7 @@ class Spread(typer.core.TyperCommand):
                 spread += [argument]
             else:
                 spread += [name, argument] if name in several and spread[-1] != name else [argument]
+        ctx.meta[_OPEN] = name if name in several else None
         return super().parse_args(ctx, spread)
 
 

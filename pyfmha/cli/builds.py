@@ -4,10 +4,24 @@ import os
 from collections.abc import Iterator
 
 from pyfmha.aot import BuildResult, Preview
+from pyfmha.aot.link_so import find_compiler
 from pyfmha.report import duration
+from pyfmha.trt.saved import check_writable
 
 SECONDS = 2.5
 """Of one processor for a piece of machine code, as the default build takes on a server of 2024."""
+
+
+def check_ready(ahead: Preview) -> None:
+    """Refuse what would fail behind minutes of compiling, before it is announced.
+
+    Raises:
+        OutputError: the library's folder cannot be made or written to.
+        ToolchainError: there is no C compiler.
+    """
+    if ahead.missing:
+        check_writable(ahead.library)
+        find_compiler()
 
 
 def effort(ahead: Preview, jobs: int | None) -> str:

@@ -1,6 +1,8 @@
 """The main job from end to end: build, audit, load, run, compare. What ``pyfmha demo`` does."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from pyfmha.attention.operator import OPERATOR
 from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
 from pyfmha.attention.run import Array, Result, attention_on_cpu, attention_on_gpu, random_inputs, to_float
 from pyfmha.cli.base import announce, notes
-from pyfmha.cli.builds import effort
+from pyfmha.cli.builds import check_ready, effort
 from pyfmha.report import audit, progress_bar
 from pyfmha.runtime.device import Device, find_gpu
 from pyfmha.runtime.library import Library
@@ -97,6 +99,7 @@ def run_demo(
     """Do it all and print it; returns whether every check passed."""
     specs = family_specs(members)
     ahead = preview(specs, archs, folder)
+    check_ready(ahead)
     sizes = ", ".join(str(size) for size in sorted({member.head_size for member in members}))
     announce(f"Builds {folder / LIBRARY_NAME}: attention kernels of head size {sizes}, {why}.")
     announce(
@@ -132,11 +135,22 @@ def run_demo(
 
 def _next(library: Library, device: Device | None) -> Iterator[str]:
     """What to do next, right when it is copied."""
+    program = program_here()
     yield "Next:"
-    yield f"  pyfmha inspect {shlex.quote(str(library.path))}"
+    yield f"  {program} inspect {shlex.quote(str(library.path))}"
     if device is not None:
-        yield f"  pyfmha verify --only library --library {shlex.quote(str(library.path))}"
-    yield f"  {build_command(library.path)}   # every kernel, for networks: pyfmha.add_attention"
+        yield f"  {program} verify --only library --library {shlex.quote(str(library.path))}"
+    build_all = build_command(library.path).removeprefix("pyfmha")
+    yield f"  {program}{build_all}   # every kernel, for networks: pyfmha.add_attention"
+
+
+def program_here() -> str:
+    """How to start pyfmha: by its name, or by its path where the PATH has it not, as after ``make demo``."""
+    if shutil.which("pyfmha"):
+        return "pyfmha"
+    if Path(sys.argv[0]).name == "pyfmha":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m pyfmha"
 
 
 def _place(library: Library, members: Sequence[Attention]) -> tuple[Device | None, str]:

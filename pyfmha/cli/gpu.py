@@ -28,7 +28,11 @@ def verify_command(
     head_size: Annotated[int, typer.Option("--head-size", help="Of the engines.")] = 64,
     only: Annotated[
         str | None,
-        typer.Option("--only", help="library or engine. Default: both, engines where TensorRT is installed."),
+        typer.Option(
+            "--only",
+            help="library or engine. Default: both, engines where TensorRT is installed.",
+            autocompletion=beginning(("library", "engine")),
+        ),
     ] = None,
     library: LibraryPath = None,
     random: Annotated[

@@ -11,6 +11,7 @@ from pyfmha.cli.base import announce, beginning, notes, reported, tell
 from pyfmha.errors import SpecError
 from pyfmha.report import describe_functions, progress_bar
 from pyfmha.spec.arch import ARCHS
+from pyfmha.trt.saved import check_writable
 
 
 @reported()
@@ -97,7 +98,7 @@ def compile_command(
 ) -> None:
     """Compile one kernel to C files that carry its machine code. Needs no GPU.
 
-    Example:
+    Example, in a clone of the project:
 
     \b
     pyfmha compile kernels/fmha_triton.py -n fused_attention_kernel -s "
@@ -129,6 +130,7 @@ def compile_command(
         )
         folder = not out_path or out_path.endswith("/")
         output = Path(out_path or "", specs[0].name) if folder else Path(out_path or "")
+        check_writable(output.with_name(f"{output.name}.h"))
         if configs is None:
             headers = compile_configs(compiler, specs, archs, output, generic=generic, progress=progress, note=_note)
         else:

@@ -25,7 +25,7 @@ from pyfmha.cli.base import (
     reported,
     tell,
 )
-from pyfmha.cli.builds import effort, foretold, told
+from pyfmha.cli.builds import check_ready, effort, foretold, told
 from pyfmha.cli.functions import FunctionFiles, functions_of
 from pyfmha.cli.gpu import bench_command, verify_command
 from pyfmha.cli.kernels import compile_command, link_command
@@ -33,7 +33,9 @@ from pyfmha.cli.onnx import onnx_command, onnx_engine_command
 from pyfmha.cli.plugin_check import plugin_check_command
 from pyfmha.operators.description import Operator
 from pyfmha.report import audit, describe_functions, progress_bar
+from pyfmha.runtime.find import library_path
 from pyfmha.runtime.library import describe
+from pyfmha.spec.advice import LIBRARY_NAME
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
 
@@ -93,7 +95,7 @@ def build_command(
 
     What the library there holds stays in it: functions, and architectures of the same functions, add up.
 
-    Examples:
+    Examples, the last for a clone of the project:
 
     \b
     pyfmha build --arch sm_80 sm_90 --dtype fp16 bf16 --head-size 64 128
@@ -114,8 +116,10 @@ def build_command(
         announce(f"note: {note}")
     ahead = preview(specs, archs, out, fresh=fresh)
     if dry_run:
-        tell(foretold(ahead, jobs))
+        for line in foretold(ahead, jobs):  # this is the result, which -q leaves
+            console.print(line, markup=False, soft_wrap=True)
         return
+    check_ready(ahead)
     if why:
         announce(f"Building {why}.")
     if ahead.missing:
@@ -143,15 +147,20 @@ def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
 def inspect_command(
     path: Annotated[
         Path | None,
-        typer.Argument(help="A library (.so) or a manifest (.json). Default: as verify finds one.", show_default=False),
+        typer.Argument(
+            help="A library (.so), its folder, or a manifest (.json). Default: as verify finds one.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest, for programs.")] = False,
 ) -> None:
     """Print what a library or a manifest holds. Needs neither GPU nor driver."""
+    if path is not None and path.is_dir():
+        path = path / LIBRARY_NAME
     manifest = describe(path)
     if as_json:
         print_json(manifest.to_json())
         return
+    console.print(f"{path or library_path()}:", markup=False, soft_wrap=True)
     for line in describe_functions(manifest):
         console.print(line, markup=False, soft_wrap=True)
     console.print(audit(manifest))

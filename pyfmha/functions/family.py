@@ -20,6 +20,7 @@ from pyfmha.operators.description import Operator
 from pyfmha.spec.advice import build_command
 from pyfmha.spec.constants import JitFunction
 from pyfmha.spec.kernel import Argument, KernelSpec
+from pyfmha.spec.words import one_of
 
 ATTRIBUTES = {"SCORE": "score", "SEEN": "seen", "BOUNDS": "bounds"}
 """The kernel's parameters that are functions, and the attributes of an AttentionFunction that they are."""
@@ -77,7 +78,7 @@ def file_of(name: str) -> Path:
         return Path(__file__).with_name(f"{name}.py")
     if not Path(name).is_file():
         raise KernelSourceError(
-            f"{name} is no file of functions; give a Python file, or one that comes with pyfmha: {', '.join(SHIPPED)}"
+            f"{name} is no file of functions; give a Python file, or what comes with pyfmha: {one_of(SHIPPED, name)}"
         )
     return Path(name)
 

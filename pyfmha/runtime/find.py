@@ -35,6 +35,8 @@ def built_library() -> Path | None:
     if not named:
         return next((path for path in (DEFAULT_LIBRARY, PREBUILT) if path.is_file()), None)
     if not Path(named).is_file():
+        there = Path(named).name == LIBRARY_NAME
+        what = "build the library" if there else "name a library's .so, or unset it; to build one"
         command = build_command(Path(named))
-        raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; build the library: {command}")
+        raise LibraryError(f"{LIBRARY_VARIABLE} is {named}, where there is no file; {what}: {command}")
     return Path(named)

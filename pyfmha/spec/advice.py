@@ -50,6 +50,13 @@ def install_command(extra: str) -> str:
     return f"pip install {' '.join(map(shlex.quote, _requirements(extra)))}"
 
 
+def engine_advice() -> str:
+    """What makes an engine: from a clone its program, in a wheel's installation, which has none, the functions."""
+    if (Path(__file__).resolve().parents[2] / "examples" / "build.py").is_file():
+        return "python examples/build.py"
+    return "pyfmha.build_engine, then pyfmha.save_engine"
+
+
 def _requirements(extra: str) -> list[str]:
     """What the installed package's metadata says that an extra needs."""
     found = []

@@ -23,5 +23,6 @@ def one_of(allowed: Iterable[str], got: str = "") -> str:
         got: the word that is not.
     """
     words = list(map(str, allowed))
-    close = difflib.get_close_matches(got.lower(), words, n=1, cutoff=0.6)
-    return f"use one of {', '.join(words)}" + (f" (did you mean {close[0]}?)" if close else "")
+    known = [*words, *(other for other, name in _DTYPES.items() if name in words)]
+    close = difflib.get_close_matches(got.lower(), known, n=1, cutoff=0.6)
+    return f"use one of {', '.join(words)}" + (f" (did you mean {dtype_name(close[0])}?)" if close else "")

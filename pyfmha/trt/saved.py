@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import EngineError, OutputError
+from pyfmha.spec.advice import engine_advice
 from pyfmha.trt.protocols import Plan
 
 
@@ -18,7 +19,7 @@ def read_plan(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise EngineError(f"no engine at {path} ({error.strerror}); build it: python examples/build.py") from None
+        raise EngineError(f"no engine at {path} ({error.strerror}); build it: {engine_advice()}") from None
 
 
 def plan_of(engine: Plan) -> Any:

@@ -15,6 +15,7 @@ from pyfmha.attention.run import to_float
 from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import Declared, WithFunction, declared_in
+from pyfmha.spec.advice import install_command
 from pyfmha.verify.biased_cases import BiasedCase
 
 Example = Callable[[int, int, int, int], Mapping[str, Any]]
@@ -98,6 +99,8 @@ def examples_in(source: Path) -> Iterator[tuple[Declared, Example]]:
     except SpecError:
         raise
     except Exception as error:  # whatever a user's file raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            raise KernelSourceError(f"{source} needs Triton, which is missing: {install_command('aot')}") from None
         raise KernelSourceError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
     held = {name: value for name, value in vars(module).items() if hasattr(type(value), "__pyfmha__")}
     for function in declared_in(source, lambda _: [{**v.__pyfmha__(), "attribute": n} for n, v in held.items()]):

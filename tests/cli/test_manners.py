@@ -89,6 +89,17 @@ class TestProgress:
         assert os.read(main, 200).splitlines() == [b"compiling: 2 of 2 in 0 s: b"]
         os.close(main)
 
+    def test_a_bar_of_80_columns_has_count_and_time_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "xterm")
+        main, terminal = os.openpty()
+        with (
+            open(terminal, "w") as screen,
+            progress_bar(Console(file=screen, color_system=None, width=80), "compiling") as progress,
+        ):
+            progress(120, 199, "fmha_fwd_d128_fp16_a_name_longer_than_what_is_left_of_a_line sm_90")
+        assert re.search(rb"compiling \S+ +120/199 0:00:00 fmha_fwd_d128_fp16_\w+", os.read(main, 9000))
+        os.close(main)
+
     def test_few_steps_have_a_line_each(self) -> None:
         assert len(self.lines(3)) == 4
 
@@ -141,13 +152,54 @@ def test_errors_come_before_announcements(tmp_path: Path) -> None:
         assert "Building" not in done.stderr
 
 
+ADD = (str(ROOT / "tests/kernels/elementwise.py"), "-n", "add", "-s", "*fp32, *fp32, *fp32, i32, 32", "-g", "n")
+
+
+@pytest.mark.parametrize("command", [("build",), ("demo",), ("compile", *ADD)], ids=lambda words: words[0])
+def test_a_folder_that_cannot_be_is_refused_before_announcements(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, [*command, "--arch", "sm_90", "-o", f"{tmp_path}/file/"])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.match(r"error: cannot write \S*/file/\w+\.\w+: \S*/file is no folder\n\Z", done.stderr)
+
+
+@pytest.mark.parametrize("command", ["build", "demo"])
+def test_no_c_compiler_is_said_before_compiling(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "nonsense")
+    done = CliRunner().invoke(app, [command, "--arch", "sm_90", "-o", str(tmp_path / "out")])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.match(r"error: no C compiler: CC is 'nonsense'.*\n\Z", done.stderr)
+
+
+def test_a_dry_run_is_a_result_which_quiet_leaves(tmp_path: Path) -> None:
+    command = ["build", *FEW[:-1], str(tmp_path / "out"), "--dry-run"]
+    usual, quiet = CliRunner().invoke(app, command), CliRunner().invoke(app, [*command, "-q"])
+
+    assert "2 functions, 4 to compile" in usual.stdout
+    assert (quiet.stdout, quiet.stderr) == (usual.stdout, "")
+
+
+def test_inspect_says_which_library_it_found(
+    small_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(small_library_path))
+    assert CliRunner().invoke(app, ["inspect"]).stdout.splitlines()[0] == f"{small_library_path}:"
+    copy = shutil.copy(small_library_path, tmp_path / "libpyfmha.so")
+    assert CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout.splitlines()[0] == f"{copy}:"
+
+
 WORDS = {
     "family": (("build", "--arch", "sm_90", "--kernels", "foward"), "did you mean forward?"),
     "dtype": (("build", "--arch", "sm_90", "--dtype", "fp61"), "did you mean fp16?"),
     "architecture": (("build", "--arch", "sm_901"), "did you mean sm_90?"),
     "command": (("verfy",), "Did you mean 'verify'?"),
     "option": (("build", "--arc", "sm_90"), "Possible options: --arch"),
+    "other spelling of a dtype": (("build", "--arch", "sm_90", "--dtype", "flaot16"), "did you mean fp16?"),
     "part": (("verify", "--only", "libary"), "did you mean library?"),
+    "preset": (("bench", "--preset", "quik"), "did you mean quick?"),
+    "functions": (("build", "--arch", "sm_90", "--functions", "alibbi"), "did you mean alibi?"),
 }
 
 
@@ -267,7 +319,7 @@ def test_examples_of_help_can_be_copied(command: str) -> None:
 
 def test_a_shell_completes_words(tmp_path: Path) -> None:
     for words, found in (
-        ("build --arch sm_1", "\n".join(name for name in ARCHS if name.startswith("sm_1"))),
+        ("build --arch sm_80 sm_1", "\n".join(name for name in ARCHS if name.startswith("sm_1"))),
         ("insp", "inspect"),
     ):
         env = {**os.environ, "_PYFMHA_COMPLETE": "complete_bash", "COMP_WORDS": f"pyfmha {words}"}
@@ -292,8 +344,17 @@ def test_demo_says_first_what_it_builds_and_last_what_to_do(tmp_path: Path, shar
     assert headings == ["function", "error", "limit"], "columns with nothing in them"
     _, after = done.stdout.split("Next:\n")
     inspect, build = after.splitlines()
-    assert inspect == f"  pyfmha inspect {tmp_path / 'out/libpyfmha.so'}"
-    assert build.startswith(f"  pyfmha build -o {tmp_path / 'out'}   # ")
+    program = "pyfmha" if shutil.which("pyfmha") else f"{sys.executable} -m pyfmha"
+    assert inspect == f"  {program} inspect {tmp_path / 'out/libpyfmha.so'}"
+    assert build.startswith(f"  {program} build -o {tmp_path / 'out'}   # ")
+
+
+def test_what_to_do_next_can_be_copied_where_the_path_has_no_pyfmha(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyfmha.cli.demo import program_here
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/pyfmha", "demo"])
+    assert program_here() == ".venv/bin/pyfmha"
 
 
 def test_a_dtype_that_is_not_served_is_refused() -> None:

@@ -123,6 +123,9 @@ def test_library_by_argument_variable_and_folder(
     monkeypatch.setenv("PYFMHA_LIBRARY", str(tmp_path / "nothing.so"))
     with pytest.raises(LibraryError, match=r"PYFMHA_LIBRARY is .*nothing.so, where there is no file.*pyfmha build"):
         find_library()
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(tmp_path))
+    with pytest.raises(LibraryError, match=r"no file; name a library's .so, or unset it; to build one: pyfmha build$"):
+        find_library()
     with pytest.raises(LibraryError, match=r"no library at .*gone.so; build it: pyfmha build"):
         register(make_binding(), library=tmp_path / "gone.so")
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pyfmha.errors import EngineError
+from pyfmha.spec.advice import engine_advice
 from pyfmha.trt.attention.config import EngineConfig
 from pyfmha.trt.engine import Built
 from pyfmha.trt.saved import read_plan, write_whole
@@ -71,7 +72,7 @@ def read_engine(folder: Path | str) -> Saved:
         EngineError: a file is missing, damaged, or the two do not belong together.
     """
     path = Path(folder) / CONFIG_FILE
-    again = "build it: python examples/build.py"
+    again = f"build it: {engine_advice()}"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != CONFIG_SCHEMA:

@@ -317,6 +317,7 @@ def test_the_benchmark_is_of_equal_lengths(examples: Examples, engine: Path) -> 
     assert_error(done, "--benchmark compares with what serves no kv_seq_len")
 
 
+@pytest.mark.long
 def test_a_packed_engine_with_lengths(with_features: Examples, tmp_path: Path) -> None:
     features = ("--layout", "packed", "--q_lengths", "--kv_lengths", "--no-causal", "--dtype", "bfloat16")
     assert with_features.build(tmp_path, *features).returncode == 0

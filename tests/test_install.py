@@ -238,6 +238,7 @@ assert not {"triton", "jinja2", "typer", "rich"} & set(sys.modules)
 """
 
 
+@pytest.mark.long
 def test_attention_in_an_engine_with_the_wheels_library(installed: Environment, fake_driver: FakeCuda) -> None:
     doubles = {"PYTHONPATH": f"{PATH}:{TESTS}", "PYFMHA_LIBCUDA": str(fake_driver.path)}
     library = installed.root / SITE / "pyfmha/prebuilt/libpyfmha.so"

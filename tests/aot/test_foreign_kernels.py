@@ -177,6 +177,7 @@ class TestConfigurations:
         with pytest.raises(SpecError, match="configuration 0 sets waves_per_eu, which is no parameter"):
             make_spec(compiler, DECORATED, "unknown_option", f"{VECTOR}, None, _, False, False", GRID, config=0)
 
+    @pytest.mark.long
     def test_one_that_needs_too_much_shared_memory_is_left_out(self, compiler: Compiler, tmp_path: Path) -> None:
         signature = "*fp16:16, *fp16:16, *fp16:16, i32, i32"
         specs = make_specs(compiler, DECORATED, "product", signature, "1", configs=None)

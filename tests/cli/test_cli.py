@@ -350,6 +350,7 @@ def test_h_is_help_everywhere(command: list[str]) -> None:
     assert helped[0].output == helped[1].output
 
 
+@pytest.mark.long
 def test_several_values_after_one_option(project: Path, shared: Shared) -> None:
     shared.lend(project / "out")
     few = ("--kernels", "basic", "-o", "out")

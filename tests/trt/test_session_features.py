@@ -357,6 +357,7 @@ def test_decoding_as_it_is_checked_on_a_gpu(
 
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=LONG, id="all"), pytest.param(4, id="some")])
+@pytest.mark.long
 def test_the_checks_made_on_a_gpu(
     library: Library, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 # Bytes spilled, by head size, and by what is added and what is masked: one number a key spills most at head size 64.
 SPILLED = {
     (64, "never", "never"): 72, (64, "keys", "never"): 144, (64, "never", "keys"): 144, (64, "never", "tile"): 0,
-    (128, "never", "never"): 16, (128, "keys", "never"): 8, (128, "never", "keys"): 8, (128, "never", "tile"): 8,
+    (128, "never", "never"): 16, (128, "keys", "never"): 16, (128, "never", "keys"): 16, (128, "never", "tile"): 8,
 }  # fmt: skip
 ROOM = 1.25
 """How much more may spill: another ptxas shares registers out otherwise."""

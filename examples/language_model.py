@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from pyfmha.onnx.command import rewrite
 from pyfmha.onnx.engine import build_onnx_engine, parsed_range
@@ -17,6 +15,11 @@ from pyfmha.trt.session import Session
 parser = argparse.ArgumentParser(description="A language model with the plugin's attention.")
 parser.add_argument("--output-dir", "--output_dir", type=Path, default=Path("llm"))
 folder = parser.parse_args().output_dir
+try:
+    import torch
+    from torch import nn
+except ModuleNotFoundError:
+    parser.exit(2, "error: PyTorch is not installed: pip install torch\n")
 folder.mkdir(parents=True, exist_ok=True)
 HEADS, KV_HEADS, SIZE, DEPTH, WORDS = 4, 2, 64, 2, 100
 

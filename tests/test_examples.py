@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import LONG, TESTS, snapshot
+from helpers import LONG, TESTS, snapshot, some_of
 from shared import Shared
 from trt_double.full.fixtures import example_environment
 
@@ -408,6 +408,18 @@ def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path, shared: Shar
     assert "Gated: refuses a field that it does not know" in text
     assert "WRONG" not in text
     assert pictures == 3
+
+
+@pytest.mark.parametrize("name", some_of(["vision_transformer.py", "language_model.py"]))
+def test_a_model_without_pytorch_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ModuleNotFoundError('hidden by the test', name='torch')\n")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=example_environment(None, None) | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: PyTorch is not installed: pip install torch\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["torch"], "nothing is written"
 
 
 @LONG

@@ -4,7 +4,7 @@ The plugin in C does the same from the same description (``pyfmha_plugin.c``), a
 the launches: what changes here, changes there.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyfmha.errors import PluginError
@@ -15,14 +15,12 @@ from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Option
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
 from pyfmha.operators.plan import Plan, Step, arguments_of, typical, workspace_of
-from pyfmha.operators.planner import Device, Planner, planner, unknown
+from pyfmha.operators.planner import Device, Planner, Serves, planner, unknown
 from pyfmha.operators.program import SHAPE, Form, Program, TensorProgram
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
 from pyfmha.operators.types import fixed_types, type_error
 
-Serves = Callable[[str, str, Sequence[float]], bool]
-"""Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
 NOTHING: Mapping[str, int] = {}
 
 

@@ -18,11 +18,12 @@ from pyfmha.operators.program import NULL, LaunchProgram, Program, Source
 from pyfmha.operators.scopes import AttributeScope, product
 from pyfmha.operators.text import Hole, Text, shown
 
-Served = Callable[[str, str, Sequence[float]], bool]
+Serves = Callable[[str, str, Sequence[float]], bool]
+"""Whether a function, launched with these arguments on the device at hand, runs a certain kernel."""
 Given = Mapping[str, int]
 Device = Callable[[str], int]
 """A figure of the device at hand, one of :data:`pyfmha.operators.expressions.FIGURES`; 0 where it is not known."""
-Planner = Callable[[tuple[Shape, ...], Served, Given, Device], Plan | None]
+Planner = Callable[[tuple[Shape, ...], Serves, Given, Device], Plan | None]
 """Of the shapes of all tensors, inputs first, what answers ``serves``, definitions whose values are given, and what
 answers ``device``: the launches, or None for the walk."""
 
@@ -32,7 +33,7 @@ def unknown(figure: str) -> int:
     return 0
 
 
-def walk(shapes: tuple[Shape, ...], serves: Served, given: Given, device: Device = unknown) -> None:
+def walk(shapes: tuple[Shape, ...], serves: Serves, given: Given, device: Device = unknown) -> None:
     """Finds no plan."""
 
 
@@ -60,7 +61,7 @@ def planner(
     exec(compile(text, f"<launches of {program.operator.name}>", "exec"), writer.names)
     found: Callable[..., Plan | None] = writer.names["plan"]
 
-    def plan(shapes: tuple[Shape, ...], serves: Served, given: Given, device: Device = unknown) -> Plan | None:
+    def plan(shapes: tuple[Shape, ...], serves: Serves, given: Given, device: Device = unknown) -> Plan | None:
         try:
             return found(shapes, serves, given, device)
         except (EvaluationError, ValueError, NameError, TypeError):

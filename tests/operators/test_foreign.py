@@ -1,7 +1,6 @@
 """Kernels as public collections have them, from a description to a plugin that launches; and right against float64."""
 
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from helpers import KERNELS
 from operator_references import CASES, Case, relative_error
 from shared import Shared
 from trt_double import BUILD, RUNTIME, Tensor
-from trt_double.twins import Pair, drive, fields_of, shapes_for
+from trt_double.twins import Pair, drive, fields_of, operators_library, pair_of, shapes_for
 
-from pyfmha.aot import Compiler, build
-from pyfmha.aot.operator_specs import load_operators, operator_specs
+from pyfmha.aot import Compiler
+from pyfmha.aot.operator_specs import load_operators
 from pyfmha.interpreter import interpret_operator
 from pyfmha.interpreter.kernel import run_interpreted
-from pyfmha.runtime.library import Library
-from pyfmha.spec.arch import parse_archs
 
 FILE = KERNELS / "foreign.py"
 IDS = [case.operator for case in CASES]
@@ -41,21 +38,12 @@ def test_it_is_right_under_the_interpreter(compiler: Compiler, case: Case, monke
 
 @pytest.fixture(scope="module")
 def library_path(compiler: Compiler, shared: Shared) -> Path:
-    def make(folder: Path) -> Path:
-        operators = load_operators(compiler, FILE)
-        specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
-        return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
-
-    return shared.once("foreign", make)
+    return shared.once("foreign", lambda folder: operators_library(compiler, FILE, folder))
 
 
 @pytest.fixture
 def pair(library_path: Path, tmp_path: Path, fake_cuda: FakeCuda, case: Case) -> Pair:
-    assert fake_cuda.c.cuInit(0) == 0
-    fake_cuda.use_context()
-    path = Path(shutil.copy(library_path, tmp_path / "libpyfmha.so"))
-    operators = {operator.name: operator for operator in Library(path).operators}
-    return Pair(path, fake_cuda, operators[case.operator])
+    return pair_of(library_path, tmp_path, fake_cuda, case.operator)
 
 
 def tensors(listed: Any) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """Kernels of kinds that people have, described as they would first write it: both plugins serve them alike."""
 
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,10 @@ from fake_cuda import FakeCuda
 from helpers import KERNELS
 from shared import Shared
 from trt_double import BUILD, RUNTIME, Tensor
-from trt_double.twins import Pair, drive, fields_of, shapes_for, spoilt
+from trt_double.twins import Pair, drive, fields_of, operators_library, pair_of, shapes_for, spoilt
 
-from pyfmha.aot import Compiler, build
-from pyfmha.aot.operator_specs import load_operators, operator_specs
+from pyfmha.aot import Compiler
 from pyfmha.operators.description import DATA_TYPES
-from pyfmha.runtime.library import Library
-from pyfmha.spec.arch import parse_archs
 
 pytestmark = pytest.mark.long
 
@@ -93,21 +89,12 @@ CASES: dict[str, tuple[dict[str, Any], Listed, Listed, list[int], dict[str, Any]
 
 @pytest.fixture(scope="module")
 def library_path(compiler: Compiler, shared: Shared) -> Path:
-    def make(folder: Path) -> Path:
-        operators = load_operators(compiler, KERNELS / "strangers.py")
-        specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
-        return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
-
-    return shared.once("strangers", make)
+    return shared.once("strangers", lambda folder: operators_library(compiler, KERNELS / "strangers.py", folder))
 
 
 @pytest.fixture
 def pair(library_path: Path, tmp_path: Path, fake_cuda: FakeCuda, name: str) -> Pair:
-    assert fake_cuda.c.cuInit(0) == 0
-    fake_cuda.use_context()
-    path = Path(shutil.copy(library_path, tmp_path / "libpyfmha.so"))
-    operators = {operator.name: operator for operator in Library(path).operators}
-    return Pair(path, fake_cuda, operators[name])
+    return pair_of(library_path, tmp_path, fake_cuda, name)
 
 
 @pytest.mark.parametrize("name", CASES)

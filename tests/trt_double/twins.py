@@ -1,6 +1,7 @@
 """One plugin twice, in Python and in C: every call of its life made on both, and the answers compared."""
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from fake_cuda import FakeCuda, Launch
 
 import pyfmha.trt
+from pyfmha.aot import Compiler, build
+from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.description import DATA_TYPES, Operator
 from pyfmha.operators.expressions import Expression
@@ -18,6 +21,7 @@ from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import MOST_DIMENSIONS, program_of
 from pyfmha.operators.scopes import AttributeScope
 from pyfmha.runtime.library import Library
+from pyfmha.spec.arch import parse_archs
 from trt_double import BUILD, RUNTIME, Field, Tensor, Unknown
 from trt_double.binding import make_binding
 from trt_double.library_calls import LibraryCalls
@@ -26,6 +30,21 @@ from trt_double.scene import Scene
 WORKSPACE, STREAM = 0x7C0000000100, 0xABCD
 _FIELDS = {"int32": (5, np.int32), "int64": (10, np.int64), "fp32": (1, np.float32)}
 Shapes = Callable[[random.Random, Instance], tuple[list[Tensor], int]]
+
+
+def operators_library(compiler: Compiler, file: Path, folder: Path) -> Path:
+    """A library for sm_90 of all operators of a file, with their plugins in C."""
+    operators = load_operators(compiler, file)
+    specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
+    return build(specs, parse_archs(["sm_90"]), folder, jobs=1, operators=operators).library
+
+
+def pair_of(library: Path, folder: Path, fake_cuda: FakeCuda, name: str) -> "Pair":
+    """The plugins of an operator, of a copy of a library in a folder: nothing of it is loaded. A context is current."""
+    fake_cuda.use_context()
+    path = Path(shutil.copy(library, folder / "libpyfmha.so"))
+    operators = {operator.name: operator for operator in Library(path).operators}
+    return Pair(path, fake_cuda, operators[name])
 
 
 class Pair:

@@ -289,6 +289,8 @@ def contenders(held: dict[str, Library], cell: Cell, *, flex: bool) -> Iterator[
         mask = made.get(cell.kind)
         if not (cell.causal and mask is not None):
             yield "torch SDPA", lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cell.causal)
+    if cell.kind == "values":
+        yield from flash3(cell)
     if flex and cell.kind != "sinks":
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -300,6 +302,21 @@ def contenders(held: dict[str, Library], cell: Cell, *, flex: bool) -> Iterator[
             sizes = (cell.batch if full else None, None, cell.queries or cell.tokens, cell.tokens)
             blocks = torch.compile(create_block_mask)(seen, *sizes, device="cuda")
         yield "FlexAttention", lambda: compiled(q, k, v, score_mod=score_of(cell), block_mask=blocks)
+
+
+def flash3(cell: Cell) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """FlashAttention-3 in its own layout, [batch, seq, heads, head size], where it is installed."""
+    try:
+        from fa3_fwd_interface import flash_attn_func
+    except ImportError:
+        return
+    q, k, v = (cell.tensors[name].transpose(1, 2).contiguous() for name in "QKV")
+
+    def launch() -> Any:
+        out = flash_attn_func(q, k, v, causal=cell.causal)
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+    yield "FlashAttention-3", launch
 
 
 def run_cell(held: dict[str, Library], cell: Cell, rounds: int, flush: Any, *, flex: bool) -> dict[str, Any]:

@@ -24,7 +24,16 @@ from pyfmha.runtime.library import Library
 from pyfmha.trt.tables import Tensor
 from pyfmha.verify import plugins
 
-_TYPES = {"i1": "bool", "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "fp32": "float", "fp64": "double"}
+_TYPES = {
+    "i1": "bool",
+    "i8": "int8",
+    "i16": "int16",
+    "i32": "int32",
+    "i64": "int64",
+    "u8": "uint8",
+    "fp32": "float",
+    "fp64": "double",
+}
 
 
 def packed(
@@ -64,7 +73,7 @@ def measure(host: HostCalls, library: Library) -> None:
             {n: kinds.names[0] for n, kinds in program.types.items() if n not in instance.types}
         )
         forms = instance.forms()
-        shapes, _ = plugins.sample_shapes(instance, forms)
+        shapes, _ = plugins.served_shapes(instance, forms)
         tensors = [Tensor(shape, DATA_TYPES[form.type or ""]) for shape, form in zip(shapes, forms.all, strict=True)]
         inputs, outputs = tensors[: len(forms.inputs)], tensors[len(forms.inputs) :]
         built = host.create(host.named(operator.name), "layer", plugins.sample_fields(program, given), 0)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import host_times
+import plugin_times
 import pytest
 from fake_cuda import FakeCuda
 from trt_double.scene import BINDINGS
@@ -41,6 +42,16 @@ def test_the_plugin_in_c_launches_what_the_library_launches(attention_path: Path
         assert call() == 0
     through_the_table, alone = fake_cuda.launches()[-2:]
     assert (through_the_table.kernel, through_the_table.grid) == (alone.kernel, alone.grid)
+
+
+def test_the_program_in_c_times_each_operator_of_a_library(
+    attention_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plugin_times.py", str(attention_path)])
+    plugin_times.main()
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == [operator.name for operator in Library(attention_path).operators]
+    assert all("ns an enqueue through the table" in line for line in told)
 
 
 def test_the_calls_of_torch_launch_once_but_for_those_that_compare(

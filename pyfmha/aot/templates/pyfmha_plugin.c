@@ -644,7 +644,7 @@ static const char *plan_largest(plugin *p, const trt_dynamic_desc *in, int32_t i
         if (forms->inputs[i].form->axes[k].name >= 0) m->least[forms->inputs[i].form->axes[k].name] = low.size[k];
     }
     const int64_t needed = p->of->workspace_of_profile == NULL ? 0 : p->of->workspace_of_profile(&m->scope);
-    if (m->scope.bad) failure = pyfmha_no_value;
+    if (m->scope.bad) failure = pyfmha_with_shapes(m, pyfmha_no_value, why);
     if (needed > *workspace) *workspace = needed;
   }
   free(plan);

@@ -13,15 +13,17 @@ STREAM = 0x5EED
 """PyTorch's current stream."""
 
 _library = torch.library.Library("pyfmha_fake_gpu", "DEF")
-for _name in ("attention", "empty"):
-    _library.define(_name + operator.SCHEMA)
-_library.impl("attention", operator._on_gpu, "CPU")
-attention_op = torch.ops.pyfmha_fake_gpu.attention.default
+_NOTHING = torch.empty(0), torch.empty(0)
+for _name, _schema in (("", operator.SCHEMA), (".full", operator.FULL_SCHEMA)):
+    _library.define(f"attention{_name}{_schema}")
+    _library.define(f"empty{_name}{_schema}")
+    _library.impl(f"empty{_name}", lambda *arguments: _NOTHING, "CPU")
+_library.impl("attention", operator._plain_on_gpu, "CPU")
+_library.impl("attention.full", operator._on_gpu, "CPU")
+attention_op, plain_op = torch.ops.pyfmha_fake_gpu.attention.full, torch.ops.pyfmha_fake_gpu.attention.default
 """The operator, in which the dispatcher finds the code for the GPU."""
 
-_NOTHING = torch.empty(0), torch.empty(0)
-_library.impl("empty", lambda *arguments: _NOTHING, "CPU")
-empty_op = torch.ops.pyfmha_fake_gpu.empty.default
+empty_op, plain_empty_op = torch.ops.pyfmha_fake_gpu.empty.full, torch.ops.pyfmha_fake_gpu.empty.default
 """An operator of the same arguments that does nothing."""
 
 
@@ -30,7 +32,7 @@ def forget() -> None:
     launch._attached.cache_clear()
     operator._ready.clear()
     for recent in (operator._recent, functional._recent, functional._recent_drop_in):
-        recent._calls.clear()
+        recent.calls.clear()
 
 
 @contextmanager

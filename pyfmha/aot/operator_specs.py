@@ -155,7 +155,8 @@ def _check_names(operator: Operator, launch: Launch, found: Parameters) -> None:
     if missing:
         raise SpecError(f"{what}: argument {', '.join(missing)} of the kernel has no source; give arguments={{...}}")
     of_grid = _grid_arguments(launch, found)
-    unknown = [name for name in (*given, *dict(launch.constants)) if name not in (*found.names, *of_grid)]
+    named = dict.fromkeys((*given, *sorted(constants)))
+    unknown = [name for name in named if name not in (*found.names, *of_grid)]
     if unknown:
         raise SpecError(f"{what}: the kernel has no parameter {', '.join(unknown)}; it has {', '.join(found.names)}")
     hinted = [name for name in launch.hints if name in of_grid]
@@ -201,11 +202,14 @@ def _specs(
 
 
 def _may_be_null(program: Program, source: object) -> bool:
-    """Whether a pointer may be of a tensor or a part of the workspace that is not there."""
+    """Whether a pointer may be of a tensor that is not there, or of the workspace, of which there may be no bytes.
+
+    Where there are some, the plugins look for an address themselves.
+    """
     if not isinstance(source, Source):
         return False
     optional = {tensor.name for tensor in (*program.inputs, *program.outputs) if tensor.when is not None}
-    optional |= {name for name, _, when in program.workspace if when is not None}
+    optional |= {name for name, _, _ in program.workspace}
     return any(name == NULL or name in optional for _, name, _ in source.cases)
 
 

@@ -3,13 +3,12 @@
 What can be told only for some attributes is left to the plugin, which refuses it when it is created or given shapes.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pyfmha.errors import PluginError, SpecError
-from pyfmha.operators.arithmetic import EvaluationError
+from pyfmha.operators.arithmetic import LIMIT, EvaluationError
 from pyfmha.operators.description import MOST_ELEMENTS, Attribute
 from pyfmha.operators.expressions import Expression, Node, Scope
 from pyfmha.operators.names import RESERVED, twice
@@ -78,8 +77,8 @@ def _check_allowed(what: str, kind: Attribute) -> None:
         _check_constant(f"{what}: its choice", kind.type.removesuffix("[]"), choice)
     bounds = {"minimum": kind.minimum, "maximum": kind.maximum}
     for word, bound in bounds.items():
-        if bound is not None and (not isinstance(bound, int | float) or math.isnan(bound)):
-            raise SpecError(f"{what}: its {word} {bound!r} is no number")
+        if bound is not None and (bound != bound or (kind.type[:3] == "int" and not -LIMIT <= bound < LIMIT)):
+            raise SpecError(f"{what}: its {word} {bound!r} is no {kind.type.removesuffix('[]')}")
     if kind.minimum is not None and kind.maximum is not None and kind.minimum > kind.maximum:
         raise SpecError(f"{what}: its minimum {kind.minimum} is above its maximum {kind.maximum}")
 

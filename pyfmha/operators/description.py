@@ -12,33 +12,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pyfmha.errors import SpecError
-from pyfmha.operators.normal import Normal, pairs
+from pyfmha.operators.kinds import TEXTS, check_operator
+from pyfmha.operators.normal import Normal, listed, pairs
 from pyfmha.spec.words import dtype_name
 
-DATA_TYPES = {
-    "fp32": 0,
-    "fp16": 1,
-    "int8": 2,
-    "int32": 3,
-    "bool": 4,
-    "uint8": 5,
-    "fp8": 6,
-    "bf16": 7,
-    "int64": 8,
-}
+DATA_TYPES = {"fp32": 0, "fp16": 1, "int8": 2, "int32": 3, "bool": 4, "uint8": 5, "fp8": 6, "bf16": 7, "int64": 8}
 """``int(trt.DataType)`` by name (NvInferRuntimeBase.h, enum DataType)."""
 
-TYPE_NAMES = {
-    "fp32": "FLOAT",
-    "fp16": "HALF",
-    "int8": "INT8",
-    "int32": "INT32",
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "fp8": "FP8",
-    "bf16": "BF16",
-    "int64": "INT64",
-}
+TYPE_NAMES = {name: name.upper() for name in DATA_TYPES} | {"fp32": "FLOAT", "fp16": "HALF"}
 """How TensorRT calls them."""
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2, "int8": 1, "int32": 4, "bool": 1, "uint8": 1, "fp8": 1, "bf16": 2, "int64": 8}
@@ -84,7 +65,16 @@ def _dtype_names(given: str | Sequence[str]) -> tuple[str, ...]:
 def _kernel_name(given: Any) -> str:
     while hasattr(given, "fn"):  # of a decorator, such as an autotuner
         given = given.fn
-    return str(getattr(given, "__name__", given))
+    return given if isinstance(given, str) else str(given.__name__)
+
+
+def _constants(given: Named) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, _as_tuple(value)) for name, value in pairs(given))
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists as tuples, which JSON does not tell apart."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -103,10 +93,10 @@ class Attribute:
     """
 
     type: Normal[str, str] = Normal(dtype_name)
-    default: int | float | str | None = None
+    default: Normal[Any, Any] = Normal(_as_tuple, None)
     minimum: int | float | None = None
     maximum: int | float | None = None
-    choices: Normal[Sequence[int | float | str], tuple[int | float | str, ...]] = Normal(tuple, ())
+    choices: Normal[Sequence[int | float | str], tuple[int | float | str, ...]] = Normal(listed, ())
     stored: str = ""
     stores: str = ""
 
@@ -148,8 +138,9 @@ class Types:
     attribute: str = ""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.names if name not in DATA_TYPES]
-        if unknown or not self.names:
+        names = self.names if TEXTS.holds(self.names) else (str(self.names),)
+        unknown = [name for name in names if name not in DATA_TYPES]
+        if unknown or not names:
             raise SpecError(f"types {', '.join(unknown) or 'are none'}; there are {', '.join(DATA_TYPES)}")
 
 
@@ -175,7 +166,7 @@ class Config:
         num_warps, num_stages, maxnreg: as :class:`pyfmha.spec.kernel.KernelSpec`.
     """
 
-    constants: Normal[Named, Pairs] = Normal(pairs, ())
+    constants: Normal[Named, Pairs] = Normal(_constants, ())
     num_warps: int = 4
     num_stages: int = 3
     maxnreg: int | None = None
@@ -212,8 +203,8 @@ class Launch:
     option: str = ""
     kernel: Normal[Any, str] = Normal(_kernel_name, "")
     grid: str = ""
-    constants: Normal[Named, Pairs] = Normal(pairs, ())
-    configs: Normal[Sequence[Config], tuple[Config, ...]] = Normal(tuple, ())
+    constants: Normal[Named, Pairs] = Normal(_constants, ())
+    configs: Normal[Sequence[Config], tuple[Config, ...]] = Normal(listed, ())
     scalars: Normal[Named, Texts] = Normal(_sources, ())
     hints: Normal[str | Sequence[str], tuple[str, ...]] = Normal(_strings, ())
 
@@ -279,15 +270,22 @@ def _tensor(name: str, form: Any) -> Tensor:
 
 
 def _tensors(given: Mapping[str, Any] | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(_tensor(name, form) for name, form in given.items()) if isinstance(given, Mapping) else tuple(given)
+    return tuple(_tensor(name, form) for name, form in given.items()) if isinstance(given, Mapping) else listed(given)
 
 
 def _types(given: Named) -> tuple[tuple[str, Types], ...]:
-    return tuple((name, kinds if isinstance(kinds, Types) else Types(kinds)) for name, kinds in pairs(given))
+    return tuple((name, _kinds(name, kinds)) for name, kinds in pairs(given))
+
+
+def _kinds(name: str, given: Any) -> Types:
+    try:
+        return given if isinstance(given, Types) else Types(given)
+    except SpecError as error:
+        raise SpecError(f"type {name}: {error}") from None
 
 
 def _parts(given: Mapping[str, Any] | Sequence[Part]) -> tuple[Part, ...]:
-    return tuple(Part(name, str(size)) for name, size in given.items()) if isinstance(given, Mapping) else tuple(given)
+    return tuple(Part(name, str(size)) for name, size in given.items()) if isinstance(given, Mapping) else listed(given)
 
 
 @dataclass(frozen=True)
@@ -321,17 +319,17 @@ class Operator:
     name: str
     inputs: Normal[Mapping[str, Any] | Sequence[Tensor], tuple[Tensor, ...]] = Normal(_tensors)
     outputs: Normal[Mapping[str, Any] | Sequence[Tensor], tuple[Tensor, ...]] = Normal(_tensors)
-    launches: Normal[Sequence[Launch], tuple[Launch, ...]] = Normal(tuple)
+    launches: Normal[Sequence[Launch], tuple[Launch, ...]] = Normal(listed)
     version: str = "1"
     namespace: str = ""
     types: Normal[Named, tuple[tuple[str, Types], ...]] = Normal(_types, ())
     attributes: Normal[Named, tuple[tuple[str, Attribute], ...]] = Normal(_attributes, ())
     define: Normal[Named, Texts] = Normal(_sources, ())
-    checks: Normal[Sequence[Check], tuple[Check, ...]] = Normal(tuple, ())
+    checks: Normal[Sequence[Check], tuple[Check, ...]] = Normal(listed, ())
     workspace: Normal[Mapping[str, Any] | Sequence[Part], tuple[Part, ...]] = Normal(_parts, ())
     workspace_of_profile: str = ""
     alignment: int = 256
-    options: Normal[Sequence[Option], tuple[Option, ...]] = Normal(tuple, ())
+    options: Normal[Sequence[Option], tuple[Option, ...]] = Normal(listed, ())
     summary: Normal[Named, Texts] = Normal(_sources, ())
     shape_summary: Normal[Named, Texts] = Normal(_sources, ())
     labels: Normal[Named, Texts] = Normal(_sources, ())
@@ -339,6 +337,7 @@ class Operator:
     source: str = ""
 
     def __post_init__(self) -> None:
+        check_operator(self)
         if not _NAME.match(self.name):
             raise SpecError(f"operator name {self.name!r} is no name: letters, digits and underscores")
         if not self.launches:

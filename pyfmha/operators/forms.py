@@ -1,11 +1,12 @@
 """The tensors of one plugin: the forms of its operator with the values of its attributes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyfmha.errors import PluginError
-from pyfmha.operators.arithmetic import EvaluationError
+from pyfmha.operators.arithmetic import LIMIT, NO_VALUE, EvaluationError
 from pyfmha.operators.description import DATA_TYPES, ITEM_SIZES
 from pyfmha.operators.expressions import Expression, Scope
 from pyfmha.operators.program import Axis
@@ -115,6 +116,19 @@ def mismatch(forms: Forms, shapes: Sequence[Shape]) -> PluginError:
     wanted = ", ".join(map(str, forms.all))
     alike = "; a name stands for the same size wherever it is"
     return PluginError(f"shapes are {got}; they must be {wanted}: numbers as the plugin was created{alike}")
+
+
+def no_value(shapes: Mapping[str, Shape]) -> PluginError:
+    """The error where something has no value for the shapes of tensors, by name."""
+    for name, shape in shapes.items():
+        if math.prod(shape) >= LIMIT:
+            return PluginError(f"{NO_VALUE}: {name} {list(shape)} has more elements than 64 bits hold")
+    return PluginError(f"{NO_VALUE}: shapes are {listed(shapes)}")
+
+
+def listed(shapes: Mapping[str, Shape]) -> str:
+    """Shapes of tensors, by name, as messages have them."""
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
 def measure(

@@ -13,7 +13,17 @@ from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.attributes import settle
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Option
 from pyfmha.operators.expressions import Expression, Scope
-from pyfmha.operators.forms import AxisForm, Forms, Shape, TensorForm, measure, mismatch, shape_values
+from pyfmha.operators.forms import (
+    AxisForm,
+    Forms,
+    Shape,
+    TensorForm,
+    listed,
+    measure,
+    mismatch,
+    no_value,
+    shape_values,
+)
 from pyfmha.operators.plan import Plan, Step, arguments_of, typical, workspace_of
 from pyfmha.operators.planner import Device, Planner, Serves, planner, unknown
 from pyfmha.operators.program import SHAPE, Form, Program, TensorProgram
@@ -268,8 +278,8 @@ class Instance:
         try:
             define(self.program.late, self.program.late_checks, scope, given)
             self._check_outputs(forms, outputs, scope, [*inputs, *outputs])
-        except EvaluationError as error:
-            raise PluginError(str(error)) from None
+        except EvaluationError:
+            raise no_value(shapes) from None
         return scope
 
     def _check_outputs(
@@ -298,10 +308,10 @@ class Instance:
                 )
                 for launch in running
             )
-        except EvaluationError as error:
-            raise PluginError(str(error)) from None
-        counts = len(forms.inputs), len(forms.outputs)
-        return Plan(steps, *counts, total, self._sizes(scope), bool(forms.shapes))
+            said = self._sizes(scope)
+        except EvaluationError:
+            raise no_value(scope.shapes) from None
+        return Plan(steps, len(forms.inputs), len(forms.outputs), total, said, bool(forms.shapes))
 
     def planned(
         self,
@@ -340,15 +350,15 @@ class Instance:
     def _sizes(self, scope: ShapeScope) -> str:
         if self.program.shape_summary:
             return _joined(self.program.shape_summary, scope)
-        return ", ".join(f"{name} {list(shape)}" for name, shape in scope.shapes.items())
+        return listed(scope.shapes)
 
     def profile_bytes(self, scope: ShapeScope) -> int:
         """Bytes of workspace that every shape of a profile asks for at the most, where the description says so."""
         expression = self.program.workspace_of_profile
         try:
             return 0 if expression is None else int(expression.evaluate(scope))
-        except EvaluationError as error:
-            raise PluginError(str(error)) from None
+        except EvaluationError:
+            raise no_value(scope.shapes) from None
 
     def _serves(self, name: str, kernel: str, scope: ShapeScope, forms: Forms, serves: Serves) -> bool:
         launch = next(launch for launch in self.program.launches if launch.launch.name == name)

@@ -1,8 +1,8 @@
 """The names in a description: what may be one, and that none stands for two things."""
 
-import json
 import keyword
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, Operator, Tensor
@@ -20,9 +20,6 @@ def check_names(operator: Operator) -> None:
     Raises:
         SpecError: the first.
     """
-    for word, text in (("version", operator.version), ("namespace", operator.namespace)):
-        if not isinstance(text, str):
-            raise SpecError(f"{operator.name}: {word} is {text!r}; give a text")
     kinds = {
         "attribute": [name for name, _ in operator.attributes],
         "type": [name for name, _ in operator.types],
@@ -60,13 +57,30 @@ def check_names(operator: Operator) -> None:
 
 def _check_characters(operator: Operator) -> None:
     """C's texts end at a NUL, and TensorRT's are UTF-8."""
-    texts = json.dumps(operator.to_json(), ensure_ascii=False, default=str)
-    if "\\u0000" in texts:
-        raise SpecError(f"{operator.name}: a text holds the character NUL")
-    try:
-        texts.encode()
-    except UnicodeEncodeError as error:
-        raise SpecError(f"{operator.name}: a text holds {texts[error.start]!r}, which is no character") from None
+    for where, text in _texts(operator.to_json(), ""):
+        what = f"{operator.name}: {where.lstrip('.')} is {text!r}, which holds"
+        if "\0" in text:
+            raise SpecError(f"{what} the character NUL")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError(f"{what} {text[error.start]!r}, no character") from None
+
+
+def _texts(data: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every text of JSON's types, and where it is."""
+    if isinstance(data, str):
+        yield where, data
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            yield from _texts(value, f"{where}.{name}")
+    elif isinstance(data, list | tuple):
+        for index, value in enumerate(data):
+            if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str):  # a pair
+                yield where, value[0]
+                yield from _texts(value[1], f"{where}[{value[0]!r}]")
+            else:
+                yield from _texts(value, f"{where}[{index}]")
 
 
 def _refuse(operator: Operator, names: list[str], why: str) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, overload
 
+from pyfmha.errors import PyfmhaError
+
 _Given = TypeVar("_Given")
 _Held = TypeVar("_Held")
 _MISSING: Any = object()
@@ -12,7 +14,7 @@ class Normal(Generic[_Given, _Held]):
     """A field that is converted when it is set: ``inputs: Normal[Given, Held] = Normal(convert)``.
 
     Args:
-        convert: makes what is held of what is given.
+        convert: makes what is held of what is given; what it cannot convert is held as it is.
         default: what is given where nothing is; without, the field must be given.
     """
 
@@ -34,10 +36,24 @@ class Normal(Generic[_Given, _Held]):
         return self._default
 
     def __set__(self, owner: Any, value: _Given) -> None:
-        owner.__dict__[self._name] = self._convert(value)
+        try:
+            owner.__dict__[self._name] = self._convert(value)
+        except PyfmhaError:  # which may be one of those below
+            raise
+        except (TypeError, ValueError, AttributeError):  # it is no such thing: pyfmha.operators.kinds says so by name
+            owner.__dict__[self._name] = value
 
 
 def pairs(given: Any) -> tuple[tuple[Any, Any], ...]:
     """A mapping, or pairs, as a tuple of pairs."""
-    items: Any = given.items() if isinstance(given, Mapping) else given
+    items = tuple(given.items()) if isinstance(given, Mapping) else tuple(given)
+    if any(isinstance(item, str) for item in items):  # of two letters, it would be a pair
+        raise TypeError(given)
     return tuple((key, value) for key, value in items)
+
+
+def listed(given: Any) -> tuple[Any, ...]:
+    """A sequence as a tuple; a text or a mapping is none."""
+    if isinstance(given, str | Mapping):
+        raise TypeError(given)
+    return tuple(given)

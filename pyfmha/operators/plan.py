@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pyfmha.errors import PluginError
 from pyfmha.operators.arithmetic import EvaluationError
 from pyfmha.operators.forms import Forms
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source
@@ -92,7 +93,8 @@ def workspace_of(program: Program, scope: ShapeScope) -> tuple[dict[str, int], i
     """Where each part of the workspace begins, and bytes in all.
 
     Raises:
-        EvaluationError: a part has no size, or all together have more than there can be.
+        EvaluationError: a part has no size.
+        PluginError: one has fewer than 0 bytes, or all together have more than there can be.
     """
     offsets: dict[str, int] = {}
     end = 0
@@ -100,13 +102,14 @@ def workspace_of(program: Program, scope: ShapeScope) -> tuple[dict[str, int], i
         if not holds(when, scope):
             continue
         bytes_ = size.evaluate(scope)
-        if bytes_ < 0:
-            raise EvaluationError
         alignment = program.operator.alignment
         offsets[name] = -(-end // alignment) * alignment
         end = offsets[name] + bytes_
-        if end >= LARGEST:
-            raise EvaluationError
+        if bytes_ < 0 or end >= LARGEST:
+            raise PluginError(
+                f"part {name} of the workspace has {bytes_} bytes, from {offsets[name]} on; it must have 0 or more, and"
+                f" end before {LARGEST}"
+            )
     return offsets, end
 
 

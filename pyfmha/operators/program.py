@@ -161,7 +161,10 @@ class Program:
         self.early, remaining = self._definitions()
         early = self._early = self._parser(self.early_types)
         told = asked_given(operator)
-        self.stored = {name: self._when(kind.stored or told.get(name, ""), early) for name, kind in operator.attributes}
+        self.stored = {
+            name: self._when(kind.stored or told.get(name, ""), early, self._said(f"attribute {name}, stored"))
+            for name, kind in operator.attributes
+        }
         self.stores = {
             name: early.parse(kind.stores, self._said(f"attribute {name}, stores")) if kind.stores else None
             for name, kind in operator.attributes
@@ -179,7 +182,7 @@ class Program:
             (
                 part.name,
                 late.parse(part.bytes, self._said(f"workspace {part.name}"), wanted="int"),
-                self._when(part.when, late),
+                self._when(part.when, late, self._said(f"workspace {part.name}, when")),
             )
             for part in operator.workspace
         )
@@ -190,7 +193,8 @@ class Program:
             else None
         )
         self.options = tuple(
-            (option, self._when(option.when, early, self._said(f"option {option.name}"))) for option in operator.options
+            (option, self._when(option.when, early, self._said(f"option {option.name}, when")))
+            for option in operator.options
         )
         self.launches = tuple(self._launch(index, launch, late) for index, launch in enumerate(operator.launches))
         self.summary = self._texts(operator.summary or plain_summary(operator), early, "summary")
@@ -277,10 +281,10 @@ class Program:
         if not tensor.name.isidentifier() or not tensor.forms:
             raise SpecError(f"{what}: a tensor has a name and at least one form")
         forms = tuple(self._form(text, what, kind) for text in tensor.forms)
-        return TensorProgram(tensor.name, forms, self._when(tensor.when, self._early, what))
+        return TensorProgram(tensor.name, forms, self._when(tensor.when, self._early, f"{what}, when"))
 
-    def _when(self, text: str, parser: Parser, what: str = "") -> Expression | None:
-        return condition(text, parser, what or self._said("when")) if text else None
+    def _when(self, text: str, parser: Parser, what: str) -> Expression | None:
+        return condition(text, parser, what) if text else None
 
     def _form(self, text: str, what: str, kind: str) -> Form:
         found = _FORM.match(text.strip())
@@ -319,11 +323,8 @@ class Program:
     def _axes(self) -> tuple[str, ...]:
         """The names that inputs give, in order; each must be found from them."""
         found: dict[str, None] = {}
-        for tensor in self.inputs:
-            for form in tensor.forms:
-                for axis in form.axes:
-                    unknown = axis.expression.names() - set(self.early_types)
-                    found |= dict.fromkeys(sorted(unknown))
+        for axis in (axis for tensor in self.inputs for form in tensor.forms for axis in form.axes):
+            found |= dict.fromkeys(sorted(axis.expression.names() - set(self.early_types)))
         return tuple(found)
 
     # ------------------------------------------------------------------ the rest
@@ -347,7 +348,7 @@ class Program:
             raise SpecError(f"{what}: give the kernel to compile, or the name of a function that is built elsewhere")
         arguments = tuple((name, self._source(name, text, what, late)) for name, text in launch.arguments)
         function = launch.function or self.function_text(index)
-        when = self._when(launch.when, late, what)
+        when = self._when(launch.when, late, f"{what}, when")
         return LaunchProgram(launch, arguments, when, self._early_part(when), parse_text(function, late, what))
 
     def _early_part(self, when: Expression | None) -> Expression | None:

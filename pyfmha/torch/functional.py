@@ -10,7 +10,15 @@ from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.torch.launch import lacking, launch
-from pyfmha.torch.operator import NoGradient, attention_op, differentiated, lengths_of, ready_for
+from pyfmha.torch.operator import (
+    NoGradient,
+    attention_op,
+    differentiated,
+    lengths_of,
+    operator_for,
+    plain_op,
+    ready_for,
+)
 from pyfmha.torch.plain import Recent, is_compiling, undispatched
 from pyfmha.torch.settings import DTYPES, Settings, check_lengths, problem_of
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
@@ -109,9 +117,9 @@ def attention(
     alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None
     if alone and not is_compiling():
         asked = (causal, scale, left, right, align, softcap, layout, return_lse)
-        ready = _recent.find(asked, q, k, v)
-        if ready is not None:
-            out, lse = launch(ready, (q, k, v))
+        call = _recent.find(asked, q, k, v)
+        if call is not None:
+            out, lse = call(q, k, v)
             return (out, lse) if return_lse else out
     for name, tensor in zip("qkv", (q, k, v), strict=True):
         if not isinstance(tensor, torch.Tensor):
@@ -130,8 +138,11 @@ def attention(
         out, lse = launch(ready, tensors)
     elif torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
+    elif gradient:
+        out, lse = NoGradient.apply(*arguments)
     else:
-        out, lse = (NoGradient.apply if gradient else attention_op)(*arguments)
+        overload, taken = operator_for(arguments)
+        out, lse = overload(*taken)
     return (out, lse) if return_lse else out
 
 
@@ -206,9 +217,9 @@ def scaled_dot_product_attention(
     asked = None
     if not is_compiling() and attn_mask is None and not dropout_p:
         asked = (is_causal, scale, enable_gqa)
-        ready = _recent_drop_in.find(asked, query, key, value)
-        if ready is not None:
-            return launch(ready, (query, key, value))[0]
+        call = _recent_drop_in.find(asked, query, key, value)
+        if call is not None:
+            return call(query, key, value)[0]
     direct = not is_compiling() and undispatched(query, key, value, (attn_mask,))
     exporting = not direct and torch.onnx.is_in_onnx_export()
     if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None and not (
@@ -219,7 +230,8 @@ def scaled_dot_product_attention(
         # Without the layers of `attention`, which check keywords that are not there.
         factor = _usual_scale(query) if scale is None else _number("scale", scale)
         if not direct:
-            return attention_op(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
+            overload = plain_op if attn_mask is None else attention_op
+            return overload(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
         if asked is not None:
             _recent_drop_in.keep(asked, query, key, value, ready)

@@ -24,6 +24,9 @@ LAYER = "torch.ops.pyfmha.attention"
 KEPT = 256
 """Problems that are kept prepared. One costs a plugin object, some KiB."""
 
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
+"""Of Q, K and V to Out and the log-sum-exp."""
+
 _lock = threading.Lock()
 
 
@@ -252,6 +255,23 @@ def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) ->
         address = workspace.data_ptr()
     enqueue((), (), [tensor.data_ptr() for tensor in tensors], results, address, _stream_of(device))
     return out, lse
+
+
+def caller(ready: Ready, pair: bool) -> Call:
+    """:func:`launch` for Q, K and V alone, at half of its time where nothing is needed but memory for Out."""
+    enqueue, copied, shape, strides, dtype, device, of_lse, _, workspace_bytes, _ = ready
+    if copied or of_lse is not None or workspace_bytes:
+        return lambda q, k, v: launch(ready, (q, k, v), pair)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        if _current_device() != device:
+            return launch(ready, (q, k, v), pair)
+        out = empty(shape, strides, dtype)
+        addresses = [q.data_ptr(), k.data_ptr(), v.data_ptr()]
+        enqueue((), (), addresses, [out.data_ptr()], 0, _stream_of(device))
+        return out, (empty((0,), (1,), torch.float32) if pair else None)
+
+    return call
 
 
 def lse_shape(problem: Problem, q: torch.Tensor) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
 """``torch.ops.pyfmha.attention``: tensors in, tensors out, known to PyTorch's compiler and exporter.
 
-Defined by ``torch.library.Library``, not by ``custom_op``, whose layers in Python cost 8 us a call on the host.
+It has two overloads, which do the same: ``default`` takes what most calls give, ``full`` every keyword. PyTorch's
+dispatcher spends some 40 ns on an argument, given or not. Defined by ``torch.library.Library``, not by ``custom_op``,
+whose layers in Python cost 8 us a call on the host.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +17,9 @@ from pyfmha.torch.plain import Recent
 from pyfmha.torch.settings import Settings, check_devices, check_lengths, problem_of
 from pyfmha.trt.attention.beside import beside_of
 
-NAME = "pyfmha::attention"
-SCHEMA = (
+NAME, FULL_NAME = "pyfmha::attention", "pyfmha::attention.full"
+SCHEMA = "(Tensor q, Tensor k, Tensor v, float scale, bool causal=False) -> (Tensor, Tensor)"
+FULL_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, float scale, bool causal=False, bool bottom_right=False, int window_left=-1,"
     " int window_right=-1, float softcap=0.0, str layout='bhsd', Tensor? q_lengths=None, Tensor? kv_lengths=None,"
     " Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_kv=None, bool return_lse=False, Tensor? bias=None,"
@@ -24,14 +28,21 @@ SCHEMA = (
 Lengths = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
-LAST_KEYWORD, BIAS = 10, 15
-"""The arguments in front of lengths, and in front of bias, mask and sinks. PyTorch leaves defaults at the end out."""
+USUAL = (False, -1, -1, 0.0, "bhsd", False)
+"""The keywords that are no tensors and that ``default`` has not, where they are not given."""
+PLAIN, LAST_KEYWORD, BIAS = 5, 10, 15
+"""The arguments of ``default``, in front of lengths, and in front of bias, mask and sinks. PyTorch leaves out defaults
+at the end."""
 
 _ready: dict[Any, Ready] = {}
-_recent = Recent()
+_recent = Recent(pair=True)
+_known = _recent.calls
 _library = torch.library.Library("pyfmha", "DEF")
 # The strides of Out follow from those of Q, so the compiler must not choose others than it traced with.
-_library.define("attention" + SCHEMA, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+_tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+# In this order: where the name alone is called, the first that takes the arguments is.
+_library.define("attention" + SCHEMA, tags=_tags)
+_library.define("attention.full" + FULL_SCHEMA, tags=_tags)
 
 
 def ready_for(
@@ -91,6 +102,16 @@ def _refusing(*arguments: Any) -> Pair:
     return pair
 
 
+def _plain_on_gpu(q: Any, k: Any, v: Any, scale: float, causal: bool = False) -> Pair:
+    found = _known.get((scale, causal))
+    if found is not None and found[0](q, k, v):  # none of them needs a gradient
+        return found[1](q, k, v)
+    if differentiated(q, k, v):
+        return _refusing(q, k, v, scale, causal)
+    ready, _ = ready_for(q, k, v, scale, causal)
+    return _recent.keep((scale, causal), q, k, v, ready)(q, k, v)
+
+
 def _on_gpu(*arguments: Any) -> Pair:
     q, k, v, *keywords = arguments
     if torch.is_grad_enabled() and (
@@ -102,12 +123,10 @@ def _on_gpu(*arguments: Any) -> Pair:
         return _refusing(*arguments)
     if len(arguments) > LAST_KEYWORD:  # there are other tensors
         return launch(*ready_for(*arguments), pair=True)
-    asked = tuple(keywords)
-    ready = _recent.find(asked, q, k, v)
-    if ready is None:
-        ready, _ = ready_for(*arguments)
-        _recent.keep(asked, q, k, v, ready)
-    return launch(ready, (q, k, v), pair=True)
+    found = _known.get(tuple(keywords))
+    if found is not None and found[0](q, k, v):
+        return found[1](q, k, v)
+    return _recent.keep(tuple(keywords), q, k, v, ready_for(*arguments)[0])(q, k, v)
 
 
 def _prepared(
@@ -176,13 +195,23 @@ def _fake(
     return out, q.new_empty((q.shape[0], q.shape[heads], q.shape[rows]), dtype=torch.float32)
 
 
-_library.impl("attention", _on_gpu, "CUDA")
-_library.impl("attention", _on_cpu, "CPU")
-# Both ask for gradients themselves; PyTorch's own way only warns, at a backward pass that then goes on without them.
-_library.impl("attention", torch.library.fallthrough_kernel, "Autograd")
-torch.library.register_fake(NAME, _fake, lib=_library)
-attention_op = torch.ops.pyfmha.attention.default
-"""The operator."""
+_library.impl("attention", _plain_on_gpu, "CUDA")
+_library.impl("attention.full", _on_gpu, "CUDA")
+for _name, _called in (("attention", NAME), ("attention.full", FULL_NAME)):
+    _library.impl(_name, _on_cpu, "CPU")
+    # Both ask for gradients themselves; PyTorch's own way only warns, at a backward pass that then goes on without.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(_called, _fake, lib=_library)
+attention_op, plain_op = torch.ops.pyfmha.attention.full, torch.ops.pyfmha.attention.default
+"""The operator with every keyword, and with the first alone."""
+
+
+def operator_for(arguments: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """The overload for the arguments of ``full``, and those that it takes."""
+    tensors = (*arguments[LAST_KEYWORD : BIAS - 1], *arguments[BIAS:])
+    if all(x is None for x in tensors) and (*arguments[PLAIN:LAST_KEYWORD], arguments[BIAS - 1]) == USUAL:
+        return plain_op, arguments[:PLAIN]
+    return attention_op, arguments
 
 
 def _out(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyfmha.torch.launch import Ready
+from pyfmha.torch.launch import Call, Ready, caller
 
 MOST_RECENT = 64
 """Keywords whose last call is known again; a model has a handful."""
@@ -62,12 +62,20 @@ _TensorGuards: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards
 
 
 class Recent:
-    """What was prepared for the last call with the same keywords, for tensors that are like those then."""
+    """What was prepared for the last call with the same keywords, for tensors that are like those then.
 
-    def __init__(self) -> None:
-        self._calls: dict[Any, tuple[Callable[..., bool], Ready]] = {}
+    Attributes:
+        calls: by keywords, what tells whether tensors are alike, and what launches for them.
 
-    def find(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any) -> Ready | None:
+    Args:
+        pair: as :func:`pyfmha.torch.launch.launch`.
+    """
+
+    def __init__(self, pair: bool = False) -> None:
+        self._pair = pair
+        self.calls: dict[Any, tuple[Callable[..., bool], Call]] = {}
+
+    def find(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any) -> Call | None:
         """That; None where they are not alike, or somebody looks on.
 
         Not to be asked while PyTorch's compiler reads the program.
@@ -76,16 +84,18 @@ class Recent:
             asked: the keywords: numbers and texts.
             q, k, v: all the tensors.
         """
-        found = self._calls.get(asked)
+        found = self.calls.get(asked)
         if found is None or not found[0](q, k, v) or _function_modes() or _profiled():
             return None
         return found[1]
 
-    def keep(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any, ready: Ready) -> None:
-        """Know tensors again."""
-        if _TensorGuards is None:
-            return
-        if len(self._calls) >= MOST_RECENT:
-            self._calls.clear()
+    def keep(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any, ready: Ready) -> Call:
+        """Know tensors again, unless one may need a gradient, which the guards do not ask the mode for; the call."""
+        call = caller(ready, self._pair)
+        if _TensorGuards is None or q.requires_grad or k.requires_grad or v.requires_grad:
+            return call
+        if len(self.calls) >= MOST_RECENT:
+            self.calls.clear()
         alike = _TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-        self._calls[asked] = alike, ready
+        self.calls[asked] = alike, call
+        return call

@@ -22,7 +22,7 @@ from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.operators.description import DATA_TYPES
 from pyfmha.torch.functional import beside_of_mask, why_not_mask, why_not_shapes
 from pyfmha.torch.launch import library
-from pyfmha.torch.operator import attention_op
+from pyfmha.torch.operator import attention_op, plain_op
 from pyfmha.torch.settings import Settings, problem_of
 from pyfmha.trt.attention.beside import BESIDE
 from pyfmha.trt.attention.network import add_attention
@@ -54,7 +54,7 @@ def _served(node: Any, settings: Any = None) -> bool:
     """Whether a node becomes the plugin's: a ``capability_validator``."""
     given = _arguments(node.target, node.args, node.kwargs)
     try:
-        why = _why_not(given, node.target is attention_op)
+        why = _why_not(given, node.target in (attention_op, plain_op))
     except PyfmhaError as error:
         why = str(error)
     if why is not None:
@@ -115,6 +115,7 @@ def _settings(given: Mapping[str, Any], size: int) -> Settings:
     )
 
 
+@dynamo_tensorrt_converter(plain_op, capability_validator=_served, supports_dynamic_shapes=True)  # type: ignore[untyped-decorator]
 @dynamo_tensorrt_converter(attention_op, capability_validator=_served, supports_dynamic_shapes=True)  # type: ignore[untyped-decorator]
 def convert_attention(
     ctx: Any, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
@@ -133,15 +134,16 @@ def convert_attention(
     more = {
         part: get_trt_tensor(ctx, given[part], f"{name}_{part}")
         for part in (*LENGTHS, *BESIDE)
-        if given[part] is not None
+        if given.get(part) is not None
     }
+    return_lse = given.get("return_lse", False)
     layout: Any = settings.layout
     out = add_attention(
         ctx.net, q, k, v, causal=settings.causal, scale=settings.scale, window=settings.window,
         align="bottom-right" if settings.bottom_right else "top-left", softcap=settings.softcap,
-        layout=layout, return_lse=given["return_lse"], name=name, **more,
+        layout=layout, return_lse=return_lse, name=name, **more,
     )  # fmt: skip
-    return tuple(out) if given["return_lse"] else (out,)
+    return tuple(out) if return_lse else (out,)
 
 
 @dynamo_tensorrt_converter(  # type: ignore[untyped-decorator]

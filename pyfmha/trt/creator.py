@@ -18,7 +18,7 @@ from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import Program, program_of
 from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
-from pyfmha.trt.failures import LOGGER, report
+from pyfmha.trt.failures import LOGGER, plugin_error, report
 from pyfmha.trt.fields import FIELD_TYPES, Stored, read_fields
 from pyfmha.trt.modules import find_module
 from pyfmha.trt.origin import Origin
@@ -307,11 +307,13 @@ def _load(trt: Any, library: Library, asked: Operator | str, namespace: str | No
             if registry is None or registry.get_creator(other, version, own) is not None:
                 raise _taken(trt, operator, own)
         if registry.load_library(str(library.path)) is None:
-            raise PluginError(f"{trt.__name__} refused to load {library.path}: pyfmha plugin-check says more")
-        _loaded.update(dict.fromkeys(places, library))
+            why = plugin_error(library.path) or "pyfmha plugin-check says more"
+            raise PluginError(f"{trt.__name__} refused to load {library.path}: {why}")
     creator = registry.get_creator(name, held[name].version, space)
     if creator is None:
-        raise PluginError(f"{trt.__name__} loaded {library.path} without {name}: pyfmha plugin-check says more")
+        why = plugin_error(library.path) or "pyfmha plugin-check says more"
+        raise PluginError(f"{trt.__name__} loaded {library.path} without {name}: {why}")
+    _loaded.update(dict.fromkeys(places, library))
     return creator
 
 

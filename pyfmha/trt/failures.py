@@ -5,12 +5,14 @@ knows that something failed. So each failure is also logged (logger ``pyfmha``) 
 what it serves and what to do; whoever drives TensorRT raises it again with :func:`collect_failures`.
 """
 
+import ctypes
 import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pyfmha.errors import DriverError, PluginError, PyfmhaError
@@ -94,6 +96,15 @@ def guarded(override: _Override) -> _Override:
 def last_failure() -> Failure | None:
     """The latest failure in any of this process's plugins, or None."""
     return _last
+
+
+def plugin_error(library: Path) -> str:
+    """Why a library that is loaded hands no plugins to the TensorRT that has it; empty where it does."""
+    asked = getattr(ctypes.CDLL(str(library)), "pyfmha_plugin_error", None)  # libraries before it have no such function
+    if asked is None:
+        return ""
+    asked.restype = ctypes.c_char_p
+    return (asked() or b"").decode(errors="replace")
 
 
 @contextmanager

@@ -111,12 +111,8 @@ class Session:
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                carries = _LIBRARY_SIGN in bytes(plan)
-                if carries and not self._trusts:
-                    hint = "it carries a library; if its maker is to be trusted: Session(..., trust_library=True)"
-                elif self._trusts and not carries:
-                    hint = "it carries no library, so pyfmha's plugin was not registered: leave out trust_library=True"
-                raise failure_of("the engine cannot be loaded", failures, said, unregistered(self._trt, said) or hint)
+                hint = unregistered(self._trt, said) or self._library_hint(plan, said) or hint
+                raise failure_of("the engine cannot be loaded", failures, said, hint)
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise failure_of("the engine cannot be run here", failures, said)
@@ -232,6 +228,20 @@ class Session:
         self.close()
 
     # ------------------------------------------------------------------ helpers
+
+    def _library_hint(self, plan: Any, said: list[str]) -> str:
+        """What to do where an engine is refused for the library that it carries, or does not; else empty."""
+        carries = _LIBRARY_SIGN in bytes(plan)
+        if carries and not self._trusts:
+            return "it carries a library; if its maker is to be trusted: Session(..., trust_library=True)"
+        if self._trusts and not carries:
+            return "it carries no library, so pyfmha's plugin was not registered: leave out trust_library=True"
+        if self._trusts and any("find plugin" in text.lower() for text in said):
+            return (
+                "the library that it carries has no such plugin; either call pyfmha.register() before, or build the"
+                " engine again with the library that has it"
+            )
+        return ""
 
     def _opened(self) -> Any:
         if self._context is None:

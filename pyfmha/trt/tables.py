@@ -359,11 +359,12 @@ class LibraryTables(TableCalls):
 
     Args:
         library: its path.
+        logger: what is told of failures.
     """
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, logger: Logger | None = None) -> None:
         self.c = ctypes.CDLL(str(library))
-        self.logger = Logger()
+        self.logger = Logger() if logger is None else logger
         self.c.setLoggerFinder(POINTER(ctypes.addressof(self.logger.finder)))
         self.c.getCreators.restype = ctypes.POINTER(POINTER)
         self.c.pyfmha_last_error.restype = ctypes.c_char_p

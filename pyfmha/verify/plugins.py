@@ -21,6 +21,7 @@ from pyfmha.operators.instance import Instance
 from pyfmha.operators.program import Program, program_of
 from pyfmha.operators.trials import constants
 from pyfmha.runtime.library import Library
+from pyfmha.trt.failures import plugin_error
 from pyfmha.trt.tables import Field, LibraryTables, TablePlugin, Tensor, Unknown
 
 MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
@@ -81,6 +82,10 @@ def _through_tensorrt(path: Path, operators: Sequence[Operator], module: str | N
         handle, why = registry.load_library(str(path)), ""
     except (RuntimeError, AttributeError) as error:
         handle, why = None, f": {error}"
+    refused = plugin_error(path)
+    if refused:
+        yield Finding(f"{said} is given no plugins by {path}: {refused}", False)
+        return
     yield Finding(f"{said} loads {path}{why}", handle is not None)
     if handle is None:
         return

@@ -92,6 +92,8 @@ def operator(**changes):
         ("O = operator(launches=[launch(arguments={'x': 'X', 'y': 'Y', 'n': 'rows'})])", "'rows' is not known"),
         ("O = operator(launches=[launch(constants={})])", "constant BLOCK has no value"),
         ("O = operator(launches=[launch(constants={'BLOCK': 64, 'C': 1})])", "the kernel has no parameter C"),
+        ("O = operator(launches=[launch(configs=[pyfmha.Config({'C': 1})])])", "no parameter C; it has x"),
+        ("O = operator(checks=['length > 0'])", r"checks is \('length > 0',\); give a list of Check\(\.\.\.\)"),
         ("O = operator(launches=[launch(grid='')])", "there is no grid"),
         ("O = operator(launches=[launch(grid='cdiv(m, 4)')])", "^Copy: launch of copy: grid .*'m' is no integer"),
         ("O = operator(launches=[launch(scalars={'n': 'i77'})])", "^Copy: launch of copy: unknown type 'i77'"),

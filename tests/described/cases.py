@@ -227,6 +227,18 @@ CASES: dict[str, Case] = {
         attributes={"splits": 5},
         workspace=192 + 3,
     ),
+    "workspace of no bytes": Case(
+        operator(
+            "Roomy",
+            attributes={"bytes": "int64 = 0", "by": "int32 = 1"},
+            workspace={"Room": "bytes * n", "Last": "n // by"},
+            launches=[probe(a="X", b="Room", c="Room + 8 if bytes > 0 else Y", i="n")],
+        ),
+        [((9,), "fp32")],
+        [((9,), "fp32")],
+        [("probe", {"a": "X", "b": "workspace", "c": "Y", "i": 9})],
+        workspace=9,
+    ),
     "sizes that are all known": Case(
         operator(
             "Known",

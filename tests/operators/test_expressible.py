@@ -146,7 +146,8 @@ def test_attributes_that_are_refused(
         ("Tied", [((5,), "fp16"), ((5,), "fp32"), ((5,), "int64"), ((5,), "uint8")],
          [((5,), "int64"), ((5,), "uint8")], "W is of type FLOAT; T is one type of HALF, FLOAT in all tensors"),
         ("Named", [((1 << 40, 4, 1 << 40), "fp32")], [((1 << 40, 2, 1 << 40), "fp32")], "i32 holds -2147483648 to"),
-        ("Arguments", [((1 << 31, 1 << 31, 4), "fp32")], [((4, 1 << 31), "fp32")], "a size overflows 64 bits"),
+        ("Arguments", [((1 << 31, 1 << 31, 4), "fp32")], [((4, 1 << 31), "fp32")],
+         "is not there: X [2147483648, 2147483648, 4] has more elements than 64 bits hold"),
     ],
 )  # fmt: skip
 def test_shapes_that_are_refused(
@@ -156,6 +157,48 @@ def test_shapes_that_are_refused(
     pair = pair_of(name)
     assert pair.both("on_shape_change", attached_of(pair, case), tensors(inputs), tensors(outputs)) != 0
     assert message in pair.c.error()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (
+            {"bytes": -1},
+            "part Room of the workspace has -9 bytes, from 0 on; it must have 0 or more, and end before 46116",
+        ),
+        (
+            {"bytes": 1 << 59},
+            "part Room of the workspace has 5188146770730811392 bytes, from 0 on; it must have 0 or more",
+        ),
+        (
+            {"bytes": (1 << 61) - 1},
+            "a number is divided by zero, or what is read is not there: shapes are X [9], Y [9]",
+        ),
+        ({"by": 0}, "a number is divided by zero, or what is read is not there: shapes are X [9], Y [9]"),
+    ],
+)
+def test_workspaces_that_are_refused(pair_of: Callable[[str], Pair], attributes: dict[str, Any], message: str) -> None:
+    case = CASES["workspace of no bytes"]
+    pair = pair_of(case.operator.name)
+    attached = attached_of(pair, replace(case, attributes=attributes))
+    inputs, outputs = tensors(case.inputs), tensors(case.outputs)
+    for call in ("on_shape_change", "configure"):
+        assert pair.both(call, attached, inputs, outputs) != 0
+        assert f"{call if call[0] == 'o' else 'configure_plugin'}: " in pair.c.error()
+        assert message in pair.c.error()
+    assert pair.both("workspace", attached, inputs, outputs) >= 1 << 62  # which TensorRT refuses
+
+
+def test_a_workspace_of_no_bytes(pair_of: Callable[[str], Pair]) -> None:
+    """Neither asked for nor missed."""
+    case = CASES["workspace of no bytes"]
+    pair = pair_of(case.operator.name)
+    attached = attached_of(pair, case)
+    inputs, outputs = [Tensor((0,), 0)], [Tensor((0,), 0)]
+    assert pair.both("workspace", attached, inputs, outputs) == 0
+    assert pair.both("on_shape_change", attached, inputs, outputs) == 0
+    (launch,) = pair.launches(attached, [ADDRESS], [ADDRESS + STEP], 0, 1)
+    assert read(pair, launch, ["X", "Y"])[1] | {"a": "X", "b": "null", "c": "Y"} == read(pair, launch, ["X", "Y"])[1]
 
 
 def test_empty_tensors_are_served(pair_of: Callable[[str], Pair]) -> None:

@@ -265,9 +265,16 @@ def test_launches_that_follow_one_another() -> None:
         made({**changes, "launches": changes["launches"][:2]}, mode=2)
 
 
-@pytest.mark.parametrize("size", ["rows * 4611686018427387904", "0 - rows", "4611686018427387904"])
-def test_a_workspace_that_nobody_has(size: str) -> None:
-    with pytest.raises(PluginError, match="overflows 64 bits"):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("rows * 4611686018427387904", r"overflows 64 bits, .*: shapes are X \[3, "),
+        ("0 - rows", "part A of the workspace has -3 bytes, from 0 on; it must have 0 or more, and end before"),
+        ("4611686018427387904", "part A of the workspace has 4611686018427387904 bytes, from 0 on"),
+    ],
+)
+def test_a_workspace_that_nobody_has(size: str, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
         planned(made({"workspace": {"A": size}}), (3, 5), (3, 5))
 
 

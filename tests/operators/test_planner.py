@@ -50,7 +50,7 @@ OPERATOR = Operator(
         ),
     ],
     workspace=[Part("Parts", "rows * item", "large or rows > 4"), Part("Sums", "batch * 8 - 8")],
-    options=[Option("more_of", "a rule", "extra")],
+    options=[Option("more_of", 1, "extra")],
     shape_summary=[("", "{rows} rows"), ("large", ", large: {large}, {mode:r}, {mean:g}")],
 )  # fmt: skip
 

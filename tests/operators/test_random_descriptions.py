@@ -178,11 +178,11 @@ SPOILED: dict[str, tuple[Spoiler, str]] = {
     ),
     "a text that C cannot hold": (
         lambda one, _: replace(one, attributes=(*one.attributes, ("last", Attribute("string", "a\0b")))),
-        r"a text holds the character NUL",
+        r"which holds the character NUL",
     ),
     "a text that is none": (
         lambda one, _: replace(one, attributes=(*one.attributes, ("last", Attribute("string", "a\ud800")))),
-        r"a text holds '\\ud800', which is no character",
+        r"which holds '\\ud800', no character",
     ),
 }  # fmt: skip
 

@@ -235,6 +235,8 @@ static const object *find_logger(void *self) {
 }
 static function *const finder_table[] = {unused, unused, unused, unused, (function *)find_logger};
 static function *const finder_table_10[] = {(function *)find_logger, unused, unused};
+static function *const unknown_table[] = {unused, unused, unused, unused, unused, unused}; /* of a later TensorRT: not to be called */
+static bool is_later(void) { return version >= 120000 || (version >= 20000 && version < 100000); }
 static object finder = {finder_table};
 
 int32_t getInferLibVersion(void);
@@ -264,8 +266,8 @@ void __wrap_free(void *memory) {
 
 /* ------------------------------------------------------------------ the library, and its plugins by number */
 
-static const void *const *creators;
-static const char *(*last_error)(void);
+static const void *const *creators, *const *(*get_creators)(int32_t *);
+static const char *(*last_error)(void), *(*plugin_error)(void);
 static void *objects[MAX_OBJECTS];
 static int object_count;
 static struct {
@@ -544,14 +546,14 @@ static void open_library(void) {
     exit(3);
   }
   opened = library;
-  const void *const *(*get)(int32_t *);
   void (*set)(object *);
-  TAKE(get, library, "getCreators");
+  TAKE(get_creators, library, "getCreators");
+  TAKE(plugin_error, library, "pyfmha_plugin_error");
   TAKE(set, library, "setLoggerFinder");
   TAKE(last_error, library, "pyfmha_last_error");
   int32_t found = 0;
   set(&finder);
-  creators = get(&found);
+  creators = get_creators(&found);
   printf("= %d\n", found);
   free(path);
 }
@@ -653,7 +655,13 @@ static bool of_library(const char *command) {
   if (!strcmp(command, "open")) open_library();
   else if (!strcmp(command, "cuda")) open_cuda();
   else if (!strcmp(command, "gpu")) open_gpu();
-  else if (!strcmp(command, "creator")) do_creator();
+  else if (!strcmp(command, "creators")) {
+    int32_t found = -1;
+    get_creators(&found);
+    printf("= %d", found);
+    put_text(plugin_error());
+    putchar('\n');
+  } else if (!strcmp(command, "creator")) do_creator();
   else if (!strcmp(command, "creator_fields")) {
     void *c = (void *)(uintptr_t)creators[count()];
     put_fields(SLOT(c, 5, const fields *, void *)(c));
@@ -676,7 +684,7 @@ static bool of_library(const char *command) {
   else if (!strcmp(command, "heard")) printf("= %d\n", *(int *)dlsym(other, "heard"));
   else if (!strcmp(command, "version")) {
     version = count();
-    finder.table = is_old() ? finder_table_10 : finder_table;
+    finder.table = is_later() ? unknown_table : is_old() ? finder_table_10 : finder_table;
     printf("= %d\n", version);
   }
   else if (!strcmp(command, "fail")) {

@@ -1,7 +1,10 @@
 """Fixtures and values of the tests of three operators that are not attention; asked for with ``pytest_plugins``."""
 
+import ctypes
+import functools
 import random
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from described import STRICT
 from fake_cuda import FakeCuda
 from helpers import KERNELS
 from shared import Shared
+from trt_double.binding import make_binding
 from trt_double.twins import Shapes, shapes_for
 
 from plugin_host import HostCalls, build_host
@@ -20,6 +24,7 @@ from pyfmha.operators.description import Operator
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
+from pyfmha.trt.tables import POINTER, Logger
 
 
 def specs_of(compiler: Compiler) -> tuple[list[Operator], list[KernelSpec]]:
@@ -85,6 +90,29 @@ def random_values(name: str, chance: random.Random) -> dict[str, Any]:
 @pytest.fixture
 def path(plugins_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(plugins_path, tmp_path / "libpyfmha.so"))
+
+
+LATER = """
+#include <stdlib.h>
+int getInferLibVersion(void) { return 120000; }
+static void unknown(void) { abort(); }
+static void (*const table[])(void) = {unknown, unknown, unknown, unknown, unknown, unknown};
+void (*const *finder[])(void) = {table};
+"""
+
+
+@pytest.fixture
+def later_trt(tmp_path: Path) -> Any:
+    """A binding of TensorRT 12, which loads libraries and has a finder that nobody may call."""
+    source, library = tmp_path / "later.c", tmp_path / "libnvinfer.so.12"
+    source.write_text(LATER)
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
+    logger, trt = Logger(), make_binding()
+    logger.finder = (POINTER * 1).in_dll(ctypes.CDLL(str(library)), "finder")
+    trt.__version__ = "12.0.0"
+    registry = trt.get_plugin_registry()
+    registry.load_library = functools.partial(registry.load_library, logger=logger)
+    return trt
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_gpu import STREAM, attention_op, torch_gpu
+from torch_gpu import STREAM, attention_op, plain_op, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
 import pyfmha.torch
@@ -89,8 +89,10 @@ def test_a_form_is_prepared_once_and_later_calls_only_launch(fake_gpu: FakeCuda)
     assert integers(fake_gpu.launches()[-1].params, 14, 2) == [40, 50]
 
 
+WHY_NOT = functional.why_not
 CALLS: dict[str, Callable[..., Any]] = {
     "operator": lambda *tensors: attention_op(*tensors, SIZE**-0.5)[0],
+    "operator of few keywords": lambda *tensors: plain_op(*tensors, SIZE**-0.5)[0],
     "attention": pyfmha.torch.attention,
     "drop-in": pyfmha.torch.scaled_dot_product_attention,
 }
@@ -212,7 +214,7 @@ def test_who_looks_on_sees_the_operator(fake_gpu: FakeCuda, name: str) -> None:
         call(q, k, v)
     with Function():
         call(q, k, v)
-    assert Looking.seen.count(operator.attention_op) == 2
+    assert len([seen for seen in Looking.seen if seen in (operator.attention_op, operator.plain_op)]) == 2
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call(q, k, v)
     assert "pyfmha::attention" in {event.name for event in profiled.events()}
@@ -278,11 +280,31 @@ def test_a_launch_is_on_the_device_of_its_tensors(fake_gpu: FakeCuda, monkeypatc
             assert current == [0]
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_what_was_known_without_a_gradient_is_refused_with_one(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(operator, "attention_op", attention_op)
+    q, k, v = tensors()
+    for x in (q, q.clone().requires_grad_()):
+        with torch.no_grad():
+            for _ in range(3):
+                CALLS[name](x, k, v)
+    assert len(fake_gpu.launches()) == 6
+    monkeypatch.setattr(functional, "why_not", WHY_NOT)
+    out = CALLS[name](x, k, v)
+    if name == "drop-in":  # it leaves the call to PyTorch
+        assert out.requires_grad
+        return
+    with pytest.raises(PluginError, match="attention has no gradient here"):
+        out.sum().backward()
+
+
 def test_what_is_known_again_is_bounded(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "MOST_RECENT", 2)
     for scale in (0.5, 0.25, 0.125, 0.5):
         pyfmha.torch.attention(*tensors(), scale=scale)
-    assert len(functional._recent._calls) == 2
+    assert len(functional._recent.calls) == 2
 
 
 def test_another_version_of_pytorch_goes_by_the_dispatcher(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +312,7 @@ def test_another_version_of_pytorch_goes_by_the_dispatcher(fake_gpu: FakeCuda, m
     monkeypatch.setattr(plain, "_TensorGuards", None)
     for _ in range(2):
         pyfmha.torch.attention(*tensors())
-    assert (len(fake_gpu.launches()), functional._recent._calls) == (2, {})
+    assert (len(fake_gpu.launches()), functional._recent.calls) == (2, {})
     monkeypatch.delattr(torch._C, "_get_tracing_state")
     monkeypatch.setattr(plain, "_traced", plain._lookers_on()[3])
     pyfmha.torch.attention(*tensors())

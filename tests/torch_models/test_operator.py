@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfmha.torch
 from pyfmha.attention.operator import OPERATOR
@@ -16,7 +17,7 @@ from pyfmha.errors import PluginError
 from pyfmha.torch import functional as drop_in
 from pyfmha.torch import launch as launching
 from pyfmha.torch.functional import why_not, why_not_mask, why_not_shapes
-from pyfmha.torch.operator import attention_op
+from pyfmha.torch.operator import attention_op, plain_op
 
 LENGTHS = {"q_lengths": torch.tensor([3, 7]), "kv_lengths": torch.tensor([9, 0])}
 NUMBERS = torch.randn(2, 4, 7, 9, generator=torch.Generator().manual_seed(3))
@@ -160,6 +161,45 @@ def test_pytorchs_own_check_of_operators(dtype: torch.dtype, more: dict[str, Any
         assert attention_op(*turned, 0.25, layout=layout)[0].stride() == turned[0].stride()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_overload_for_most_calls(causal: bool) -> None:
+    """It is what the name alone calls, as far as it takes the keywords."""
+    q, k, v = tensors()
+    torch.library.opcheck(plain_op, (q, k, v, 0.25), {"causal": causal})
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    torch.library.opcheck(plain_op, (*turned, 0.25, causal))
+    for given in (tensors(), turned):
+        out, lse = torch.ops.pyfmha.attention(*given, 0.25, causal)
+        assert torch.equal(out, attention_op(*given, 0.25, causal)[0])
+        assert (out.stride(), lse.shape) == (given[0].stride(), (0,))
+    _, lse = torch.ops.pyfmha.attention(q, k, v, 0.25, causal, return_lse=True)
+    assert torch.equal(lse, attention_op(q, k, v, 0.25, causal, return_lse=True)[1])
+
+
+KINDS: list[tuple[dict[str, Any], Any]] = [
+    ({}, plain_op), ({"causal": True, "scale": 0.5, "window": (-1, -1), "softcap": 0}, plain_op),
+    ({"layout": "bhsd", "align": "top-left", "q_lengths": None}, plain_op), ({"causal": "bottom-right"}, attention_op),
+    ({"window": (2, -1)}, attention_op), ({"softcap": 2.0}, attention_op), ({"layout": "bshd"}, attention_op),
+    ({"kv_lengths": LENGTHS["q_lengths"]}, attention_op), ({"return_lse": True}, attention_op),
+    ({"mask": NUMBERS[0, 0] > 0}, attention_op),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keywords", "wanted"), KINDS, ids=range(len(KINDS)))
+def test_the_overload_that_a_call_becomes(keywords: dict[str, Any], wanted: Any) -> None:
+    seen = []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    q, k, v = tensors(kv_heads=4) if keywords.get("layout") != "bshd" else [tensors()[0]] * 3
+    with Looking():
+        pyfmha.torch.attention(q, k, v, **keywords)
+    assert [function for function in seen if function in (plain_op, attention_op)] == [wanted]
+
+
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
 def test_pytorchs_own_check_with_bias_mask_sinks_and_values_of_another_size(layout: str) -> None:
     q, k, v = tensors(layout=layout)
@@ -183,7 +223,14 @@ def test_a_gradient_of_a_bias_or_sinks_is_an_error(name: str) -> None:
         out.sum().backward()
 
 
-@pytest.mark.parametrize("call", [pyfmha.torch.attention, lambda q, k, v: attention_op(q, k, v, 0.25)[0]])
+WAYS = (
+    pyfmha.torch.attention,
+    lambda q, k, v: attention_op(q, k, v, 0.25)[0],
+    lambda q, k, v: torch.ops.pyfmha.attention(q, k, v, 0.25)[0],
+)
+
+
+@pytest.mark.parametrize("call", WAYS)
 def test_a_gradient_is_an_error_and_not_left_out(call: Any) -> None:
     q, k, v = tensors()
 

@@ -17,7 +17,7 @@ from trt_double.binding import DoubleCalls, make_binding
 import pyfmha.trt
 from pyfmha.aot import Compiler, build
 from pyfmha.aot.operator_specs import load_operators, operator_specs
-from pyfmha.errors import PluginError
+from pyfmha.errors import LaunchError, PluginError
 from pyfmha.operators.tactics import tactics_of
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
@@ -159,7 +159,11 @@ def test_types_that_are_tied(gelu: Stage) -> None:
             [(1 << 20, 1 << 20), (1 << 20,), (1 << 20, 1 << 20)],
             "n is 1099511627776, i32 holds -2147483648 to 2147483647",
         ),
-        ([(1 << 40, 1 << 40), (1 << 40,), (1 << 40, 1 << 40)], "a size overflows 64 bits"),
+        (
+            [(1 << 40, 1 << 40), (1 << 40,), (1 << 40, 1 << 40)],
+            "a size overflows 64 bits, a number is divided by zero, or what is read is not there:"
+            " X [1099511627776, 1099511627776] has more elements than 64 bits hold",
+        ),
     ],
 )
 def test_shapes_that_are_refused(gelu: Stage, shapes: list[tuple[int, ...]], message: str) -> None:
@@ -227,6 +231,17 @@ def test_centre(centre: Stage, tell: int) -> None:
     assert calls.enqueue(running, [X], [Y, M][: 1 + tell], 0, STREAM) != 0
     said = "centre and tell" if tell else "centre"
     assert f"Centre layer 'layer 1' ({said}, 5 rows of 100): enqueue: TensorRT gave no workspace, 20 bytes" in error()
+
+
+def test_a_kernel_may_be_given_no_workspace(centre: Stage) -> None:
+    """Of a part that has no bytes for a shape; where it has some, enqueue has refused to go without."""
+    function = centre.library["acme_centre_0"]
+    function.load()
+    function(STREAM, x=X, sums=0, rows=5, cols=100)
+    assert read(centre.fake_cuda.launches()[-1].params, function.manifest.arguments)["sums"] == 0
+    with pytest.raises(LaunchError, match="x is null; give its address"):
+        function(STREAM, x=0, sums=0, rows=5, cols=100)
+    function.unload()
 
 
 def test_only_what_runs_is_loaded(centre: Stage) -> None:

@@ -215,17 +215,34 @@ def test_the_library_needs_libc_alone(path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("version", "shown"), [(9300, "TensorRT 9"), (120000, "TensorRT 12"), (8601, "TensorRT 8")])
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [
+        (9300, "TensorRT 9"),
+        (8601, "TensorRT 8"),
+        (120000, "TensorRT 12"),
+        (20100, "TensorRT-RTX 2"),
+        (1000000, "TensorRT 100"),
+    ],
+)
 def test_another_tensorrt_is_refused(host: HostCalls, path: Path, version: int, shown: str) -> None:
-    fields = fields_of(operators_of(path)["BiasGelu"], {"scale": 0.5})
+    """It is given no creators. One whose logger is known is told why; of a later one no slot is called: each aborts."""
+    fields, name = fields_of(operators_of(path)["BiasGelu"], {"scale": 0.5}), host.named("BiasGelu")
     host.ask("version", version)
-    assert host.create(host.named("BiasGelu"), "layer", fields, BUILD) is None
-    assert f"this is {shown} (version number {version})" in host.error()
-    assert "TensorRT 10 to 11" in host.error()
-    assert [line for _, line in host.logger.lines] == [host.error()]
+    said = f"this is {shown} (version number {version}); the library was made for the interfaces of TensorRT 10 to 11"
+    count, why = host.ask("creators")
+    assert count == "0"
+    assert bytes.fromhex(why[1:]).decode() == host.error()
+    assert host.error().startswith(said)
+    told = [host.error()]
+    assert host.create(name, "layer", fields, BUILD) is None  # by a creator of an earlier time
+    assert f"BiasGelu layer 'layer': create_plugin: {said}" in host.error()
+    told.append(host.error())
+    assert [line for _, line in host.logger.lines] == (told if version < 10000 else [])
     for right in (100001, 101500, 110400, 0):  # 0: it does not say
         host.ask("version", right)
-        assert host.create(host.named("BiasGelu"), "layer", fields, BUILD) is not None
+        assert host.ask("creators") == [str(len(host.creators)), "-"]
+        assert host.create(name, "layer", fields, BUILD) is not None
 
 
 def test_a_logger_that_comes_later(host: HostCalls) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import python_environment
@@ -49,6 +50,15 @@ def test_two_libraries_of_one_plugin(path: Path, tmp_path: Path) -> None:
     register(trt, kind="library", library=path, operator="Spread")
     with pytest.raises(PluginError, match="a plugin of that name is registered already"):
         register(trt, kind="library", library=shutil.copy(path, tmp_path / "libother.so"), operator="Spread")
+
+
+def test_a_tensorrt_of_other_interfaces(path: Path, later_trt: Any) -> None:
+    """None of its slots is called; Python's plugin goes by names, and may try."""
+    with pytest.raises(
+        PluginError, match=r"without BiasGelu: this is TensorRT 12 \(version number 120000\); the library"
+    ):
+        register(later_trt, kind="library", library=path, operator="BiasGelu")
+    assert register(later_trt, library=path, operator="BiasGelu").name == "BiasGelu"
 
 
 def test_a_library_that_was_built_again(path: Path) -> None:

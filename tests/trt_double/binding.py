@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.trt.tables import LibraryTables, virtual
+from pyfmha.trt.tables import LibraryTables, Logger, virtual
 from trt_double import Field, Tensor, Unknown, operate
 
 POISON = 0xDB  # what freed memory holds
@@ -315,10 +315,11 @@ class INetworkDefinition:
         return self.layers[-1]
 
 
-class _LibraryCreator:
+class LibraryCreator:
     """As the registry shows a creator in C."""
 
     def __init__(self, tables: LibraryTables, address: int) -> None:
+        self.tables, self.address = tables, address
         names = [virtual(address, slot, ctypes.c_char_p)().decode() for slot in (6, 7, 8)]
         self.name, self.plugin_version, self.plugin_namespace = names
         self.field_names = [
@@ -326,21 +327,27 @@ class _LibraryCreator:
         ]
 
 
-class _Registry:
-    def __init__(self) -> None:
+class Registry:
+    """The process's, or a runtime's own, whose parent is asked for what it lacks (``parent_search_enabled``)."""
+
+    def __init__(self, parent: "Registry | None" = None) -> None:
         self._creators: dict[tuple[str, str, str], Any] = {}
+        self._parent = parent
         self.loaded: list[str] = []
 
-    def load_library(self, plugin_path: str) -> object | None:
-        """None for a path that is loaded, as lean has it."""
+    def load_library(self, plugin_path: str, logger: Logger | None = None) -> LibraryTables | None:
+        """None for a path that is loaded, as lean has it, and for what is no library."""
         if plugin_path in self.loaded:
             return None
+        try:
+            tables = LibraryTables(Path(plugin_path), logger)
+        except OSError:
+            return None
         self.loaded.append(plugin_path)
-        tables = LibraryTables(Path(plugin_path))
         for address in tables.creators:
-            creator = _LibraryCreator(tables, address)
+            creator = LibraryCreator(tables, address)
             self._creators[creator.name, creator.plugin_version, creator.plugin_namespace] = creator
-        return object()
+        return tables
 
     def register_creator(self, creator: Any, plugin_namespace: str = "") -> bool:
         key = (creator.name, creator.plugin_version, plugin_namespace)
@@ -350,7 +357,9 @@ class _Registry:
         return True
 
     def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> Any | None:
-        return self._creators.get((type, version, plugin_namespace))
+        key = (type, version, plugin_namespace)
+        inherited = None if self._parent is None else self._parent.get_creator(*key)
+        return self._creators.get(key, inherited)
 
 
 _numbers = count()
@@ -384,7 +393,7 @@ def make_binding(name: str | None = None, *, repeats: bool = False) -> Any:
         field_names=PluginFieldCollection,
     )
     module.INetworkDefinition = type("INetworkDefinition", (INetworkDefinition,), {"__module__": module.__name__})
-    registry = _Registry()
+    registry = Registry()
     module.get_plugin_registry = lambda: registry
     sys.modules[module.__name__] = module
     return module

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shared import Shared
@@ -49,6 +50,15 @@ def test_tensorrt_loads_it(path: Path, module: str) -> None:
     assert code == 0, lines
     assert f"loads {path.resolve()}" in lines[0]
     assert any("finds BiasGelu version 1 in namespace acme, fields: scale" in line for line in lines)
+
+
+def test_a_tensorrt_of_other_interfaces(path: Path, later_trt: Any) -> None:
+    code, lines = check(path, "--tensorrt", later_trt.__name__)
+    assert code == 1
+    assert lines[0].startswith(
+        f"WRONG {later_trt.__name__} 12.0.0 is given no plugins by {path.resolve()}: this is TensorRT 12"
+    )
+    assert all(line.startswith("ok ") for line in lines[1:-1])  # the tables are as described all the same
 
 
 def test_attention_passes(compiler: Compiler, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

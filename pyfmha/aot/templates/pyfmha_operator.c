@@ -581,14 +581,49 @@ const char *pyfmha_types_for(pyfmha_instance *instance, const pyfmha_forms *form
 
 /* ------------------------------------------------------------------ sizes */
 
+static void put_shapes(pyfmha_buffer *b, const pyfmha_forms *forms, const pyfmha_shape *shapes) {
+  for (int i = 0; i < forms->input_count + forms->output_count; i++) {
+    if (i > 0) pyfmha_put(b, ", ");
+    put_shape(b, form_at(forms, i)->name, &shapes[i]);
+  }
+}
+
+/* Whether 64 bits hold its number of elements. */
+static bool countable(const pyfmha_shape *shape) {
+  bool bad = false, empty = false;
+  int64_t elements = 1;
+  for (int i = 0; i < shape->count; i++) {
+    empty |= shape->size[i] == 0;
+    elements = pyfmha_mul(elements, shape->size[i], &bad);
+  }
+  return empty || !bad;
+}
+
+const char *pyfmha_with_shapes(const pyfmha_measured *m, const char *failure, pyfmha_why *why) {
+  if (failure == NULL || strcmp(failure, pyfmha_no_value) != 0) return failure;
+  const int count = m->forms->input_count + m->forms->output_count;
+  pyfmha_shape shapes[PYFMHA_MAX_TENSORS_IO * 2];
+  int large = 0;
+  for (int i = 0; i < count; i++) shapes[i] = m->shapes[form_at(m->forms, i)->tensor];
+  while (large < count && countable(&shapes[large])) large++;
+  pyfmha_buffer b = buffer(why->text, sizeof why->text);
+  pyfmha_put(&b, pyfmha_no_value);
+  if (large < count) {
+    pyfmha_put(&b, ": ");
+    put_shape(&b, form_at(m->forms, large)->name, &shapes[large]);
+    pyfmha_put(&b, " has more elements than 64 bits hold");
+  } else {
+    pyfmha_put(&b, ": shapes are ");
+    put_shapes(&b, m->forms, shapes);
+  }
+  return why->text;
+}
+
 static const char *mismatch(const pyfmha_forms *forms, const pyfmha_shape *shapes, pyfmha_why *why) {
   pyfmha_buffer b = buffer(why->text, sizeof why->text);
   const int count = forms->input_count + forms->output_count;
   pyfmha_put(&b, "shapes are ");
-  for (int i = 0; i < count; i++) {
-    if (i > 0) pyfmha_put(&b, ", ");
-    put_shape(&b, form_at(forms, i)->name, &shapes[i]);
-  }
+  put_shapes(&b, forms, shapes);
   pyfmha_put(&b, "; they must be ");
   for (int i = 0; i < count; i++) {
     if (i > 0) pyfmha_put(&b, ", ");
@@ -717,8 +752,8 @@ const char *pyfmha_measure(pyfmha_measured *m, pyfmha_instance *instance, const 
   if (!find_axes(m, shapes, known) || !compare_axes(m, shapes, known, false)) return mismatch(forms, shapes, why);
   show_shape_values(m, shapes);
   const char *failure = define(of->lates, of->late_count, of->late_checks, of->late_check_count, &m->scope, why);
-  if (failure != NULL) return failure;
-  if (!compare_axes(m, shapes, known, true)) return m->scope.bad ? pyfmha_say(why, "%s", pyfmha_no_value) : mismatch(forms, shapes, why);
+  if (failure != NULL) return pyfmha_with_shapes(m, failure, why);
+  if (!compare_axes(m, shapes, known, true)) return m->scope.bad ? pyfmha_with_shapes(m, pyfmha_no_value, why) : mismatch(forms, shapes, why);
   return NULL;
 }
 
@@ -735,19 +770,23 @@ const pyfmha_callable *pyfmha_callable_of(pyfmha_scope *scope, int launch, pyfmh
   return NULL;
 }
 
-static bool find_offsets(pyfmha_scope *scope, int64_t *offsets, int64_t *total) {
+static const char *find_offsets(pyfmha_scope *scope, int64_t *offsets, int64_t *total, pyfmha_why *why) {
   const pyfmha_operator *of = scope->operator_;
   int64_t end = 0;
   for (int i = 0; i < of->part_count; i++) {
     offsets[i] = -1;
     if (!holds(of->parts[i].when, scope)) continue;
     const int64_t bytes = of->parts[i].bytes(scope);
-    offsets[i] = pyfmha_mul(pyfmha_cdiv(end, of->alignment, &scope->bad), of->alignment, &scope->bad);
-    end = pyfmha_add(offsets[i], bytes, &scope->bad);
-    if (scope->bad || bytes < 0 || end >= LARGEST_WORKSPACE) return false;
+    bool bad = scope->bad;
+    offsets[i] = pyfmha_mul(pyfmha_cdiv(end, of->alignment, &bad), of->alignment, &bad);
+    if (bad) return pyfmha_no_value;
+    end = pyfmha_add(offsets[i], bytes, &bad);
+    if (bad || bytes < 0 || end >= LARGEST_WORKSPACE)
+      return pyfmha_say(why, "part %s of the workspace has %" PRId64 " bytes, from %" PRId64 " on; it must have 0 or more, and end before %" PRId64,
+                        of->parts[i].name, bytes, offsets[i], LARGEST_WORKSPACE);
   }
   *total = end;
-  return !scope->bad;
+  return scope->bad ? pyfmha_no_value : NULL;
 }
 
 static pyfmha_address find_address(const pyfmha_measured *m, const pyfmha_source *source, pyfmha_scope *scope, const int64_t *offsets) {
@@ -878,9 +917,11 @@ const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *wh
   const pyfmha_operator *of = m->instance->of;
   int64_t offsets[PYFMHA_MAX_PARTS];
   plan->step_count = 0;
-  if (!find_offsets(&m->scope, offsets, &plan->workspace) || !all_known(m, offsets)) return pyfmha_say(why, "%s", pyfmha_no_value);
+  const char *failure = find_offsets(&m->scope, offsets, &plan->workspace, why);
+  if (failure != NULL) return pyfmha_with_shapes(m, failure, why);
+  if (!all_known(m, offsets)) return pyfmha_with_shapes(m, pyfmha_no_value, why);
   describe_sizes(m, plan);
-  if (m->scope.bad) return pyfmha_say(why, "%s", pyfmha_no_value);
+  if (m->scope.bad) return pyfmha_with_shapes(m, pyfmha_no_value, why);
   for (int i = 0; i < of->launch_count; i++) {
     if (!m->instance->active[i] || !holds(of->launchs[i].when, &m->scope)) continue;
     const pyfmha_callable *callable = pyfmha_callable_of(&m->scope, i, why);
@@ -889,7 +930,7 @@ const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *wh
       snprintf(name, sizeof name, "%.255s", why->text);
       return pyfmha_say(why, "%s does not hold %s", pyfmha_library_path(), name);
     }
-    const char *failure = fill_step(m, i, callable, offsets, &plan->steps[plan->step_count++], why);
+    failure = fill_step(m, i, callable, offsets, &plan->steps[plan->step_count++], why);
     if (failure != NULL) return failure;
   }
   return NULL;

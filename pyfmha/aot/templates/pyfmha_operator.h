@@ -349,6 +349,9 @@ int64_t pyfmha_item_size(int type);
 /* All sizes, checked. `shapes` are those of inputs, then outputs. */
 const char *pyfmha_measure(pyfmha_measured *m, pyfmha_instance *instance, const pyfmha_forms *forms, const pyfmha_shape *shapes, pyfmha_why *why);
 const char *pyfmha_plan_of(pyfmha_measured *m, pyfmha_plan *plan, pyfmha_why *why);
+
+/* A failure, with the shapes behind it where it is that something has no value. */
+const char *pyfmha_with_shapes(const pyfmha_measured *m, const char *failure, pyfmha_why *why);
 /* The function of a launch; NULL with `why` where the library lacks it. */
 const pyfmha_callable *pyfmha_callable_of(pyfmha_scope *scope, int launch, pyfmha_why *why);
 /* The value for which the size of an axis is this one; -1: there is none. */

@@ -22,10 +22,13 @@ extern const pyfmha_operator *const pyfmha_operators[];
 extern const int pyfmha_operator_count;
 extern const char pyfmha_build_id[];
 
-enum { MAX_OPERATORS = 64, MAX_FIELDS = PYFMHA_MAX_VALUES + 4 + PYFMHA_MAX_OPTIONS, LIST_BYTES = 8 * PYFMHA_MAX_LIST, OLDEST_TENSORRT = 10, LATEST_TENSORRT = 11 };
+enum { MAX_OPERATORS = 64, MAX_FIELDS = PYFMHA_MAX_VALUES + 4 + PYFMHA_MAX_OPTIONS, LIST_BYTES = 8 * PYFMHA_MAX_LIST, OLDEST_TENSORRT = 10, LATEST_TENSORRT = 11, LATEST_RTX = 1 };
 
 PYFMHA_EXPORT void setLoggerFinder(trt_logger_finder *finder);
 PYFMHA_EXPORT const void *const *getCreators(int32_t *count);
+
+/* Why getCreators hands out nothing: the text, valid until this thread's next call; NULL where it hands out all. */
+PYFMHA_EXPORT const char *pyfmha_plugin_error(void);
 
 /* A type without bases, for typeid and dynamic_cast: its questions (is it a pointer, can it be caught as, cast to) are all
  * no. Not libstdc++'s own table, which a weak reference does not find where Python loads that library for itself alone. */
@@ -99,9 +102,15 @@ static int32_t tensorrt_version(void);
 /* 100001 is 10.0.1 and 8601 is 8.6.1; TensorRT-RTX, which counts from 1 again, lies between: 10701 is 1.7.1. */
 static bool is_rtx(int32_t version) { return version >= 10000 && version < 100000; }
 
+/* Whether the logger of such a TensorRT is as written down here: those before 10, too, whose plugins are not. */
+static bool logger_known(int32_t version) {
+  return is_rtx(version) ? version / 10000 <= LATEST_RTX : version < (LATEST_TENSORRT + 1) * 10000;
+}
+
 static void tell(int32_t severity, const char *text) {
   if (logger_finder == NULL) return;
   const int32_t version = tensorrt_version();
+  if (!logger_known(version)) return; /* what its slots are, nobody knows */
   if (version > 0 && version < 110000 && !is_rtx(version)) { /* before 11 neither has a version of its own */
     trt_logger_finder_10 *finder = (trt_logger_finder_10 *)(void *)logger_finder;
     trt_logger_10 *old = finder->find[0](finder);
@@ -635,7 +644,7 @@ static const char *plan_largest(plugin *p, const trt_dynamic_desc *in, int32_t i
         if (forms->inputs[i].form->axes[k].name >= 0) m->least[forms->inputs[i].form->axes[k].name] = low.size[k];
     }
     const int64_t needed = p->of->workspace_of_profile == NULL ? 0 : p->of->workspace_of_profile(&m->scope);
-    if (m->scope.bad) failure = pyfmha_no_value;
+    if (m->scope.bad) failure = pyfmha_with_shapes(m, pyfmha_no_value, why);
     if (needed > *workspace) *workspace = needed;
   }
   free(plan);
@@ -1467,9 +1476,10 @@ static int32_t tensorrt_version(void) {
 static const char *check_version(pyfmha_why *why) {
   const int32_t version = tensorrt_version();
   const int32_t major = version >= 10000 ? version / 10000 : version / 1000;
-  if (version == 0 || is_rtx(version) || (major >= OLDEST_TENSORRT && major <= LATEST_TENSORRT)) return NULL;
-  return pyfmha_say(why, "this is TensorRT %d (version number %d); the library was made for the interfaces of TensorRT %d to %d", major, version,
-                    OLDEST_TENSORRT, LATEST_TENSORRT);
+  const bool known = is_rtx(version) ? major <= LATEST_RTX : major >= OLDEST_TENSORRT && major <= LATEST_TENSORRT;
+  if (version == 0 || known) return NULL;
+  return pyfmha_say(why, "this is TensorRT%s %d (version number %d); the library was made for the interfaces of TensorRT %d to %d, and of TensorRT-RTX %d",
+                    is_rtx(version) ? "-RTX" : "", major, version, OLDEST_TENSORRT, LATEST_TENSORRT, LATEST_RTX);
 }
 
 /* TensorRT-RTX ends the process where it is given a plugin; its parser takes an error. */
@@ -1533,9 +1543,22 @@ OBJECT(trt_creator_table, creator, {{language, creator_info, keep, keep}, create
 
 void setLoggerFinder(trt_logger_finder *finder) { logger_finder = finder; }
 
+const char *pyfmha_plugin_error(void) {
+  static _Thread_local pyfmha_why why;
+  return check_version(&why);
+}
+
+/* None for a TensorRT whose interfaces are others: it would call slots that mean something else to it. */
 const void *const *getCreators(int32_t *count) {
   static creator creators[MAX_OPERATORS];
   static const void *all[MAX_OPERATORS];
+  const char *failure = pyfmha_plugin_error();
+  if (failure != NULL) {
+    pyfmha_fail(PYFMHA_INVALID_VALUE, "%s", failure);
+    tell(TRT_ERROR, failure);
+    *count = 0;
+    return all;
+  }
   const int found = pyfmha_operator_count < MAX_OPERATORS ? pyfmha_operator_count : MAX_OPERATORS;
   for (int i = 0; i < found; i++) {
     creator *c = &creators[i];

@@ -8,14 +8,16 @@ It computes: on the fake GPU of :mod:`trt_double.full.gpu`, with the plugin's ow
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from trt_double import Tensor
-from trt_double.binding import DoubleCalls, TensorFormat, make_binding, version_of
+from pyfmha.trt.tables import LibraryTables, TablePlugin
+from trt_double import Field, Tensor
+from trt_double.binding import DoubleCalls, LibraryCreator, TensorFormat, make_binding, version_of
 from trt_double.full import builder, network, runtime
 from trt_double.full.gpu import gpu
 
@@ -39,6 +41,38 @@ class LoudCalls(DoubleCalls):
             self.errors.append(f"Exception thrown from {call}() {error}")
             sys.stderr.write(f"[ERROR] {self.errors[-1]}\n")
             return failed
+
+
+class _Tables(LibraryTables):
+    """The calls on a plugin in C: its tables are in the plugin, whichever library it comes from."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class BothCalls:
+    """The calls on plugins of either kind: Python's through the binding, a library's through its tables."""
+
+    def __init__(self, trt: Any) -> None:
+        self._python, self._c = LoudCalls(trt), _Tables()
+        self.errors, self.kept = self._python.errors, self._python.kept
+
+    def create(self, creator: Any, name: str, fields: Sequence[Field], phase: int) -> Any | None:
+        if isinstance(creator, LibraryCreator):
+            return creator.tables.create(creator.address, name, fields, phase)
+        return self._python.create(creator, name, fields, phase)
+
+    def destroy(self, plugin: Any) -> None:
+        if isinstance(plugin, TablePlugin):
+            plugin.delete()
+        else:
+            self._python.destroy(plugin)
+
+    def __getattr__(self, call: str) -> Any:
+        def made(plugin: Any, *arguments: Any) -> Any:
+            return getattr(self._c if isinstance(plugin, TablePlugin) else self._python, call)(plugin, *arguments)
+
+        return made
 
 
 class Severity(IntEnum):
@@ -93,7 +127,7 @@ def make_full(name: str, version: str) -> Any:
     trt = make_binding(name, repeats=repeats)
     trt.__version__ = version
     old = os.environ.get("TRT_DOUBLE_DRIVER") == "old"
-    trt.double = _Double(calls=LoudCalls(trt), timed=[], old_driver=old, refused_profiles=set())
+    trt.double = _Double(calls=BothCalls(trt), timed=[], old_driver=old, refused_profiles=set())
     modern = numbers >= (11, 0)
 
     class ILogger:

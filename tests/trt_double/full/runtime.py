@@ -1,14 +1,18 @@
 """The double's runtime: engines and execution contexts, which refuse what TensorRT refuses and say it to the logger."""
 
+import _ctypes
 import base64
 import json
+import tempfile
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from pyfmha.trt.tables import LibraryTables, Logger
 from trt_double import RUNTIME, Field, Tensor
-from trt_double.binding import DataType, Dims
+from trt_double.binding import DataType, Dims, Registry
 from trt_double.full.builder import MAGIC
 from trt_double.full.gpu import KERNEL_MS, gpu
 from trt_double.full.network import COMPUTE, STORAGE, axes_shape, to_numbers, to_stored
@@ -24,6 +28,17 @@ class TensorLocation(IntEnum):
     DEVICE, HOST = range(2)
 
 
+class _RuntimeLogger(Logger):
+    """That of a runtime, as plugins in C see it."""
+
+    def __init__(self, runtime: "Runtime") -> None:
+        super().__init__()
+        self._logger, self._severity = runtime.logger, runtime.trt.ILogger.Severity
+
+    def _log(self, this: int, severity: int, text: bytes) -> None:
+        self._logger.log(self._severity(severity), text.decode(errors="replace"))
+
+
 class Runtime:
     def __init__(self, trt: Any, logger: Any) -> None:
         assert isinstance(logger, trt.ILogger)
@@ -31,14 +46,37 @@ class Runtime:
         self.trt, self.logger = trt, logger
         # Without a GPU the object comes to be all the same, and the next call crashes: seen with tensorrt_lean 11.4.
         self.engine_host_code_allowed = False
+        self.registry = Registry(trt.get_plugin_registry())
+        self.temporary_directory = tempfile.gettempdir()
+        self._libraries: list[LibraryTables] = []
         self._dead = not trt.double.use_runtime_context()
         if self._dead:
             self._error(
                 "createInferRuntime: Error Code 6: API Usage Error (CUDA initialization failure with error: 35)"
             )
 
+    def __del__(self) -> None:
+        """The libraries go with the runtime, and their code with them: no engine may be left."""
+        for tables in getattr(self, "_libraries", ()):
+            _ctypes.dlclose(tables.c._handle)
+
     def _error(self, text: str) -> None:
         self.logger.log(self.trt.ILogger.ERROR, text)
+
+    def _load_libraries(self, contents: Sequence[str]) -> bool:
+        """Each is written to a file, which goes once it is loaded: a copy with statics of its own, nothing beside it.
+        It goes into the runtime's own registry, which is looked at before the process's.
+        """
+        for content in contents:
+            with tempfile.NamedTemporaryFile(suffix=".so", dir=self.temporary_directory) as file:
+                file.write(content.encode("latin-1"))
+                file.flush()
+                tables = self.registry.load_library(file.name, _RuntimeLogger(self))
+            if tables is None:
+                self._error(f"IRuntime::deserializeCudaEngine: Error Code 3: {file.name}: cannot be loaded")
+                return False
+            self._libraries.append(tables)
+        return True
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> "Engine | None":
         assert not self._dead, "the real TensorRT crashes here"
@@ -54,11 +92,13 @@ class Runtime:
         if plan["libraries"] and not self.engine_host_code_allowed:
             self._error("Error Code 3: API Usage Error (the plan has host code, and engineHostCodeAllowed is false)")
             return None
+        if not self._load_libraries(plan["libraries"]):
+            return None
         plugins: dict[str, Any] = {}
         for layer in plan["layers"]:
             if layer["kind"] == "plugin":
                 name, version, namespace = layer["params"]["core"]
-                creator = self.trt.get_plugin_registry().get_creator(name, version, namespace)
+                creator = self.registry.get_creator(name, version, namespace)
                 if creator is None:
                     self._error(f"Error Code 4: Cannot find plugin: {name}, version: {version}, namespace:{namespace}.")
                     return None

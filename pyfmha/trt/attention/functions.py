@@ -109,11 +109,11 @@ def extended(asked: Asked, library: Library, dtype: str, head_size: int) -> tupl
         PluginError: an input is missing, unknown, or of another kind or type.
         LibraryError: the library has not the function, or one of another source.
     """
-    operator = _operator(asked, library, dtype, head_size)
-    inputs = _Inputs(operator)
+    operator = operator_for(asked, library, dtype, head_size)
+    inputs = FunctionInputs(operator)
     values = inputs.named(asked)
     tensors = {source: inputs.tensor(name, source, values[name]) for name, source in inputs.tensors.items()}
-    return _extension(operator, inputs, values), tensors
+    return extension_of(operator, inputs, values), tensors
 
 
 def check_held(asked: Asked, problem: Problem, library: Library) -> None:
@@ -146,15 +146,20 @@ def extended_by(
         if numbers:
             raise PluginError(f"numbers are given ({', '.join(numbers)}), and no function; give score= or mask=")
         return None
-    operator = _operator(asked, library, dtype, head_size)
-    inputs = _Inputs(operator)
+    operator = operator_for(asked, library, dtype, head_size)
+    inputs = FunctionInputs(operator)
     if set(numbers) != set(inputs.numbers):
         wanted = ", ".join(inputs.numbers) or "none"
         raise PluginError(f"numbers are {', '.join(numbers) or 'missing'}; {inputs.name} takes {wanted}")
-    return _extension(operator, inputs, numbers)
+    return extension_of(operator, inputs, numbers)
 
 
-def _extension(operator: Operator, inputs: "_Inputs", values: Mapping[str, Any]) -> Extension:
+def extension_of(operator: Operator, inputs: "FunctionInputs", values: Mapping[str, Any]) -> Extension:
+    """The plugin with the numbers of the values that its functions are given.
+
+    Raises:
+        PluginError: one is no number.
+    """
     program = program_of(operator)
     for name, source in inputs.numbers.items():
         if not isinstance(values[name], int | float | np.generic):
@@ -169,10 +174,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-class _Inputs:
+class FunctionInputs:
     """What the function of an operator takes, as its launch says.
 
     Attributes:
+        operator: that.
+        name: of the function.
+        order: the function's inputs in its order, those that shapes tell among them.
         tensors, numbers: names of the function's inputs, with the names of the operator's inputs and attributes.
     """
 
@@ -180,7 +188,9 @@ class _Inputs:
         own = operator.launches[0].arguments[len(ARGUMENTS) :]
         held = {tensor.name for tensor in operator.inputs}
         attributes = dict(operator.attributes)
+        self.operator = operator
         self.name = operator.name.removeprefix(f"{NAME}_")
+        self.order = [name for name, _ in own]
         self._forms = {tensor.name: tensor.forms for tensor in operator.inputs}
         self.tensors = {name: source for name, source in own if source in held}
         self.numbers = {name: source for name, source in own if source in attributes and source not in _ATTENTIONS}
@@ -232,9 +242,14 @@ class _Inputs:
         told = f" ({', '.join(self._told)} follow{'s' if len(self._told) == 1 else ''} from shapes)"
         return (", ".join(names) or "no inputs") + (told if self._told else "")
 
+    def kind(self, source: str) -> str:
+        """The type of a tensor."""
+        (kind,) = {form.partition("[")[0] for form in self._forms[source]}
+        return kind
+
     def tensor(self, name: str, source: str, value: Any) -> Any:
         """A tensor, which must be one of the network's and of the function's type."""
-        (kind,) = {form.partition("[")[0] for form in self._forms[source]}
+        kind = self.kind(source)
         try:
             found = int(value.dtype)
             _ = value.shape
@@ -260,7 +275,13 @@ def functions_of(operator: Operator) -> dict[str, str]:
     return {name: str(attributes[name].default) for name in KINDS.values() if name in attributes}
 
 
-def _operator(asked: Asked, library: Library, dtype: str, head_size: int) -> Operator:
+def operator_for(asked: Asked, library: Library, dtype: str, head_size: int) -> Operator:
+    """The operator of a library with some functions.
+
+    Raises:
+        PluginError: a function is of the other kind.
+        LibraryError: the library has not the function, or one of another source; with the command that builds it.
+    """
     wanted = asked.identities()
     held = {operator: functions_of(operator) for operator in _operators(library)}
     held = {operator: functions for operator, functions in held.items() if functions}

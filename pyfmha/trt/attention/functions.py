@@ -20,6 +20,9 @@ from pyfmha.trt.attention.problem import Extension, Problem
 from pyfmha.trt.attention.words import Values
 from pyfmha.trt.network import Tensors
 
+_files: dict[str, str] = {}
+"""The files of functions that this process was given, by name and digest, for the commands that messages print."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -75,6 +78,7 @@ class Asked:
                     f"{described['name']} is a score and a mask function together; give it as score{beside}"
                 )
             found |= {KINDS[one]: described[one] for one in KINDS if described[one] is not None}
+            _files.update({text: described["file"] for text in found.values()})
         return found
 
 
@@ -326,10 +330,13 @@ def _alike(functions: Mapping[str, str], wanted: Mapping[str, str], asked: Asked
 def _command(asked: Asked, library: Library, dtype: str, head_size: int) -> tuple[str, str]:
     """The command that builds what is missing, and what must be done before it."""
     given = [one for one in (asked.score, asked.mask) if one is not None]
-    files = [one.__pyfmha__()["file"] if is_function(one) else f"{one}.py" for one in given]
+    names = [one.partition(":")[0] if isinstance(one, str) else one.__pyfmha__()["name"] for one in given]
+    files = [
+        one.__pyfmha__()["file"] if is_function(one) else _files.get(one, f"{name}.py")
+        for one, name in zip(given, names, strict=True)
+    ]
     how = ""
     if len(given) == 2:
-        names = [one if isinstance(one, str) else one.__pyfmha__()["name"] for one in given]
         how = (
             f", from a file {'_'.join(names)}.py that imports both and has {'_'.join(names)} ="
             f" pyfmha.score_and_mask({'_'.join(names)!r}, {', '.join(names)})"

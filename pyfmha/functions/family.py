@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pyfmha.attention import biased_hopper
+from pyfmha.attention import biased_hopper, key_blocks
 from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.function_operator import UserFunction, function_operator
+from pyfmha.attention.key_blocks import KeyBlocks
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
 from pyfmha.functions.declare import AttentionFunction
 from pyfmha.operators.description import Operator
@@ -45,6 +46,7 @@ class Declared:
         inputs: name and type of each input.
         parts: those of :data:`ATTRIBUTES` that it has.
         function: the same as attention's operator must know it.
+        blocks: of lists of the blocks to visit; None: there are none.
     """
 
     source: Path
@@ -52,6 +54,7 @@ class Declared:
     inputs: tuple[tuple[str, str], ...]
     parts: tuple[str, ...]
     function: UserFunction | None = None
+    blocks: KeyBlocks | None = None
 
     @classmethod
     def of(cls, function: AttentionFunction) -> "Declared":
@@ -65,7 +68,13 @@ class Declared:
                 f"function is {function!r}; give what @pyfmha.score_function or @pyfmha.mask_function makes of one"
             )
         said = function.__pyfmha__()
-        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]))
+        blocks = KeyBlocks(**said["blocks"]) if said["blocks"] else None
+        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]), blocks=blocks)
+
+    @property
+    def arguments(self) -> tuple[tuple[str, str], ...]:
+        """What a function of the library takes behind attention's own arguments."""
+        return (*self.inputs, *(() if self.blocks is None else key_blocks.ARGUMENTS))
 
 
 def file_of(name: str) -> Path:
@@ -100,7 +109,8 @@ def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]
             one["name"],
             tuple((name, kind) for name, kind in one["inputs"]),
             tuple(one["parts"]),
-            UserFunction.of(one),
+            made := UserFunction.of(one),
+            made.blocks,
         )
         for one in collect(source)
         if _is_at_home(source, one)
@@ -137,14 +147,24 @@ class WithFunction(Biased):
         """The C function: ``fmha_with_alibi_d64_fp16``."""
         return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
 
+    @property
+    def blocks_name(self) -> str:
+        """The C function that lists the blocks to visit: ``fmha_blocks_documents_d64_fp16``."""
+        return f"fmha_blocks_{self.function.name}_d{self.padded}_{self.dtype}"
+
     def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
-        tensors of any alignment."""
+        tensors of any alignment. Where blocks are listed, the portable ones that walk the lists, and what writes
+        them."""
         fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
         if unmeasured:
             fast = (*biased_hopper.plain(self.generic(), self.padded, biased_hopper.NEITHER), *fast)
         known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
+        if self.function.blocks is not None:
+            *walking, last = map(self._with_function, portable)
+            made = *map(key_blocks.reading, (*walking, last)), key_blocks.writing(last, self.blocks_name)
+            return tuple(made)
         return tuple(map(self._with_function, (*fast, *portable)))
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
@@ -224,10 +244,10 @@ def find(library: Any, function: Declared, dtype: str, head_size: int) -> Any:
         raise LibraryError(f"{library.path} has no {wanted.name}, made of {function.name}; build it: {command}")
     found = library[wanted.name]
     given = tuple(found.manifest.arguments)[len(ARGUMENTS) :]
-    if given != function.inputs:
+    if given != function.arguments:
         raise LibraryError(
             f"{wanted.name} of {library.path} takes {_said(given)}, {function.name} of {function.source} takes"
-            f" {_said(function.inputs)}; build it again: {command}"
+            f" {_said(function.arguments)}; build it again: {command}"
         )
     return found
 

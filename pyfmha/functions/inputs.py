@@ -37,6 +37,7 @@ class Part:
         shapes: the axes of those that have a shape.
         requires: what must hold of sizes and numbers.
         bounds: the function of the bounds, as it was given.
+        blocks: whether the blocks to visit are found by a launch of their own.
     """
 
     function: Any
@@ -44,11 +45,18 @@ class Part:
     shapes: Shapes
     requires: tuple[str, ...] = ()
     bounds: Any = None
+    blocks: bool = False
 
     @property
     def name(self) -> str:
         """The function's own name."""
         return str(self.function.__name__)
+
+    def reads(self, name: str) -> bool:
+        """Whether the function, or its bounds, reads a value of this name."""
+        functions = [one for one in (self.function, self.bounds) if one is not None]
+        nodes = (node for one in functions for node in ast.walk(tree_of(one)))
+        return any(isinstance(node, ast.Name) and node.id == name for node in nodes)
 
 
 def part_of(

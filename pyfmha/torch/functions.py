@@ -177,10 +177,10 @@ def on_cpu(problem: Problem, own: Own, shapes: Sequence[tuple[int, ...]]) -> Eva
     assert problem.extension is not None
     instance = problem.instance
     count = len(problem.forms().inputs)
-    (step,) = instance.plan(instance.measure(shapes[:count], shapes[count:])).steps
+    *_, step = instance.plan(instance.measure(shapes[:count], shapes[count:])).steps
     inputs = FunctionInputs(problem.extension.operator)
     numbers = step.arguments[len(ARGUMENTS) :]
-    values = dict(zip(inputs.order, numbers, strict=True))
+    values = dict(zip(inputs.order, numbers, strict=False))
     values |= {name: _array(tensor) for name, tensor in zip(inputs.tensors, own.tensors, strict=True)}
     functions = [one for one in (held.score, held.mask) if one is not None]
     return partial(_evaluated, functions, values)

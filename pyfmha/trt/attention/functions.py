@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.attention.biased import ARGUMENTS
-from pyfmha.attention.function_operator import KINDS
+from pyfmha.attention.function_operator import KINDS, own_arguments
 from pyfmha.attention.operator import NAME, OPERATOR
 from pyfmha.errors import LibraryError, PluginError, SpecError
 from pyfmha.operators.attributes import checked
@@ -189,7 +188,7 @@ class FunctionInputs:
     """
 
     def __init__(self, operator: Operator) -> None:
-        own = operator.launches[0].arguments[len(ARGUMENTS) :]
+        own = own_arguments(operator)
         held = {tensor.name for tensor in operator.inputs}
         attributes = dict(operator.attributes)
         self.operator = operator

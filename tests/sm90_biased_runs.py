@@ -30,6 +30,24 @@ def _strides(shape: Shape | None) -> list[Any]:
     return [tensor(0 if n == 1 else step, np.int64) for n, step in zip(shape, (h * q * k, q * k, k, 1), strict=True)]
 
 
+def lists_of(seen: Any, size: int = 128) -> Any:
+    """The lists for what is seen [batch or 1, heads or 1, queries, keys], of queries that exist: NaN is of no account,
+    neither is what lies past the keys. In part, then whole, as ``kernels/key_blocks.py`` has it; -7 is no entry."""
+    batch, heads, q_len, kv_len = seen.shape
+    tiles, blocks = -(-q_len // size), -(-kv_len // size)
+    entries = np.full((batch, heads, tiles, 2 + blocks), -7, np.int32)
+    for b, h, tile in np.ndindex(batch, heads, tiles):
+        rows = seen[b, h, tile * size : (tile + 1) * size]
+        rows = rows[~np.isnan(rows).any(axis=1)]
+        cut = [rows[:, block * size : (block + 1) * size] for block in range(blocks)]
+        whole = [block for block, part in enumerate(cut) if part.size and part.all() and part.shape[1] == size]
+        partly = [block for block, part in enumerate(cut) if part.any() and block not in whole]
+        entries[b, h, tile, :2] = len(partly), len(whole)
+        entries[b, h, tile, 2 : 2 + len(partly)] = partly
+        entries[b, h, tile, entries.shape[3] - len(whole) :] = whole[::-1]
+    return entries
+
+
 def run(
     *,
     source: Path | None = None,
@@ -63,10 +81,12 @@ def run(
     score: Callable[..., Any] | None = None,
     seen: Callable[..., Any] | None = None,
     bounds: Callable[..., Any] | None = None,
+    entries: Any = None,
     change: Callable[..., None] = lambda **_: None,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel, or that for sinks alone; returns Out, Lse and what they should be. `change` may write other
-    values to q, k, v, bias and mask; a row of the mask sees nothing, and what lies behind lengths is NaN."""
+    values to q, k, v, bias and mask; a row of the mask sees nothing, and what lies behind lengths is NaN. `entries` are
+    lists of blocks of 128 queries and keys, [batch or 1, heads or 1, tiles, 2 + blocks]."""
     if causal:
         window = (-1, 0)
     assert causal is None or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
@@ -104,6 +124,9 @@ def run(
     if sinks_alone:
         ways = ("TWO_HEADS", "LONGEST_FIRST", "RAGGED", "CAPPED", "TWO_PARTS")
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first}
+    if entries is not None:
+        constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}
+        constants |= dict(zip(("list_batches", "list_heads"), entries.shape[:2], strict=True))
     launch(
         machine,
         load_kernel(source or (SINKS if sinks_alone else KERNEL), machine)[

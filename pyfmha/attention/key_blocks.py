@@ -72,8 +72,9 @@ def arguments() -> tuple[Argument, ...]:
 
 
 def reading(spec: KernelSpec) -> KernelSpec:
-    """A portable variant that walks the lists."""
-    constants = (*spec.constants, ("LIST", "read"), ("LIST_M", TILE), ("LIST_N", TILE))
+    """A variant that walks the lists; on Hopper, where tiles are dense, an entry has one size."""
+    own: tuple[tuple[str, Constant], ...] = (("LIST", "read"), ("LIST_M", TILE), ("LIST_N", TILE))
+    constants = (*spec.constants, *((("LIST", TILE),) if spec.descriptors else own))
     return replace(spec, arguments=(*spec.arguments, *arguments()), constants=constants)
 
 

@@ -154,18 +154,16 @@ class WithFunction(Biased):
 
     def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
-        tensors of any alignment. Where blocks are listed, the portable ones that walk the lists, and what writes
-        them."""
+        tensors of any alignment. Where blocks are listed, all these walk the lists, and the last writes them."""
         fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
-        if unmeasured:
+        if unmeasured and self.function.blocks is None:
             fast = (*biased_hopper.plain(self.generic(), self.padded, biased_hopper.NEITHER), *fast)
         known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
-        if self.function.blocks is not None:
-            *walking, last = map(self._with_function, portable)
-            made = *map(key_blocks.reading, (*walking, last)), key_blocks.writing(last, self.blocks_name)
-            return tuple(made)
-        return tuple(map(self._with_function, (*fast, *portable)))
+        made = tuple(map(self._with_function, (*fast, *portable)))
+        if self.function.blocks is None:
+            return made
+        return *map(key_blocks.reading, made), key_blocks.writing(made[-1], self.blocks_name)
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
         inputs = self.function.inputs

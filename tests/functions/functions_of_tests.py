@@ -1,6 +1,5 @@
 """Functions as a user writes them."""
 
-import numpy as np
 import triton.language as tl
 
 import pyfmha
@@ -35,17 +34,3 @@ def dropped(score, batch, head, query, key, halves, most):
 
 
 soft_near = pyfmha.score_and_mask("soft_near", soft, near)
-
-
-@pyfmha.mask_function(
-    blocks=True,
-    inputs={"groups": "*i32[batch, tokens]"},
-    requires=("tokens >= queries", "tokens >= keys"),
-    example=lambda batch, heads, q_len, kv_len: {
-        "groups": np.random.default_rng(3).integers(0, 3, (batch, max(q_len, kv_len))).astype(np.int32),
-        "tokens": max(q_len, kv_len),
-    },
-)
-def same(batch, head, query, key, groups, tokens):
-    """Those of one group, wherever they are."""
-    return tl.load(groups + batch * tokens + query) == tl.load(groups + batch * tokens + key)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from helpers import few_of
 from numpy.random import default_rng
 from test_functions import OWN, constants, declared, products
 
-import pyfmha
 from pyfmha.attention.key_blocks import TILE, KeyBlocks, bytes_of
 from pyfmha.errors import SpecError
 from pyfmha.functions import mask_function, score_and_mask, score_function
@@ -34,21 +34,26 @@ FORMULAS: dict[str, tuple[Any, dict[str, Any]]] = {
     "near": (near, {"width": 9}),
     "even": (lambda b, h, i, j: (i + j) % 2 == 0, {}),
     "causal": (lambda b, h, i, j: j <= i, {}),
-    "same": (same, {"groups": NUMBERS, "tokens": 56}),
+    "groups": (same, {"numbers": NUMBERS, "tokens": 56}),
 }
 CASES: list[tuple[str, dict[str, Any], tuple[int, int], tuple[int, int]]] = [
     # function, problem, lists of sequences and heads, queries and keys of an entry
-    ("same", {}, (2, 1), (16, 16)),
+    ("groups", {}, (2, 1), (16, 16)),
     ("causal", {"blocks": (8, 16)}, (1, 1), (16, 32)),
     ("near", {"q_lengths": [33, 7], "kv_lengths": [11, 50], "dtype": "bf16"}, (2, 1), (16, 16)),
     ("even", {"right": 0, "left": 20, "bottom_right": True}, (1, 1), (32, 16)),
-    ("same", {"mask": (2, 1, 40, 56), "bias": (1, 1, 40, 56), "sinks": "own", "softcap": 3.0}, (2, 1), (16, 16)),
+    ("groups", {"mask": (2, 1, 40, 56), "bias": (1, 1, 40, 56), "sinks": "own", "softcap": 3.0}, (2, 1), (16, 16)),
     ("near", {"mask": (1, 2, 1, 56), "share": 0.2, "blocks": (16, 8), "heads": 2}, (1, 2), (16, 16)),
     ("causal", {"cu_q": [2, 20, 40], "cu_kv": [0, 30, 56], "batch": 1, "bottom_right": True}, (1, 1), (16, 16)),
-    ("same", {"cu_q": [0, 7, 38], "cu_kv": [3, 3, 50], "batch": 1, "blocks": (8, 16)}, (1, 1), (16, 16)),
-    ("causal", {"cu_q": [0, 9, 40], "cu_kv": [0, 24, 56], "batch": 1, "mask": (2, 1, 31, 20), "bias": (1, 2, 31, 25)},
+    ("groups", {"cu_q": [0, 7, 38], "cu_kv": [3, 3, 50], "batch": 1, "blocks": (8, 16)}, (1, 1), (16, 16)),
+    ("causal", {"cu_q": [0, 9, 40], "cu_kv": [0, 24, 56], "batch": 1, "mask": (2, 1, 31, 20), "bias": (1, 1, 31, 25)},
      (1, 1), (16, 16)),
 ]  # fmt: skip
+
+
+def named(name: str) -> Declared:
+    """A function of the tests' or, that one, of pyfmha's."""
+    return declared(file_of(name) if name == "groups" else OWN, name)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_against_float64(name: str, options: dict[str, Any], counts: tuple[int, 
     """With all else that masks; a list that lacks an entry is found out."""
     formula, inputs = FORMULAS[name]
     problem = Problem(**{**vars(SMALL), **options})
-    functions = constants(declared(OWN, name), inputs)
+    functions = constants(named(name), inputs)
     made = place(problem)
     exact = expected(problem, made, seen=formula)
     lists = Lists(*counts, tile)
@@ -88,11 +93,11 @@ def blocks_seen(problem: Problem, formula: Any, size: int) -> int:
 def test_only_blocks_that_are_seen_are_computed() -> None:
     """Documents in any order: bounds would have to span them."""
     problem = Problem(batch=2, heads=2, kv_heads=1, q_len=64, kv_len=64, blocks=(16, 16))
-    groups = np.repeat([[0, 1, 0, 1], [0, 1, 1, 0]], 16, axis=1).astype(np.int32)
-    functions = constants(declared(OWN, "same"), {"groups": groups, "tokens": 64})
+    numbers = np.repeat([[0, 1, 0, 1], [0, 1, 1, 0]], 16, axis=1).astype(np.int32)
+    functions = constants(named("groups"), {"numbers": numbers, "tokens": 64})
 
     def formula(b: int, h: int, i: Any, j: Any) -> Any:
-        return groups[b][i] == groups[b][j]
+        return numbers[b][i] == numbers[b][j]
 
     lists = Lists(2, 1)
     assert products(problem, functions, lists) == blocks_seen(problem, formula, 16) == 2 * 2 * 4 * 2
@@ -183,12 +188,15 @@ def test_a_function_with_lists_is_another_one() -> None:
 
 def test_the_library_functions() -> None:
     """What walks lists takes what writes them takes; every tile of it fits into theirs."""
-    function = Declared(OWN, "same", declared(OWN, "same").inputs, ("SEEN",), blocks=KeyBlocks(batch=True, head=False))
-    for dtype in ("fp16", "fp32"):
-        *walking, writing = WithFunction(dtype, 256, function=function).specs()
-        assert writing.name == f"fmha_blocks_same_d256_{dtype}"
-        assert {spec.name for spec in walking} == {f"fmha_with_same_d256_{dtype}"}
-        for spec in walking:
+    function = replace(named("groups"), blocks=KeyBlocks(batch=True, head=False))
+    for dtype, size in (("fp16", 256), ("fp16", 128), ("fp32", 64)):
+        *walking, writing = WithFunction(dtype, size, function=function).specs()
+        assert writing.name == f"fmha_blocks_groups_d{size}_{dtype}"
+        assert {spec.name for spec in walking} == {f"fmha_with_groups_d{size}_{dtype}"}
+        hopper = [spec for spec in walking if spec.archs]
+        assert all(dict(spec.constants)["LIST"] == TILE for spec in hopper)
+        assert all(TILE % dict(spec.constants)["BLOCK_N"] == 0 for spec in hopper)
+        for spec in walking[len(hopper) :]:
             assert dict(spec.prototype) == dict(writing.prototype)
             for tuned in (spec, *(spec.resolve(tuning.arch) for tuning in spec.tunings)):
                 sizes = dict(tuned.constants)
@@ -197,15 +205,14 @@ def test_the_library_functions() -> None:
 
 
 WHOLE = """
-import numpy as np, pyfmha, sys
-sys.path.insert(0, {folder!r})
-import functions_of_tests as own
+import numpy as np, pyfmha
 from pyfmha.attention.reference import attend, relative_error
+from pyfmha.functions.groups import groups
 chance = np.random.default_rng(0)
 q, k, v = (chance.standard_normal((2, 2, rows, 32)).astype(np.float16) for rows in (130, 260, 260))
-groups = chance.integers(0, 3, (2, 260)).astype(np.int32)
-out = pyfmha.interpret_attention(q, k, v, causal=True, mask=own.same, mask_inputs=[groups, 260])
-seen = lambda b, h, i, j: groups[b][i] == groups[b][j]
+numbers = chance.integers(0, 3, (2, 260)).astype(np.int32)
+out = pyfmha.interpret_attention(q, k, v, causal=True, mask=groups, mask_inputs=[numbers, 260])
+seen = lambda b, h, i, j: numbers[b][i] == numbers[b][j]
 exact, _ = attend(q, k, v, sm_scale=32**-0.5, window_right=0, seen=seen)
 print(relative_error(out.astype(np.float64), exact))
 """
@@ -214,7 +221,6 @@ print(relative_error(out.astype(np.float64), exact))
 @pytest.mark.long
 def test_interpret_attention_makes_both_launches() -> None:
     """As the plugin's description says them, in the workspace that it asks for."""
-    program = [sys.executable, "-c", WHOLE.format(folder=str(OWN.parent))]
+    program = [sys.executable, "-c", WHOLE]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2e-3
-    assert pyfmha.interpret_attention is not None

@@ -18,15 +18,15 @@ from pyfmha.operators.description import Operator
 from pyfmha.spec.kernel import Argument, KernelSpec
 
 OWN = TESTS / "functions" / "functions_of_tests.py"
-NAMES = ("alibi", "documents", "relative_positions", "soft_near", "same")
-"""A score function, a mask function, one with shapes that are products, a pair of tensors of any shape, and one whose
-blocks are listed."""
+NAMES = ("alibi", "documents", "groups", "relative_positions", "soft_near")
+"""A score function, a mask function, one whose blocks are listed, one with shapes that are products, and a pair of
+tensors of any shape."""
 
 OWN_AXES: dict[str, dict[str, Sequence[int]]] = {
     "alibi": {},
     "documents": {"documents_tokens": (900, 5000, 200_000)},
     "relative_positions": {"relative_positions_height": (30, 3, 70), "relative_positions_width": (30, 100)},
-    "same": {"same_tokens": (900, 5000, 200_000)},
+    "groups": {"groups_tokens": (900, 5000, 200_000)},
     "soft_near": {f"soft_near_caps_{index}": (1, 4, 9) for index in range(4)},
 }
 """Sizes of the axes of each."""
@@ -57,7 +57,7 @@ def declared(compiler: Compiler, *files: Path) -> dict[str, Declared]:
 
 def standins(compiler: Compiler) -> tuple[list[KernelSpec], list[Operator]]:
     """Stand-ins for :data:`NAMES`, and their operators."""
-    files = (*(file_of(name) for name in NAMES[:3]), OWN)
+    files = (*(file_of(name) for name in NAMES[:4]), OWN)
     held = [function for name, function in declared(compiler, *files).items() if name in NAMES]
     operators, notes = function_operators(held)
     assert not notes
@@ -71,7 +71,7 @@ def random_function_values(name: str, chance: random.Random) -> dict[str, Any]:
     if name == "soft_near":
         values["soft_near_width"] = chance.choice((1, 5, -3, (1 << 31) - 1))
     kinds = {"alibi": ("score",), "relative_positions": ("score",), "documents": ("mask",), "soft_near": ("score",)}
-    kinds |= {"same": ("mask",)}
+    kinds |= {"groups": ("mask",)}
     if chance.random() < 0.1:
         values[f"{kinds[name][0]}_function"] = chance.choice(("alibi:0123456789abcdef", "", "other"))
     return values

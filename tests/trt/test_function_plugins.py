@@ -69,9 +69,9 @@ def test_the_plugin_in_c_answers_alike(attention_path: Path, fake_cuda: FakeCuda
             continue
         counts[drive(pair, plugins, chance, lambda c, i: random_shapes(c, i, OWN_AXES[name]))] += 1
         plugins[1].delete()
-    done, not_done = ("split", "launched") if name == "same" else ("launched", "split")  # one of two launches
+    done = "split" if name == "groups" else "launched"  # one of two launches
     assert min(counts[what] for what in ("refused", "prepared", done)) > 0, counts
-    assert not counts[not_done]
+    assert name == "groups" or not counts["split"]
 
 
 NUMBERS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -115,9 +115,9 @@ class Held(Library):
         described = [UserFunction.of(function.__pyfmha__()) for function in functions]
         self.operators = tuple(map(function_operator, described))
         self._functions = {
-            name: SimpleNamespace(manifest=FunctionManifest(name, "", (*TYPED, *function.inputs), ()))
+            name: SimpleNamespace(manifest=FunctionManifest(name, "", (*TYPED, *Declared.of(function).arguments), ()))
             for function in functions
-            for name in [f"fmha_with_{function.name}_d32_fp16"]
+            for name in [f"fmha_{what}_{function.name}_d32_fp16" for what in ("with", "blocks")]
         }
 
 
@@ -150,7 +150,7 @@ class Net:
         layer = self.network.layers[-1]
         outputs = [tuple(layer.get_output(index).shape) for index in range(layer.plugin.num_outputs)]
         instance = layer.plugin.instance
-        (step,) = instance.plan(instance.measure([tuple(one.shape) for one in layer.inputs], outputs)).steps
+        *_, step = instance.plan(instance.measure([tuple(one.shape) for one in layer.inputs], outputs)).steps
         return step
 
     def given(self, function: AttentionFunction, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_those_that_come_along_are_launched_with_the_numbers_of_their_examples(n
     out = net.add(Held([function]), **{kind: function, f"{kind}_inputs": list(given.values())})
     assert tuple(out.shape) == (2, HEADS, 64, SIZE)
 
-    step, names = net.step(), [name for name, _ in function.inputs]
+    step, names = net.step(), [name for name, _ in (*ARGUMENTS, *Declared.of(function).arguments)]
     assert step.function == f"fmha_with_{name}_d32_fp16"
     found = values_of(step, names)
     tensors = [one.name for one in net.network.layers[-1].inputs]
@@ -215,23 +215,23 @@ OWN = own_functions()
 )
 def test_lists_of_blocks_are_written_before_attention(options: dict[str, Any], lists: tuple[int, int]) -> None:
     """As many as are told apart; with memory for each tile of 128 queries and each block of as many keys."""
-    net, library = Net(150, 300), Held([OWN.same])
-    groups = net.tensor("groups", DataType.INT32, 2, 300)
+    net, library = Net(150, 300), Held([SHIPPED_FUNCTIONS["groups"]])
+    groups, numbers = SHIPPED_FUNCTIONS["groups"], net.tensor("numbers", DataType.INT32, 2, 300)
     shown = net.tensor("shown", DataType.BOOL, *options["mask"]) if "mask" in options else None
-    mask: Any = OWN.same if shown is None else (shown, OWN.same)
+    mask: Any = groups if shown is None else (shown, groups)
     if "ragged" in options:
         net.qkv = {name: net.tensor(name, DataType.HALF, 150, HEADS, SIZE) for name in "qkv"}
         begins = net.tensor("begins", DataType.INT32, 3)
-        net.add(library, mask=mask, mask_inputs=[groups], cu_seqlens_q=begins, cu_seqlens_kv=begins)
+        net.add(library, mask=mask, mask_inputs=[numbers], cu_seqlens_q=begins, cu_seqlens_kv=begins)
     else:
-        net.add(library, mask=mask, mask_inputs=[groups])
+        net.add(library, mask=mask, mask_inputs=[numbers])
     layer = net.network.layers[-1]
     outputs = [tuple(layer.get_output(0).shape)]
     plan = layer.plugin.instance.plan(layer.plugin.instance.measure([tuple(x.shape) for x in layer.inputs], outputs))
-    assert [step.function for step in plan.steps] == ["fmha_blocks_same_d32_fp16", "fmha_with_same_d32_fp16"]
+    assert [step.function for step in plan.steps] == ["fmha_blocks_groups_d32_fp16", "fmha_with_groups_d32_fp16"]
     tiles, blocks = (2 + 3, 2) if "ragged" in options else (2, 3)
     for step in plan.steps:
-        found = values_of(step, ("groups", "tokens", "Blocks", "list_batches", "list_heads"))
+        found = values_of(step, ("numbers", "tokens", "Blocks", "list_batches", "list_heads"))
         assert (found["list_batches"], found["list_heads"], found["tokens"]) == (*lists, 300)
         assert (found["Blocks"].source, found["Blocks"].offset) == ("workspace", 0)
     needed = 4 * lists[0] * lists[1] * tiles * (2 + blocks)

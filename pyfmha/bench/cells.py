@@ -20,13 +20,16 @@ FP8 = "fp8"
 
 BESIDE = (
     *("bias-1hqk", "bias-11qk", "bias-b11k", "mask-b1qk", "mask-b11k", "sinks", "alibi", "documents", "prefix-0"),
-    *("prefix-1000", "t5"),
+    *("prefix-1000", "t5", "groups"),
 )
 """What a cell may have beside Q, K and V: a bias or mask with its axes, 1 where it is broadcast, sinks, or a function
 that comes with pyfmha; a prefix has its length."""
 
 DOCUMENT = 700
 """Tokens of a document, of cells with documents."""
+
+PIECE, GROUPS = 512, 4
+"""Of cells with groups: tokens of a piece, and how many groups own one in turn."""
 
 BOUND_BY_MEMORY = 100
 """Queries that share a key below which memory bounds a cell: each makes one operation of a byte of K and V in 16 bits,
@@ -184,6 +187,9 @@ class Cell:
             whole, rest = divmod(self.seq, DOCUMENT)
             one = whole * _pairs(DOCUMENT, DOCUMENT, self.causal) + _pairs(rest, rest, self.causal)
             return self.batch * one
+        if self.kind == "groups":
+            sizes = [sum(at // PIECE % GROUPS == group for at in range(self.seq)) for group in range(GROUPS)]
+            return self.batch * sum(_pairs(size, size, self.causal) for size in sizes)
         if self.kind == "prefix":
             prefix = min(self.prefix, self.kv_seq)
             hidden = _pairs(prefix, prefix, causal=False) - _pairs(prefix, prefix, causal=True)

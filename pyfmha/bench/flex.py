@@ -13,7 +13,7 @@ from pyfmha.runtime.device import Stream
 MOST_PROGRAMS = 256
 """How often torch may compile: after 8 times, by default, it runs every further cell uncompiled, many times slower."""
 
-SERVED = ("bias", "mask", "alibi", "documents", "prefix", "t5")
+SERVED = ("bias", "mask", "alibi", "documents", "prefix", "t5", "groups")
 
 
 class Flex:

@@ -87,7 +87,7 @@ def _fp8() -> list[Cell]:
 
 
 _SAME = ((32, 512), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384))
-_LONG = ("documents", "prefix-1000")
+_LONG = ("documents", "prefix-1000", "groups")
 _CAUSAL = ("", "sinks", "alibi", "documents")
 
 

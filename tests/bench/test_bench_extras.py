@@ -14,9 +14,10 @@ from helpers import few_of
 from trt_double.full.gpu import Gpu
 
 from pyfmha.attention.biased import ARGUMENTS
+from pyfmha.attention.key_blocks import KeyBlocks
 from pyfmha.bench.cells import BESIDE, Cell
 from pyfmha.bench.clock import Clock
-from pyfmha.bench.extras import FUNCTIONS, arrays_of, score_of, seen_of
+from pyfmha.bench.extras import FUNCTIONS, LISTED, arrays_of, score_of, seen_of
 from pyfmha.bench.flex import torch_contenders
 from pyfmha.bench.launches import launch_of
 from pyfmha.bench.ours import our_contenders
@@ -56,11 +57,14 @@ def test_presets_hold_what_was_asked_for() -> None:
     assert {c.head_size for c in masks} == {64, 128}
 
 
+LONGER = ("documents", "prefix", "groups")
+
+
 @pytest.mark.parametrize("cell", [RAGGED, KEYS, replace(KEYS, causal=True), *map(beside, BESIDE)], ids=lambda c: c.name)
 def test_pairs_are_counted_one_by_one(cell: Cell) -> None:
-    cell = replace(cell, seq=1500, kv_seq=1500) if cell.kind in ("documents", "prefix") else cell
+    cell = replace(cell, seq=1500, kv_seq=1500) if cell.kind in LONGER else cell
     held, counted = arrays_of(cell), 0
-    seen = seen_of(cell, held) if cell.kind in ("documents", "prefix") else None  # of a random mask, all count
+    seen = seen_of(cell, held) if cell.kind in LONGER else None  # of a random mask, all count
     for b in range(cell.batch):
         q, k = np.arange(cell.queries_of(b))[:, None], np.arange(cell.keys_of(b))[None]
         shown = (k <= q) if cell.causal else np.ones((len(q), k.shape[1]), bool)
@@ -119,9 +123,15 @@ def test_a_function_is_given_what_it_takes(name: str) -> None:
     launch = launch_of(cell)
     declared = getattr(importlib.import_module(f"pyfmha.functions.{name}"), name).__pyfmha__()
     held, kinds = arrays_of(cell), {"float32": "*fp32", "int32": "*i32"}
-    given = [kinds[str(held[one].dtype)] if isinstance(one, str) else "i32" for one in launch.further]
+    own, lists = launch.further[: len(declared["inputs"])], launch.further[len(declared["inputs"]) :]
+    given = [kinds[str(held[one].dtype)] if isinstance(one, str) else "i32" for one in own]
     assert given == [kind for _, kind in declared["inputs"]]
     assert launch.name == f"fmha_with_{name}_d32_fp16"
+    told_apart = declared["blocks"] and KeyBlocks(**declared["blocks"])
+    assert told_apart == LISTED.get(name)
+    if told_apart:
+        assert (lists, launch.first) == (("Blocks", cell.batch, 1), f"fmha_blocks_{name}_d32_fp16")
+        assert launch.memory == 4 * cell.batch * (2 + 1)
     assert launch.build == ("--functions", name, "--dtype", "fp16", "--head-size", "32")
     assert len(launch.pointers) + len(launch.numbers) == len(ARGUMENTS)
 

@@ -24,6 +24,7 @@ from pyfmha.errors import LibraryError, PluginError
 from pyfmha.functions import evaluate as evaluation
 from pyfmha.functions.alibi import alibi
 from pyfmha.functions.documents import documents
+from pyfmha.functions.groups import groups
 from pyfmha.functions.natten import natten
 from pyfmha.interpreter.kernel import run_interpreted
 from pyfmha.runtime.library import Library
@@ -213,6 +214,21 @@ def test_what_is_launched(fake_gpu: FakeCuda, named: bool) -> None:
     pyfmha.torch.attention(*on_gpu(), mask=documents, mask_inputs=tables)
     at = struct.unpack("<Q", fake_gpu.launches()[-1].params[len(ARGUMENTS)])[0]
     assert at not in (0, tables[0].data_ptr())
+
+
+def test_lists_of_blocks_are_written_first(fake_gpu: FakeCuda) -> None:
+    """By a launch of the same arguments, in a workspace of PyTorch's."""
+    numbers = torch.zeros(2, 50, dtype=torch.int32)
+    shown = torch.ones(1, HEADS, 1, 50, dtype=torch.bool)
+    pyfmha.torch.attention(*on_gpu(), mask=(shown, groups), mask_inputs=[numbers])
+    writing, walking = fake_gpu.launches()[-2:]
+    assert writing.params == walking.params
+    found = dict(
+        zip(("numbers", "tokens", "Blocks", "batches", "heads"), writing.params[len(ARGUMENTS) :], strict=False)
+    )
+    assert struct.unpack("<Q", found["numbers"])[0] == numbers.data_ptr()
+    assert struct.unpack("<Q", found["Blocks"])[0] != 0
+    assert [struct.unpack("<i", found[name])[0] for name in ("tokens", "batches", "heads")] == [50, 2, HEADS]
 
 
 def test_a_later_call_only_launches(fake_gpu: FakeCuda) -> None:

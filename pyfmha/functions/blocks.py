@@ -17,4 +17,4 @@ def example(batch, heads, q_len, kv_len):
 def blocks(batch, head, query, key):
     """Every key: where the tensor hides a whole block it is neither loaded nor computed, and where it shows one whole,
     attention does not read it again."""
-    return tl.zeros_like(query + key) == 0
+    return tl.maximum(query, key) >= 0

@@ -114,6 +114,12 @@ class Biased:
         narrow = (self._narrow(),) if self.dtype != "fp32" and self.padded == HEAD_SIZES[-1] else ()
         return (*fast, *narrow, *(self.tuned(variant) for variant in known), self.generic())
 
+    def narrow_specs(self) -> tuple[KernelSpec, ...]:
+        """Those of :meth:`specs` that are fast for values of at most half the padded head size and nothing beside, and
+        those that serve anything; none where Hopper has no variants for such values."""
+        fast = biased_hopper.narrow_values(self.generic(), self.padded)
+        return (*fast, self._narrow(), self.tuned(ANY), self.generic()) if fast else ()
+
     def _narrow(self) -> KernelSpec:
         """For values of at most half the head size, such as 128 of 192: their blocks take half the registers."""
         half = self.padded // 2

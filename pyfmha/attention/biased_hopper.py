@@ -5,6 +5,7 @@ for all queries, and neither, with sinks, lengths and windows. Other biases, sof
 mask together, and anything misaligned fall through to the portable variants.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pyfmha.attention import hopper
@@ -84,6 +85,18 @@ UNMEASURED = {64: (_ONE, _ONE), 128: (_TWO, replace(_TWO, v_stages=2))}
 nothing spills. No GPU has run them."""
 SINKS_KERNEL = "fmha_sinks_sm90"
 
+_PAIR = hopper.Setting(128, 2, q_slots=1, two_parts=True)
+_LONE = hopper.Setting(64, 1, q_slots=1, programs=2, maxnreg=128, two_parts=True)
+VALUES_SETTINGS = {
+    256: (
+        replace(_LONE, requires=("q_len <= 1024",), masks=(True,)),
+        replace(_PAIR, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
+        _PAIR,
+    )
+}
+"""By padded head size of Q and K, those for values of half of it, with nothing beside."""
+VALUES_KERNEL = "fmha_values_sm90"
+
 
 def unmeasured(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """Variants that go before those of :func:`variants` where they are asked for; no GPU has run them yet.
@@ -124,6 +137,36 @@ def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     )
 
 
+def narrow_values(
+    base: KernelSpec, padded: int, settings: Sequence[hopper.Setting] | None = None
+) -> tuple[KernelSpec, ...]:
+    """Those for values of at most two thirds of the head size of Q and K that blocks have room for, which is 3/4 of the
+    padded one, and with nothing beside: ``kernels/fmha_values_sm90.py``. Two consumers whose queries have one slot
+    store Out from a buffer of its own, for which there is room just yet.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
+        settings: by default those of :data:`VALUES_SETTINGS`.
+    """
+    if settings is None:
+        settings = VALUES_SETTINGS.get(padded, ())
+    size = padded // 2
+    served = (*NEITHER.requires, "Sinks == 0", "SinksFp32 == 0", f"v_head_size <= {size}", "v_head_size % 8 == 0")
+    return tuple(
+        replace(
+            spec,
+            source=base.source.with_name(f"{VALUES_KERNEL}.py"),
+            kernel=VALUES_KERNEL,
+            constants=(*spec.constants, ("APART", setting.consumers == 2 and setting.q_slots == 1)),
+            requires=(*spec.requires, *served),
+            descriptors=_descriptors(padded // 4, setting.block_n, NEITHER, size),
+        )
+        for setting in settings
+        for spec in hopper.variants(base, padded, (setting,))
+    )
+
+
 def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
 
@@ -131,7 +174,8 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
         base: a portable variant without hints: it lends its name, arguments and algorithm.
         padded: head size of its blocks.
     """
-    return tuple(variant for one in (NEITHER, *TENSORS) for variant in of_kind(base, padded, one))
+    made = (variant for one in (NEITHER, *TENSORS) for variant in of_kind(base, padded, one))
+    return (*narrow_values(base, padded), *made)
 
 
 def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None) -> tuple[KernelSpec, ...]:
@@ -199,10 +243,13 @@ _SERVED = (
 )
 
 
-def _descriptors(padded: int, block_n: int, beside: Beside) -> tuple[Descriptor, ...]:
+def _descriptors(padded: int, block_n: int, beside: Beside, values: int | None = None) -> tuple[Descriptor, ...]:
+    """Boxes have so many columns; those of V and Out another number, if it is given."""
+
     def tensor(name: str, base: str, heads: str, seq: str, size: str, rows: int) -> Descriptor:
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, size), strides, (1, 1, rows, padded))
+        columns = values if values and name in ("out", "v") else padded
+        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, size), strides, (1, 1, rows, columns))
 
     made = (
         tensor("out", "Out", "num_heads", "q_len", "v_head_size", ROWS),

@@ -54,9 +54,10 @@ def launch_of(cell: Cell) -> Launch:
         build = ("--kernels", "fp8", "--arch", "sm_90", *build)
         name = Fp8(cell.dtype_of("Out"), cell.head_size).name
         return Launch(name, build, _given(fp8.POINTERS), Fp8Call(**_common(cell)).scalars())
-    if not cell.beside:
+    if not (cell.beside or cell.v_head_size):
         return Launch(Forward(cell.dtype, cell.head_size).name, build, _given(_POINTERS), call_of(cell).scalars())
-    name, numbers = Biased(cell.dtype, cell.head_size).name, BiasedCall(**_common(cell), **_strides(cell)).scalars()
+    name = Biased(cell.dtype, max(cell.head_size, cell.v_head_size)).name
+    numbers = BiasedCall(**_common(cell), **_strides(cell), v_head_size=cell.v_head_size).scalars()
     if cell.kind not in FUNCTIONS:
         return Launch(name, ("--kernels", "biased", *build), _given(biased.POINTERS), numbers)
     name = name.replace("biased", f"with_{cell.kind}")

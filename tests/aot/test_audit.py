@@ -17,6 +17,8 @@ from shared import Shared
 
 from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.attention import hopper
+from pyfmha.attention.biased import Biased
+from pyfmha.attention.biased_hopper import VALUES_SETTINGS, narrow_values
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.forward import Forward
 from pyfmha.spec.kernel import KernelSpec
@@ -142,6 +144,33 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
     return kernels
 
 
+# Bytes spilled by those for values of 128 with Q and K of 192, none of it in a loop: by masks and consumers.
+VALUES_SPILLED = {(False, 2): 40, (True, 2): 96, (True, 1): 120}
+
+
+def values_kernels(dtype: str) -> dict[str, tuple[KernelSpec, Budget]]:
+    """The Hopper kernels for values of 128 columns with Q and K of 192, as :func:`hopper_kernels`."""
+    kernels = {}
+    for setting in VALUES_SETTINGS[256]:
+        made = narrow_values(Biased(dtype, 256).generic(), 256, (setting,))
+        for causal, spec in zip(setting.masks, made, strict=True):
+            loops = 2 if causal else 1
+            budget = Budget(
+                blocks=setting.programs,
+                multiply="HGMMA",
+                count=setting.consumers * (1 + loops) * (192 + setting.block_n) // 16,
+                batches=setting.consumers * (1 + loops) * 3,
+                spilled=VALUES_SPILLED[causal, setting.consumers],
+                exponentials=setting.block_n // 2,
+                beside=2,
+                loops=loops,
+            )
+            mask = "causal" if causal else "full"
+            order = " longest first" if setting.longest_first else ""
+            kernels[f"hopper {dtype} values {mask} {setting.consumers}x{setting.block_n}{order}"] = spec, budget
+    return kernels
+
+
 # The portable kernels: 64x64 tiles, two products of 4 steps of 16.
 PRODUCTION = {
     "forward fp16 64": (forward("fp16", 64), Budget(3, "HGMMA", 8)),
@@ -156,6 +185,7 @@ PRODUCTION = {
     **hopper_kernels("fp16", 64, (False, True)),
     **hopper_kernels("bf16", 128, (False, True)),
     **hopper_kernels("fp16", 256, (False, True)),
+    **values_kernels("bf16"),
 }
 HOPPER = [name for name in PRODUCTION if name.startswith("hopper")]
 # Besides those of head size 64 in fp16, which other tests compile as well, one of each other kind.

@@ -1,4 +1,7 @@
-"""Rotated positions and normalised queries and keys that stand before attention: they stay, the attention is ours."""
+"""Rotated positions and normalised queries and keys that stand before attention, which is replaced all the same.
+
+The normalisations stay; ONNX Runtime's RotaryEmbedding, which TensorRT's parser does not know, is written out.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +41,12 @@ def partly(graph: Graph, x: Any, wide: bool) -> Any:
     tables = [graph.constant(function(numbers(64, 4))) for function in (np.cos, np.sin)]
     more = {"num_heads": 4, "rotary_embedding_dim": 8}
     return graph.op("RotaryEmbedding", x, graph.constant(np.array([0])), *tables, domain=MICROSOFT, **more)
+
+
+def paired(graph: Graph, x: Any, wide: bool) -> Any:
+    """Neighbours, from the third position on, by an operator that need not say how many heads there are."""
+    tables = [graph.constant(function(numbers(64, 8))) for function in (np.cos, np.sin)]
+    return graph.op("RotaryEmbedding", x, graph.constant(np.array([2])), *tables, domain=MICROSOFT, interleaved=1)
 
 
 def fused(graph: Graph, x: Any, wide: bool) -> Any:
@@ -101,11 +110,12 @@ CASES: list[tuple[Callable[..., Graph], tuple[Wanted, ...]]] = [
     (multi_head, (of_each_head, rotary)), (of_opset_23, (by_its_opset, rotary)), (decomposed, (in_steps, rotary)),
     (multi_head, (partly,)), (multi_head, (in_steps,)), (multi_head, (by_its_length,)), (of_opset_23, (partly,)),
     (of_opset_23, (by_its_length,)), (decomposed, (fused, partly)), (decomposed, (by_its_length,)),
+    (multi_head, (paired,)), (decomposed, (paired,)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("made", "before"), few_of(CASES, CASES[:3].__contains__))
-def test_what_stands_before_attention_stays(
+def test_attention_behind_others_is_replaced(
     made: Callable[..., Graph], before: tuple[Wanted, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx.checker, "check_model", lambda model: None)  # it knows no operators of ONNX Runtime's
@@ -115,11 +125,21 @@ def test_what_stands_before_attention_stays(
 
     kinds = [node.op_type for node in model.graph.node]
     kept = [node.op_type for node in replace_attention(model)[0].graph.node]
-    for kind in {
-        "RotaryEmbedding",
-        "SimplifiedLayerNormalization",
-        "RMSNormalization",
-        "LpNormalization",
-        "ReduceMean",
-    }:
+    for kind in ("SimplifiedLayerNormalization", "RMSNormalization", "LpNormalization", "ReduceMean"):
         assert kept.count(kind) == kinds.count(kind)
+    assert "RotaryEmbedding" not in kept
+
+
+@pytest.mark.parametrize("attributes", [{"scale": 0.5}, {"is_packed_batching": 1}], ids=str)
+def test_a_rotation_of_another_kind_stays(attributes: dict[str, Any]) -> None:
+    graph = Graph(17)
+    x = graph.input("x", ("batch", "rows", 64))
+    tables = [graph.constant(numbers(64, 8)) for _ in range(2)]
+    at = graph.input("at", ("batch", "rows"), INT64)
+    q = graph.op("RotaryEmbedding", x, at, *tables, domain=MICROSOFT, **attributes)
+    graph.output(graph.op("MultiHeadAttention", q, x, x, domain=MICROSOFT, num_heads=4), rank=3)
+
+    new, report = replace_attention(graph.model())
+
+    assert [entry.reason for entry in report.left_alone] == []
+    assert [node.op_type for node in new.graph.node].count("RotaryEmbedding") == 1

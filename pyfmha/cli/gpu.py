@@ -98,7 +98,8 @@ def bench_command(
     kv_seq: Annotated[list[int] | None, _several("Keys of a sequence", "as seq")] = None,
     head_size: Annotated[list[int] | None, _several("1 to 256", "64")] = None,
     v_head_size: Annotated[
-        int | None, typer.Option("--v-head-size", help="Of V and Out, 1 to 256. Default: as head-size.")
+        int | None,
+        typer.Option("--v-head-size", min=1, max=256, help="Of V and Out. Default: as head-size."),
     ] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Which mask. Default: both.")] = None,
     layout: Annotated[

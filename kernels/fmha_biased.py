@@ -253,7 +253,7 @@ def fused_attention_biased(
         )  # fmt: skip
     if LIST == "write":
         limit = tl.minimum(tl.minimum(end, bias_keys), mask_keys)
-        write_list(entries, capacity, begin, end, limit, tile, inputs, rows, rows_left, SEEN, BLOCK_N)
+        write_list(entries, capacity, begin, end, limit, tile, inputs, rows, rows_left, SEEN, BLOCK_M, BLOCK_N)
         return
     q = load_queries(Q, q_stride_s, rows_left, head_size, 0, sm_scale, BLOCK_M, BLOCK_D)
     # The score is scale * q . k, or scale * tanh(bend * q . k).

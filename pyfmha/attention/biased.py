@@ -63,7 +63,8 @@ _NO_MASK = ("Mask == 0",)
 PLAIN = Variant("never", "never", "never", (_NO_CAP, *_NO_BIAS, *_NO_MASK))
 """The variant for neither bias nor mask nor soft cap."""
 _BIAS = Variant("never", "own", "never", (_NO_CAP, "Bias != 0", "BiasFp32 == 0", *_NO_MASK), ("bias",))
-_MASK = Variant("never", "never", "always", (_NO_CAP, *_NO_BIAS, "Mask != 0"), ("mask",))
+MASKED = Variant("never", "never", "always", (_NO_CAP, *_NO_BIAS, "Mask != 0"), ("mask",))
+"""The variant for a mask alone, in rows that are read 16 bytes at a time."""
 ANY = Variant("any", "any", "any")
 """The variant that knows nothing, and serves everything."""
 
@@ -110,7 +111,7 @@ class Biased:
         fast = biased_hopper.variants(self.generic(), self.padded)
         if unmeasured:
             fast = (*biased_hopper.unmeasured(self.generic(), self.padded), *fast)
-        known = (PLAIN, _BIAS, _MASK, ANY) if self.dtype != "fp32" else (ANY,)
+        known = (PLAIN, _BIAS, MASKED, ANY) if self.dtype != "fp32" else (ANY,)
         narrow = (self._narrow(),) if self.dtype != "fp32" and self.padded == HEAD_SIZES[-1] else ()
         return (*fast, *narrow, *(self.tuned(variant) for variant in known), self.generic())
 

@@ -71,6 +71,11 @@ def arguments() -> tuple[Argument, ...]:
     return tuple(Argument(name, kind) for name, kind in ARGUMENTS)
 
 
+def _of_masks(argument: Argument) -> Argument:
+    """An argument with its hint, if that is of the mask."""
+    return argument if argument.name.lower().startswith("mask") else Argument(argument.name, argument.type)
+
+
 def reading(spec: KernelSpec) -> KernelSpec:
     """A variant that walks the lists; on Hopper, where tiles are dense, an entry has one size."""
     own: tuple[tuple[str, Constant], ...] = (("LIST", "read"), ("LIST_M", TILE), ("LIST_N", TILE))
@@ -79,7 +84,7 @@ def reading(spec: KernelSpec) -> KernelSpec:
 
 
 def writing(spec: KernelSpec, name: str) -> KernelSpec:
-    """What writes the lists, made of a generic variant with a function."""
+    """What writes the lists, made of a variant with a function: of a generic one, or of one with hints of a mask."""
     own: dict[str, Constant] = {"BLOCK_M": TILE, "BLOCK_N": TILE, "SOFTCAP": "never", "BIAS": "any", "MASK": "any"}
     constants = (
         *((one, own.get(one, value)) for one, value in spec.constants),
@@ -90,10 +95,12 @@ def writing(spec: KernelSpec, name: str) -> KernelSpec:
     return replace(
         spec,
         name=name,
-        arguments=(*spec.arguments, *arguments()),
+        arguments=(*map(_of_masks, spec.arguments), *arguments()),
         constants=constants,
+        tunings=(),
+        requires=(),
         grid=GRID,
-        num_warps=8,
+        num_warps=16,
         num_stages=1,
         functions=tuple(one for one in spec.functions if one.parameter != "SCORE"),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.attention import biased_hopper, key_blocks
-from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
+from pyfmha.attention.biased import ANY, ARGUMENTS, MASKED, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.function_operator import UserFunction, function_operator
@@ -158,12 +158,15 @@ class WithFunction(Biased):
         fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
         if unmeasured and self.function.blocks is None:
             fast = (*biased_hopper.plain(self.generic(), self.padded, biased_hopper.NEITHER), *fast)
-        known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
+        listed = self.function.blocks is not None
+        known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         made = tuple(map(self._with_function, (*fast, *portable)))
-        if self.function.blocks is None:
+        if not listed:
             return made
-        return *map(key_blocks.reading, made), key_blocks.writing(made[-1], self.blocks_name)
+        # Rows of a mask are read many bytes at a time where they can.
+        writing = [self._with_function(spec) for spec in (self.tuned(MASKED), self.generic())]
+        return *map(key_blocks.reading, made), *(key_blocks.writing(spec, self.blocks_name) for spec in writing)
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
         inputs = self.function.inputs

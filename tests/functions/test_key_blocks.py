@@ -190,8 +190,11 @@ def test_the_library_functions() -> None:
     """What walks lists takes what writes them takes; every tile of it fits into theirs."""
     function = replace(named("groups"), blocks=KeyBlocks(batch=True, head=False))
     for dtype, size in (("fp16", 256), ("fp16", 128), ("fp32", 64)):
-        *walking, writing = WithFunction(dtype, size, function=function).specs()
+        *walking, aligned, writing = WithFunction(dtype, size, function=function).specs()
         assert writing.name == f"fmha_blocks_groups_d{size}_{dtype}"
+        assert aligned.name == writing.name
+        hints = {argument.name for argument in aligned.arguments if argument.hint}
+        assert hints == {"Mask", *(f"mask_stride_{axis}" for axis in "bhqk")}
         assert {spec.name for spec in walking} == {f"fmha_with_groups_d{size}_{dtype}"}
         hopper = [spec for spec in walking if spec.archs]
         assert all(dict(spec.constants)["LIST"] == TILE for spec in hopper)

@@ -36,6 +36,7 @@ from sm90_parts import (
     times,
     wait_for_products,
 )
+from sm90_powers import tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
@@ -317,6 +318,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     dtype: gl.constexpr = v_smem[0].dtype
     shift: gl.constexpr = shift_of(dtype)
     scale = score_factors(factors, SHAPE.CAPPED)
+    if SHAPE.CAPPED:
+        scale = tanh_factors(scale[0], scale[1])
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gluon_ptx import run_straight_line
+from gluon_ptx import run_ptx
 from gluon_values import (
     BARRIERS,
     BF16,
@@ -329,7 +329,15 @@ def _unpack(_found: Any, dtypes: tuple[DType, DType], packed: Tensor) -> tuple[T
 def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
     """Straight-line PTX of four values, which a thread holds, for four: here any four beside each other will do."""
     assert dtype is FP32
-    parts = run_straight_line(found[0], 4, list(np.asarray(x).reshape(-1, 4).T))
+    parts = run_ptx(found[0], 4, list(np.asarray(x).reshape(-1, 4).T))
+    return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
+
+
+def _all_of_a_thread(found: Any, dtype: DType, x: Tensor) -> Tensor:
+    """PTX of all values that a thread holds, in place: here any so many beside each other will do."""
+    assert dtype is FP32
+    count = 1 + max(int(place) for place in re.findall(r"\$(\d+)", found[0]))
+    parts = run_ptx(found[0], count, list(np.asarray(x).reshape(-1, count).T), in_place=True)
     return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 
@@ -378,6 +386,7 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
+    r"\{ \.reg \.f32 [^{}]* DONE: \}": _all_of_a_thread,
     r"\{ \.reg \.f32 [^{}]*\}": _four_at_a_time,
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,

@@ -53,6 +53,7 @@ class _Int(int):
 def _constexpr_function(function: Any) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         names = {name: _Int(value) if type(value) is int else value for name, value in function.__globals__.items()}
+        names["__builtins__"] = __builtins__  # the compiler's own Python, where range is range
         return types.FunctionType(function.__code__, names)(*arguments)
 
     return call

@@ -11,7 +11,7 @@ from gluon_values import product_of, tensor
 from helpers import examples, some_of
 from hypothesis import given
 from hypothesis import strategies as st
-from sm90_runs import KERNEL, LOUD, altered, check, is_noticed
+from sm90_runs import KERNEL, LOUD, altered, check, check_values, is_noticed, run
 
 from pyfmha.attention import hopper
 
@@ -143,6 +143,29 @@ def test_what_is_no_finite_product_is_not_capped() -> None:
     found = capped(scores, 1.0)
 
     assert (np.isnan(found) == ~np.isfinite(scores)).all(), "they must show, and nothing else"
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("general", [False, True])
+def test_blocks_of_small_scores_beside_blocks_with_a_large_one(setting: str, general: bool) -> None:
+    def change(q: Any, k: Any, _v: Any) -> None:
+        k[:, :, 150] *= 40.0
+
+    cut = {**SETTINGS[setting], **({"general": True, "window": (-1, 0)} if general else {"causal": True})}
+    check(**cut, q_len=180, kv_len=180, heads=1, softcap=20.0, scale=1.0, change=change)
+
+
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_nan_shows_in_its_row_alone(scale: float) -> None:
+    def change(q: Any, _k: Any, _v: Any) -> None:
+        q[0, 0, 3, 1] = np.nan
+
+    problem = {**SETTINGS["head size 64"], "q_len": 40, "kv_len": 150, "softcap": 20.0, "scale": scale}
+    out, lse, wanted, wanted_lse = run(**problem, change=change)
+    assert np.isnan(out[0, 0, 3]).all()
+    assert np.isnan(lse[0, 0, 3])
+    others = np.arange(40) != 3
+    check_values(*(x[0, 0, others] for x in (out, lse, wanted, wanted_lse)), "fp16", 1.0)
 
 
 def test_scales_near_the_largest_number() -> None:

@@ -319,7 +319,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     shift: gl.constexpr = shift_of(dtype)
     scale = score_factors(factors, SHAPE.CAPPED)
     if SHAPE.CAPPED:
-        scale = tanh_factors(scale[0], scale[1])
+        scale = tanh_factors(scale, shift)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)

@@ -64,8 +64,8 @@ def maxima(
     """The first half of :func:`weigh`: scores capped and masked, the running maximum with them (in units of log2, plus
     shift), the factor of what was summed up before, and that which brings scores to units of log2."""
     if CAPPED:
-        to_log2, bend = scale
-        scores = tanh_of(scores * bend, BLOCK_N // 2)  # of bf16 products that overflowed, their sign unknown, NaN
+        to_log2 = scale[0]
+        scores = tanh_of(scores, scale, m, BLOCK_N // 2)  # of bf16 products that overflowed, their sign unknown, NaN
     else:
         to_log2 = scale
     if masked:

@@ -271,7 +271,7 @@ class Machine:
             return
         self.switch()
 
-    def inline_asm(self, asm: str, _constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
+    def inline_asm(self, asm: str, constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
         asm = " ".join(asm.split())
         if re.fullmatch(r"(bar\.sync 1[345], (32|64); )+mov\.b32 \$0, \$1;", asm):  # of one partition alone
             return arguments[0]
@@ -281,6 +281,8 @@ class Machine:
         if asm == "cp.async.bulk.wait_group 0; mov.b32 $0, $1;":
             self.await_stores()
             return arguments[0]
+        if re.fullmatch(r"\{ \.reg \.f32 [^{}]* DONE: \}", asm):
+            return _all_of_a_thread(asm, constraints.count("="), dtype, *arguments)
         for pattern, function in ASSEMBLY.items():
             if found := re.fullmatch(pattern, asm):
                 return function(found, dtype, *arguments)
@@ -333,11 +335,11 @@ def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
     return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 
-def _all_of_a_thread(found: Any, dtype: DType, x: Tensor) -> Tensor:
-    """PTX of all values that a thread holds, in place: here any so many beside each other will do."""
+def _all_of_a_thread(asm: str, count: int, dtype: DType, x: Tensor, *others: Any) -> Tensor:
+    """PTX of all values that a thread holds, x in place: here any so many beside each other will do."""
     assert dtype is FP32
-    count = 1 + max(int(place) for place in re.findall(r"\$(\d+)", found[0]))
-    parts = run_ptx(found[0], count, list(np.asarray(x).reshape(-1, count).T), in_place=True)
+    values = [np.broadcast_to(np.asarray(value), x.shape).reshape(-1, count).T for value in (x, *others)]
+    parts = run_ptx(asm, count, [part for value in values for part in value], in_place=True)
     return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 
@@ -386,7 +388,6 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
-    r"\{ \.reg \.f32 [^{}]* DONE: \}": _all_of_a_thread,
     r"\{ \.reg \.f32 [^{}]*\}": _four_at_a_time,
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,

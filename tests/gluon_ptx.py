@@ -30,6 +30,8 @@ def _of_three(a: Any, b: Any, c: Any, table: Any) -> Any:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "min.f32": _lowest,
     "max.NaN.f32": np.maximum,
+    "max.f32": np.fmax,
+    "abs.f32": np.abs,
     "ex2.approx.ftz.f32": _power,
     "rcp.approx.ftz.f32": lambda a: np.float32(1) / a,
     "add.f32": np.add,
@@ -43,6 +45,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "or.b32": lambda a, b: (_bits(a) | _bits(b)).view(np.float32),
     "lop3.b32": _of_three,
     "setp.ne.u32": lambda a, b: _bits(a) != b,
+    "setp.gt.f32": np.greater,
+    "setp.geu.f32": lambda a, b: ~np.less(a, b),
     "vote.sync.any.pred": lambda a, _threads: a,  # a thread votes alone
 }
 
@@ -62,7 +66,7 @@ def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = F
     """
     values: dict[str, Any] = {f"${outputs + i}": np.asarray(value, np.float32) for i, value in enumerate(inputs)}
     if in_place:
-        values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs)}
+        values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs[:outputs])}
     names = [f"${i}" for i in range(outputs)]
     return _run([line.strip() for line in asm.strip("{} ").split(";")], names, values)
 
@@ -88,9 +92,8 @@ def _run(lines: Sequence[str], outputs: Sequence[str], values: dict[str, Any]) -
             for way, here in zip(ways, (~jumps, jumps), strict=True):
                 if not here.any():
                     continue
-                for whole, part in zip(
-                    results, _run(way, outputs, {k: v[here] for k, v in values.items()}), strict=True
-                ):
+                there = {name: value[here] if value.ndim else value for name, value in values.items()}
+                for whole, part in zip(results, _run(way, outputs, there), strict=True):
                     whole[here] = part
             return results
         if operation not in OPERATIONS:

@@ -217,8 +217,14 @@ def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
     namespace: dict[str, Any] = {"__builtins__": builtins, "__name__": path.stem}
-    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    exec(_compiled(path.read_text(), str(path)), namespace)
     return namespace
+
+
+@functools.cache
+def _compiled(text: str, path: str) -> types.CodeType:
+    """Once for all the times that tests load a file: that takes longer than most of their launches."""
+    return compile(text, path, "exec")
 
 
 def _range(*bounds: Any) -> Iterator[Tensor]:

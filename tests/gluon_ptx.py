@@ -1,8 +1,9 @@
 """PTX of 32-bit floats on the CPU, as the Hopper kernel has it inline: see gluon_emulator.py."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,44 +68,63 @@ def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = F
     values: dict[str, Any] = {f"${outputs + i}": np.asarray(value, np.float32) for i, value in enumerate(inputs)}
     if in_place:
         values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs[:outputs])}
-    names = [f"${i}" for i in range(outputs)]
-    return _run([line.strip() for line in asm.strip("{} ").split(";")], names, values)
+    lines = _parsed(asm)
+    for constant in {operand for line in lines for operand in line.operands} - values.keys():
+        if constant.startswith(("0f", "0x")):
+            values[constant] = np.uint32(int(constant[2:], 16)).view(np.float32)
+        elif constant.isdecimal():
+            values[constant] = int(constant)
+    with np.errstate(all="ignore"):
+        return _run(lines, [f"${i}" for i in range(outputs)], values)
 
 
-def _run(lines: Sequence[str], outputs: Sequence[str], values: dict[str, Any]) -> list[Any]:
-    def value_of(operand: str) -> Any:
-        if operand.startswith("0f"):
-            return np.uint32(int(operand[2:], 16)).view(np.float32)
-        if operand.startswith("0x"):
-            return np.uint32(int(operand, 16)).view(np.float32)
-        return int(operand) if operand.isdecimal() else values[operand]
+class _Line(NamedTuple):
+    label: str
+    operation: str
+    operands: list[str]
 
-    for index, line in enumerate(lines):
-        operation, _, operands = re.sub(r"^\w+: *", "", line).partition(" ")
-        if not operation or operation == ".reg":
-            continue
-        if operation == "bra.uni":
-            return _run(lines[_place(lines, operands) :], outputs, values)
+
+@functools.cache
+def _parsed(asm: str) -> list[_Line]:
+    """The instructions, without declarations.
+
+    Raises:
+        NotImplementedError: one is not known here.
+    """
+    lines = []
+    for text in asm.strip("{} ").split(";"):
+        label, operation, operands = re.fullmatch(r"\s*(?:(\w+):)?\s*(\S*)\s*(.*?)\s*", text, re.DOTALL).groups()
         if operation.startswith("@"):
-            jumps, label = values[operation[1:]] != 0, operands.split()[1]
-            ways = (lines[index + 1 :], lines[_place(lines, label) :])
+            operands = operands.split()[1]
+        elif operation not in ("", ".reg", "bra.uni", *OPERATIONS):
+            raise NotImplementedError(f"the emulator does not know this instruction: {text}")
+        if operation != ".reg":
+            lines.append(_Line(label or "", operation, re.split(r",\s*", operands)))
+    return lines
+
+
+def _run(lines: Sequence[_Line], outputs: Sequence[str], values: dict[str, Any]) -> list[Any]:
+    for index, (_, operation, operands) in enumerate(lines):
+        if operation == "bra.uni":
+            return _run(_from(lines, operands[0]), outputs, values)
+        if operation.startswith("@"):
+            jumps = values[operation[1:]] != 0
+            ways = (lines[index + 1 :], _from(lines, operands[0]))
             results = [np.zeros(jumps.shape, np.float32) for _ in outputs]
             for way, here in zip(ways, (~jumps, jumps), strict=True):
                 if not here.any():
                     continue
-                there = {name: value[here] if value.ndim else value for name, value in values.items()}
+                there = {name: value[here] if np.ndim(value) else value for name, value in values.items()}
                 for whole, part in zip(results, _run(way, outputs, there), strict=True):
                     whole[here] = part
             return results
-        if operation not in OPERATIONS:
-            raise NotImplementedError(f"the emulator does not know this instruction: {line}")
-        target, *sources = re.split(r",\s*", operands)
-        with np.errstate(all="ignore"):
-            values[target] = np.asarray(OPERATIONS[operation](*map(value_of, sources)), np.float32)
+        if operation:
+            target, *sources = operands
+            values[target] = np.asarray(OPERATIONS[operation](*(values[source] for source in sources)), np.float32)
     return [values[name] for name in outputs]
 
 
-def _place(lines: Sequence[str], label: str) -> int:
-    """Of the line that a label stands before."""
-    (place,) = (i for i, line in enumerate(lines) if line.startswith(f"{label}:"))
-    return place
+def _from(lines: Sequence[_Line], label: str) -> Sequence[_Line]:
+    """From the line on that a label stands before."""
+    (place,) = (i for i, line in enumerate(lines) if line.label == label)
+    return lines[place:]

@@ -200,16 +200,15 @@ def steps(listing: str) -> list[Step]:
 
 
 def without_powers(code: str) -> str:
-    """Without what warps that found a score beyond the bound of a capped one's polynomial take instead of it, which
-    lies behind it."""
-    vote = re.search(r"\bVOTE\.ANY\b.*?\bBRA\S* [^\n]*?(\.L_x_\d+)", code, re.DOTALL)
+    """Without what warps take that found a capped score beyond the bound of its polynomial, which lies behind that."""
+    vote = re.search(r"\bVOTE\.ANY\b", code)
     if vote is None:
         return code
-    part = re.compile(rf"\bBRA\S* [^\n]*?(\.L_x_\d+)[^\n]*\n{re.escape(vote[1])}:.*?\n\1:", re.DOTALL)
-    found = part.search(code, vote.end())
+    jump = re.compile(r"\n[^\n@]*\bBRA [^\n]*?(\.L_x_\d+)[^\n]*\n\.L_x_\d+:.*?\n\1:", re.DOTALL)
+    found = jump.search(code, vote.end())
     assert found is not None, "the way of large scores was not found"
     assert opcodes(found[0])["MUFU"] > 0
-    return code[: vote.start()] + code[vote.end() : found.start()] + code[found.end() :]
+    return code[: found.start()] + code[found.end() :]
 
 
 def without_a_branch(code: str) -> str:

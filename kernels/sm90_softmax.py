@@ -62,10 +62,11 @@ def maxima(
     BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr,
 ):  # fmt: skip
     """The first half of :func:`weigh`: scores capped and masked, the running maximum with them (in units of log2, plus
-    shift), the factor of what was summed up before, and that which brings scores to units of log2."""
+    shift), the factor of what was summed up before, and that which brings scores to units of log2. CAPPED: how many
+    polynomials tanh has, see `polynomials_of`."""
     if CAPPED:
         to_log2 = scale[0]
-        scores = tanh_of(scores, scale, m, BLOCK_N // 2)  # of bf16 products that overflowed, their sign unknown, NaN
+        scores = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED)  # NaN of bf16 products that overflowed
     else:
         to_log2 = scale
     if masked:

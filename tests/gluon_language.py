@@ -50,9 +50,20 @@ class _Int(int):
     value = property(int)
 
 
+class _Tuple(tuple):
+    """The same of several."""
+
+    value = property(tuple)
+
+
+_CONSTANTS = {int: _Int, tuple: _Tuple}
+
+
 def _constexpr_function(function: Any) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        names = {name: _Int(value) if type(value) is int else value for name, value in function.__globals__.items()}
+        names = {
+            name: _CONSTANTS.get(type(value), lambda same: same)(value) for name, value in function.__globals__.items()
+        }
         names["__builtins__"] = __builtins__  # the compiler's own Python, where range is range
         return types.FunctionType(function.__code__, names)(*arguments)
 

@@ -36,6 +36,7 @@ from sm90_parts import (
     times,
     wait_for_products,
 )
+from sm90_powers import polynomials_of, tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
@@ -227,6 +228,7 @@ def _step(
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
     GENERAL: gl.constexpr = SHAPE.GENERAL
     CAUSAL: gl.constexpr = SHAPE.CAUSAL
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
     q_smem, k_smem, v_smem = shared
     dtype: gl.constexpr = v_smem[0].dtype
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
@@ -250,14 +252,14 @@ def _step(
     mbarrier.arrive(k_free.index(stage), count=1)
     if LATE:
         next_p, m, row_sum, alpha = weigh(
-            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
         )
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
     else:
         scores, m, alpha, to_log2 = maxima(
-            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
         )
         if CAUSAL or BLOCK_D < 256:  # full attention of head size 256 is as fast or faster without
             alpha = hold(alpha)
@@ -305,6 +307,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     ORDER: gl.constexpr = SHAPE.ORDER
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -317,6 +320,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     dtype: gl.constexpr = v_smem[0].dtype
     shift: gl.constexpr = shift_of(dtype)
     scale = score_factors(factors, SHAPE.CAPPED)
+    if SHAPE.CAPPED:
+        scale = tanh_factors(scale, shift, CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -383,13 +388,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         key = block * BLOCK_N
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if half:
-            p, m, row_sum, alpha = weigh_half(
-                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE.CAPPED
-            )
+            p, m, row_sum, alpha = weigh_half(scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED)
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = weigh(
-                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
             )
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now

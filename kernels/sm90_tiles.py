@@ -43,6 +43,8 @@ class Shape(NamedTuple):
     CAPPED: gl.constexpr
     TWO_PARTS: gl.constexpr = gl.constexpr(False)
     SINKS: gl.constexpr = gl.constexpr(False)
+    LAZY: gl.constexpr = gl.constexpr(False)
+    SERIAL: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -51,6 +51,7 @@ def run(
     late: bool | None = None,
     sinks_alone: bool = False,
     longest_first: bool = False,
+    lazy: bool = False,
     programs: int = 1,
     sm_scale: float = 0.125,
     bias: Shape | None = None,
@@ -102,8 +103,8 @@ def run(
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
     }  # fmt: skip
     if sinks_alone:
-        ways = ("TWO_HEADS", "LONGEST_FIRST", "RAGGED", "CAPPED", "TWO_PARTS")
-        constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first}
+        ways = ("TWO_HEADS", "RAGGED", "CAPPED", "TWO_PARTS", "SERIAL", "PRODUCER_FIRST")
+        constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "LAZY": lazy}
     launch(
         machine,
         load_kernel(source or (SINKS if sinks_alone else KERNEL), machine)[

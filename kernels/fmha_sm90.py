@@ -24,6 +24,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
     allocate,
@@ -40,7 +41,7 @@ from sm90_powers import polynomials_of, tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half
+from sm90_softmax import added, maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half
 from sm90_tiles import (
     ROWS,
     Shape,
@@ -258,16 +259,57 @@ def _step(
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        scores, m, alpha, to_log2 = maxima(
+        scores, m_new, alpha, to_log2 = maxima(
             scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
         )
+        if SHAPE.LAZY:
+            m_new, due = kept(m, m_new)
+            alpha = gl.exp2(m - m_new)
+        m = m_new
         if CAUSAL or BLOCK_D < 256:  # full attention of head size 256 is as fast or faster without
             alpha = hold(alpha)
         acc, p, scores = wait_for_products(acc, p, scores)
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc[len(acc) - 1], scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)
         next_p = pack(next_p, dtype)
-    return times(acc, alpha), next_p, m, row_sum
+    if SHAPE.LAZY:
+        acc = times_where(acc, alpha, due)
+    else:
+        acc = times(acc, alpha)
+    return acc, next_p, m, row_sum
+
+
+@gluon.jit
+def _serial_step(
+    acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """As `_step` of a kernel that is LAZY, but one product after the other: weights can have the registers of scores.
+    Other consumers use the tensor cores meanwhile."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    STAGES: gl.constexpr = SHAPE.STAGES
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    q_smem, k_smem, v_smem = shared
+    dtype: gl.constexpr = v_smem[0].dtype
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    stage = step % STAGES
+    before = (step - 1) % V_STAGES
+    _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
+    acc, p = multiply_values(unpack(p, dtype), v_smem, before, acc, SHAPE)
+    acc, p, m = wait_for_products(acc, p, m)
+    mbarrier.arrive(v_free.index(before), count=1)
+    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
+    scores = warpgroup_mma_wait(0, deps=(scores,))
+    mbarrier.arrive(k_free.index(stage), count=1)
+    scores, m_new, alpha, to_log2 = maxima(
+        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.GENERAL, SHAPE.CAPPED
+    )
+    m_new, due = kept(m, m_new)
+    alpha = gl.exp2(m - m_new)
+    weights = gl.exp2(scores * to_log2 - m_new[:, None])
+    row_sum = added(row_sum, alpha, partial_sums(weights, BLOCK_N))
+    return times_where(acc, alpha, due), pack(weights, dtype), m_new, row_sum
 
 
 @gluon.jit
@@ -282,11 +324,18 @@ def _steps(
         masked = block >= unmasked if MASKED else False
         if SHAPE.GENERAL:
             masked = masked | (block < unmasked_from)
-        acc, p, m, row_sum = _step(
-            acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block * SHAPE.BLOCK_N, masked,
-            values, zero,
-            CONSUMER, SHAPE, S_LAYOUT,
-        )  # fmt: skip
+        key = block * SHAPE.BLOCK_N
+        if SHAPE.SERIAL:
+            acc, p, m, row_sum = _serial_step(
+                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, key, masked,
+                CONSUMER, SHAPE, S_LAYOUT,
+            )  # fmt: skip
+        else:
+            acc, p, m, row_sum = _step(
+                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, key, masked,
+                values, zero,
+                CONSUMER, SHAPE, S_LAYOUT,
+            )  # fmt: skip
         step += 1
     return acc, p, m, row_sum, step, block
 
@@ -318,7 +367,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     dtype: gl.constexpr = v_smem[0].dtype
-    shift: gl.constexpr = shift_of(dtype)
+    shift: gl.constexpr = shift_of(dtype) + room_for(dtype, SHAPE.LAZY)
     scale = score_factors(factors, SHAPE.CAPPED)
     if SHAPE.CAPPED:
         scale = tanh_factors(scale, shift, CAPPED)
@@ -493,7 +542,8 @@ def compute(
     V_STAGES: gl.constexpr, CAUSAL: gl.constexpr, TWO_HEADS: gl.constexpr, LONGEST_FIRST: gl.constexpr,
     GENERAL: gl.constexpr, RAGGED: gl.constexpr, CAPPED: gl.constexpr, PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
-    TWO_PARTS: gl.constexpr, v_head_size=(), APART: gl.constexpr = False,
+    TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -570,8 +620,11 @@ def compute(
         TWO_PARTS,
         len(sinks) > 0,
         APART,
+        LAZY,
+        SERIAL,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
+    # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
@@ -583,11 +636,28 @@ def compute(
             [1, 1, 2],
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )
+    elif CONSUMERS == 2 and PRODUCER_FIRST:
+        gl.warp_specialize(
+            [(_load, (work, SHAPE)), (_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE))],
+            [4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS],
+        )
     elif CONSUMERS == 2:
         gl.warp_specialize(
             [(_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE)), (_load, (work, SHAPE))],
             [4, 4],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    elif PRODUCER_FIRST:
+        gl.warp_specialize(
+            [
+                (_load, (work, SHAPE)),
+                (_attend, (work, plain, 0, SHAPE)),
+                (_attend, (work, plain, 1, SHAPE)),
+                (_attend, (work, plain, 2, SHAPE)),
+            ],
+            [4, 4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, CONSUMER_REGISTERS],
         )
     else:
         gl.warp_specialize(
@@ -672,6 +742,9 @@ def fmha_fwd_sm90(
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr = False,
+    LAZY: gl.constexpr = False,
+    SERIAL: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -685,7 +758,9 @@ def fmha_fwd_sm90(
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
     and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared
-    memory for the rows of the next tile, else 1. Out is stored from the slot of its rows.
+    memory for the rows of the next tile, else 1. Out is stored from the slot of its rows. LAZY: sums are rescaled where
+    that is due (sm90_lazy.py); for several consumers. SERIAL: each consumer waits for one product before the next, LAZY
+    and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -698,5 +773,5 @@ def fmha_fwd_sm90(
         ),
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
-        PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS,
+        PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
     )  # fmt: skip

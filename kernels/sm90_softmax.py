@@ -80,7 +80,8 @@ def maxima(
 
 
 @gluon.jit
-def _added(row_sum, alpha, parts):
+def added(row_sum, alpha, parts):
+    """Sums before, times the factors of their rows, and those of a block."""
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return row_sum * factor[:, None] + parts
 
@@ -99,7 +100,7 @@ def weigh(
         scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
     )
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    return weights, m_new, _added(row_sum, alpha, partial_sums(weights, BLOCK_N)), alpha
+    return weights, m_new, added(row_sum, alpha, partial_sums(weights, BLOCK_N)), alpha
 
 
 @gluon.jit
@@ -122,7 +123,7 @@ def weigh_after(
     m = after(m[:, None].broadcast_to([ROWS, 4]), element, zero)
     weights = gl.exp2(parts * to_log2 - m[:, None, :][:, :, :, None])
     sums = gl.sum(gl.sum(weights, 3), 1)
-    row_sum = _added(gl.convert_layout(row_sum, sums.type.layout, assert_trivial=True), alpha, sums)
+    row_sum = added(gl.convert_layout(row_sum, sums.type.layout, assert_trivial=True), alpha, sums)
     return gl.convert_layout(weights.reshape([ROWS, BLOCK_N]), scores.type.layout, assert_trivial=True), row_sum
 
 

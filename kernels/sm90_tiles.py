@@ -46,6 +46,8 @@ class Shape(NamedTuple):
     TWO_PARTS: gl.constexpr = gl.constexpr(False)
     SINKS: gl.constexpr = gl.constexpr(False)
     APART: gl.constexpr = gl.constexpr(False)
+    LAZY: gl.constexpr = gl.constexpr(False)
+    SERIAL: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

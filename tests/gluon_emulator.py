@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gluon_ptx import run_ptx
+from gluon_ptx import kept_references, products_where, run_ptx
 from gluon_values import (
     BARRIERS,
     BF16,
@@ -366,6 +366,11 @@ def _moved(_found: Any, dtype: DType, x: Tensor) -> Tensor:
     return of_element((bits >> np.arange(0, 32, 8, dtype=np.uint32) & 0xFF).astype(np.uint8).reshape(x.shape), E4M3)
 
 
+def _kept(found: Any, _dtypes: Any, m: Tensor, m_new: Tensor) -> tuple[Tensor, Tensor]:
+    references, due = kept_references(float(found[1]), m, m_new)
+    return tensor(references, np.float32), tensor(due, np.int32)
+
+
 def _four(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
     """Four values as e4m3, the first in the lowest byte."""
     assert dtype is INT32
@@ -392,6 +397,9 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,
     r"mov\.b32 \$0, \$1;": _moved,
+    r"\{ \.reg \.pred grown; .* first, first, second; setp\.gt\.f32 grown, first, ([\d.]+);"
+    r" vote\.sync\.any\.pred grown, grown, -1; .* \}": _kept,
+    r"\{ \.reg \.pred due; .* SAME: \}": lambda found, _dtype, *x: tensor(products_where(found[0], *x), np.float32),
     r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
     r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,
     re.escape(

@@ -52,6 +52,35 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+ROWS_OF_A_WARP = 16
+
+
+def kept_references(room: float, m: Any, m_new: Any) -> tuple[Any, Any]:
+    """Rows whose references stay, unless one of the same warp has grown by more than `room`; and whether one has."""
+    growth = np.asarray(m_new) - np.asarray(m)
+    grown = np.repeat((growth.reshape(-1, ROWS_OF_A_WARP) > room).any(1), ROWS_OF_A_WARP)
+    return np.where(grown, m_new, m).astype(np.float32), grown.astype(np.int32)
+
+
+def products_where(asm: str, x: Any, factor: Any, due: Any) -> Any:
+    """Elements times factors in warps where it is due: a block of PTX that multiplies a thread's registers in place, or
+    jumps over that.
+
+    Raises:
+        NotImplementedError: it multiplies others, or not all.
+    """
+    found = re.findall(r"mul\.f32 \$(\d+), \$(\d+), \$(\d+);", asm)
+    count = len(found)
+    known = [(str(i), str(i), str(2 * count + i)) for i in range(count)]
+    flag = re.search(r"setp\.ne\.b32 due, \$(\d+), 0; @!due bra\.uni SAME;", asm)
+    if found != known or flag is None or int(flag[1]) != 3 * count or count * 128 != np.size(x):
+        raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
+    rows = np.asarray(due).reshape(-1, ROWS_OF_A_WARP * np.shape(x)[1])
+    assert (rows == rows[:, :1]).all(), "threads of a warp part ways"
+    with np.errstate(all="ignore"):
+        return np.where(np.asarray(due) != 0, np.asarray(x) * factor, x).astype(np.float32)
+
+
 def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = False) -> list[Any]:
     """The outputs $0, $1, ... of a block of PTX whose inputs are $outputs and those that follow.
 

@@ -75,6 +75,7 @@ def run(
     layout: str = "bhsd",
     apart: bool = False,
     longest_first: bool = False,
+    lazy: bool = False,
     programs: int = 1,
     sm_scale: float = 0.125,
     bias: Shape | None = None,
@@ -134,6 +135,8 @@ def run(
     if alone is not None:
         ways = ("TWO_HEADS", "RAGGED", "CAPPED")
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
+    if sinks_alone:
+        constants |= {"LAZY": lazy, "SERIAL": False, "PRODUCER_FIRST": False}
     if values_alone:
         constants["APART"] = apart
     kernel = alone or KERNEL

@@ -74,6 +74,9 @@ def run(
     padding: float = np.nan,
     softcap: float = 0.0,
     two_parts: bool = False,
+    lazy: bool = False,
+    serial: bool = False,
+    producer_first: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -151,6 +154,9 @@ def run(
         CONSUMER_REGISTERS=240,
         PRODUCER_REGISTERS=24,
         TWO_PARTS=two_parts,
+        LAZY=lazy,
+        SERIAL=serial,
+        PRODUCER_FIRST=producer_first,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -58,6 +58,9 @@ class Setting:
         capped: whether it serves soft caps, and those alone.
         two_parts: whether it serves head sizes up to 3/4 of the padded one, and those alone, as kernels/sm90_parts.py
             does; it is not general.
+        lazy: whether it rescales sums only where that is due, as kernels/sm90_lazy.py does; for several consumers.
+        serial: whether a consumer waits for one product before the next; lazy, without turns, and not general.
+        producer_first: whether the producer is the first partition; for several consumers.
     """
 
     block_n: int
@@ -79,10 +82,22 @@ class Setting:
     ragged: bool = False
     capped: bool = False
     two_parts: bool = False
+    lazy: bool = False
+    serial: bool = False
+    producer_first: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
 """Of head size 64: 192 queries a tile."""
+
+LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True)
+"""Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
+
+LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
+"""Of head size 256, where turns pay."""
+
+SERIAL_96 = replace(THREE_CONSUMERS, ping_pong=False, two_parts=True, lazy=True, serial=True, producer_first=True)
+"""Of head size 96: 192 queries a tile, for whose consumers there are registers one product at a time."""
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
@@ -102,11 +117,14 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     ),
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
+        replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, requires=("q_len > 6144",), masks=(True,)),
         Setting(128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True),
+        replace(SERIAL_96, requires=("q_len > 1536", "num_heads >= 16"), masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, masks=(False,), two_parts=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
-        Setting(128, 2, v_stages=3, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
-        Setting(128, 2, v_stages=3),
+        Setting(128, 2, v_stages=3, requires=("q_len <= 4096", "num_heads < 32"), masks=(True,)),
+        replace(LAZY, longest_first=True, masks=(True,)),
+        replace(LAZY, masks=(False,)),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 2048",), masks=(True,), capped=True),
         Setting(128, 2, v_stages=3, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -114,10 +132,10 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
-        Setting(64, 2, two_parts=True),
-        Setting(64, 2, q_slots=1, masks=(False,)),
-        Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
-        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
+        replace(LAZY_256, q_slots=2, two_parts=True),
+        replace(LAZY_256, masks=(False,)),
+        replace(LAZY_256, v_stages=3, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
+        replace(LAZY_256, v_stages=3, masks=(True,)),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
@@ -265,6 +283,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
         ("TWO_PARTS", setting.two_parts),
+        ("LAZY", setting.lazy),
+        ("SERIAL", setting.serial),
+        ("PRODUCER_FIRST", setting.producer_first),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

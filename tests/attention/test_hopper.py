@@ -469,13 +469,32 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
-@pytest.mark.parametrize(("head_size", "longest"), [(64, 4096), (128, 4096), (256, 2048)])
+@pytest.mark.parametrize(("head_size", "longest"), [(64, 4096), (96, 1024), (128, 4096), (256, 2048)])
 def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> None:
     for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
         spec = served_by(head_size, q_len=q_len, window_right=right)
         found = dict(spec.constants)
         assert found["LONGEST_FIRST"] == (right == 0 and q_len > longest)
         assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"]
+
+
+@pytest.mark.parametrize(
+    ("q_len", "heads", "longest_first"), [(1024, 32, False), (1025, 32, True), (4096, 31, False), (4097, 1, True)]
+)
+def test_causal_rows_of_128_go_from_the_longest_where_heads_are_many(
+    q_len: int, heads: int, longest_first: bool
+) -> None:
+    found = dict(served_by(128, q_len=q_len, window_right=0, num_heads=heads, num_kv_heads=1).constants)
+    assert (found["LONGEST_FIRST"], found["LAZY"]) == (longest_first, longest_first)
+
+
+@pytest.mark.parametrize(
+    ("q_len", "heads", "right", "consumers"),
+    [(1536, 64, -1, 2), (1537, 15, -1, 2), (1537, 16, -1, 3), (6144, 64, 0, 2), (6145, 1, 0, 3)],
+)
+def test_long_rows_of_96_are_computed_by_three_consumers(q_len: int, heads: int, right: int, consumers: int) -> None:
+    found = dict(served_by(96, q_len=q_len, window_right=right, num_heads=heads, num_kv_heads=1).constants)
+    assert (found["CONSUMERS"], found["SERIAL"]) == (consumers, consumers == 3)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "full": {"q_len": 100, "kv_len": 200, "sinks": "own", "causal": False},
     "causal, one consumer": {"q_len": 200, "sinks": "fp32", "causal": True, "block_n": 128, "programs": 3},
     "causal, two consumers": {"q_len": 200, "sinks": "own", "causal": True, "consumers": 2, "dtype": "bf16"},
+    "rescaled where it is due": {
+        "q_len": 70, "kv_len": 330, "sinks": "fp32", "causal": False, "consumers": 2, "lazy": True,
+    },
     "three consumers, longest first": {
         "q_len": 400, "sinks": "own", "causal": True, "consumers": 3, "longest_first": True, "programs": 2,
         "block_n": 128,

@@ -16,7 +16,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import TESTS
 from plugin_host.attention import random_shapes
-from plugin_host.functions import NAMES, OWN_AXES, declared, random_function_values, standin
+from plugin_host.functions import NAMES, OWN_AXES, blocks_standin, declared, random_function_values, standin
 from trt_double import INT32, RUNTIME
 from trt_double.binding import DataType, make_binding
 from trt_double.full.gpu import Gpu
@@ -87,6 +87,7 @@ def test_all_that_come_along_in_c(compiler: Compiler, tmp_path: Path, fake_cuda:
     held = list(declared(compiler, *map(file_of, SHIPPED)).values())
     operators, notes = function_operators(held)
     specs = [standin(function) for function in held]
+    specs += [blocks_standin(function) for function in held if function.blocks is not None]
     path = build(specs, parse_archs(["sm_90"]), tmp_path, jobs=1, operators=operators).library
     assert (len(operators), notes) == (len(SHIPPED_FUNCTIONS), [])
     assert [finding.text for finding in check_plugins(path) if not finding.good] == []
@@ -95,7 +96,7 @@ def test_all_that_come_along_in_c(compiler: Compiler, tmp_path: Path, fake_cuda:
     for operator in operators:
         name, pair, chance = operator.name.removeprefix(f"{NAME}_"), Pair(path, fake_cuda, operator), random.Random(1)
         own = {axis: (30, 64, 900) for axis in program_of(operator).axes if axis.startswith(f"{name}_")}
-        counts = {"refused": 0, "prepared": 0, "launched": 0}
+        counts = {"refused": 0, "prepared": 0, "launched": 0, "split": 0}
         for _ in range(80):
             values = random_function_values("alibi", chance)
             values.pop("score_function", None)
@@ -103,7 +104,10 @@ def test_all_that_come_along_in_c(compiler: Compiler, tmp_path: Path, fake_cuda:
             plugins = pair.create(fields_of(operator, values))
             done = "refused" if plugins is None else drive(pair, plugins, chance, partial(random_shapes, own=own))
             counts[done] += 1
-        assert min(counts["refused"], counts["launched"]) > 0, (name, counts)
+        assert min(counts["refused"], counts["split" if name in ("blocks", "groups") else "launched"]) > 0, (
+            name,
+            counts,
+        )
 
 
 class Held(Library):

@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     SCORE: gl.constexpr
     SEEN: gl.constexpr
     BOUNDS: gl.constexpr
+    LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
 class OfV(NamedTuple):

@@ -1,8 +1,9 @@
 """Attention forward for Hopper (sm_90) in Gluon: TMA, warp-specialised, FlashAttention-3 shaped.
 
 The same function as fmha_fwd.py for fp16 and bf16, see its docstring for the arguments. Compiled GENERAL it serves
-lengths and windows of any width, else full or causal attention alone, faster; compiled RAGGED, ragged batches, whose
-tiles are of one sequence each (sm90_ragged.py); compiled CAPPED, soft caps, and else none; compiled TWO_PARTS, head
+lengths and windows of any width, else full or causal attention alone, faster; compiled LENGTHS, lengths, too; compiled
+RAGGED, ragged batches, whose tiles are of one sequence each (GENERAL: sm90_ragged.py; LENGTHS, those of few sequences,
+faster: sm90_places.py); compiled CAPPED, soft caps, and else none; compiled TWO_PARTS, head
 sizes of 3/4 of a power of two (sm90_parts.py). The algorithm is that of
 Shah et al., "FlashAttention-3" (2024): a producer loads through TMA into a ring of K and V blocks; each consumer
 warpgroup owns 64 query rows, multiplies with wgmma straight from shared memory, and lets the product of the last
@@ -37,6 +38,7 @@ from sm90_parts import (
     times,
     wait_for_products,
 )
+from sm90_places import HANDED, SEGMENTS, SMEM, drop_rows, find_ranked, hand_on, place_of_turn, taken, write_table
 from sm90_powers import polynomials_of, tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
@@ -46,6 +48,7 @@ from sm90_tiles import (
     ROWS,
     Shape,
     end_block_of,
+    first_key,
     order_of,
     section_heads,
     sequence_of,
@@ -95,6 +98,7 @@ def _load(work, SHAPE: gl.constexpr):
     ORDER: gl.constexpr = SHAPE.ORDER
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
     RAGGED: gl.constexpr = SHAPE.RAGGED
+    HANDING: gl.constexpr = RAGGED and SHAPE.LENGTHS
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -102,12 +106,17 @@ def _load(work, SHAPE: gl.constexpr):
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
+    if HANDING:
+        following = place_of_turn(0, sizes, SHAPE)
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
+        if HANDING:
+            head, row_tile, q_start, kv_start, sequence = following
+        else:
+            row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
-        if RAGGED:
+        if RAGGED and not HANDING:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         first_row = row_tile * (ROWS * CONSUMERS)
         if RAGGED:
@@ -116,7 +125,7 @@ def _load(work, SHAPE: gl.constexpr):
             sequence = sequence_of(sizes, head, SHAPE)
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         for block in range(end_block - first_block):
-            key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
+            key = first_key(end_block - 1 - block, sequence, SHAPE)  # from right to left: the masked blocks first
             if RAGGED:
                 key += kv_start
             stage = step % STAGES
@@ -135,11 +144,17 @@ def _load(work, SHAPE: gl.constexpr):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
                     row = first_row + c * ROWS
+                    if HANDING:
+                        hand_on(sizes, slot, row_tile, q_start, sequence)
                     load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
             if Q_SLOTS > 1:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
+            if HANDING:
+                # Where the consumers have been given work for as long as that takes: not where a tile ends.
+                if block == gl.minimum(1, end_block - first_block - 1):
+                    following = place_of_turn(turn + 1, sizes, SHAPE)
             step += 1
             if CONSUMERS == 1:
                 keep_up(step, 2, 13, 1)
@@ -162,7 +177,9 @@ def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
     barriers = 40
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
-        if SHAPE.RAGGED:
+        if SHAPE.RAGGED and SHAPE.LENGTHS:
+            row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
+        elif SHAPE.RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         else:
             sequence = sequence_of(sizes, head, SHAPE)
@@ -357,6 +374,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
     CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
+    LENGTHS: gl.constexpr = SHAPE.LENGTHS
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -375,11 +393,14 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
+    dropped = 0
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
-        if RAGGED:
+        if RAGGED and LENGTHS:
+            row_tile, q_start, sequence = taken(sizes, slot, q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+        elif RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         tile_row = row_tile * (ROWS * CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
@@ -434,15 +455,22 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 mbarrier.arrive(plain[1].index(0), count=1)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
-        key = block * BLOCK_N
+        key = first_key(block, sequence, SHAPE)
+        if LENGTHS:  # of the last block, the keys that are no other's
+            own_keys = rows * 0 + block * BLOCK_N
+        else:
+            own_keys = begins
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
+        if HALVES and LENGTHS:  # a last block's own keys need not be its first
+            half = half & (key == block * BLOCK_N)
         if half:
             p, m, row_sum, alpha = weigh_half(scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED)
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = weigh(
-                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
-            )
+                scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
+                CAPPED,
+            )  # fmt: skip
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -474,18 +502,26 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if GENERAL:
             _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, SHAPE)
         _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
+        if RAGGED and LENGTHS:
+            if kv_n < BLOCK_N:  # then this is the only block, which begins within other sequences
+                drop_rows(v_smem, last, BLOCK_N - kv_n, v_whole.index(0), dropped & 1, CONSUMER, SHAPE)
+                dropped += 1
         p = p.to(dtype) if LATE else unpack(p, dtype)
         acc, p = multiply_values(p, v_smem, last, acc, SHAPE)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
+        if LENGTHS:
+            some = some & (rows < q_n)
         inverse = gl.where(some, 1.0 / total, 0.0)
         if SHAPE.SINKS:
             inverse, sunk = finished(gl.where(some, m, NOTHING), total, load_sink(plain, head % num_heads), shift)
         in_range = some & (gl.abs(m - shift) < FAST_LIMIT)
         if RAGGED:
             leaving = (ends > begins) & (in_range == 0)
+            if LENGTHS:
+                leaving = leaving & (rows < q_n)
         else:
-            leaving = (ends > begins) & (rows < q_len) & (in_range == 0)
+            leaving = (ends > begins) & (rows < (q_n if LENGTHS else q_len)) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m - shift + gl.log2(total) + shift) * LN_2, float("-inf"))
@@ -501,7 +537,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         for part in gl.static_range(len(acc)):
             out = acc[part]
             factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
-            if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+            if CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
                 out = gl.where((factor != 0)[:, None], out, 0.0)
             if SHAPE.APART:
                 mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
@@ -543,7 +579,7 @@ def compute(
     GENERAL: gl.constexpr, RAGGED: gl.constexpr, CAPPED: gl.constexpr, PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
-    PRODUCER_FIRST: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -557,9 +593,18 @@ def compute(
     batch_size, num_heads, num_kv_heads, q_len, kv_len, head_size = counts
     window_left, window_right, bottom_right = window
     group = num_heads // num_kv_heads
+    HANDING: gl.constexpr = RAGGED and LENGTHS  # the producer finds tiles, and only those with rows
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
     all_heads = num_heads if RAGGED else batch_size * num_heads
-    if RAGGED:
+    if HANDING:
+        table = gl.allocate_shared_memory(gl.int32, [2, SEGMENTS], SMEM)
+        places = gl.allocate_shared_memory(gl.int32, [HANDED * Q_SLOTS * CONSUMERS, 1], SMEM)
+        row_tiles, most = write_table(
+            table, cu_seqlens_q, cu_seqlens_kv, batch_size, q_len, kv_len, ROWS * CONSUMERS, BLOCK_N
+        )
+        bounds = (bottom_right, (table, places), most, window_left, window_right)
+        plain = (Out, strides[3][1], strides[3][2], head_size)
+    elif RAGGED:
         row_tiles += batch_size + 1
         bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
         plain = (Out, strides[3][1], strides[3][2], head_size)
@@ -571,7 +616,7 @@ def compute(
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
         plain = (out_smem, out_free)
-    ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS, LONGEST_FIRST)
+    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST)
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
@@ -586,6 +631,9 @@ def compute(
     v_whole = v_ready  # not used where no consumer waits for another to drop padding
     if GENERAL and CONSUMERS > 1:
         v_whole = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    if HANDING:
+        v_whole = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+        mbarrier.init(v_whole.index(0), count=CONSUMERS)
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
         mbarrier.init(q_free.index(c), count=1)
@@ -622,6 +670,7 @@ def compute(
         APART,
         LAZY,
         SERIAL,
+        LENGTHS,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -677,7 +726,10 @@ def compute(
                 if ((noted >> (turn % NOTES)) & 1) != 0:
                     row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
                     place = ()
-                    if RAGGED:
+                    if HANDING:
+                        row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
+                        place = (q_start, kv_start, sequence)
+                    elif RAGGED:
                         row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
                         place = (q_start, kv_start, sequence)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
@@ -745,16 +797,18 @@ def fmha_fwd_sm90(
     LAZY: gl.constexpr = False,
     SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False,
+    LENGTHS: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
 
     Descriptors: boxes of [1, 1, 64, BLOCK_D] for Q and Out, [1, 1, BLOCK_N, BLOCK_D] for K and V. window_right is 0
     where CAUSAL, else -1; sm_scale is above 0, q_len and kv_len at least 1, head_size a multiple of 8: TMA stores 16
-    bytes or nothing. softcap is above 0 if CAPPED, and is of no account otherwise; lengths,
-    window_left and any window_right only where GENERAL, which wants CAUSAL, and q_len and kv_len of at most 2**28.
-    RAGGED wants GENERAL, ragged to be 1, descriptors of a batch of one, both cu_seqlens and elements of Out that go by
-    eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
+    bytes or nothing. softcap is above 0 if CAPPED, and is of no account otherwise; lengths
+    only where GENERAL or LENGTHS, window_left and any window_right where GENERAL, which wants CAUSAL, and q_len and
+    kv_len of at most 2**28, as LENGTHS does.
+    RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
+    one, both cu_seqlens and elements of Out that go by eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
     and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared
@@ -774,4 +828,5 @@ def fmha_fwd_sm90(
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
+        LENGTHS,
     )  # fmt: skip

@@ -39,5 +39,5 @@ def fmha_values_sm90(
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS,
-        False, False, False, (v_head_size,), APART,
+        False, False, False, False, (v_head_size,), APART,
     )  # fmt: skip

@@ -35,6 +35,7 @@ class Shape(NamedTuple):
     SEEN: gl.constexpr
     BOUNDS: gl.constexpr
     LIST: gl.constexpr = gl.constexpr(0)
+    LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
 class OfV(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from sm90_asm import uniform
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -48,6 +49,7 @@ class Shape(NamedTuple):
     APART: gl.constexpr = gl.constexpr(False)
     LAZY: gl.constexpr = gl.constexpr(False)
     SERIAL: gl.constexpr = gl.constexpr(False)
+    LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function
@@ -183,15 +185,17 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
 def sequence_of(sizes, head, SHAPE: gl.constexpr):
     """The sequence of a head: its queries and keys, and which keys query i sees where there are masks: those up to
     i + newest and, if GENERAL, from i + oldest on."""
-    GENERAL: gl.constexpr = SHAPE.GENERAL
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     bottom_right, q_lengths, kv_lengths, window_left, window_right = bounds
-    if GENERAL:
+    if SHAPE.GENERAL or SHAPE.LENGTHS:
         batch = head // num_heads
         if q_lengths.to(gl.int64) != 0:
             q_len = gl.minimum(gl.maximum(gl.load(q_lengths + batch), 0), q_len)
         if kv_lengths.to(gl.int64) != 0:
             kv_len = gl.minimum(gl.maximum(gl.load(kv_lengths + batch), 0), kv_len)
+    if SHAPE.LENGTHS:
+        q_len = uniform(q_len)
+        kv_len = uniform(kv_len)
     return seen_from(q_len, kv_len, bottom_right, window_left, window_right, SHAPE)
 
 
@@ -230,7 +234,19 @@ def tile_blocks(row_tile, sequence, SHAPE: gl.constexpr):
     first_row = row_tile * (ROWS * SHAPE.CONSUMERS)
     first = 0
     end = end_block_of(first_row + ROWS * SHAPE.CONSUMERS, sequence, SHAPE)
-    if GENERAL:
+    if GENERAL or SHAPE.LENGTHS:
         end = gl.where(first_row < q_len, end, 1)
+    if GENERAL:
         first = gl.minimum(gl.maximum(first_row + oldest, 0) // BLOCK_N, end - 1)
     return first, end
+
+
+@gluon.jit
+def first_key(block, sequence, SHAPE: gl.constexpr):
+    """The first key of a block. If LENGTHS, the last block of a sequence ends where that does, so that no padding is
+    ever read: its first keys are those of the block before once more, which mask them here, or lie before the first,
+    where TMA reads zeros."""
+    key = block * SHAPE.BLOCK_N
+    if SHAPE.LENGTHS:
+        key = gl.minimum(key, sequence[1] - SHAPE.BLOCK_N)
+    return key

@@ -275,10 +275,12 @@ class Shared:
         assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"
         USES.overwrite(self.array)
         self.array[...] = value
-        USES.unfenced.append(self.array)
+        if self.dtype is not INT32:  # which neither TMA nor wgmma is ever given
+            USES.unfenced.append(self.array)
 
     def load(self, layout: Any) -> Tensor:
-        USES.looked.append(self.array)
+        if self.dtype is not INT32:
+            USES.looked.append(self.array)
         return of_element(self.array, self.dtype)
 
 

@@ -77,15 +77,17 @@ def run(
     lazy: bool = False,
     serial: bool = False,
     producer_first: bool = False,
+    lengths: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
     batch ragged: a batch of one here, of q_len and kv_len tokens."""
     ragged = cu_q is not None
-    assert not ragged or (cu_kv is not None and general and batch == 1 and len(cu_q or ()) == len(cu_kv))
+    assert not ragged or (cu_kv is not None and (general or lengths) and batch == 1 and len(cu_q or ()) == len(cu_kv))
     bottom_right = bottom_right or causal == "bottom-right"
     window = window or (-1, 0 if causal else -1)
-    assert general or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
+    assert general or lengths or (q_lengths, kv_lengths) == (None, None)
+    assert general or window == (-1, 0 if causal else -1)
     rng = np.random.default_rng(seed)
     kv_heads, kv_len = kv_heads or heads, kv_len or q_len
     (q_memory, q), (k_memory, k), (v_memory, v) = (
@@ -93,8 +95,8 @@ def run(
         for h, s in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
     )
     change(q, k, v)
-    for tensors, lengths in (((q,), q_lengths), ((k, v), kv_lengths)):
-        for b, length in enumerate(lengths or ()):
+    for tensors, ends in (((q,), q_lengths), ((k, v), kv_lengths)):
+        for b, length in enumerate(ends or ()):
             for padded in tensors:
                 padded[b, :, max(length, 0) :] = padding
     out_memory, out = make(rng, (batch, heads, q_len, head_size), dtype, layout)
@@ -119,8 +121,8 @@ def run(
         Pointer(lse_memory if lse else None, FP32),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
         *(
-            Pointer(None if lengths is None else np.array(lengths, np.int32), INT32)
-            for lengths in (q_lengths, kv_lengths, cu_q, cu_kv)
+            Pointer(None if ends is None else np.array(ends, np.int32), INT32)
+            for ends in (q_lengths, kv_lengths, cu_q, cu_kv)
         ),
         sm_scale,
         softcap,
@@ -157,6 +159,7 @@ def run(
         LAZY=lazy,
         SERIAL=serial,
         PRODUCER_FIRST=producer_first,
+        LENGTHS=lengths,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

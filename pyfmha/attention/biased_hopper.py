@@ -125,7 +125,7 @@ def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """Those for sinks alone: ``kernels/fmha_sinks_sm90.py``."""
     if padded not in HEAD_SIZES:
         return ()
-    settings = [s for s in hopper.SETTINGS[padded] if not (s.general or s.capped or s.ragged or s.two_parts)]
+    settings = [s for s in hopper.SETTINGS[padded] if not (s.general or s.capped or s.lengths or s.two_parts)]
     return tuple(
         replace(
             spec,

@@ -29,6 +29,8 @@ LONGEST = 2**28
 """Queries or keys of a sequence with windows, whose ends are then sums within 32 bits."""
 LARGEST_CAP = 64
 """Soft cap to which the error of the fast tanh, 2**-22 of it, is that of float32 in a log-sum-exp; models use 20-50."""
+FEW_SEQUENCES = 126
+"""Of a ragged batch, of which a program keeps a table (SEGMENTS of kernels/sm90_places.py)."""
 MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
 """Of a ragged batch: whatever lengths its sequences have, tiles whose Out fits a memory are counted within 32 bits."""
 
@@ -61,6 +63,7 @@ class Setting:
         lazy: whether it rescales sums only where that is due, as kernels/sm90_lazy.py does; for several consumers.
         serial: whether a consumer waits for one product before the next; lazy, without turns, and not general.
         producer_first: whether the producer is the first partition; for several consumers.
+        lengths: whether it serves lengths, and no windows; it is not general.
     """
 
     block_n: int
@@ -85,6 +88,7 @@ class Setting:
     lazy: bool = False
     serial: bool = False
     producer_first: bool = False
+    lengths: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -111,6 +115,10 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,)),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
         Setting(128, 1, programs=2, maxnreg=128),
+        replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True),
+        replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
+        Setting(128, 1, programs=2, maxnreg=128, lengths=True),
+        Setting(128, 1, programs=2, maxnreg=128, lengths=True, ragged=True),
         Setting(128, 1, programs=2, maxnreg=128, capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
@@ -125,6 +133,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 2, v_stages=3, requires=("q_len <= 4096", "num_heads < 32"), masks=(True,)),
         replace(LAZY, longest_first=True, masks=(True,)),
         replace(LAZY, masks=(False,)),
+        Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
+        Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
+        Setting(
+            128, 2, v_stages=3, consumer_registers=232, producer_registers=40, lazy=True, lengths=True, ragged=True
+        ),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 2048",), masks=(True,), capped=True),
         Setting(128, 2, v_stages=3, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -136,6 +150,10 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY_256, masks=(False,)),
         replace(LAZY_256, v_stages=3, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
         replace(LAZY_256, v_stages=3, masks=(True,)),
+        Setting(64, 2, two_parts=True, lazy=True, lengths=True),
+        Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), lazy=True, lengths=True),
+        Setting(64, 2, v_stages=3, q_slots=1, lazy=True, lengths=True, ragged=True),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
@@ -161,7 +179,7 @@ _BUILT = {
         dict.fromkeys(
             replace(s, v_stages=2, two_heads=False, longest_first=False, requires=(), masks=(False, True))
             for s in made
-            if not (s.general or s.capped or s.two_parts)
+            if not (s.general or s.capped or s.two_parts or s.lengths)
         )
     )
     for size, made in SETTINGS.items()
@@ -286,6 +304,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LAZY", setting.lazy),
         ("SERIAL", setting.serial),
         ("PRODUCER_FIRST", setting.producer_first),
+        ("LENGTHS", setting.lengths),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"
@@ -332,13 +351,17 @@ def _served(causal: bool, setting: Setting, padded: int) -> Sequence[str]:
     if setting.two_parts:
         always = (*always, f"head_size <= {padded * 3 // 4}")
     lengths = (f"q_len <= {LONGEST}", f"kv_len <= {LONGEST}")
+    windows = ("window_left == -1", f"window_right == {0 if causal else -1}")
     if setting.ragged:
         given = ("cu_seqlens_q != 0", "cu_seqlens_kv != 0", "batch_size >= 1")
-        return (*always, *given, f"batch_size <= {MOST_SEQUENCES}", f"num_heads <= {MOST_HEADS}", *lengths)
+        most = FEW_SEQUENCES if setting.lengths else MOST_SEQUENCES
+        served = (*always, *given, f"batch_size <= {most}", f"num_heads <= {MOST_HEADS}", *lengths)
+        return (*served, *windows) if setting.lengths else served
     if setting.general:
         return (*always, *lengths)
-    right = 0 if causal else -1
-    return (*always, "q_lengths == 0", "kv_lengths == 0", "window_left == -1", f"window_right == {right}")
+    if setting.lengths:
+        return (*always, *lengths, *windows)
+    return (*always, "q_lengths == 0", "kv_lengths == 0", *windows)
 
 
 def _descriptors(padded: int, block_n: int, batches: str = "batch_size") -> tuple[Descriptor, ...]:

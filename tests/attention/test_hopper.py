@@ -44,12 +44,24 @@ def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **ch
 
 @pytest.fixture(scope="module")
 def built(shared: Shared) -> Path:
-    """The function with all its variants, for Hopper and for another architecture, and one with that for ragged
-    batches."""
+    """The function with its variants, for Hopper and for another architecture, and one with that for ragged batches:
+    but those for lengths and ragged batches without windows, see `with_lengths`."""
     base = Forward("fp16", 128).specs()[-1]
-    ragged = variants(base, 128, [setting for setting in SETTINGS[128] if setting.ragged])
-    specs = [*library_specs(["hopper"], ["fp16"], [64]), *ragged, base]
+    ragged = variants(base, 128, [setting for setting in SETTINGS[128] if setting.ragged and setting.general])
+    small = [spec for spec in library_specs(["hopper"], ["fp16"], [64]) if not dict(spec.constants).get("LENGTHS")]
+    specs = [*small, *ragged, base]
     return shared.once("hopper", lambda folder: build(specs, parse_archs(["sm_80", "sm_90"]), folder).library)
+
+
+@pytest.fixture(scope="module")
+def with_lengths(shared: Shared) -> Path:
+    """The function with its variants for lengths and ragged batches without windows alone, before the portable ones."""
+    base = Forward("fp16", 64).specs()[-1]
+    specs = [
+        *variants(base, 64, [setting for setting in SETTINGS[64] if setting.lengths]),
+        *Forward("fp16", 64).specs(),
+    ]
+    return shared.once("lengths", lambda folder: build(specs, parse_archs(["sm_90"]), folder).library)
 
 
 @pytest.fixture
@@ -58,6 +70,14 @@ def loaded(built: Path, tmp_path: Path, fake_cuda: FakeCuda) -> CLibrary:
     fake_cuda.use_context()
     for function in (FUNCTION, RAGGED_FUNCTION):
         assert library.load(function) == SUCCESS, library.error()
+    return library
+
+
+@pytest.fixture
+def loaded_with_lengths(with_lengths: Path, tmp_path: Path, fake_cuda: FakeCuda) -> CLibrary:
+    library = CLibrary(Path(shutil.copy(with_lengths, tmp_path / "lengths.so")))
+    fake_cuda.use_context()
+    assert library.load(FUNCTION) == SUCCESS, library.error()
     return library
 
 
@@ -153,13 +173,13 @@ def test_what_a_hopper_variant_cannot_take_is_served_by_another(
 @pytest.mark.parametrize(
     ("pointers", "changes"),
     [
-        ({"kv_lengths": 1 << 20}, {}),
-        ({"q_lengths": 1 << 20}, {"window_right": 0}),
+        ({"kv_lengths": 1 << 20}, {"window_left": 5}),
+        ({"q_lengths": 1 << 20}, {"window_right": 1}),
         ({"kv_lengths": 1 << 20, "q_lengths": 2 << 20}, {"window_left": 0, "window_right": 0, "bottom_right": True}),
         ({}, {"window_left": 128}),
         ({}, {"window_left": 128, "window_right": 0}),
         ({}, {"window_right": 3}),
-        ({"q_lengths": 1 << 20}, {"q_len": 1}),
+        ({"q_lengths": 1 << 20}, {"q_len": 1, "window_left": 3}),
         ({}, {"q_len": 1, "kv_len": 8388609, "window_left": 3}),
         ({}, {"kv_len": 2**28, "window_left": 2**31 - 1}),
         ({}, {"softcap": 64.0, "window_right": 3}),
@@ -181,6 +201,36 @@ def test_lengths_windows_and_soft_caps_are_served_by_general_kernels(
     k, v = (TensorMap.read(launch.params[9 * i]) for i in (2, 3))
     assert k.box == v.box == (64, dict(spec.constants)["BLOCK_N"], 1, 1)
     assert k.sizes == v.sizes == (64, sizes["kv_len"], 2, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("right", [-1, 0])
+@pytest.mark.parametrize(
+    "pointers",
+    [{"kv_lengths": 1 << 20}, {"q_lengths": 1 << 20}, {"q_lengths": 1 << 20, "kv_lengths": 2 << 20}],
+    ids=str,
+)
+def test_lengths_alone_are_served_by_kernels_cut_as_for_none(
+    loaded_with_lengths: CLibrary, fake_cuda: FakeCuda, pointers: dict[str, int], right: int
+) -> None:
+    for q_len in (300, 513, 4097):
+        given = arguments("bshd", pointers, q_len=q_len, window_right=right)
+        launch = launched(loaded_with_lengths, fake_cuda, given)
+        cut = dict(served_by(64, pointers, layout="bshd", q_len=q_len, window_right=right).constants)
+
+        assert (cut["LENGTHS"], cut["GENERAL"], cut["CAUSAL"], cut["CAPPED"]) == (True, False, right == 0, False)
+        assert cut["CONSUMERS"] == (3 if q_len > (4096 if right == 0 else 512) else 1)
+        assert launch.kernel == HOPPER
+        assert launch.grid[1] == (5 if cut["LONGEST_FIRST"] else 1)
+        assert TensorMap.read(launch.params[9 * 2]).box == (64, cut["BLOCK_N"], 1, 1)
+
+
+@pytest.mark.parametrize(("head_size", "parts"), [(64, (False,) * 2), (96, (True, False)), (192, (True,) * 2)])
+def test_lengths_of_heads_in_two_parts(head_size: int, parts: tuple[bool, bool]) -> None:
+    for right, two in zip((-1, 0), parts, strict=True):
+        for q_len in (2, 1024, 1025, 8192):
+            cut = dict(served_by(head_size, {"kv_lengths": 1 << 20}, q_len=q_len, window_right=right).constants)
+            assert (cut["LENGTHS"], cut["TWO_PARTS"]) == (True, two)
 
 
 RAGGED = {"cu_seqlens_q": 5 << 30, "cu_seqlens_kv": 6 << 30}
@@ -209,7 +259,8 @@ def test_ragged_batches_are_a_batch_of_one_with_tiles_for_each_sequence(
     sizes: dict[str, Any] = {"q_len": 300, "kv_len": 300, "head_size": 128, **changes}
     given = {"layout": "bshd", "pointers": RAGGED | pointers, "ragged": True}
     launch = launched(loaded, fake_cuda, arguments(**given, **sizes), RAGGED_FUNCTION)
-    spec = served_by(128, **given, **{name: value for name, value in sizes.items() if name != "head_size"})
+    others = {name: value for name, value in sizes.items() if name != "head_size"}
+    spec = served_by(128, lengths=False, **given, **others)
 
     assert dict(spec.constants)["RAGGED"]
     assert launch.kernel == HOPPER
@@ -262,8 +313,17 @@ def test_ragged_batches_without_their_borders_are_refused(loaded: CLibrary, fake
     assert fake_cuda.launches() == []
 
 
-def test_ragged_batches_of_small_heads_are_served_by_the_portable_kernel(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
-    assert launched(loaded, fake_cuda, arguments("bshd", RAGGED, ragged=True)).kernel == PORTABLE
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("changes", "kernel"),
+    [({}, HOPPER), ({"window_right": 0}, HOPPER), ({"window_left": 9}, PORTABLE), ({"batch_size": 127}, PORTABLE)],
+    ids=str,
+)
+def test_ragged_batches_of_small_heads(
+    loaded_with_lengths: CLibrary, fake_cuda: FakeCuda, changes: dict[str, Any], kernel: str
+) -> None:
+    """Those with windows, or of more sequences than a program keeps in a table, are the portable kernel's."""
+    assert launched(loaded_with_lengths, fake_cuda, arguments("bshd", RAGGED, ragged=True, **changes)).kernel == kernel
 
 
 @pytest.mark.parametrize("head_size", [128, 256])
@@ -271,12 +331,20 @@ def test_ragged_batches_alone_are_served_by_the_ragged_kernel(head_size: int) ->
     general, ragged, _ = SETTINGS[head_size][-3:]
 
     assert replace(ragged, ragged=False, rounds=1) == general, "as the general one is cut"
-    for changes in ({}, {"window_left": 5}, {"window_right": 0}, {"q_len": 1}):
+    for changes in ({"batch_size": 127}, {"window_left": 5}, {"window_right": 1}, {"batch_size": 300, "q_len": 1}):
         for pointers in ({}, {"q_lengths": 1 << 20}):
             constants = dict(served_by(head_size, RAGGED | pointers, **changes).constants)
             assert not constants.get("RAGGED", False)
             constants = dict(served_by(head_size, RAGGED | pointers, ragged=True, **changes).constants)
             assert (constants["RAGGED"], constants["GENERAL"], constants["CAUSAL"]) == (True, True, True)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_few_sequences_without_windows_are_served_by_kernels_whose_producer_finds_tiles(head_size: int) -> None:
+    for right, batch in product((-1, 0), (1, 126)):
+        found = served_by(head_size, RAGGED, ragged=True, window_right=right, batch_size=batch)
+        cut = dict(found.constants)
+        assert (cut["RAGGED"], cut["LENGTHS"], cut["GENERAL"], cut["CAUSAL"]) == (True, True, False, right == 0)
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
@@ -449,8 +517,10 @@ def test_registers_are_shared_out_within_what_a_multiprocessor_has(head_size: in
             assert shared_out <= setting.maxnreg * (setting.consumers + 1)
 
 
-def served_by(head_size: int, pointers: dict[str, int] | None = None, **changes: Any) -> KernelSpec:
-    """The first Hopper variant that serves a call."""
+def served_by(
+    head_size: int, pointers: dict[str, int] | None = None, *, lengths: bool = True, **changes: Any
+) -> KernelSpec:
+    """The first Hopper variant that serves a call; of those for lengths without windows only if asked."""
     base = Forward("fp16", head_size).specs()[-1]
     given = arguments(pointers=pointers, head_size=head_size, **changes)
     values = dict(zip((name for name, _ in base.prototype), given, strict=True))
@@ -458,6 +528,7 @@ def served_by(head_size: int, pointers: dict[str, int] | None = None, **changes:
         spec
         for spec in variants(base, Forward("fp16", head_size).padded)
         if all(condition.holds(values) for condition in spec.conditions)
+        and (lengths or not dict(spec.constants).get("LENGTHS"))
     )
 
 

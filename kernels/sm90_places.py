@@ -1,0 +1,163 @@
+"""Ragged batches of fmha_sm90.py that are cut as plain attention is: the producer finds tiles, from a table of the
+sequences, and hands their places on to the consumers."""
+
+from sm90_asm import uniform
+from sm90_ragged import _at_most, _larger, _sum
+from sm90_tiles import ROWS, seen_from, tile_of
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+
+# Segments of a table: sequences, and the rows before and after them. Each warp holds a whole row of it, four a thread.
+SEGMENTS: gl.constexpr = gl.constexpr(128)
+SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# What is handed on of a tile: its place among those of its sequence, where its queries begin, how many there are, keys.
+HANDED: gl.constexpr = gl.constexpr(4)
+HEIGHT: gl.constexpr = gl.constexpr(16)
+
+
+@gluon.jit
+def write_table(
+    table, cu_seqlens_q, cu_seqlens_kv, batch_size, q_len, kv_len, TILE: gl.constexpr, BLOCK_N: gl.constexpr
+):  # fmt: skip
+    """Write what a program must know of the sequences; returns how many tiles there are, and the most blocks of one.
+
+    As find_tile of sm90_ragged.py has it: sequence s is segment s + 1; segments 0 and batch_size + 1 are the rows
+    before and after all sequences, which have no keys. Rows of the table: queries; keys, of the first segment the
+    number of those before all sequences, less than 0.
+    """
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+    segment = gl.arange(0, SEGMENTS, layout=LAYOUT)
+    given = segment <= batch_size
+    begin_given = (segment > 0) & (segment <= batch_size + 1)
+    begin = _at_most(cu_seqlens_q, segment - 1, begin_given, gl.where(segment > 0, q_len, 0), q_len)
+    end = _at_most(cu_seqlens_q, segment, given, q_len, q_len)
+    kv_begin = _at_most(cu_seqlens_kv, segment - 1, begin_given, 0, kv_len)
+    kv_end = _at_most(cu_seqlens_kv, segment, given, 0, kv_len)
+    # Whatever they hold, nothing begins before what came earlier, of which there is at least 0.
+    begin = gl.maximum(gl.associative_scan(begin, 0, _larger), 0)
+    kv_begin = gl.maximum(gl.associative_scan(kv_begin, 0, _larger), 0)
+    q_n = gl.maximum(end, begin) - begin
+    kv_n = gl.where(segment <= batch_size, gl.maximum(kv_end, kv_begin) - kv_begin, 0)
+    table.index(0).store(q_n)
+    table.index(1).store(gl.where(segment == 0, -kv_n, kv_n))
+    gl.barrier()
+    tiles = (q_n + (TILE - 1)) // TILE
+    kv_n = gl.where(segment == 0, 0, kv_n)
+    blocks = gl.max(gl.where(tiles > 0, (kv_n + (BLOCK_N - 1)) // BLOCK_N, 0), 0)
+    return gl.sum(tiles, 0), gl.maximum(blocks, 1)
+
+
+@gluon.jit
+def _as_long(level, tiles, q_n, kv_n, bottom_right, SHAPE: gl.constexpr):
+    """Tiles of each segment that have at least `level` blocks of keys: its last ones."""
+    TILE: gl.constexpr = ROWS * SHAPE.CONSUMERS
+    key = (level - 1) * SHAPE.BLOCK_N  # which the last row of the tile must see
+    if SHAPE.CAUSAL:
+        row = gl.maximum(key - (bottom_right != 0).to(gl.int32) * (kv_n - q_n), 0)
+        count = gl.where((kv_n > key) & (q_n > row), tiles - row // TILE, 0)
+    else:
+        count = gl.where(kv_n > key, tiles, 0)
+    return gl.where(level <= 1, tiles, count)
+
+
+@gluon.jit
+def find_ranked(sizes, rank, SHAPE: gl.constexpr):
+    """The tile of a rank among those of a head, from the one with most keys to the one with fewest: as find_tile."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    bottom_right, shared, most, window_left, window_right = bounds
+    table, places = shared
+    q_n = table.index(0).load(LAYOUT)
+    keys = table.index(1).load(LAYOUT)
+    kv_n = gl.maximum(keys, 0)
+    tiles = (q_n + (ROWS * SHAPE.CONSUMERS - 1)) // (ROWS * SHAPE.CONSUMERS)
+    level = rank * 0 + 1  # of the tile: at least this, and below `beyond`
+    beyond = most + 1
+    while beyond - level > 1:
+        middle = (level + beyond) // 2
+        if gl.sum(_as_long(middle, tiles, q_n, kv_n, bottom_right, SHAPE), 0) > rank:
+            level = middle
+        else:
+            beyond = middle
+    as_long = _as_long(level, tiles, q_n, kv_n, bottom_right, SHAPE)
+    longer = _as_long(level + 1, tiles, q_n, kv_n, bottom_right, SHAPE)
+    end = gl.associative_scan(as_long - longer, 0, _sum)
+    index = rank - gl.sum(longer, 0) - (end - (as_long - longer))  # among those of the segment
+    hit = (index >= 0) & (index < as_long - longer)
+    row_tile = gl.sum(gl.where(hit, tiles - as_long + index, 0), 0)
+    found = gl.sum(gl.where(hit, gl.arange(0, SEGMENTS, layout=LAYOUT), 0), 0)
+    before = gl.arange(0, SEGMENTS, layout=LAYOUT) < found
+    q_start = gl.sum(gl.where(before, q_n, 0), 0)
+    kv_start = gl.sum(gl.where(before, gl.abs(keys), 0), 0)
+    q_own = gl.sum(gl.where(hit, q_n, 0), 0)
+    kv_own = gl.sum(gl.where(hit, kv_n, 0), 0)
+    sequence = seen_from(uniform(q_own), uniform(kv_own), bottom_right, window_left, window_right, SHAPE)
+    return uniform(row_tile), uniform(q_start), uniform(kv_start), sequence
+
+
+@gluon.jit
+def place_of_turn(turn, sizes, SHAPE: gl.constexpr):
+    """Of the turn-th tile of this program its head, and what find_ranked gives; anything, if there is none."""
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    row_tile, head = tile_of(turn, gl.maximum(row_tiles, 1), heads, section, SHAPE.ORDER)
+    row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
+    return head, row_tile, q_start, kv_start, sequence
+
+
+@gluon.jit
+def _hand_one(places, index, value):
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    places.index(index).store(gl.full([1], value, gl.int32, layout=LAYOUT))
+
+
+@gluon.jit
+def hand_on(sizes, slot, row_tile, q_start, sequence):
+    """Write a tile's place where the consumer finds it when its queries have come, which must not be asked for
+    before."""
+    table, places = sizes[7][1]
+    _hand_one(places, slot * HANDED, row_tile)
+    _hand_one(places, slot * HANDED + 1, q_start)
+    _hand_one(places, slot * HANDED + 2, sequence[0])
+    _hand_one(places, slot * HANDED + 3, sequence[1])
+    gl.barrier()
+
+
+@gluon.jit
+def _take_one(places, index):
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    return uniform(gl.max(places.index(index).load(LAYOUT), 0))
+
+
+@gluon.jit
+def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
+    """What was handed on, once the queries are there: the tile's place among those of its sequence, where the queries
+    of that begin, the sequence."""
+    mbarrier.wait(ready, phase)
+    bottom_right, shared, most, window_left, window_right = sizes[7]
+    table, places = shared
+    row_tile = _take_one(places, slot * HANDED)
+    q_start = _take_one(places, slot * HANDED + 1)
+    q_n = _take_one(places, slot * HANDED + 2)
+    kv_n = _take_one(places, slot * HANDED + 3)
+    return row_tile, q_start, seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
+
+
+@gluon.jit
+def drop_rows(v_smem, stage, count, whole, phase, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """Set to zero the first `count` rows of a block of V, which are of other sequences: they may be NaN, which a weight
+    of 0 does not undo. The last consumer does; all of them meet behind it."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    if CONSUMER == SHAPE.CONSUMERS - 1:
+        LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
+        rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
+        v = v_smem[0].index(stage).reshape([BLOCK_N, BLOCK_D])
+        for first in gl.static_range(0, BLOCK_N, HEIGHT):
+            if count > first:
+                part = v.slice(first, HEIGHT)
+                part.store(gl.where((rows < count - first)[:, None], 0.0, part.load(LAYOUT)))
+        fence_async_shared()
+        gl.barrier()
+    mbarrier.arrive(whole, count=1)
+    mbarrier.wait(whole, phase)

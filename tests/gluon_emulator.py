@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gluon_ptx import run_straight_line
+from gluon_ptx import of_warps, products_where_due, run_straight_line
 from gluon_values import (
     BARRIERS,
     BF16,
@@ -356,6 +356,16 @@ def _moved(_found: Any, dtype: DType, x: Tensor) -> Tensor:
     return of_element((bits >> np.arange(0, 32, 8, dtype=np.uint32) & 0xFF).astype(np.uint8).reshape(x.shape), E4M3)
 
 
+def _grown(_found: Any, dtype: DType, m: Tensor, m_new: Tensor) -> Tensor:
+    assert dtype is INT32
+    return tensor(of_warps(np.asarray(m_new) > np.asarray(m)), np.int32)
+
+
+def _where_due(found: Any, dtype: DType, *inputs: Tensor) -> Tensor:
+    assert dtype is FP32
+    return tensor(products_where_due(found[0], *inputs), np.float32)
+
+
 def _four(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
     """Four values as e4m3, the first in the lowest byte."""
     assert dtype is INT32
@@ -383,6 +393,9 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,
     r"mov\.b32 \$0, \$1;": _moved,
     r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
+    r"\{ \.reg \.pred first, second; setp\.gt\.f32 first, \$4, \$2; setp\.gt\.or\.f32 second, \$5, \$3, first; "
+    r"vote\.sync\.any\.pred second, second, -1; .* \}": _grown,
+    r"\{ \.reg \.pred some; .* REST: \}": _where_due,
     r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,
     re.escape(
         "{ .reg .pred p; .reg .b32 both, one; cvt.u32.u16 both, $2;"

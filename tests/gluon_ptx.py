@@ -36,6 +36,32 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+ROWS_OF_A_WARP = 16
+
+
+def of_warps(rows: Any) -> Any:
+    """Whether it holds for some row of the same warp, for each row."""
+    return np.repeat(np.asarray(rows).reshape(-1, ROWS_OF_A_WARP).any(1), ROWS_OF_A_WARP)
+
+
+def products_where_due(asm: str, x: Any, factor: Any, due: Any) -> Any:
+    """Elements times factors, in warps where that is due: PTX that multiplies a thread's registers in place, or jumps
+    over that.
+
+    Raises:
+        NotImplementedError: it multiplies others, or not all.
+    """
+    found = [tuple(map(int, one)) for one in re.findall(r"mul\.f32 \$(\d+), \$(\d+), \$(\d+);", asm)]
+    count = len(found)
+    flag = re.search(r"setp\.ne\.b32 some, \$(\d+), 0; @!some bra\.uni REST;", asm)
+    if found != [(i, i, 2 * count + i) for i in range(count)] or not flag or int(flag[1]) != 3 * count:
+        raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
+    assert count * 128 == np.size(x), "128 threads have all elements"
+    rows = np.asarray(due) != 0
+    assert (of_warps(rows[:, 0])[:, None] == rows).all(), "threads of a warp part ways"
+    return np.where(rows, np.asarray(x) * np.asarray(factor), x)
+
+
 def run_straight_line(asm: str, outputs: int, inputs: Sequence[Any]) -> list[Any]:
     """The outputs $0, $1, ... of a block of PTX whose inputs are $outputs and those that follow.
 

@@ -23,6 +23,7 @@ blocks hold it, whether they see its key or not, except behind kv_lengths and in
 """
 
 from sm90_asm import hold, moved, pass_turn, take_turn, uniform
+from sm90_lazy import grown, part_times_where
 from sm90_ragged import find_tile
 from sm90_slow import LN_2, LOG2_E, narrow
 from sm90_softmax import partial_sums
@@ -149,7 +150,7 @@ def unpacked(integers, KEYS: gl.constexpr):
 
 
 @gluon.jit
-def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.constexpr):
+def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     """A step's block of V transposed, without the keys from `count` on, when there is room for it."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
@@ -162,7 +163,10 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % V_STAGES
     mbarrier.wait(v_ready.index(step % RAW), (step // RAW) & 1)
-    mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
+    if AHEAD:  # what lies there was multiplied in the step before the one that has multiplied K two further on
+        mbarrier.wait(k_free.index((step + 2) % V_STAGES), (((step + 2) // V_STAGES) & 1) ^ 1)
+    else:
+        mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
     pairs = v_smem.index(step % RAW).reshape([BLOCK_N, BLOCK_D]).reinterpret(gl.int16, [BLOCK_N, BLOCK_D // 2], PAIRS)
     turned = t_smem.index(stage).reinterpret(gl.int16, [BLOCK_D, BLOCK_N // 2], TURNED)
     for first in gl.static_range(0, BLOCK_N, KEYS):
@@ -178,7 +182,7 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
 
 
 @gluon.jit
-def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr):
+def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     """The producer: it asks for what the consumers use in the order in which they do, across tiles too, and transposes
     each block of V while the next one comes."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
@@ -218,7 +222,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr):
             tma.async_load(k_desc, [batch, kv_head, kv_start + key, 0], k_ready.index(stage), k_smem.index(stage))
             if RAW == 1:  # the only block of V has to be transposed before the next one comes
                 if step > 0:
-                    _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW)
+                    _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
             if block == 0:  # after the first keys, which need not wait for the rows of a tile before
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
@@ -231,27 +235,47 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr):
             tma.async_load(v_desc, place, v_ready.index(step % RAW), v_smem.index(step % RAW))
             if RAW > 1:
                 if step > 0:
-                    _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW)
+                    _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
             count_before = kv_n - key
             step += 1
     if step > 0:
-        _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW)
+        _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
 
 
 @gluon.jit
-def _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
-    """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, and the factor of
-    what was summed up before. Where masked, a row sees only the keys below its end."""
+def _weigh(
+    scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, AHEAD: gl.constexpr
+):
+    """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, the factor of what
+    was summed up before, and, if AHEAD, where that is due. Where masked, a row sees only the keys below its end."""
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
     largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
     m_new = gl.maximum(m, largest + gl.abs(largest) * ROUNDING)
+    due = 0
+    if AHEAD:
+        due = grown(m, m_new)
     alpha = gl.exp2(m - m_new)
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
     sums = partial_sums(weights, BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout), assert_trivial=True)
-    return weights, m_new, row_sum * factor[:, None] + sums, alpha
+    return weights, m_new, row_sum * factor[:, None] + sums, alpha, due
+
+
+@gluon.jit
+def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
+    """Issue the product of a consumer's rows and a block of keys."""
+    k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
+    zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
+    return warpgroup_mma(q, k_t, zeros, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.constexpr):
+    """Issue the product of packed weights and a block of V."""
+    weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
+    return warpgroup_mma(weights, t_smem.index(stage).permute((1, 0)), acc, is_async=True)
 
 
 @gluon.jit
@@ -261,7 +285,6 @@ def _step(
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` and their exponentials beside the product of block `step - 1`."""
-    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
@@ -273,22 +296,83 @@ def _step(
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     if SHAPE.PING_PONG:
         m = take_turn(m, CONSUMER)
-    k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
-    scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
+    scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
     mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)
-    weights = gl.convert_layout(unpacked(p, BLOCK_N), P_LAYOUT, assert_trivial=True)
-    acc = warpgroup_mma(weights, t_smem.index(before).permute((1, 0)), acc, is_async=True)
+    acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
-    next_p, m, row_sum, alpha = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N)
+    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, False)
     next_p = packed(next_p)
     row_sum = hold(row_sum)
     acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
     mbarrier.arrive(t_free.index(before), count=1)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     return acc, next_p, m, row_sum
+
+
+@gluon.jit
+def _step_ahead(
+    acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2,
+    SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Exponentials of block `step - 1`, whose scores are there, beside the product of block `step - 2` and the scores
+    of block `step`: a consumer waits for no product but at the end of a step."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    STAGES: gl.constexpr = SHAPE.STAGES
+    q_smem, k_smem, v_smem, t_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    stage = step % STAGES
+    before = (step - 2) % STAGES
+    mbarrier.wait(t_ready.index(before), ((step - 2) // STAGES) & 1)
+    acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
+    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
+    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, 0, 0, False, S_LAYOUT, BLOCK_N, True)
+    next_p = packed(next_p)
+    row_sum = hold(row_sum)
+    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))
+    mbarrier.arrive(k_free.index(stage), count=1)
+    return part_times_where(acc, alpha, due), next_p, scores, m, row_sum
+
+
+@gluon.jit
+def _steps_ahead(
+    acc, p, scores, m, row_sum, q, q_free, shared, barriers, step, to_log2, ends, first_block, to_left, unmasked,
+    SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """All steps of a tile but its first, of which `p` are the weights: `to_left` blocks. The last one's product with V
+    is the caller's."""
+    STAGES: gl.constexpr = SHAPE.STAGES
+    q_smem, k_smem, v_smem, t_smem = shared
+    _q_ready, _q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    if to_left > 0:
+        stage = step % STAGES
+        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
+        mbarrier.arrive(k_free.index(stage), count=1)
+        step += 1
+    for _unused in range(to_left - 1):
+        acc, p, scores, m, row_sum = _step_ahead(
+            acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT
+        )
+        step += 1
+    mbarrier.arrive(q_free, count=1)
+    if to_left > 0:
+        before = (step - 2) % STAGES
+        mbarrier.wait(t_ready.index(before), ((step - 2) // STAGES) & 1)
+        acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
+        next_p, m, row_sum, alpha, due = _weigh(
+            scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
+            SHAPE.BLOCK_N, True,
+        )  # fmt: skip
+        next_p = packed(next_p)
+        row_sum = hold(row_sum)
+        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+        acc = part_times_where(acc, alpha, due)
+        p = next_p
+    return acc, p, m, row_sum, step
 
 
 @gluon.jit
@@ -302,7 +386,7 @@ def _descale(factor, batch, kv_head):
 
 
 @gluon.jit
-def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
@@ -375,14 +459,10 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        k_t = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D]).permute((1, 0))
-        scores = warpgroup_mma(
-            q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
-        )
-        scores = warpgroup_mma_wait(0, deps=(scores,))
+        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
         mbarrier.arrive(k_free.index(stage), count=1)
-        p, m, row_sum, alpha = _weigh(
-            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N
+        p, m, row_sum, alpha, due = _weigh(
+            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD
         )
         p = packed(p)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
@@ -390,28 +470,33 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         to_left = uniform(block - first_block)
         step = uniform(step)
         block = uniform(block)
-        if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
-            masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
-            for _unused in range(masked_count):
-                block -= 1
+        if AHEAD:
+            acc, p, m, row_sum, step = _steps_ahead(
+                acc, p, scores, m, row_sum, q, q_free.index(slot), shared, barriers, step, to_log2, ends, first_block,
+                to_left, unmasked, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+        else:
+            if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
+                masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
+                for _unused in range(masked_count):
+                    block -= 1
+                    acc, p, m, row_sum = _step(
+                        acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True,
+                        CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                    )  # fmt: skip
+                    step += 1
+                to_left -= masked_count
+                p = moved(p)
+            for _unused in range(to_left):
                 acc, p, m, row_sum = _step(
-                    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True,
+                    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 step += 1
-            to_left -= masked_count
-            p = moved(p)
-        for _unused in range(to_left):
-            acc, p, m, row_sum = _step(
-                acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False,
-                CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
-            )  # fmt: skip
-            step += 1
-        mbarrier.arrive(q_free.index(slot), count=1)
+            mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES
         mbarrier.wait(t_ready.index(last), ((step - 1) // V_STAGES) & 1)
-        weights = gl.convert_layout(unpacked(p, BLOCK_N), P_LAYOUT, assert_trivial=True)
-        acc = warpgroup_mma(weights, t_smem.index(last).permute((1, 0)), acc, is_async=True)
+        acc = _multiply_values(p, t_smem, last, acc, SHAPE, P_LAYOUT)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total != 0  # NaN too
         inverse = gl.where(some, _descale(v_descale, batch, kv_head) / total, 0.0)
@@ -420,7 +505,8 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             lse = gl.where(some, (m + gl.log2(total)) * LN_2, float("-inf"))
             gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < out_rows)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
-        mbarrier.arrive(t_free.index(last), count=1)
+        if not AHEAD:
+            mbarrier.arrive(t_free.index(last), count=1)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
         if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
             acc = gl.where((factor != 0)[:, None], acc, 0.0)
@@ -494,6 +580,7 @@ def fmha_fp8_sm90(
     Q_SLOTS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    AHEAD: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -502,6 +589,10 @@ def fmha_fp8_sm90(
     heads]. window_left is -1; window_right is 0 where CAUSAL, else -1, and either where GENERAL, which wants CAUSAL and
     serves lengths. RAGGED wants GENERAL and all that fmha_fwd_sm90's does. No soft caps. STAGES, RAW and V_STAGES:
     blocks of K, of V and of V transposed in flight. Elements of Out go by eights.
+
+    AHEAD: scores are a block ahead of their exponentials (`_step_ahead`). Not with CAUSAL or PING_PONG: a consumer of
+    a single block would take a turn more than the others. STAGES is at least 3 and V_STAGES the same: t_free is k_free,
+    by which a consumer gives back the block of K of its step and that of V two steps before.
     """
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
@@ -526,7 +617,12 @@ def fmha_fp8_sm90(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [RAW, 1], mbarrier.MBarrierLayout())
     t_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    t_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    if AHEAD:
+        gl.static_assert(not CAUSAL and not PING_PONG, "AHEAD goes without causal masks and turns")
+        gl.static_assert(STAGES == V_STAGES and STAGES >= 3, "AHEAD wants as many STAGES as V_STAGES, at least 3")
+        t_free = k_free
+    else:
+        t_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
         mbarrier.init(q_free.index(c), count=1)
@@ -537,7 +633,8 @@ def fmha_fp8_sm90(
         mbarrier.init(v_ready.index(s), count=1)
     for s in gl.static_range(V_STAGES):
         mbarrier.init(t_ready.index(s), count=1)
-        mbarrier.init(t_free.index(s), count=CONSUMERS)
+        if not AHEAD:
+            mbarrier.init(t_free.index(s), count=CONSUMERS)
     factors = (
         sm_scale,
         (q_descale, q_descale_stride_b, q_descale_stride_h),
@@ -557,17 +654,21 @@ def fmha_fp8_sm90(
     )
     if CONSUMERS == 2:
         gl.warp_specialize(
-            [(_attend, (work, 0, SHAPE)), (_attend, (work, 1, SHAPE)), (_load, (work, SHAPE, RAW))],
+            [
+                (_attend, (work, 0, SHAPE, AHEAD)),
+                (_attend, (work, 1, SHAPE, AHEAD)),
+                (_load, (work, SHAPE, RAW, AHEAD)),
+            ],
             [4, 4],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     else:
         gl.warp_specialize(
             [
-                (_attend, (work, 0, SHAPE)),
-                (_attend, (work, 1, SHAPE)),
-                (_attend, (work, 2, SHAPE)),
-                (_load, (work, SHAPE, RAW)),
+                (_attend, (work, 0, SHAPE, AHEAD)),
+                (_attend, (work, 1, SHAPE, AHEAD)),
+                (_attend, (work, 2, SHAPE, AHEAD)),
+                (_load, (work, SHAPE, RAW, AHEAD)),
             ],
             [4, 4, 4],
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],

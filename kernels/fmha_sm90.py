@@ -808,7 +808,8 @@ def fmha_fwd_sm90(
     only where GENERAL or LENGTHS, window_left and any window_right where GENERAL, which wants CAUSAL, and q_len and
     kv_len of at most 2**28, as LENGTHS does.
     RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
-    one, both cu_seqlens and elements of Out that go by eights; lengths do not count. STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
+    one, both cu_seqlens and elements of Out that go by eights; lengths do not count.
+    STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
     and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared

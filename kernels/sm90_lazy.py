@@ -40,6 +40,21 @@ def kept(m, m_new):
     return gl.inline_asm_elementwise(asm, "=&f,=&f,=&r,=&r,f,f,f,f", [m, m_new], dtype=_KEPT, is_pure=False, pack=2)
 
 
+@gluon.jit
+def grown(m, m_new):
+    """Whether m_new is greater than m in some row of a warp: an integer for each row, of which a thread holds two."""
+    asm: gl.constexpr = """
+    {
+        .reg .pred first, second;
+        setp.gt.f32 first, $4, $2;
+        setp.gt.or.f32 second, $5, $3, first;
+        vote.sync.any.pred second, second, -1;
+        selp.b32 $0, 1, 0, second;
+        selp.b32 $1, 1, 0, second;
+    }"""
+    return gl.inline_asm_elementwise(asm, "=r,=r,f,f,f,f", [m, m_new], dtype=gl.int32, is_pure=False, pack=2)
+
+
 @gluon.constexpr_function
 def _times_asm(count):
     products = "".join(f"mul.f32 ${i}, ${i}, ${2 * count + i}; " for i in range(count))
@@ -52,7 +67,8 @@ def _times_constraints(count):
 
 
 @gluon.jit
-def _times_where(part, factor, due):
+def part_times_where(part, factor, due):
+    """A part of the sums times factors of its rows, in warps where `due`, which `kept` or `grown` gives, is not 0."""
     LAYOUT: gl.constexpr = gl.SliceLayout(1, part.type.layout)
     COUNT: gl.constexpr = part.shape[1] // 2  # of a thread: all, so that there is one branch
     factor = gl.convert_layout(factor, LAYOUT, assert_trivial=True)[:, None].broadcast_to(part.shape)
@@ -66,6 +82,6 @@ def _times_where(part, factor, due):
 def times_where(acc, factor, due):
     """As `times`, in warps where `due`, which `kept` gives, is not 0; elsewhere the factor is 1."""
     if len(acc) == 2:
-        return _times_where(acc[0], factor, due), _times_where(acc[1], factor, due)
+        return part_times_where(acc[0], factor, due), part_times_where(acc[1], factor, due)
     else:
-        return (_times_where(acc[0], factor, due),)
+        return (part_times_where(acc[0], factor, due),)

@@ -52,6 +52,7 @@ def run(
     causal: bool = False,
     bottom_right: bool = False,
     longest_first: bool = False,
+    ahead: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -141,6 +142,7 @@ def run(
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=232,
         PRODUCER_REGISTERS=40,
+        AHEAD=ahead,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gluon_ptx import kept_references, products_where, run_ptx
+from gluon_ptx import kept_references, of_warps, products_where, run_ptx
 from gluon_values import (
     BARRIERS,
     BF16,
@@ -371,6 +371,11 @@ def _kept(found: Any, _dtypes: Any, m: Tensor, m_new: Tensor) -> tuple[Tensor, T
     return tensor(references, np.float32), tensor(due, np.int32)
 
 
+def _grown(_found: Any, dtype: DType, m: Tensor, m_new: Tensor) -> Tensor:
+    assert dtype is INT32
+    return tensor(of_warps(np.asarray(m_new) > np.asarray(m)), np.int32)
+
+
 def _four(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
     """Four values as e4m3, the first in the lowest byte."""
     assert dtype is INT32
@@ -401,6 +406,8 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r" vote\.sync\.any\.pred grown, grown, -1; .* \}": _kept,
     r"\{ \.reg \.pred due; .* SAME: \}": lambda found, _dtype, *x: tensor(products_where(found[0], *x), np.float32),
     r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
+    r"\{ \.reg \.pred first, second; setp\.gt\.f32 first, \$4, \$2; setp\.gt\.or\.f32 second, \$5, \$3, first; "
+    r"vote\.sync\.any\.pred second, second, -1; .* \}": _grown,
     r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,
     re.escape(
         "{ .reg .pred p; .reg .b32 both, one; cvt.u32.u16 both, $2;"

@@ -144,6 +144,7 @@ def _language(machine: Machine) -> types.ModuleType:
         "num_programs": lambda axis: tensor(machine.extent(axis), np.int32),
         "num_warps": lambda: 4,
         "static_range": range,
+        "static_assert": _static_assert,
         "arange": lambda start, end, layout=None: tensor(np.arange(start, end), np.int32),
         "full": lambda shape, value, dtype, layout=None: tensor(np.full(shape, value), dtype.numpy),
         "zeros": lambda shape, dtype, layout=None: tensor(np.zeros(shape), dtype.numpy),
@@ -175,6 +176,10 @@ def _language(machine: Machine) -> types.ModuleType:
     }
     vars(gl).update(values)
     return gl
+
+
+def _static_assert(holds: bool, message: str = "") -> None:
+    assert holds, message
 
 
 def _result_type(*values: Any) -> Any:

@@ -55,10 +55,15 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 ROWS_OF_A_WARP = 16
 
 
+def of_warps(rows: Any) -> Any:
+    """Whether it holds for some row of the same warp, for each row."""
+    return np.repeat(np.asarray(rows).reshape(-1, ROWS_OF_A_WARP).any(1), ROWS_OF_A_WARP)
+
+
 def kept_references(room: float, m: Any, m_new: Any) -> tuple[Any, Any]:
     """Rows whose references stay, unless one of the same warp has grown by more than `room`; and whether one has."""
     growth = np.asarray(m_new) - np.asarray(m)
-    grown = np.repeat((growth.reshape(-1, ROWS_OF_A_WARP) > room).any(1), ROWS_OF_A_WARP)
+    grown = of_warps(growth > room)
     return np.where(grown, m_new, m).astype(np.float32), grown.astype(np.int32)
 
 

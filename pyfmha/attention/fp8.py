@@ -55,6 +55,8 @@ class Setting:
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
         consumer_registers, producer_registers: what each then has.
         longest_first: causal tiles from the longest, the last of them one a program, instead of pairs.
+        ahead: whether scores are a block ahead of their exponentials, for full attention without lengths; then without
+            turns, and `stages` and `v_stages` are the same, at least 3.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -72,6 +74,7 @@ class Setting:
     consumer_registers: int = 232
     producer_registers: int = 40
     longest_first: bool = False
+    ahead: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -88,6 +91,21 @@ _BASE: dict[int, Setting] = {
 }
 
 
+# Of dense batches without lengths, full, of many blocks: three consumers of 64 keys, whose chains of maximum and
+# exponentials hide each other.
+_LONG: dict[int, tuple[Setting, ...]] = {
+    128: (
+        replace(
+            _BASE[64],
+            block_n=64,
+            stages=4,
+            v_stages=4,
+            ping_pong=False,
+            ahead=True,
+            requires=("q_len > 1024", "kv_len > 1024"),
+        ),
+    ),
+}
 # Of dense batches without lengths: full, then causal ones from the longest tile; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
     64: (_BASE[64], replace(_BASE[64], ping_pong=False, requires=("q_len > 1024",))),
@@ -105,6 +123,7 @@ def settings(padded: int) -> tuple[Setting, ...]:
     base = _BASE[padded]
     full, *longest_first = _DENSE[padded]
     return (
+        *(replace(one, masks=(False,)) for one in _LONG.get(padded, ())),
         replace(full, masks=(False,)),
         *(replace(one, masks=(True,), longest_first=True) for one in longest_first),
         replace(base, masks=(True,)),
@@ -166,6 +185,7 @@ class Fp8:
             ("Q_SLOTS", setting.q_slots),
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
+            ("AHEAD", setting.ahead),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

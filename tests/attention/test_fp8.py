@@ -10,13 +10,14 @@ from helpers import few_of
 from sm90_runs import altered, is_noticed
 
 from pyfmha.attention.families import DEFAULT, library_specs
-from pyfmha.attention.fp8 import ARGUMENTS, HEAD_SIZES, Fp8, Fp8Call, fp8_family
+from pyfmha.attention.fp8 import ARGUMENTS, HEAD_SIZES, Fp8, Fp8Call, fp8_family, settings
 from pyfmha.attention.run import to_storage
 from pyfmha.e4m3 import float_from_e4m3
 from pyfmha.errors import SpecError
 from pyfmha.verify.fp8_cases import LIMIT, fp8_cases
 
 LENGTHS = {"general": True, "batch": 2, "q_len": 150, "kv_len": 180}
+AHEAD = {"ahead": True, "ping_pong": False, "stages": 3, "v_stages": 3}
 PROBLEMS: dict[str, dict[str, Any]] = {
     "one tile": {},
     "ends of blocks": {"kv_len": 200, "q_len": 150, "heads": 4, "kv_heads": 1, "layout": "bshd"},
@@ -27,6 +28,10 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "lengths": {**LENGTHS, "q_lengths": [150, 0], "kv_lengths": [77, 180], "raw": 1, "ping_pong": False},
     "lengths, causal": {**LENGTHS, "causal": True, "bottom_right": True, "kv_lengths": [177, 30], "programs": 2},
     "ragged": {"general": True, "cu_q": [3, 70, 70, 150], "cu_kv": [0, 30, 90, 140], "q_len": 155, "kv_len": 150},
+    "ahead": {**AHEAD, "kv_len": 330, "q_len": 130, "heads": 3, "consumers": 3, "stages": 4, "v_stages": 4},
+    "ahead, growing maxima": {**AHEAD, "kv_len": 400, "scale": 2.0, "block_d": 128, "head_size": 128},
+    "ahead, two blocks": {**AHEAD, "kv_len": 128, "q_len": 200, "programs": 2},
+    "ahead, one block": {**AHEAD, "kv_len": 50, "q_len": 200, "raw": 1, "q_slots": 1},
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
         "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),
@@ -78,6 +83,12 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "padding of V counts": ("part & 0", "part", "lengths"),
     "the factor of V is another head's": ("kv_head.to(gl.int64) * stride_h", "kv_head.to(gl.int64) * 0", "factors"),
 }  # fmt: skip
+FAULTS |= {
+    "ahead: V is transposed a step too early": ("wait(k_free.index((step + 2) % V_STAGES), (((step + 2) //",
+                                                "wait(k_free.index((step + 1) % V_STAGES), (((step + 1) //", "ahead"),
+    "ahead: sums stay where a maximum grows": ("return times_where_due(acc, alpha, due), next_p", "return acc, next_p",
+                                               "ahead, growing maxima"),
+}  # fmt: skip
 QUICK = frozenset(FAULTS)
 FAULTS |= {
     "the factor of V is another sequence's": ("batch.to(gl.int64) * stride_b", "batch.to(gl.int64) * 0", "factors"),
@@ -103,6 +114,30 @@ FAULTS |= {
     "the next row's columns of Out": (".permute((0, 1, 3, 2))", ".permute((0, 1, 2, 3))", "one tile"),
     "rows behind the tensor are written": ("inside = (own_rows < out_rows)[:, None] & ", "inside = ", "ends of blocks"),
     "a ragged batch is stored from its first row": ("start + q_start * out_stride_s", "start", "ragged"),
+    "ahead: the last weights' factor is left out": ("        acc = times_where_due(acc, alpha, due)\n", "",
+                                                    "ahead, growing maxima"),
+    "ahead: K is given away before it is multiplied": (
+        "    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))\n"
+        "    mbarrier.arrive(k_free.index(stage), count=1)\n",
+        "    mbarrier.arrive(k_free.index(stage), count=1)\n"
+        "    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))\n",
+        "ahead",
+    ),
+    "ahead: the first of its scores are not awaited": (
+        "        stage = step % STAGES\n        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n"
+        "        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))\n"
+        "        mbarrier.arrive(k_free.index(stage), count=1)\n        step",
+        "        stage = step % STAGES\n"
+        "        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))\n"
+        "        mbarrier.arrive(k_free.index(stage), count=1)\n        step", "ahead",
+    ),
+    "ahead: the weights before the last are lost": (
+        "        acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)\n        next_p",
+        "        acc = _multiply_values(p, t_smem, before, acc * 0, SHAPE, P_LAYOUT)\n        next_p", "ahead",
+    ),
+    "ahead: Q is given away at the start": ("    if to_left > 0:\n        stage",
+                                            "    mbarrier.arrive(q_free, count=1)\n    if to_left > 0:\n        stage",
+                                            "ahead"),
     "blocks of the longest tile come in one order": ("key = (end_block - 1 - block) * BLOCK_N",
                                                      "key = block * BLOCK_N", "causal"),
 }  # fmt: skip
@@ -112,6 +147,19 @@ FAULTS |= {
 def test_a_fault_is_noticed(fault: str, tmp_path: Path) -> None:
     right, wrong, problem = FAULTS[fault]
     assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), PROBLEMS[problem])
+
+
+def test_turns_do_not_go_with_scores_that_are_ahead() -> None:
+    """In a causal tile a consumer of one block takes a turn more than the others; from the next tile on all wait."""
+    for problem in ({"ping_pong": True}, {"causal": True}, {"v_stages": 2}):
+        with pytest.raises(AssertionError, match="AHEAD"):
+            run(**{**AHEAD, **problem})
+    for size in HEAD_SIZES:
+        for setting in settings(size):
+            if setting.ahead:
+                assert not setting.ping_pong
+                assert setting.masks == (False,)
+                assert setting.stages == setting.v_stages >= 3
 
 
 def test_the_family() -> None:

@@ -27,6 +27,7 @@ from sm90_biased import (
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
+from sm90_relative import begins_with_terms, load_terms, share_terms, terms_of, words_of
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
@@ -68,7 +69,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
     q_smem, k_smem, v_smem = shared
     v_work = (descriptors, (q_smem, k_smem, (v_smem,)), barriers, notes, sizes, Lse, factors, zero)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
@@ -140,7 +141,7 @@ def _beside(beside, step, vector, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr
     """Bias and mask of a step's block of keys, [rows or 1, keys], or 0. vector: what `load_keys` gave of it."""
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     X_STAGES: gl.constexpr = SHAPE.X_STAGES
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     bias = 0
     mask = 0
     if _tile_of_which(SHAPE) != "":
@@ -162,7 +163,7 @@ def _beside(beside, step, vector, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr
 def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """A step's keys, and what came beside them, have been read."""
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     if _tile_of_which(SHAPE) != "":
         fence_async_shared()
         gl.barrier()
@@ -172,8 +173,8 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
 
 @gluon.jit
 def _step(
-    acc, p, m, row_sum, vector, q, work, beside, place, step, shift: gl.constexpr, first_query, kv_n, begins, ends, key,
-    masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
+    key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
@@ -181,11 +182,16 @@ def _step(
     BLOCK_V: gl.constexpr = SHAPE.BLOCK_V
     V_SHAPE: gl.constexpr = _of_v(SHAPE)
     PING_PONG: gl.constexpr = SHAPE.PING_PONG
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     to_log2 = factors[1]
     q_smem, k_smem, v_smem = shared
+    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE.RELATIVE)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
+    terms = beside[10]
+    first_query, newest, lag = queries
+    last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
     if SHAPE.GENERAL:
@@ -194,7 +200,12 @@ def _step(
     if PING_PONG:
         m = take_turn(m, CONSUMER)
     k_t = k_smem.index(stage).reshape([BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
-    scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
+    if BEGUN:
+        scores = warpgroup_mma(q, k_t, begun, is_async=True)
+    else:
+        scores = warpgroup_mma(
+            q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
+        )
     _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
     if SHAPE.LATE:
         p = p.to(v_smem.dtype)
@@ -204,14 +215,20 @@ def _step(
     acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
+    if SHAPE.RELATIVE:  # the next block's
+        own = terms_of(terms, step + 1, CONSUMER, CONSUMERS)
+        share_terms(own, factors, place, key - BLOCK_N, newest, last_key, inputs, SHAPE)
     bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
     if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":  # the next block's, which then has a step to come
         vector = load_keys(beside[6], place, key - BLOCK_N, kv_n, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
+    term = None
+    if SHAPE.RELATIVE and not BEGUN:
+        term = load_terms(terms_of(terms, step, CONSUMER, CONSUMERS), lag, S_LAYOUT, SHAPE)
     scores = counted(
-        scores, bias, mask, factors, place, first_query, gl.maximum(kv_n - 1, 0), inputs, begins, ends, key, masked,
-        shift, S_LAYOUT, SHAPE,
+        scores, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked, shift,
+        S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
         next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
@@ -226,7 +243,9 @@ def _step(
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
-    return acc, next_p, m, row_sum, vector
+    if BEGUN:
+        begun = load_terms(terms_of(terms, step + 1, CONSUMER, CONSUMERS), lag, S_LAYOUT, SHAPE)
+    return acc, next_p, m, row_sum, vector, begun
 
 
 @gluon.jit
@@ -248,9 +267,10 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     to_log2 = factors[1]
     shift: gl.constexpr = shift_of(v_smem.dtype)
+    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE.RELATIVE)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -272,6 +292,9 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if SHAPE.GENERAL:
             begins = gl.maximum(rows + oldest, 0)
         first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
+        last_key = gl.maximum(kv_n - 1, 0)
+        newest_query = gl.maximum(gl.minimum(first_row + (ROWS - 1), q_n - 1) + position, 0)
+        queries = (first_query, newest_query, newest_query - first_query)
         whole_from, whole_to = whole
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, SHAPE.BLOCK_D])
@@ -287,6 +310,9 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
         key = block * BLOCK_N
+        if SHAPE.RELATIVE:
+            own = terms_of(terms, step, CONSUMER, CONSUMERS)
+            share_terms(own, factors, place, key, newest_query, last_key, inputs, SHAPE)
         vector = 0
         if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
@@ -295,10 +321,14 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             vector = load_keys(vectors, place, key - BLOCK_N, kv_n, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
+        term = None
+        begun = 0
+        if SHAPE.RELATIVE:
+            term = load_terms(terms_of(terms, step, CONSUMER, CONSUMERS), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
-            scores, bias, mask, factors, place, first_query, gl.maximum(kv_n - 1, 0), inputs, begins, ends, key, masked,
-            shift, S_LAYOUT, SHAPE,
+            scores, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked, shift,
+            S_LAYOUT, SHAPE,
         )  # fmt: skip
         p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
         if Q_SLOTS > 1:
@@ -309,11 +339,17 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             p = pack(p, v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_V], gl.float32, layout=O_LAYOUT)
         step = uniform(step + 1)
+        if SHAPE.RELATIVE:
+            own = terms_of(terms, step, CONSUMER, CONSUMERS)
+            share_terms(own, factors, place, key - BLOCK_N, newest_query, last_key, inputs, SHAPE)
+            gl.barrier()
+            if BEGUN:
+                begun = load_terms(own, queries[2], S_LAYOUT, SHAPE)
         for _unused in range(uniform(block - first_block)):
             block -= 1
             masked = (block >= whole_to) | (block < whole_from)
-            acc, p, m, row_sum, vector = _step(
-                acc, p, m, row_sum, vector, q, work, beside, place, step, shift, first_query, kv_n, begins, ends,
+            acc, p, m, row_sum, vector, begun = _step(
+                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
                 block * BLOCK_N, masked, values,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
@@ -368,6 +404,7 @@ def fmha_biased_sm90(
     LATE: gl.constexpr, PING_PONG: gl.constexpr, Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
+    RELATIVE: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -407,6 +444,7 @@ def fmha_biased_sm90(
         SCORE,
         SEEN,
         BOUNDS,
+        RELATIVE,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -447,10 +485,13 @@ def fmha_biased_sm90(
             mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     natural: gl.constexpr = is_natural(SHAPE)
+    undo = gl.minimum(1.0 / sm_scale, FLOAT_MAX)
     if natural:
-        factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST)
+        factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST, undo)
+    elif RELATIVE:  # a product and what is added to it may both be as low
+        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -0.5 * FLOAT_MAX), undo)
     else:
-        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX))
+        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX), undo)
     work = (
         (q_desc, k_desc, v_desc, out_desc),
         (q_smem, k_smem, v_smem),
@@ -468,7 +509,10 @@ def fmha_biased_sm90(
     of_head = (stride_h != 0).to(gl.int32)
     by_head = (of_batch == 0) & (of_head != 0)
     sinks = (Sinks, SinksFp32)
-    beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs)
+    terms = q_smem  # not used where no function is relative
+    if RELATIVE:  # of this step and of the next
+        terms = gl.allocate_shared_memory(gl.float32, [2 * CONSUMERS, words_of(BLOCK_N)], NOTE_SMEM)
+    beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(
             [

@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     SCORE: gl.constexpr
     SEEN: gl.constexpr
     BOUNDS: gl.constexpr
+    RELATIVE: gl.constexpr
 
 
 class OfV(NamedTuple):
@@ -147,17 +148,18 @@ def added(vector, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def by_functions(scores, place, queries, keys, inputs, masked, SHAPE: gl.constexpr):
+def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.constexpr, SHAPE: gl.constexpr):
     """Scores by SCORE, and minus infinity where SEEN says so; without masked, it is known to see all.
 
     Args:
         place: batch and head.
         queries, keys: [rows, 1] and [1, keys], positions within the sequence.
+        SCORED: whether SCORE is asked.
     """
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     batch, head = place
-    if SCORE is not None:
+    if SCORED and SCORE is not None:
         scores = SCORE(scores, batch, head, queries, keys, *inputs).to(gl.float32)
     if SEEN is not None:
         if masked:
@@ -168,11 +170,11 @@ def by_functions(scores, place, queries, keys, inputs, masked, SHAPE: gl.constex
 @gluon.constexpr_function
 def is_natural(SHAPE):
     """Whether scores are in natural units, rather than products."""
-    return SHAPE.BIAS != "never" or SHAPE.SCORE is not None
+    return SHAPE.BIAS != "never" or (SHAPE.SCORE is not None and not SHAPE.RELATIVE)
 
 
 @gluon.jit
-def counted(products, bias, mask, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+def counted(products, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
             shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
     """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
 
@@ -182,7 +184,8 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
         products: of Q and K.
         bias, mask: what was loaded of them, [rows, keys], or `added` of them, [1, keys]; of no account where there are
             none.
-        factors: what makes a product a score, a score one in units of log2, and the limit.
+        term: what a relative SCORE adds to products, [rows, keys]; None where they began with it.
+        factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
         first_query: positions of the queries, [rows].
         last_key: of the sequence, at least 0.
@@ -191,7 +194,7 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     columns = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-    sm_scale, to_log2, limit = factors
+    sm_scale, to_log2, limit, undo = factors
     scores = products
     if is_natural(SHAPE):
         scores = scores * sm_scale
@@ -199,11 +202,15 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
         scores = gl.where(scores < limit, limit, scores)  # NaN stays
     if SHAPE.BIAS != "never":
         scores += bias.to(gl.float32)
-    if SCORE is not None or SEEN is not None:
+    if term is not None:
+        scores += term
+    if SEEN is not None or (SCORE is not None and not SHAPE.RELATIVE):
         keys = columns + key
         if masked:  # of other blocks all keys are there
             keys = gl.minimum(keys, last_key)
-        scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, masked, SHAPE)
+        scores = by_functions(
+            scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
+        )
     if SHAPE.MASK == "tile":
         scores = shown(scores, mask)
     elif SHAPE.MASK == "keys":

@@ -63,6 +63,7 @@ def run(
     score: Callable[..., Any] | None = None,
     seen: Callable[..., Any] | None = None,
     bounds: Callable[..., Any] | None = None,
+    relative: bool = False,
     change: Callable[..., None] = lambda **_: None,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel, or that for sinks alone; returns Out, Lse and what they should be. `change` may write other
@@ -100,6 +101,7 @@ def run(
     constants: dict[str, Any] = {
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
+        "RELATIVE": relative,
     }  # fmt: skip
     if sinks_alone:
         ways = ("TWO_HEADS", "LONGEST_FIRST", "RAGGED", "CAPPED", "TWO_PARTS")

@@ -75,7 +75,8 @@ TILE_SETTINGS = {
     64: Setting(64, 1, x_stages=2, programs=2, maxnreg=128),
     128: Setting(64, 1, q_slots=1, v_stages=2, x_stages=2, programs=2, maxnreg=128),
 }
-
+RELATIVE_SETTINGS = {64: PLAIN_SETTINGS[64], 128: replace(PLAIN_SETTINGS[128], v_stages=2)}
+"""Without tiles, for relative score functions."""
 
 _ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
 _TWO = Setting(128, 2, v_stages=3, q_slots=1, late=False)
@@ -96,7 +97,7 @@ def unmeasured(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     return (*sinks(base, padded), *made, *of_kind(base, padded, BIAS_TILE))
 
 
-def plain(base: KernelSpec, padded: int, beside: Beside) -> tuple[KernelSpec, ...]:
+def plain(base: KernelSpec, padded: int, beside: Beside, *, relative: bool = False) -> tuple[KernelSpec, ...]:
     """Those of :func:`unmeasured` for full and for causal attention with one kind of bias or mask."""
     if padded not in HEAD_SIZES:
         return ()
@@ -104,7 +105,7 @@ def plain(base: KernelSpec, padded: int, beside: Beside) -> tuple[KernelSpec, ..
     return tuple(
         variant
         for causal in (False, True)
-        for variant in of_kind(base, padded, beside, replace(setting, causal=causal))
+        for variant in of_kind(base, padded, beside, replace(setting, causal=causal), relative=relative)
     )
 
 
@@ -134,13 +135,22 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     return tuple(variant for one in (NEITHER, *TENSORS) for variant in of_kind(base, padded, one))
 
 
-def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None) -> tuple[KernelSpec, ...]:
-    """The variant for one kind of bias or mask, if the dtype and head size have one."""
+def of_kind(
+    base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None, *, relative: bool = False
+) -> tuple[KernelSpec, ...]:
+    """The variant for one kind of bias or mask, if the dtype and head size have one.
+
+    Args:
+        base, padded: as of :func:`variants`.
+        beside: the kind.
+        setting: how it is cut; else as measured.
+        relative: whether the score function is, whose terms take some of the shared memory.
+    """
     dtype = dict(base.prototype)["Q"].removeprefix("*")
     if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
-    setting = setting or (TILE_SETTINGS if tiles else PLAIN_SETTINGS)[padded]
+    setting = setting or (TILE_SETTINGS if tiles else RELATIVE_SETTINGS if relative else PLAIN_SETTINGS)[padded]
     constants = (
         *(() if tiles else (("x_desc", None),)),
         ("inputs", None),
@@ -163,6 +173,7 @@ def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | No
         ("SCORE", None),
         ("SEEN", None),
         ("BOUNDS", None),
+        ("RELATIVE", relative),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"

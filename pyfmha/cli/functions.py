@@ -18,6 +18,7 @@ from pyfmha.functions.family import (
     function_operators,
     function_specs,
 )
+from pyfmha.functions.relative import check_relative
 from pyfmha.operators.description import Operator
 from pyfmha.spec.kernel import KernelSpec
 
@@ -68,6 +69,7 @@ def functions_of(
         known = {function.name for function in asked}
         files = sorted({file for file, name in kept if name not in known})
         others = [function for file in files for function in _again(compiler, file, folder)]
+    check_relative(asked)
     held = [function for function in others if (function.source, function.name) in kept and function.name not in known]
     operators, notes = function_operators([*held, *asked])
     specs = function_specs(asked, dtypes, head_sizes, unmeasured=unmeasured)

@@ -29,7 +29,7 @@ SHIPPED = tuple(
     sorted(
         path.stem
         for path in Path(__file__).parent.glob("*.py")
-        if path.stem not in ("__init__", "declare", "digest", "evaluate", "family", "inputs")
+        if path.stem not in ("__init__", "declare", "digest", "evaluate", "family", "inputs", "relative")
     )
 )
 """The files of functions that come with pyfmha."""
@@ -45,6 +45,7 @@ class Declared:
         inputs: name and type of each input.
         parts: those of :data:`ATTRIBUTES` that it has.
         function: the same as attention's operator must know it.
+        trial: of one that says it is relative, what it is to be tried with, see :mod:`pyfmha.functions.relative`.
     """
 
     source: Path
@@ -52,6 +53,12 @@ class Declared:
     inputs: tuple[tuple[str, str], ...]
     parts: tuple[str, ...]
     function: UserFunction | None = None
+    trial: str = ""
+
+    @property
+    def relative(self) -> bool:
+        """Whether what it adds to a score depends on batch, head and key - query alone."""
+        return bool(self.trial)
 
     @classmethod
     def of(cls, function: AttentionFunction) -> "Declared":
@@ -65,7 +72,7 @@ class Declared:
                 f"function is {function!r}; give what @pyfmha.score_function or @pyfmha.mask_function makes of one"
             )
         said = function.__pyfmha__()
-        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]))
+        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]), trial=said["trial"])
 
 
 def file_of(name: str) -> Path:
@@ -101,6 +108,7 @@ def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]
             tuple((name, kind) for name, kind in one["inputs"]),
             tuple(one["parts"]),
             UserFunction.of(one),
+            one["trial"],
         )
         for one in collect(source)
         if _is_at_home(source, one)
@@ -140,9 +148,10 @@ class WithFunction(Biased):
     def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
         tensors of any alignment."""
-        fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
+        made = self.generic(), self.padded, biased_hopper.NEITHER
+        fast = biased_hopper.of_kind(*made, relative=self.function.relative)
         if unmeasured:
-            fast = (*biased_hopper.plain(self.generic(), self.padded, biased_hopper.NEITHER), *fast)
+            fast = (*biased_hopper.plain(*made, relative=self.function.relative), *fast)
         known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         return tuple(map(self._with_function, (*fast, *portable)))

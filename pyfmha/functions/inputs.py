@@ -37,6 +37,7 @@ class Part:
         shapes: the axes of those that have a shape.
         requires: what must hold of sizes and numbers.
         bounds: the function of the bounds, as it was given.
+        relative: whether it says that it is, see :func:`pyfmha.functions.declare.score_function`.
     """
 
     function: Any
@@ -44,6 +45,7 @@ class Part:
     shapes: Shapes
     requires: tuple[str, ...] = ()
     bounds: Any = None
+    relative: bool = False
 
     @property
     def name(self) -> str:

@@ -84,6 +84,27 @@ PROBLEMS |= {
 }  # fmt: skip
 
 
+def by_bucket(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """A relative function that is no line, and hides keys."""
+    distance = np.asarray(key - query)
+    term = np.sin(0.7 * distance) * (head + 1) + batch
+    return score + np.where(distance % 11 == 3, -np.inf, term).astype(np.float32).view(type(score))
+
+
+RELATIVE = {"score": by_bucket, "relative": True}
+PROBLEMS |= {
+    "relative": {**RELATIVE, "q_len": 100, "kv_len": 300, "bottom_right": True},
+    "relative, lengths": {
+        **RELATIVE, "batch": 2, "q_len": 130, "kv_len": 150, "q_lengths": (130, 7), "kv_lengths": (40, 140),
+        "bottom_right": True,
+    },
+    "relative, bounds": {**RELATIVE, "q_len": 200, "seen": prefix, "bounds": prefix_bounds, "programs": 2},
+    "plain, relative": {**PLAIN, **RELATIVE, "q_len": 100, "kv_len": 700, "causal": False, "sinks": "own"},
+    "plain, relative, causal": {**PLAIN, **TWO, **RELATIVE, "batch": 2, "q_len": 300, "causal": True},
+    "plain, relative, bf16": {**PLAIN, **RELATIVE, "dtype": "bf16", "q_len": 70, "kv_len": 300, "causal": False},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_numbers(name: str) -> None:
     check(**PROBLEMS[name])

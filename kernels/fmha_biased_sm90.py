@@ -17,20 +17,28 @@ from sm90_biased import (
     LEAST,
     OfV,
     Shape,
-    added,
     counted,
     is_natural,
     keys_of_tile,
-    load_keys,
     maxima,
     place_of,
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
-from sm90_relative import begins_with_terms, load_terms, share_terms, terms_of, words_of
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
+from sm90_terms import (
+    begins_with_terms,
+    has_terms,
+    load_keys,
+    load_terms,
+    of_keys,
+    share_diagonals,
+    share_keys,
+    terms_of,
+    words_of,
+)
 from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -137,8 +145,8 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 
 @gluon.jit
-def _beside(beside, step, vector, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """Bias and mask of a step's block of keys, [rows or 1, keys], or 0. vector: what `load_keys` gave of it."""
+def _beside(beside, step, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """Bias and mask of a step's block of keys that come by TMA, [rows, keys], or 0."""
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     X_STAGES: gl.constexpr = SHAPE.X_STAGES
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
@@ -152,11 +160,24 @@ def _beside(beside, step, vector, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr
             bias = tile
         else:
             mask = tile
-    if SHAPE.BIAS == "keys":
-        bias = added(vector, S_LAYOUT, SHAPE)
-    if SHAPE.MASK == "keys":
-        mask = added(vector, S_LAYOUT, SHAPE)
     return bias, mask
+
+
+@gluon.jit
+def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """Store a step's terms, of keys from `key` on. vector: what `load_keys` gave of them; returns that of the next
+    step, which then has a step to come."""
+    factors = work[6]
+    first_query, newest, lag = queries
+    vectors = beside[6]
+    inputs = beside[9]
+    own = terms_of(beside[10], step, CONSUMER, SHAPE)
+    if of_keys(SHAPE):
+        share_keys(own, vector, factors, SHAPE)
+        vector = load_keys(vectors, place, key - SHAPE.BLOCK_N, kv_n, SHAPE)
+    else:
+        share_diagonals(own, factors, place, key, newest, gl.maximum(kv_n - 1, 0), inputs, SHAPE)
+    return vector
 
 
 @gluon.jit
@@ -182,11 +203,10 @@ def _step(
     BLOCK_V: gl.constexpr = SHAPE.BLOCK_V
     V_SHAPE: gl.constexpr = _of_v(SHAPE)
     PING_PONG: gl.constexpr = SHAPE.PING_PONG
-    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     to_log2 = factors[1]
     q_smem, k_smem, v_smem = shared
-    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE.RELATIVE)
+    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
     terms = beside[10]
@@ -215,17 +235,14 @@ def _step(
     acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
-    if SHAPE.RELATIVE:  # the next block's
-        own = terms_of(terms, step + 1, CONSUMER, CONSUMERS)
-        share_terms(own, factors, place, key - BLOCK_N, newest, last_key, inputs, SHAPE)
-    bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
-    if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":  # the next block's, which then has a step to come
-        vector = load_keys(beside[6], place, key - BLOCK_N, kv_n, SHAPE)
+    if has_terms(SHAPE):  # the next block's
+        vector = _share_terms(beside, work, step + 1, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
+    bias, mask = _beside(beside, step, CONSUMER, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
     term = None
-    if SHAPE.RELATIVE and not BEGUN:
-        term = load_terms(terms_of(terms, step, CONSUMER, CONSUMERS), lag, S_LAYOUT, SHAPE)
+    if has_terms(SHAPE) and not BEGUN:
+        term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     scores = counted(
         scores, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked, shift,
         S_LAYOUT, SHAPE,
@@ -244,7 +261,7 @@ def _step(
         next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
-        begun = load_terms(terms_of(terms, step + 1, CONSUMER, CONSUMERS), lag, S_LAYOUT, SHAPE)
+        begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
 
 
@@ -270,7 +287,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     to_log2 = factors[1]
     shift: gl.constexpr = shift_of(v_smem.dtype)
-    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE.RELATIVE)
+    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -310,21 +327,18 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
         key = block * BLOCK_N
-        if SHAPE.RELATIVE:
-            own = terms_of(terms, step, CONSUMER, CONSUMERS)
-            share_terms(own, factors, place, key, newest_query, last_key, inputs, SHAPE)
         vector = 0
-        if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
+        if of_keys(SHAPE):
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
-        bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
-        if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
-            vector = load_keys(vectors, place, key - BLOCK_N, kv_n, SHAPE)
+        if has_terms(SHAPE):
+            vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
+        bias, mask = _beside(beside, step, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
         term = None
         begun = 0
-        if SHAPE.RELATIVE:
-            term = load_terms(terms_of(terms, step, CONSUMER, CONSUMERS), queries[2], S_LAYOUT, SHAPE)
+        if has_terms(SHAPE):
+            term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
             scores, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked, shift,
@@ -339,12 +353,11 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             p = pack(p, v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_V], gl.float32, layout=O_LAYOUT)
         step = uniform(step + 1)
-        if SHAPE.RELATIVE:
-            own = terms_of(terms, step, CONSUMER, CONSUMERS)
-            share_terms(own, factors, place, key - BLOCK_N, newest_query, last_key, inputs, SHAPE)
+        if has_terms(SHAPE):
+            vector = _share_terms(beside, work, step, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
             gl.barrier()
             if BEGUN:
-                begun = load_terms(own, queries[2], S_LAYOUT, SHAPE)
+                begun = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         for _unused in range(uniform(block - first_block)):
             block -= 1
             masked = (block >= whole_to) | (block < whole_from)
@@ -488,7 +501,7 @@ def fmha_biased_sm90(
     undo = gl.minimum(1.0 / sm_scale, FLOAT_MAX)
     if natural:
         factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST, undo)
-    elif RELATIVE:  # a product and what is added to it may both be as low
+    elif has_terms(SHAPE):  # a product and what is added to it may both be as low
         factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -0.5 * FLOAT_MAX), undo)
     else:
         factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX), undo)
@@ -509,9 +522,9 @@ def fmha_biased_sm90(
     of_head = (stride_h != 0).to(gl.int32)
     by_head = (of_batch == 0) & (of_head != 0)
     sinks = (Sinks, SinksFp32)
-    terms = q_smem  # not used where no function is relative
-    if RELATIVE:  # of this step and of the next
-        terms = gl.allocate_shared_memory(gl.float32, [2 * CONSUMERS, words_of(BLOCK_N)], NOTE_SMEM)
+    terms = q_smem  # not used where there are none
+    if has_terms(SHAPE):  # of this step and of the next
+        terms = gl.allocate_shared_memory(gl.float32, [2 * CONSUMERS, words_of(SHAPE)], NOTE_SMEM)
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(
@@ -524,7 +537,7 @@ def fmha_biased_sm90(
             [1, 1, 2],
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )
-    else:
+    elif CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (_attend, (work, beside, out_smem, 0, SHAPE)),
@@ -533,6 +546,17 @@ def fmha_biased_sm90(
             ],
             [4, 4],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (work, beside, out_smem, 0, SHAPE)),
+                (_attend, (work, beside, out_smem, 1, SHAPE)),
+                (_attend, (work, beside, out_smem, 2, SHAPE)),
+                (_load, (work, beside, SHAPE)),
+            ],
+            [4, 4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
         noted = gl.reduce_or(notes.index(part).load(NOTE), 0)

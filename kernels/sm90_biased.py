@@ -127,27 +127,6 @@ def shown(scores, mask):
 
 
 @gluon.jit
-def load_keys(vectors, place, key, kv_n, SHAPE: gl.constexpr):
-    """Of a bias or mask that is the same for all queries, a block of keys from `key` on, one a thread."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    base, stride_b, stride_h, columns = vectors
-    batch, head = place
-    keys = gl.arange(0, SHAPE.BLOCK_N, layout=LAYOUT) + key
-    places = base + batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h + keys
-    return gl.load(places, mask=(keys >= 0) & (keys < gl.minimum(kv_n, columns)), other=0)
-
-
-@gluon.jit
-def added(vector, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """What it adds to the scores of each row: of a mask 0 or minus infinity, [1, keys]."""
-    if SHAPE.BIAS == "keys":
-        vector = vector.to(gl.float32)
-    else:
-        vector = gl.where(vector != 0, 0.0, float("-inf"))
-    return gl.convert_layout(vector, gl.SliceLayout(0, S_LAYOUT))[None, :]
-
-
-@gluon.jit
 def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.constexpr, SHAPE: gl.constexpr):
     """Scores by SCORE, and minus infinity where SEEN says so; without masked, it is known to see all.
 
@@ -170,7 +149,7 @@ def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.conste
 @gluon.constexpr_function
 def is_natural(SHAPE):
     """Whether scores are in natural units, rather than products."""
-    return SHAPE.BIAS != "never" or (SHAPE.SCORE is not None and not SHAPE.RELATIVE)
+    return SHAPE.BIAS == "tile" or (SHAPE.SCORE is not None and not SHAPE.RELATIVE)
 
 
 @gluon.jit
@@ -182,9 +161,8 @@ def counted(products, bias, mask, term, factors, place, first_query, last_key, i
 
     Args:
         products: of Q and K.
-        bias, mask: what was loaded of them, [rows, keys], or `added` of them, [1, keys]; of no account where there are
-            none.
-        term: what a relative SCORE adds to products, [rows, keys]; None where they began with it.
+        bias, mask: what came of them by TMA, [rows, keys]; of no account where nothing does.
+        term: what is added to products, [rows, keys]; None where they began with it, or there is none.
         factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
         first_query: positions of the queries, [rows].
@@ -200,7 +178,7 @@ def counted(products, bias, mask, term, factors, place, first_query, last_key, i
         scores = scores * sm_scale
     if shift > 0:
         scores = gl.where(scores < limit, limit, scores)  # NaN stays
-    if SHAPE.BIAS != "never":
+    if SHAPE.BIAS == "tile":
         scores += bias.to(gl.float32)
     if term is not None:
         scores += term
@@ -213,8 +191,6 @@ def counted(products, bias, mask, term, factors, place, first_query, last_key, i
         )
     if SHAPE.MASK == "tile":
         scores = shown(scores, mask)
-    elif SHAPE.MASK == "keys":
-        scores += mask
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]
         if SHAPE.GENERAL:

@@ -66,11 +66,11 @@ WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8
 
 
 def by_thread(values: Any) -> Any:
-    """The registers of the 128 threads of a warpgroup, [threads, registers]: of [1, n], dealt out one after the other,
-    and of [64, n] as wgmma leaves its result."""
+    """The registers of the 128 threads of a warpgroup, [threads, registers]: of [n] or [1, n], dealt out one after the
+    other, to several if there are fewer; and of [64, n] as wgmma leaves its result."""
     values = np.asarray(values)
-    if values.shape[0] == 1:
-        return values.reshape(-1, 32 * WARPS).T
+    if values.ndim == 1 or values.shape[0] == 1:
+        return np.resize(values, (max(1, values.size // (32 * WARPS)), 32 * WARPS)).T
     parts = values.reshape(WARPS, 2, ROWS_OF_WARP, -1, COLUMNS // 2, 2)  # warp, row of two, row, block, thread, column
     return parts.transpose(0, 2, 4, 3, 1, 5).reshape(32 * WARPS, -1)
 

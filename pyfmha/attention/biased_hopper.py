@@ -42,6 +42,7 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
+    ping_pong: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def of_kind(
         ("CAUSAL", setting.causal is not False),
         ("GENERAL", setting.causal is None),
         ("LATE", setting.late),
-        ("PING_PONG", setting.consumers > 1),
+        ("PING_PONG", setting.consumers > 1 and setting.ping_pong),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),

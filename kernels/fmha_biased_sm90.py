@@ -22,6 +22,7 @@ from sm90_biased import (
     keys_of_tile,
     maxima,
     place_of,
+    shown,
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
@@ -30,6 +31,7 @@ from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
 from sm90_terms import (
     begins_with_terms,
+    by_tiles,
     has_terms,
     load_keys,
     load_terms,
@@ -50,16 +52,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+LEAST_SCALE: gl.constexpr = gl.constexpr(2.0**-100)
+
 
 @gluon.constexpr_function
 def _of_v(shape):
     return OfV(shape.BLOCK_V, shape.BLOCK_N, shape.CONSUMERS, shape.V_STAGES, shape.GENERAL, False)
-
-
-@gluon.constexpr_function
-def _tile_of_which(shape):
-    """Which tensor comes by TMA beside the keys, if one does."""
-    return "bias" if shape.BIAS == "tile" else "mask" if shape.MASK == "tile" else ""
 
 
 @gluon.jit
@@ -105,7 +103,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if _tile_of_which(SHAPE) != "":
+            if by_tiles(SHAPE):
                 for c in gl.static_range(CONSUMERS):
                     x_stage = step % X_STAGES * CONSUMERS + c
                     mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
@@ -145,22 +143,40 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 
 @gluon.jit
-def _beside(beside, step, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """Bias and mask of a step's block of keys that come by TMA, [rows, keys], or 0."""
-    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    X_STAGES: gl.constexpr = SHAPE.X_STAGES
+def _tile(beside, step, needed, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; anything, and without waiting, where
+    it is not needed."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
-    bias = 0
-    mask = 0
-    if _tile_of_which(SHAPE) != "":
-        stage = step % X_STAGES * CONSUMERS + CONSUMER
-        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)
-        tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
+    stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
+    mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1, pred=needed)
+    return x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
+
+
+@gluon.jit
+def _give_tile_back(beside, step, needed, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """It has been read."""
+    x_free = beside[3]
+    fence_async_shared()
+    gl.barrier()
+    mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1, pred=needed)
+
+
+@gluon.jit
+def _begin(
+    beside, work, step, lag, needed, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr
+):  # fmt: skip
+    """What is added to the products of a step, [rows, keys], which is anything where it is not needed."""
+    if has_terms(SHAPE):
+        terms = load_terms(terms_of(beside[10], step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
+    else:
+        sm_scale, to_log2, limit, undo = work[6]
+        tile = _tile(beside, step, needed, CONSUMER, S_LAYOUT, SHAPE)
         if SHAPE.BIAS == "tile":
-            bias = tile
+            terms = tile.to(gl.float32) * undo
         else:
-            mask = tile
-    return bias, mask
+            terms = shown(gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT), tile)
+        _give_tile_back(beside, step, needed, CONSUMER, SHAPE)
+    return terms
 
 
 @gluon.jit
@@ -181,24 +197,12 @@ def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER
 
 
 @gluon.jit
-def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """A step's keys, and what came beside them, have been read."""
-    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
-    if _tile_of_which(SHAPE) != "":
-        fence_async_shared()
-        gl.barrier()
-        mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * CONSUMERS + CONSUMER), count=1)
-    mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
-
-
-@gluon.jit
 def _step(
     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
-    key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    key, masked, more, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
+    """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py. more: if another follows."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     BLOCK_V: gl.constexpr = SHAPE.BLOCK_V
     V_SHAPE: gl.constexpr = _of_v(SHAPE)
@@ -209,7 +213,6 @@ def _step(
     BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
-    terms = beside[10]
     first_query, newest, lag = queries
     last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
@@ -237,15 +240,19 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
     if has_terms(SHAPE):  # the next block's
         vector = _share_terms(beside, work, step + 1, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
-    bias, mask = _beside(beside, step, CONSUMER, S_LAYOUT, SHAPE)
+    tile = 0
+    if by_tiles(SHAPE) and not BEGUN:
+        tile = _tile(beside, step, True, CONSUMER, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
-    _give_back(beside, k_free, step, CONSUMER, SHAPE)
+    if by_tiles(SHAPE) and not BEGUN:
+        _give_tile_back(beside, step, True, CONSUMER, SHAPE)
+    mbarrier.arrive(k_free.index(stage), count=1)
     term = None
     if has_terms(SHAPE) and not BEGUN:
-        term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
+        term = _begin(beside, work, step, lag, True, CONSUMER, S_LAYOUT, SHAPE)
     scores = counted(
-        scores, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked, shift,
-        S_LAYOUT, SHAPE,
+        scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+        v_smem.dtype, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
         next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
@@ -261,7 +268,7 @@ def _step(
         next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
-        begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
+        begun = _begin(beside, work, step + 1, lag, more, CONSUMER, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
 
 
@@ -332,17 +339,21 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
         if has_terms(SHAPE):
             vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
-        bias, mask = _beside(beside, step, CONSUMER, S_LAYOUT, SHAPE)
+        tile = 0
+        if by_tiles(SHAPE) and not BEGUN:
+            tile = _tile(beside, step, True, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
-        _give_back(beside, k_free, step, CONSUMER, SHAPE)
+        if by_tiles(SHAPE) and not BEGUN:
+            _give_tile_back(beside, step, True, CONSUMER, SHAPE)
+        mbarrier.arrive(k_free.index(stage), count=1)
         term = None
         begun = 0
-        if has_terms(SHAPE):
-            term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
+        if has_terms(SHAPE) or BEGUN:
+            term = _begin(beside, work, step, queries[2], True, CONSUMER, S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
-            scores, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked, shift,
-            S_LAYOUT, SHAPE,
+            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+            v_smem.dtype, S_LAYOUT, SHAPE,
         )  # fmt: skip
         p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
         if Q_SLOTS > 1:
@@ -356,14 +367,14 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if has_terms(SHAPE):
             vector = _share_terms(beside, work, step, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
             gl.barrier()
-            if BEGUN:
-                begun = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
+        if BEGUN:
+            begun = _begin(beside, work, step, queries[2], block > first_block, CONSUMER, S_LAYOUT, SHAPE)
         for _unused in range(uniform(block - first_block)):
             block -= 1
             masked = (block >= whole_to) | (block < whole_from)
             acc, p, m, row_sum, vector, begun = _step(
                 acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                block * BLOCK_N, masked, values,
+                block * BLOCK_N, masked, block > first_block, values,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
             step += 1
@@ -489,7 +500,7 @@ def fmha_biased_sm90(
     x_smem = q_smem  # not used where nothing comes beside the keys
     x_ready = q_ready
     x_free = q_free
-    if BIAS == "tile" or MASK == "tile":
+    if by_tiles(SHAPE):
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [X_STAGES * CONSUMERS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
         x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
@@ -497,11 +508,13 @@ def fmha_biased_sm90(
             mbarrier.init(x_ready.index(s), count=1)
             mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
-    natural: gl.constexpr = is_natural(SHAPE)
+    begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
+    if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
+        sm_scale = gl.maximum(sm_scale, LEAST_SCALE)
     undo = gl.minimum(1.0 / sm_scale, FLOAT_MAX)
-    if natural:
+    if is_natural(dtype, SHAPE):
         factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST, undo)
-    elif has_terms(SHAPE):  # a product and what is added to it may both be as low
+    elif begun or has_terms(SHAPE):  # a product and what is added to it may both be as low
         factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -0.5 * FLOAT_MAX), undo)
     else:
         factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX), undo)

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+from sm90_slow import shift_of
 from sm90_softmax import partial_sums
+from sm90_terms import begins_with_terms
 from sm90_tiles import ROWS, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -147,21 +149,22 @@ def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.conste
 
 
 @gluon.constexpr_function
-def is_natural(SHAPE):
+def is_natural(dtype, shape):
     """Whether scores are in natural units, rather than products."""
-    return SHAPE.BIAS == "tile" or (SHAPE.SCORE is not None and not SHAPE.RELATIVE)
+    added = shape.BIAS == "tile" and not begins_with_terms(dtype, shape)
+    return added or (shape.SCORE is not None and not shape.RELATIVE)
 
 
 @gluon.jit
-def counted(products, bias, mask, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-            shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
+def counted(products, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+            DTYPE: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
     """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
 
     Those of bf16 may overflow, which is not to pass for keys that are not seen: below a limit they count as it.
 
     Args:
         products: of Q and K.
-        bias, mask: what came of them by TMA, [rows, keys]; of no account where nothing does.
+        tile: of a bias or mask, that came by TMA and is not added as a term, [rows, keys].
         term: what is added to products, [rows, keys]; None where they began with it, or there is none.
         factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
@@ -172,14 +175,17 @@ def counted(products, bias, mask, term, factors, place, first_query, last_key, i
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     columns = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+    NATURAL: gl.constexpr = is_natural(DTYPE, SHAPE)
+    BEGUN: gl.constexpr = begins_with_terms(DTYPE, SHAPE)
+    shift: gl.constexpr = shift_of(DTYPE)
     sm_scale, to_log2, limit, undo = factors
     scores = products
-    if is_natural(SHAPE):
+    if NATURAL:
         scores = scores * sm_scale
     if shift > 0:
         scores = gl.where(scores < limit, limit, scores)  # NaN stays
-    if SHAPE.BIAS == "tile":
-        scores += bias.to(gl.float32)
+    if SHAPE.BIAS == "tile" and NATURAL:
+        scores += tile.to(gl.float32)
     if term is not None:
         scores += term
     if SEEN is not None or (SCORE is not None and not SHAPE.RELATIVE):
@@ -189,8 +195,8 @@ def counted(products, bias, mask, term, factors, place, first_query, last_key, i
         scores = by_functions(
             scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
         )
-    if SHAPE.MASK == "tile":
-        scores = shown(scores, mask)
+    if SHAPE.MASK == "tile" and not BEGUN:
+        scores = shown(scores, tile)
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]
         if SHAPE.GENERAL:

@@ -199,8 +199,39 @@ def test_blocks_outside_of_bounds_are_not_loaded() -> None:
 
 
 FAULTS: dict[str, tuple[str, str, str]] = {
-    "the bias twice": ("scores += bias.to(gl.float32)", "scores += 2 * bias.to(gl.float32)", "bias"),
-    "a mask the other way round": ("scores = shown(scores, mask)", "scores = shown(scores, mask == 0)", "mask, causal"),
+    "the bias twice": ("tile.to(gl.float32) * undo", "2 * tile.to(gl.float32) * undo", "bias"),
+    "the bias twice, added later": (
+        "scores += tile.to(gl.float32)",
+        "scores += 2 * tile.to(gl.float32)",
+        "bias of one head, two consumers",
+    ),
+    "a mask the other way round": ("layout=S_LAYOUT), tile)", "layout=S_LAYOUT), tile == 0)", "mask, causal"),
+    "a bias of the step before": ("work, step + 1, lag, more", "work, step, lag, more", "bias"),
+    "a bias that the next tile may not have yet": (
+        "_begin(beside, work, step + 1, lag, more,",
+        "_begin(beside, work, step + 1, lag, True,",
+        "bias, one block in flight",
+    ),
+    "terms of the step before": ("work, step + 1, lag, more", "work, step, lag, more", "plain, relative"),
+    "terms of another row": ("newest_query - first_query)", "(newest_query - first_query) // 2)", "plain, relative"),
+    "one place for all terms": ("step % 2 * SHAPE.CONSUMERS + CONSUMER", "CONSUMER", "plain, relative"),
+    "terms of the first consumer": (
+        "step % 2 * SHAPE.CONSUMERS + CONSUMER",
+        "step % 2 * SHAPE.CONSUMERS",
+        "plain, relative, causal",
+    ),
+    "terms loaded before all are there": (
+        "            gl.barrier()\n        if BEGUN",
+        "        if BEGUN",
+        "plain, relative",
+    ),
+    "terms without the scale": ("product = term * undo", "product = term", "plain, relative"),
+    "terms that are added twice": ("if has_terms(SHAPE) and not BEGUN", "if has_terms(SHAPE)", "plain, relative"),
+    "distances the other way round": (
+        "gl.maximum(-distance, 0), gl.maximum(distance, 0)",
+        "gl.maximum(distance, 0), gl.maximum(-distance, 0)",
+        "relative",
+    ),
     "the bias of the first keys": ("first_row + c * ROWS, key]", "first_row + c * ROWS, 0]", "bias"),
     "the bias of the first consumer": (
         "first_row + c * ROWS, key]",
@@ -214,8 +245,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias of one head, two consumers",
     ),
     "a bias given back before it was read": (
-        "        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)\n        tile",
-        "        tile",
+        "    mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1, pred=needed)\n",
+        "",
         "bias",
     ),
     "the place of a bias taken before it was given back": (
@@ -237,7 +268,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "keys past the end of a mask": ("gl.minimum(kv_n, columns)", "kv_n", "a mask of fewer keys"),
     "keys past the end of a bias": ("gl.minimum(kv_n, columns)", "kv_n", "a bias of fewer keys"),
-    "the next keys' bias": ("key - BLOCK_N, kv_n, SHAPE)\n    scores", "key, kv_n, SHAPE)\n    scores", "bias of keys"),
+    "the next keys' bias": ("place, key - SHAPE.BLOCK_N, kv_n", "place, key, kv_n", "bias of keys"),
     "a mask of keys that adds nothing": ("gl.where(vector != 0, 0.0", "gl.where(vector != 9, 0.0", "mask of keys"),
     "a causal mask of one key more": (
         "gl.minimum(rows + (newest + 1), kv_n)",

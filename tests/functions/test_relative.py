@@ -1,4 +1,4 @@
-"""Score functions that say they are relative: tried, refused where they are not, and given to the Hopper kernel as such."""
+"""Score functions that say they are relative: tried, refused where they are not, told to the Hopper kernel."""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def test_others_are_not_tried() -> None:
 )
 def test_one_that_is_not_is_refused(body: str, wrong: str, tmp_path: Path) -> None:
     functions = written(tmp_path, f"{DECORATED}def own(score, batch, head, query, key, slopes):\n    return {body}\n")
-    with pytest.raises(SpecError, match="own of .* says it is relative, but of batch 0 and head 0 it") as caught:
+    with pytest.raises(SpecError, match=r"own of .* says it is relative, but of batch 0 and head 0 it") as caught:
         check_relative(functions, run=run_interpreted)
     assert wrong in str(caught.value)
     assert "drop relative=True" in str(caught.value)
@@ -72,7 +72,7 @@ def test_an_example_is_needed_and_must_not_fail(tmp_path: Path) -> None:
     with pytest.raises(KernelSourceError, match="SpecError: own is relative, but has no example"):
         written(tmp_path, "@pyfmha.score_function(relative=True)\n" + body)
     failing = HEADER.replace("return {", "raise ValueError('no such model')\n    return {")
-    with pytest.raises(SpecError, match="own: its example for batch 2, 3 heads.*fails: ValueError: no such model"):
+    with pytest.raises(SpecError, match=r"own: its example for batch 2, 3 heads.*fails: ValueError: no such model"):
         written(tmp_path, DECORATED + body, failing)
 
 

@@ -12,7 +12,7 @@ done (sm90_biased_slow.py); so Out must not overlap the inputs.
 """
 
 from fmha_sm90 import FAST_LIMIT, NOTE, NOTE_SMEM, NOTES, ONCE, _load_v, _make_whole, _wait_for_v
-from sm90_asm import hold, keep_up, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
 from sm90_biased import (
     LEAST,
     OfV,
@@ -273,6 +273,33 @@ def _step(
 
 
 @gluon.jit
+def _steps(
+    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
+    block, count, blocks, values, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """So many steps to the left of `block`; if MASKED, with a mask where one is needed. blocks: the first that there
+    is, and the first and the end of those without."""
+    first_block, whole_from, whole_to = blocks
+    for _unused in range(count):
+        block -= 1
+        masked = (block >= whole_to) | (block < whole_from) if MASKED else False
+        acc, p, m, row_sum, vector, begun = _step(
+            acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+            block * SHAPE.BLOCK_N, masked, block > first_block, values,
+            CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+        )  # fmt: skip
+        step += 1
+    return acc, p, m, row_sum, vector, begun, step, block
+
+
+@gluon.constexpr_function
+def _may_be_masked(shape):
+    """Whether blocks other than the last one of the keys are."""
+    return shape.GENERAL or shape.CAUSAL or shape.SEEN is not None
+
+
+@gluon.jit
 def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
@@ -295,6 +322,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     to_log2 = factors[1]
     shift: gl.constexpr = shift_of(v_smem.dtype)
     BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
+    MASKED: gl.constexpr = _may_be_masked(SHAPE)
+    SPLIT: gl.constexpr = MASKED and not SHAPE.GENERAL and CONSUMERS > 1
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -311,9 +340,9 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         ends = rows * 0 + kv_n
         if SHAPE.CAUSAL:
             ends = gl.minimum(rows + (newest + 1), kv_n)
-        ends = gl.where(rows < q_n, ends, 0)
         begins = 0
         if SHAPE.GENERAL:
+            ends = gl.where(rows < q_n, ends, 0)
             begins = gl.maximum(rows + oldest, 0)
         first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
         last_key = gl.maximum(kv_n - 1, 0)
@@ -369,15 +398,33 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             gl.barrier()
         if BEGUN:
             begun = _begin(beside, work, step, queries[2], block > first_block, CONSUMER, S_LAYOUT, SHAPE)
-        for _unused in range(uniform(block - first_block)):
-            block -= 1
-            masked = (block >= whole_to) | (block < whole_from)
-            acc, p, m, row_sum, vector, begun = _step(
+        blocks = (first_block, whole_from, whole_to)
+        to_left = uniform(block - first_block)
+        block = uniform(block)
+        if SPLIT:  # loops without masks need no registers for them; what follows on the left only bounds can mask
+            for part in range(2 if SHAPE.BOUNDS is not None else 1):
+                to_mask = block - gl.maximum(whole_to, first_block) if part == 0 else to_left
+                to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
+                acc, p, m, row_sum, vector, begun, step, block = _steps(
+                    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                    block, to_mask, blocks, values, True,
+                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                )  # fmt: skip
+                p = moved(p)
+                to_left -= to_mask
+                to_show = gl.minimum(gl.maximum(block - gl.maximum(whole_from, first_block), 0), to_left)
+                acc, p, m, row_sum, vector, begun, step, block = _steps(
+                    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                    block, to_show, blocks, values, False,
+                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                )  # fmt: skip
+                to_left -= to_show
+        else:
+            acc, p, m, row_sum, vector, begun, step, block = _steps(
                 acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                block * BLOCK_N, masked, block > first_block, values,
+                block, to_left, blocks, values, MASKED,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
-            step += 1
         last = (step - 1) % SHAPE.V_STAGES
         if SHAPE.GENERAL:
             _make_whole((v_smem,), barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
@@ -394,7 +441,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
         sees = (m != NOTHING) | (total != 0)
         in_range = (total > 0) & (gl.abs(m - shift) < FAST_LIMIT) & (broken == 0)
-        leaving = sees & (ends > begins) & (in_range == 0)
+        leaving = sees & (rows < q_n) & (ends > begins) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
         acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)

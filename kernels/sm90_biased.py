@@ -97,7 +97,9 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     elif SEEN is not None:
         whole_end = 0
     end = gl.where(first_row < q_n, end, 0)
-    whole_end = gl.where(first_row + TILE <= q_n, gl.maximum(whole_end, 0), 0)  # rows that are padding see nothing
+    whole_end = gl.maximum(whole_end, 0)
+    if SHAPE.GENERAL:  # rows that are padding see nothing
+        whole_end = gl.where(first_row + TILE <= q_n, whole_end, 0)
     end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
     first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
     whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N

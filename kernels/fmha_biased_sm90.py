@@ -22,7 +22,6 @@ from sm90_biased import (
     keys_of_tile,
     maxima,
     place_of,
-    shown,
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
@@ -31,7 +30,6 @@ from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
 from sm90_terms import (
     begins_with_terms,
-    by_tiles,
     has_terms,
     load_keys,
     load_terms,
@@ -58,6 +56,12 @@ LEAST_SCALE: gl.constexpr = gl.constexpr(2.0**-100)
 @gluon.constexpr_function
 def _of_v(shape):
     return OfV(shape.BLOCK_V, shape.BLOCK_N, shape.CONSUMERS, shape.V_STAGES, shape.GENERAL, False)
+
+
+@gluon.constexpr_function
+def _by_tiles(shape):
+    """Whether a bias or mask comes by TMA."""
+    return shape.BIAS == "tile" or shape.MASK == "tile"
 
 
 @gluon.jit
@@ -103,7 +107,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if by_tiles(SHAPE):
+            if _by_tiles(SHAPE):
                 for c in gl.static_range(CONSUMERS):
                     x_stage = step % X_STAGES * CONSUMERS + c
                     mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
@@ -143,40 +147,26 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 
 @gluon.jit
-def _tile(beside, step, needed, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; anything, and without waiting, where
-    it is not needed."""
+def _tile(beside, step, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; else 0."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
-    stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
-    mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1, pred=needed)
-    return x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
+    tile = 0
+    if _by_tiles(SHAPE):
+        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
+        mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)
+        tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
+    return tile
 
 
 @gluon.jit
-def _give_tile_back(beside, step, needed, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """It has been read."""
+def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
-    fence_async_shared()
-    gl.barrier()
-    mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1, pred=needed)
-
-
-@gluon.jit
-def _begin(
-    beside, work, step, lag, needed, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr
-):  # fmt: skip
-    """What is added to the products of a step, [rows, keys], which is anything where it is not needed."""
-    if has_terms(SHAPE):
-        terms = load_terms(terms_of(beside[10], step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
-    else:
-        sm_scale, to_log2, limit, undo = work[6]
-        tile = _tile(beside, step, needed, CONSUMER, S_LAYOUT, SHAPE)
-        if SHAPE.BIAS == "tile":
-            terms = tile.to(gl.float32) * undo
-        else:
-            terms = shown(gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT), tile)
-        _give_tile_back(beside, step, needed, CONSUMER, SHAPE)
-    return terms
+    if _by_tiles(SHAPE):
+        fence_async_shared()
+        gl.barrier()
+        mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
+    mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
 
 
 @gluon.jit
@@ -199,10 +189,10 @@ def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER
 @gluon.jit
 def _step(
     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
-    key, masked, more, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py. more: if another follows."""
+    """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     BLOCK_V: gl.constexpr = SHAPE.BLOCK_V
     V_SHAPE: gl.constexpr = _of_v(SHAPE)
@@ -213,6 +203,7 @@ def _step(
     BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
+    terms = beside[10]
     first_query, newest, lag = queries
     last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
@@ -240,27 +231,23 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
     if has_terms(SHAPE):  # the next block's
         vector = _share_terms(beside, work, step + 1, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
-    tile = 0
-    if by_tiles(SHAPE) and not BEGUN:
-        tile = _tile(beside, step, True, CONSUMER, S_LAYOUT, SHAPE)
+    tile = _tile(beside, step, CONSUMER, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
-    if by_tiles(SHAPE) and not BEGUN:
-        _give_tile_back(beside, step, True, CONSUMER, SHAPE)
-    mbarrier.arrive(k_free.index(stage), count=1)
+    _give_back(beside, k_free, step, CONSUMER, SHAPE)
     term = None
     if has_terms(SHAPE) and not BEGUN:
-        term = _begin(beside, work, step, lag, True, CONSUMER, S_LAYOUT, SHAPE)
+        term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     scores = counted(
         scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-        v_smem.dtype, S_LAYOUT, SHAPE,
+        shift, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
-        next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
+        next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
         row_sum = hold(row_sum)
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        m, alpha = maxima(scores, m, to_log2, shift)
+        m, alpha = maxima(scores, m, to_log2, shift, SHAPE)
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
@@ -268,25 +255,25 @@ def _step(
         next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
-        begun = _begin(beside, work, step + 1, lag, more, CONSUMER, S_LAYOUT, SHAPE)
+        begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
 
 
 @gluon.jit
 def _steps(
     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
-    block, count, blocks, values, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    block, count, whole, values, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """So many steps to the left of `block`; if MASKED, with a mask where one is needed. blocks: the first that there
-    is, and the first and the end of those without."""
-    first_block, whole_from, whole_to = blocks
+    """So many steps to the left of `block`; if MASKED, with a mask outside of `whole`, the first and the end of
+    those that need none."""
+    whole_from, whole_to = whole
     for _unused in range(count):
         block -= 1
         masked = (block >= whole_to) | (block < whole_from) if MASKED else False
         acc, p, m, row_sum, vector, begun = _step(
             acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-            block * SHAPE.BLOCK_N, masked, block > first_block, values,
+            block * SHAPE.BLOCK_N, masked, values,
             CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
         )  # fmt: skip
         step += 1
@@ -368,23 +355,19 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
         if has_terms(SHAPE):
             vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
-        tile = 0
-        if by_tiles(SHAPE) and not BEGUN:
-            tile = _tile(beside, step, True, CONSUMER, S_LAYOUT, SHAPE)
+        tile = _tile(beside, step, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
-        if by_tiles(SHAPE) and not BEGUN:
-            _give_tile_back(beside, step, True, CONSUMER, SHAPE)
-        mbarrier.arrive(k_free.index(stage), count=1)
+        _give_back(beside, k_free, step, CONSUMER, SHAPE)
         term = None
         begun = 0
-        if has_terms(SHAPE) or BEGUN:
-            term = _begin(beside, work, step, queries[2], True, CONSUMER, S_LAYOUT, SHAPE)
+        if has_terms(SHAPE):
+            term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
             scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-            v_smem.dtype, S_LAYOUT, SHAPE,
+            shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
-        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
+        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -396,9 +379,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if has_terms(SHAPE):
             vector = _share_terms(beside, work, step, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
             gl.barrier()
-        if BEGUN:
-            begun = _begin(beside, work, step, queries[2], block > first_block, CONSUMER, S_LAYOUT, SHAPE)
-        blocks = (first_block, whole_from, whole_to)
+            if BEGUN:
+                begun = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         to_left = uniform(block - first_block)
         block = uniform(block)
         if SPLIT:  # loops without masks need no registers for them; what follows on the left only bounds can mask
@@ -407,7 +389,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
                 to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
                 acc, p, m, row_sum, vector, begun, step, block = _steps(
                     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                    block, to_mask, blocks, values, True,
+                    block, to_mask, whole, values, True,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 p = moved(p)
@@ -415,14 +397,14 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
                 to_show = gl.minimum(gl.maximum(block - gl.maximum(whole_from, first_block), 0), to_left)
                 acc, p, m, row_sum, vector, begun, step, block = _steps(
                     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                    block, to_show, blocks, values, False,
+                    block, to_show, whole, values, False,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 to_left -= to_show
         else:
             acc, p, m, row_sum, vector, begun, step, block = _steps(
                 acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                block, to_left, blocks, values, MASKED,
+                block, to_left, whole, values, MASKED,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
         last = (step - 1) % SHAPE.V_STAGES
@@ -547,7 +529,7 @@ def fmha_biased_sm90(
     x_smem = q_smem  # not used where nothing comes beside the keys
     x_ready = q_ready
     x_free = q_free
-    if by_tiles(SHAPE):
+    if _by_tiles(SHAPE):
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [X_STAGES * CONSUMERS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
         x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
@@ -559,9 +541,9 @@ def fmha_biased_sm90(
     if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
         sm_scale = gl.maximum(sm_scale, LEAST_SCALE)
     undo = gl.minimum(1.0 / sm_scale, FLOAT_MAX)
-    if is_natural(dtype, SHAPE):
+    if is_natural(SHAPE):
         factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST, undo)
-    elif begun or has_terms(SHAPE):  # a product and what is added to it may both be as low
+    elif has_terms(SHAPE):  # a product and what is added to it may both be as low
         factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -0.5 * FLOAT_MAX), undo)
     else:
         factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX), undo)

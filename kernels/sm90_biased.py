@@ -2,9 +2,7 @@
 
 from typing import NamedTuple
 
-from sm90_slow import shift_of
 from sm90_softmax import partial_sums
-from sm90_terms import begins_with_terms
 from sm90_tiles import ROWS, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -151,22 +149,21 @@ def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.conste
 
 
 @gluon.constexpr_function
-def is_natural(dtype, shape):
+def is_natural(shape):
     """Whether scores are in natural units, rather than products."""
-    added = shape.BIAS == "tile" and not begins_with_terms(dtype, shape)
-    return added or (shape.SCORE is not None and not shape.RELATIVE)
+    return shape.BIAS == "tile" or (shape.SCORE is not None and not shape.RELATIVE)
 
 
 @gluon.jit
 def counted(products, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-            DTYPE: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
+            shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
     """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
 
     Those of bf16 may overflow, which is not to pass for keys that are not seen: below a limit they count as it.
 
     Args:
         products: of Q and K.
-        tile: of a bias or mask, that came by TMA and is not added as a term, [rows, keys].
+        tile: of a bias or mask, [rows, keys]; of no account where none comes by TMA.
         term: what is added to products, [rows, keys]; None where they began with it, or there is none.
         factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
@@ -177,16 +174,13 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     columns = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-    NATURAL: gl.constexpr = is_natural(DTYPE, SHAPE)
-    BEGUN: gl.constexpr = begins_with_terms(DTYPE, SHAPE)
-    shift: gl.constexpr = shift_of(DTYPE)
     sm_scale, to_log2, limit, undo = factors
     scores = products
-    if NATURAL:
+    if is_natural(SHAPE):
         scores = scores * sm_scale
     if shift > 0:
         scores = gl.where(scores < limit, limit, scores)  # NaN stays
-    if SHAPE.BIAS == "tile" and NATURAL:
+    if SHAPE.BIAS == "tile":
         scores += tile.to(gl.float32)
     if term is not None:
         scores += term
@@ -197,7 +191,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         scores = by_functions(
             scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
         )
-    if SHAPE.MASK == "tile" and not BEGUN:
+    if SHAPE.MASK == "tile":
         scores = shown(scores, tile)
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]
@@ -207,20 +201,27 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
     return scores
 
 
+@gluon.constexpr_function
+def may_be_least(shape, shift):
+    """Whether finite scores may be so low that they were infinite in units of log2: a function's, a bias of bf16."""
+    return is_natural(shape) and (shape.SCORE is not None or shift > 0)
+
+
 @gluon.jit
-def maxima(scores, m, to_log2, shift: gl.constexpr):
+def maxima(scores, m, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
     """The running maximum with these scores, in units of log2, plus shift, and the factor of what was summed up."""
     top = gl.max(scores, 1)
-    top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
+    if may_be_least(SHAPE, shift):
+        top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
     m_new = gl.maximum(m, top * to_log2 + shift)
     return m_new, gl.exp2(m - m_new)
 
 
 @gluon.jit
-def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, BLOCK_N: gl.constexpr):
+def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
     """Weights of one block of keys, and the running maximum and sums with it."""
-    m_new, alpha = maxima(scores, m, to_log2, shift)
+    m_new, alpha = maxima(scores, m, to_log2, shift, SHAPE)
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    parts = partial_sums(weights, BLOCK_N)
+    parts = partial_sums(weights, SHAPE.BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + parts, alpha

@@ -1,10 +1,11 @@
-"""Terms: what is added to scores. They are divided by the scale of the products, which then begin with them rather than
-with zero: to add them takes no instruction, and what gets them runs beside the exponentials of the step before. bf16
-products may overflow, which is not to pass for keys that are not seen: there terms are added later.
+"""Terms: what is added to scores and is the same for all queries of a block, or for all elements of a diagonal.
 
-Some are the same for all queries of a block, a bias or mask of one row, or for all elements of a diagonal, score
-functions that add what depends on a head and on key - query alone. Of a block of queries and keys there are BLOCK_N or
-64 + BLOCK_N - 1 of those, where it has 64 * BLOCK_N elements: threads get them once a step and share them.
+These are a bias or mask of one row for all queries, and score functions that add what depends on a head and on
+key - query alone. Of a block of queries and keys there are BLOCK_N or 64 + BLOCK_N - 1 of them, where it has
+64 * BLOCK_N elements: threads get them once a step and share them. They are divided by the scale of the products, which
+then begin with them rather than with zero: to add them takes no instruction, and they are loaded beside the
+exponentials of the step before. bf16 products may overflow, which is not to pass for keys that are not seen: there
+terms are added later.
 
 In shared memory a term of a diagonal lies beside the next one as a pair, and once more at the end of the pair before,
 so that those of two keys side by side are one load wherever they begin.
@@ -26,20 +27,13 @@ def of_keys(shape):
 
 @gluon.constexpr_function
 def has_terms(shape):
-    """Whether there are some that threads share."""
     return shape.RELATIVE or of_keys(shape)
-
-
-@gluon.constexpr_function
-def by_tiles(shape):
-    """Whether a bias or mask comes by TMA."""
-    return shape.BIAS == "tile" or shape.MASK == "tile"
 
 
 @gluon.constexpr_function
 def begins_with_terms(dtype, shape):
     """Whether products begin with the terms; else these are added to them."""
-    return (has_terms(shape) or by_tiles(shape)) and shift_of(dtype) == 0
+    return has_terms(shape) and shift_of(dtype) == 0
 
 
 @gluon.constexpr_function

@@ -164,9 +164,8 @@ class Machine:
 
     # ------------------------------------------------------------ operations
 
-    def wait(self, barrier: Any, parity: Any, pred: Any = True) -> None:
-        if pred:
-            self.switch(lambda: (barrier.array[0].phase & 1) != int(parity))
+    def wait(self, barrier: Any, parity: Any) -> None:
+        self.switch(lambda: (barrier.array[0].phase & 1) != int(parity))
 
     def expect(self, barrier: Any, size: Any, pred: Any = True) -> None:
         if not pred:
@@ -176,11 +175,9 @@ class Machine:
         barrier.array[0].settle()
         self.switch()
 
-    def arrive(self, barrier: Any, count: int = 1, pred: Any = True) -> None:
+    def arrive(self, barrier: Any, count: int = 1) -> None:
         USES.arrive()
         USES.meet()  # Gluon has one thread arrive, after a barrier of all
-        if not pred:
-            return
         barrier.array[0].pending -= count
         assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"
         barrier.array[0].settle()

@@ -1,8 +1,8 @@
 """The Hopper variants of ``fmha_biased_*`` and of functions made of a user's: ``kernels/fmha_biased_sm90.py``.
 
-They serve a mask, in rows of whole 16 bytes by TMA or the same for all queries, a bias of Q's dtype that is the same
-for all queries, and neither, with sinks, lengths and windows. Other biases, soft caps, ragged batches, a bias and a
-mask together, and anything misaligned fall through to the portable variants.
+They serve a mask or a bias of Q's dtype, in rows of whole 16 bytes by TMA or the same for all queries, and neither,
+with sinks, lengths and windows. Biases of FLOAT, soft caps, ragged batches, a bias and a mask together, and anything
+misaligned fall through to the portable variants.
 """
 
 from dataclasses import dataclass, replace
@@ -58,51 +58,80 @@ _NO_BIAS = ("Bias == 0", "BiasFp32 == 0")
 NEITHER = Beside("never", "never", (*_NO_BIAS, "Mask == 0"))
 _BIAS = ("Bias != 0", "BiasFp32 == 0", "Mask == 0", "bias_stride_k == 1")
 _MASK = (*_NO_BIAS, "Mask != 0", "mask_stride_k == 1")
+BIAS_KEYS = Beside("keys", "never", (*_BIAS, "bias_stride_q == 0"))
+MASK_KEYS = Beside("never", "keys", (*_MASK, "mask_stride_q == 0"))
 BIAS_TILE = Beside("tile", "never", (*_BIAS, "bias_stride_q != 0"))
-"""Ten times slower than it should be on an H200 when it was measured (kernels/NOTES.md says why it may not be any
-more): not among :data:`TENSORS`."""
-TENSORS = (
-    Beside("keys", "never", (*_BIAS, "bias_stride_q == 0")),
-    Beside("never", "keys", (*_MASK, "mask_stride_q == 0")),
-    Beside("never", "tile", (*_MASK, "mask_stride_q != 0")),
-)
+MASK_TILE = Beside("never", "tile", (*_MASK, "mask_stride_q != 0"))
+KINDS = (NEITHER, BIAS_KEYS, MASK_KEYS, BIAS_TILE, MASK_TILE)
 
-# By padded head size, without and with tiles beside the keys.
-PLAIN_SETTINGS = {
-    64: Setting(128, 1, programs=2, maxnreg=128),
-    128: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
+# With lengths and windows, by padded head size, without and with tiles beside the keys.
+GENERAL_SETTINGS = {
+    64: (Setting(128, 1, programs=2, maxnreg=128), Setting(64, 1, programs=2, maxnreg=128)),
+    128: (
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
+        Setting(64, 1, q_slots=1, programs=2, maxnreg=128),
+    ),
 }
-TILE_SETTINGS = {
-    64: Setting(64, 1, x_stages=2, programs=2, maxnreg=128),
-    128: Setting(64, 1, q_slots=1, v_stages=2, x_stages=2, programs=2, maxnreg=128),
-}
-RELATIVE_SETTINGS = {64: PLAIN_SETTINGS[64], 128: replace(PLAIN_SETTINGS[128], v_stages=2)}
-"""Without tiles, for relative score functions."""
-
 _ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
-_TWO = Setting(128, 2, v_stages=3, q_slots=1, late=False)
-UNMEASURED = {64: (_ONE, _ONE), 128: (_TWO, replace(_TWO, v_stages=2))}
-"""By padded head size, without and with tiles beside the keys: without lengths and windows, cut so that little or
-nothing spills. No GPU has run them."""
+_TWO = Setting(128, 2, late=False)
+# Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
+# for each element: that would keep the other one waiting.
+PLAIN_SETTINGS = {
+    64: dict.fromkeys(KINDS, _ONE),
+    128: {
+        NEITHER: replace(_TWO, v_stages=3),
+        BIAS_KEYS: _TWO,
+        MASK_KEYS: _TWO,
+        BIAS_TILE: replace(_TWO, q_slots=1),
+        MASK_TILE: _TWO,
+    },
+}
 SINKS_KERNEL = "fmha_sinks_sm90"
 
 
-def unmeasured(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
-    """Variants that go before those of :func:`variants` where they are asked for; no GPU has run them yet.
+def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+    """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
 
-    Sinks alone are served by the kernel of ``fmha_fwd_*``, cut as there; masks, biases that are the same for all
-    queries, dense biases, and what has none of these but values of another size, by variants for causal attention and
-    for full, without lengths and windows. Dense biases with those have one, too.
+    Sinks alone are served by the kernel of ``fmha_fwd_*``, cut as there; each kind of bias and mask, and none, by
+    variants for full and for causal attention, and one for lengths and windows.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
     """
-    made = [variant for beside in (*TENSORS, BIAS_TILE, NEITHER) for variant in plain(base, padded, beside)]
-    return (*sinks(base, padded), *made, *of_kind(base, padded, BIAS_TILE))
+    made = (variant for kind in KINDS for variant in plain(base, padded, kind))
+    general = (variant for kind in KINDS for variant in of_kind(base, padded, kind))
+    return (*sinks(base, padded), *made, *general)
 
 
-def plain(base: KernelSpec, padded: int, beside: Beside, *, relative: bool = False) -> tuple[KernelSpec, ...]:
-    """Those of :func:`unmeasured` for full and for causal attention with one kind of bias or mask."""
+def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool) -> tuple[KernelSpec, ...]:
+    """The Hopper variants for a user's functions, without bias and mask.
+
+    Args:
+        base, padded: as of :func:`variants`.
+        relative: whether the score function is.
+        asked: whether a function is asked for each element, rather than for few blocks or once for each distance.
+    """
     if padded not in HEAD_SIZES:
         return ()
-    setting = UNMEASURED[padded]["tile" in (beside.bias, beside.mask)]
+    general, setting = GENERAL_SETTINGS[padded][0], PLAIN_SETTINGS[padded][NEITHER]
+    if asked and padded == HEAD_SIZES[-1]:
+        setting = general
+    if relative:  # terms take some of the shared memory
+        general, setting = replace(general, v_stages=2), replace(setting, v_stages=2)
+    return (
+        *plain(base, padded, NEITHER, setting, relative=relative),
+        *of_kind(base, padded, NEITHER, general, relative=relative),
+    )
+
+
+def plain(
+    base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None, *, relative: bool = False
+) -> tuple[KernelSpec, ...]:
+    """The variants for full and for causal attention with one kind of bias or mask, without lengths and windows."""
+    if padded not in HEAD_SIZES:
+        return ()
+    setting = setting or PLAIN_SETTINGS[padded][beside]
     return tuple(
         variant
         for causal in (False, True)
@@ -126,16 +155,6 @@ def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     )
 
 
-def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
-    """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
-
-    Args:
-        base: a portable variant without hints: it lends its name, arguments and algorithm.
-        padded: head size of its blocks.
-    """
-    return tuple(variant for one in (NEITHER, *TENSORS) for variant in of_kind(base, padded, one))
-
-
 def of_kind(
     base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None, *, relative: bool = False
 ) -> tuple[KernelSpec, ...]:
@@ -144,14 +163,14 @@ def of_kind(
     Args:
         base, padded: as of :func:`variants`.
         beside: the kind.
-        setting: how it is cut; else as measured.
+        setting: how it is cut; for lengths and windows without one.
         relative: whether the score function is, whose terms take some of the shared memory.
     """
     dtype = dict(base.prototype)["Q"].removeprefix("*")
     if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
-    setting = setting or (TILE_SETTINGS if tiles else RELATIVE_SETTINGS if relative else PLAIN_SETTINGS)[padded]
+    setting = setting or GENERAL_SETTINGS[padded][tiles]
     constants = (
         *(() if tiles else (("x_desc", None),)),
         ("inputs", None),

@@ -17,14 +17,10 @@ KERNELS = {
     "forward": "fmha_fwd_d*: every feature",
     "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
     "biased": "fmha_biased_*: bias, mask, sinks, values of another head size, and decoding with them",
-    "biased-next": "variants of fmha_biased_d* on sm_90 that no GPU has run yet, before the others",
     "fp8": "fmha_fp8_d*: Q, K and V in e4m3 on sm_90, Out in fp16 or bf16; nothing elsewhere",
     "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
 }
 """The families by name, with what they are."""
-
-UNMEASURED = "biased-next"
-"""The family whose variants go before those of others; with ``--functions``, those of functions, too."""
 
 DEFAULT = ("basic", "forward", "decode", "hopper")
 """The families that a library holds if none are named; with ``biased`` the build takes half as long again.
@@ -37,8 +33,7 @@ def library_specs(
     """What to compile for a library.
 
     Args:
-        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along,
-            ``biased-next`` ``biased``.
+        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along.
         dtypes: fp16, bf16, fp32.
         head_sizes: 1 to 256; the basic family has those of :data:`pyfmha.attention.first.HEAD_SIZES` only, and leaves
             the others to the rest, whose functions serve all head sizes up to a padded one.
@@ -57,9 +52,9 @@ def library_specs(
     if {"forward", "hopper"} & set(kernels):
         for function in forward_family(dtypes, head_sizes):
             specs += function.specs(hopper="hopper" in kernels)
-    if {"biased", UNMEASURED} & set(kernels):
+    if "biased" in kernels:
         for biased in biased_family(dtypes, head_sizes):
-            specs += biased.specs(unmeasured=UNMEASURED in kernels)
+            specs += biased.specs()
         for biased_pair in biased_decode_family(dtypes, head_sizes):
             specs += biased_pair.specs()
     if "fp8" in kernels:

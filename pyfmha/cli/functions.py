@@ -53,8 +53,6 @@ def functions_of(
     head_sizes: Sequence[int],
     folder: Path,
     fresh: bool,
-    *,
-    unmeasured: bool = False,
 ) -> FunctionFamily:
     """What to make of some files, which are imported in a process of their own.
 
@@ -72,7 +70,7 @@ def functions_of(
     check_relative(asked)
     held = [function for function in others if (function.source, function.name) in kept and function.name not in known]
     operators, notes = function_operators([*held, *asked])
-    specs = function_specs(asked, dtypes, head_sizes, unmeasured=unmeasured)
+    specs = function_specs(asked, dtypes, head_sizes)
     return FunctionFamily(specs, operators, notes)
 
 

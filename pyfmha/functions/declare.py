@@ -87,6 +87,12 @@ class AttentionFunction:
             f"{self.name}.{what}", parameters, f"_of_user({', '.join(arguments)})", {"_of_user": part.function}
         )
 
+    def _asked(self) -> bool:
+        """Whether it is asked for each element, rather than once for each distance, or where bounds leave it open."""
+        if self._score is not None and not self._score.relative:
+            return True
+        return self._seen is not None and (self._bounds is None or not _tells_what_is_whole(self._bounds[1]))
+
     def __pyfmha__(self) -> dict[str, Any]:
         """What a build must know of it, as JSON has it."""
         parts = {"SCORE": self._score, "SEEN": self._seen, "BOUNDS": self._bounds}
@@ -101,6 +107,7 @@ class AttentionFunction:
             "requires": list(dict.fromkeys(one for part in known for one in part.requires)),
             "score": None if self._score is None else identity(self._score),
             "mask": None if self._seen is None else identity(self._seen),
+            "asked": self._asked(),
             "trial": trial_of(self.name, self.example) if self._score is not None and self._score.relative else "",
         }
 
@@ -228,6 +235,13 @@ def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[st
     tree = tree_of(plain)
     assert isinstance(tree, ast.Lambda)
     return taken, ast.unparse(tree.body)
+
+
+def _tells_what_is_whole(bounds: Any) -> bool:
+    """Whether bounds, the expression of a lambda or a function, are four numbers."""
+    tree = ast.parse(bounds, mode="eval") if isinstance(bounds, str) else tree_of(bounds)
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)] or [getattr(tree, "body", None)]
+    return all(isinstance(value, ast.Tuple) and len(value.elts) == 4 for value in values)
 
 
 def _jitted(name: str, parameters: Sequence[str], expression: str, scope: dict[str, Any]) -> Any:

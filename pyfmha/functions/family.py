@@ -45,6 +45,8 @@ class Declared:
         inputs: name and type of each input.
         parts: those of :data:`ATTRIBUTES` that it has.
         function: the same as attention's operator must know it.
+        asked: whether it is asked for each element: a score function that is not relative, or a mask function without
+            bounds of what is seen whole.
         trial: of one that says it is relative, what it is to be tried with, see :mod:`pyfmha.functions.relative`.
     """
 
@@ -53,6 +55,7 @@ class Declared:
     inputs: tuple[tuple[str, str], ...]
     parts: tuple[str, ...]
     function: UserFunction | None = None
+    asked: bool = True
     trial: str = ""
 
     @property
@@ -72,7 +75,15 @@ class Declared:
                 f"function is {function!r}; give what @pyfmha.score_function or @pyfmha.mask_function makes of one"
             )
         said = function.__pyfmha__()
-        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]), trial=said["trial"])
+        return cls(
+            Path(said["source"]),
+            said["name"],
+            function.inputs,
+            tuple(said["parts"]),
+            None,
+            said["asked"],
+            said["trial"],
+        )
 
 
 def file_of(name: str) -> Path:
@@ -108,6 +119,7 @@ def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]
             tuple((name, kind) for name, kind in one["inputs"]),
             tuple(one["parts"]),
             UserFunction.of(one),
+            one["asked"],
             one["trial"],
         )
         for one in collect(source)
@@ -145,13 +157,11 @@ class WithFunction(Biased):
         """The C function: ``fmha_with_alibi_d64_fp16``."""
         return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
 
-    def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
+    def specs(self) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
         tensors of any alignment."""
-        made = self.generic(), self.padded, biased_hopper.NEITHER
-        fast = biased_hopper.of_kind(*made, relative=self.function.relative)
-        if unmeasured:
-            fast = (*biased_hopper.plain(*made, relative=self.function.relative), *fast)
+        asked = self.function.asked
+        fast = biased_hopper.of_function(self.generic(), self.padded, relative=self.function.relative, asked=asked)
         known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         return tuple(map(self._with_function, (*fast, *portable)))
@@ -175,10 +185,8 @@ def function_specs(
     functions: Sequence[Declared],
     dtypes: Sequence[str] = DTYPES,
     head_sizes: Sequence[int] = HEAD_SIZES,
-    *,
-    unmeasured: bool = False,
 ) -> list[KernelSpec]:
-    """What to compile for some functions; with `unmeasured`, variants that no GPU has run yet, too.
+    """What to compile for some functions.
 
     Raises:
         SpecError: a dtype or head size is not served, an input has a name of the kernel's, or two functions have one
@@ -193,7 +201,7 @@ def function_specs(
     for function in functions:
         for dtype in dtypes:
             for head_size in head_sizes:
-                for spec in WithFunction(dtype, head_size, function=function).specs(unmeasured=unmeasured):
+                for spec in WithFunction(dtype, head_size, function=function).specs():
                     specs[spec.variant] = spec
     return list(specs.values())
 

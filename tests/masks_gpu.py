@@ -4,8 +4,9 @@
     python tests/masks_gpu.py run FOLDER [--dtype fp16 bf16] [--flex] [--rounds 9] [--limit SECONDS] [--only WORD ...]
         [--out FILE]
 
-The libraries: "portable" without variants for Hopper, "hopper" with those that `--kernels biased` builds. Every output is checked against float64 first. `run` needs PyTorch. Cold
-L2 cache, the host's launch behind a spin of the GPU, random data; medians, in us. The file is written after each cell.
+The libraries: "portable" without variants for Hopper, "hopper" with those that `--kernels biased` builds. Every output
+is checked against float64 first. `run` needs PyTorch. Cold L2 cache, the host's launch behind a spin of the GPU, random
+data; medians, in us. The file is written after each cell.
 """
 
 import argparse

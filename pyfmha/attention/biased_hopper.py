@@ -64,13 +64,17 @@ BIAS_TILE = Beside("tile", "never", (*_BIAS, "bias_stride_q != 0"))
 MASK_TILE = Beside("never", "tile", (*_MASK, "mask_stride_q != 0"))
 KINDS = (NEITHER, BIAS_KEYS, MASK_KEYS, BIAS_TILE, MASK_TILE)
 
-# With lengths and windows, by padded head size, without and with tiles beside the keys.
+# With lengths and windows, by padded head size.
 GENERAL_SETTINGS = {
-    64: (Setting(128, 1, programs=2, maxnreg=128), Setting(64, 1, programs=2, maxnreg=128)),
-    128: (
-        Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
-        Setting(64, 1, q_slots=1, programs=2, maxnreg=128),
-    ),
+    64: {
+        **dict.fromkeys((NEITHER, BIAS_KEYS, MASK_KEYS), Setting(128, 1, programs=2, maxnreg=128)),
+        **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, programs=2, maxnreg=128)),
+    },
+    128: {
+        NEITHER: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
+        **dict.fromkeys((BIAS_KEYS, MASK_KEYS), Setting(64, 1, programs=2, maxnreg=128)),
+        **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, q_slots=1, programs=2, maxnreg=128)),
+    },
 }
 _ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
 _TWO = Setting(128, 2, late=False)
@@ -114,7 +118,7 @@ def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool) -
     """
     if padded not in HEAD_SIZES:
         return ()
-    general, setting = GENERAL_SETTINGS[padded][0], PLAIN_SETTINGS[padded][NEITHER]
+    general, setting = GENERAL_SETTINGS[padded][NEITHER], PLAIN_SETTINGS[padded][NEITHER]
     if asked and padded == HEAD_SIZES[-1]:
         setting = general
     if relative:  # terms take some of the shared memory
@@ -170,7 +174,7 @@ def of_kind(
     if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
-    setting = setting or GENERAL_SETTINGS[padded][tiles]
+    setting = setting or GENERAL_SETTINGS[padded][beside]
     constants = (
         *(() if tiles else (("x_desc", None),)),
         ("inputs", None),

@@ -36,6 +36,15 @@ def prefix_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _k
     return 0, np.maximum(last_query + 1, 70), 0, np.maximum(first_query + 1, 70)
 
 
+def wide(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    """A window with blocks that are seen whole between two that are cut."""
+    return (query - key < 300) & (key <= query)
+
+
+def wide_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _kv_len: Any) -> Any:
+    return first_query - 299, last_query + 1, last_query - 299, first_query + 1
+
+
 PROBLEMS: dict[str, dict[str, Any]] = {
     "neither": {"q_len": 100, "kv_len": 200},
     "bias": {"q_len": 100, "kv_len": 200, "bias": (1, 2, 100, 200)},
@@ -76,6 +85,12 @@ PROBLEMS |= {
     "plain, bias of keys": {**PLAIN, "q_len": 70, "kv_len": 300, "bias": (1, 2, 1, 300), "causal": False},
     "plain, mask": {**PLAIN, **TWO, "q_len": 200, "kv_len": 400, "mask": (1, 1, 200, 400), "causal": False},
     "plain, mask, causal": {**PLAIN, "batch": 2, "q_len": 200, "mask": (2, 1, 200, 200), "causal": True},
+    "plain, mask, causal, two consumers": {
+        **PLAIN, **TWO, "block_n": 64, "q_len": 330, "kv_len": 330, "mask": (1, 1, 330, 330), "causal": True,
+    },
+    "plain, window, two consumers": {
+        **PLAIN, **TWO, "block_n": 64, "q_len": 500, "seen": wide, "bounds": wide_bounds, "causal": False,
+    },
     "plain, mask of keys, causal": {
         **PLAIN, **TWO, "batch": 2, "q_len": 200, "mask": (2, 1, 1, 200), "causal": True, "sinks": "own",
     },
@@ -144,6 +159,12 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
     "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
     "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
+    "plain, mask, causal, two consumers": {
+        **PLAIN, **TWO, "block_n": 64, "q_len": 330, "kv_len": 330, "mask": (1, 1, 330, 330), "causal": True,
+    },
+    "plain, window, two consumers": {
+        **PLAIN, **TWO, "block_n": 64, "q_len": 500, "seen": wide, "bounds": wide_bounds, "causal": False,
+    },
     "plain, mask of keys, causal": {
         **PLAIN, **SMALL, "mask": (1, 1, 1, 136), "causal": True, "bottom_right": True, "sinks": "own",
     },
@@ -214,8 +235,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "plain, relative, causal",
     ),
     "terms loaded before all are there": (
-        "            gl.barrier()\n        if BEGUN",
-        "        if BEGUN",
+        "            gl.barrier()\n            if BEGUN",
+        "            if BEGUN",
         "plain, relative",
     ),
     "terms without the scale": ("product = term * undo", "product = term", "plain, relative"),
@@ -249,8 +270,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "sinks without the shift": ("gl.exp2(sink - top)", "gl.exp2(sink + shift - top)", "window, sinks, two consumers"),
     "the window forgotten": (
-        "masked = (block >= whole_to) | (block < whole_from)\n            acc",
-        "masked = False\n            acc",
+        "(block >= whole_to) | (block < whole_from) if MASKED else False",
+        "False",
         "window, sinks, two consumers",
     ),
     "bounds of one row": ("gl.minimum(first_row + TILE, q_n) - 1", "first_row", "a mask function with bounds"),
@@ -267,6 +288,16 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "gl.minimum(rows + (newest + 1), kv_n)",
         "rows + (newest + 2)",
         "plain, mask, causal",
+    ),
+    "the loop without masks begins too early": (
+        "to_mask = block - gl.maximum(whole_to, first_block)",
+        "to_mask = block - gl.maximum(whole_to + 1, first_block)",
+        "plain, mask, causal, two consumers",
+    ),
+    "what bounds mask on the left without masks": (
+        "block - gl.maximum(whole_from, first_block), 0), to_left)",
+        "block - first_block, 0), to_left)",
+        "plain, window, two consumers",
     ),
     "values of the first block": ("step // SHAPE.STAGES) & 1)\n    if PING_PONG", "0) & 1)\n    if PING_PONG", "bias"),
 }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pyfmha.attention import biased_hopper
+from pyfmha.cli import functions as cli_functions
 from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.family import Declared, WithFunction, declared_in, file_of
 from pyfmha.functions.relative import check_relative, inputs_of, trial_of
@@ -122,3 +123,55 @@ def test_terms_have_room_in_shared_memory(size: int, tmp_path: Path) -> None:
         terms = 2 * of["CONSUMERS"] * 4 * of["BLOCK_N"] * 4
         programs = 2 if of["CONSUMERS"] == 1 else 1
         assert programs * (rows * size * 2 + terms + 2048) <= 227 * 1024
+
+
+OWN = Path(__file__).with_name("functions_of_tests.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "asked"),
+    [
+        (file_of("alibi"), "alibi", False),
+        (OWN, "soft", True),
+        (OWN, "near", True),
+        (OWN, "causal", False),
+        (OWN, "even", True),
+        (OWN, "soft_near", True),
+        (file_of("prefix"), "prefix", False),
+        (file_of("documents"), "documents", True),
+    ],
+)
+def test_what_is_asked_for_each_element_has_one_consumer_of_few_keys(source: Path, name: str, asked: bool) -> None:
+    """At head size 128, where two consumers else take turns."""
+    (function,) = [function for function in functions_of(source) if function.name == name]
+    assert function.asked == asked
+    first = dict(WithFunction("fp16", 128, function=function).specs()[0].constants)
+    assert (first["CONSUMERS"], first["BLOCK_N"]) == ((1, 64) if asked else (2, 128))
+    first = dict(WithFunction("fp16", 64, function=function).specs()[0].constants)
+    assert (first["CONSUMERS"], first["BLOCK_N"]) == (1, 128)
+
+
+BOUNDS = """
+@triton.jit
+def {name}(first_query, last_query, kv_len):
+    return {values}
+
+@pyfmha.mask_function(bounds={name})
+def own(batch, head, query, key):
+    return key <= query
+"""
+
+
+@pytest.mark.parametrize(("values", "asked"), [("0, last_query + 1", True), ("0, kv_len, 0, first_query + 1", False)])
+def test_bounds_may_be_a_function(values: str, asked: bool, tmp_path: Path) -> None:
+    (function,) = written(tmp_path, BOUNDS.format(name="of_own", values=values), "import triton\n" + HEADER)
+    assert function.asked == asked
+
+
+@pytest.mark.long
+def test_a_build_tries_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "def own(score, batch, head, query, key, slopes):\n    return score + tl.load(slopes + head) * key\n"
+    functions = written(tmp_path, DECORATED + body)
+    monkeypatch.setattr(cli_functions, "declared_in", lambda *_: functions)
+    with pytest.raises(SpecError, match=r"own of .* says it is relative"):
+        cli_functions.functions_of([str(functions[0].source)], ["fp16"], [64], tmp_path / "out", fresh=True)

@@ -23,6 +23,7 @@ from biased_safe import attend_biased_safely
 from biased_scores import Tile, biased
 from fmha_triton import FAST_LIMIT, FLOAT_MAX, LOG2_E, SAFE_BLOCK_N, WIDE_SHIFT
 from fwd_rows import bent_by, keys_of, load_queries, load_rows, store_lse, store_rows
+from key_blocks import list_at, write_list
 from ragged import find_sequence
 
 # The least factor of q . k inside tanh, as in fmha_fwd.py.
@@ -34,9 +35,11 @@ def _attend(
     acc, row_sum, m, q, K, V, k_stride, v_stride, scale, bend, shift, tile, inputs, begin, count, left, skipped, end,
     head_size, v_head_size, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, MASKED: tl.constexpr, SOFTCAP: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr,
-    SCORE: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr,
+    SCORE: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr, entries=None, step=None,
+    PIECES: tl.constexpr = 1,
 ):  # fmt: skip
     """The hot loop, over `count` blocks of keys from `begin` on. After `left` blocks the MASKED one skips some keys.
+    With a list it is over the blocks that `entries` names, of which each is PIECES of these.
 
     The state: m is the running maximum in units of log2, plus shift, minus infinity as long as no key was seen; weights
     are exp2(score * LOG2_E - m), at most 2**-shift; row_sum is their sum; acc is the sum of weight * v.
@@ -49,7 +52,9 @@ def _attend(
     v_offsets = keys[:, None] * v_stride + tl.arange(0, BLOCK_V)[None, :]
     for index in range(0, count):
         start = begin + index * BLOCK_N
-        if MASKED:
+        if entries is not None:
+            start = tl.load(entries + index // PIECES * step) * (PIECES * BLOCK_N) + index % PIECES * BLOCK_N
+        elif MASKED:
             start += tl.where(index < left, 0, skipped)
         in_rows = start + keys < end
         k = load_rows(K + start.to(tl.int64) * k_stride, k_offsets, in_rows, in_columns, MASKED)
@@ -104,7 +109,8 @@ def fused_attention_biased(
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     SOFTCAP: tl.constexpr = "any", BIAS: tl.constexpr = "any", MASK: tl.constexpr = "any",
     SCORE: tl.constexpr = None, SEEN: tl.constexpr = None, BOUNDS: tl.constexpr = None,
-    PRECISION: tl.constexpr = "tf32x3", SEGMENTS: tl.constexpr = 128,
+    PRECISION: tl.constexpr = "tf32x3", SEGMENTS: tl.constexpr = 128, Blocks=None, list_batches=None, list_heads=None,
+    LIST: tl.constexpr = "none", LIST_M: tl.constexpr = 128, LIST_N: tl.constexpr = 128,
 ):  # fmt: skip
     """Grid, dense and ragged tensors, lengths and scalars: as fused_attention_forward of fmha_fwd.py.
 
@@ -121,6 +127,9 @@ def fused_attention_biased(
     is seen, for blocks [queries, keys]; query [queries, 1] and key [1, keys] are int32 positions. That of a query is
     its index in the sequence, plus kv_n - q_n with bottom_right, at least 0. Both are called with positions of the
     sequence only, also for what no query is.
+
+    LIST: "write" computes no attention but, with tiles of LIST_M queries and LIST_N keys, the lists of key_blocks.py in
+    Blocks, for list_batches sequences and list_heads heads; the grid has as many. "read" visits the blocks on them.
     BOUNDS(batch, head, first_query, last_query, kv_len, *inputs) bounds what a tile of queries sees by SEEN: first key
     and end, and if it likes, first key and end of those that all its queries see. inputs: a tuple of pointers and
     numbers.
@@ -142,8 +151,13 @@ def fused_attention_biased(
     mask_stride_k = tl.cast(mask_stride_k, tl.int64)
 
     head = tl.program_id(1).to(tl.uint32) + tl.program_id(2).to(tl.uint32) * tl.num_programs(1).to(tl.uint32)
+    if LIST == "write":
+        num_heads, num_kv_heads = list_heads, list_heads
     batch = (head // tl.cast(num_heads, tl.uint32)).to(tl.int32)
-    if batch >= tl.where(ragged != 0, 1, batch_size):
+    if LIST == "write":
+        if batch >= list_batches:
+            return
+    elif batch >= tl.where(ragged != 0, 1, batch_size):
         return
     head = (head % tl.cast(num_heads, tl.uint32)).to(tl.int32)
     kv_head = head // (num_heads // num_kv_heads)
@@ -232,6 +246,15 @@ def fused_attention_biased(
         tl.minimum(end, mask_keys),
         row_first, row_last, sequence, head, query, kv_n - 1,
     )  # fmt: skip
+    if LIST != "none":
+        entries, capacity = list_at(
+            Blocks, batch, head, list_batches, list_heads, sequence, q_start, first_row, q_len, kv_len, batch_size,
+            ragged, LIST_M, LIST_N,
+        )  # fmt: skip
+    if LIST == "write":
+        limit = tl.minimum(tl.minimum(end, bias_keys), mask_keys)
+        write_list(entries, capacity, begin, end, limit, tile, inputs, rows, rows_left, SEEN, BLOCK_M, BLOCK_N)
+        return
     q = load_queries(Q, q_stride_s, rows_left, head_size, 0, sm_scale, BLOCK_M, BLOCK_D)
     # The score is scale * q . k, or scale * tanh(bend * q . k).
     scale = tl.abs(sm_scale)
@@ -243,16 +266,31 @@ def fused_attention_biased(
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    acc, row_sum, m = _attend(
-        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs,
-        begin + left * BLOCK_N, right - left, 0, 0, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V,
-        False, SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION,
-    )  # fmt: skip
-    acc, row_sum, m = _attend(
-        acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, begin,
-        blocks - (right - left), left, (right - left) * BLOCK_N, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D,
-        BLOCK_V, True, SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION,
-    )  # fmt: skip
+    if LIST == "read":
+        # Whole blocks are seen by the mask, too, which is not read again.
+        pieces: tl.constexpr = LIST_N // BLOCK_N
+        whole = entries + 1 + capacity
+        acc, row_sum, m = _attend(
+            acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, begin,
+            tl.load(entries + 1) * pieces, 0, 0, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V,
+            False, SOFTCAP, BIAS, "never", SCORE, SEEN, PRECISION, whole, -1, pieces,
+        )  # fmt: skip
+        acc, row_sum, m = _attend(
+            acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, begin,
+            tl.load(entries) * pieces, 0, 0, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V, True,
+            SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION, entries + 2, 1, pieces,
+        )  # fmt: skip
+    else:
+        acc, row_sum, m = _attend(
+            acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs,
+            begin + left * BLOCK_N, right - left, 0, 0, end, head_size, v_head_size, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V,
+            False, SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION,
+        )  # fmt: skip
+        acc, row_sum, m = _attend(
+            acc, row_sum, m, q, K, V, k_stride_s, v_stride_s, scale, bend, shift, tile, inputs, begin,
+            blocks - (right - left), left, (right - left) * BLOCK_N, end, head_size, v_head_size, BLOCK_M, BLOCK_N,
+            BLOCK_D, BLOCK_V, True, SOFTCAP, BIAS, MASK, SCORE, SEEN, PRECISION,
+        )  # fmt: skip
     # Of a row that sees nothing m is minus infinity, and row_sum is zero unless q . k was NaN. Elsewhere row_sum is NaN
     # where a dot product overflowed or the input holds NaN, and so are sums where V does, or tf32 rounded it up.
     in_range = (tl.abs(m - shift) < FAST_LIMIT) & (row_sum > 0) & (tl.sum(acc * 0.0, 1) == 0)

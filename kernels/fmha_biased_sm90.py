@@ -19,6 +19,7 @@ from sm90_biased import (
     Shape,
     counted,
     is_natural,
+    key_of,
     keys_of_tile,
     maxima,
     place_of,
@@ -90,6 +91,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
         first_row = row_tile * (ROWS * CONSUMERS)
         for block in range(end_block - first_block):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left
+            if SHAPE.LIST > 0:
+                key = key_of(end_block - 1 - block, whole, SHAPE)
             stage = step % STAGES
             if CONSUMERS == 1:
                 if step == 1:
@@ -142,6 +145,8 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
         batch, head = place_of(unit, sizes, by_head)
         first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
         barriers += 3 * (end_block - first_block) + tile_barriers(True, False)
+        if SHAPE.LIST > 0:  # padding may be in each piece of an entry
+            barriers += (SHAPE.LIST // SHAPE.BLOCK_N - 1) * 20
     for i in range(0, barriers, 16):
         keep_up(i, 16, NAME, WARPS)
 
@@ -189,7 +194,7 @@ def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER
 @gluon.jit
 def _step(
     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
-    key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    key, before_key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
@@ -208,7 +213,9 @@ def _step(
     last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
-    if SHAPE.GENERAL:
+    if SHAPE.LIST > 0:
+        _make_whole((v_smem,), barriers, step - 1, values - before_key, CONSUMER, V_SHAPE)
+    elif SHAPE.GENERAL:
         _make_whole((v_smem,), barriers, step - 1, values - key - BLOCK_N, CONSUMER, V_SHAPE)
     mbarrier.wait(k_ready.index(stage), (step // SHAPE.STAGES) & 1)
     if PING_PONG:
@@ -262,22 +269,30 @@ def _step(
 @gluon.jit
 def _steps(
     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
-    block, count, whole, values, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    block, count, whole, key, values, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """So many steps to the left of `block`; if MASKED, with a mask outside of `whole`, the first and the end of
-    those that need none."""
-    whole_from, whole_to = whole
+    those that need none. key: the first of `block`, of a list."""
+    whole_from = whole[0]
+    whole_to = whole[1]
     for _unused in range(count):
         block -= 1
         masked = (block >= whole_to) | (block < whole_from) if MASKED else False
-        acc, p, m, row_sum, vector, begun = _step(
-            acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-            block * SHAPE.BLOCK_N, masked, values,
-            CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
-        )  # fmt: skip
+        if SHAPE.LIST > 0:
+            before_key = key
+            key = key_of(block, whole, SHAPE)
+            acc, p, m, row_sum, vector, begun = _step(
+                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                key, before_key, masked, values, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+        else:
+            acc, p, m, row_sum, vector, begun = _step(
+                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                block * SHAPE.BLOCK_N, None, masked, values, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
         step += 1
-    return acc, p, m, row_sum, vector, begun, step, block
+    return acc, p, m, row_sum, vector, begun, step, block, key
 
 
 @gluon.constexpr_function
@@ -336,11 +351,14 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         last_key = gl.maximum(kv_n - 1, 0)
         newest_query = gl.maximum(gl.minimum(first_row + (ROWS - 1), q_n - 1) + position, 0)
         queries = (first_query, newest_query, newest_query - first_query)
-        whole_from, whole_to = whole
+        whole_from = whole[0]
+        whole_to = whole[1]
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
         q = q_smem.index(slot).reshape([ROWS, SHAPE.BLOCK_D])
         block = end_block - 1
         values = gl.where(kv_n < kv_len, kv_n, (block + 2) * BLOCK_N)  # rows of V that are no padding
+        if SHAPE.LIST > 0:
+            values = gl.where(kv_n < kv_len, kv_n, kv_len + 2 * SHAPE.LIST)
         m = gl.full([ROWS], NOTHING, gl.float32, layout=ROW_LAYOUT)
         row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
         stage = step % SHAPE.STAGES
@@ -351,6 +369,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
         key = block * BLOCK_N
+        if SHAPE.LIST > 0:
+            key = key_of(block, whole, SHAPE)
         vector = 0
         if of_keys(SHAPE):
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
@@ -388,28 +408,30 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             for part in range(2 if SHAPE.BOUNDS is not None else 1):
                 to_mask = block - gl.maximum(whole_to, first_block) if part == 0 else to_left
                 to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
-                acc, p, m, row_sum, vector, begun, step, block = _steps(
+                acc, p, m, row_sum, vector, begun, step, block, key = _steps(
                     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                    block, to_mask, whole, values, True,
+                    block, to_mask, whole, key, values, True,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 p = moved(p)
                 to_left -= to_mask
                 to_show = gl.minimum(gl.maximum(block - gl.maximum(whole_from, first_block), 0), to_left)
-                acc, p, m, row_sum, vector, begun, step, block = _steps(
+                acc, p, m, row_sum, vector, begun, step, block, key = _steps(
                     acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                    block, to_show, whole, values, False,
+                    block, to_show, whole, key, values, False,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 to_left -= to_show
         else:
-            acc, p, m, row_sum, vector, begun, step, block = _steps(
+            acc, p, m, row_sum, vector, begun, step, block, key = _steps(
                 acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
-                block, to_left, whole, values, MASKED,
+                block, to_left, whole, key, values, MASKED,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
         last = (step - 1) % SHAPE.V_STAGES
-        if SHAPE.GENERAL:
+        if SHAPE.LIST > 0:
+            _make_whole((v_smem,), barriers, step - 1, values - key, CONSUMER, V_SHAPE)
+        elif SHAPE.GENERAL:
             _make_whole((v_smem,), barriers, step - 1, values - block * BLOCK_N, CONSUMER, V_SHAPE)
         _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
         p = p.to(v_smem.dtype) if LATE else unpack(p, v_smem.dtype)
@@ -459,6 +481,7 @@ def fmha_biased_sm90(
     PRODUCER_REGISTERS: gl.constexpr,
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
+    Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -471,10 +494,13 @@ def fmha_biased_sm90(
 
     BIAS, MASK: "never"; "tile", of [1, 1, 64, BLOCK_N] by x_desc, of which an axis that is broadcast has the size 1; or
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
-    flight. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. The rest: as of
+    fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
+    if LIST > 0:
+        inputs = (inputs, (Blocks, list_batches, list_heads))
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
     all_heads = batch_size * num_heads
@@ -499,6 +525,7 @@ def fmha_biased_sm90(
         SEEN,
         BOUNDS,
         RELATIVE,
+        LIST,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)

@@ -36,6 +36,7 @@ from sm90_parts import (
     times,
     wait_for_products,
 )
+from sm90_powers import polynomials_of, tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
@@ -218,7 +219,7 @@ def _step(
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`. If LATE, exponentials run beside that product;
     else beside those of the other consumers, in registers that the weights before them have left."""
-    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_D: gl.constexpr = acc[len(acc) - 1].shape[1]
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
@@ -227,6 +228,7 @@ def _step(
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
     GENERAL: gl.constexpr = SHAPE.GENERAL
     CAUSAL: gl.constexpr = SHAPE.CAUSAL
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
     q_smem, k_smem, v_smem = shared
     dtype: gl.constexpr = v_smem[0].dtype
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
@@ -250,14 +252,14 @@ def _step(
     mbarrier.arrive(k_free.index(stage), count=1)
     if LATE:
         next_p, m, row_sum, alpha = weigh(
-            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
         )
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
     else:
         scores, m, alpha, to_log2 = maxima(
-            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
         )
         if CAUSAL or BLOCK_D < 256:  # full attention of head size 256 is as fast or faster without
             alpha = hold(alpha)
@@ -291,8 +293,8 @@ def _steps(
 
 @gluon.jit
 def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED, and
-    the sinks, if SINKS."""
+    """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED, the
+    sinks, if SINKS, and if APART the buffer that Out is stored from, with a barrier for each time that it is free."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
@@ -305,6 +307,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     ORDER: gl.constexpr = SHAPE.ORDER
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -317,6 +320,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     dtype: gl.constexpr = v_smem[0].dtype
     shift: gl.constexpr = shift_of(dtype)
     scale = score_factors(factors, SHAPE.CAPPED)
+    if SHAPE.CAPPED:
+        scale = tanh_factors(scale, shift, CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -374,18 +379,20 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
         scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
+        if SHAPE.APART:
+            if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
+                tma.store_wait(0)
+                mbarrier.arrive(plain[1].index(0), count=1)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
         key = block * BLOCK_N
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if half:
-            p, m, row_sum, alpha = weigh_half(
-                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, SHAPE.CAPPED
-            )
+            p, m, row_sum, alpha = weigh_half(scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED)
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = weigh(
-                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, SHAPE.CAPPED
+                scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
             )
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
@@ -393,7 +400,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
         if not LATE:
             p = pack(p, dtype)
-        acc = no_values(SHAPE)
+        acc = no_values(len(v_smem), SHAPE)
         step += 1
         to_left = uniform(block - first_block)
         step = uniform(step)
@@ -412,6 +419,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             unmasked_from, values, zero, not SPLIT and CAUSAL,
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
+        if SHAPE.APART:
+            mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES
         if GENERAL:
             _make_whole(v_smem, barriers, step - 1, values - block * BLOCK_N, CONSUMER, SHAPE)
@@ -445,7 +454,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
             if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
                 out = gl.where((factor != 0)[:, None], out, 0.0)
-            matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
+            if SHAPE.APART:
+                mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
+                matrix(plain[0], 0, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
+            else:
+                matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
         fence_async_shared()
         if RAGGED:
             out_part = q_smem[0].index(slot)
@@ -455,12 +468,16 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 Out, stride_h, stride_s, head_size = plain
                 Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
                 store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
+        elif SHAPE.APART:
+            store_tile(out_desc, head // num_heads, head % num_heads, first_row, plain[0], 0, len(acc), SHAPE)
         else:
-            store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, SHAPE)
-        if Q_SLOTS == 1:
+            store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, len(acc), SHAPE)
+        if Q_SLOTS == 1 and not SHAPE.APART:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
     tma.store_wait(0)
+    if SHAPE.APART:
+        mbarrier.arrive(plain[1].index(0), count=1)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
     notes.index(CONSUMER).store(noted)
@@ -476,10 +493,11 @@ def compute(
     V_STAGES: gl.constexpr, CAUSAL: gl.constexpr, TWO_HEADS: gl.constexpr, LONGEST_FIRST: gl.constexpr,
     GENERAL: gl.constexpr, RAGGED: gl.constexpr, CAPPED: gl.constexpr, PING_PONG: gl.constexpr,
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
-    TWO_PARTS: gl.constexpr,
+    TWO_PARTS: gl.constexpr, v_head_size=(), APART: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
-    for GENERAL."""
+    for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
+    first part alone, 2 * BLOCK_D columns at most and boxes as wide."""
     q_desc, k_desc, v_desc, out_desc = descriptors
     Out = tensors[0]
     Lse = tensors[1]
@@ -498,12 +516,17 @@ def compute(
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
         plain = sinks
+    if APART:
+        out_smem = allocate(out_desc, 1, ROWS, BLOCK_D, TWO_PARTS, True)
+        out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+        mbarrier.init(out_free.index(0), count=1)
+        plain = (out_smem, out_free)
     ORDER: gl.constexpr = order_of(CAUSAL, TWO_HEADS, LONGEST_FIRST)
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
     k_smem = allocate(k_desc, STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
-    v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
+    v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS, len(v_head_size) > 0)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -546,6 +569,7 @@ def compute(
         CAPPED,
         TWO_PARTS,
         len(sinks) > 0,
+        APART,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     if CONSUMERS == 1:
@@ -588,7 +612,9 @@ def compute(
                         place = (q_start, kv_start, sequence)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):
-                        compute_slowly(tensors, strides, sizes, place, head, row, head_size, factors, sinks, SHAPE)
+                        compute_slowly(
+                            tensors, strides, sizes, place, head, row, head_size, factors, sinks, v_head_size, SHAPE
+                        )
 
 
 @gluon.jit

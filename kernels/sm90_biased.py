@@ -14,7 +14,8 @@ LEAST: gl.constexpr = gl.constexpr(-1.2676506002282294e30)
 class Shape(NamedTuple):
     """How the kernel is cut, as Shape of sm90_tiles.py, and besides BLOCK_V, the width of V; X_STAGES, blocks of bias
     or mask in flight; and what `fused_attention_biased` of fmha_biased.py explains, BIAS and MASK being "never",
-    "tile" (by TMA) or "keys" (one for all queries)."""
+    "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
+    with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads)."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -34,6 +35,7 @@ class Shape(NamedTuple):
     SEEN: gl.constexpr
     BOUNDS: gl.constexpr
     RELATIVE: gl.constexpr
+    LIST: gl.constexpr = gl.constexpr(0)
 
 
 class OfV(NamedTuple):
@@ -59,9 +61,30 @@ def place_of(unit, sizes, by_head):
 
 
 @gluon.jit
+def _on_list(batch, head, first_row, q_n, q_len, kv_len, lists, SHAPE: gl.constexpr):
+    """Of a tile with a list: how many blocks are on it, at least one; and of `keys_of_tile` what is whole, with what
+    `key_of` asks."""
+    TILE: gl.constexpr = ROWS * SHAPE.CONSUMERS
+    PIECES: gl.constexpr = SHAPE.LIST // SHAPE.BLOCK_N
+    Blocks, list_batches, list_heads = lists
+    capacity = (kv_len + (SHAPE.LIST - 1)) // SHAPE.LIST
+    owner = gl.minimum(batch, list_batches - 1) * list_heads + gl.minimum(head, list_heads - 1)
+    place = owner.to(gl.int64) * ((q_len + (SHAPE.LIST - 1)) // SHAPE.LIST) + first_row // SHAPE.LIST
+    entries = Blocks + place * (capacity + 2)
+    partly = gl.load(entries)
+    wholly = gl.load(entries + 1)
+    count = gl.where(first_row < q_n, partly + wholly, 0)
+    clear = gl.where(first_row + TILE <= q_n, wholly * PIECES, 0)
+    return gl.maximum(count * PIECES, 1), (0, clear, entries + 2, count, wholly, capacity)
+
+
+@gluon.jit
 def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     """The blocks of keys that a tile loads, their first and the one past the last, at least one; those of which its
-    rows see every key, likewise, of which there may be none; the sequence, and the position of its first query."""
+    rows see every key, likewise, of which there may be none; the sequence, and the position of its first query.
+
+    With lists, blocks are numbered by their places on the tile's, those of whole entries first; `key_of` tells the key.
+    """
     TILE: gl.constexpr = ROWS * SHAPE.CONSUMERS
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     BOUNDS: gl.constexpr = SHAPE.BOUNDS
@@ -71,37 +94,52 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     q_n, kv_n, oldest, newest = sequence
     position = (bounds[0] != 0).to(gl.int32) * (kv_n - q_n)
     first_row = row_tile * TILE
-    begin = 0
-    end = kv_n
-    whole_begin = 0
-    whole_end = kv_n
-    if SHAPE.CAUSAL:
-        end = gl.minimum(kv_n, gl.minimum(first_row + TILE, q_n) + newest)
-        whole_end = gl.minimum(first_row + newest + 1, kv_n)
-    if SHAPE.GENERAL:
-        begin = gl.maximum(first_row + oldest, 0)
-        whole_begin = gl.maximum(first_row + (TILE - 1) + oldest, 0)
-    if BOUNDS is not None:
-        first_query = gl.maximum(gl.minimum(first_row, q_n - 1) + position, 0)
-        last_query = gl.maximum(gl.minimum(first_row + TILE, q_n) - 1 + position, 0)
-        shown = BOUNDS(batch, head, first_query, last_query, kv_n, *inputs)
-        begin = gl.maximum(begin, gl.to_tensor(shown[0]).to(gl.int32))
-        end = gl.minimum(end, gl.to_tensor(shown[1]).to(gl.int32))
-        if len(shown) == 4:
-            whole_begin = gl.maximum(whole_begin, gl.to_tensor(shown[2]).to(gl.int32))
-            whole_end = gl.minimum(whole_end, gl.to_tensor(shown[3]).to(gl.int32))
-        else:
+    if SHAPE.LIST > 0:
+        first_block = first_row * 0
+        end_block, whole = _on_list(batch, head, first_row, q_n, q_len, kv_len, inputs[1], SHAPE)
+    else:
+        begin = 0
+        end = kv_n
+        whole_begin = 0
+        whole_end = kv_n
+        if SHAPE.CAUSAL:
+            end = gl.minimum(kv_n, gl.minimum(first_row + TILE, q_n) + newest)
+            whole_end = gl.minimum(first_row + newest + 1, kv_n)
+        if SHAPE.GENERAL:
+            begin = gl.maximum(first_row + oldest, 0)
+            whole_begin = gl.maximum(first_row + (TILE - 1) + oldest, 0)
+        if BOUNDS is not None:
+            first_query = gl.maximum(gl.minimum(first_row, q_n - 1) + position, 0)
+            last_query = gl.maximum(gl.minimum(first_row + TILE, q_n) - 1 + position, 0)
+            shown = BOUNDS(batch, head, first_query, last_query, kv_n, *inputs)
+            begin = gl.maximum(begin, gl.to_tensor(shown[0]).to(gl.int32))
+            end = gl.minimum(end, gl.to_tensor(shown[1]).to(gl.int32))
+            if len(shown) == 4:
+                whole_begin = gl.maximum(whole_begin, gl.to_tensor(shown[2]).to(gl.int32))
+                whole_end = gl.minimum(whole_end, gl.to_tensor(shown[3]).to(gl.int32))
+            else:
+                whole_end = 0
+        elif SEEN is not None:
             whole_end = 0
-    elif SEEN is not None:
-        whole_end = 0
-    end = gl.where(first_row < q_n, end, 0)
-    whole_end = gl.maximum(whole_end, 0)
-    if SHAPE.GENERAL:  # rows that are padding see nothing
-        whole_end = gl.where(first_row + TILE <= q_n, whole_end, 0)
-    end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
-    first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
-    whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N
+        end = gl.where(first_row < q_n, end, 0)
+        whole_end = gl.maximum(whole_end, 0)
+        if SHAPE.GENERAL:  # rows that are padding see nothing
+            whole_end = gl.where(first_row + TILE <= q_n, whole_end, 0)
+        end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
+        first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
+        whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N
     return first_block, end_block, whole, sequence, position
+
+
+@gluon.jit
+def key_of(block, whole, SHAPE: gl.constexpr):
+    """The first key of a block, by what `keys_of_tile` says of the tile's lists."""
+    PIECES: gl.constexpr = SHAPE.LIST // SHAPE.BLOCK_N
+    from_block, to_block, numbers, count, wholly, capacity = whole
+    entry = block // PIECES
+    at = gl.where(entry < wholly, capacity - 1 - entry, entry - wholly)
+    number = gl.load(numbers + at, mask=count > 0, other=0)  # of a tile that sees nothing, any block
+    return number * SHAPE.LIST + block % PIECES * SHAPE.BLOCK_N
 
 
 @gluon.jit
@@ -140,6 +178,8 @@ def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.conste
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     batch, head = place
+    if SHAPE.LIST > 0:
+        inputs = inputs[0]
     if SCORED and SCORE is not None:
         scores = SCORE(scores, batch, head, queries, keys, *inputs).to(gl.float32)
     if SEEN is not None:

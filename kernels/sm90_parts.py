@@ -2,7 +2,8 @@
 
 wgmma takes any multiple of 8 columns, tensors of Gluon powers of two. So a head size of 3/4 of a power of two, 96 or
 192, is a part of two thirds of it and one of a third, each with a buffer and an accumulator of its own, of which `acc`
-and buffers are tuples. TMA has one map for both, whose box is as wide as the second part: the first takes two.
+and buffers are tuples. TMA has one map for both, whose box is as wide as the second part: the first takes two. Values,
+and Out with them, may have the first part alone, and a box of its width.
 """
 
 from sm90_tiles import ROWS
@@ -16,11 +17,17 @@ ONCE: gl.constexpr = gl.constexpr(CachePolicy(l2=FractionalEvictionPolicy("evict
 
 
 @gluon.jit
-def allocate(desc, count: gl.constexpr, HEIGHT: gl.constexpr, BLOCK_D: gl.constexpr, TWO_PARTS: gl.constexpr):
+def allocate(
+    desc, count: gl.constexpr, HEIGHT: gl.constexpr, BLOCK_D: gl.constexpr, TWO_PARTS: gl.constexpr,
+    FIRST_ALONE: gl.constexpr = False,
+):  # fmt: skip
     """Shared memory for so many times so many rows of a head."""
     if TWO_PARTS:
         first = gl.allocate_shared_memory(desc.dtype, [count, 1, 1, HEIGHT, 2 * BLOCK_D], desc.layout)
-        return first, gl.allocate_shared_memory(desc.dtype, [count, 1, 1, HEIGHT, BLOCK_D], desc.layout)
+        if FIRST_ALONE:
+            return (first,)
+        else:
+            return first, gl.allocate_shared_memory(desc.dtype, [count, 1, 1, HEIGHT, BLOCK_D], desc.layout)
     else:
         return (gl.allocate_shared_memory(desc.dtype, [count, 1, 1, HEIGHT, BLOCK_D], desc.layout),)
 
@@ -29,9 +36,10 @@ def allocate(desc, count: gl.constexpr, HEIGHT: gl.constexpr, BLOCK_D: gl.conste
 def load_rows(desc, batch, head, row, ready, buffers, index, ROWS_HERE: gl.constexpr, SHAPE: gl.constexpr, policy=None):
     """Have TMA load rows of a head, all columns."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
-    mbarrier.expect(ready, ROWS_HERE * BLOCK_D * (3 if SHAPE.TWO_PARTS else 1) * 2)
+    TWO_PARTS: gl.constexpr = len(buffers) == 2
+    mbarrier.expect(ready, ROWS_HERE * BLOCK_D * (3 if TWO_PARTS else 2 if SHAPE.TWO_PARTS else 1) * 2)
     to = buffers[0].index(index)
-    if SHAPE.TWO_PARTS:
+    if TWO_PARTS:
         for half in gl.static_range(2):
             place = [batch, head, row, half * BLOCK_D]
             tma.async_load(desc, place, ready, to.slice(half * BLOCK_D, BLOCK_D, dim=3), cache_policy=policy)
@@ -41,11 +49,11 @@ def load_rows(desc, batch, head, row, ready, buffers, index, ROWS_HERE: gl.const
 
 
 @gluon.jit
-def store_tile(desc, batch, head, row, buffers, index, SHAPE: gl.constexpr):
-    """Have TMA store rows of a head, all columns."""
+def store_tile(desc, batch, head, row, buffers, index, PARTS: gl.constexpr, SHAPE: gl.constexpr):
+    """Have TMA store rows of a head, all columns of so many parts."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     rows = buffers[0].index(index)
-    if SHAPE.TWO_PARTS:
+    if PARTS == 2:
         for half in gl.static_range(2):
             place = [batch, head, row, half * BLOCK_D]
             tma.async_store(desc, place, rows.slice(half * BLOCK_D, BLOCK_D, dim=3), cache_policy=ONCE)
@@ -72,13 +80,16 @@ def multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT: gl.constexpr, SHAPE: gl
 
 
 @gluon.jit
-def no_values(SHAPE: gl.constexpr):
-    """The accumulator of Out, zeros."""
+def no_values(PARTS: gl.constexpr, SHAPE: gl.constexpr):
+    """The accumulator of Out, zeros, in as many parts as the values have."""
     SECOND: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SHAPE.BLOCK_D, 16])
     if SHAPE.TWO_PARTS:
         FIRST: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * SHAPE.BLOCK_D, 16])
         first = gl.zeros([ROWS, 2 * SHAPE.BLOCK_D], gl.float32, layout=FIRST)
-        return first, gl.zeros([ROWS, SHAPE.BLOCK_D], gl.float32, layout=SECOND)
+        if PARTS == 2:
+            return first, gl.zeros([ROWS, SHAPE.BLOCK_D], gl.float32, layout=SECOND)
+        else:
+            return (first,)
     else:
         return (gl.zeros([ROWS, SHAPE.BLOCK_D], gl.float32, layout=SECOND),)
 
@@ -89,7 +100,7 @@ def multiply_values(p, v_smem, stage, acc, SHAPE: gl.constexpr):
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc[0].type.layout, k_width=2)
     p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
     first = warpgroup_mma(p, matrix(v_smem, stage, 0, SHAPE.BLOCK_N, SHAPE), acc[0], is_async=True)
-    if SHAPE.TWO_PARTS:
+    if len(acc) == 2:
         SECOND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc[1].type.layout, k_width=2)
         other_p = gl.convert_layout(p, SECOND, assert_trivial=True)
         second = warpgroup_mma(other_p, matrix(v_smem, stage, 1, SHAPE.BLOCK_N, SHAPE), acc[1], is_async=True)

@@ -68,6 +68,7 @@ def compute_slowly(
     head_size,
     factors,
     sinks,
+    v_head_size,
     SHAPE: gl.constexpr,
 ):
     """A few rows of one head, key by key, finite for any finite input; writes Out and Lse itself.
@@ -76,6 +77,7 @@ def compute_slowly(
     they are scaled.
 
     `place` is where the queries and keys of a sequence begin, and the sequence, if RAGGED; rows count within it.
+    `v_head_size` is that of V and Out, where they have the first of two parts alone, else ().
     """
     BLOCK_D: gl.constexpr = 4 * SHAPE.BLOCK_D if SHAPE.TWO_PARTS else SHAPE.BLOCK_D  # all columns
     CAUSAL: gl.constexpr = SHAPE.CAUSAL
@@ -99,6 +101,14 @@ def compute_slowly(
     rows = first_row + gl.arange(0, SLOW_ROWS, layout=gl.SliceLayout(1, LAYOUT))
     columns = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, LAYOUT))
     inside = (rows < out_rows)[:, None] & (columns < head_size)[None, :]
+    V_COLUMNS: gl.constexpr = 2 * SHAPE.BLOCK_D if len(v_head_size) > 0 else BLOCK_D
+    v_columns = columns
+    v_inside = columns < head_size
+    out_inside = inside
+    if len(v_head_size) > 0:
+        v_columns = gl.arange(0, V_COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+        v_inside = v_columns < v_head_size[0]
+        out_inside = (rows < out_rows)[:, None] & v_inside[None, :]
     batch = (head // num_heads).to(gl.int64)
     q_head = (head % num_heads).to(gl.int64)
     kv_head = q_head // group
@@ -116,7 +126,7 @@ def compute_slowly(
     shift: gl.constexpr = shift_of(V.dtype.element_ty)
     m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
-    acc = gl.zeros([SLOW_ROWS, BLOCK_D], gl.float32, layout=LAYOUT)
+    acc = gl.zeros([SLOW_ROWS, V_COLUMNS], gl.float32, layout=LAYOUT)
     begin = 0
     end = kv_n
     if CAUSAL:
@@ -125,13 +135,13 @@ def compute_slowly(
         begin = gl.maximum(first_row + oldest, 0)
         end = gl.where(first_row < q_n, end, begin)
     k_row = K + batch * k_strides[0] + kv_head * k_strides[1] + columns
-    v_row = V + batch * v_strides[0] + kv_head * v_strides[1] + columns
+    v_row = V + batch * v_strides[0] + kv_head * v_strides[1] + v_columns
     if GENERAL:
         k_row += begin.to(gl.int64) * k_strides[2]
         v_row += begin.to(gl.int64) * v_strides[2]
     for key in range(begin, end):
         k = gl.load(k_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
-        v = gl.load(v_row, mask=columns < head_size, other=0.0).to(gl.float32) * 0.5
+        v = gl.load(v_row, mask=v_inside, other=0.0).to(gl.float32) * 0.5
         score = gl.sum(q * k[None, :], 1)
         if CAPPED:
             score = bent(score, row_bend)
@@ -155,7 +165,7 @@ def compute_slowly(
         inverse, sunk = finished(scaled + shift, row_sum, load_sink(sinks, q_head), shift)
     out = narrow(acc * inverse[:, None] * 2.0, Out.dtype.element_ty)
     outs = Out + batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
-    gl.store(outs[:, None] + columns[None, :], out, mask=inside)
+    gl.store(outs[:, None] + v_columns[None, :], out, mask=out_inside)
     scaled = gl.minimum(gl.maximum(m * row_scale, -FLOAT_MAX), FLOAT_MAX)
     lse = gl.where(some, (scaled + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
     if SHAPE.SINKS:

@@ -1,7 +1,7 @@
 """The softmax of fmha_sm90.py: scores of one block of keys become weights."""
 
 from sm90_asm import after
-from sm90_powers import tanh_of_log2
+from sm90_powers import tanh_of
 from sm90_tiles import ROWS
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -62,13 +62,11 @@ def maxima(
     BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr,
 ):  # fmt: skip
     """The first half of :func:`weigh`: scores capped and masked, the running maximum with them (in units of log2, plus
-    shift), the factor of what was summed up before, and that which brings scores to units of log2."""
+    shift), the factor of what was summed up before, and that which brings scores to units of log2. CAPPED: how many
+    polynomials tanh has, see `polynomials_of`."""
     if CAPPED:
-        to_log2, bend = scale
-        products = scores
-        scores = tanh_of_log2(products * bend)
-        # NaN, and bf16 products that overflowed, whose sign is then not known, must show.
-        scores += products * 0.0
+        to_log2 = scale[0]
+        scores = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED)  # NaN of bf16 products that overflowed
     else:
         to_log2 = scale
     if masked:

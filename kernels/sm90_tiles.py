@@ -25,7 +25,9 @@ class Shape(NamedTuple):
     """How the kernel is cut: constants of one variant, which its functions hand on as SHAPE.
 
     Those that are not explained at `fmha_fwd_sm90`: ORDER, how tiles are dealt out; and LATE, whether weights are
-    converted to 16 bits beside the next product, as a lone consumer does, which has registers for them as float32.
+    converted to 16 bits beside the next product, as a lone consumer does, which has registers for them as float32; and
+    APART, whether Out is stored from a buffer that the consumers share, not from the slot of its rows: those of the
+    next tile may then come as soon as the last scores are there.
     """
 
     BLOCK_D: gl.constexpr
@@ -43,6 +45,7 @@ class Shape(NamedTuple):
     CAPPED: gl.constexpr
     TWO_PARTS: gl.constexpr = gl.constexpr(False)
     SINKS: gl.constexpr = gl.constexpr(False)
+    APART: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

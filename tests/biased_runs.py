@@ -142,10 +142,42 @@ def broadcast(problem: Problem, made: Placed, name: str) -> tuple[int, int, int,
     return b, h, q, k
 
 
-def launch(problem: Problem, made: Placed, functions: dict[str, Any] | None = None) -> tuple[Any, Any]:
+@dataclass
+class Lists:
+    """Lists of blocks of keys that a first launch writes; `spoil` changes them before attention reads them.
+
+    batches, heads: how many there are; tile: queries and keys of their blocks.
+    """
+
+    batches: int
+    heads: int
+    tile: tuple[int, int] = (16, 16)
+    spoil: Callable[[np.ndarray], None] | None = None
+    entries: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+
+
+def write_lists(lists: Lists, p: Problem, args: dict[str, Any], constants: dict[str, Any], batch_size: int) -> None:
+    """The first launch; all lists as [batches, heads, tiles, 2 + blocks], -1 where nothing was written."""
+    m, n = lists.tile
+    tiles = -(-p.q_len // m) + int(p.ragged) * (batch_size + 1)
+    shape = (lists.batches, lists.heads, tiles, 2 - (-p.kv_len // n))
+    store = np.full(int(np.prod(shape)) + 2 * GUARD, -1, np.int32)
+    args |= {"Blocks": Tensor(store, "i32", GUARD), "list_batches": lists.batches, "list_heads": lists.heads}
+    first = constants | {"BLOCK_M": m, "BLOCK_N": n, "LIST": "write", "LIST_M": m, "LIST_N": n, "MASK": "any"}
+    grid = (tiles, lists.batches * lists.heads, 1)
+    run_interpreted(kernel_path().with_name(KERNEL_FILE), KERNEL, grid, args, first)
+    assert (np.concatenate([store[:GUARD], store[-GUARD:]]) == -1).all(), "wrote outside"
+    lists.entries = store[GUARD:-GUARD].reshape(shape)
+    if lists.spoil is not None:
+        lists.spoil(lists.entries)
+
+
+def launch(
+    problem: Problem, made: Placed, functions: dict[str, Any] | None = None, lists: Lists | None = None
+) -> tuple[Any, Any]:
     """Run; Out as float64 and Lse, all guards checked.
 
-    functions: the constants SCORE, SEEN and BOUNDS, and `inputs`, a tuple of arguments.
+    functions: the constants SCORE, SEEN and BOUNDS, and `inputs`, a tuple of arguments. lists: of blocks to visit.
     """
     p = problem
     call = BiasedCall(
@@ -180,6 +212,9 @@ def launch(problem: Problem, made: Placed, functions: dict[str, Any] | None = No
     x = -(-p.q_len // p.blocks[0]) + int(p.ragged) * (call.batch_size + 1)
     integers = {name: value for name, value in args.items() if isinstance(value, int)}
     y, z = (e.evaluate(integers) for e in spec.grid_expressions[1:])
+    if lists is not None and x * y * z:
+        write_lists(lists, p, args, constants, call.batch_size)
+        constants |= {"LIST": "read", "LIST_M": lists.tile[0], "LIST_N": lists.tile[1]}
     if x * y * z:
         run_interpreted(kernel_path().with_name(KERNEL_FILE), KERNEL, (x, y, z), args, constants)
     check_guards(p, made, lse)

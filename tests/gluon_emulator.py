@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gluon_ptx import by_thread, of_threads, run_by_thread, run_straight_line
+from gluon_ptx import by_thread, of_threads, run_by_thread, run_ptx
 from gluon_values import (
     BARRIERS,
     BF16,
@@ -272,7 +272,7 @@ class Machine:
             return
         self.switch()
 
-    def inline_asm(self, asm: str, _constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
+    def inline_asm(self, asm: str, constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
         asm = " ".join(asm.split())
         if re.fullmatch(r"(bar\.sync 1[345], (32|64); )+mov\.b32 \$0, \$1;", asm):  # of one partition alone
             return arguments[0]
@@ -282,6 +282,8 @@ class Machine:
         if asm == "cp.async.bulk.wait_group 0; mov.b32 $0, $1;":
             self.await_stores()
             return arguments[0]
+        if re.fullmatch(r"\{ \.reg \.f32 [^{}]* DONE: \}", asm):
+            return _all_of_a_thread(asm, constraints.count("="), dtype, *arguments)
         for pattern, function in ASSEMBLY.items():
             if found := re.fullmatch(pattern, asm):
                 return function(found, dtype, *arguments)
@@ -350,7 +352,15 @@ def _unpack(_found: Any, dtypes: tuple[DType, DType], packed: Tensor) -> tuple[T
 def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
     """Straight-line PTX of four values, which a thread holds, for four: here any four beside each other will do."""
     assert dtype is FP32
-    parts = run_straight_line(found[0], 4, list(np.asarray(x).reshape(-1, 4).T))
+    parts = run_ptx(found[0], 4, list(np.asarray(x).reshape(-1, 4).T))
+    return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
+
+
+def _all_of_a_thread(asm: str, count: int, dtype: DType, x: Tensor, *others: Any) -> Tensor:
+    """PTX of all values that a thread holds, x in place: here any so many beside each other will do."""
+    assert dtype is FP32
+    values = [np.broadcast_to(np.asarray(value), x.shape).reshape(-1, count).T for value in (x, *others)]
+    parts = run_ptx(asm, count, [part for value in values for part in value], in_place=True)
     return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 

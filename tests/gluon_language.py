@@ -50,9 +50,21 @@ class _Int(int):
     value = property(int)
 
 
+class _Tuple(tuple):
+    """The same of several."""
+
+    value = property(tuple)
+
+
+_CONSTANTS = {int: _Int, tuple: _Tuple}
+
+
 def _constexpr_function(function: Any) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        names = {name: _Int(value) if type(value) is int else value for name, value in function.__globals__.items()}
+        names = {
+            name: _CONSTANTS.get(type(value), lambda same: same)(value) for name, value in function.__globals__.items()
+        }
+        names["__builtins__"] = __builtins__  # the compiler's own Python, where range is range
         return types.FunctionType(function.__code__, names)(*arguments)
 
     return call
@@ -218,8 +230,14 @@ def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
     namespace: dict[str, Any] = {"__builtins__": builtins, "__name__": path.stem}
-    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    exec(_compiled(path.read_text(), str(path)), namespace)
     return namespace
+
+
+@functools.cache
+def _compiled(text: str, path: str) -> types.CodeType:
+    """Once for all the times that tests load a file: that takes longer than most of their launches."""
+    return compile(text, path, "exec")
 
 
 def _range(*bounds: Any) -> Iterator[Tensor]:

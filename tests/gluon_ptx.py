@@ -1,8 +1,9 @@
-"""Straight-line PTX of 32-bit floats on the CPU, as the Hopper kernel has it inline: see gluon_emulator.py."""
+"""PTX of 32-bit floats on the CPU, as the Hopper kernel has it inline: see gluon_emulator.py."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +22,17 @@ def _power(a: Any) -> Any:
     return np.where(np.abs(result) < np.finfo(np.float32).tiny, np.float32(0), result)
 
 
+def _of_three(a: Any, b: Any, c: Any, table: Any) -> Any:
+    if _bits(table) != 0xFE:
+        raise NotImplementedError("the emulator knows no other operation of three than their `or`")
+    return (_bits(a) | _bits(b) | _bits(c)).view(np.float32)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "min.f32": _lowest,
     "max.NaN.f32": np.maximum,
+    "max.f32": np.fmax,
+    "abs.f32": np.abs,
     "ex2.approx.ftz.f32": _power,
     "rcp.approx.ftz.f32": lambda a: np.float32(1) / a,
     "add.f32": np.add,
@@ -33,32 +42,92 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "fma.rn.f32": lambda a, b, c: (np.float64(a) * b + c).astype(np.float32),
     "mov.b32": lambda a: a,
     "shl.b32": lambda a, places: (_bits(a) << places).view(np.float32),
+    "and.b32": lambda a, b: (_bits(a) & _bits(b)).view(np.float32),
+    "or.b32": lambda a, b: (_bits(a) | _bits(b)).view(np.float32),
+    "lop3.b32": _of_three,
+    "setp.ne.u32": lambda a, b: _bits(a) != b,
+    "setp.gt.f32": np.greater,
+    "setp.geu.f32": lambda a, b: ~np.less(a, b),
+    "vote.sync.any.pred": lambda a, _threads: a,  # a thread votes alone
 }
 
 
-def run_straight_line(asm: str, outputs: int, inputs: Sequence[Any]) -> list[Any]:
+def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = False) -> list[Any]:
     """The outputs $0, $1, ... of a block of PTX whose inputs are $outputs and those that follow.
+
+    Args:
+        asm: of 32-bit floats and, as their bits, integers; with jumps ahead where all threads of a warp agree, which
+            here are those that share an index of the inputs.
+        outputs: how many.
+        inputs: arrays of one shape.
+        in_place: whether the outputs have the inputs to begin with.
 
     Raises:
         NotImplementedError: it has an instruction that is not known here.
     """
     values: dict[str, Any] = {f"${outputs + i}": np.asarray(value, np.float32) for i, value in enumerate(inputs)}
+    if in_place:
+        values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs[:outputs])}
+    lines = _parsed(asm)
+    for constant in {operand for line in lines for operand in line.operands} - values.keys():
+        if constant.startswith(("0f", "0x")):
+            values[constant] = np.uint32(int(constant[2:], 16)).view(np.float32)
+        elif constant.isdecimal():
+            values[constant] = int(constant)
+    with np.errstate(all="ignore"):
+        return _run(lines, [f"${i}" for i in range(outputs)], values)
 
-    def value_of(operand: str) -> Any:
-        if operand.startswith("0f"):
-            return np.uint32(int(operand[2:], 16)).view(np.float32)
-        return int(operand) if operand.isdecimal() else values[operand]
 
-    for line in asm.strip("{} ").split(";"):
-        operation, _, operands = line.strip().partition(" ")
-        if not operation or operation == ".reg":
-            continue
-        if operation not in OPERATIONS:
-            raise NotImplementedError(f"the emulator does not know this instruction: {line}")
-        target, *sources = re.split(r",\s*", operands)
-        with np.errstate(all="ignore"):
-            values[target] = np.asarray(OPERATIONS[operation](*map(value_of, sources)), np.float32)
-    return [values[f"${i}"] for i in range(outputs)]
+class _Line(NamedTuple):
+    label: str
+    operation: str
+    operands: list[str]
+
+
+@functools.cache
+def _parsed(asm: str) -> list[_Line]:
+    """The instructions, without declarations.
+
+    Raises:
+        NotImplementedError: one is not known here.
+    """
+    lines = []
+    for text in asm.strip("{} ").split(";"):
+        label, operation, operands = re.fullmatch(r"\s*(?:(\w+):)?\s*(\S*)\s*(.*?)\s*", text, re.DOTALL).groups()
+        if operation.startswith("@"):
+            operands = operands.split()[1]
+        elif operation not in ("", ".reg", "bra.uni", *OPERATIONS):
+            raise NotImplementedError(f"the emulator does not know this instruction: {text}")
+        if operation != ".reg":
+            lines.append(_Line(label or "", operation, re.split(r",\s*", operands)))
+    return lines
+
+
+def _run(lines: Sequence[_Line], outputs: Sequence[str], values: dict[str, Any]) -> list[Any]:
+    for index, (_, operation, operands) in enumerate(lines):
+        if operation == "bra.uni":
+            return _run(_from(lines, operands[0]), outputs, values)
+        if operation.startswith("@"):
+            jumps = values[operation[1:]] != 0
+            ways = (lines[index + 1 :], _from(lines, operands[0]))
+            results = [np.zeros(jumps.shape, np.float32) for _ in outputs]
+            for way, here in zip(ways, (~jumps, jumps), strict=True):
+                if not here.any():
+                    continue
+                there = {name: value[here] if np.ndim(value) else value for name, value in values.items()}
+                for whole, part in zip(results, _run(way, outputs, there), strict=True):
+                    whole[here] = part
+            return results
+        if operation:
+            target, *sources = operands
+            values[target] = np.asarray(OPERATIONS[operation](*(values[source] for source in sources)), np.float32)
+    return [values[name] for name in outputs]
+
+
+def _from(lines: Sequence[_Line], label: str) -> Sequence[_Line]:
+    """From the line on that a label stands before."""
+    (place,) = (i for i, line in enumerate(lines) if line.label == label)
+    return lines[place:]
 
 
 WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8

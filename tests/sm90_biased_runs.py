@@ -15,6 +15,7 @@ from pyfmha.attention.reference import attend
 
 KERNEL = Path(__file__).parents[1] / "kernels" / "fmha_biased_sm90.py"
 SINKS = KERNEL.with_name("fmha_sinks_sm90.py")
+VALUES = KERNEL.with_name("fmha_values_sm90.py")
 
 Shape = tuple[int, int, int, int]
 
@@ -28,6 +29,24 @@ def _strides(shape: Shape | None) -> list[Any]:
         return [tensor(n, np.int64) for n in (0, 0, 0, 1)]
     _, h, q, k = shape
     return [tensor(0 if n == 1 else step, np.int64) for n, step in zip(shape, (h * q * k, q * k, k, 1), strict=True)]
+
+
+def lists_of(seen: Any, size: int = 128) -> Any:
+    """The lists for what is seen [batch or 1, heads or 1, queries, keys], of queries that exist: NaN is of no account,
+    neither is what lies past the keys. In part, then whole, as ``kernels/key_blocks.py`` has it; -7 is no entry."""
+    batch, heads, q_len, kv_len = seen.shape
+    tiles, blocks = -(-q_len // size), -(-kv_len // size)
+    entries = np.full((batch, heads, tiles, 2 + blocks), -7, np.int32)
+    for b, h, tile in np.ndindex(batch, heads, tiles):
+        rows = seen[b, h, tile * size : (tile + 1) * size]
+        rows = rows[~np.isnan(rows).any(axis=1)]
+        cut = [rows[:, block * size : (block + 1) * size] for block in range(blocks)]
+        whole = [block for block, part in enumerate(cut) if part.size and part.all() and part.shape[1] == size]
+        partly = [block for block, part in enumerate(cut) if part.any() and block not in whole]
+        entries[b, h, tile, :2] = len(partly), len(whole)
+        entries[b, h, tile, 2 : 2 + len(partly)] = partly
+        entries[b, h, tile, entries.shape[3] - len(whole) :] = whole[::-1]
+    return entries
 
 
 def run(
@@ -50,6 +69,11 @@ def run(
     causal: bool | None = None,
     late: bool | None = None,
     sinks_alone: bool = False,
+    values_alone: bool = False,
+    stages: int = 2,
+    v_stages: int = 2,
+    layout: str = "bhsd",
+    apart: bool = False,
     longest_first: bool = False,
     programs: int = 1,
     sm_scale: float = 0.125,
@@ -64,17 +88,19 @@ def run(
     seen: Callable[..., Any] | None = None,
     bounds: Callable[..., Any] | None = None,
     relative: bool = False,
+    entries: Any = None,
     change: Callable[..., None] = lambda **_: None,
 ) -> tuple[Any, Any, Any, Any]:
-    """Run the kernel, or that for sinks alone; returns Out, Lse and what they should be. `change` may write other
-    values to q, k, v, bias and mask; a row of the mask sees nothing, and what lies behind lengths is NaN."""
+    """Run the kernel, or that for sinks or for smaller values alone; returns Out, Lse and what they should be. `change`
+    may write other values to q, k, v, bias and mask; a row of the mask sees nothing, all behind lengths is NaN.
+    `entries` are lists of blocks of 128 queries and keys, [batch or 1, heads or 1, tiles, 2 + blocks]."""
     if causal:
         window = (-1, 0)
     assert causal is None or (q_lengths, kv_lengths, window) == (None, None, (-1, 0 if causal else -1))
     rng = np.random.default_rng(seed)
     kv_heads, kv_len, v_head_size = kv_heads or heads, kv_len or q_len, v_head_size or head_size
     (q_memory, q), (k_memory, k), (v_memory, v) = (
-        make(rng, (batch, h, s, size), dtype, "bhsd")
+        make(rng, (batch, h, s, size), dtype, layout)
         for h, s, size in ((heads, q_len, head_size), (kv_heads, kv_len, head_size), (kv_heads, kv_len, v_head_size))
     )
     element = DTYPES[dtype]
@@ -87,7 +113,7 @@ def run(
         for b, length in enumerate(lengths or ()):
             for padded in tensors:
                 padded[b, :, max(length, 0) :] = np.nan
-    out_memory, out = make(rng, (batch, heads, q_len, v_head_size), dtype, "bhsd")
+    out_memory, out = make(rng, (batch, heads, q_len, v_head_size), dtype, layout)
     out[...] = np.nan
     lse = np.full(batch * heads * q_len, 7.0, np.float32)
     sink_values = element.rounded(rng.standard_normal(heads)) if sinks else None
@@ -103,20 +129,25 @@ def run(
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative,
     }  # fmt: skip
-    if sinks_alone:
-        ways = ("TWO_HEADS", "LONGEST_FIRST", "RAGGED", "CAPPED", "TWO_PARTS")
-        constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first}
+    if entries is not None:
+        constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}
+        constants |= dict(zip(("list_batches", "list_heads"), entries.shape[:2], strict=True))
+    alone = SINKS if sinks_alone else VALUES if values_alone else None
+    if alone is not None:
+        ways = ("TWO_HEADS", "RAGGED", "CAPPED")
+        constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
+    if values_alone:
+        constants["APART"] = apart
+    kernel = alone or KERNEL
     launch(
         machine,
-        load_kernel(source or (SINKS if sinks_alone else KERNEL), machine)[
-            "fmha_sinks_sm90" if sinks_alone else "fmha_biased_sm90"
-        ],
+        load_kernel(source or kernel, machine)[kernel.stem],
         programs,
         Descriptor(out, element, 64, block_v),
         Descriptor(q, element, 64, 64),
         Descriptor(k, element, block_n, 64),
         Descriptor(v, element, block_n, block_v),
-        *(() if sinks_alone else (Descriptor(tile, tile_element, 64, block_n) if "tile" in kinds else None,)),
+        *(() if alone else (Descriptor(tile, tile_element, 64, block_n) if "tile" in kinds else None,)),
         Pointer(out_memory, element, 16),
         Pointer(lse, FP32),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
@@ -137,13 +168,13 @@ def run(
         *window,
         int(bottom_right),
         0,
-        *(() if sinks_alone else (None,)),
+        *(() if alone else (None,)),
         rows=rows_of_grid(-(-q_len // (64 * consumers)), programs) if longest_first else 1,
         BLOCK_D=64,
         BLOCK_N=block_n,
         CONSUMERS=consumers,
-        STAGES=2,
-        V_STAGES=2,
+        STAGES=stages,
+        V_STAGES=v_stages,
         CAUSAL=causal is not False,
         GENERAL=causal is None,
         PING_PONG=consumers > 1,

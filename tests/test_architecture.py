@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     ),
     "torch": (
-        {"attention", "errors", "operators", "runtime", "trt"},
+        {"attention", "errors", "functions", "operators", "runtime", "trt"},
         {"torch", "torch_tensorrt", "transformers", "typing_extensions"},
     ),
     "verify": (

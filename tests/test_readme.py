@@ -243,7 +243,7 @@ def test_what_an_install_takes_is_measured() -> None:
 
 
 def test_the_wheels_size_and_time_are_measured() -> None:
-    """But for the variants that sm_90 has gained since, whose size is known."""
+    """But for the variants gained since: of sm_90 by the library's size, of ``values`` by their machine code."""
     wheel, library, minutes = map(
         int,
         re.search(
@@ -252,12 +252,15 @@ def test_the_wheels_size_and_time_are_measured() -> None:
     )
     measured = json.loads((RESULTS / "wheel.json").read_text())
     sizes = measured["sm_90_library_bytes"]
-    gained = sizes[str(variants_of_sm_90())] - sizes[str(measured["variants"])]
+    values = measured["values"]
+    assert list(values["code_bytes"]) == measured["archs"]
+    assert variants_of_sm_90() == max(map(int, sizes)) + values["variants_of_sm_90"]
+    gained = sizes[max(sizes)] - sizes[str(measured["variants"])] + sum(values["code_bytes"].values())
     packed = measured["library_bytes_in_the_wheel"] / measured["library_bytes"]
 
     assert library == round((measured["library_bytes"] + gained) / 1e6)
     assert wheel == round((measured["wheel_bytes"] + packed * gained) / 1e6)
-    assert minutes == round(sum(measured["seconds"].values()) / 60)
+    assert minutes == round((sum(measured["seconds"].values()) + sum(values["cpu_seconds"].values())) / 60)
     archs = re.search(r"^WHEEL_ARCHS \?= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     assert list(measured["seconds"]) == measured["archs"] == archs
     said = re.search(r"library for (sm_\d+[\d, and\s]+)", README.read_text())[1]
@@ -286,6 +289,16 @@ def test_when_eight_bits_pay_is_what_was_measured() -> None:
     text = (ROOT / "pyfmha" / "attention" / "README.md").read_text()
     for size, gains in found.items():  # full and causal of each length, in turns
         assert f"| {size} | {' / '.join(gains[::2])} | {' / '.join(gains[1::2])} |" in text
+
+
+def test_how_fast_smaller_values_are_is_what_was_measured() -> None:
+    speeds = []
+    for cell in json.loads((RESULTS / "h200_values.json").read_text())["cells"]:
+        built = "two consumers" + (", longest first" if cell["causal"] and cell["seq"] > 4096 else "")
+        if cell["seq"] >= 2048:
+            speeds.append(cell["us"]["1"]["FlashAttention-3"] / cell["us"]["1"][built])
+    text = re.sub(r"\s+", " ", (ROOT / "pyfmha" / "attention" / "README.md").read_text())
+    assert f"run at {min(speeds):.2f} to {max(speeds):.2f} of FlashAttention-3's speed" in text
 
 
 def test_the_number_of_variants_is_that_of_the_default_build() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyfmha.runtime.library import Library
-from pyfmha.torch import functional, launch, operator, plain
+from pyfmha.torch import functional, functions, launch, operator, plain, with_functions
 
 STREAM = 0x5EED
 """PyTorch's current stream."""
@@ -23,6 +23,10 @@ _library.impl("attention.full", operator._on_gpu, "CPU")
 attention_op, plain_op = torch.ops.pyfmha_fake_gpu.attention.full, torch.ops.pyfmha_fake_gpu.attention.default
 """The operator, in which the dispatcher finds the code for the GPU."""
 
+_library.define("attention_with" + with_functions.SCHEMA)
+_library.impl("attention_with", with_functions._on_gpu, "CPU")
+attention_with_op = torch.ops.pyfmha_fake_gpu.attention_with.default
+
 empty_op, plain_empty_op = torch.ops.pyfmha_fake_gpu.empty.full, torch.ops.pyfmha_fake_gpu.empty.default
 """An operator of the same arguments that does nothing."""
 
@@ -31,6 +35,9 @@ def forget() -> None:
     """Nothing is prepared."""
     launch._attached.cache_clear()
     operator._ready.clear()
+    functions._held.clear()
+    for cached in (functions._names, functions._inputs_of, functions._library_inputs):
+        cached.cache_clear()
     for recent in (operator._recent, functional._recent, functional._recent_drop_in):
         recent.calls.clear()
 
@@ -46,6 +53,8 @@ def torch_gpu(library: Library) -> Iterator[None]:
         patch.setattr(launch, "_stream_of", lambda device: STREAM)
         patch.setattr(launch, "empty", torch._C._dynamo.guards._empty_strided_cpu)
         patch.setattr(plain, "_is_on_gpu", lambda tensor: True)
+        patch.setattr(functions, "is_on_gpu", lambda tensor: True)
+        patch.setattr(functional, "attention_with_op", attention_with_op)
         patch.setattr(functional, "why_not", lambda *_, **__: None)  # it sees that they are not on a GPU
         yield
     forget()

@@ -194,6 +194,10 @@ class _Parameters:
         descriptors = request["descriptors"]
         types = {d["name"]: descriptor_type(d["element"], d["block"], kernel.is_gluon()) for d in descriptors}
         flat = [leaf for name in names for leaf in (_leaves(tuples[name]) if name in tuples else [name])]
+        given = {*types, *self._arguments, *self._constants}
+        # What the spec leaves out is what the kernel says of it, as in a call of Python's.
+        left_out = [p for p in kernel.params if p.has_default and p.name not in {*given, *tuples}]
+        self._constants |= {parameter.name: parameter.default for parameter in left_out}
         _check_names(request["kernel"], flat, [*types, *self._arguments], [*self._constants])
         self.constexprs: dict[tuple[int, ...], Any] = {}
         self.attrs: dict[tuple[int, ...], Any] = {}

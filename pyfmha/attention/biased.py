@@ -63,7 +63,8 @@ _NO_MASK = ("Mask == 0",)
 PLAIN = Variant("never", "never", "never", (_NO_CAP, *_NO_BIAS, *_NO_MASK))
 """The variant for neither bias nor mask nor soft cap."""
 _BIAS = Variant("never", "own", "never", (_NO_CAP, "Bias != 0", "BiasFp32 == 0", *_NO_MASK), ("bias",))
-_MASK = Variant("never", "never", "always", (_NO_CAP, *_NO_BIAS, "Mask != 0"), ("mask",))
+MASKED = Variant("never", "never", "always", (_NO_CAP, *_NO_BIAS, "Mask != 0"), ("mask",))
+"""The variant for a mask alone, in rows that are read 16 bytes at a time."""
 ANY = Variant("any", "any", "any")
 """The variant that knows nothing, and serves everything."""
 
@@ -105,9 +106,15 @@ class Biased:
         see :mod:`pyfmha.attention.biased_hopper`.
         """
         fast = biased_hopper.variants(self.generic(), self.padded)
-        known = (PLAIN, _BIAS, _MASK, ANY) if self.dtype != "fp32" else (ANY,)
+        known = (PLAIN, _BIAS, MASKED, ANY) if self.dtype != "fp32" else (ANY,)
         narrow = (self._narrow(),) if self.dtype != "fp32" and self.padded == HEAD_SIZES[-1] else ()
         return (*fast, *narrow, *(self.tuned(variant) for variant in known), self.generic())
+
+    def narrow_specs(self) -> tuple[KernelSpec, ...]:
+        """Those of :meth:`specs` that are fast for values of at most half the padded head size and nothing beside, and
+        those that serve anything; none where Hopper has no variants for such values."""
+        fast = biased_hopper.narrow_values(self.generic(), self.padded)
+        return (*fast, self._narrow(), self.tuned(ANY), self.generic()) if fast else ()
 
     def _narrow(self) -> KernelSpec:
         """For values of at most half the head size, such as 128 of 192: their blocks take half the registers."""

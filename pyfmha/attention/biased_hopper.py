@@ -5,6 +5,7 @@ with sinks, lengths and windows. Biases of FLOAT, soft caps, ragged batches, a b
 misaligned fall through to the portable variants.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pyfmha.attention import hopper
@@ -92,6 +93,18 @@ PLAIN_SETTINGS = {
 }
 SINKS_KERNEL = "fmha_sinks_sm90"
 
+_PAIR = hopper.Setting(128, 2, q_slots=1, two_parts=True)
+_LONE = hopper.Setting(64, 1, q_slots=1, programs=2, maxnreg=128, two_parts=True)
+VALUES_SETTINGS = {
+    256: (
+        replace(_LONE, requires=("q_len <= 1024",), masks=(True,)),
+        replace(_PAIR, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
+        _PAIR,
+    )
+}
+"""By padded head size of Q and K, those for values of half of it, with nothing beside."""
+VALUES_KERNEL = "fmha_values_sm90"
+
 
 def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
@@ -105,7 +118,7 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """
     made = (variant for kind in KINDS for variant in plain(base, padded, kind))
     general = (variant for kind in KINDS for variant in of_kind(base, padded, kind))
-    return (*sinks(base, padded), *made, *general)
+    return (*narrow_values(base, padded), *sinks(base, padded), *made, *general)
 
 
 def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool) -> tuple[KernelSpec, ...]:
@@ -156,6 +169,36 @@ def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
             requires=(*spec.requires, *NEITHER.requires, "v_head_size == head_size"),
         )
         for spec in hopper.variants(base, padded, settings)
+    )
+
+
+def narrow_values(
+    base: KernelSpec, padded: int, settings: Sequence[hopper.Setting] | None = None
+) -> tuple[KernelSpec, ...]:
+    """Those for values of at most two thirds of the head size of Q and K that blocks have room for, which is 3/4 of the
+    padded one, and with nothing beside: ``kernels/fmha_values_sm90.py``. Two consumers whose queries have one slot
+    store Out from a buffer of its own, for which there is room just yet.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
+        settings: by default those of :data:`VALUES_SETTINGS`.
+    """
+    if settings is None:
+        settings = VALUES_SETTINGS.get(padded, ())
+    size = padded // 2
+    served = (*NEITHER.requires, "Sinks == 0", "SinksFp32 == 0", f"v_head_size <= {size}", "v_head_size % 8 == 0")
+    return tuple(
+        replace(
+            spec,
+            source=base.source.with_name(f"{VALUES_KERNEL}.py"),
+            kernel=VALUES_KERNEL,
+            constants=(*spec.constants, ("APART", setting.consumers == 2 and setting.q_slots == 1)),
+            requires=(*spec.requires, *served),
+            descriptors=_descriptors(padded // 4, setting.block_n, NEITHER, size),
+        )
+        for setting in settings
+        for spec in hopper.variants(base, padded, (setting,))
     )
 
 
@@ -234,10 +277,13 @@ _SERVED = (
 )
 
 
-def _descriptors(padded: int, block_n: int, beside: Beside) -> tuple[Descriptor, ...]:
+def _descriptors(padded: int, block_n: int, beside: Beside, values: int | None = None) -> tuple[Descriptor, ...]:
+    """Boxes have so many columns; those of V and Out another number, if it is given."""
+
     def tensor(name: str, base: str, heads: str, seq: str, size: str, rows: int) -> Descriptor:
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, size), strides, (1, 1, rows, padded))
+        columns = values if values and name in ("out", "v") else padded
+        return Descriptor(f"{name}_desc", base, ("batch_size", heads, seq, size), strides, (1, 1, rows, columns))
 
     made = (
         tensor("out", "Out", "num_heads", "q_len", "v_head_size", ROWS),

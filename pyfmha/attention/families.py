@@ -16,13 +16,14 @@ KERNELS = {
     "basic": "fmha_d*: equal, contiguous Q, K and V (the first kernel)",
     "forward": "fmha_fwd_d*: every feature",
     "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
+    "values": "of fmha_biased_d256_* what serves V of head size up to 128 fast; of the rest the variants for anything",
     "biased": "fmha_biased_*: bias, mask, sinks, values of another head size, and decoding with them",
     "fp8": "fmha_fp8_d*: Q, K and V in e4m3 on sm_90, Out in fp16 or bf16; nothing elsewhere",
     "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
 }
 """The families by name, with what they are."""
 
-DEFAULT = ("basic", "forward", "decode", "hopper")
+DEFAULT = ("basic", "forward", "decode", "hopper", "values")
 """The families that a library holds if none are named; with ``biased`` the build takes half as long again.
 ``fp8`` is for Hopper alone, and for those who ask for it."""
 
@@ -33,7 +34,8 @@ def library_specs(
     """What to compile for a library.
 
     Args:
-        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along.
+        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along, ``biased`` has all of
+            ``values``.
         dtypes: fp16, bf16, fp32.
         head_sizes: 1 to 256; the basic family has those of :data:`pyfmha.attention.first.HEAD_SIZES` only, and leaves
             the others to the rest, whose functions serve all head sizes up to a padded one.
@@ -57,6 +59,9 @@ def library_specs(
             specs += biased.specs()
         for biased_pair in biased_decode_family(dtypes, head_sizes):
             specs += biased_pair.specs()
+    elif "values" in kernels:
+        for biased in biased_family(dtypes, head_sizes):
+            specs += biased.narrow_specs()
     if "fp8" in kernels:
         for eighth in fp8_family(dtypes, head_sizes):
             specs += eighth.specs()
@@ -66,6 +71,6 @@ def library_specs(
     if not specs:
         raise SpecError(
             f"nothing to build: basic kernels have head sizes {', '.join(map(str, HEAD_SIZES))}; others need forward;"
-            " Out of fp8 is fp16 or bf16"
+            " Out of fp8 is fp16 or bf16; values are for fp16 or bf16 and head sizes of Q and K above 128"
         )
     return specs

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from pyfmha.attention import biased_operator
+from pyfmha.attention import biased_operator, key_blocks
+from pyfmha.attention.key_blocks import KeyBlocks
 from pyfmha.attention.operator import DECODING, NAME, OPERATOR, sources
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Attribute, Check, Launch, Operator, Tensor
@@ -63,6 +64,7 @@ class UserFunction:
         inputs: in the order of the kernel's arguments.
         requires: conditions of sizes and numbers.
         score, mask: name and digest of each part that it has, see :mod:`pyfmha.functions.digest`; empty for none.
+        blocks: of lists of the blocks to visit; None: there are none.
     """
 
     name: str
@@ -71,6 +73,7 @@ class UserFunction:
     requires: tuple[str, ...]
     score: str
     mask: str
+    blocks: KeyBlocks | None = None
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> "UserFunction":
@@ -81,9 +84,9 @@ class UserFunction:
             for name, kind in described["inputs"]
         )
         requires = tuple(described["requires"])
-        return cls(
-            described["name"], described["file"], inputs, requires, described["score"] or "", described["mask"] or ""
-        )
+        score, mask, blocks = (described[name] for name in ("score", "mask", "blocks"))
+        listed = KeyBlocks(**blocks) if blocks else None
+        return cls(described["name"], described["file"], inputs, requires, score or "", mask or "", listed)
 
     @property
     def file_name(self) -> str:
@@ -188,6 +191,13 @@ class UserFunction:
         return found | {f"{name}_{index}": "any" for name in unshaped for index in range(_MOST_AXES)}
 
 
+def own_arguments(operator: Operator) -> tuple[tuple[str, str], ...]:
+    """The function's arguments, and where they come from."""
+    lists = dict(key_blocks.ARGUMENTS)
+    own = operator.launches[-1].arguments[len(biased_operator.ARGUMENTS) :]
+    return tuple((name, source) for name, source in own if name not in lists)
+
+
 def function_operator(function: UserFunction) -> Operator:
     """The operator of a user's function.
 
@@ -204,16 +214,25 @@ def function_operator(function: UserFunction) -> Operator:
 def _derived(function: UserFunction) -> Operator:
     kept = [(name, text) for name, text in OPERATOR.define if name not in DECODING]
     arguments = {**sources(biased_operator.ARGUMENTS), **function.sources()}
+    launches = [Launch(arguments, "", f"fmha_with_{function.name}_d{{padded}}_{{T}}")]
+    define = [(name, "0 == 0" if name == "features" else text) for name, text in kept]
+    if function.blocks is not None:
+        define += function.blocks.definitions().items()
+        arguments |= {name: name for name, _ in key_blocks.ARGUMENTS}
+        # The first of an operator's launches is the one of whose algorithms TensorRT chooses; both have one.
+        launches = [
+            Launch(arguments, "", f"fmha_{what}_{function.name}_d{{padded}}_{{T}}") for what in ("blocks", "with")
+        ]
     return replace(
         OPERATOR,
         name=f"{NAME}_{function.name}",
         inputs=(*_of_features(OPERATOR.inputs), *function.operator_inputs()),
         outputs=_of_features(OPERATOR.outputs),
         attributes=(*OPERATOR.attributes, *function.attributes().items()),
-        define=[(name, "0 == 0" if name == "features" else text) for name, text in kept],
+        define=define,
         checks=(*function.same(), _HALF, *OPERATOR.checks, *function.checks()),
-        launches=(Launch(arguments, "", f"fmha_with_{function.name}_d{{padded}}_{{T}}"),),
-        workspace=(),
+        launches=launches,
+        workspace=() if function.blocks is None else (key_blocks.workspace(),),
         workspace_of_profile="",
         options=(),
         summary=[*(one for one in OPERATOR.summary if one[0] != "features and split"), ("", f", with {function.name}")],

@@ -118,7 +118,11 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 2, q_slots=1, masks=(False,)),
         Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,)),
-        Setting(64, 2, v_stages=3, q_slots=1, capped=True),
+        Setting(64, 2, q_slots=1, masks=(False,), capped=True),
+        Setting(
+            64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
+        ),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),

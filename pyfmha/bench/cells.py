@@ -20,13 +20,16 @@ FP8 = "fp8"
 
 BESIDE = (
     *("bias-1hqk", "bias-11qk", "bias-b11k", "mask-b1qk", "mask-b11k", "sinks", "alibi", "documents", "prefix-0"),
-    *("prefix-1000", "t5"),
+    *("prefix-1000", "t5", "groups"),
 )
 """What a cell may have beside Q, K and V: a bias or mask with its axes, 1 where it is broadcast, sinks, or a function
 that comes with pyfmha; a prefix has its length."""
 
 DOCUMENT = 700
 """Tokens of a document, of cells with documents."""
+
+PIECE, GROUPS = 512, 4
+"""Of cells with groups: tokens of a piece, and how many groups own one in turn."""
 
 BOUND_BY_MEMORY = 100
 """Queries that share a key below which memory bounds a cell: each makes one operation of a byte of K and V in 16 bits,
@@ -50,6 +53,7 @@ class Cell:
         tokens: of a ragged batch, those of each sequence, which lie behind each other; empty for one that is not.
             Its layout is always ``"bshd"``, seq and kv_seq are those of the longest.
         beside: one of :data:`BESIDE`; empty for none.
+        v_head_size: of V and Out; 0 for that of Q and K.
 
     Raises:
         SpecError: on creation, saying which part is wrong.
@@ -68,6 +72,7 @@ class Cell:
     kv_lengths: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     beside: str = ""
+    v_head_size: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
@@ -84,6 +89,10 @@ class Cell:
             most = MOST_HEAD_SIZE if name == "head_size" else 2**31 - 1
             if type(value) is not int or not 1 <= value <= most:
                 raise SpecError(f"{name} is {value!r}: use an integer from 1 to {most}")
+        if type(self.v_head_size) is not int or not 0 <= self.v_head_size <= MOST_HEAD_SIZE:
+            raise SpecError(f"v_head_size is {self.v_head_size!r}: use an integer from 1 to {MOST_HEAD_SIZE}")
+        if self.v_head_size == self.head_size:
+            object.__setattr__(self, "v_head_size", 0)
         if type(self.softcap) not in (int, float) or not 0 <= self.softcap < 2.0**127:
             raise SpecError(f"softcap is {self.softcap!r}: use 0 for none, or a finite number above it")
         if self.heads % self.kv_heads:
@@ -100,8 +109,11 @@ class Cell:
             len(self.tokens) != self.batch or not _within(self.tokens, longest) or {self.seq, self.kv_seq} != {longest}
         ):
             raise SpecError(f"tokens are {self.tokens}: give {self.batch}, of which the largest is seq and kv_seq")
-        if sum(map(bool, (self.kv_lengths, self.tokens, self.beside, self.dtype == FP8))) > 1:
-            raise SpecError(f"{self.name} has several of fp8, lengths, a ragged batch and a {self.beside}: give one")
+        if sum(map(bool, (self.kv_lengths, self.tokens, self.beside, self.v_head_size, self.dtype == FP8))) > 1:
+            raise SpecError(
+                f"{self.name} has several of fp8, lengths, a ragged batch, a {self.beside or 'bias'} and another head"
+                " size of V: give one"
+            )
 
     @property
     def name(self) -> str:
@@ -114,7 +126,8 @@ class Cell:
         for word, lengths in (("keys", self.kv_lengths), ("ragged", self.tokens)):
             cap += f"_{word}{min(lengths)}to{max(lengths)}" if lengths else ""
         cap += f"_{self.beside}" if self.beside else ""
-        return f"{self.dtype}_b{self.batch}_{heads}_{seq}_d{self.head_size}_{mask}{cap}{layout}"
+        size = f"d{self.head_size}" + (f"v{self.v_head_size}" if self.v_head_size else "")
+        return f"{self.dtype}_b{self.batch}_{heads}_{seq}_{size}_{mask}{cap}{layout}"
 
     @property
     def kind(self) -> str:
@@ -133,6 +146,7 @@ class Cell:
             "ragged": ("a ragged batch", self.tokens),
             "kv_lengths": ("key lengths", self.kv_lengths),
             "fp8": ("fp8", self.dtype == FP8),
+            "values": ("V of another head size", self.v_head_size),
             self.kind: (self.kind, self.beside),
         }
         return {word: said for word, (said, there) in asked.items() if there}
@@ -171,7 +185,8 @@ class Cell:
         """[batch, heads, sequence, head size] of ``"Q"``, ``"K"``, ``"V"`` or ``"Out"``."""
         own = tensor in ("Q", "Out")
         batch, seq = (1, sum(self.tokens)) if self.tokens else (self.batch, self.seq if own else self.kv_seq)
-        return batch, self.heads if own else self.kv_heads, seq, self.head_size
+        size = self.v_head_size if tensor in ("V", "Out") and self.v_head_size else self.head_size
+        return batch, self.heads if own else self.kv_heads, seq, size
 
     def strides(self, tensor: str) -> Strides:
         """(batch, head, sequence) of a tensor, in elements; the head size has 1."""
@@ -184,6 +199,9 @@ class Cell:
             whole, rest = divmod(self.seq, DOCUMENT)
             one = whole * _pairs(DOCUMENT, DOCUMENT, self.causal) + _pairs(rest, rest, self.causal)
             return self.batch * one
+        if self.kind == "groups":
+            sizes = [sum(at // PIECE % GROUPS == group for at in range(self.seq)) for group in range(GROUPS)]
+            return self.batch * sum(_pairs(size, size, self.causal) for size in sizes)
         if self.kind == "prefix":
             prefix = min(self.prefix, self.kv_seq)
             hidden = _pairs(prefix, prefix, causal=False) - _pairs(prefix, prefix, causal=True)
@@ -193,18 +211,18 @@ class Cell:
     @property
     def flop(self) -> int:
         """Operations of both products, for the pairs that are seen."""
-        return 4 * self.heads * self.pairs * self.head_size
+        return 2 * self.heads * self.pairs * (self.head_size + (self.v_head_size or self.head_size))
 
     @property
     def nbytes(self) -> int:
         """One pass over Q, K, V and Out; keys that no query sees are not counted."""
         total = 0
+        q, k, v, out = (self.item_size(name) * self.shape(name)[3] for name in ("Q", "K", "V", "Out"))
         for b in range(self.batch):
             queries, keys = self.queries_of(b), self.keys_of(b)
             seen = min(keys, queries) if self.causal else keys
-            both = self.item_size("Q") + self.item_size("Out")
-            total += both * self.heads * queries + 2 * self.item_size("K") * self.kv_heads * seen
-        return total * self.head_size
+            total += (q + out) * self.heads * queries + (k + v) * self.kv_heads * seen
+        return total
 
     @property
     def bound_by_memory(self) -> bool:
@@ -226,11 +244,13 @@ def _pairs(queries: int, keys: int, causal: bool) -> int:
 
 def cells_from(
     dtypes: Sequence[str], batches: Sequence[int], heads: Sequence[int], kv_heads: Sequence[int], seqs: Sequence[int],
-    kv_seqs: Sequence[int], head_sizes: Sequence[int], masks: Sequence[bool],
+    kv_seqs: Sequence[int], head_sizes: Sequence[int], masks: Sequence[bool], v_head_size: int = 0,
 ) -> list[Cell]:  # fmt: skip
-    """Every combination; no ``kv_heads`` or ``kv_seqs`` are as many as heads, and as seq."""
+    """Every combination; no ``kv_heads`` or ``kv_seqs`` are as many as heads, and as seq; 0 is V's head size as Q's."""
     return [
-        Cell(dtype, batch, h, h if hk is None else hk, s, s if sk is None else sk, size, causal)
+        Cell(
+            dtype, batch, h, h if hk is None else hk, s, s if sk is None else sk, size, causal, v_head_size=v_head_size
+        )
         for dtype, size, batch, h, hk, s, sk, causal in itertools.product(
             dtypes, head_sizes, batches, heads, kv_heads or (None,), seqs, kv_seqs or (None,), masks
         )

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.attention.key_blocks import KeyBlocks
 from pyfmha.attention.run import to_float, to_storage
-from pyfmha.bench.cells import DOCUMENT, Cell
+from pyfmha.bench.cells import DOCUMENT, GROUPS, PIECE, Cell
 
 Arrays = Mapping[str, Any]
 T5_BUCKETS, T5_FURTHEST = 32, 128
@@ -17,10 +18,14 @@ T5_BUCKETS, T5_FURTHEST = 32, 128
 FUNCTIONS: dict[str, Callable[[Cell], tuple[str | int, ...]]] = {
     "alibi": lambda cell: ("slopes",),
     "documents": lambda cell: ("begins", "ends", cell.seq),
+    "groups": lambda cell: ("numbers", cell.seq),
     "prefix": lambda cell: ("lengths",),
     "t5": lambda cell: ("table", cell.heads, T5_BUCKETS, T5_FURTHEST),
 }
 """The inputs of each function in its order: arrays by name, and numbers."""
+
+LISTED = {"groups": KeyBlocks(batch=True, head=False)}
+"""Those whose blocks are listed by a launch before."""
 
 
 def arrays_of(cell: Cell) -> dict[str, Any]:
@@ -59,6 +64,8 @@ def _beside(cell: Cell, chance: np.random.Generator) -> dict[str, Any]:
         begins = np.arange(cell.seq) // DOCUMENT * DOCUMENT
         both = {"begins": begins, "ends": np.minimum(begins + DOCUMENT, cell.seq)}
         return {name: np.tile(row, (cell.batch, 1)).astype(np.int32) for name, row in both.items()}
+    if kind == "groups":
+        return {"numbers": np.tile(np.arange(cell.seq) // PIECE % GROUPS, (cell.batch, 1)).astype(np.int32)}
     if kind == "prefix":
         return {"lengths": np.full(cell.batch, cell.prefix, np.int32)}
     return {"table": chance.standard_normal((T5_BUCKETS, cell.heads), np.float32)} if kind == "t5" else {}
@@ -96,6 +103,9 @@ def seen_of(cell: Cell, arrays: Arrays) -> Callable[..., Any] | None:
     if cell.kind == "documents":
         begins, ends = arrays["begins"], arrays["ends"]
         return lambda b, h, q, k: (k >= begins[b, q]) & (k < ends[b, q])
+    if cell.kind == "groups":
+        numbers = arrays["numbers"]
+        return lambda b, h, q, k: numbers[b, q] == numbers[b, k]
     if cell.kind == "prefix":
         lengths = arrays["lengths"]
         return lambda b, h, q, k: (k <= q) | (k < lengths[b])

@@ -1,4 +1,4 @@
-"""The row of FlashAttention-3: dense, ragged, decoding, key lengths and fp8."""
+"""The row of FlashAttention-3: dense, values of another head size, ragged, decoding, key lengths and fp8."""
 
 import importlib
 import importlib.util
@@ -23,7 +23,7 @@ class Flash3:
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
         """See the protocol."""
         torch = find_torch()
-        refuse(cell, self.title, "ragged", "kv_lengths", "fp8")
+        refuse(cell, self.title, "ragged", "kv_lengths", "fp8", "values")
         if cell.dtype == "fp32":
             raise MissingError("FlashAttention-3 has no fp32")
         # Its mask is aligned with the last query and key, ours with the first.

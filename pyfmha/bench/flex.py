@@ -13,7 +13,7 @@ from pyfmha.runtime.device import Stream
 MOST_PROGRAMS = 256
 """How often torch may compile: after 8 times, by default, it runs every further cell uncompiled, many times slower."""
 
-SERVED = ("bias", "mask", "alibi", "documents", "prefix", "t5")
+SERVED = ("bias", "mask", "alibi", "documents", "prefix", "t5", "groups", "values")
 
 
 class Flex:
@@ -28,8 +28,8 @@ class Flex:
         """See the protocol."""
         torch = find_torch()
         refuse(cell, "FlexAttention", *SERVED)
-        if not cell.beside:
-            raise MissingError("not asked: it is timed at biases, masks and functions")
+        if not (cell.beside or cell.v_head_size):
+            raise MissingError("not asked: it is timed at biases, masks, functions, and values of another head size")
         try:
             from torch.nn.attention.flex_attention import create_block_mask, flex_attention
         except ImportError:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pyfmha.attention import biased, forward, fp8
+from pyfmha.attention import biased, forward, fp8, key_blocks
 from pyfmha.attention.biased import Biased, BiasedCall, broadcast_strides
 from pyfmha.attention.forward import Call, Forward
 from pyfmha.attention.fp8 import Fp8, Fp8Call
 from pyfmha.bench.cells import FP8, Cell
-from pyfmha.bench.extras import FUNCTIONS
+from pyfmha.bench.extras import FUNCTIONS, LISTED
 
 _POINTERS = tuple(name for name, kind in forward.ARGUMENTS if kind.startswith("*"))
 _TENSORS = {
@@ -28,7 +28,9 @@ class Launch:
         build: what ``pyfmha build`` is told to add it.
         pointers: what each pointer is: ``"Out"``, one of the inputs' tensors by name, or empty for none.
         numbers: what follows the pointers.
-        further: what follows these: tensors of the inputs by name, and numbers.
+        further: what follows these: tensors of the inputs by name, and numbers; ``"Blocks"`` is memory.
+        first: a function that is launched before with the same arguments; empty for none.
+        memory: bytes of ``"Blocks"``.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Launch:
     pointers: tuple[str, ...]
     numbers: tuple[int | float, ...]
     further: tuple[str | int, ...] = ()
+    first: str = ""
+    memory: int = 0
 
 
 def call_of(cell: Cell) -> Call:
@@ -50,14 +54,19 @@ def launch_of(cell: Cell) -> Launch:
         build = ("--kernels", "fp8", "--arch", "sm_90", *build)
         name = Fp8(cell.dtype_of("Out"), cell.head_size).name
         return Launch(name, build, _given(fp8.POINTERS), Fp8Call(**_common(cell)).scalars())
-    if not cell.beside:
+    if not (cell.beside or cell.v_head_size):
         return Launch(Forward(cell.dtype, cell.head_size).name, build, _given(_POINTERS), call_of(cell).scalars())
-    name, numbers = Biased(cell.dtype, cell.head_size).name, BiasedCall(**_common(cell), **_strides(cell)).scalars()
+    name = Biased(cell.dtype, max(cell.head_size, cell.v_head_size)).name
+    numbers = BiasedCall(**_common(cell), **_strides(cell), v_head_size=cell.v_head_size).scalars()
     if cell.kind not in FUNCTIONS:
         return Launch(name, ("--kernels", "biased", *build), _given(biased.POINTERS), numbers)
     name = name.replace("biased", f"with_{cell.kind}")
-    further = FUNCTIONS[cell.kind](cell)
-    return Launch(name, ("--functions", cell.kind, *build), _given(biased.POINTERS), numbers, further)
+    further, first, memory = FUNCTIONS[cell.kind](cell), "", 0
+    if cell.kind in LISTED:
+        lists = LISTED[cell.kind].numbers(cell.batch, cell.heads, lengths=False, mask=(), ragged=False)
+        further, first = (*further, "Blocks", *lists), name.replace("with", "blocks")
+        memory = key_blocks.bytes_of(*lists, cell.seq, cell.kv_seq)
+    return Launch(name, ("--functions", cell.kind, *build), _given(biased.POINTERS), numbers, further, first, memory)
 
 
 def _given(pointers: tuple[str, ...]) -> tuple[str, ...]:

@@ -123,8 +123,10 @@ class Production:
         if self._algorithm >= len(function.manifest.algorithms):
             raise MissingError(f"{function.name} has no algorithm {self._algorithm}")
         shift = int(self._generic)
-        (out,) = _allocate(cell)
+        first = [_find(self._library, launch.first, launch.build)] if launch.first else []
+        out, *memory = _allocate(cell, *([launch.memory] if first else []))
         fixed = {"Out": out.pointer + shift * cell.item_size("Out"), "": 0}
+        fixed |= dict(zip(["Blocks"], (array.pointer for array in memory), strict=False))
         fixed |= {name: array.pointer for name, array in inputs.extra.items()}
 
         def of(index: int) -> Arguments:
@@ -134,7 +136,8 @@ class Production:
             return (*pointers, *launch.numbers, *further)
 
         arguments = [of(index) for index in range(inputs.count)]
-        return PreparedOurs(cell, [(function, arguments, self._algorithm)], out, [], shift, self._stream)
+        steps = [*((one, arguments, 0) for one in first), (function, arguments, self._algorithm)]
+        return PreparedOurs(cell, steps, out, memory, shift, self._stream)
 
 
 class Decoded:

@@ -48,7 +48,15 @@ def _flash3() -> list[Cell]:
         )
     ]
     decoding = [Cell("bf16", b, 32, 8, 1, kv, 128, False) for kv in (4096, 32768) for b in (1, 16, 64)]
-    return [*dense, *capped, *decoding]
+    return [*dense, *_narrow_values("bf16"), *capped, *decoding]
+
+
+def _narrow_values(dtype: str) -> list[Cell]:
+    """As in DeepSeek's prefill: Q and K of head size 192, V of 128."""
+    sizes = ((8, 32, 512), (4, 32, 2048), (4, 8, 2048), (1, 32, 8192))
+    return [
+        Cell(dtype, b, 32, hk, s, s, 192, causal, v_head_size=128) for causal in (False, True) for b, hk, s in sizes
+    ]
 
 
 # Tokens, or keys, of each sequence; the random ones were drawn once from 64 to 2048.
@@ -87,7 +95,7 @@ def _fp8() -> list[Cell]:
 
 
 _SAME = ((32, 512), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384))
-_LONG = ("documents", "prefix-1000")
+_LONG = ("documents", "prefix-1000", "groups")
 _CAUSAL = ("", "sinks", "alibi", "documents")
 
 
@@ -99,7 +107,7 @@ def _masks() -> list[Cell]:
             batch, seq = (1, 8192) if beside in _LONG else (4, 2048)
             masks = (False, True) if beside == "" else (beside in _CAUSAL,)
             cells += [Cell("fp16", batch, 32, 32, seq, seq, size, causal, beside=beside) for causal in masks]
-    return cells
+    return [*cells, *_narrow_values("fp16")]
 
 
 _PRESETS: dict[str, tuple[str, Callable[[], list[Cell]]]] = {
@@ -109,10 +117,13 @@ _PRESETS: dict[str, tuple[str, Callable[[], list[Cell]]]] = {
         lambda: _prefill(("fp16", "bf16")),
     ),
     "decode": ("one query over 4096 and 32768 keys", lambda: _decode(("fp16", "bf16"))),
-    "flash3": ("bf16 beside FlashAttention-3, head sizes 64 to 256, soft caps, decoding", _flash3),
+    "flash3": (
+        "bf16 beside FlashAttention-3, head sizes 64 to 256, V of 128 with Q of 192, soft caps, decoding",
+        _flash3,
+    ),
     "lengths": ("bf16, ragged batches and key lengths", _lengths),
     "fp8": ("e4m3 and bf16, head sizes 64, 128 and 256, 512 to 16384 keys", _fp8),
-    "masks": ("fp16, biases, masks, sinks and functions, beside FlexAttention", _masks),
+    "masks": ("fp16, biases, masks, sinks, functions and V of another head size, beside FlexAttention", _masks),
 }
 PRESETS = tuple(_PRESETS)
 DESCRIPTIONS = {name: said for name, (said, _) in _PRESETS.items()}

@@ -161,7 +161,7 @@ class Sdpa:
     def prepare(self, cell: Cell, inputs: DeviceInputs) -> PreparedTorch:
         """See the protocol."""
         torch = find_torch()
-        refuse(cell, "torch's scaled_dot_product_attention", "kv_lengths", "bias", "mask")
+        refuse(cell, "torch's scaled_dot_product_attention", "kv_lengths", "bias", "mask", "values")
         if cell.softcap:
             raise MissingError("torch's scaled_dot_product_attention has no soft cap")
         from torch.nn.attention import SDPBackend, sdpa_kernel

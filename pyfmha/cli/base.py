@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.completion import install_callback, show_callback
 
 from pyfmha.attention.first import DTYPES
 from pyfmha.errors import PyfmhaError, SpecError
@@ -123,8 +124,42 @@ def _in_words(error: OSError, unwritten: bool) -> str:
     return what
 
 
+@contextmanager
+def _helping() -> Iterator[None]:
+    """Who reads the beginning of a help and goes away has read enough; rich would end with 1."""
+    try:
+        yield
+    except SystemExit:
+        raise SystemExit(0) from None
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help may be left unread."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _helping():
+            super().format_help(ctx, formatter)
+
+
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+"""Those that typer knows."""
+_COMPLETION = {"--install-completion": install_callback, "--show-completion": show_callback}
+
+
 class Group(typer.core.TyperGroup):
-    """Reports what fails outside a command: in help or usage."""
+    """Reports what fails outside a command: in help or usage. Its options for completion may be given a shell."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _helping():
+            super().format_help(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = [word for argument in args[:2] for word in argument.split("=", 1)][:2]
+        if len(words) == 2 and words[0] in _COMPLETION and not words[1].startswith("-"):
+            if words[1] not in SHELLS:
+                raise SpecError(f"there is no completion for the shell {words[1]!r}: {one_of(SHELLS, words[1])}")
+            _COMPLETION[words[0]](ctx, None, words[1])  # type: ignore[arg-type]  # what it does not look at; it ends
+        return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):  # paths need not be text in the output's encoding
@@ -138,7 +173,7 @@ _OPEN = "pyfmha.open"
 """Where a context keeps the option that takes another value, if one does at the end of a line."""
 
 
-class Spread(typer.core.TyperCommand):
+class Spread(Command):
     """Lets one option take several values: ``--arch sm_80 sm_90`` is ``--arch sm_80 --arch sm_90``."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:

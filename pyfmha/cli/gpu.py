@@ -97,6 +97,10 @@ def bench_command(
     seq: Annotated[list[int] | None, _several("Queries of a sequence", "2048")] = None,
     kv_seq: Annotated[list[int] | None, _several("Keys of a sequence", "as seq")] = None,
     head_size: Annotated[list[int] | None, _several("1 to 256", "64")] = None,
+    v_head_size: Annotated[
+        int | None,
+        typer.Option("--v-head-size", min=1, max=256, help="Of V and Out. Default: as head-size."),
+    ] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Which mask. Default: both.")] = None,
     layout: Annotated[
         list[str] | None,
@@ -149,7 +153,7 @@ def bench_command(
     from pyfmha.bench.presets import preset as preset_cells
 
     sizes = (dtype, batch, heads, kv_heads, seq, kv_seq, head_size)
-    given = any(value is not None for value in (*sizes, causal))
+    given = any(value is not None for value in (*sizes, v_head_size, causal))
     if preset is not None and given:
         raise SpecError("--preset brings its own sizes: give it, or sizes by flags, not both")
     if preset is not None or not given:
@@ -158,7 +162,7 @@ def bench_command(
         masks = (True, False) if causal is None else (causal,)
         cells = cells_from(
             dtypes_of(dtype or ["fp16"]), batch or [4], heads or [32], kv_heads or [], seq or [2048], kv_seq or [],
-            head_size or [64], masks,
+            head_size or [64], masks, v_head_size or 0,
         )  # fmt: skip
     cells = list(dict.fromkeys(replace(cell, layout=one) for cell in cells for one in layout or ["bhsd"]))
     picture = png or out.with_suffix(".png")

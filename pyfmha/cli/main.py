@@ -13,6 +13,7 @@ from pyfmha.attention.first import HEAD_SIZES, family
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.archs import Archs, default_archs
 from pyfmha.cli.base import (
+    Command,
     Dtypes,
     Group,
     Spread,
@@ -141,7 +142,7 @@ def _described(files: list[Path]) -> tuple[list[KernelSpec], list[Operator]]:
     return specs, described
 
 
-@app.command("inspect")
+@app.command("inspect", cls=Command)
 @reported()
 def inspect_command(
     path: Annotated[
@@ -192,9 +193,9 @@ def demo_command(
         raise typer.Exit(1)
 
 
-app.command("compile")(compile_command)
-app.command("link")(link_command)
-app.command("plugin-check")(plugin_check_command)
+app.command("compile", cls=Command)(compile_command)
+app.command("link", cls=Command)(link_command)
+app.command("plugin-check", cls=Command)(plugin_check_command)
 app.command("onnx", cls=Spread)(onnx_command)
 app.command("onnx-engine", cls=Spread)(onnx_engine_command)
 app.command("verify", cls=Spread)(verify_command)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from pyfmha.cli.base import console, reported
-from pyfmha.runtime.find import library_path
 from pyfmha.verify.plugins import MODULES, check_plugins
 
 
@@ -26,7 +25,7 @@ def plugin_check_command(
     without TensorRT it goes through the plugins' tables. Exit code 1: an answer is wrong.
     """
     wrong = 0
-    for finding in check_plugins(library_path() if path is None else path, tensorrt):
+    for finding in check_plugins(path, tensorrt):
         console.print(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}", markup=False, soft_wrap=True)
         wrong += not finding.good
     if wrong:

@@ -93,6 +93,13 @@ class AttentionFunction:
             return True
         return self._seen is not None and (self._bounds is None or not _tells_what_is_whole(self._bounds[1]))
 
+    def _blocks(self) -> dict[str, bool] | None:
+        """Whether the blocks to visit are listed by a launch of their own, and what lists are told apart by."""
+        seen = self._seen
+        if seen is None or not seen.blocks:
+            return None
+        return {name: seen.reads(name) for name in ("batch", "head")}
+
     def __pyfmha__(self) -> dict[str, Any]:
         """What a build must know of it, as JSON has it."""
         parts = {"SCORE": self._score, "SEEN": self._seen, "BOUNDS": self._bounds}
@@ -103,6 +110,7 @@ class AttentionFunction:
             "file": self.source.stem if self.source.parent == Path(__file__).resolve().parent else str(self.source),
             "inputs": [list(one) for one in self.inputs],
             "parts": [parameter for parameter, part in parts.items() if part is not None],
+            "blocks": self._blocks(),
             "shapes": {name: list(axes) for part in known for name, axes in part.shapes},
             "requires": list(dict.fromkeys(one for part in known for one in part.requires)),
             "score": None if self._score is None else identity(self._score),
@@ -157,6 +165,7 @@ def mask_function(
     function: Any = None,
     *,
     bounds: Callable[..., Any] | None = None,
+    blocks: bool = False,
     inputs: Mapping[str, str] | None = None,
     requires: Sequence[str] = (),
     example: Example | None = None,
@@ -170,6 +179,11 @@ def mask_function(
             the function denies. Two more numbers, first and end of keys that all these queries see, save asking the
             function there. A lambda of one expression, or a ``@triton.jit`` function; it takes any of batch, head,
             first_query, last_query and kv_len, in this order, and then any inputs of the function, in theirs.
+        blocks: whether a launch before attention asks the function of every query and key, and lists the blocks of keys
+            that each tile of queries sees, in part or whole: only those are loaded and computed, wherever they lie, and
+            it is not asked in whole ones. Worth it where what is seen has holes that bounds cannot tell. Sequences and
+            heads share lists unless their numbers are read. Bounds limit where it asks; a mask tensor beside the
+            function is part of the lists.
         inputs, requires, example: as of :func:`score_function`.
 
     Returns:
@@ -178,9 +192,11 @@ def mask_function(
     Raises:
         SpecError: it takes other arguments, or an input has a type that is not served.
     """
+    if blocks not in (True, False):
+        raise SpecError(f"blocks is {blocks!r}; give True or False")
     if function is None:
-        return partial(mask_function, bounds=bounds, inputs=inputs, requires=requires, example=example)
-    part = replace(part_of(function, SEEN, "mask", inputs or {}, requires), bounds=bounds)
+        return partial(mask_function, bounds=bounds, blocks=blocks, inputs=inputs, requires=requires, example=example)
+    part = replace(part_of(function, SEEN, "mask", inputs or {}, requires), bounds=bounds, blocks=blocks)
     limits = None if bounds is None else _bounds_of(bounds, function.__name__, dict(part.inputs))
     return AttentionFunction(function.__name__, file_of(function), part.inputs, example, _seen=part, _bounds=limits)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from pyfmha.attention.key_blocks import TILE
 from pyfmha.errors import SpecError
 from pyfmha.functions.inputs import Part, tree_of
 
@@ -30,6 +31,8 @@ def identity(part: Part) -> str:
     of the variables outside that it reads, and its inputs. Python's version does not.
     """
     said: list[str] = [repr((part.inputs, part.shapes, part.requires))]
+    if part.blocks:  # an engine without has no memory for them
+        said.append(f"blocks of {TILE}")
     seen: set[int] = set()
     for one in (part.function, part.bounds):
         said += _told(one, seen)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pyfmha.attention import biased_hopper
-from pyfmha.attention.biased import ANY, ARGUMENTS, PLAIN, Biased
+from pyfmha.attention import biased_hopper, key_blocks
+from pyfmha.attention.biased import ANY, ARGUMENTS, MASKED, PLAIN, Biased
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.function_operator import UserFunction, function_operator
+from pyfmha.attention.key_blocks import KeyBlocks
 from pyfmha.errors import KernelSourceError, LibraryError, SpecError
 from pyfmha.functions.declare import AttentionFunction
 from pyfmha.operators.description import Operator
@@ -48,6 +49,7 @@ class Declared:
         asked: whether it is asked for each element: a score function that is not relative, or a mask function without
             bounds of what is seen whole.
         trial: of one that says it is relative, what it is to be tried with, see :mod:`pyfmha.functions.relative`.
+        blocks: of lists of the blocks to visit; None: there are none.
     """
 
     source: Path
@@ -57,6 +59,7 @@ class Declared:
     function: UserFunction | None = None
     asked: bool = True
     trial: str = ""
+    blocks: KeyBlocks | None = None
 
     @property
     def relative(self) -> bool:
@@ -75,15 +78,19 @@ class Declared:
                 f"function is {function!r}; give what @pyfmha.score_function or @pyfmha.mask_function makes of one"
             )
         said = function.__pyfmha__()
-        return cls(
-            Path(said["source"]),
-            said["name"],
-            function.inputs,
-            tuple(said["parts"]),
-            None,
-            said["asked"],
-            said["trial"],
-        )
+        return cls._made(said, Path(said["source"]), None, KeyBlocks(**said["blocks"]) if said["blocks"] else None)
+
+    @classmethod
+    def _made(
+        cls, said: dict[str, Any], source: Path, function: UserFunction | None, blocks: KeyBlocks | None
+    ) -> "Declared":
+        inputs = tuple((name, kind) for name, kind in said["inputs"])
+        return cls(source, said["name"], inputs, tuple(said["parts"]), function, said["asked"], said["trial"], blocks)
+
+    @property
+    def arguments(self) -> tuple[tuple[str, str], ...]:
+        """What a function of the library takes behind attention's own arguments."""
+        return (*self.inputs, *(() if self.blocks is None else key_blocks.ARGUMENTS))
 
 
 def file_of(name: str) -> Path:
@@ -113,15 +120,7 @@ def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]
         SpecError: a function is declared wrongly.
     """
     found = [
-        Declared(
-            source,
-            one["name"],
-            tuple((name, kind) for name, kind in one["inputs"]),
-            tuple(one["parts"]),
-            UserFunction.of(one),
-            one["asked"],
-            one["trial"],
-        )
+        Declared._made(one, source, made := UserFunction.of(one), made.blocks)
         for one in collect(source)
         if _is_at_home(source, one)
     ]
@@ -157,14 +156,28 @@ class WithFunction(Biased):
         """The C function: ``fmha_with_alibi_d64_fp16``."""
         return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
 
+    @property
+    def blocks_name(self) -> str:
+        """The C function that lists the blocks to visit: ``fmha_blocks_documents_d64_fp16``."""
+        return f"fmha_blocks_{self.function.name}_d{self.padded}_{self.dtype}"
+
     def specs(self) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
-        tensors of any alignment."""
-        asked = self.function.asked
-        fast = biased_hopper.of_function(self.generic(), self.padded, relative=self.function.relative, asked=asked)
-        known = (PLAIN, ANY) if self.dtype != "fp32" else (ANY,)
+        tensors of any alignment. Where blocks are listed, all these walk the lists, and the last writes them."""
+        one, base = self.function, self.generic()
+        listed = one.blocks is not None
+        if listed:
+            fast = biased_hopper.of_kind(base, self.padded, biased_hopper.NEITHER)
+        else:
+            fast = biased_hopper.of_function(base, self.padded, relative=one.relative, asked=one.asked)
+        known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
-        return tuple(map(self._with_function, (*fast, *portable)))
+        made = tuple(map(self._with_function, (*fast, *portable)))
+        if not listed:
+            return made
+        # Rows of a mask are read many bytes at a time where they can.
+        writing = [self._with_function(spec) for spec in (self.tuned(MASKED), self.generic())]
+        return *map(key_blocks.reading, made), *(key_blocks.writing(spec, self.blocks_name) for spec in writing)
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
         inputs = self.function.inputs
@@ -241,10 +254,10 @@ def find(library: Any, function: Declared, dtype: str, head_size: int) -> Any:
         raise LibraryError(f"{library.path} has no {wanted.name}, made of {function.name}; build it: {command}")
     found = library[wanted.name]
     given = tuple(found.manifest.arguments)[len(ARGUMENTS) :]
-    if given != function.inputs:
+    if given != function.arguments:
         raise LibraryError(
             f"{wanted.name} of {library.path} takes {_said(given)}, {function.name} of {function.source} takes"
-            f" {_said(function.inputs)}; build it again: {command}"
+            f" {_said(function.arguments)}; build it again: {command}"
         )
     return found
 

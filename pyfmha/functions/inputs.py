@@ -38,6 +38,7 @@ class Part:
         requires: what must hold of sizes and numbers.
         bounds: the function of the bounds, as it was given.
         relative: whether it says that it is, see :func:`pyfmha.functions.declare.score_function`.
+        blocks: whether the blocks to visit are found by a launch of their own.
     """
 
     function: Any
@@ -46,11 +47,18 @@ class Part:
     requires: tuple[str, ...] = ()
     bounds: Any = None
     relative: bool = False
+    blocks: bool = False
 
     @property
     def name(self) -> str:
         """The function's own name."""
         return str(self.function.__name__)
+
+    def reads(self, name: str) -> bool:
+        """Whether the function, or its bounds, reads a value of this name."""
+        functions = [one for one in (self.function, self.bounds) if one is not None]
+        nodes = (node for one in functions for node in ast.walk(tree_of(one)))
+        return any(isinstance(node, ast.Name) and node.id == name for node in nodes)
 
 
 def part_of(

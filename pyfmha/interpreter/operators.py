@@ -198,7 +198,8 @@ class _Runs:
             raise PluginError(f"the grid of {function} divides by zero") from None
         if x and y and z:
             read = {name for expression in grid for name in expression.names()}
-            taken = {**arguments, **(self.more if function in self.kernels else {})}
+            tuples = {name: tuple(arguments.pop(one) for one in elements) for name, elements in kernel.tuples}
+            taken: dict[str, Any] = {**arguments, **tuples, **(self.more if function in self.kernels else {})}
             run_in_subprocess(kernel.path, kernel.name, (x, y, z), taken, kernel.constants, optional=read)
 
     def _kernel(self, launch: LaunchProgram, function: str) -> "_Kernel":
@@ -206,7 +207,8 @@ class _Runs:
         if spec is not None:
             functions = {one.parameter: FunctionOf(str(one.source), one.attribute) for one in spec.functions}
             constants = {**dict(spec.constants), **functions}
-            return _Kernel(spec.source, spec.kernel, constants, dict(spec.prototype), spec.grid_expressions)
+            tuples = () if self.more else _flat(spec)
+            return _Kernel(spec.source, spec.kernel, constants, dict(spec.prototype), spec.grid_expressions, tuples)
         if not said.kernel:
             raise InterpreterError(f"{function} is a function of a library, and no kernel is given that computes it")
         if not os.fspath(self.source):
@@ -241,13 +243,20 @@ class _Runs:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel, and how it is launched: the types of its pointers among others; the grid where it is parsed."""
+    """A kernel, and how it is launched: the types of its pointers among others; the grid where it is parsed; parameters
+    that are tuples of arguments."""
 
     path: Path
     name: str
     constants: Mapping[str, Any]
     kinds: Mapping[str, str]
     grid: tuple[GridExpression, ...]
+    tuples: Sequence[tuple[str, Sequence[str]]] = ()
+
+
+def _flat(spec: KernelSpec) -> list[tuple[str, list[str]]]:
+    """The tuples of a spec, whose elements are arguments."""
+    return [(name, [one for one in elements if isinstance(one, str)]) for name, elements in spec.tuples]
 
 
 def _integers(values: Mapping[str, Any]) -> dict[str, int]:

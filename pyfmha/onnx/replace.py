@@ -77,9 +77,9 @@ def replaced(model: ir.Model) -> tuple[ir.Model, Report]:
     for graph in state.graphs:
         report.found += [*_not_read(graph), *_in_subgraphs(graph)]
     if count:
-        turning = _Rotary(state, "", "RotaryEmbedding")
-        rule = pattern.RewriteRule(turning.pattern, turning.rewrite, turning.check, remove_nodes=False)
-        pattern.RewriteRuleSet([rule]).apply_to_model(model)
+        turning = [_Rotary(state, domain, "RotaryEmbedding") for domain in ("", contrib.DOMAIN)]
+        made = [pattern.RewriteRule(one.pattern, one.rewrite, one.check, remove_nodes=False) for one in turning]
+        pattern.RewriteRuleSet(made).apply_to_model(model)
         model.opset_imports[DOMAIN] = 1
         for graph in state.graphs:
             _join_transposes(graph)

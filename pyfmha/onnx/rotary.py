@@ -1,14 +1,16 @@
 """Rotated positions in ONNX's elementwise operators.
 
 TensorRT's parser knows ONNX's RotaryEmbedding, but refuses one whose angles are those of a single sequence while the
-batch is free, which is what PyTorch's exporter writes of a model without position ids.
+batch is free, which is what PyTorch's exporter writes of a model without position ids. ONNX Runtime's it does not know.
 """
 
 from typing import Any
 
 import onnx_ir as ir
 
-from pyfmha.onnx.emit import constant
+from pyfmha.onnx.contrib import DOMAIN
+from pyfmha.onnx.contrib_beside import counted
+from pyfmha.onnx.emit import constant, length
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.standard import optional
 from pyfmha.onnx.tensors import attribute
@@ -52,7 +54,40 @@ def _joined(op: Any, first: Any, second: Any, half: int) -> Any:
 
 
 def is_refused(facts: Facts, node: ir.Node) -> bool:
-    """Whether TensorRT's parser refuses a RotaryEmbedding of ONNX for its angles, and it can be written out."""
+    """Whether TensorRT's parser refuses a RotaryEmbedding, and it can be written out."""
+    return _is_known(facts, node) if node.domain == DOMAIN else _is_of_one_sequence(facts, node)
+
+
+def _is_known(facts: Facts, node: ir.Node) -> bool:
+    """Whether what ONNX Runtime's needs is known: docs/ContribOperators.md."""
+    shapes = [facts.shape(value) for value in node.inputs if value is not None]
+    if len(shapes) != 4 or None in shapes or not shapes[2][1].number:  # type: ignore[index]
+        return False
+    if attribute(node, "is_packed_batching", 0) or attribute(node, "scale", 1.0) != 1.0 or len(shapes[1] or ()) > 2:
+        return False
+    return len(shapes[0] or ()) == 4 or (len(shapes[0] or ()) == 3 and _heads_of(facts, node) is not None)
+
+
+def _heads_of(facts: Facts, node: ir.Node) -> int | None:
+    """The number of heads in a row of ONNX Runtime's, which need not say it where whole heads are turned."""
+    shape, angles = facts.shape(node.inputs[0]) or (), facts.shape(node.inputs[2]) or ()  # type: ignore[arg-type]
+    if attribute(node, "num_heads", 0):
+        return int(attribute(node, "num_heads", 0))
+    heads = shape[2].over(2 * (angles[1].number or 0))
+    return None if heads is None else heads.number
+
+
+def _picked(op: Any, facts: Facts, node: ir.Node, axis: int) -> tuple[Any, Any]:
+    """Cosines and sines of ONNX Runtime's positions: those of each row, or the first of all sequences."""
+    rows, at, *tables = (optional(node, index) for index in range(4))
+    assert rows is not None
+    assert at is not None
+    if len(facts.shape(at) or ()) < 2:
+        at = op.Reshape(op.Add(counted(op, length(op, rows, axis)), at), constant(op, [1, -1]))
+    return op.Gather(tables[0], at, axis=0), op.Gather(tables[1], at, axis=0)
+
+
+def _is_of_one_sequence(facts: Facts, node: ir.Node) -> bool:
     rows, cosines, positions = (optional(node, index) for index in (0, 1, 3))
     if rows is None or cosines is None or positions is not None:
         return False
@@ -65,13 +100,14 @@ def is_refused(facts: Facts, node: ir.Node) -> bool:
 
 def written_out(op: Any, facts: Facts, node: ir.Node) -> Any:
     """Such a RotaryEmbedding in elementwise operators."""
-    rows, tables = node.inputs[0], (node.inputs[1], node.inputs[2])
-    shape, angles = facts.shape(rows) or (), facts.shape(tables[0]) or ()  # type: ignore[arg-type]
-    half, paired = angles[2].number or 0, bool(attribute(node, "interleaved", 0))
+    rows, theirs = node.inputs[0], node.domain == DOMAIN
+    shape, angles = facts.shape(rows) or (), facts.shape(node.inputs[2]) or ()  # type: ignore[arg-type]
+    half, paired = angles[-1].number or 0, bool(attribute(node, "interleaved", 0))
+    tables = _picked(op, facts, node, len(shape) - 2) if theirs else (node.inputs[1], node.inputs[2])
     if len(shape) == 4:  # [batch, heads, seq, head size]
         wide = tuple(op.Unsqueeze(table, constant(op, [1])) for table in tables)
         return turned(op, rows, (wide[0], wide[1]), half, shape[3].number, paired)
-    heads = attribute(node, "num_heads", 0)
+    heads = (_heads_of(facts, node) if theirs else attribute(node, "num_heads", 0)) or 0
     size = shape[2].over(heads)
     apart = op.Reshape(rows, constant(op, [0, 0, heads, -1]))
     wide = tuple(op.Unsqueeze(table, constant(op, [2])) for table in tables)

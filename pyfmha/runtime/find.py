@@ -1,9 +1,11 @@
 """Which library is meant where none is named."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pyfmha.errors import LibraryError
+from pyfmha.errors import LibraryError, ManifestError
 from pyfmha.spec.advice import DEFAULT_FOLDER, LIBRARY_NAME, PREBUILT, build_command
 
 DEFAULT_LIBRARY = DEFAULT_FOLDER / LIBRARY_NAME
@@ -23,6 +25,21 @@ def library_path() -> Path:
             f" `library`, or the environment variable {LIBRARY_VARIABLE}"
         )
     return found
+
+
+@contextmanager
+def naming_the_variable(meant: bool) -> Iterator[None]:
+    """Errors about a library say that the variable names it, where it does.
+
+    Args:
+        meant: whether the library is that of :func:`library_path`.
+    """
+    try:
+        yield
+    except (LibraryError, ManifestError) as error:
+        if not meant or not os.environ.get(LIBRARY_VARIABLE):
+            raise
+        raise type(error)(f"{error} ({LIBRARY_VARIABLE} names that library)") from None
 
 
 def built_library() -> Path | None:

@@ -17,7 +17,7 @@ from pyfmha.operators.description import Operator
 from pyfmha.operators.tactics import Tactic, tactics_of
 from pyfmha.runtime.arguments import in_order, with_addresses
 from pyfmha.runtime.elf import check_whole
-from pyfmha.runtime.find import library_path
+from pyfmha.runtime.find import library_path, naming_the_variable
 from pyfmha.runtime.packing import Head, aligned, leading_pointers, pointers_among
 from pyfmha.runtime.prepared import Prepared
 from pyfmha.spec.abi import ctype
@@ -296,7 +296,12 @@ class Library(Mapping[str, Function]):
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
-        path = library_path() if path is None else path
+        found = library_path() if path is None else path
+        with naming_the_variable(path is None):
+            self._open(found)
+        self._functions = {made.name: Function(self._cdll, made) for made in self.manifest.functions}
+
+    def _open(self, path: Path | str) -> None:
         self.path = Path(path).resolve()
         if not self.path.is_file():
             raise LibraryError(f"no library at {path}; build it: {build_command(Path(path))}")
@@ -308,7 +313,6 @@ class Library(Mapping[str, Function]):
                 f"{self.path} cannot be loaded: {error}; build it on this machine: {build_command(self.path)}"
             ) from None
         self.manifest = self._read_manifest()
-        self._functions = {made.name: Function(self._cdll, made) for made in self.manifest.functions}
 
     @functools.cached_property
     def operators(self) -> tuple[Operator, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from pyfmha.torch.functions import Evaluated
 from pyfmha.torch.settings import NONE, Settings
 
 
@@ -15,6 +16,8 @@ def attend(
     q_lengths: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
     beside: Mapping[str, torch.Tensor] = NONE,
+    function: Evaluated | None = None,
+    first: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of padded batches.
 
@@ -24,6 +27,8 @@ def attend(
         settings: with layout ``bhsd``.
         q_lengths, kv_lengths: [batch], or None.
         beside: ``bias`` and ``mask``, broadcast to [batch, heads, Sq, Skv], and ``sinks`` [heads], where there are any.
+        function: functions of a user's.
+        first: number of the first sequence, which they are told.
 
     Returns:
         Out, of q's shape and type, and the log-sum-exp, float32 [batch, heads, Sq].
@@ -39,6 +44,9 @@ def attend(
     if "bias" in beside:
         scores = scores + beside["bias"].float()
         seen = seen & ~beside["bias"].isneginf()
+    if function is not None:
+        scores, shown = _of_function(function, first, scores, settings, q_lengths, kv_lengths)
+        seen = seen & shown
     scores = scores.masked_fill(~seen, float("-inf"))
     lse = torch.logsumexp(scores, dim=-1)
     if "sinks" in beside:
@@ -61,6 +69,7 @@ def attend_ragged(
     cu_seqlens_q: torch.Tensor,
     cu_seqlens_kv: torch.Tensor,
     beside: Mapping[str, torch.Tensor] = NONE,
+    function: Evaluated | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of sequences that lie behind each other, one after the other.
 
@@ -70,6 +79,7 @@ def attend_ragged(
         settings: as :func:`attend`.
         cu_seqlens_q, cu_seqlens_kv: [sequences + 1], where each begins.
         beside: as :func:`attend`, of the longest sequence; the others see its beginning.
+        function: as there.
 
     Returns:
         Out, of q's type, and the log-sum-exp, float32 [heads, tokens]; zeros and minus infinity where no sequence is.
@@ -81,7 +91,7 @@ def attend_ragged(
         of_q, of_kv = slice(*rows[number : number + 2]), slice(*keys[number : number + 2])
         one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in (q[of_q], k[of_kv], v[of_kv]))
         cut = {name: _cut(name, tensor, number, one_q, one_k) for name, tensor in beside.items()}
-        found, sums = attend(one_q, one_k, one_v, settings, None, None, cut)
+        found, sums = attend(one_q, one_k, one_v, settings, None, None, cut, function, number)
         out[of_q], lse[:, of_q] = found[0].transpose(0, 1), sums[0]
     return out, lse
 
@@ -93,6 +103,30 @@ def _cut(name: str, tensor: torch.Tensor, number: int, q: torch.Tensor, k: torch
     whole = tensor[(None,) * (4 - tensor.ndim)]
     of_one = whole[number : number + 1] if whole.shape[0] > 1 else whole
     return of_one[:, :, : q.shape[2], : k.shape[2]]
+
+
+def _of_function(
+    function: Evaluated,
+    first: int,
+    scores: torch.Tensor,
+    settings: Settings,
+    q_lengths: torch.Tensor | None,
+    kv_lengths: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a function makes of scores, and which keys it shows. It is asked for what there is of each sequence only, as
+    its tensors may have no more."""
+    batch, _, rows, columns = scores.shape
+    made, shown = scores.clone(), torch.zeros_like(scores, dtype=torch.bool)
+    q_ends, kv_ends = (
+        _ends(lengths, batch, most, scores.device).flatten().tolist()
+        for lengths, most in ((q_lengths, rows), (kv_lengths, columns))
+    )
+    for number, (queries, keys) in enumerate(zip(q_ends, kv_ends, strict=True)):
+        if queries and keys:
+            there = number, slice(None), slice(queries), slice(keys)
+            position = keys - queries if settings.bottom_right else 0
+            made[there], shown[there] = function(scores[there], first + number, position)
+    return made, shown
 
 
 def _seen(

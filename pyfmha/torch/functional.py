@@ -2,13 +2,15 @@
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import torch
 
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
+from pyfmha.torch.functions import Own, extended, named_tensors, node_attributes, own_of
 from pyfmha.torch.launch import lacking, launch
 from pyfmha.torch.operator import (
     NoGradient,
@@ -19,10 +21,12 @@ from pyfmha.torch.operator import (
     plain_op,
     ready_for,
 )
-from pyfmha.torch.plain import Recent, is_compiling, undispatched
+from pyfmha.torch.plain import Recent, is_compiling, undispatched, undisturbed
 from pyfmha.torch.settings import DTYPES, Settings, check_lengths, problem_of
+from pyfmha.torch.with_functions import attention_with_op
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
-from pyfmha.trt.attention.words import Align, Causal, Layout
+from pyfmha.trt.attention.functions import Asked, split_mask
+from pyfmha.trt.attention.words import Align, Causal, Function, Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
@@ -30,8 +34,13 @@ if TYPE_CHECKING:
 ALIGNMENTS = ("top-left", "bottom-right")
 ALIGNED = (None, *ALIGNMENTS)
 CAUSAL = (False, True, "bottom-right")
+NOTHING: tuple[Any, ...] = ()
 _recent, _recent_drop_in = Recent(), Recent()
 _native = torch.nn.functional.scaled_dot_product_attention
+
+
+Mask: TypeAlias = torch.Tensor | Function | tuple[torch.Tensor, Function] | None
+Values: TypeAlias = Sequence[torch.Tensor | float] | Mapping[str, torch.Tensor | float]
 
 
 class Options(TypedDict, total=False):
@@ -48,8 +57,11 @@ class Options(TypedDict, total=False):
     cu_seqlens_q: torch.Tensor | None
     cu_seqlens_kv: torch.Tensor | None
     bias: torch.Tensor | None
-    mask: torch.Tensor | None
+    mask: Mask
     sinks: torch.Tensor | None
+    score: Function | None
+    score_inputs: Values
+    mask_inputs: Values
 
 
 @overload
@@ -85,8 +97,11 @@ def attention(
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_kv: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
+    mask: Mask = None,
     sinks: torch.Tensor | None = None,
+    score: Function | None = None,
+    score_inputs: Values = NOTHING,
+    mask_inputs: Values = NOTHING,
     return_lse: bool = False,
 ) -> Any:
     """softmax(scale * Q K^T) V of tensors, on PyTorch's current stream.
@@ -97,6 +112,9 @@ def attention(
         scale, window, align, softcap, layout, q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks,
             return_lse: as :func:`pyfmha.trt.add_attention`. A bias and a mask are read by their strides, expanded
             ones too.
+        score, score_inputs, mask_inputs: as there, with tensors of PyTorch; ``mask`` may be a function, or a tensor and
+            a function. On a GPU the library must hold them: ``pyfmha build --functions``. On a CPU their own source is
+            run by Triton's interpreter, which is slow, and needs the functions themselves rather than their names.
 
     Returns:
         Out, of Q's type, its shape with V's head size; with ``return_lse`` a pair of it and the log-sum-exp, float32.
@@ -112,9 +130,14 @@ def attention(
     if causal == "bottom-right" and align == "top-left":
         raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
     left, right = window if isinstance(window, tuple) and len(window) == 2 else _window(window)
+    asked, functions = None, None
+    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is score is None
+    if not (alone or mask is None or isinstance(mask, torch.Tensor)) or not (
+        score is None and score_inputs is NOTHING and mask_inputs is NOTHING
+    ):
+        mask, functions = _functions_of(score, mask, score_inputs, mask_inputs)
+        alone = False
     more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
-    asked = None
-    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is None
     if alone and not is_compiling():
         asked = (causal, scale, left, right, align, softcap, layout, return_lse)
         call = _recent.find(asked, q, k, v)
@@ -130,6 +153,8 @@ def attention(
     aligned = "bottom-right" in (causal, align)
     keywords = (factor, bool(causal), aligned, left, right, _number("softcap", softcap), laid)
     arguments = (q, k, v, *keywords, *more[:4], return_lse, *more[4:])
+    if functions:
+        return _with_functions(functions, arguments)
     gradient = differentiated(q, k, v, bias, sinks)
     if not is_compiling() and not gradient and undispatched(q, k, v, more):
         ready, tensors = ready_for(*arguments)
@@ -144,6 +169,29 @@ def attention(
         overload, taken = operator_for(arguments)
         out, lse = overload(*taken)
     return (out, lse) if return_lse else out
+
+
+def _functions_of(score: Any, mask: Any, score_inputs: Any, mask_inputs: Any) -> tuple[torch.Tensor | None, Asked]:
+    """The tensor that a mask is, and the functions."""
+    tensor, shown = split_mask(mask)
+    return tensor, Asked(score, shown, score_inputs, mask_inputs)
+
+
+def _with_functions(asked: Asked, arguments: tuple[Any, ...]) -> Any:
+    """The same with functions."""
+    q, k, v, *keywords = arguments
+    settings, lengths, return_lse = Settings(*keywords[:7]), lengths_of(*keywords[7:11]), keywords[11]
+    beside = beside_of(*keywords[12:])
+    problem = problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside)
+    own = own_of(asked, q, problem.padded_size)
+    if torch.onnx.is_in_onnx_export():
+        return _exported(q, k, v, settings, lengths, return_lse, beside, own)
+    out, lse = attention_with_op(q, k, v, own.score, own.mask, own.tensors, own.numbers, *keywords)
+    return (out, lse) if return_lse else out
+
+
+undisturbed(_functions_of)
+undisturbed(_with_functions)
 
 
 def _window(window: Any) -> tuple[int, int]:
@@ -176,18 +224,23 @@ def _exported(
     lengths: dict[str, torch.Tensor],
     lse: bool,
     beside: dict[str, torch.Tensor],
+    own: Own | None = None,
 ) -> Any:
     """The plugin's node in an ONNX model."""
     check_lengths(q, lengths)
     problem = problem_of(q, k, v, settings, frozenset(lengths), lse, beside)
+    if own is not None:
+        problem = extended(problem, own, q)
+        beside = {**beside, **named_tensors(problem, own)}
     tensors = {"Q": q, "K": k, "V": v, **{name: tensor.to(torch.int32) for name, tensor in lengths.items()}, **beside}
     out_shape = (*q.shape[:-1], v.shape[-1])
     rows, heads = (2, 1) if settings.layout == "bhsd" else (1, 2)
     lse_shape = (q.shape[1], q.shape[0]) if "cu_seqlens_q" in lengths else (q.shape[0], q.shape[heads], q.shape[rows])
+    attributes = {**problem.node_attributes(), **node_attributes(problem.extension)}
     outputs = torch.onnx.ops.symbolic_multi_out(
-        f"pyfmha::{OPERATOR.name}",
+        f"pyfmha::{problem.program.operator.name}",
         [tensors[form.name] for form in problem.forms().inputs],
-        attrs={**problem.node_attributes(), "plugin_version": OPERATOR.version, "plugin_namespace": ""},
+        attrs={**attributes, "plugin_version": OPERATOR.version, "plugin_namespace": ""},
         dtypes=[q.dtype, torch.float32][: 1 + lse],
         shapes=[out_shape, lse_shape][: 1 + lse],
         version=1,

@@ -12,7 +12,7 @@ from pyfmha.attention.biased_operator import AXES, BROADCAST
 from pyfmha.operators.forms import Shape
 from pyfmha.runtime.library import Library
 from pyfmha.trt import standin
-from pyfmha.trt.attention.problem import Problem, attention_program
+from pyfmha.trt.attention.problem import Problem
 from pyfmha.trt.creator import find_library, make_creator
 from pyfmha.trt.fields import creation_fields
 from pyfmha.trt.launch import Enqueue
@@ -66,9 +66,10 @@ def _biased_name(dtype: str, head_size: int) -> str:
 @functools.lru_cache(maxsize=KEPT)
 def _attached(problem: Problem, device: int) -> PluginBehaviour:
     """A plugin on a device, whose context is current, with its code loaded."""
-    fields = creation_fields(standin, attention_program(), problem.attributes())
+    program = problem.program
+    fields = creation_fields(standin, program, problem.attributes())
     phase = standin.TensorRTPhase.BUILD
-    made = make_creator(standin, library()).create_plugin(LAYER, fields.collection, phase)
+    made = make_creator(standin, library(), operator=program.operator).create_plugin(LAYER, fields.collection, phase)
     plugin: PluginBehaviour = made.attach_to_context(None)
     plugin.set_tactic(0)
     return plugin

@@ -12,7 +12,8 @@ import torch
 
 from pyfmha.errors import PluginError
 from pyfmha.torch import cpu
-from pyfmha.torch.launch import KEPT, Ready, launch, out_strides, prepare
+from pyfmha.torch.functions import Own, extended, on_cpu
+from pyfmha.torch.launch import KEPT, Ready, launch, lse_shape, out_strides, prepare
 from pyfmha.torch.plain import Recent
 from pyfmha.torch.settings import Settings, check_devices, check_lengths, problem_of
 from pyfmha.trt.attention.beside import beside_of
@@ -51,6 +52,7 @@ def ready_for(
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
+    own: Own | None = None,
 ) -> tuple[Ready, list[torch.Tensor]]:  # fmt: skip
     """Attention on the GPU, prepared: arguments as :func:`pyfmha.torch.attention`, results for :func:`launch`."""
     lengths = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
@@ -63,7 +65,7 @@ def ready_for(
     key = (
         q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype, q.get_device(),
         k.get_device(), v.get_device(), scale, causal, bottom_right, window_left, window_right, softcap, layout, given,
-        return_lse,
+        return_lse, None if own is None else own.form,
     )  # fmt: skip
     ready = _ready.get(key)
     tensors = [q, k, v]
@@ -72,11 +74,13 @@ def ready_for(
         tensors += [length.to(q.device, torch.int32).contiguous() for length in named.values()]
         # A bias and a mask are read by their strides.
         tensors += beside_of(bias, mask, None if sinks is None else sinks.contiguous()).values()
+    if own is not None:
+        tensors += [tensor.contiguous() for tensor in own.tensors]
     if ready is None:
         check_lengths(q, lengths_of(*lengths))
         settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
         beside = beside_of(bias, mask, sinks)
-        ready = _prepared(key, tensors, settings, frozenset(lengths_of(*lengths)), return_lse, beside)
+        ready = _prepared(key, tensors, settings, frozenset(lengths_of(*lengths)), return_lse, beside, own)
     return ready, tensors
 
 
@@ -136,9 +140,12 @@ def _prepared(
     lengths: frozenset[str],
     return_lse: bool,
     beside: dict[str, torch.Tensor],
+    own: Own | None,
 ) -> Ready:
     q, k, v = tensors[:3]
     problem = problem_of(q, k, v, settings, lengths, return_lse, beside)
+    if own is not None:
+        problem = extended(problem, own, q)
     check_devices(q, k, v, beside)
     with torch.cuda.device(q.device):
         ready = prepare(problem, tensors, q.get_device())
@@ -155,30 +162,49 @@ def _on_cpu(
     cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
+    keywords = (
+        scale, causal, bottom_right, window_left, window_right, softcap, layout, q_lengths, kv_lengths, cu_seqlens_q,
+        cu_seqlens_kv, return_lse, bias, mask, sinks,
+    )  # fmt: skip
     if differentiated(q, k, v, bias, sinks):
-        return _refusing(
-            q, k, v, scale, causal, bottom_right, window_left, window_right, softcap, layout, q_lengths, kv_lengths,
-            cu_seqlens_q, cu_seqlens_kv, return_lse, bias, mask, sinks,
-        )  # fmt: skip
+        return _refusing(q, k, v, *keywords)
+    return computed(q, k, v, *keywords)
+
+
+def computed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool = False, bottom_right: bool = False,
+    window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
+    q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None, cu_seqlens_kv: torch.Tensor | None = None, return_lse: bool = False,
+    bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
+    own: Own | None = None,
+) -> Pair:  # fmt: skip
+    """Attention on the CPU: arguments as :func:`pyfmha.torch.attention`."""
     settings = Settings(scale, causal, bottom_right, window_left, window_right, softcap, layout)
     lengths = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv)
     beside = beside_of(bias, mask, sinks)
     # What is refused on a GPU is refused here.
     check_devices(q, k, v, beside)
     check_lengths(q, lengths)
-    problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside)
-    result = _out(q, v)
+    problem, function = problem_of(q, k, v, settings, frozenset(lengths), return_lse, beside), None
+    result, nothing = out_of(q, v)
+    if own is not None:
+        named = {"Q": q, "K": k, "V": v, **lengths, **beside}
+        forms = problem.forms().inputs
+        shapes = [tuple(x.shape) for x in (*(named[form.name] for form in forms), *own.tensors, result)]
+        shapes += [lse_shape(problem, q)] if return_lse else []
+        function = on_cpu(extended(problem, own, q), own, shapes)
     if cu_seqlens_q is not None and cu_seqlens_kv is not None:
-        out, lse = cpu.attend_ragged(q, k, v, settings, cu_seqlens_q, cu_seqlens_kv, beside)
-        return result.copy_(out), lse if return_lse else _nothing(q)
+        out, lse = cpu.attend_ragged(q, k, v, settings, cu_seqlens_q, cu_seqlens_kv, beside, function)
+        return result.copy_(out), lse if return_lse else nothing
     if layout == "bshd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = cpu.attend(q, k, v, settings, q_lengths, kv_lengths, beside)
+    out, lse = cpu.attend(q, k, v, settings, q_lengths, kv_lengths, beside, function)
     result.copy_(out.transpose(1, 2) if layout == "bshd" else out)
-    return result, lse if return_lse else _nothing(q)
+    return result, lse if return_lse else nothing
 
 
-def _fake(
+def fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool = False, bottom_right: bool = False,
     window_left: int = -1, window_right: int = -1, softcap: float = 0.0, layout: str = "bhsd",
     q_lengths: torch.Tensor | None = None, kv_lengths: torch.Tensor | None = None,
@@ -186,9 +212,9 @@ def _fake(
     bias: torch.Tensor | None = None, mask: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
 ) -> Pair:  # fmt: skip
     check_devices(q, k, v, beside_of(bias, mask, sinks))
-    out = _out(q, v)
+    out, nothing = out_of(q, v)
     if not return_lse:
-        return out, _nothing(q)
+        return out, nothing
     if cu_seqlens_q is not None:
         return out, q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     rows, heads = (2, 1) if layout == "bhsd" else (1, 2)
@@ -201,7 +227,7 @@ for _name, _called in (("attention", NAME), ("attention.full", FULL_NAME)):
     _library.impl(_name, _on_cpu, "CPU")
     # Both ask for gradients themselves; PyTorch's own way only warns, at a backward pass that then goes on without.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(_called, _fake, lib=_library)
+    torch.library.register_fake(_called, fake, lib=_library)
 attention_op, plain_op = torch.ops.pyfmha.attention.full, torch.ops.pyfmha.attention.default
 """The operator with every keyword, and with the first alone."""
 
@@ -214,13 +240,11 @@ def operator_for(arguments: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     return attention_op, arguments
 
 
-def _out(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def out_of(q: torch.Tensor, v: torch.Tensor) -> Pair:
+    """Out, not written yet, and what stands for a log-sum-exp that is no result."""
     shape = (*q.shape[:-1], v.shape[-1])
-    return torch.empty_strided(shape, out_strides(q, v.shape[-1]), dtype=q.dtype, device=q.device)
-
-
-def _nothing(q: torch.Tensor) -> torch.Tensor:
-    return q.new_empty((0,), dtype=torch.float32)
+    out = torch.empty_strided(shape, out_strides(q, v.shape[-1]), dtype=q.dtype, device=q.device)
+    return out, q.new_empty((0,), dtype=torch.float32)
 
 
 def lengths_of(

@@ -99,3 +99,15 @@ class Recent:
         alike = _TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
         self.calls[asked] = alike, call
         return call
+
+
+def undisturbed(function: Any) -> None:
+    """Keep PyTorch's compiler out of a function, as ``torch.compiler.disable`` does, which would import the compiler
+    with its seconds. What reads sources is nothing for it; a program is compiled before and after."""
+    function._torchdynamo_disable = True
+    frames = torch._C._dynamo.eval_frame
+    try:
+        skipped = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(function.__code__, skipped)
+    except AttributeError:  # of another version of PyTorch, whose compiler looks into it, and breaks off inside
+        return

@@ -170,6 +170,7 @@ def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
         ("values of 8", {"v_head_size": 8, "right": 0}),
         ("values of half", {"v_head_size": padded // 2, "bias": full}),
         ("values of another size", {"head_size": padded // 2, "v_head_size": padded, "mask": full, **causal}),
+        *_narrow_values(padded),
         ("ragged, bias", {**ragged, "bias": (1, 2, 80, 120)}),
         ("ragged, mask, bottom right", {**ragged, "mask": (3, 1, 80, 120), **causal}),
         ("ragged, sinks", {**ragged, "sinks": "own", "right": 0}),
@@ -189,6 +190,26 @@ def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
             if case.name in picked
         ),
         replace(plain, name="bias, odd head size", head_size=padded - 3, v_head_size=padded - 5, bias=full),
+    ]
+
+
+def _narrow_values(padded: int) -> list[tuple[str, dict[str, Any]]]:
+    """Values of up to two thirds of the head size, with nothing else: Hopper has variants for some of them, which are
+    chosen by how many queries there are."""
+    both = {"head_size": padded * 3 // 4, "v_head_size": padded // 2}
+    several: dict[str, Any] = {"q_len": 300, "kv_len": 517, "heads": 6, "layout": "bshd"}
+    tall: dict[str, Any] = {**both, "batch": 1, "kv_heads": 1, "right": 0}
+    return [
+        ("values of two thirds", both),
+        ("values of two thirds, causal", {**both, **several, "right": 0}),
+        ("values of two thirds, bottom right", {**both, "right": 0, "bottom_right": True}),
+        ("values of a third", {**several, "head_size": both["head_size"] - 8, "v_head_size": padded // 4}),
+        ("values of 8, smaller head size", {**both, "v_head_size": 8, "lse": False}),
+        ("values of two thirds, sinks", {**both, "sinks": "own"}),
+        ("values of two thirds, misaligned", {**both, "shift": 1}),
+        ("values of two thirds, largest inputs", {**both, "largest": True}),
+        ("values of two thirds, Sq 1030", {**tall, "q_len": 1030, "kv_len": 300}),
+        ("values of two thirds, Sq 4200", {**tall, "q_len": 4200, "kv_len": 90, "bottom_right": True}),
     ]
 
 

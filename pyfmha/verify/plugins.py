@@ -50,11 +50,11 @@ class Finding:
     good: bool = True
 
 
-def check_plugins(path: Path, module: str | None = None) -> Iterator[Finding]:
+def check_plugins(path: Path | None = None, module: str | None = None) -> Iterator[Finding]:
     """Load a library as TensorRT does, and ask its plugins.
 
     Args:
-        path: the library.
+        path: the library; by default as :class:`pyfmha.runtime.library.Library` finds one.
         module: the TensorRT module to load it with; by default the first of :data:`MODULES` that is installed.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pyfmha.attention import key_blocks
 from pyfmha.attention.biased import biased_family
 from pyfmha.attention.biased_decode import biased_decode_family
 from pyfmha.attention.decode import Decoding, decode_family
@@ -224,7 +225,8 @@ def _plans(
             yield [library[eighth.name]], fp8_cases(eighth.dtype, eighth.padded)
     for made, of_function in function_plans(examples, dtypes):
         if made.name in library:
-            yield [find(library, made.function, made.dtype, made.padded)], of_function
+            listing = [library[made.blocks_name]] if made.function.blocks is not None else []
+            yield [*listing, find(library, made.function, made.dtype, made.padded)], of_function
     for pair in decode_family(dtypes):
         if pair.split_name in library and pair.combine_name in library:
             functions = [library[pair.split_name], library[pair.combine_name]]
@@ -313,7 +315,7 @@ def _arguments(functions: Sequence[Function], case: Case, launched: _Launched) -
         descales = [0 if given is None else launched.add(given).pointer for given in case.descales]
         return (out, lse, *inputs, *descales, *lengths, *case.call().scalars())
     if isinstance(case, BiasedCase):
-        own = _own_inputs(case, launched) if isinstance(case, FunctionCase) else []
+        own = [*_own_inputs(case, launched), *_lists(case, launched)] if isinstance(case, FunctionCase) else []
         return (out, lse, *inputs, *lengths, *_tensors(case, launched), *case.call().scalars(), *own)
     return (out, lse, *inputs, *lengths, *case.call().scalars())
 
@@ -325,6 +327,18 @@ def _own_inputs(case: FunctionCase, launched: _Launched) -> list[Any]:
         launched.add(np.ascontiguousarray(value.array)).pointer if isinstance(value, Tensor) else value
         for value in values
     ]
+
+
+def _lists(case: FunctionCase, launched: _Launched) -> list[int]:
+    """The memory for lists of blocks, and how many lists there are."""
+    if case.function.blocks is None:
+        return []
+    call = case.call()
+    lengths = case.q_lengths is not None or case.kv_lengths is not None
+    mask, ragged = call.mask_strides[:2], case.cu_q is not None
+    batches, heads = case.function.blocks.numbers(case.batch, case.heads, lengths=lengths, mask=mask, ragged=ragged)
+    size = key_blocks.bytes_of(batches, heads, case.q_len, case.kv_len)
+    return [launched.add(np.full(size, NAN_BYTE, np.uint8)).pointer, batches, heads]
 
 
 def _tensors(case: BiasedCase, launched: _Launched) -> list[int]:

@@ -1,5 +1,6 @@
 """The family of functions with biases and masks: what is compiled, which variant serves a call, what a call holds."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ def test_every_call_is_served_and_the_default_library_is_as_it_was() -> None:
     for function in biased_family():
         assert function.specs()[-1].unconditional
     assert "biased" not in DEFAULT
+    names = {spec.name for spec in library_specs(DEFAULT) if "biased" in spec.name}
+    assert names == {"fmha_biased_d256_fp16", "fmha_biased_d256_bf16"}
     names = {spec.name for spec in library_specs(["biased"], ["fp16"], [64, 100])}
     assert names == {f"fmha_biased_{step}d{size}_fp16" for step in ("", "split_", "combine_") for size in (64, 128)}
 
@@ -108,8 +111,77 @@ def test_how_the_variant_that_serves_on_hopper_is_made(pointers: Any, options: A
     assert ((spec.kernel, constants["GENERAL"], constants["CAUSAL"]) if spec.archs else None) == expected
 
 
+@pytest.mark.parametrize(
+    ("pointers", "options", "expected"),
+    [
+        ({}, {}, ("fmha_values_sm90", False)),
+        ({}, {"window_right": 0, "bottom_right": True, "num_kv_heads": 1}, ("fmha_values_sm90", True)),
+        ({}, {"head_size": 136, "v_head_size": 8}, ("fmha_values_sm90", False)),
+        ({"Lse": 0}, {"sm_scale": 3.0}, ("fmha_values_sm90", False)),
+        ({}, {"v_head_size": 136}, None),
+        ({}, {"v_head_size": 124}, None),
+        ({}, {"head_size": 200}, None),
+        ({}, {"head_size": 188}, None),
+        ({}, {"window_left": 9, "window_right": 0}, None),
+        ({}, {"softcap": 2.0}, None),
+        ({}, {"sm_scale": -1.0}, None),
+        ({"Sinks": 2}, {}, None),
+        ({"SinksFp32": 4}, {}, None),
+        ({"Mask": 256}, {}, None),
+        ({"Bias": 256}, {}, None),
+        ({"BiasFp32": 256}, {}, None),
+        ({"kv_lengths": 4}, {}, None),
+        ({"q_lengths": 4}, {}, None),
+        ({"cu_seqlens_q": 4, "cu_seqlens_kv": 4}, {"ragged": True}, None),
+    ],
+)
+def test_which_variant_serves_values_of_a_smaller_size_on_hopper(pointers: Any, options: Any, expected: Any) -> None:
+    """The kernel, and its constant CAUSAL."""
+    usual = {"head_size": 192, "v_head_size": 128}
+    spec = taking(list(Biased("bf16", 192).specs()), pointers, replace(call(**usual), **usual | options))
+    assert ((spec.kernel, dict(spec.constants)["CAUSAL"]) if spec.archs else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("q_len", "causal", "expected"),
+    [
+        (1, True, (1, False)),
+        (1024, True, (1, False)),
+        (1025, True, (2, False)),
+        (4096, True, (2, False)),
+        (4097, True, (2, True)),
+        (1024, False, (2, False)),
+        (4097, False, (2, False)),
+    ],
+)
+def test_how_smaller_values_are_cut(q_len: int, causal: bool, expected: tuple[int, bool]) -> None:
+    """Consumers, and whether the longest tiles come first."""
+    one = replace(call(head_size=192, v_head_size=128), q_len=q_len, window_right=0 if causal else -1)
+    constants = dict(taking(list(Biased("fp16", 192).specs()), {}, one).constants)
+    assert (constants["CONSUMERS"], constants["LONGEST_FIRST"]) == expected
+    assert constants["APART"] == (constants["CONSUMERS"] == 2)
+
+
+def test_a_library_may_have_those_for_smaller_values_and_add_the_others_later() -> None:
+    """In either order: all that is built for them the whole family has, too."""
+    few, all_of_it = (library_specs([family], ["bf16", "fp32"], [192]) for family in ("values", "biased"))
+    assert {spec.name for spec in few} == {"fmha_biased_d256_bf16"}
+    assert {spec.variant for spec in few} < {spec.variant for spec in all_of_it}
+    assert few[-1].unconditional
+    assert [spec.variant for spec in library_specs(["values", "biased"], ["bf16", "fp32"], [192])] == [
+        spec.variant for spec in all_of_it
+    ]
+    usual = {"head_size": 192, "v_head_size": 128}
+    ragged = call(**usual, ragged=True)
+    lengths = {"cu_seqlens_q": 4, "cu_seqlens_kv": 4}
+    assert dict(taking(few, lengths, ragged).constants)["BLOCK_V"] == 128
+    assert dict(taking(few, {"Mask": 256}, call(**usual)).constants)["MASK"] == "any"
+    with pytest.raises(SpecError, match="nothing to build"):
+        library_specs(["values"], ["bf16"], [128])
+
+
 def test_hopper_variants_exist_of_head_sizes_that_have_run() -> None:
-    for dtype, size, count in (("fp16", 64, 21), ("bf16", 128, 19), ("fp16", 256, 0), ("fp16", 32, 0), ("fp32", 64, 0)):
+    for dtype, size, count in (("fp16", 64, 21), ("bf16", 128, 19), ("fp16", 256, 4), ("fp16", 32, 0), ("fp32", 64, 0)):
         assert sum(spec.archs == ("sm_90",) for spec in Biased(dtype, size).specs()) == count
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from gluon_values import BARRIERS
-from sm90_biased_runs import KERNEL, check, run
+from helpers import few_of
+from sm90_biased_runs import KERNEL, check, lists_of, run
 from sm90_runs import TOLERANCE, altered, is_noticed
 
 from pyfmha.attention.reference import relative_error
@@ -159,12 +160,6 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
     "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
     "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
-    "plain, mask, causal, two consumers": {
-        **PLAIN, **TWO, "block_n": 64, "q_len": 330, "kv_len": 330, "mask": (1, 1, 330, 330), "causal": True,
-    },
-    "plain, window, two consumers": {
-        **PLAIN, **TWO, "block_n": 64, "q_len": 500, "seen": wide, "bounds": wide_bounds, "causal": False,
-    },
     "plain, mask of keys, causal": {
         **PLAIN, **SMALL, "mask": (1, 1, 1, 136), "causal": True, "bottom_right": True, "sinks": "own",
     },
@@ -217,6 +212,60 @@ def test_blocks_outside_of_bounds_are_not_loaded() -> None:
 
     out, _, _, _ = run(q_len=64, kv_len=320, seen=shows_all, bounds=first_block, change=nan_outside)
     assert np.isfinite(out).all()
+
+
+def striped(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """Of another pattern for each head, with holes and with whole blocks."""
+    return (query // 100 + key // 140 + head) % 2 == 0
+
+
+LISTED: dict[str, dict[str, Any]] = {
+    "two tiles": {"q_len": 200, "kv_len": 500},
+    "blocks of the lists' size": {"q_len": 140, "kv_len": 300, "block_n": 128, "programs": 2},
+    "lengths": {"q_len": 140, "kv_len": 300, "batch": 2, "q_lengths": [70, 140], "kv_lengths": [200, 90]},
+    "causal, a window": {"q_len": 300, "window": (150, 0)},
+}
+
+
+def lists_for(shows: Any, problem: dict[str, Any]) -> Any:
+    """With all that masks."""
+    batch, q_len = problem.get("batch", 1), problem["q_len"]
+    kv_len, (left, right) = problem.get("kv_len", q_len), problem.get("window", (-1, -1))
+    query, key = np.arange(q_len)[:, None], np.arange(kv_len)[None, :]
+    seen = np.zeros((batch, 2, q_len, kv_len))
+    for b, h in np.ndindex(batch, 2):
+        shown = shows(b, h, query, key) & (key < problem.get("kv_lengths", [kv_len] * batch)[b])
+        shown = shown & ((left < 0) | (key >= query - left)) & ((right < 0) | (key <= query + right))
+        seen[b, h] = np.where(query < problem.get("q_lengths", [q_len] * batch)[b], shown, np.nan)
+    return lists_of(seen)
+
+
+@pytest.mark.parametrize("name", few_of(LISTED, lambda name: name in ("two tiles", "lengths")))
+def test_blocks_on_lists(name: str) -> None:
+    problem = LISTED[name]
+    entries = lists_for(striped, problem)
+    check(**problem, seen=striped, entries=entries)
+    at = np.argwhere(entries[..., 0] > 0)[-1]
+    entries[(*at, 0)] -= 1
+    with pytest.raises(AssertionError):
+        check(**problem, seen=striped, entries=entries)
+
+
+def test_blocks_on_no_list_are_not_loaded_and_whole_ones_not_asked() -> None:
+    """The second and the last block are on no list, and NaN would show; the function hides what is asked for."""
+
+    def nan_outside(*, k: Any, v: Any, **_: Any) -> None:
+        for tensor in (k, v):
+            tensor[:, :, 128:256] = tensor[:, :, 384:] = np.nan
+
+    def first(_batch: Any, _head: Any, _query: Any, key: Any) -> Any:
+        return key < 64
+
+    entries = np.int32([[[[1, 1, 0, -7, -7, 2]]]])
+    out, lse, _, _ = run(q_len=128, kv_len=512, seen=first, entries=entries, change=nan_outside)
+    assert np.isfinite(out).all()
+    _, wanted, _, _ = run(q_len=128, kv_len=512, seen=lambda b, h, i, j: (j < 64) | ((j >= 256) & (j < 384)))
+    np.testing.assert_allclose(lse, wanted, rtol=1e-5)
 
 
 FAULTS: dict[str, tuple[str, str, str]] = {

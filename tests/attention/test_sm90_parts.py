@@ -71,7 +71,7 @@ FAULTS = {
         "tma.async_load(desc, [batch, head, row, 2 * BLOCK_D]",
         "tma.async_load(desc, [batch, head, row, 1 * BLOCK_D]",
     ),
-    "fewer bytes are waited for": ("(3 if SHAPE.TWO_PARTS else 1)", "(2 if SHAPE.TWO_PARTS else 1)"),
+    "fewer bytes are waited for": ("(3 if TWO_PARTS else 2", "(2 if TWO_PARTS else 2"),
     "the scores are those of the second part": ("use_acc=part > 0", "use_acc=False"),
     "the second part is not scaled": (
         "_times(acc[0], factor), _times(acc[1], factor)",

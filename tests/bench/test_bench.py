@@ -75,7 +75,8 @@ def test_presets_hold_the_cells_of_the_aim() -> None:
     assert decode == {(t, b, n) for t in ("fp16", "bf16") for b in (1, 16) for n in (4096, 32768)}
     assert all((c.seq, c.heads, c.kv_heads, c.bound_by_memory) == (1, 32, 8, True) for c in preset("decode"))
     flash3 = preset("flash3")
-    assert len(flash3) == len(set(flash3)) == 2 * (11 + 6 + 5) + 6
+    assert len(flash3) == len(set(flash3)) == 2 * (11 + 6 + 4 + 5) + 6
+    assert {(c.head_size, c.seq) for c in flash3 if c.v_head_size == 128} == {(192, s) for s in (512, 2048, 8192)}
     assert {(c.dtype, c.head_size) for c in flash3} == {("bf16", size) for size in (64, 96, 128, 192, 256)}
     assert {(c.head_size, c.causal) for c in flash3 if c.softcap == 50} == {
         (size, causal) for size in (64, 128, 256) for causal in (False, True)
@@ -90,12 +91,16 @@ def test_cells_from_flags() -> None:
     assert [(c.batch, c.kv_heads, c.kv_seq) for c in cells] == [(1, 8, 16), (2, 8, 16)]
     (grouped,) = cells_from(["fp32"], [1], [8], [2], [1], [99], [80], [False])
     assert (grouped.kv_heads, grouped.kv_seq, grouped.head_size) == (2, 99, 80)
+    (narrow,) = cells_from(["fp16"], [1], [8], [], [16], [], [96], [True], 64)
+    assert (narrow.shape("V"), narrow.shape("K")) == ((1, 8, 16, 64), (1, 8, 16, 96))
+    assert replace(narrow, v_head_size=96) == replace(narrow, v_head_size=0)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"dtype": "int8"}, "dtype 'int8' is not served: use one of fp16, bf16, fp32, fp8"),
+        ({"v_head_size": 257}, "v_head_size is 257: use an integer from 1 to 256"),
         ({"head_size": 257}, "head_size is 257: use an integer from 1 to 256"),
         ({"seq": 0}, "seq is 0: use an integer from 1"),
         ({"kv_heads": 3}, "32 heads and 3 key heads: use a multiple"),

@@ -113,7 +113,10 @@ def test_the_rows_of_torch(
     rows = rows_of(timer, cell, torch_contenders(timer.stream, "sm_90")[:-1])
 
     assert set(rows) == {"cudnn", "flash", "efficient", "math", "flex", "flash3"}
-    assert rows.pop("flex").missing == "not asked: it is timed at biases, masks and functions"
+    assert (
+        rows.pop("flex").missing
+        == "not asked: it is timed at biases, masks, functions, and values of another head size"
+    )
     flash3 = rows.pop("flash3")
     if dtype == "bf16":
         assert flash3.us == pytest.approx(80, rel=1e-3), flash3
@@ -354,6 +357,17 @@ def test_another_library(bench_gpu: Gpu, tmp_path: Path, verify_library_path: Pa
     assert [row.contender for row in read_results(out).measured[0].rows] == ["ours", "ours-decode", "ours-first"]
 
 
+def test_values_have_a_head_size_of_their_own_by_flag(bench_gpu: Gpu, tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    sizes = ("--batch", "1", "--heads", "2", "--seq", "9", "--head-size", "24", "--v-head-size", "16", "--causal")
+    done = bench(*sizes, "-o", str(out), "--row", "ours")
+    assert done.exit_code == 0, done.output
+    (measured,) = read_results(out).measured
+    assert (measured.cell.shape("V"), measured.cell.shape("K")) == ((1, 2, 9, 16), (1, 2, 9, 24))
+    assert measured.rows[0].variant.startswith("fmha_biased_d32_fp16")
+    assert measured.rows[0].us is not None
+
+
 def test_a_launch_that_fails_is_a_row(bench_gpu: Gpu, tmp_path: Path) -> None:
     bench_gpu.cuda.fail("cuLaunchKernel", LAUNCH_FAILED)
 
@@ -372,6 +386,8 @@ def test_errors_end_with_2(bench_gpu: Gpu, tmp_path: Path, monkeypatch: pytest.M
         (("--preset", "quick", "--seq", "5"), "give it, or sizes by flags, not both"),
         (("--heads", "3", "--kv-heads", "2"), "3 heads and 2 key heads"),
         (("--row", "fast"), "no row 'fast'"),
+        (("--v-head-size", "0"), "Invalid value for '--v-head-size'"),
+        (("--preset", "quick", "--v-head-size", "8"), "give it, or sizes by flags, not both"),
         (("--compare", str(old)), "has schema version 99, this pyfmha reads 1"),
     ]
     for arguments, text in cases:

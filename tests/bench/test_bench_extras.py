@@ -14,9 +14,10 @@ from helpers import few_of
 from trt_double.full.gpu import Gpu
 
 from pyfmha.attention.biased import ARGUMENTS
+from pyfmha.attention.key_blocks import KeyBlocks
 from pyfmha.bench.cells import BESIDE, Cell
 from pyfmha.bench.clock import Clock
-from pyfmha.bench.extras import FUNCTIONS, arrays_of, score_of, seen_of
+from pyfmha.bench.extras import FUNCTIONS, LISTED, arrays_of, score_of, seen_of
 from pyfmha.bench.flex import torch_contenders
 from pyfmha.bench.launches import launch_of
 from pyfmha.bench.ours import our_contenders
@@ -31,6 +32,7 @@ RAGGED = Cell("fp16", 3, 4, 2, 9, 9, 32, True, tokens=(5, 9, 1))
 KEYS = Cell("fp16", 2, 4, 2, 7, 20, 32, False, kv_lengths=(3, 20))
 EIGHT = Cell("fp8", 2, 4, 2, 9, 9, 64, True, "bshd")
 SMALL = Cell("fp16", 2, 4, 4, 6, 6, 32, False)
+NARROW = Cell("fp16", 2, 4, 2, 9, 9, 24, True, v_head_size=16)
 
 
 def beside(name: str) -> Cell:
@@ -53,24 +55,30 @@ def test_presets_hold_what_was_asked_for() -> None:
     assert {c.batch * c.seq for c in eight} == {16384}
     masks = preset("masks")
     assert {c.beside for c in masks} == {"", *BESIDE}
-    assert {c.head_size for c in masks} == {64, 128}
+    assert {(c.head_size, c.v_head_size) for c in masks} == {(64, 0), (128, 0), (192, 128)}
 
 
-@pytest.mark.parametrize("cell", [RAGGED, KEYS, replace(KEYS, causal=True), *map(beside, BESIDE)], ids=lambda c: c.name)
+LONGER = ("documents", "prefix", "groups")
+
+
+@pytest.mark.parametrize(
+    "cell", [RAGGED, KEYS, NARROW, replace(KEYS, causal=True), *map(beside, BESIDE)], ids=lambda c: c.name
+)
 def test_pairs_are_counted_one_by_one(cell: Cell) -> None:
-    cell = replace(cell, seq=1500, kv_seq=1500) if cell.kind in ("documents", "prefix") else cell
+    cell = replace(cell, seq=1500, kv_seq=1500) if cell.kind in LONGER else cell
     held, counted = arrays_of(cell), 0
-    seen = seen_of(cell, held) if cell.kind in ("documents", "prefix") else None  # of a random mask, all count
+    seen = seen_of(cell, held) if cell.kind in LONGER else None  # of a random mask, all count
     for b in range(cell.batch):
         q, k = np.arange(cell.queries_of(b))[:, None], np.arange(cell.keys_of(b))[None]
         shown = (k <= q) if cell.causal else np.ones((len(q), k.shape[1]), bool)
         counted += int((shown if seen is None else shown & seen(b, 0, q, k)).sum())
     assert cell.pairs == counted
-    assert cell.flop == 4 * cell.heads * counted * cell.head_size
+    assert cell.flop == 2 * cell.heads * counted * (24 + 16 if cell is NARROW else 2 * cell.head_size)
 
 
 def test_bytes_of_eight_bits_and_of_a_ragged_batch() -> None:
     assert EIGHT.nbytes == 2 * 64 * 9 * ((1 + 2) * 4 + 2 * 1 * 2)
+    assert NARROW.nbytes == 2 * 2 * (24 + 16) * (4 * 9 + 2 * 9)
     assert RAGGED.nbytes == 32 * 2 * (5 + 9 + 1) * (2 * 4 + 2 * 2)
     assert (RAGGED.shape("Q"), RAGGED.layout, RAGGED.place(1, [0, 3])) == ((1, 4, 15, 32), "bshd", (0, [5, 8]))
 
@@ -83,8 +91,12 @@ def test_bytes_of_eight_bits_and_of_a_ragged_batch() -> None:
         ({"tokens": (3, 5)}, r"tokens are \(3, 5\): give 2, of which the largest is seq and kv_seq"),
         ({"tokens": (0, 6)}, r"tokens are \(0, 6\)"),
         ({"beside": "bias-hq"}, "beside is 'bias-hq': use one of bias-1hqk"),
-        ({"beside": "t5", "kv_lengths": (3, 4)}, "has several of fp8, lengths, a ragged batch and a t5: give one"),
+        (
+            {"beside": "t5", "kv_lengths": (3, 4)},
+            "has several of fp8, lengths, a ragged batch, a t5 and another head size of V",
+        ),
         ({"dtype": "fp8", "tokens": (6, 2)}, "has several of fp8"),
+        ({"v_head_size": 8, "kv_lengths": (3, 4)}, "has several of fp8"),
     ],
 )
 def test_cells_that_cannot_be(change: dict[str, Any], text: str) -> None:
@@ -93,7 +105,9 @@ def test_cells_that_cannot_be(change: dict[str, Any], text: str) -> None:
 
 
 def test_json_brings_them_back() -> None:
-    measured = tuple(Measured(cell, (Row("ours", "ours", 3.0, 0.1),)) for cell in (RAGGED, KEYS, EIGHT, beside("t5")))
+    measured = tuple(
+        Measured(cell, (Row("ours", "ours", 3.0, 0.1),)) for cell in (RAGGED, KEYS, EIGHT, NARROW, beside("t5"))
+    )
     made = Results({"device": "Some GPU"}, Roof(), measured)
     assert parse_results(made.to_json(), "here") == made
 
@@ -119,9 +133,15 @@ def test_a_function_is_given_what_it_takes(name: str) -> None:
     launch = launch_of(cell)
     declared = getattr(importlib.import_module(f"pyfmha.functions.{name}"), name).__pyfmha__()
     held, kinds = arrays_of(cell), {"float32": "*fp32", "int32": "*i32"}
-    given = [kinds[str(held[one].dtype)] if isinstance(one, str) else "i32" for one in launch.further]
+    own, lists = launch.further[: len(declared["inputs"])], launch.further[len(declared["inputs"]) :]
+    given = [kinds[str(held[one].dtype)] if isinstance(one, str) else "i32" for one in own]
     assert given == [kind for _, kind in declared["inputs"]]
     assert launch.name == f"fmha_with_{name}_d32_fp16"
+    told_apart = declared["blocks"] and KeyBlocks(**declared["blocks"])
+    assert told_apart == LISTED.get(name)
+    if told_apart:
+        assert (lists, launch.first) == (("Blocks", cell.batch, 1), f"fmha_blocks_{name}_d32_fp16")
+        assert launch.memory == 4 * cell.batch * (2 + 1)
     assert launch.build == ("--functions", name, "--dtype", "fp16", "--head-size", "32")
     assert len(launch.pointers) + len(launch.numbers) == len(ARGUMENTS)
 
@@ -135,13 +155,19 @@ def fine(row: Row, limit: float = 4e-3) -> bool:
 
 @pytest.mark.parametrize(
     "cell",
-    [RAGGED, KEYS, EIGHT, *(beside(name) for name in ("bias-1hqk", "bias-b11k", "mask-b1qk", "mask-b11k", "sinks"))],
+    [
+        RAGGED,
+        KEYS,
+        EIGHT,
+        NARROW,
+        *(beside(name) for name in ("bias-1hqk", "bias-b11k", "mask-b1qk", "mask-b11k", "sinks")),
+    ],
     ids=lambda cell: cell.name,
 )
 def test_our_rows(timer: Clock, forward_library_path: Path, cell: Cell) -> None:
     rows = rows_of(timer, cell, our_contenders(Library(forward_library_path), timer.stream, generic=True))
     assert fine(rows["ours"], 0.04), rows["ours"].missing
-    kind = "fp8" if cell is EIGHT else "biased" if cell.beside else "fwd"
+    kind = "fp8" if cell is EIGHT else "biased" if cell.beside or cell is NARROW else "fwd"
     assert rows["ours"].variant.startswith(f"fmha_{kind}_d")
     said = next(iter(cell.asks.values()))
     assert rows["ours-first"].missing == f"the first kernel does not serve {said}"
@@ -165,15 +191,17 @@ QUICK = ("", "bias-b11k", "mask-b1qk", "sinks", "documents", "t5")
 
 
 @pytest.mark.parametrize(
-    "cell", few_of([RAGGED, KEYS, EIGHT, *map(beside, BESIDE)], lambda cell: cell.beside in QUICK), ids=str
+    "cell", few_of([RAGGED, KEYS, EIGHT, NARROW, *map(beside, BESIDE)], lambda cell: cell.beside in QUICK), ids=str
 )
 def test_the_rows_of_torch(timer: Clock, bench_gpu: Gpu, monkeypatch: pytest.MonkeyPatch, cell: Cell) -> None:
     log = torch_double.install(monkeypatch, bench_gpu)
-    cell = replace(cell, dtype="bf16") if cell in (RAGGED, KEYS) else cell
+    cell = replace(cell, dtype="bf16") if cell in (RAGGED, KEYS, NARROW) else cell
     rows = rows_of(timer, cell, of_torch(timer))
     assert fine(rows["flash3"], 0.04) == (not cell.beside), rows["flash3"].missing
-    assert fine(rows["cudnn"]) == (cell.kind in ("bias", "mask") or bool(cell.kv_lengths)), rows["cudnn"].missing
-    assert fine(rows["flex"]) == (cell.kind not in ("", "sinks")), rows["flex"].missing
+    assert fine(rows["cudnn"]) == (cell.kind in ("bias", "mask") or bool(cell.kv_lengths or cell.v_head_size)), rows[
+        "cudnn"
+    ].missing
+    assert fine(rows["flex"]) == (bool(cell.v_head_size) or cell.kind not in ("", "sinks")), rows["flex"].missing
     assert "does not serve" in rows["jit"].missing
     if cell.tokens:
         assert log.ragged[0] == ((15, 4, 32), [0, 5, 14, 15], [0, 5, 14, 15], 9, 9)

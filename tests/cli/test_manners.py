@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import LONG, some_of
+from helpers import LONG, python_environment, some_of
 from rich.console import Console
 from shared import Shared
 from trt_double.full.gpu import Gpu
@@ -190,6 +190,20 @@ def test_inspect_says_which_library_it_found(
     assert CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout.splitlines()[0] == f"{copy}:"
 
 
+@pytest.mark.parametrize("command", ["inspect", "plugin-check"])
+def test_a_variable_that_names_no_library_is_told_of(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.so"
+    text.write_text("no library")
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(text))
+    done = CliRunner().invoke(app, [command])
+    assert done.exit_code == 2
+    assert f"{text} cannot be loaded" in done.stderr
+    assert "(PYFMHA_LIBRARY names that library)" in done.stderr
+    assert "PYFMHA_LIBRARY" not in CliRunner().invoke(app, [command, str(text)]).stderr
+
+
 WORDS = {
     "family": (("build", "--arch", "sm_90", "--kernels", "foward"), "did you mean forward?"),
     "dtype": (("build", "--arch", "sm_90", "--dtype", "fp61"), "did you mean fp16?"),
@@ -329,6 +343,32 @@ def test_a_shell_completes_words(tmp_path: Path) -> None:
             [sys.executable, "-c", program], env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
         )
         assert done.stdout.strip() == found, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("inspect", "--help")])
+def test_a_help_may_be_left_unread(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pyfmha", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=python_environment(), check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_completion_is_for_the_shell_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    done = CliRunner().invoke(app, ["--install-completion", "zsh"])
+    assert done.exit_code == 0
+    assert "zsh completion installed in" in done.stdout
+    assert "_PYFMHA_COMPLETE=complete_zsh" in (tmp_path / ".zfunc" / "_pyfmha").read_text()
+    done = CliRunner().invoke(app, ["--show-completion=fish"])
+    assert (done.exit_code, "complete --command pyfmha" in done.stdout) == (0, True)
+    for option in ("--install-completion", "--show-completion"):
+        done = CliRunner().invoke(app, [option, "fsh"])
+        assert done.exit_code == 2
+        assert "no completion for the shell 'fsh': use one of bash, zsh, fish, powershell, pwsh (did" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".zfunc", ".zshrc"]
 
 
 def test_demo_says_first_what_it_builds_and_last_what_to_do(tmp_path: Path, shared: Shared) -> None:

@@ -330,7 +330,7 @@ def test_one_behind_another_and_the_command_that_builds_what_they_need() -> None
     ]
     assert len(report.replaced) == 4
     assert report.build_command == (
-        "pyfmha build --kernels basic forward decode hopper biased --dtype fp32 --head-size 32"
+        "pyfmha build --kernels basic forward decode hopper values biased --dtype fp32 --head-size 32"
     )
 
 

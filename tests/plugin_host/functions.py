@@ -11,19 +11,22 @@ from trt_double.scene import SIZE, biased_standin
 
 from plugin_host import attention
 from pyfmha.aot import Compiler
+from pyfmha.attention import key_blocks
 from pyfmha.attention.biased import Biased
 from pyfmha.functions.family import Declared, WithFunction, declared_in, file_of, function_operators
 from pyfmha.operators.description import Operator
 from pyfmha.spec.kernel import Argument, KernelSpec
 
 OWN = TESTS / "functions" / "functions_of_tests.py"
-NAMES = ("alibi", "documents", "relative_positions", "soft_near")
-"""A score function, a mask function, one with shapes that are products, and a pair of tensors of any shape."""
+NAMES = ("alibi", "documents", "groups", "relative_positions", "soft_near")
+"""A score function, a mask function, one whose blocks are listed, one with shapes that are products, and a pair of
+tensors of any shape."""
 
 OWN_AXES: dict[str, dict[str, Sequence[int]]] = {
     "alibi": {},
     "documents": {"documents_tokens": (900, 5000, 200_000)},
     "relative_positions": {"relative_positions_height": (30, 3, 70), "relative_positions_width": (30, 100)},
+    "groups": {"groups_tokens": (900, 5000, 200_000)},
     "soft_near": {f"soft_near_caps_{index}": (1, 4, 9) for index in range(4)},
 }
 """Sizes of the axes of each."""
@@ -35,7 +38,16 @@ def standin(function: Declared, dtype: str = "fp16", size: int = SIZE) -> Kernel
     spec = biased_standin(Biased(dtype, size))
     arguments = (*spec.arguments, *(Argument(name, kind) for name, kind in function.inputs))
     inputs = (("inputs", tuple(name for name, _ in function.inputs)),)
-    return replace(spec, name=name, kernel="with_function", arguments=arguments, tuples=inputs)
+    made = replace(spec, name=name, kernel="with_function", arguments=arguments, tuples=inputs)
+    if function.blocks is None:
+        return made
+    return replace(made, kernel="listed", arguments=(*arguments, *key_blocks.arguments()))
+
+
+def blocks_standin(function: Declared, dtype: str = "fp16", size: int = SIZE) -> KernelSpec:
+    """That which lists blocks."""
+    name = WithFunction(dtype, size, function=function).blocks_name
+    return replace(standin(function, dtype, size), name=name, grid=key_blocks.GRID.replace("BLOCK_M", "BLOCK"))
 
 
 def declared(compiler: Compiler, *files: Path) -> dict[str, Declared]:
@@ -45,11 +57,12 @@ def declared(compiler: Compiler, *files: Path) -> dict[str, Declared]:
 
 def standins(compiler: Compiler) -> tuple[list[KernelSpec], list[Operator]]:
     """Stand-ins for :data:`NAMES`, and their operators."""
-    files = (*(file_of(name) for name in NAMES[:3]), OWN)
+    files = (*(file_of(name) for name in NAMES[:4]), OWN)
     held = [function for name, function in declared(compiler, *files).items() if name in NAMES]
     operators, notes = function_operators(held)
     assert not notes
-    return [standin(function) for function in held], operators
+    listing = [blocks_standin(function) for function in held if function.blocks is not None]
+    return [*listing, *(standin(function) for function in held)], operators
 
 
 def random_function_values(name: str, chance: random.Random) -> dict[str, Any]:
@@ -58,6 +71,7 @@ def random_function_values(name: str, chance: random.Random) -> dict[str, Any]:
     if name == "soft_near":
         values["soft_near_width"] = chance.choice((1, 5, -3, (1 << 31) - 1))
     kinds = {"alibi": ("score",), "relative_positions": ("score",), "documents": ("mask",), "soft_near": ("score",)}
+    kinds |= {"groups": ("mask",)}
     if chance.random() < 0.1:
         values[f"{kinds[name][0]}_function"] = chance.choice(("alibi:0123456789abcdef", "", "other"))
     return values

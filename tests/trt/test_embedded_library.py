@@ -1,6 +1,7 @@
 """Engines that carry a library: version-compatible ones alone, which a session runs when it is told to trust."""
 
 import json
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import Launch
 from trt_double.full import VERSIONS, make_full
 from trt_double.full.builder import MAGIC
 from trt_double.full.gpu import Gpu
@@ -18,6 +20,7 @@ from pyfmha.trt import add_attention, last_failure, register
 from pyfmha.trt.attention.engine import EngineConfig, build_engine
 from pyfmha.trt.creator import CreatorBehaviour
 from pyfmha.trt.engine import build_plan
+from pyfmha.trt.network import add_operator
 from pyfmha.trt.plugin import PluginBehaviour
 from pyfmha.trt.session import Session
 from pyfmha.trt.tables import TablePlugin
@@ -25,6 +28,7 @@ from pyfmha.trt.tables import TablePlugin
 pytest_plugins = ["plugin_host.operators", "plugin_host.attention", "trt_double.fixtures", "trt_double.full.fixtures"]
 
 CONFIG = EngineConfig(num_heads=2, head_size=32, max_batch_size=2, max_seq_len=40, causal=True)
+SHAPES = {"x": (5, 8), "bias": (8,)}
 CHANCE = np.random.default_rng(3)
 INPUTS = {name: CHANCE.standard_normal((2, 2, 24, 32)).astype(np.float16) for name in "QKV"}
 
@@ -100,6 +104,35 @@ def test_with_trust_its_plugin_in_c_runs(
         assert isinstance(plugins_of(session)[0], PluginBehaviour)
         assert np.array_equal(session.run(INPUTS)["Out"], out)
     assert np.array_equal(again, out[:1])
+
+
+def test_an_operator_that_is_not_attention(
+    trt11: Any, other: Any, path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of its kernel (x + bias) * scale is computed, of what the driver was given."""
+
+    def define(network: Any) -> None:
+        x, bias = (network.add_input(name, trt11.DataType.FLOAT, shape) for name, shape in SHAPES.items())
+        (y,) = add_operator(network, "BiasGelu", x, bias, scale=0.5, library=path)
+        y.name = "y"
+        network.mark_output(y)
+
+    def computed(launch: Launch) -> float:
+        x, bias, y, rows, cols, scale = struct.unpack("<QQQiif", b"".join(launch.params[:6]))
+        sums = gpu.array(x, (rows, cols), np.float32) + gpu.array(bias, (cols,), np.float32)
+        gpu.array(y, (rows, cols), np.float32)[...] = sums * scale
+        return 0.05
+
+    monkeypatch.setattr(gpu, "_run_kernel", computed)
+    plan = build_plan(trt11, define, {}, version_compatible=True, embedded=path).plan
+    path.unlink()
+    given = {name: CHANCE.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    with pytest.raises(EngineError, match="it carries a library"):
+        Session(plan, trt_module=other)
+    with Session(plan, trt_module=other, trust_library=True) as session:
+        (plugin,) = plugins_of(session)
+        assert isinstance(plugin, TablePlugin)
+        assert np.array_equal(session.run(given)["y"], (given["x"] + given["bias"]) * np.float32(0.5))
 
 
 def test_what_its_plugin_refuses_is_said(plan: bytes, other: Any) -> None:

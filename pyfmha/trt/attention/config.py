@@ -1,8 +1,9 @@
 """What an engine with one attention layer serves, checked before anything is built."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pyfmha.attention.biased_operator import BROADCAST
 from pyfmha.attention.first import DTYPES
@@ -10,9 +11,10 @@ from pyfmha.attention.fp8 import DESCALES
 from pyfmha.errors import EngineError, PluginError
 from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
+from pyfmha.trt.attention.functions import Asked
 from pyfmha.trt.attention.problem import INPUTS, Problem
 from pyfmha.trt.attention.requested import default_scale, features_of
-from pyfmha.trt.attention.words import Align, Causal, Dtype, Layer, Layout
+from pyfmha.trt.attention.words import Align, Causal, Dtype, Function, Layer, Layout
 from pyfmha.trt.engine import Range
 
 LAYERS = ("plugin", "tensorrt")
@@ -54,6 +56,10 @@ class EngineConfig:
         fp8: whether Q, K and V are FP8 (e4m3), on Hopper; ``dtype``, fp16 or bf16, is then that of Out alone.
         q_descale, k_descale, v_descale: the axes of an input FLOAT of that name, the factor of Q, K or V in FP8:
             ``"1"``, ``"h"`` for one a key head or ``"bh"``, or ``"b1"`` for one a sequence; None for no such input.
+        score, mask_function: functions of a user's, or their names in the library; kept as name and digest. Their
+            tensors are inputs of the engine, ``"alibi_slopes"``.
+        function_inputs: by name, what the functions are given but for tensors: numbers, the sizes of axes that are
+            numbers of theirs (``{"tokens": 4096}``), and the shapes of tensors of which they say none.
 
     Raises:
         EngineError: on creation, for values out of range and for what does not go together.
@@ -86,8 +92,12 @@ class EngineConfig:
     q_descale: str | None = None
     k_descale: str | None = None
     v_descale: str | None = None
+    score: Function | None = None
+    mask_function: Function | None = None
+    function_inputs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        self._settle_functions()
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "window", tuple(self.window))  # a list, where it comes from JSON
         if self.bias_dtype is not None:
@@ -118,6 +128,20 @@ class EngineConfig:
         except PluginError as error:
             raise EngineError(str(error)) from None
 
+    def _settle_functions(self) -> None:
+        """Functions as texts, which JSON holds, and which another process knows in its library."""
+        try:
+            names = Asked(self.score, self.mask_function).identities()
+        except PluginError as error:
+            raise EngineError(str(error).replace("give it as mask=", "give it as mask_function=")) from None
+        if not names and self.function_inputs:
+            given = ", ".join(self.function_inputs)
+            raise EngineError(f"function_inputs are given ({given}), and no function; give score= or mask_function=")
+        for name, attribute in (("score", "score_function"), ("mask_function", "mask_function")):
+            object.__setattr__(self, name, names.get(attribute))
+        settled = {name: tuple(x) if isinstance(x, list) else x for name, x in self.function_inputs.items()}
+        object.__setattr__(self, "function_inputs", settled)
+
     @property
     def factor(self) -> float:
         """The factor of Q K^T: ``scale``, or its default."""
@@ -146,6 +170,7 @@ class EngineConfig:
             "layout": self.layout not in (None, "bhsd"),
             **{name: getattr(self, name) for name in ("return_lse", "q_lengths", "kv_lengths", "cu_seqlens")},
             **{name: bool(getattr(self, name)) for name in ("bias", "mask", "sinks", "fp8", *DESCALES)},
+            **{name: bool(getattr(self, name)) for name in ("score", "mask_function")},
             "v_head_size": self.v_head_size not in (None, self.head_size),
         }
         return tuple(name for name, used in asked.items() if used)

@@ -10,6 +10,7 @@ from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
 from pyfmha.trt.attention.config import EngineConfig
 from pyfmha.trt.attention.network import add_attention, add_attention_packed
+from pyfmha.trt.attention.own_inputs import NONE, OwnInputs, own_inputs
 from pyfmha.trt.attention.own_layer import add_tensorrt_attention
 from pyfmha.trt.attention.problem import INPUTS
 from pyfmha.trt.creator import find_library, register
@@ -52,11 +53,15 @@ def build_engine(
             f"{embedded.path} has no plugin of its own to carry; build it again: {build_command(embedded.path)}"
         )
 
+    own = NONE
+    if config.score or config.mask_function:
+        own = own_inputs(config, register(trt, library=library).library)
+
     def define(network: Any) -> Any:
         kept: Any = None
-        tensors = _add_inputs(trt, network, config)
+        tensors = _add_inputs(trt, network, config, own)
         if config.layer == "plugin":
-            outputs = _add_plugin(trt, network, tensors, config, library)
+            outputs = _add_plugin(trt, network, tensors, config, library, own)
         else:
             out, kept = add_tensorrt_attention(
                 trt, network, *tensors.values(), dtype=config.dtype, scale=config.factor, causal=bool(config.causal)
@@ -70,7 +75,7 @@ def build_engine(
     return build_plan(
         trt,
         define,
-        config.ranges(),
+        {**config.ranges(), **{name: (one.least, one.most, one.most) for name, one in own.tensors.items()}},
         timing_cache=timing_cache,
         profiling_verbosity=profiling_verbosity,
         version_compatible=version_compatible or embed_library,
@@ -79,7 +84,7 @@ def build_engine(
     )
 
 
-def _add_inputs(trt: Any, network: Any, config: EngineConfig) -> dict[str, Any]:
+def _add_inputs(trt: Any, network: Any, config: EngineConfig, own: OwnInputs) -> dict[str, Any]:
     tensors = {}
     types: dict[str, str] = dict.fromkeys(INPUTS, config.dtype)  # of TensorRT's own layer
     if config.layer == "plugin":
@@ -88,6 +93,9 @@ def _add_inputs(trt: Any, network: Any, config: EngineConfig) -> dict[str, Any]:
         kind = TYPE_NAMES[types[name]]
         shape = tuple(-1 if size is None else size for _, size in axes)
         tensors[name] = network.add_input(name, getattr(trt.DataType, kind), shape)
+    for name, one in own.tensors.items():
+        shape = tuple(least if least == most else -1 for least, most in zip(one.least, one.most, strict=True))
+        tensors[name] = network.add_input(name, getattr(trt.DataType, one.type), shape)
     return tensors
 
 
@@ -104,14 +112,23 @@ def _check_other_length(config: EngineConfig, library: Library) -> None:
 
 
 def _add_plugin(
-    trt: Any, network: Any, tensors: dict[str, Any], config: EngineConfig, library: Library | Path | str | None
+    trt: Any,
+    network: Any,
+    tensors: dict[str, Any],
+    config: EngineConfig,
+    library: Library | Path | str | None,
+    own: OwnInputs,
 ) -> tuple[Any, ...]:
     if config.max_kv_len != config.max_seq_len:
         _check_other_length(config, register(trt, library=library).library)
     settings: dict[str, Any] = {
         name: getattr(config, name) for name in ("causal", "scale", "align", "window", "softcap", "return_lse")
     }
-    settings |= {name: tensor for name, tensor in tensors.items() if name not in (*INPUTS, "QKV")}
+    settings |= {name: tensor for name, tensor in tensors.items() if name not in (*INPUTS, "QKV", *own.tensors)}
+    if config.score or config.mask_function:
+        given = {**{name: tensors[source] for name, source in own.names.items()}, **own.numbers}
+        settings |= {"score": config.score, ("score_inputs" if config.score else "mask_inputs"): given}
+        settings["mask"] = tuple(one for one in (settings.get("mask"), config.mask_function) if one is not None)
     settings |= {"library": library, "trt_module": trt, "out_dtype": config.dtype}
     if config.layout == "packed":
         made = add_attention_packed(network, tensors["QKV"], config.num_heads, config.num_kv_heads, **settings)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyfmha.attention.biased import ARGUMENTS
-from pyfmha.attention.function_operator import KINDS
+from pyfmha.attention.function_operator import KINDS, own_arguments
 from pyfmha.attention.operator import NAME, OPERATOR
 from pyfmha.errors import LibraryError, PluginError, SpecError
 from pyfmha.operators.attributes import checked
@@ -19,6 +18,9 @@ from pyfmha.spec.advice import build_command
 from pyfmha.trt.attention.problem import Extension, Problem
 from pyfmha.trt.attention.words import Values
 from pyfmha.trt.network import Tensors
+
+_files: dict[str, str] = {}
+"""The files of functions that this process was given, by name and digest, for the commands that messages print."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Asked:
                     f"{described['name']} is a score and a mask function together; give it as score{beside}"
                 )
             found |= {KINDS[one]: described[one] for one in KINDS if described[one] is not None}
+            _files.update({text: described["file"] for text in found.values()})
         return found
 
 
@@ -109,11 +112,11 @@ def extended(asked: Asked, library: Library, dtype: str, head_size: int) -> tupl
         PluginError: an input is missing, unknown, or of another kind or type.
         LibraryError: the library has not the function, or one of another source.
     """
-    operator = _operator(asked, library, dtype, head_size)
-    inputs = _Inputs(operator)
+    operator = operator_for(asked, library, dtype, head_size)
+    inputs = FunctionInputs(operator)
     values = inputs.named(asked)
     tensors = {source: inputs.tensor(name, source, values[name]) for name, source in inputs.tensors.items()}
-    return _extension(operator, inputs, values), tensors
+    return extension_of(operator, inputs, values), tensors
 
 
 def check_held(asked: Asked, problem: Problem, library: Library) -> None:
@@ -146,15 +149,20 @@ def extended_by(
         if numbers:
             raise PluginError(f"numbers are given ({', '.join(numbers)}), and no function; give score= or mask=")
         return None
-    operator = _operator(asked, library, dtype, head_size)
-    inputs = _Inputs(operator)
+    operator = operator_for(asked, library, dtype, head_size)
+    inputs = FunctionInputs(operator)
     if set(numbers) != set(inputs.numbers):
         wanted = ", ".join(inputs.numbers) or "none"
         raise PluginError(f"numbers are {', '.join(numbers) or 'missing'}; {inputs.name} takes {wanted}")
-    return _extension(operator, inputs, numbers)
+    return extension_of(operator, inputs, numbers)
 
 
-def _extension(operator: Operator, inputs: "_Inputs", values: Mapping[str, Any]) -> Extension:
+def extension_of(operator: Operator, inputs: "FunctionInputs", values: Mapping[str, Any]) -> Extension:
+    """The plugin with the numbers of the values that its functions are given.
+
+    Raises:
+        PluginError: one is no number.
+    """
     program = program_of(operator)
     for name, source in inputs.numbers.items():
         if not isinstance(values[name], int | float | np.generic):
@@ -169,18 +177,23 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-class _Inputs:
+class FunctionInputs:
     """What the function of an operator takes, as its launch says.
 
     Attributes:
+        operator: that.
+        name: of the function.
+        order: the function's inputs in its order, those that shapes tell among them.
         tensors, numbers: names of the function's inputs, with the names of the operator's inputs and attributes.
     """
 
     def __init__(self, operator: Operator) -> None:
-        own = operator.launches[0].arguments[len(ARGUMENTS) :]
+        own = own_arguments(operator)
         held = {tensor.name for tensor in operator.inputs}
         attributes = dict(operator.attributes)
+        self.operator = operator
         self.name = operator.name.removeprefix(f"{NAME}_")
+        self.order = [name for name, _ in own]
         self._forms = {tensor.name: tensor.forms for tensor in operator.inputs}
         self.tensors = {name: source for name, source in own if source in held}
         self.numbers = {name: source for name, source in own if source in attributes and source not in _ATTENTIONS}
@@ -232,9 +245,14 @@ class _Inputs:
         told = f" ({', '.join(self._told)} follow{'s' if len(self._told) == 1 else ''} from shapes)"
         return (", ".join(names) or "no inputs") + (told if self._told else "")
 
+    def kind(self, source: str) -> str:
+        """The type of a tensor."""
+        (kind,) = {form.partition("[")[0] for form in self._forms[source]}
+        return kind
+
     def tensor(self, name: str, source: str, value: Any) -> Any:
         """A tensor, which must be one of the network's and of the function's type."""
-        (kind,) = {form.partition("[")[0] for form in self._forms[source]}
+        kind = self.kind(source)
         try:
             found = int(value.dtype)
             _ = value.shape
@@ -260,7 +278,13 @@ def functions_of(operator: Operator) -> dict[str, str]:
     return {name: str(attributes[name].default) for name in KINDS.values() if name in attributes}
 
 
-def _operator(asked: Asked, library: Library, dtype: str, head_size: int) -> Operator:
+def operator_for(asked: Asked, library: Library, dtype: str, head_size: int) -> Operator:
+    """The operator of a library with some functions.
+
+    Raises:
+        PluginError: a function is of the other kind.
+        LibraryError: the library has not the function, or one of another source; with the command that builds it.
+    """
     wanted = asked.identities()
     held = {operator: functions_of(operator) for operator in _operators(library)}
     held = {operator: functions for operator, functions in held.items() if functions}
@@ -305,10 +329,13 @@ def _alike(functions: Mapping[str, str], wanted: Mapping[str, str], asked: Asked
 def _command(asked: Asked, library: Library, dtype: str, head_size: int) -> tuple[str, str]:
     """The command that builds what is missing, and what must be done before it."""
     given = [one for one in (asked.score, asked.mask) if one is not None]
-    files = [one.__pyfmha__()["file"] if is_function(one) else f"{one}.py" for one in given]
+    names = [one.partition(":")[0] if isinstance(one, str) else one.__pyfmha__()["name"] for one in given]
+    files = [
+        one.__pyfmha__()["file"] if is_function(one) else _files.get(one, f"{name}.py")
+        for one, name in zip(given, names, strict=True)
+    ]
     how = ""
     if len(given) == 2:
-        names = [one if isinstance(one, str) else one.__pyfmha__()["name"] for one in given]
         how = (
             f", from a file {'_'.join(names)}.py that imports both and has {'_'.join(names)} ="
             f" pyfmha.score_and_mask({'_'.join(names)!r}, {', '.join(names)})"

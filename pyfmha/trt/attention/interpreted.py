@@ -1,12 +1,14 @@
 """Attention on the CPU: the kernels' source under Triton's interpreter, on numpy arrays."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyfmha.attention.families import library_specs
+from pyfmha.attention.function_operator import UserFunction, function_operator
 from pyfmha.errors import PluginError
 from pyfmha.functions import AttentionFunction
 from pyfmha.functions.evaluate import packed_inputs
@@ -16,7 +18,7 @@ from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.trt.attention.beside import beside_of
 from pyfmha.trt.attention.causal import says_causal
-from pyfmha.trt.attention.functions import Asked, split_mask
+from pyfmha.trt.attention.functions import Asked, FunctionInputs, extension_of, split_mask
 from pyfmha.trt.attention.problem import INPUTS, Problem
 from pyfmha.trt.attention.requested import lengths_of, problem_of
 from pyfmha.trt.attention.words import Align, Causal, Layout
@@ -90,19 +92,19 @@ def interpret_attention(
     seen, function = split_mask(mask)
     lengths, beside = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv), beside_of(bias, seen, sinks)
     values: Any = score_inputs, mask_inputs
-    declared, own = _declared(Asked(score, function, *values))
+    asked = Asked(score, function, *values)
+    declared, own = _declared(asked)
     if declared is not None and not beside:
         beside = {"mask": np.ones((1, 1, 1, 1), np.bool_)}  # functions are in the kernels that take one
     problem = problem_of(
         *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside, {})),
         causal=causal, scale=scale, window=window, align=align, softcap=softcap, layout=layout, return_lse=return_lse,
     )  # fmt: skip
-    found = run_instance(
-        problem.instance,
-        {**arrays, **lengths, **beside},
-        kernels=_kernels(problem, declared),
-        more={"inputs": own} if own else {},
-    )
+    tensors, more = {**arrays, **lengths, **beside}, {"inputs": own} if own else {}
+    if declared is not None and declared.blocks is not None:
+        problem, own_tensors = _listed(problem, asked, declared, own)
+        tensors, more = {**tensors, **own_tensors}, {}
+    found = run_instance(problem.instance, tensors, kernels=_kernels(problem, declared), more=more)
     return (found["Out"], found["Lse"]) if return_lse else found["Out"]
 
 
@@ -125,6 +127,18 @@ def _declared(asked: Asked) -> tuple[Declared | None, tuple[Any, ...]]:
     return declared, packed_inputs(declared, dict(given))  # type: ignore[arg-type]  # it refuses others
 
 
+def _listed(
+    problem: Problem, asked: Asked, declared: Declared, values: tuple[Any, ...]
+) -> tuple[Problem, dict[str, Array]]:
+    """The plugin of a function whose blocks are listed by a launch of their own, and its tensors."""
+    described = (asked.mask if asked.score is None else asked.score).__pyfmha__()
+    inputs = FunctionInputs(function_operator(UserFunction.of(described)))
+    given = dict(zip((name for name, _ in declared.inputs), values, strict=True))
+    extension = extension_of(inputs.operator, inputs, given)
+    arrays = {source: given[name].array for name, source in inputs.tensors.items()}
+    return replace(problem, extension=extension), arrays
+
+
 def _described(name: str, array: Any) -> _Described:
     kind = TYPE_OF.get(str(getattr(array, "dtype", "")))
     if kind is None:
@@ -136,6 +150,9 @@ def _described(name: str, array: Any) -> _Described:
 def _kernels(problem: Problem, function: Declared | None) -> dict[str, KernelSpec]:
     """The generic variants of the kernels that are Triton's, by function; with a function of the user's, that one."""
     if function is not None:
-        return {problem.function_name: WithFunction(problem.dtype, problem.padded_size, function=function).specs()[-1]}
+        made = WithFunction(problem.dtype, problem.padded_size, function=function)
+        if function.blocks is not None:
+            return {spec.name: spec for spec in made.specs()}  # of one name, the last serves everything
+        return {problem.function_name: made.specs()[-1]}
     specs = library_specs(("forward", "biased"), (problem.dtype,), (problem.padded_size,))
     return {spec.name: spec for spec in specs if not spec.archs}

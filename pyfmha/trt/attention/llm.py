@@ -200,7 +200,12 @@ def _layer_class() -> Any:
                 self.softmax_scale,
                 causal=self.causal,
             )
-            return replace(plain, max_kv_seq_len=max_kv_len, **self.settings)
+            config = replace(plain, max_kv_seq_len=max_kv_len, **self.settings)
+            if config.score or config.mask_function:
+                raise EngineError(
+                    "score and mask functions are not served in TensorRT-LLM; pyfmha.add_attention has them"
+                )
+            return config
 
         def forward(self, q: Any, k: Any = None, v: Any = None, *lengths: Any) -> Any:
             """Out, or Out and Lse, marked as the network's outputs; takes what :meth:`prepare_inputs` makes."""

@@ -12,17 +12,15 @@ done (sm90_biased_slow.py); so Out must not overlap the inputs.
 """
 
 from fmha_sm90 import FAST_LIMIT, NOTE, NOTE_SMEM, NOTES, ONCE, _load_v, _make_whole, _wait_for_v
-from sm90_asm import hold, keep_up, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
 from sm90_biased import (
     LEAST,
     OfV,
     Shape,
-    added,
     counted,
     is_natural,
     key_of,
     keys_of_tile,
-    load_keys,
     maxima,
     place_of,
     weigh,
@@ -31,6 +29,17 @@ from sm90_biased_slow import compute_biased_slowly
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
+from sm90_terms import (
+    begins_with_terms,
+    has_terms,
+    load_keys,
+    load_terms,
+    of_keys,
+    share_diagonals,
+    share_keys,
+    terms_of,
+    words_of,
+)
 from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -42,6 +51,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+LEAST_SCALE: gl.constexpr = gl.constexpr(2.0**-100)
+
 
 @gluon.constexpr_function
 def _of_v(shape):
@@ -49,9 +60,9 @@ def _of_v(shape):
 
 
 @gluon.constexpr_function
-def _tile_of_which(shape):
-    """Which tensor comes by TMA beside the keys, if one does."""
-    return "bias" if shape.BIAS == "tile" else "mask" if shape.MASK == "tile" else ""
+def _by_tiles(shape):
+    """Whether a bias or mask comes by TMA."""
+    return shape.BIAS == "tile" or shape.MASK == "tile"
 
 
 @gluon.jit
@@ -69,7 +80,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
     q_smem, k_smem, v_smem = shared
     v_work = (descriptors, (q_smem, k_smem, (v_smem,)), barriers, notes, sizes, Lse, factors, zero)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
@@ -99,7 +110,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if _tile_of_which(SHAPE) != "":
+            if _by_tiles(SHAPE):
                 for c in gl.static_range(CONSUMERS):
                     x_stage = step % X_STAGES * CONSUMERS + c
                     mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
@@ -141,44 +152,49 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 
 @gluon.jit
-def _beside(beside, step, vector, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """Bias and mask of a step's block of keys, [rows or 1, keys], or 0. vector: what `load_keys` gave of it."""
-    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    X_STAGES: gl.constexpr = SHAPE.X_STAGES
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
-    bias = 0
-    mask = 0
-    if _tile_of_which(SHAPE) != "":
-        stage = step % X_STAGES * CONSUMERS + CONSUMER
-        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)
+def _tile(beside, step, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; else 0."""
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
+    tile = 0
+    if _by_tiles(SHAPE):
+        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
+        mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)
         tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
-        if SHAPE.BIAS == "tile":
-            bias = tile
-        else:
-            mask = tile
-    if SHAPE.BIAS == "keys":
-        bias = added(vector, S_LAYOUT, SHAPE)
-    if SHAPE.MASK == "keys":
-        mask = added(vector, S_LAYOUT, SHAPE)
-    return bias, mask
+    return tile
 
 
 @gluon.jit
 def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """A step's keys, and what came beside them, have been read."""
-    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
-    if _tile_of_which(SHAPE) != "":
+    x_free = beside[3]
+    if _by_tiles(SHAPE):
         fence_async_shared()
         gl.barrier()
-        mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * CONSUMERS + CONSUMER), count=1)
+        mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
 
 
 @gluon.jit
+def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """Store a step's terms, of keys from `key` on. vector: what `load_keys` gave of them; returns that of the next
+    step, which then has a step to come."""
+    factors = work[6]
+    first_query, newest, lag = queries
+    vectors = beside[6]
+    inputs = beside[9]
+    own = terms_of(beside[10], step, CONSUMER, SHAPE)
+    if of_keys(SHAPE):
+        share_keys(own, vector, factors, SHAPE)
+        vector = load_keys(vectors, place, key - SHAPE.BLOCK_N, kv_n, SHAPE)
+    else:
+        share_diagonals(own, factors, place, key, newest, gl.maximum(kv_n - 1, 0), inputs, SHAPE)
+    return vector
+
+
+@gluon.jit
 def _step(
-    acc, p, m, row_sum, vector, q, work, beside, place, step, shift: gl.constexpr, first_query, kv_n, begins, ends, key,
-    before_key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
+    key, before_key, masked, values, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`, as in fmha_sm90.py."""
@@ -189,8 +205,12 @@ def _step(
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     to_log2 = factors[1]
     q_smem, k_smem, v_smem = shared
+    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
+    terms = beside[10]
+    first_query, newest, lag = queries
+    last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
     if SHAPE.LIST > 0:
@@ -201,7 +221,12 @@ def _step(
     if PING_PONG:
         m = take_turn(m, CONSUMER)
     k_t = k_smem.index(stage).reshape([BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
-    scores = warpgroup_mma(q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True)
+    if BEGUN:
+        scores = warpgroup_mma(q, k_t, begun, is_async=True)
+    else:
+        scores = warpgroup_mma(
+            q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
+        )
     _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
     if SHAPE.LATE:
         p = p.to(v_smem.dtype)
@@ -211,29 +236,70 @@ def _step(
     acc = warpgroup_mma(p, v_smem.index(before).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
-    bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
-    if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":  # the next block's, which then has a step to come
-        vector = load_keys(beside[6], place, key - BLOCK_N, kv_n, SHAPE)
+    if has_terms(SHAPE):  # the next block's
+        vector = _share_terms(beside, work, step + 1, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
+    tile = _tile(beside, step, CONSUMER, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
+    term = None
+    if has_terms(SHAPE) and not BEGUN:
+        term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     scores = counted(
-        scores, bias, mask, factors, place, first_query, gl.maximum(kv_n - 1, 0), inputs, begins, ends, key, masked,
+        scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
         shift, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
-        next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
+        next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
         row_sum = hold(row_sum)
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        m, alpha = maxima(scores, m, to_log2, shift)
+        m, alpha = maxima(scores, m, to_log2, shift, SHAPE)
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
-    return acc, next_p, m, row_sum, vector
+    if BEGUN:
+        begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
+    return acc, next_p, m, row_sum, vector, begun
+
+
+@gluon.jit
+def _steps(
+    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift: gl.constexpr, queries, kv_n, begins, ends,
+    block, count, whole, key, values, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """So many steps to the left of `block`; if MASKED, with a mask outside of `whole`, the first and the end of
+    those that need none. key: the first of `block`, of a list."""
+    whole_from = whole[0]
+    whole_to = whole[1]
+    for _unused in range(count):
+        block -= 1
+        masked = (block >= whole_to) | (block < whole_from) if MASKED else False
+        if SHAPE.LIST > 0:
+            before_key = key
+            key = key_of(block, whole, SHAPE)
+            acc, p, m, row_sum, vector, begun = _step(
+                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                key, before_key, masked, values, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+        else:
+            acc, p, m, row_sum, vector, begun = _step(
+                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                block * SHAPE.BLOCK_N, None, masked, values, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+        step += 1
+    return acc, p, m, row_sum, vector, begun, step, block, key
+
+
+@gluon.constexpr_function
+def _may_be_masked(shape):
+    """Whether blocks other than the last one of the keys are. One consumer asks in any case, but for a bias by TMA:
+    where the loop has no branch, ptxas may put all exponentials before their sums, and loads of terms behind both."""
+    return (shape.CONSUMERS == 1 and shape.BIAS != "tile") or shape.CAUSAL or shape.SEEN is not None
 
 
 @gluon.jit
@@ -255,9 +321,12 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs = beside
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     to_log2 = factors[1]
     shift: gl.constexpr = shift_of(v_smem.dtype)
+    BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
+    MASKED: gl.constexpr = _may_be_masked(SHAPE)
+    SPLIT: gl.constexpr = MASKED and not SHAPE.GENERAL and CONSUMERS > 1
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -274,11 +343,14 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         ends = rows * 0 + kv_n
         if SHAPE.CAUSAL:
             ends = gl.minimum(rows + (newest + 1), kv_n)
-        ends = gl.where(rows < q_n, ends, 0)
         begins = 0
         if SHAPE.GENERAL:
+            ends = gl.where(rows < q_n, ends, 0)
             begins = gl.maximum(rows + oldest, 0)
         first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
+        last_key = gl.maximum(kv_n - 1, 0)
+        newest_query = gl.maximum(gl.minimum(first_row + (ROWS - 1), q_n - 1) + position, 0)
+        queries = (first_query, newest_query, newest_query - first_query)
         whole_from = whole[0]
         whole_to = whole[1]
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
@@ -300,19 +372,23 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if SHAPE.LIST > 0:
             key = key_of(block, whole, SHAPE)
         vector = 0
-        if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
+        if of_keys(SHAPE):
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
-        bias, mask = _beside(beside, step, vector, CONSUMER, S_LAYOUT, SHAPE)
-        if SHAPE.BIAS == "keys" or SHAPE.MASK == "keys":
-            vector = load_keys(vectors, place, key - BLOCK_N, kv_n, SHAPE)
+        if has_terms(SHAPE):
+            vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
+        tile = _tile(beside, step, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
+        term = None
+        begun = 0
+        if has_terms(SHAPE):
+            term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
-            scores, bias, mask, factors, place, first_query, gl.maximum(kv_n - 1, 0), inputs, begins, ends, key, masked,
+            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
             shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
-        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, BLOCK_N)
+        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -321,22 +397,37 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             p = pack(p, v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_V], gl.float32, layout=O_LAYOUT)
         step = uniform(step + 1)
-        for _unused in range(uniform(block - first_block)):
-            block -= 1
-            masked = (block >= whole_to) | (block < whole_from)
-            if SHAPE.LIST > 0:
-                before_key = key
-                key = key_of(block, whole, SHAPE)
-                acc, p, m, row_sum, vector = _step(
-                    acc, p, m, row_sum, vector, q, work, beside, place, step, shift, first_query, kv_n, begins, ends,
-                    key, before_key, masked, values, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+        if has_terms(SHAPE):
+            vector = _share_terms(beside, work, step, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
+            gl.barrier()
+            if BEGUN:
+                begun = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
+        to_left = uniform(block - first_block)
+        block = uniform(block)
+        if SPLIT:  # loops without masks need no registers for them; what follows on the left only bounds can mask
+            for part in range(2 if SHAPE.BOUNDS is not None else 1):
+                to_mask = block - gl.maximum(whole_to, first_block) if part == 0 else to_left
+                to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
+                acc, p, m, row_sum, vector, begun, step, block, key = _steps(
+                    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                    block, to_mask, whole, key, values, True,
+                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
-            else:
-                acc, p, m, row_sum, vector = _step(
-                    acc, p, m, row_sum, vector, q, work, beside, place, step, shift, first_query, kv_n, begins, ends,
-                    block * BLOCK_N, None, masked, values, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                p = moved(p)
+                to_left -= to_mask
+                to_show = gl.minimum(gl.maximum(block - gl.maximum(whole_from, first_block), 0), to_left)
+                acc, p, m, row_sum, vector, begun, step, block, key = _steps(
+                    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                    block, to_show, whole, key, values, False,
+                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
-            step += 1
+                to_left -= to_show
+        else:
+            acc, p, m, row_sum, vector, begun, step, block, key = _steps(
+                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                block, to_left, whole, key, values, MASKED,
+                CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
         last = (step - 1) % SHAPE.V_STAGES
         if SHAPE.LIST > 0:
             _make_whole((v_smem,), barriers, step - 1, values - key, CONSUMER, V_SHAPE)
@@ -355,7 +446,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
         sees = (m != NOTHING) | (total != 0)
         in_range = (total > 0) & (gl.abs(m - shift) < FAST_LIMIT) & (broken == 0)
-        leaving = sees & (ends > begins) & (in_range == 0)
+        leaving = sees & (rows < q_n) & (ends > begins) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
         factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
         acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)
@@ -389,6 +480,7 @@ def fmha_biased_sm90(
     LATE: gl.constexpr, PING_PONG: gl.constexpr, Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
+    RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
@@ -432,6 +524,7 @@ def fmha_biased_sm90(
         SCORE,
         SEEN,
         BOUNDS,
+        RELATIVE,
         LIST,
     )
     dtype: gl.constexpr = q_desc.dtype
@@ -464,7 +557,7 @@ def fmha_biased_sm90(
     x_smem = q_smem  # not used where nothing comes beside the keys
     x_ready = q_ready
     x_free = q_free
-    if BIAS == "tile" or MASK == "tile":
+    if _by_tiles(SHAPE):
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [X_STAGES * CONSUMERS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
         x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
@@ -472,11 +565,16 @@ def fmha_biased_sm90(
             mbarrier.init(x_ready.index(s), count=1)
             mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
-    natural: gl.constexpr = is_natural(SHAPE)
-    if natural:
-        factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST)
+    begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
+    if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
+        sm_scale = gl.maximum(sm_scale, LEAST_SCALE)
+    undo = gl.minimum(1.0 / sm_scale, FLOAT_MAX)
+    if is_natural(SHAPE):
+        factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST, undo)
+    elif has_terms(SHAPE):  # a product and what is added to it may both be as low
+        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -0.5 * FLOAT_MAX), undo)
     else:
-        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX))
+        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX), undo)
     work = (
         (q_desc, k_desc, v_desc, out_desc),
         (q_smem, k_smem, v_smem),
@@ -494,7 +592,10 @@ def fmha_biased_sm90(
     of_head = (stride_h != 0).to(gl.int32)
     by_head = (of_batch == 0) & (of_head != 0)
     sinks = (Sinks, SinksFp32)
-    beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs)
+    terms = q_smem  # not used where there are none
+    if has_terms(SHAPE):  # of this step and of the next
+        terms = gl.allocate_shared_memory(gl.float32, [2 * CONSUMERS, words_of(SHAPE)], NOTE_SMEM)
+    beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
@@ -506,7 +607,7 @@ def fmha_biased_sm90(
             [1, 1, 2],
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )
-    else:
+    elif CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (_attend, (work, beside, out_smem, 0, SHAPE)),
@@ -515,6 +616,17 @@ def fmha_biased_sm90(
             ],
             [4, 4],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (work, beside, out_smem, 0, SHAPE)),
+                (_attend, (work, beside, out_smem, 1, SHAPE)),
+                (_attend, (work, beside, out_smem, 2, SHAPE)),
+                (_load, (work, beside, SHAPE)),
+            ],
+            [4, 4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
         noted = gl.reduce_or(notes.index(part).load(NOTE), 0)

@@ -34,6 +34,7 @@ class Shape(NamedTuple):
     SCORE: gl.constexpr
     SEEN: gl.constexpr
     BOUNDS: gl.constexpr
+    RELATIVE: gl.constexpr
     LIST: gl.constexpr = gl.constexpr(0)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
@@ -122,7 +123,9 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
         elif SEEN is not None:
             whole_end = 0
         end = gl.where(first_row < q_n, end, 0)
-        whole_end = gl.where(first_row + TILE <= q_n, gl.maximum(whole_end, 0), 0)  # rows that are padding see nothing
+        whole_end = gl.maximum(whole_end, 0)
+        if SHAPE.GENERAL:  # rows that are padding see nothing
+            whole_end = gl.where(first_row + TILE <= q_n, whole_end, 0)
         end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
         first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
         whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N
@@ -165,40 +168,20 @@ def shown(scores, mask):
 
 
 @gluon.jit
-def load_keys(vectors, place, key, kv_n, SHAPE: gl.constexpr):
-    """Of a bias or mask that is the same for all queries, a block of keys from `key` on, one a thread."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    base, stride_b, stride_h, columns = vectors
-    batch, head = place
-    keys = gl.arange(0, SHAPE.BLOCK_N, layout=LAYOUT) + key
-    places = base + batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h + keys
-    return gl.load(places, mask=(keys >= 0) & (keys < gl.minimum(kv_n, columns)), other=0)
-
-
-@gluon.jit
-def added(vector, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """What it adds to the scores of each row: of a mask 0 or minus infinity, [1, keys]."""
-    if SHAPE.BIAS == "keys":
-        vector = vector.to(gl.float32)
-    else:
-        vector = gl.where(vector != 0, 0.0, float("-inf"))
-    return gl.convert_layout(vector, gl.SliceLayout(0, S_LAYOUT))[None, :]
-
-
-@gluon.jit
-def by_functions(scores, place, queries, keys, inputs, masked, SHAPE: gl.constexpr):
+def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.constexpr, SHAPE: gl.constexpr):
     """Scores by SCORE, and minus infinity where SEEN says so; without masked, it is known to see all.
 
     Args:
         place: batch and head.
         queries, keys: [rows, 1] and [1, keys], positions within the sequence.
+        SCORED: whether SCORE is asked.
     """
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     batch, head = place
     if SHAPE.LIST > 0:
         inputs = inputs[0]
-    if SCORE is not None:
+    if SCORED and SCORE is not None:
         scores = SCORE(scores, batch, head, queries, keys, *inputs).to(gl.float32)
     if SEEN is not None:
         if masked:
@@ -207,13 +190,13 @@ def by_functions(scores, place, queries, keys, inputs, masked, SHAPE: gl.constex
 
 
 @gluon.constexpr_function
-def is_natural(SHAPE):
+def is_natural(shape):
     """Whether scores are in natural units, rather than products."""
-    return SHAPE.BIAS != "never" or SHAPE.SCORE is not None
+    return shape.BIAS == "tile" or (shape.SCORE is not None and not shape.RELATIVE)
 
 
 @gluon.jit
-def counted(products, bias, mask, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+def counted(products, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
             shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
     """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
 
@@ -221,9 +204,9 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
 
     Args:
         products: of Q and K.
-        bias, mask: what was loaded of them, [rows, keys], or `added` of them, [1, keys]; of no account where there are
-            none.
-        factors: what makes a product a score, a score one in units of log2, and the limit.
+        tile: of a bias or mask, [rows, keys]; of no account where none comes by TMA.
+        term: what is added to products, [rows, keys]; None where they began with it, or there is none.
+        factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
         first_query: positions of the queries, [rows].
         last_key: of the sequence, at least 0.
@@ -232,23 +215,25 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
     SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
     columns = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-    sm_scale, to_log2, limit = factors
+    sm_scale, to_log2, limit, undo = factors
     scores = products
     if is_natural(SHAPE):
         scores = scores * sm_scale
     if shift > 0:
         scores = gl.where(scores < limit, limit, scores)  # NaN stays
-    if SHAPE.BIAS != "never":
-        scores += bias.to(gl.float32)
-    if SCORE is not None or SEEN is not None:
+    if SHAPE.BIAS == "tile":
+        scores += tile.to(gl.float32)
+    if term is not None:
+        scores += term
+    if SEEN is not None or (SCORE is not None and not SHAPE.RELATIVE):
         keys = columns + key
         if masked:  # of other blocks all keys are there
             keys = gl.minimum(keys, last_key)
-        scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, masked, SHAPE)
+        scores = by_functions(
+            scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
+        )
     if SHAPE.MASK == "tile":
-        scores = shown(scores, mask)
-    elif SHAPE.MASK == "keys":
-        scores += mask
+        scores = shown(scores, tile)
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]
         if SHAPE.GENERAL:
@@ -257,20 +242,27 @@ def counted(products, bias, mask, factors, place, first_query, last_key, inputs,
     return scores
 
 
+@gluon.constexpr_function
+def may_be_least(shape, shift):
+    """Whether finite scores may be so low that they were infinite in units of log2: a function's, a bias of bf16."""
+    return is_natural(shape) and (shape.SCORE is not None or shift > 0)
+
+
 @gluon.jit
-def maxima(scores, m, to_log2, shift: gl.constexpr):
+def maxima(scores, m, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
     """The running maximum with these scores, in units of log2, plus shift, and the factor of what was summed up."""
     top = gl.max(scores, 1)
-    top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
+    if may_be_least(SHAPE, shift):
+        top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
     m_new = gl.maximum(m, top * to_log2 + shift)
     return m_new, gl.exp2(m - m_new)
 
 
 @gluon.jit
-def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, BLOCK_N: gl.constexpr):
+def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
     """Weights of one block of keys, and the running maximum and sums with it."""
-    m_new, alpha = maxima(scores, m, to_log2, shift)
+    m_new, alpha = maxima(scores, m, to_log2, shift, SHAPE)
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    parts = partial_sums(weights, BLOCK_N)
+    parts = partial_sums(weights, SHAPE.BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + parts, alpha

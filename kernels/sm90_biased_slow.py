@@ -89,7 +89,7 @@ def compute_biased_slowly(
             score += bias
         if SCORE is not None or SEEN is not None:
             keys = (gl.arange(0, 1, layout=gl.SliceLayout(0, LAYOUT)) + key)[None, :]
-            score = by_functions(score[:, None], (batch, head), positions[:, None], keys, inputs, True, SHAPE)
+            score = by_functions(score[:, None], (batch, head), positions[:, None], keys, inputs, True, True, SHAPE)
             score = gl.sum(score, 1)  # of one
         if SHAPE.MASK != "never":
             has = (rows < q_n) & in_mask & ((mask_strides[3] == 0) | (key < mask_strides[5]))

@@ -27,7 +27,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from gluon_ptx import kept_references, of_warps, products_where, run_ptx
+from gluon_ptx import (
+    by_thread,
+    kept_references,
+    of_threads,
+    of_warps,
+    products_where,
+    run_by_thread,
+    run_ptx,
+)
 from gluon_values import (
     BARRIERS,
     BF16,
@@ -177,6 +185,7 @@ class Machine:
 
     def arrive(self, barrier: Any, count: int = 1) -> None:
         USES.arrive()
+        USES.meet()  # Gluon has one thread arrive, after a barrier of all
         barrier.array[0].pending -= count
         assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"
         barrier.array[0].settle()
@@ -287,6 +296,26 @@ class Machine:
             if found := re.fullmatch(pattern, asm):
                 return function(found, dtype, *arguments)
         raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
+
+    def inline_asm_of_threads(
+        self, asm: Callable[..., str], _constraints: Any, args: Sequence[Any], result: tuple[int, ...] | None = None
+    ) -> Any:
+        """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there."""
+        (shared,) = (value for value in args if isinstance(value, Shared))
+        names = (f"${i}" for i in itertools.count())
+        outputs = [] if result is None else [next(names) for _ in range(np.prod(result) // 128)]
+        registers: dict[str, Any] = {}
+        inputs = []
+        for value in args:
+            columns = np.zeros((1, 1), np.int32) if isinstance(value, Shared) else by_thread(value)
+            inputs.append(tuple(next(names) for _ in range(columns.shape[1])))
+            registers |= zip(inputs[-1], columns.T, strict=True)
+        USES.exchange(shared.array, stored=result is None)
+        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, shared.array)
+        self.switch()
+        if result is None:
+            return None
+        return tensor(of_threads(np.stack([registers[name] for name in outputs], 1), result[1]), np.float32)
 
     def load(self, pointer: Pointer, mask: Any = True, other: float = 0.0) -> Tensor:
         self._lag()

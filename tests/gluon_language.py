@@ -167,6 +167,8 @@ def _language(machine: Machine) -> types.ModuleType:
         "store": machine.store,
         "barrier": machine.barrier,
         "inline_asm_elementwise": machine.inline_asm,
+        "inline_asm": machine.inline_asm_of_threads,
+        "distributed_type": lambda dtype, shape, layout: tuple(shape),
         "allocate_shared_memory": _allocate,
         "warp_specialize": lambda parts, warps, registers: machine.run(
             [lambda part=part: part[0](*part[1]) for part in parts]

@@ -162,3 +162,57 @@ def _from(lines: Sequence[_Line], label: str) -> Sequence[_Line]:
     """From the line on that a label stands before."""
     (place,) = (i for i, line in enumerate(lines) if line.label == label)
     return lines[place:]
+
+
+WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8
+"""Of a tensor core's result: warps beside each other, each with twice so many rows; columns that four threads share."""
+
+
+def by_thread(values: Any) -> Any:
+    """The registers of the 128 threads of a warpgroup, [threads, registers]: of [n] or [1, n], dealt out one after the
+    other, to several if there are fewer; and of [64, n] as wgmma leaves its result."""
+    values = np.asarray(values)
+    if values.ndim == 1 or values.shape[0] == 1:
+        return np.resize(values, (max(1, values.size // (32 * WARPS)), 32 * WARPS)).T
+    parts = values.reshape(WARPS, 2, ROWS_OF_WARP, -1, COLUMNS // 2, 2)  # warp, row of two, row, block, thread, column
+    return parts.transpose(0, 2, 4, 3, 1, 5).reshape(32 * WARPS, -1)
+
+
+def of_threads(registers: Any, columns: int) -> Any:
+    """What `by_thread` makes such registers of, [64, columns]."""
+    parts = np.asarray(registers).reshape(WARPS, ROWS_OF_WARP, COLUMNS // 2, columns // COLUMNS, 2, 2)
+    return parts.transpose(0, 4, 1, 3, 2, 5).reshape(2 * ROWS_OF_WARP * WARPS, columns)
+
+
+def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
+    """Straight-line PTX that loads from and stores to shared memory, for all threads at once.
+
+    Args:
+        asm: the text.
+        registers: by name, of a value each or one for each thread; what it writes is added.
+        memory: float32, one axis; its first element has the address 0.
+
+    Raises:
+        NotImplementedError: it has an instruction that is not known here.
+    """
+
+    def at(name: str, offset: str | None, size: int) -> Any:
+        addresses = registers[name] + int(offset or 0)
+        assert not (addresses % size).any(), "a pair is not aligned"
+        assert (addresses >= 0).all(), "an address is out of bounds"
+        assert (addresses + size <= memory.nbytes).all(), "an address is out of bounds"
+        return addresses // 4
+
+    for line in re.findall(r"[^{};]+(?:\{[^{}]*\}[^;]*)?;", asm.strip()[1:-1]):
+        text = line.strip(" ;")
+        if text.startswith(".reg"):
+            continue
+        if found := re.fullmatch(r"add\.s32 (\S+), (\S+), (\S+)", text):
+            registers[found[1]] = registers[found[2]] + registers[found[3]]
+        elif found := re.fullmatch(r"st\.shared\.f32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
+            memory[at(found[1], found[2], 4)] = registers[found[3]]
+        elif found := re.fullmatch(r"ld\.shared\.v2\.f32 \{(\S+), (\S+)\}, \[([^]+]+)(?:\+(\d+))?\]", text):
+            place = at(found[3], found[4], 8)
+            registers[found[1]], registers[found[2]] = memory[place].copy(), memory[place + 1].copy()
+        else:
+            raise NotImplementedError(f"the emulator does not know this instruction: {text}")

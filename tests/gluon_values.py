@@ -199,6 +199,7 @@ class Uses(threading.local):
         read: what products read that are complete in one warp, but in others perhaps not.
         looked: what was loaded into registers, and no fence has kept apart from what TMA brings later.
         passed: what was loaded before the last fence, but by other warps perhaps not yet.
+        shared, taken: what threads stored for each other, and loaded of each other's, since all of them met.
     """
 
     def __init__(self) -> None:
@@ -207,6 +208,8 @@ class Uses(threading.local):
         self.read: list[Any] = []
         self.looked: list[Any] = []
         self.passed: list[Any] = []
+        self.shared: list[Any] = []
+        self.taken: list[Any] = []
 
     def fence(self) -> None:
         self.fenced, self.unfenced = self.fenced + self.unfenced, []
@@ -214,6 +217,17 @@ class Uses(threading.local):
 
     def barrier(self) -> None:
         self.fenced, self.read, self.passed = [], [], []
+        self.meet()
+
+    def meet(self) -> None:
+        """All threads of the partition do."""
+        self.shared, self.taken = [], []
+
+    def exchange(self, array: Any, *, stored: bool) -> None:
+        """Threads store what others load, or load what others stored."""
+        assert stored or not _overlap(array, self.shared), "what another warp stores is loaded before all met"
+        assert not stored or not _overlap(array, self.taken), "what another warp may still load is stored over"
+        (self.shared if stored else self.taken).append(array)
 
     def arrive(self) -> None:
         """Another partition may have TMA overwrite what this one has told that it no longer needs."""

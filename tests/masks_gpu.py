@@ -1,12 +1,12 @@
 """Checks and times biases, masks and functions on a GPU: our variants beside each other and beside PyTorch's, in turns.
 
-    python tests/masks_gpu.py build FOLDER [--dtype fp16 bf16]       # anywhere, no GPU: three libraries
+    python tests/masks_gpu.py build FOLDER [--dtype fp16 bf16]       # anywhere, no GPU: two libraries
     python tests/masks_gpu.py run FOLDER [--dtype fp16 bf16] [--flex] [--rounds 9] [--limit SECONDS] [--only WORD ...]
         [--out FILE]
 
-The libraries: "portable" without variants for Hopper, "hopper" with those that `--kernels biased` builds, "next" with
-those of `--kernels biased-next` before them. Every output is checked against float64 first. `run` needs PyTorch. Cold
-L2 cache, the host's launch behind a spin of the GPU, random data; medians, in us. The file is written after each cell.
+The libraries: "portable" without variants for Hopper, "hopper" with those that `--kernels biased` builds. Every output
+is checked against float64 first. `run` needs PyTorch. Cold L2 cache, the host's launch behind a spin of the GPU, random
+data; medians, in us. The file is written after each cell.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pyfmha.spec.kernel import KernelSpec
 ROWS = 192
 TOLERANCE = {"fp16": 2e-3, "bf16": 1.5e-2}
 DOCUMENT, PREFIX, WIDTH, CAP = 700, 1000, 256, 50.0
-KINDS = ("portable", "hopper", "next")
+KINDS = ("portable", "hopper")
 """The libraries."""
 TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 OWN = Path(__file__).parent / "functions" / "functions_of_tests.py"
@@ -72,12 +72,12 @@ def libraries(dtypes: list[str]) -> Iterator[tuple[str, list[KernelSpec]]]:
         specs: list[KernelSpec] = []
         for dtype in dtypes:
             for size in (64, 128, 256):
-                specs += Biased(dtype, size).specs(unmeasured=kind == "next")
+                specs += Biased(dtype, size).specs()
                 if kind == "portable":
                     specs += BiasedDecode(dtype, size).specs()
             for size in (64, 128) if kind == "hopper" else ():
                 specs += Forward(dtype, size).specs(hopper=True)
-        specs += function_specs(functions, dtypes, (64, 128), unmeasured=kind == "next")
+        specs += function_specs(functions, dtypes, (64, 128))
         yield kind, [spec for spec in specs if kind != "portable" or not spec.archs]
 
 
@@ -397,7 +397,7 @@ def measure(options: argparse.Namespace) -> None:
         report = run_cell(held, cell, options.rounds, flush, flex=options.flex)
         reports.append(report)
         figures = {n: row.get("us", row.get("failed")) for n, row in report.items() if isinstance(row, dict)}
-        print(cell.dtype, cell.size, cell.name, figures, report["next"].get("variant", "")[-40:], flush=True)
+        print(cell.dtype, cell.size, cell.name, figures, report["hopper"].get("variant", "")[-40:], flush=True)
         if options.out:
             options.out.write_text(json.dumps({**facts, "cells": reports}, indent=1))
 

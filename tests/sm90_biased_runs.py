@@ -88,6 +88,7 @@ def run(
     score: Callable[..., Any] | None = None,
     seen: Callable[..., Any] | None = None,
     bounds: Callable[..., Any] | None = None,
+    relative: bool = False,
     entries: Any = None,
     change: Callable[..., None] = lambda **_: None,
 ) -> tuple[Any, Any, Any, Any]:
@@ -127,6 +128,7 @@ def run(
     constants: dict[str, Any] = {
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
+        "RELATIVE": relative,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}

@@ -97,11 +97,8 @@ class Biased:
         """The C function: ``fmha_biased_d64_fp16``."""
         return f"fmha_biased_d{self.padded}_{self.dtype}"
 
-    def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
+    def specs(self) -> tuple[KernelSpec, ...]:
         """What to compile, in the order in which the launcher tries them; the last serves everything.
-
-        Args:
-            unmeasured: with variants for Hopper before them that no GPU has run yet.
 
         Without a bias and a mask, with a bias of Q's dtype, with a mask: each has a variant for tensors that are read
         16 bytes at a time and no soft cap. Any of it, in rows of any stride, is another's for Q, K, V and Out that are.
@@ -109,8 +106,6 @@ class Biased:
         see :mod:`pyfmha.attention.biased_hopper`.
         """
         fast = biased_hopper.variants(self.generic(), self.padded)
-        if unmeasured:
-            fast = (*biased_hopper.unmeasured(self.generic(), self.padded), *fast)
         known = (PLAIN, _BIAS, MASKED, ANY) if self.dtype != "fp32" else (ANY,)
         narrow = (self._narrow(),) if self.dtype != "fp32" and self.padded == HEAD_SIZES[-1] else ()
         return (*fast, *narrow, *(self.tuned(variant) for variant in known), self.generic())

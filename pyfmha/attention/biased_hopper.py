@@ -1,8 +1,8 @@
 """The Hopper variants of ``fmha_biased_*`` and of functions made of a user's: ``kernels/fmha_biased_sm90.py``.
 
-They serve a mask, in rows of whole 16 bytes by TMA or the same for all queries, a bias of Q's dtype that is the same
-for all queries, and neither, with sinks, lengths and windows. Other biases, soft caps, ragged batches, a bias and a
-mask together, and anything misaligned fall through to the portable variants.
+They serve a mask or a bias of Q's dtype, in rows of whole 16 bytes by TMA or the same for all queries, and neither,
+with sinks, lengths and windows. Biases of FLOAT, soft caps, ragged batches, a bias and a mask together, and anything
+misaligned fall through to the portable variants.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,7 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
+    ping_pong: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,31 +59,38 @@ _NO_BIAS = ("Bias == 0", "BiasFp32 == 0")
 NEITHER = Beside("never", "never", (*_NO_BIAS, "Mask == 0"))
 _BIAS = ("Bias != 0", "BiasFp32 == 0", "Mask == 0", "bias_stride_k == 1")
 _MASK = (*_NO_BIAS, "Mask != 0", "mask_stride_k == 1")
+BIAS_KEYS = Beside("keys", "never", (*_BIAS, "bias_stride_q == 0"))
+MASK_KEYS = Beside("never", "keys", (*_MASK, "mask_stride_q == 0"))
 BIAS_TILE = Beside("tile", "never", (*_BIAS, "bias_stride_q != 0"))
-"""Ten times slower than it should be on an H200 when it was measured (kernels/NOTES.md says why it may not be any
-more): not among :data:`TENSORS`."""
-TENSORS = (
-    Beside("keys", "never", (*_BIAS, "bias_stride_q == 0")),
-    Beside("never", "keys", (*_MASK, "mask_stride_q == 0")),
-    Beside("never", "tile", (*_MASK, "mask_stride_q != 0")),
-)
+MASK_TILE = Beside("never", "tile", (*_MASK, "mask_stride_q != 0"))
+KINDS = (NEITHER, BIAS_KEYS, MASK_KEYS, BIAS_TILE, MASK_TILE)
 
-# By padded head size, without and with tiles beside the keys.
-PLAIN_SETTINGS = {
-    64: Setting(128, 1, programs=2, maxnreg=128),
-    128: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
+# With lengths and windows, by padded head size.
+GENERAL_SETTINGS = {
+    64: {
+        **dict.fromkeys((NEITHER, BIAS_KEYS, MASK_KEYS), Setting(128, 1, programs=2, maxnreg=128)),
+        **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, programs=2, maxnreg=128)),
+    },
+    128: {
+        NEITHER: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
+        **dict.fromkeys((BIAS_KEYS, MASK_KEYS), Setting(64, 1, programs=2, maxnreg=128)),
+        **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, q_slots=1, programs=2, maxnreg=128)),
+    },
 }
-TILE_SETTINGS = {
-    64: Setting(64, 1, x_stages=2, programs=2, maxnreg=128),
-    128: Setting(64, 1, q_slots=1, v_stages=2, x_stages=2, programs=2, maxnreg=128),
-}
-
-
 _ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
-_TWO = Setting(128, 2, v_stages=3, q_slots=1, late=False)
-UNMEASURED = {64: (_ONE, _ONE), 128: (_TWO, replace(_TWO, v_stages=2))}
-"""By padded head size, without and with tiles beside the keys: without lengths and windows, cut so that little or
-nothing spills. No GPU has run them."""
+_TWO = Setting(128, 2, late=False)
+# Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
+# for each element: that would keep the other one waiting.
+PLAIN_SETTINGS = {
+    64: dict.fromkeys(KINDS, _ONE),
+    128: {
+        NEITHER: replace(_TWO, v_stages=3),
+        BIAS_KEYS: _TWO,
+        MASK_KEYS: _TWO,
+        BIAS_TILE: replace(_TWO, q_slots=1),
+        MASK_TILE: _TWO,
+    },
+}
 SINKS_KERNEL = "fmha_sinks_sm90"
 
 _PAIR = hopper.Setting(128, 2, q_slots=1, two_parts=True)
@@ -98,26 +106,53 @@ VALUES_SETTINGS = {
 VALUES_KERNEL = "fmha_values_sm90"
 
 
-def unmeasured(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
-    """Variants that go before those of :func:`variants` where they are asked for; no GPU has run them yet.
+def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
+    """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
 
-    Sinks alone are served by the kernel of ``fmha_fwd_*``, cut as there; masks, biases that are the same for all
-    queries, dense biases, and what has none of these but values of another size, by variants for causal attention and
-    for full, without lengths and windows. Dense biases with those have one, too.
+    Sinks alone are served by the kernel of ``fmha_fwd_*``, cut as there; each kind of bias and mask, and none, by
+    variants for full and for causal attention, and one for lengths and windows.
+
+    Args:
+        base: a portable variant without hints: it lends its name, arguments and algorithm.
+        padded: head size of its blocks.
     """
-    made = [variant for beside in (*TENSORS, BIAS_TILE, NEITHER) for variant in plain(base, padded, beside)]
-    return (*sinks(base, padded), *made, *of_kind(base, padded, BIAS_TILE))
+    made = (variant for kind in KINDS for variant in plain(base, padded, kind))
+    general = (variant for kind in KINDS for variant in of_kind(base, padded, kind))
+    return (*narrow_values(base, padded), *sinks(base, padded), *made, *general)
 
 
-def plain(base: KernelSpec, padded: int, beside: Beside) -> tuple[KernelSpec, ...]:
-    """Those of :func:`unmeasured` for full and for causal attention with one kind of bias or mask."""
+def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool) -> tuple[KernelSpec, ...]:
+    """The Hopper variants for a user's functions, without bias and mask.
+
+    Args:
+        base, padded: as of :func:`variants`.
+        relative: whether the score function is.
+        asked: whether a function is asked for each element, rather than for few blocks or once for each distance.
+    """
     if padded not in HEAD_SIZES:
         return ()
-    setting = UNMEASURED[padded]["tile" in (beside.bias, beside.mask)]
+    general, setting = GENERAL_SETTINGS[padded][NEITHER], PLAIN_SETTINGS[padded][NEITHER]
+    if asked and padded == HEAD_SIZES[-1]:
+        setting = general
+    if relative:  # terms take some of the shared memory
+        general, setting = replace(general, v_stages=2), replace(setting, v_stages=2)
+    return (
+        *plain(base, padded, NEITHER, setting, relative=relative),
+        *of_kind(base, padded, NEITHER, general, relative=relative),
+    )
+
+
+def plain(
+    base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None, *, relative: bool = False
+) -> tuple[KernelSpec, ...]:
+    """The variants for full and for causal attention with one kind of bias or mask, without lengths and windows."""
+    if padded not in HEAD_SIZES:
+        return ()
+    setting = setting or PLAIN_SETTINGS[padded][beside]
     return tuple(
         variant
         for causal in (False, True)
-        for variant in of_kind(base, padded, beside, replace(setting, causal=causal))
+        for variant in of_kind(base, padded, beside, replace(setting, causal=causal), relative=relative)
     )
 
 
@@ -167,24 +202,22 @@ def narrow_values(
     )
 
 
-def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
-    """The Hopper variants that go before the portable ones of ``fmha_biased_*``.
+def of_kind(
+    base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None, *, relative: bool = False
+) -> tuple[KernelSpec, ...]:
+    """The variant for one kind of bias or mask, if the dtype and head size have one.
 
     Args:
-        base: a portable variant without hints: it lends its name, arguments and algorithm.
-        padded: head size of its blocks.
+        base, padded: as of :func:`variants`.
+        beside: the kind.
+        setting: how it is cut; for lengths and windows without one.
+        relative: whether the score function is, whose terms take some of the shared memory.
     """
-    made = (variant for one in (NEITHER, *TENSORS) for variant in of_kind(base, padded, one))
-    return (*narrow_values(base, padded), *made)
-
-
-def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None) -> tuple[KernelSpec, ...]:
-    """The variant for one kind of bias or mask, if the dtype and head size have one."""
     dtype = dict(base.prototype)["Q"].removeprefix("*")
     if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
-    setting = setting or (TILE_SETTINGS if tiles else PLAIN_SETTINGS)[padded]
+    setting = setting or GENERAL_SETTINGS[padded][beside]
     constants = (
         *(() if tiles else (("x_desc", None),)),
         ("inputs", None),
@@ -198,7 +231,7 @@ def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | No
         ("CAUSAL", setting.causal is not False),
         ("GENERAL", setting.causal is None),
         ("LATE", setting.late),
-        ("PING_PONG", setting.consumers > 1),
+        ("PING_PONG", setting.consumers > 1 and setting.ping_pong),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
@@ -207,6 +240,7 @@ def of_kind(base: KernelSpec, padded: int, beside: Beside, setting: Setting | No
         ("SCORE", None),
         ("SEEN", None),
         ("BOUNDS", None),
+        ("RELATIVE", relative),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"

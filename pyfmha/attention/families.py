@@ -18,14 +18,10 @@ KERNELS = {
     "decode": "fmha_split_d*, fmha_combine_d*: few queries, many keys",
     "values": "of fmha_biased_d256_* what serves V of head size up to 128 fast; of the rest the variants for anything",
     "biased": "fmha_biased_*: bias, mask, sinks, values of another head size, and decoding with them",
-    "biased-next": "variants of fmha_biased_d* on sm_90 that no GPU has run yet, before the others",
     "fp8": "fmha_fp8_d*: Q, K and V in e4m3 on sm_90, Out in fp16 or bf16; nothing elsewhere",
     "hopper": "the fast variants of fmha_fwd_d* on sm_90; nothing elsewhere",
 }
 """The families by name, with what they are."""
-
-UNMEASURED = "biased-next"
-"""The family whose variants go before those of others; with ``--functions``, those of functions, too."""
 
 DEFAULT = ("basic", "forward", "decode", "hopper", "values")
 """The families that a library holds if none are named; with ``biased`` the build takes half as long again.
@@ -38,8 +34,8 @@ def library_specs(
     """What to compile for a library.
 
     Args:
-        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along,
-            ``biased-next`` ``biased``, which has all of ``values``.
+        kernels: names of families, see :data:`KERNELS`; ``hopper`` brings ``forward`` along, ``biased`` has all of
+            ``values``.
         dtypes: fp16, bf16, fp32.
         head_sizes: 1 to 256; the basic family has those of :data:`pyfmha.attention.first.HEAD_SIZES` only, and leaves
             the others to the rest, whose functions serve all head sizes up to a padded one.
@@ -58,9 +54,9 @@ def library_specs(
     if {"forward", "hopper"} & set(kernels):
         for function in forward_family(dtypes, head_sizes):
             specs += function.specs(hopper="hopper" in kernels)
-    if {"biased", UNMEASURED} & set(kernels):
+    if "biased" in kernels:
         for biased in biased_family(dtypes, head_sizes):
-            specs += biased.specs(unmeasured=UNMEASURED in kernels)
+            specs += biased.specs()
         for biased_pair in biased_decode_family(dtypes, head_sizes):
             specs += biased_pair.specs()
     elif "values" in kernels:

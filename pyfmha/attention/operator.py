@@ -111,9 +111,9 @@ DECODING = {
     "read": "key_heads * columns * 4 * head_size if either else 0",
     "one_launch": "either and (cluster_rate <= 0"
     f" or 1000 * read / cluster_rate <= 1000 * read / memory_rate + {SECOND_LAUNCH_NS})",
-    "split": "decodable and not one_launch",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
+    "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
     "queries": "batch * num_heads * rows",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.
     "most_decoded": "min(Sq, most_rows)",

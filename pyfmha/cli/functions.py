@@ -18,6 +18,7 @@ from pyfmha.functions.family import (
     function_operators,
     function_specs,
 )
+from pyfmha.functions.relative import check_relative
 from pyfmha.operators.description import Operator
 from pyfmha.spec.kernel import KernelSpec
 
@@ -52,8 +53,6 @@ def functions_of(
     head_sizes: Sequence[int],
     folder: Path,
     fresh: bool,
-    *,
-    unmeasured: bool = False,
 ) -> FunctionFamily:
     """What to make of some files, which are imported in a process of their own.
 
@@ -68,9 +67,10 @@ def functions_of(
         known = {function.name for function in asked}
         files = sorted({file for file, name in kept if name not in known})
         others = [function for file in files for function in _again(compiler, file, folder)]
+    check_relative(asked)
     held = [function for function in others if (function.source, function.name) in kept and function.name not in known]
     operators, notes = function_operators([*held, *asked])
-    specs = function_specs(asked, dtypes, head_sizes, unmeasured=unmeasured)
+    specs = function_specs(asked, dtypes, head_sizes)
     return FunctionFamily(specs, operators, notes)
 
 

@@ -8,7 +8,7 @@ import typer
 import pyfmha
 from pyfmha.aot import Compiler, build, preview
 from pyfmha.aot.operator_specs import load_operators, operator_specs
-from pyfmha.attention.families import DEFAULT, KERNELS, UNMEASURED, library_specs
+from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.first import HEAD_SIZES, family
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.cli.archs import Archs, default_archs
@@ -109,8 +109,7 @@ def build_command(
     if not operators or kernels or dtype or head_size:
         specs += library_specs(kernels or DEFAULT, dtypes, head_size or HEAD_SIZES)
         described.append(OPERATOR)
-    unmeasured = UNMEASURED in (kernels or ())
-    own = functions_of(functions or [], dtypes, head_size or HEAD_SIZES, out, fresh, unmeasured=unmeasured)
+    own = functions_of(functions or [], dtypes, head_size or HEAD_SIZES, out, fresh)
     specs += own.specs
     described += own.operators
     for note in own.notes:

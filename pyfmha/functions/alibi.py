@@ -14,7 +14,7 @@ def example(batch, heads, q_len, kv_len):
     return {"slopes": np.exp2(-8 * (np.arange(heads) + 1) / heads).astype(np.float32)}
 
 
-@score_function(example=example, inputs={"slopes": "*fp32[heads]"})
+@score_function(example=example, inputs={"slopes": "*fp32[heads]"}, relative=True)
 def alibi(score, batch, head, query, key, slopes):
     """Positions are exact as float32 up to 2**24, and there a difference costs one instruction."""
     return score + tl.load(slopes + head) * (key.to(tl.float32) - query.to(tl.float32))

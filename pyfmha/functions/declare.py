@@ -26,6 +26,7 @@ from typing import Any
 from pyfmha.errors import SpecError
 from pyfmha.functions.digest import identity
 from pyfmha.functions.inputs import Inputs, Part, file_of, jitted, part_of, tree_of
+from pyfmha.functions.relative import trial_of
 
 SCORE = ("score", "batch", "head", "query", "key")
 """What a score function takes before inputs of its own."""
@@ -86,6 +87,12 @@ class AttentionFunction:
             f"{self.name}.{what}", parameters, f"_of_user({', '.join(arguments)})", {"_of_user": part.function}
         )
 
+    def _asked(self) -> bool:
+        """Whether it is asked for each element, rather than once for each distance, or where bounds leave it open."""
+        if self._score is not None and not self._score.relative:
+            return True
+        return self._seen is not None and (self._bounds is None or not _tells_what_is_whole(self._bounds[1]))
+
     def _blocks(self) -> dict[str, bool] | None:
         """Whether the blocks to visit are listed by a launch of their own, and what lists are told apart by."""
         seen = self._seen
@@ -108,6 +115,8 @@ class AttentionFunction:
             "requires": list(dict.fromkeys(one for part in known for one in part.requires)),
             "score": None if self._score is None else identity(self._score),
             "mask": None if self._seen is None else identity(self._seen),
+            "asked": self._asked(),
+            "trial": trial_of(self.name, self.example) if self._score is not None and self._score.relative else "",
         }
 
 
@@ -117,6 +126,7 @@ def score_function(
     inputs: Mapping[str, str] | None = None,
     requires: Sequence[str] = (),
     example: Example | None = None,
+    relative: bool = False,
 ) -> Any:
     """Make a function (score, batch, head, query, key, inputs...) one of scores: it gives the score that counts.
 
@@ -130,16 +140,24 @@ def score_function(
         requires: conditions of such sizes and numbers, ``"tokens >= keys"``, which the plugin checks.
         example: for ``pyfmha verify --functions``: a function of (batch, heads, q_len, kv_len) that returns inputs by
             name, numpy arrays and numbers.
+        relative: that what it adds to a score depends on batch, head and key - query alone, as ALiBi and T5's buckets.
+            On Hopper it is then asked once for each distance rather than for each score. A build tries it on its
+            `example`, which it needs for that.
 
     Returns:
         An :class:`AttentionFunction`; the decorator, where keywords alone are given.
 
     Raises:
-        SpecError: it takes other arguments, or an input has a type that is not served.
+        SpecError: it takes other arguments, an input has a type that is not served, or a relative one has no example.
     """
     if function is None:
-        return partial(score_function, inputs=inputs, requires=requires, example=example)
-    part = part_of(function, SCORE, "score", inputs or {}, requires)
+        return partial(score_function, inputs=inputs, requires=requires, example=example, relative=relative)
+    part = replace(part_of(function, SCORE, "score", inputs or {}, requires), relative=relative)
+    if relative and example is None:
+        raise SpecError(
+            f"{function.__name__} is relative, but has no example of its inputs to be tried with: give example=, a"
+            " function of (batch, heads, q_len, kv_len) that returns them by name"
+        )
     return AttentionFunction(function.__name__, file_of(function), part.inputs, example, _score=part)
 
 
@@ -233,6 +251,13 @@ def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[st
     tree = tree_of(plain)
     assert isinstance(tree, ast.Lambda)
     return taken, ast.unparse(tree.body)
+
+
+def _tells_what_is_whole(bounds: Any) -> bool:
+    """Whether bounds, the expression of a lambda or a function, are four numbers."""
+    tree = ast.parse(bounds, mode="eval") if isinstance(bounds, str) else tree_of(bounds)
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)] or [getattr(tree, "body", None)]
+    return all(isinstance(value, ast.Tuple) and len(value.elts) == 4 for value in values)
 
 
 def _jitted(name: str, parameters: Sequence[str], expression: str, scope: dict[str, Any]) -> Any:

@@ -30,7 +30,7 @@ SHIPPED = tuple(
     sorted(
         path.stem
         for path in Path(__file__).parent.glob("*.py")
-        if path.stem not in ("__init__", "declare", "digest", "evaluate", "family", "inputs")
+        if path.stem not in ("__init__", "declare", "digest", "evaluate", "family", "inputs", "relative")
     )
 )
 """The files of functions that come with pyfmha."""
@@ -46,6 +46,9 @@ class Declared:
         inputs: name and type of each input.
         parts: those of :data:`ATTRIBUTES` that it has.
         function: the same as attention's operator must know it.
+        asked: whether it is asked for each element: a score function that is not relative, or a mask function without
+            bounds of what is seen whole.
+        trial: of one that says it is relative, what it is to be tried with, see :mod:`pyfmha.functions.relative`.
         blocks: of lists of the blocks to visit; None: there are none.
     """
 
@@ -54,7 +57,14 @@ class Declared:
     inputs: tuple[tuple[str, str], ...]
     parts: tuple[str, ...]
     function: UserFunction | None = None
+    asked: bool = True
+    trial: str = ""
     blocks: KeyBlocks | None = None
+
+    @property
+    def relative(self) -> bool:
+        """Whether what it adds to a score depends on batch, head and key - query alone."""
+        return bool(self.trial)
 
     @classmethod
     def of(cls, function: AttentionFunction) -> "Declared":
@@ -68,8 +78,14 @@ class Declared:
                 f"function is {function!r}; give what @pyfmha.score_function or @pyfmha.mask_function makes of one"
             )
         said = function.__pyfmha__()
-        blocks = KeyBlocks(**said["blocks"]) if said["blocks"] else None
-        return cls(Path(said["source"]), said["name"], function.inputs, tuple(said["parts"]), blocks=blocks)
+        return cls._made(said, Path(said["source"]), None, KeyBlocks(**said["blocks"]) if said["blocks"] else None)
+
+    @classmethod
+    def _made(
+        cls, said: dict[str, Any], source: Path, function: UserFunction | None, blocks: KeyBlocks | None
+    ) -> "Declared":
+        inputs = tuple((name, kind) for name, kind in said["inputs"])
+        return cls(source, said["name"], inputs, tuple(said["parts"]), function, said["asked"], said["trial"], blocks)
 
     @property
     def arguments(self) -> tuple[tuple[str, str], ...]:
@@ -104,14 +120,7 @@ def declared_in(source: Path, collect: Callable[[Path], Sequence[dict[str, Any]]
         SpecError: a function is declared wrongly.
     """
     found = [
-        Declared(
-            source,
-            one["name"],
-            tuple((name, kind) for name, kind in one["inputs"]),
-            tuple(one["parts"]),
-            made := UserFunction.of(one),
-            made.blocks,
-        )
+        Declared._made(one, source, made := UserFunction.of(one), made.blocks)
         for one in collect(source)
         if _is_at_home(source, one)
     ]
@@ -152,13 +161,15 @@ class WithFunction(Biased):
         """The C function that lists the blocks to visit: ``fmha_blocks_documents_d64_fp16``."""
         return f"fmha_blocks_{self.function.name}_d{self.padded}_{self.dtype}"
 
-    def specs(self, *, unmeasured: bool = False) -> tuple[KernelSpec, ...]:
+    def specs(self) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
         tensors of any alignment. Where blocks are listed, all these walk the lists, and the last writes them."""
-        fast = biased_hopper.of_kind(self.generic(), self.padded, biased_hopper.NEITHER)
-        if unmeasured and self.function.blocks is None:
-            fast = (*biased_hopper.plain(self.generic(), self.padded, biased_hopper.NEITHER), *fast)
-        listed = self.function.blocks is not None
+        one, base = self.function, self.generic()
+        listed = one.blocks is not None
+        if listed:
+            fast = biased_hopper.of_kind(base, self.padded, biased_hopper.NEITHER)
+        else:
+            fast = biased_hopper.of_function(base, self.padded, relative=one.relative, asked=one.asked)
         known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         made = tuple(map(self._with_function, (*fast, *portable)))
@@ -187,10 +198,8 @@ def function_specs(
     functions: Sequence[Declared],
     dtypes: Sequence[str] = DTYPES,
     head_sizes: Sequence[int] = HEAD_SIZES,
-    *,
-    unmeasured: bool = False,
 ) -> list[KernelSpec]:
-    """What to compile for some functions; with `unmeasured`, variants that no GPU has run yet, too.
+    """What to compile for some functions.
 
     Raises:
         SpecError: a dtype or head size is not served, an input has a name of the kernel's, or two functions have one
@@ -205,7 +214,7 @@ def function_specs(
     for function in functions:
         for dtype in dtypes:
             for head_size in head_sizes:
-                for spec in WithFunction(dtype, head_size, function=function).specs(unmeasured=unmeasured):
+                for spec in WithFunction(dtype, head_size, function=function).specs():
                     specs[spec.variant] = spec
     return list(specs.values())
 

@@ -37,6 +37,7 @@ class Part:
         shapes: the axes of those that have a shape.
         requires: what must hold of sizes and numbers.
         bounds: the function of the bounds, as it was given.
+        relative: whether it says that it is, see :func:`pyfmha.functions.declare.score_function`.
         blocks: whether the blocks to visit are found by a launch of their own.
     """
 
@@ -45,6 +46,7 @@ class Part:
     shapes: Shapes
     requires: tuple[str, ...] = ()
     bounds: Any = None
+    relative: bool = False
     blocks: bool = False
 
     @property

@@ -29,6 +29,7 @@ def example(batch, heads, q_len, kv_len):
 @score_function(
     example=example,
     inputs={"table": "*fp32[buckets, heads]"},
+    relative=True,
     requires=("buckets >= 4", "4 * furthest > buckets"),
 )
 def t5(score, batch, head, query, key, table, heads, buckets, furthest):
@@ -42,6 +43,7 @@ def t5(score, batch, head, query, key, table, heads, buckets, furthest):
 @score_function(
     example=example,
     inputs={"table": "*fp32[buckets, heads]"},
+    relative=True,
     requires=("buckets >= 2", "2 * furthest > buckets"),
 )
 def t5_causal(score, batch, head, query, key, table, heads, buckets, furthest):

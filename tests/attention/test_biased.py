@@ -77,7 +77,7 @@ KEYS = (64, 0, 0, 1)
         ({"Bias": 2}, {"bias_strides": KEYS}, ("keys", "never")),
         ({"Mask": 1}, {"mask_strides": KEYS}, ("never", "keys")),
         ({"Mask": 256}, {"mask_strides": FULL}, ("never", "tile")),
-        ({"Bias": 256}, {"bias_strides": FULL}, None),
+        ({"Bias": 256}, {"bias_strides": FULL}, ("tile", "never")),
         ({"BiasFp32": 256}, {"bias_strides": KEYS}, None),
         ({"Mask": 1, "Bias": 2}, {"mask_strides": KEYS, "bias_strides": KEYS}, None),
         ({}, {"softcap": 2.0}, None),
@@ -87,7 +87,7 @@ KEYS = (64, 0, 0, 1)
 def test_which_variant_serves_on_hopper(pointers: Any, options: Any, expected: Any) -> None:
     spec = taking(list(Biased("fp16", 64).specs()), pointers, call(**options))
     constants = dict(spec.constants)
-    assert ((constants["BIAS"], constants["MASK"]) if spec.archs else None) == expected
+    assert ((constants.get("BIAS", "never"), constants.get("MASK", "never")) if spec.archs else None) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,9 @@ def test_which_variant_serves_on_hopper(pointers: Any, options: Any, expected: A
         ({"BiasFp32": 256}, {"bias_strides": FULL}, None),
     ],
 )
-def test_which_variant_serves_where_those_that_have_not_run_are_asked_for(
-    pointers: Any, options: Any, expected: Any
-) -> None:
+def test_how_the_variant_that_serves_on_hopper_is_made(pointers: Any, options: Any, expected: Any) -> None:
     """The kernel, and its constants GENERAL and CAUSAL."""
-    spec = taking(list(Biased("fp16", 64).specs(unmeasured=True)), pointers, call(**options))
+    spec = taking(list(Biased("fp16", 64).specs()), pointers, call(**options))
     constants = dict(spec.constants)
     assert ((spec.kernel, constants["GENERAL"], constants["CAUSAL"]) if spec.archs else None) == expected
 
@@ -182,15 +180,8 @@ def test_a_library_may_have_those_for_smaller_values_and_add_the_others_later() 
         library_specs(["values"], ["bf16"], [128])
 
 
-def test_they_are_a_family_of_their_own() -> None:
-    usual, more = (library_specs([family], ["fp16"], [64]) for family in ("biased", "biased-next"))
-    names = [spec.variant for spec in more]
-    assert len(names) == len(set(names)) > len(usual)
-    assert {spec.variant for spec in usual} < set(names)
-
-
 def test_hopper_variants_exist_of_head_sizes_that_have_run() -> None:
-    for dtype, size, count in (("fp16", 64, 4), ("bf16", 128, 4), ("fp16", 256, 4), ("fp16", 32, 0), ("fp32", 256, 0)):
+    for dtype, size, count in (("fp16", 64, 21), ("bf16", 128, 19), ("fp16", 256, 4), ("fp16", 32, 0), ("fp32", 64, 0)):
         assert sum(spec.archs == ("sm_90",) for spec in Biased(dtype, size).specs()) == count
 
 

@@ -243,7 +243,26 @@ def test_they_come_with_the_family_and_run_where_decoding_does() -> None:
         return BiasedCall(2, 8, 2, q_len, keys, 64, 0.125, **options)
 
     assert biased_decoding_for(call(1, 511)) is None
-    assert biased_decoding_for(call(17, 600)) is None
-    found = biased_decoding_for(call(16, 600, v_head_size=128))
+    assert biased_decoding_for(call(17, 1100)) is None
+    found = biased_decoding_for(call(16, 1100, v_head_size=128))
     assert found is not None
-    assert (found.padded, found.splits) == (128, 5)
+    assert (found.padded, found.splits) == (128, 9)
+
+
+@pytest.mark.parametrize(
+    ("batch", "key_heads", "keys", "pair"),
+    [
+        (1, 32, 4096, 34.9),
+        (1, 8, 4096, 17.0),
+        (1, 8, 32768, 60.3),
+        (4, 32, 4096, None),
+        (16, 32, 4096, None),
+        (16, 8, 4096, None),
+        (64, 8, 4096, None),
+        (16, 8, 32768, None),
+    ],
+)
+def test_the_pair_runs_where_it_was_the_faster_one(batch: int, key_heads: int, keys: int, pair: float | None) -> None:
+    """Of 32 heads of 64 on an H200; us of the pair, where it was."""
+    found = biased_decoding_for(BiasedCall(batch, 32, key_heads, 1, keys, 64, 0.125))
+    assert (found is not None) == (pair is not None)

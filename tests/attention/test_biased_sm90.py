@@ -37,6 +37,15 @@ def prefix_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _k
     return 0, np.maximum(last_query + 1, 70), 0, np.maximum(first_query + 1, 70)
 
 
+def wide(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    """A window with blocks that are seen whole between two that are cut."""
+    return (query - key < 300) & (key <= query)
+
+
+def wide_bounds(_batch: Any, _head: Any, first_query: Any, last_query: Any, _kv_len: Any) -> Any:
+    return first_query - 299, last_query + 1, last_query - 299, first_query + 1
+
+
 PROBLEMS: dict[str, dict[str, Any]] = {
     "neither": {"q_len": 100, "kv_len": 200},
     "bias": {"q_len": 100, "kv_len": 200, "bias": (1, 2, 100, 200)},
@@ -77,11 +86,38 @@ PROBLEMS |= {
     "plain, bias of keys": {**PLAIN, "q_len": 70, "kv_len": 300, "bias": (1, 2, 1, 300), "causal": False},
     "plain, mask": {**PLAIN, **TWO, "q_len": 200, "kv_len": 400, "mask": (1, 1, 200, 400), "causal": False},
     "plain, mask, causal": {**PLAIN, "batch": 2, "q_len": 200, "mask": (2, 1, 200, 200), "causal": True},
+    "plain, mask, causal, two consumers": {
+        **PLAIN, **TWO, "block_n": 64, "q_len": 330, "kv_len": 330, "mask": (1, 1, 330, 330), "causal": True,
+    },
+    "plain, window, two consumers": {
+        **PLAIN, **TWO, "block_n": 64, "q_len": 500, "seen": wide, "bounds": wide_bounds, "causal": False,
+    },
     "plain, mask of keys, causal": {
         **PLAIN, **TWO, "batch": 2, "q_len": 200, "mask": (2, 1, 1, 200), "causal": True, "sinks": "own",
     },
     "plain, a function, causal": {**PLAIN, "q_len": 200, "score": by_distance, "causal": True},
     "plain, bounds": {**PLAIN, **TWO, "q_len": 200, "seen": prefix, "bounds": prefix_bounds, "causal": False},
+}  # fmt: skip
+
+
+def by_bucket(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+    """A relative function that is no line, and hides keys."""
+    distance = np.asarray(key - query)
+    term = np.sin(0.7 * distance) * (head + 1) + batch
+    return score + np.where(distance % 11 == 3, -np.inf, term).astype(np.float32).view(type(score))
+
+
+RELATIVE = {"score": by_bucket, "relative": True}
+PROBLEMS |= {
+    "relative": {**RELATIVE, "q_len": 100, "kv_len": 300, "bottom_right": True},
+    "relative, lengths": {
+        **RELATIVE, "batch": 2, "q_len": 130, "kv_len": 150, "q_lengths": (130, 7), "kv_lengths": (40, 140),
+        "bottom_right": True,
+    },
+    "relative, bounds": {**RELATIVE, "q_len": 200, "seen": prefix, "bounds": prefix_bounds, "programs": 2},
+    "plain, relative": {**PLAIN, **RELATIVE, "q_len": 100, "kv_len": 700, "causal": False, "sinks": "own"},
+    "plain, relative, causal": {**PLAIN, **TWO, **RELATIVE, "batch": 2, "q_len": 300, "causal": True},
+    "plain, relative, bf16": {**PLAIN, **RELATIVE, "dtype": "bf16", "q_len": 70, "kv_len": 300, "causal": False},
 }  # fmt: skip
 
 
@@ -233,8 +269,32 @@ def test_blocks_on_no_list_are_not_loaded_and_whole_ones_not_asked() -> None:
 
 
 FAULTS: dict[str, tuple[str, str, str]] = {
-    "the bias twice": ("scores += bias.to(gl.float32)", "scores += 2 * bias.to(gl.float32)", "bias"),
-    "a mask the other way round": ("scores = shown(scores, mask)", "scores = shown(scores, mask == 0)", "mask, causal"),
+    "the bias twice": ("scores += tile.to(gl.float32)", "scores += 2 * tile.to(gl.float32)", "bias"),
+    "a mask the other way round": ("scores = shown(scores, tile)", "scores = shown(scores, tile == 0)", "mask, causal"),
+    "terms of the step before": (
+        "terms, step + 1, CONSUMER, SHAPE), lag",
+        "terms, step, CONSUMER, SHAPE), lag",
+        "plain, relative",
+    ),
+    "terms of another row": ("newest_query - first_query)", "(newest_query - first_query) // 2)", "plain, relative"),
+    "one place for all terms": ("step % 2 * SHAPE.CONSUMERS + CONSUMER", "CONSUMER", "plain, relative"),
+    "terms of the first consumer": (
+        "step % 2 * SHAPE.CONSUMERS + CONSUMER",
+        "step % 2 * SHAPE.CONSUMERS",
+        "plain, relative, causal",
+    ),
+    "terms loaded before all are there": (
+        "            gl.barrier()\n            if BEGUN",
+        "            if BEGUN",
+        "plain, relative",
+    ),
+    "terms without the scale": ("product = term * undo", "product = term", "plain, relative"),
+    "terms that are added twice": ("if has_terms(SHAPE) and not BEGUN", "if has_terms(SHAPE)", "plain, relative"),
+    "distances the other way round": (
+        "gl.maximum(-distance, 0), gl.maximum(distance, 0)",
+        "gl.maximum(distance, 0), gl.maximum(-distance, 0)",
+        "relative",
+    ),
     "the bias of the first keys": ("first_row + c * ROWS, key]", "first_row + c * ROWS, 0]", "bias"),
     "the bias of the first consumer": (
         "first_row + c * ROWS, key]",
@@ -248,8 +308,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias of one head, two consumers",
     ),
     "a bias given back before it was read": (
-        "        mbarrier.wait(x_ready.index(stage), (step // X_STAGES) & 1)\n        tile",
-        "        tile",
+        "        mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)\n",
+        "",
         "bias",
     ),
     "the place of a bias taken before it was given back": (
@@ -259,8 +319,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "sinks without the shift": ("gl.exp2(sink - top)", "gl.exp2(sink + shift - top)", "window, sinks, two consumers"),
     "the window forgotten": (
-        "masked = (block >= whole_to) | (block < whole_from)\n            acc",
-        "masked = False\n            acc",
+        "(block >= whole_to) | (block < whole_from) if MASKED else False",
+        "False",
         "window, sinks, two consumers",
     ),
     "bounds of one row": ("gl.minimum(first_row + TILE, q_n) - 1", "first_row", "a mask function with bounds"),
@@ -271,12 +331,22 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "keys past the end of a mask": ("gl.minimum(kv_n, columns)", "kv_n", "a mask of fewer keys"),
     "keys past the end of a bias": ("gl.minimum(kv_n, columns)", "kv_n", "a bias of fewer keys"),
-    "the next keys' bias": ("key - BLOCK_N, kv_n, SHAPE)\n    scores", "key, kv_n, SHAPE)\n    scores", "bias of keys"),
+    "the next keys' bias": ("place, key - SHAPE.BLOCK_N, kv_n", "place, key, kv_n", "bias of keys"),
     "a mask of keys that adds nothing": ("gl.where(vector != 0, 0.0", "gl.where(vector != 9, 0.0", "mask of keys"),
     "a causal mask of one key more": (
         "gl.minimum(rows + (newest + 1), kv_n)",
         "rows + (newest + 2)",
         "plain, mask, causal",
+    ),
+    "the loop without masks begins too early": (
+        "to_mask = block - gl.maximum(whole_to, first_block)",
+        "to_mask = block - gl.maximum(whole_to + 1, first_block)",
+        "plain, mask, causal, two consumers",
+    ),
+    "what bounds mask on the left without masks": (
+        "block - gl.maximum(whole_from, first_block), 0), to_left)",
+        "block - first_block, 0), to_left)",
+        "plain, window, two consumers",
     ),
     "values of the first block": ("step // SHAPE.STAGES) & 1)\n    if PING_PONG", "0) & 1)\n    if PING_PONG", "bias"),
 }

@@ -135,10 +135,9 @@ def run(
         constants |= dict(zip(("list_batches", "list_heads"), entries.shape[:2], strict=True))
     alone = SINKS if sinks_alone else VALUES if values_alone else None
     if alone is not None:
-        ways = ("TWO_HEADS", "RAGGED", "CAPPED")
+        ways = ("TWO_HEADS", "RAGGED", "CAPPED", "SERIAL", "PRODUCER_FIRST", "LENGTHS")
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
-    if sinks_alone:
-        constants |= {"LAZY": lazy, "SERIAL": False, "PRODUCER_FIRST": False}
+        constants["LAZY"] = lazy
     if values_alone:
         constants["APART"] = apart
     kernel = alone or KERNEL

@@ -228,9 +228,15 @@ def test_lengths_alone_are_served_by_kernels_cut_as_for_none(
 @pytest.mark.parametrize(("head_size", "parts"), [(64, (False,) * 2), (96, (True, False)), (192, (True,) * 2)])
 def test_lengths_of_heads_in_two_parts(head_size: int, parts: tuple[bool, bool]) -> None:
     for right, two in zip((-1, 0), parts, strict=True):
-        for q_len in (2, 1024, 1025, 8192):
+        for q_len in (65, 1024, 1025, 8192):
             cut = dict(served_by(head_size, {"kv_lengths": 1 << 20}, q_len=q_len, window_right=right).constants)
             assert (cut["LENGTHS"], cut["TWO_PARTS"]) == (True, two)
+
+
+def test_few_queries_with_lengths_keep_tiles_of_64_where_heads_are_of_128() -> None:
+    for q_len, general in ((2, True), (64, True), (65, False)):
+        cut = dict(served_by(128, {"kv_lengths": 1 << 20}, q_len=q_len).constants)
+        assert (cut["GENERAL"], cut["CONSUMERS"]) == (general, 1 if general else 2)
 
 
 RAGGED = {"cu_seqlens_q": 5 << 30, "cu_seqlens_kv": 6 << 30}

@@ -86,7 +86,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
 FAULTS |= {
     "ahead: V is transposed a step too early": ("wait(k_free.index((step + 2) % V_STAGES), (((step + 2) //",
                                                 "wait(k_free.index((step + 1) % V_STAGES), (((step + 1) //", "ahead"),
-    "ahead: sums stay where a maximum grows": ("return times_where_due(acc, alpha, due), next_p", "return acc, next_p",
+    "ahead: sums stay where a maximum grows": ("return part_times_where(acc, alpha, due), next_p", "return acc, next_p",
                                                "ahead, growing maxima"),
 }  # fmt: skip
 QUICK = frozenset(FAULTS)
@@ -114,7 +114,7 @@ FAULTS |= {
     "the next row's columns of Out": (".permute((0, 1, 3, 2))", ".permute((0, 1, 2, 3))", "one tile"),
     "rows behind the tensor are written": ("inside = (own_rows < out_rows)[:, None] & ", "inside = ", "ends of blocks"),
     "a ragged batch is stored from its first row": ("start + q_start * out_stride_s", "start", "ragged"),
-    "ahead: the last weights' factor is left out": ("        acc = times_where_due(acc, alpha, due)\n", "",
+    "ahead: the last weights' factor is left out": ("        acc = part_times_where(acc, alpha, due)\n", "",
                                                     "ahead, growing maxima"),
     "ahead: K is given away before it is multiplied": (
         "    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))\n"

@@ -86,8 +86,8 @@ FAULTS = {
         "_unused, due = kept(m, m_new)\n            alpha",
     ),
     "only one of two parts is rescaled": (
-        "_times_where(acc[0], factor, due), _times_where(acc[1], factor, due)",
-        "_times_where(acc[0], factor, due), acc[1]",
+        "part_times_where(acc[0], factor, due), part_times_where(acc[1], factor, due)",
+        "part_times_where(acc[0], factor, due), acc[1]",
     ),
     "one product at a time: sums are not rescaled": (
         "return times_where(acc, alpha, due), pack",

@@ -561,8 +561,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
     tma.store_wait(0)
-    if SHAPE.APART:
-        mbarrier.arrive(plain[1].index(0), count=1)
+    if SHAPE.APART and CONSUMER < CONSUMERS - 1:  # whom the other still waits for, if there was a tile
+        if step > 0:
+            mbarrier.arrive(plain[1].index(0), count=1)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
     notes.index(CONSUMER).store(noted)

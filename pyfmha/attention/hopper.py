@@ -139,8 +139,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(
             128, 2, v_stages=3, consumer_registers=232, producer_registers=40, lazy=True, lengths=True, ragged=True
         ),
-        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 2048",), masks=(True,), capped=True),
-        Setting(128, 2, v_stages=3, capped=True),
+        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),

@@ -279,6 +279,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("soft cap, lengths", {"softcap": 5.0, "q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths", {"q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths beyond", {"q_lengths": (1000, -5), "kv_lengths": (-1, 2**31 - 1), "right": 0}),
+        ("lengths, Sq 600", {"q_len": 600, "kv_len": 300, "kv_lengths": (170, 0)}),
+        ("lengths, Sq 4200, causal", {**alone, "q_len": 4200, "kv_len": 300, "kv_lengths": (170,), "right": 0}),
         ("ragged", {**ragged, "cu_q": (0, 5, 5, 80), "cu_kv": (0, 40, 41, 90), "right": 0}),
         ("ragged, decreasing", {**ragged, "cu_q": (3, 50, 20, 999), "cu_kv": (-4, 60, 10, 85)}),
         ("ragged, 40 sequences", {**ragged, **_sequences(40), "right": 0, "bottom_right": True}),
@@ -295,6 +297,19 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         (
             f"head size {three_quarters}, Sq 1030, causal",
             {**alone, "head_size": three_quarters, "q_len": 1030, "kv_len": 300, "right": 0},
+        ),
+        (
+            f"head size {three_quarters}, 16 heads, Sq 1540",
+            {"head_size": three_quarters, "q_len": 1540, "batch": 1, "heads": 16, "kv_heads": 1},
+        ),
+        (
+            f"head size {three_quarters}, Sq 6150, causal",
+            {**alone, "head_size": three_quarters, "q_len": 6150, "kv_len": 90, "right": 0},
+        ),
+        *(
+            (f"head size {three_quarters}, lengths{', causal' * (right == 0)}", {**few, "right": right})
+            for few in [{"head_size": three_quarters, "q_len": 140, "kv_lengths": (70, 3)}]
+            for right in (-1, 0)
         ),
         ("one query, 2600 keys", {**one, "kv_len": 2600, "batch": 1}),
         ("one query, bshd, heads 18/2", {**one, "heads": 18, "layout": "bshd"}),

@@ -14,7 +14,8 @@ from helpers import LAUNCH_FAILED
 from trt_double.full.gpu import Gpu
 from typer.testing import CliRunner, Result
 
-from pyfmha.attention.forward import ARGUMENTS
+from pyfmha.attention.forward import ARGUMENTS, Forward
+from pyfmha.attention.hopper import HEAD_SIZES
 from pyfmha.attention.reference import LIMITS, attend
 from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
@@ -309,6 +310,25 @@ def test_random_problems_are_the_same_in_every_run_and_of_every_kind() -> None:
         assert sum(bool(kind(case)) for case in cases) >= 3, number
     for case in cases[:40]:
         assert case.call().sm_scale > 0
+
+
+@pytest.mark.parametrize("padded", HEAD_SIZES)
+def test_each_variant_for_hopper_has_a_case(padded: int) -> None:
+    """By the conditions of their specs, in the order in which they are tried."""
+    specs = [spec for spec in Forward("bf16", padded).specs(hopper=True) if "sm_90" in (spec.archs or ())]
+    reached = set()
+    for case in forward_cases("bf16", padded):
+        if case.shift or case.gap or case.head_size % 8:
+            continue  # TMA takes none of these
+        scalars = case.call().scalars()
+        names = [argument.name for argument in specs[0].arguments][-len(scalars) :]
+        given: dict[str, float] = dict(zip(names, scalars, strict=True))
+        lengths = {"q": (case.q_lengths, case.cu_q), "kv": (case.kv_lengths, case.cu_kv)}
+        for name, (counts, ends) in lengths.items():
+            given |= {f"{name}_lengths": counts is not None, f"cu_seqlens_{name}": ends is not None}
+        kept = (i for i, spec in enumerate(specs) if all(eval(one, {}, given) for one in spec.requires))
+        reached |= {next(kept, None)}
+    assert reached >= set(range(len(specs))), [specs[i].requires for i in range(len(specs)) if i not in reached]
 
 
 def test_which_variant_serves(verify_library_path: Path) -> None:

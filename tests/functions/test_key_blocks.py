@@ -53,7 +53,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, int], tuple[int, int]]] = [
 
 def named(name: str) -> Declared:
     """A function of the tests' or, that one, of pyfmha's."""
-    return declared(file_of(name) if name == "groups" else OWN, name)
+    return declared(file_of("groups") if name == "groups" else OWN, name)
 
 
 @pytest.mark.parametrize(

@@ -688,8 +688,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         ONE_SLOT,
     ),
     "the program ends before Out has left its slot": (
-        "    tma.store_wait(0)\n    if gl.max",
-        "    if gl.max",
+        "    tma.store_wait(0)\n    if SHAPE.APART and",
+        "    if SHAPE.APART and",
         SHORT,
     ),
     "no fence makes Out visible": ("        fence_async_shared()\n        if RAG", "        if RAG", DIAGONAL),

@@ -314,6 +314,26 @@ with net_guard(network):
 """
 
 
+INPUT_TYPES = """
+from tensorrt_llm.builder import Builder
+from tensorrt_llm.network import net_guard
+from pyfmha.trtllm import FmhaLayer
+
+network = Builder().create_network()
+with net_guard(network):
+    layer = FmhaLayer(4, 20, 0.25, "float16", bias="1hqk", bias_dtype="fp32", mask="b11k", sinks=True, kv_lengths=True)
+    other = FmhaLayer(4, 20, 0.25, "bfloat16", bias="1hqk")
+    for tensors in (layer.prepare_inputs(3, 40, 50), other.prepare_inputs(3, 40)):
+        print(*(tensor.trt_tensor.dtype.name for tensor in tensors))
+"""
+
+
+def test_inputs_have_the_types_that_the_plugin_takes(fake_driver: FakeCuda, forward_library_path: Path) -> None:
+    done = Machine(fake_driver.path, forward_library_path).run("-c", INPUT_TYPES)
+
+    check_lines(done, ["HALF HALF HALF INT32 FLOAT BOOL FLOAT", "BF16 BF16 BF16 BF16"])
+
+
 def test_the_layer_with_features(fake_driver: FakeCuda, forward_library_path: Path) -> None:
     machine = Machine(fake_driver.path, forward_library_path)
 

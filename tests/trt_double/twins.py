@@ -86,7 +86,7 @@ class Pair:
         assert failure is not before
         assert str(failure.error) == self.c.logger.lines[-1][1]
         assert len(self.c.logger.lines) > lines
-        assert self.c.error() == str(failure.error).encode()[:1023].decode(errors="replace")  # it has no more room
+        assert self.c.error() == str(failure.error).encode()[:4095].decode(errors="replace")  # it has no more room
         return None
 
     def stored(self, plugins: Sequence[Any]) -> list[Field]:

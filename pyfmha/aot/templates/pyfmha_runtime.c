@@ -106,8 +106,8 @@ static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
 
 /* Exported, so that the dynamic linker gives one to all libraries linked to a program: pyfmha_last_error() is the first
  * library's there, and must know the others' failures too. */
-PYFMHA_EXPORT extern _Thread_local char pyfmha_error_text[1024];
-_Thread_local char pyfmha_error_text[1024];
+PYFMHA_EXPORT extern _Thread_local char pyfmha_error_text[4096];
+_Thread_local char pyfmha_error_text[4096];
 
 const char *pyfmha_last_error(void) { return pyfmha_error_text; }
 

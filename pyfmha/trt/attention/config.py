@@ -9,6 +9,7 @@ from pyfmha.attention.biased_operator import BROADCAST
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.fp8 import DESCALES
 from pyfmha.errors import EngineError, PluginError
+from pyfmha.operators.description import TYPE_NAMES
 from pyfmha.spec.words import dtype_name
 from pyfmha.trt.attention.causal import check_causal, says_causal
 from pyfmha.trt.attention.functions import Asked
@@ -218,6 +219,12 @@ class EngineConfig:
             return named | {name: self._broadcast(name, letters) for name, letters in kept.items() if letters}
         axes = (("batch", None), ("heads", self.num_heads), ("Sq", None), ("head size", self.head_size))
         return dict.fromkeys(INPUTS, axes)
+
+    def types(self) -> dict[str, str]:
+        """The type of each input by name, as TensorRT's ``DataType`` has it."""
+        if self.layer == "plugin":
+            return {form.name: TYPE_NAMES[form.type or self.dtype] for form in self.problem.forms().inputs}
+        return dict.fromkeys(INPUTS, TYPE_NAMES[self.dtype])
 
     def _broadcast(self, name: str, letters: str) -> tuple[Axis, ...]:
         """The axes of a bias, mask or factor."""

@@ -5,7 +5,6 @@ from typing import Any
 
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import EngineError
-from pyfmha.operators.description import TYPE_NAMES
 from pyfmha.runtime.library import Library
 from pyfmha.spec.advice import build_command
 from pyfmha.trt.attention.config import EngineConfig
@@ -86,13 +85,10 @@ def build_engine(
 
 def _add_inputs(trt: Any, network: Any, config: EngineConfig, own: OwnInputs) -> dict[str, Any]:
     tensors = {}
-    types: dict[str, str] = dict.fromkeys(INPUTS, config.dtype)  # of TensorRT's own layer
-    if config.layer == "plugin":
-        types = {form.name: form.type or config.dtype for form in config.problem.forms().inputs}
+    types = config.types()
     for name, axes in config.axes().items():
-        kind = TYPE_NAMES[types[name]]
         shape = tuple(-1 if size is None else size for _, size in axes)
-        tensors[name] = network.add_input(name, getattr(trt.DataType, kind), shape)
+        tensors[name] = network.add_input(name, getattr(trt.DataType, types[name]), shape)
     for name, one in own.tensors.items():
         shape = tuple(least if least == most else -1 for least, most in zip(one.least, one.most, strict=True))
         tensors[name] = network.add_input(name, getattr(trt.DataType, one.type), shape)

@@ -234,14 +234,14 @@ def _layer_class() -> Any:
             config = self.engine_config(max_batch_size, max_len, max_kv_len)
             ranges = config.ranges()
             names = AXES | ({} if max_kv_len is None else {"Skv": "kv_seq_len"})
-            made = []
+            types, made = config.types(), []
             for name, axes in config.axes().items():
                 smallest, _, largest = ranges[name]
                 bounds = OrderedDict(
-                    (names[axis], [most] if size is not None else [[least, (most + 1) // 2, most]])
-                    for (axis, size), least, most in zip(axes, smallest, largest, strict=True)
+                    (names.get(axis, f"{name} {i}"), [most] if size is not None else [[least, (most + 1) // 2, most]])
+                    for i, ((axis, size), least, most) in enumerate(zip(axes, smallest, largest, strict=True))
                 )
-                dtype = self.dtype if name in (*INPUTS, "QKV") else api.str_dtype_to_trt("int32")
+                dtype = getattr(find_module(_tensorrt()).DataType, types[name])
                 shape = [-1 if size is None else size for _, size in axes]
                 made.append(api.Tensor(name=name, dtype=dtype, shape=shape, dim_range=bounds))
             return made

@@ -169,8 +169,7 @@ def test_what_is_no_finite_product_is_not_capped(polynomials: int) -> None:
     assert (np.isnan(found) == ~np.isfinite(scores)).all(), "they must show, and nothing else"
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("general", [False, True])
+@pytest.mark.parametrize(("setting", "general"), some_of(SETTINGS, [False, True]))
 def test_blocks_of_small_scores_beside_blocks_with_a_large_one(setting: str, general: bool) -> None:
     def change(q: Any, k: Any, _v: Any) -> None:
         k[:, :, 150] *= 40.0
@@ -241,7 +240,7 @@ FAULTS_OF_ONE = {
 }
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, *FAULTS_OF_ONE])
+@pytest.mark.parametrize("fault", some_of([*FAULTS, *FAULTS_OF_ONE]))
 def test_a_faulty_kernel_is_noticed(fault: str, tmp_path: Path) -> None:
     faulty = altered(KERNEL, *(FAULTS | FAULTS_OF_ONE)[fault], tmp_path)
     consumers = 2 if fault in FAULTS_OF_ONE else 1

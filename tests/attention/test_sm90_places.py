@@ -251,7 +251,6 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "                    if HANDING and turn < 1:\n                        hand_on(sizes, slot, row_tile",
         FEW,
     ),
-    "a row of the next sequence is stored": ("some & (rows < q_n)", "some", {**FEW, "causal": True}),
     "slow rows find no sequence": (
         "row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)\n"
         "                        place",

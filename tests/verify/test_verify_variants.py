@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import Launch
-from helpers import LAUNCH_FAILED
+from helpers import LAUNCH_FAILED, LONG
 from trt_double.full.gpu import Gpu
 from typer.testing import CliRunner, Result
 
@@ -61,6 +61,7 @@ def test_everything_passes(verify_gpu: Gpu, verify_library_path: Path) -> None:
     assert (live["memory"], live["streams"], live["modules"], live["contexts"]) == (0, 0, 0, 0)
 
 
+@LONG
 def test_random_problems_are_checked_besides(verify_gpu: Gpu) -> None:
     usual = len(forward_cases("fp16", 32))
     done = verify("--only", "library", "--random", "9", "--dtype", "fp16")

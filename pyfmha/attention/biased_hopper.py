@@ -5,7 +5,6 @@ with sinks, lengths and windows. Biases of FLOAT, soft caps, ragged batches, a b
 misaligned fall through to the portable variants.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pyfmha.attention import hopper
@@ -43,7 +42,6 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
-    ping_pong: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,9 +170,7 @@ def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     )
 
 
-def narrow_values(
-    base: KernelSpec, padded: int, settings: Sequence[hopper.Setting] | None = None
-) -> tuple[KernelSpec, ...]:
+def narrow_values(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """Those for values of at most two thirds of the head size of Q and K that blocks have room for, which is 3/4 of the
     padded one, and with nothing beside: ``kernels/fmha_values_sm90.py``. Two consumers whose queries have one slot
     store Out from a buffer of its own, for which there is room just yet.
@@ -182,10 +178,7 @@ def narrow_values(
     Args:
         base: a portable variant without hints: it lends its name, arguments and algorithm.
         padded: head size of its blocks.
-        settings: by default those of :data:`VALUES_SETTINGS`.
     """
-    if settings is None:
-        settings = VALUES_SETTINGS.get(padded, ())
     size = padded // 2
     served = (*NEITHER.requires, "Sinks == 0", "SinksFp32 == 0", f"v_head_size <= {size}", "v_head_size % 8 == 0")
     return tuple(
@@ -197,7 +190,7 @@ def narrow_values(
             requires=(*spec.requires, *served),
             descriptors=_descriptors(padded // 4, setting.block_n, NEITHER, size),
         )
-        for setting in settings
+        for setting in VALUES_SETTINGS.get(padded, ())
         for spec in hopper.variants(base, padded, (setting,))
     )
 
@@ -231,7 +224,7 @@ def of_kind(
         ("CAUSAL", setting.causal is not False),
         ("GENERAL", setting.causal is None),
         ("LATE", setting.late),
-        ("PING_PONG", setting.consumers > 1 and setting.ping_pong),
+        ("PING_PONG", setting.consumers > 1),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),

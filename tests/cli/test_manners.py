@@ -1,5 +1,6 @@
 """How the commands talk: progress, -q and -v, --json, --dry-run, words, examples to copy."""
 
+import contextlib
 import json
 import os
 import re
@@ -41,6 +42,16 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
+def printed(main: int) -> bytes:
+    """All that a terminal was sent before it was closed, however many pieces it comes in; closes its main side."""
+    pieces = []
+    with contextlib.suppress(OSError):  # EIO: nothing is left
+        while piece := os.read(main, 4096):
+            pieces.append(piece)
+    os.close(main)
+    return b"".join(pieces)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, shared: Shared) -> Path:
     """An empty one, whose builds find what the run has compiled."""
@@ -60,8 +71,8 @@ class TestProgress:
         lines = self.lines(84)
 
         assert lines[0] == "compiling: 84 to do"
-        assert re.match(r"compiling: 5 of 84 in 0 s, about 0 s left: fmha_fwd_d128", lines[1])
-        assert re.match(r"compiling: 84 of 84 in 0 s: fmha_fwd_d128", lines[-1])
+        assert re.match(r"compiling: 5 of 84 in \d+ s, about \d+ \w+ left: fmha_fwd_d128", lines[1])
+        assert re.match(r"compiling: 84 of 84 in \d+ s: fmha_fwd_d128", lines[-1])
         assert len(lines) == 1 + 84 // 5 + 1
         assert max(map(len, lines)) == 80
 
@@ -77,7 +88,8 @@ class TestProgress:
             with progress_bar(console, "compiling") as progress:
                 progress(0, 2, "")
                 progress(2, 2, "b")
-        assert (tmp_path / "log").read_text() == "compiling: 2 to do\ncompiling: 2 of 2 in 0 s: b\n"
+        written = (tmp_path / "log").read_text()
+        assert re.fullmatch(r"compiling: 2 to do\ncompiling: 2 of 2 in \d+ s: b\n", written)
 
         main, terminal = os.openpty()
         monkeypatch.setenv("TERM", "dumb")
@@ -86,8 +98,7 @@ class TestProgress:
             progress_bar(Console(file=screen, color_system=None), "compiling") as progress,
         ):
             progress(2, 2, "b")
-        assert os.read(main, 200).splitlines() == [b"compiling: 2 of 2 in 0 s: b"]
-        os.close(main)
+        assert re.fullmatch(rb"compiling: 2 of 2 in \d+ s: b\r\n", printed(main))
 
     def test_a_bar_of_80_columns_has_count_and_time_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TERM", "xterm")
@@ -97,8 +108,7 @@ class TestProgress:
             progress_bar(Console(file=screen, color_system=None, width=80), "compiling") as progress,
         ):
             progress(120, 199, "fmha_fwd_d128_fp16_a_name_longer_than_what_is_left_of_a_line sm_90")
-        assert re.search(rb"compiling \S+ +120/199 0:00:00 fmha_fwd_d128_fp16_\w+", os.read(main, 9000))
-        os.close(main)
+        assert re.search(rb"compiling \S+ +120/199 0:\d\d:\d\d fmha_fwd_d128_fp16_\w+", printed(main))
 
     def test_few_steps_have_a_line_each(self) -> None:
         assert len(self.lines(3)) == 4

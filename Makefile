@@ -29,8 +29,9 @@ test: lint
 test-all: test
 	PYFMHA_SWEEPS=1 $(PYTEST) -m 'long or swept'
 
-# PyTorch for CPUs asks for no Triton of its own, which the tests' is another than.
-TORCH ?= torch transformers --extra-index-url https://download.pytorch.org/whl/cpu
+# PyTorch for CPUs asks for no Triton of its own, which the tests' is another than. Where pip finds no such build, its
+# variable PIP_EXTRA_INDEX_URL takes the index for CPUs that PyTorch's page on installing names.
+TORCH ?= torch==2.13.0 transformers
 TORCH_TESTS := tests/torch_models tests/test_host_times.py tests/runtime/test_tensors.py tests/onnx_models/test_model_examples.py
 
 test-torch: $(VENV)/.torch

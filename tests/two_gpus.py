@@ -197,6 +197,7 @@ def main() -> int:
     parser.add_argument("--skip", nargs="+", choices=CHECKS, default=())
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    os.environ["PYFMHA_LIBRARY"] = str(given.library.resolve())  # which plugins and sessions open, the children's too
     arguments = [str(given.library), *(["--dry-run"] if given.dry_run else []), "--launches", str(given.launches)]
     faulthandler.dump_traceback_later(SECONDS + 4, exit=True)  # what hangs, hangs in one of the threads
     library = Library(given.library)

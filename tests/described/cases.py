@@ -65,6 +65,22 @@ CASES: dict[str, Case] = {
         [("probe", {"i": 5, "j": 3999})],
         open=([[6, None], [11], [24]], [[None, 20, None, None]]),
     ),
+    "an axis of more names than a tensor has axes": Case(
+        operator(
+            "Many",
+            inputs={
+                "X": "fp32[a, b, c, d, e]",
+                "Z": "fp32[f, g, h, i]",
+                "W": "fp32[a + b + c + d + e + f + g + h + i + j]",
+            },
+            outputs={"Y": "fp32[a + b + c + d + e + f + g + h + i + j]"},
+            launches=[probe(i="j")],
+        ),
+        [((1, 2, 3, 4, 5), "fp32"), ((6, 7, 8, 9), "fp32"), ((55,), "fp32")],
+        [((55,), "fp32")],
+        [("probe", {"i": 10})],
+        open=([[1, 2, 3, 4, 5], [6, 7, 8, None], [55]], [[None]]),
+    ),
     "equal axes": Case(
         operator(
             "Equal",

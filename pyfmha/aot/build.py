@@ -17,6 +17,7 @@ from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
+from pyfmha.aot.operator_limits import check_count
 from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
 from pyfmha.aot.toolchain import toolchain
@@ -194,6 +195,7 @@ def build(
         held = read_held(folder)
         planned = plan(held, asked, archs, folder, fresh=fresh)
         plugins = joined_operators(() if fresh else held.operators, operators)
+        check_count(plugins)
         found = _found(cache, planned)
         left_out: dict[str, str] = {}
         before = compiled

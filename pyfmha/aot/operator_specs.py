@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.aot.cubin import Compiler, Parameters
-from pyfmha.aot.operator_limits import check_lengths
+from pyfmha.aot.operator_limits import check_room
 from pyfmha.aot.operator_types import check_pointer, type_choices
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Config, Launch, Operator
@@ -131,7 +131,7 @@ def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
         SpecError: an argument has no source, a constant no value, or a launch names what its kernel has not.
     """
     program = program_of(operator)
-    check_lengths(program)
+    check_room(program)
     specs: list[KernelSpec] = []
     for launch in program.launches:
         if launch.launch.kernel:

@@ -317,7 +317,8 @@ class Program:
         own = expression.node.value if expression.node.kind == "name" and expression.node.value in free else None
         if kind == "output" and expression.node.kind == "name" and expression.node.value in self.axes:
             own = expression.node.value
-        fixed = expression.names() <= set(self.early_types) and not expression.questions()
+        told = {(question, (name,)) for question in ("len", "given") for name in self.early_types}
+        fixed = expression.names() <= set(self.early_types) and expression.questions() <= told
         return Axis(self._labels.get(text, text), expression, own, fixed)
 
     def _axes(self) -> tuple[str, ...]:

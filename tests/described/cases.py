@@ -81,6 +81,21 @@ CASES: dict[str, Case] = {
         [("probe", {"i": 10})],
         open=([[1, 2, 3, 4, 5], [6, 7, 8, None], [55]], [[None]]),
     ),
+    "axes that lists and attributes tell": Case(
+        operator(
+            "Told",
+            inputs={"X": "fp32[len(sizes), n]", "Size": "shape[len(sizes)]"},
+            outputs={"Y": "fp32[Size[0], Size[1], len(sizes) + (1 if given(most) else 0)]"},
+            attributes={"sizes": "int32[] = [1, 2]", "most": "int32 = 0"},
+            launches=[probe(i="len(sizes)")],
+        ),
+        [((3, 4), "fp32")],
+        [((7, 8, 3), "fp32")],
+        [("probe", {"i": 3})],
+        attributes={"sizes": (4, 5, 6)},
+        values=((7, 8, 9),),
+        open=([[3, None]], [[7, 8, 3]]),
+    ),
     "equal axes": Case(
         operator(
             "Equal",

@@ -13,7 +13,8 @@ from pyfmha.aot.operator_types import check_held
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
-from pyfmha.operators.program import SHAPE, Axis, Form, Source, TensorProgram, program_of
+from pyfmha.operators.names import SHAPE
+from pyfmha.operators.program import Axis, Form, Source, TensorProgram, program_of
 from pyfmha.operators.ranges import as_float32, range_text
 from pyfmha.operators.text import Text
 from pyfmha.operators.types import allowed_types

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,27 @@ def _run_time(launch: Launch, found: Parameters) -> list[str]:
 def _constants(launch: Launch, found: Parameters) -> set[str]:
     configured = {name for config in launch.configs for name, _ in config.constants}
     return {*found.constexprs, *dict(launch.constants), *configured}
+
+
+def check_together(operators: Sequence[Operator]) -> None:
+    """Refuse operators of one library whose functions have one name: one would run the kernels of the other.
+
+    Raises:
+        SpecError: naming both, and the function.
+    """
+    compiled: dict[str, str] = {}
+    for operator in operators:
+        program = program_of(operator)
+        said = f"{operator.namespace}::{operator.name}, version {operator.version}".lstrip(":")
+        for launch in program.launches:
+            for types in type_choices(program) if launch.launch.kernel else ():
+                name = launch.function.render(Scope(types))
+                other = compiled.setdefault(name, said)
+                if other != said:
+                    raise SpecError(
+                        f"{other} and {said} would both compile {name}: of names, functions have letters in lower case,"
+                        " digits and underscores; rename one, or build it into a folder of its own"
+                    )
 
 
 def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:

@@ -15,7 +15,7 @@ from pyfmha.errors import SpecError
 from pyfmha.operators.contradictions import check_program
 from pyfmha.operators.description import DATA_TYPES, Attribute, Launch, Operator, Tensor
 from pyfmha.operators.expressions import Expression, Node, Parser
-from pyfmha.operators.names import check_names
+from pyfmha.operators.names import SHAPE, check_names
 from pyfmha.operators.pointers import Case, cases_of
 from pyfmha.operators.reading import (
     LATE,
@@ -23,6 +23,7 @@ from pyfmha.operators.reading import (
     asked_given,
     axes_of,
     condition,
+    function_text,
     names_of,
     parsed,
     plain_summary,
@@ -32,8 +33,6 @@ from pyfmha.operators.reading import (
 from pyfmha.operators.text import Hole, Text, parse_text
 
 MOST_DIMENSIONS = 8
-SHAPE = "shape"
-"""The type of an input whose values are read, not its memory."""
 _FORM = re.compile(r"([A-Za-z_]\w*)\s*\[(.*)\]\s*(?: if (.*))?\Z", re.DOTALL)
 NULL = "null"
 
@@ -348,7 +347,7 @@ class Program:
         if bool(launch.function) == bool(launch.kernel):
             raise SpecError(f"{what}: give the kernel to compile, or the name of a function that is built elsewhere")
         arguments = tuple((name, self._source(name, text, what, late)) for name, text in launch.arguments)
-        function = launch.function or self.function_text(index)
+        function = launch.function or function_text(self.operator, index)
         when = self._when(launch.when, late, f"{what}, when")
         return LaunchProgram(launch, arguments, when, self._early_part(when), parse_text(function, late, what))
 
@@ -363,13 +362,6 @@ class Program:
     def _is_early(self, expression: Expression) -> bool:
         asked = {question for question, _ in expression.questions()}
         return expression.names() <= set(self.early_types) and not asked & set(LATE)
-
-    def function_text(self, index: int) -> str:
-        """How the function of a launch that is compiled here is called, as a text of its types."""
-        operator = self.operator
-        stem = re.sub("[^A-Za-z0-9_]", "_", "_".join(filter(None, [operator.namespace, operator.name]))).lower()
-        number = f"_{index}" if len(operator.launches) > 1 else ""
-        return stem + number + "".join(f"_{{{name}}}" for name in self.types)
 
     def _source(self, name: str, text: str, what: str, parser: Parser) -> Source | Expression:
         what = f"{what}, argument {name}"

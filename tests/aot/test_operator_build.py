@@ -140,6 +140,41 @@ def test_too_many_operators_are_refused_before_anything_is_compiled(compiler: Co
     assert compiled == []
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A, B = operator(), operator(launches=[launch(grid='7')])", "^Copy, version 1 is described twice"),
+        (
+            "A, B = operator(namespace='a.b'), operator(namespace='a_b')",
+            "^a.b::Copy, version 1 and a_b::Copy, version 1 would both compile a_b_copy: of names, functions have",
+        ),
+        ("A = operator()\nB = replace(A, name='COPY')", "would both compile copy"),
+    ],
+)  # fmt: skip
+def test_operators_whose_functions_have_one_name_are_refused(
+    compiler: Compiler, tmp_path: Path, text: str, message: str
+) -> None:
+    """Else one would launch the kernels of the other."""
+    file = tmp_path / "described.py"
+    file.write_text(f"from dataclasses import replace{HEAD}{text}\n")
+    operators = load_operators(compiler, file)
+    specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
+    with pytest.raises(SpecError, match=message):
+        build(specs, parse_archs(["sm_90"]), tmp_path / "out", operators=operators)
+
+
+@pytest.mark.long
+def test_two_versions_have_functions_of_their_own(compiler: Compiler, tmp_path: Path) -> None:
+    file = tmp_path / "described.py"
+    file.write_text(HEAD + "A, B = operator(), operator(version='2', launches=[launch(constants={'BLOCK': 128})])\n")
+    operators = load_operators(compiler, file)
+    for operator in operators:  # one build adds to the other
+        built = build(
+            operator_specs(compiler, operator), parse_archs(["sm_90"]), tmp_path / "out", operators=[operator]
+        )
+    assert [(f.name, len(f.algorithms)) for f in built.manifest.functions] == [("copy", 1), ("copy_v2", 1)]
+
+
 def test_a_grid_may_ask_what_expressions_ask(compiler: Compiler, tmp_path: Path) -> None:
     """Each question is an argument that the grid alone reads; its answer may be of 64 bits."""
     file = tmp_path / "described.py"

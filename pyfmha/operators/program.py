@@ -215,6 +215,10 @@ class Program:
             axes=frozenset(axes),
         )
 
+    def question(self, text: str) -> Expression:
+        """An expression of all that is known once tensors have shapes."""
+        return self._parser(self._late_types).parse(text, self._said(text))
+
     # ------------------------------------------------------------------ names
 
     def _default(self, name: str, kind: Attribute, parser: Parser) -> Expression | tuple[int | float, ...] | None:

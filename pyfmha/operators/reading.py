@@ -13,6 +13,8 @@ from pyfmha.operators.expressions import Expression, Node, Parser
 TYPES_OF_ATTRIBUTES = {"int32": "int", "int64": "int", "fp32": "float", "string": "str"}
 LATE = ("size", "stride", "numel", "serves", "least", "itemsize", "device")
 """Questions that sizes or types answer, not attributes alone."""
+OF_GRIDS = ("size", "stride", "numel", "itemsize", "len")
+"""What a grid may ask of tensors, types and lists."""
 
 
 def type_of(kind: Attribute) -> str:

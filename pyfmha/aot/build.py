@@ -17,11 +17,14 @@ from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
 from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
+from pyfmha.aot.operator_limits import check_count
+from pyfmha.aot.operator_specs import check_together
 from pyfmha.aot.plan import Plan, plan
 from pyfmha.aot.staging import staging
 from pyfmha.aot.toolchain import toolchain
 from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SharedMemoryError, SpecError
 from pyfmha.operators.description import Operator
+from pyfmha.operators.names import twice
 from pyfmha.spec.advice import LIBRARY_NAME, LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
@@ -194,6 +197,8 @@ def build(
         held = read_held(folder)
         planned = plan(held, asked, archs, folder, fresh=fresh)
         plugins = joined_operators(() if fresh else held.operators, operators)
+        check_count(plugins)
+        check_together(plugins)
         found = _found(cache, planned)
         left_out: dict[str, str] = {}
         before = compiled
@@ -254,7 +259,13 @@ def preview(specs: Sequence[KernelSpec], archs: Sequence[Arch], folder: Path, *,
 
 
 def joined_operators(held: Sequence[Operator], asked: Sequence[Operator]) -> tuple[Operator, ...]:
-    """Operators by name; of one that is held and asked for, what is asked for."""
+    """Operators by name; of one that is held and asked for, what is asked for.
+
+    Raises:
+        SpecError: two are asked for under one name.
+    """
+    for name in sorted(twice(f"{one.namespace}::{one.name}, version {one.version}" for one in dict.fromkeys(asked))):
+        raise SpecError(f"{name.lstrip(':')} is described twice; give one another name or version")
     found = {(one.namespace, one.name, one.version): one for one in (*held, *asked)}
     return tuple(found[key] for key in sorted(found))
 

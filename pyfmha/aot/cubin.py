@@ -88,6 +88,7 @@ class Parameters:
         configs: of its autotuner: what each sets, as Python would print it.
         heuristics: names that heuristics give values to.
         debug: whether its decorator says debug.
+        compared: those that it compares with None.
     """
 
     names: tuple[str, ...]
@@ -97,6 +98,7 @@ class Parameters:
     configs: tuple[dict[str, str], ...] = ()
     heuristics: tuple[str, ...] = ()
     debug: bool = False
+    compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ class Compiler:
             tuple(found["configs"]),
             tuple(found["heuristics"]),
             found["debug"],
+            tuple(found["compared"]),
         )
 
     def settle(self, source: Path, kernel: str, arch: Arch, config: int | None, given: Mapping[str, Any]) -> Settled:

@@ -13,7 +13,8 @@ from pyfmha.aot.operator_types import check_held
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, MOST_ELEMENTS, Attribute, Operator
 from pyfmha.operators.expressions import Expression, Node
-from pyfmha.operators.program import SHAPE, Axis, Form, Source, TensorProgram, program_of
+from pyfmha.operators.names import SHAPE
+from pyfmha.operators.program import Axis, Form, Source, TensorProgram, program_of
 from pyfmha.operators.ranges import as_float32, range_text
 from pyfmha.operators.text import Text
 from pyfmha.operators.types import allowed_types
@@ -285,11 +286,11 @@ class OperatorEmitter:
         shape = node.kind == "item" and node.value in program.shape_values and node.parts[0].kind == "constant"
         symbolic = "NULL" if axis.fixed else self._symbol(axis, f"{what}: axis {axis.expression.text}")
         name = "-1" if axis.name is None else self._numbers.value(axis.name)
-        listed = ", ".join(map(self._numbers.value, unknown)) or "0"
+        listed = f"(const int[]){{{', '.join(map(self._numbers.value, unknown))}}}" if unknown else "NULL"
         at = f"{self._numbers.tensors.index(node.value)}, {node.parts[0].value}" if shape else "-1, 0"
         return (
             f"{{{c_string(axis.label)}, {name}, {_bool(axis.fixed)}, {self._of(axis.expression)}, {symbolic},"
-            f" {len(unknown)}, {{{listed}}}, {_bool(late)}, {at}}}"
+            f" {len(unknown)}, {listed}, {_bool(late)}, {at}}}"
         )
 
     def _launches(self) -> list[str]:

@@ -23,6 +23,17 @@ def check_limits(program: Program, functions: Mapping[str, Function]) -> None:
     Raises:
         SpecError: naming it, how much there is and how much may be.
     """
+    check_room(program)
+    count = max(len(callables(one, functions)) for one in program.launches)
+    _check(program, {"functions for a launch": (count, MOST_FUNCTIONS)})
+
+
+def check_room(program: Program) -> None:
+    """Refuse what has no room, whatever the library holds: before minutes of compiling.
+
+    Raises:
+        SpecError: naming it, how much there is and how much may be.
+    """
     operator = program.operator
     values = [*program.attributes, *program.types, *dict(operator.define), *program.axes, *program.shape_values]
     tensors = {tensor.name for tensor in (*program.inputs, *program.outputs)}
@@ -35,12 +46,9 @@ def check_limits(program: Program, functions: Mapping[str, Function]) -> None:
         "parts of the workspace": (len(program.workspace), MOST_PARTS),
         "options": (len(program.options), MOST_OPTIONS),
         "arguments of a launch": (max(len(launch.arguments) for launch in program.launches), MOST_ARGUMENTS),
-        "functions for a launch": (max(len(callables(one, functions)) for one in program.launches), MOST_FUNCTIONS),
     }
-    for what, (count, most) in counts.items():
-        if count > most:
-            raise SpecError(f"{operator.name} has {count} {what}; the plugin in C has room for {most}")
-    check_lengths(program)
+    _check(program, counts)
+    _check_lengths(program)
     if operator.alignment > LARGEST_ALIGNMENT:
         raise SpecError(f"{operator.name}: alignment is {operator.alignment}; at most {LARGEST_ALIGNMENT} is allowed")
     for option in operator.options:
@@ -50,7 +58,13 @@ def check_limits(program: Program, functions: Mapping[str, Function]) -> None:
             )
 
 
-def check_lengths(program: Program) -> None:
+def _check(program: Program, counts: Mapping[str, tuple[int, int]]) -> None:
+    for what, (count, most) in counts.items():
+        if count > most:
+            raise SpecError(f"{program.operator.name} has {count} {what}; the plugin in C has room for {most}")
+
+
+def _check_lengths(program: Program) -> None:
     """Refuse names that are too long, for the tables and for the names of files.
 
     Raises:

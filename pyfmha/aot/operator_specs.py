@@ -2,27 +2,28 @@
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyfmha.aot.absent_tensors import launches_without
 from pyfmha.aot.cubin import Compiler, Parameters
-from pyfmha.aot.operator_limits import check_lengths
+from pyfmha.aot.operator_limits import check_room
 from pyfmha.aot.operator_types import check_pointer, type_choices
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Config, Launch, Operator
 from pyfmha.operators.elements import element_of
 from pyfmha.operators.expressions import Scope
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
+from pyfmha.operators.reading import OF_GRIDS
 from pyfmha.operators.trials import check_absent
 from pyfmha.spec.abi import ctype
-from pyfmha.spec.constants import Constant
+from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.constants import Constant, to_data
 from pyfmha.spec.kernel import Argument, KernelSpec
 
 _SCALARS = {"int": "i32", "bool": "i32", "float": "fp32"}
-QUESTIONS = ("size", "stride", "numel", "itemsize", "len")
-"""What a grid may ask of tensors, types and lists."""
 
 
 def load_operators(compiler: Compiler, path: Path) -> list[Operator]:
@@ -56,10 +57,9 @@ def _ordered(compiler: Compiler, operator: Operator) -> Operator:
     program = program_of(operator)
     known = {*program.early_types, *program.axes, *dict(operator.define)} - set(program.types)
     launches = []
-    for launch in operator.launches:
-        if launch.kernel:
-            found = compiler.describe(Path(operator.source), launch.kernel)
-            launch = _named_questions(launch, found)
+    for launch, found in _described(compiler, operator):
+        if found is not None:
+            launch = _named_questions(tuned_launch(compiler, operator, launch, found), found)
             names = [name for name in _run_time(launch, found) if name in dict(launch.arguments)]
             # What the grid reads besides the kernel's own: the operator's.
             read = [name for name in _words(launch.grid) if name in known and name not in found.names]
@@ -70,6 +70,40 @@ def _ordered(compiler: Compiler, operator: Operator) -> Operator:
     return replace(operator, launches=launches)
 
 
+def _described(compiler: Compiler, operator: Operator) -> Iterator[tuple[Launch, Parameters | None]]:
+    """The launches, several for one whose kernel asks whether tensors are there; each with its kernel's parameters."""
+    for launch in operator.launches:
+        found = compiler.describe(Path(operator.source), launch.kernel) if launch.kernel else None
+        for one in [launch] if found is None else launches_without(operator, launch, found):
+            yield one, found
+
+
+def tuned_launch(compiler: Compiler, operator: Operator, launch: Launch, found: Parameters) -> Launch:
+    """A launch with the configurations of its kernel's autotuner, if it has none itself, and what heuristics tell.
+
+    Raises:
+        SpecError: a configuration has what a launch of an operator has not.
+    """
+    missing = _constants(launch, found) - set(dict(launch.constants)) - set(found.defaults)
+    set_by_tuner = {name for config in found.configs for name in config}
+    if launch.configs or not missing & {*set_by_tuner, *found.heuristics}:
+        return launch
+    what = f"{operator.name}: launch of {launch.kernel}"
+    given = {name: {"value": to_data(value)} for name, value in launch.constants}
+    configs = []
+    for index in range(len(found.configs)) if missing & set_by_tuner else [None]:
+        try:
+            settled = compiler.settle(Path(operator.source), launch.kernel, ARCHS["sm_80"], index, given)
+        except SpecError as error:
+            raise SpecError(f"{what}: {error}; give constants={{...}} or configs=[...] for all that it sets") from None
+        options = {name: value for name, value in settled.options.items() if (name, value) != ("num_ctas", 1)}
+        if settled.notes or "num_ctas" in options:
+            why = "; ".join(settled.notes) or "its autotuner sets num_ctas, which an operator has not"
+            raise SpecError(f"{what}: {why}; or give configs=[...] yourself")
+        configs.append(Config(settled.constants, **options))
+    return replace(launch, configs=configs)
+
+
 class _Questions(ast.NodeTransformer):
     """Puts names for what a grid's own language has not: ``sizes[0]``, ``numel(Y)``."""
 
@@ -77,7 +111,7 @@ class _Questions(ast.NodeTransformer):
         self.taken, self.named = taken, dict[str, str]()
 
     def visit(self, node: ast.AST) -> Any:
-        asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in QUESTIONS
+        asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in OF_GRIDS
         if not asked and not isinstance(node, ast.Subscript):
             return super().visit(node)
         text = ast.unparse(node)
@@ -119,6 +153,27 @@ def _constants(launch: Launch, found: Parameters) -> set[str]:
     return {*found.constexprs, *dict(launch.constants), *configured}
 
 
+def check_together(operators: Sequence[Operator]) -> None:
+    """Refuse operators of one library whose functions have one name: one would run the kernels of the other.
+
+    Raises:
+        SpecError: naming both, and the function.
+    """
+    compiled: dict[str, str] = {}
+    for operator in operators:
+        program = program_of(operator)
+        said = f"{operator.namespace}::{operator.name}, version {operator.version}".lstrip(":")
+        for launch in program.launches:
+            for types in type_choices(program) if launch.launch.kernel else ():
+                name = launch.function.render(Scope(types))
+                other = compiled.setdefault(name, said)
+                if other != said:
+                    raise SpecError(
+                        f"{other} and {said} would both compile {name}: of names, functions have letters in lower case,"
+                        " digits and underscores; rename one, or build it into a folder of its own"
+                    )
+
+
 def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
     """The specs of an operator's own kernels: of each a variant for aligned tensors and a generic one.
 
@@ -131,7 +186,7 @@ def operator_specs(compiler: Compiler, operator: Operator) -> list[KernelSpec]:
         SpecError: an argument has no source, a constant no value, or a launch names what its kernel has not.
     """
     program = program_of(operator)
-    check_lengths(program)
+    check_room(program)
     specs: list[KernelSpec] = []
     for launch in program.launches:
         if launch.launch.kernel:

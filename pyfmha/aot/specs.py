@@ -94,6 +94,13 @@ def make_specs(
         if not configs:
             raise SpecError(f"kernel {kernel} has no @triton.autotune, so it has no configurations; leave out --config")
     read = parse_signature(signature, found.names, found.constexprs, found.functions)
+    for text in nullable:
+        pointer = text.partition(" ")[0]
+        if pointer in found.compared and isinstance(read.given.get(pointer), Argument):
+            note(
+                f"kernel {kernel} compares {pointer} with None, which is settled when it is compiled: a pointer that is"
+                f" 0 is not None. Ask `if {pointer}.to(tl.int1)`, or compile it once more with None for {pointer}"
+            )
     given = {parameter: _data(entry) for parameter, entry in read.given.items()}
     asked = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg}
     specs: dict[str, KernelSpec] = {}

@@ -21,6 +21,7 @@ from pyfmha.aot.reasons import full_disk, reasons
 from pyfmha.aot.sources import Refused, load_source
 from pyfmha.aot.wrappers import OPTIONS, RunTime, Wrapped, decode, describe_configs, encode, settle, unwrap
 from pyfmha.operators.description import Operator
+from pyfmha.spec.absent import compared_with_none
 
 
 def find_kernel(module: ModuleType, name: str, path: Path) -> Wrapped:
@@ -63,6 +64,7 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
         "configs": [{name: repr(value) for name, value in config.items()} for config in describe_configs(wrapped)],
         "heuristics": wrapped.heuristics(),
         "debug": bool(wrapped.kernel.debug),
+        "compared": compared_with_none(wrapped.kernel.fn),
     }
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from pyfmha.bfloat16 import exact_bfloat16
 from pyfmha.errors import InterpreterError, KernelSourceError
 from pyfmha.interpreter.speed import less_work
+from pyfmha.spec.absent import compared_with_none
 from pyfmha.spec.advice import install_command
 
 Array = npt.NDArray[Any]
@@ -68,7 +69,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Null:
-    """A null pointer to elements of type ``dtype``, one of :class:`Tensor`'s. A kernel may test it, not follow it."""
+    """A null pointer to elements of type ``dtype``, one of :class:`Tensor`'s. A kernel may test it, not follow it.
+
+    To a kernel that compares the parameter with None it is None.
+    """
 
     dtype: str
 
@@ -126,7 +130,11 @@ def run_interpreted(
     kernel = _load_kernel(Path(path), kernel_name)
     if not isinstance(kernel, interpreter.InterpretedFunction):
         raise InterpreterError(_WRONG_MODE)
-    given: dict[str, Any] = {name: _convert(name, value, interpreter) for name, value in args.items()}
+    compared = compared_with_none(kernel.fn)
+    given: dict[str, Any] = {
+        name: None if name in compared and isinstance(value, Null) else _convert(name, value, interpreter)
+        for name, value in args.items()
+    }
     for name, constant in (constexprs or {}).items():
         given[name] = _load_function(constant) if isinstance(constant, FunctionOf) else constant
     expected = list(kernel.arg_names)
@@ -174,7 +182,10 @@ def _load_kernel(path: Path, kernel_name: str) -> Any:
         raise KernelSourceError(f"cannot read {path}: {error.strerror}") from error
     if not hasattr(module, kernel_name):
         raise KernelSourceError(f"{path} has no kernel {kernel_name!r}")
-    return getattr(module, kernel_name)
+    found = getattr(module, kernel_name)
+    while hasattr(getattr(found, "fn", None), "fn"):  # of an autotuner, or another wrapper
+        found = found.fn
+    return found
 
 
 def _load_function(function: FunctionOf) -> Any:

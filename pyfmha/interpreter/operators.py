@@ -4,6 +4,7 @@ It checks the description as well as the kernel: forms, arguments, grid and work
 would have.
 """
 
+import ast
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from pyfmha.operators.forms import Forms, Shape, measure
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.plan import Pointer, workspace_of
 from pyfmha.operators.planner import unknown
-from pyfmha.operators.program import NULL, LaunchProgram, Source, program_of
+from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
+from pyfmha.operators.reading import OF_GRIDS
 from pyfmha.operators.scopes import ShapeScope, holds
 from pyfmha.spec.grid import NUM_SMS, GridExpression, parse_grid
 from pyfmha.spec.kernel import KernelSpec
@@ -191,7 +193,7 @@ class _Runs:
             raise InterpreterError(f"{function} takes one tensor as two types, which is not interpreted")
         # As a device with one multiprocessor: kernels that read their number walk through all the work.
         numbers = {NUM_SMS: 1, **_integers(self.scope.values), **_integers(arguments)}
-        grid = kernel.grid or parse_grid(launch.launch.grid, frozenset(numbers), kernel.constants)
+        grid = kernel.grid or parse_grid(self._answered(launch.launch.grid), frozenset(numbers), kernel.constants)
         try:
             x, y, z = (expression.evaluate(numbers) for expression in grid)
         except ZeroDivisionError:
@@ -201,6 +203,15 @@ class _Runs:
             tuples = {name: tuple(arguments.pop(one) for one in elements) for name, elements in kernel.tuples}
             taken: dict[str, Any] = {**arguments, **tuples, **(self.more if function in self.kernels else {})}
             run_in_subprocess(kernel.path, kernel.name, (x, y, z), taken, kernel.constants, optional=read)
+
+    def _answered(self, grid: str) -> str:
+        """A grid in whose text answers stand for what it asks of tensors, types and lists."""
+        try:
+            tree = ast.parse(grid.strip(), mode="eval")
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return grid  # refused where it is read
+        text = ast.unparse(_Answers(self.instance.program, self.scope).visit(tree))
+        return text[1:-1] if isinstance(tree.body, ast.Tuple) else text
 
     def _kernel(self, launch: LaunchProgram, function: str) -> "_Kernel":
         spec, said = self.kernels.get(function), launch.launch
@@ -239,6 +250,22 @@ class _Runs:
         storage = np.dtype(_STORAGE_OF[kind])
         view = views.setdefault((name, kind), array.reshape(-1).view(storage))
         return Tensor(view, kind, moved // storage.itemsize)
+
+
+class _Answers(ast.NodeTransformer):
+    """Puts numbers for what a grid's own language has not: ``sizes[0]``, ``numel(Y)``."""
+
+    def __init__(self, program: Program, scope: ShapeScope) -> None:
+        self.program, self.scope = program, scope
+
+    def visit(self, node: ast.AST) -> Any:
+        asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in OF_GRIDS
+        if not asked and not isinstance(node, ast.Subscript):
+            return super().visit(node)
+        try:
+            return ast.Constant(self.program.question(ast.unparse(node)).evaluate(self.scope))
+        except EvaluationError:
+            raise PluginError(f"the grid reads {ast.unparse(node)}, which has no value") from None
 
 
 @dataclass(frozen=True)

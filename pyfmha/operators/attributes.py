@@ -1,5 +1,6 @@
 """The values of a plugin's attributes: those given, the defaults of the others, and what is allowed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from pyfmha.operators.ranges import as_float32, check_range
 from pyfmha.operators.scopes import AttributeScope
 
 _INT32 = 1 << 31
+BEYOND_FLOAT32 = (2 - 2**-24) * 2.0**127
+"""The smallest number that float32 rounds to infinity."""
 
 
 def settle(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,17 +71,23 @@ def checked(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(name: str, kind: str, value: Any) -> Any:
     if kind.endswith("[]"):
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            raise PluginError(f"{name} is {value!r}; it must be {kind}")
         return tuple(_element(name, kind, element) for element in value)
     return _element(name, kind, value)
 
 
 def _element(name: str, kind: str, value: Any) -> Any:
     base = kind.removesuffix("[]")
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of numpy or PyTorch
+        value = value.item()
     if base == "string":
         if isinstance(value, str) and "\0" not in value:
             return value
     elif base == "fp32":
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if BEYOND_FLOAT32 <= abs(value) < math.inf:
+                raise PluginError(f"{name} is larger than {kind} holds: give up to 3.4e38 in size")
             return float(value)
     elif isinstance(value, int):
         bits = 31 if base == "int32" else 63

@@ -179,7 +179,7 @@ class Launch:
     Attributes:
         arguments: the kernel's run-time arguments by name, in its order, and where each comes from: a tensor or a part
             of the workspace (``"X"``, ``"X + 4 * rows"`` bytes behind it, ``"null"``, ``"A if condition else B"``), or
-            an expression. A tensor that is not there is null.
+            an expression. A tensor that is not there is null; to a kernel that compares it with None, it is None.
         when: on attributes and sizes: whether it is launched; empty: always.
         function: the C function, as a text of attributes and types: ``"norm_{width}_{T}"``. Empty: it is
             compiled from what follows, and named after the operator.
@@ -190,7 +190,7 @@ class Launch:
             attributes and definitions, elements of lists and what expressions ask (``sizes[0]``, ``numel(Y)``). What
             it reads of the operator is given as an argument, which the kernel need not take.
         constants: the kernel's constants by name.
-        configs: its algorithms; none is one with Triton's own settings.
+        configs: its algorithms; none: those of the kernel's autotuner, else one with Triton's own settings.
         scalars: types of arguments that are no pointers, where they are not ``"i32"`` for integers, ``"fp32"`` for
             floats.
         hints: integers that a first variant may take to be multiples of 16, as Triton's run-time compiler would.

@@ -24,9 +24,10 @@ from pyfmha.operators.forms import (
     no_value,
     shape_values,
 )
+from pyfmha.operators.names import SHAPE
 from pyfmha.operators.plan import Plan, Step, arguments_of, typical, workspace_of
 from pyfmha.operators.planner import Device, Planner, Serves, planner, unknown
-from pyfmha.operators.program import SHAPE, Form, Program, TensorProgram
+from pyfmha.operators.program import Form, Program, TensorProgram
 from pyfmha.operators.scopes import AttributeScope, ShapeScope, define, holds
 from pyfmha.operators.text import Text
 from pyfmha.operators.types import fixed_types, type_error

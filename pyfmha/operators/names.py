@@ -7,7 +7,9 @@ from typing import Any
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, Operator, Tensor
 
-RESERVED = ("cdiv", "min", "max", "null", "shape")
+SHAPE = "shape"
+"""The type of an input whose values are read, not its memory."""
+RESERVED = ("cdiv", "min", "max", "null", SHAPE)
 """Not those of questions, such as ``stride``: what is called there is no name, and grids, which are searched for words,
 have none."""
 OWN = "pyfmha_"
@@ -106,6 +108,10 @@ def _check_tensors(operator: Operator) -> None:
             conditions = ["".join(tensor.when.split()) for tensor in alike]
             if "" in conditions or twice(conditions):
                 raise SpecError(f"{operator.name}: two {kind} are called {name}")
+    read = {one.name for one in operator.inputs if any(form.partition("[")[0].strip() == SHAPE for form in one.forms)}
+    _refuse(
+        operator, sorted(read & {name for name, _ in operator.attributes}), "is an attribute and an input of values"
+    )
     both = sorted({tensor.name for tensor in operator.inputs} & {tensor.name for tensor in operator.outputs})
     reason = "is an input and an output: nothing is computed in place; give the output a name of its own"
     _refuse(operator, both, reason)

@@ -15,7 +15,7 @@ from pyfmha.errors import SpecError
 from pyfmha.operators.contradictions import check_program
 from pyfmha.operators.description import DATA_TYPES, Attribute, Launch, Operator, Tensor
 from pyfmha.operators.expressions import Expression, Node, Parser
-from pyfmha.operators.names import check_names
+from pyfmha.operators.names import SHAPE, check_names
 from pyfmha.operators.pointers import Case, cases_of
 from pyfmha.operators.reading import (
     LATE,
@@ -23,6 +23,7 @@ from pyfmha.operators.reading import (
     asked_given,
     axes_of,
     condition,
+    function_text,
     names_of,
     parsed,
     plain_summary,
@@ -32,8 +33,6 @@ from pyfmha.operators.reading import (
 from pyfmha.operators.text import Hole, Text, parse_text
 
 MOST_DIMENSIONS = 8
-SHAPE = "shape"
-"""The type of an input whose values are read, not its memory."""
 _FORM = re.compile(r"([A-Za-z_]\w*)\s*\[(.*)\]\s*(?: if (.*))?\Z", re.DOTALL)
 NULL = "null"
 
@@ -216,6 +215,10 @@ class Program:
             axes=frozenset(axes),
         )
 
+    def question(self, text: str) -> Expression:
+        """An expression of all that is known once tensors have shapes."""
+        return self._parser(self._late_types).parse(text, self._said(text))
+
     # ------------------------------------------------------------------ names
 
     def _default(self, name: str, kind: Attribute, parser: Parser) -> Expression | tuple[int | float, ...] | None:
@@ -317,7 +320,8 @@ class Program:
         own = expression.node.value if expression.node.kind == "name" and expression.node.value in free else None
         if kind == "output" and expression.node.kind == "name" and expression.node.value in self.axes:
             own = expression.node.value
-        fixed = expression.names() <= set(self.early_types) and not expression.questions()
+        told = {(question, (name,)) for question in ("len", "given") for name in self.early_types}
+        fixed = expression.names() <= set(self.early_types) and expression.questions() <= told
         return Axis(self._labels.get(text, text), expression, own, fixed)
 
     def _axes(self) -> tuple[str, ...]:
@@ -347,7 +351,7 @@ class Program:
         if bool(launch.function) == bool(launch.kernel):
             raise SpecError(f"{what}: give the kernel to compile, or the name of a function that is built elsewhere")
         arguments = tuple((name, self._source(name, text, what, late)) for name, text in launch.arguments)
-        function = launch.function or self.function_text(index)
+        function = launch.function or function_text(self.operator, index)
         when = self._when(launch.when, late, f"{what}, when")
         return LaunchProgram(launch, arguments, when, self._early_part(when), parse_text(function, late, what))
 
@@ -362,13 +366,6 @@ class Program:
     def _is_early(self, expression: Expression) -> bool:
         asked = {question for question, _ in expression.questions()}
         return expression.names() <= set(self.early_types) and not asked & set(LATE)
-
-    def function_text(self, index: int) -> str:
-        """How the function of a launch that is compiled here is called, as a text of its types."""
-        operator = self.operator
-        stem = re.sub("[^A-Za-z0-9_]", "_", "_".join(filter(None, [operator.namespace, operator.name]))).lower()
-        number = f"_{index}" if len(operator.launches) > 1 else ""
-        return stem + number + "".join(f"_{{{name}}}" for name in self.types)
 
     def _source(self, name: str, text: str, what: str, parser: Parser) -> Source | Expression:
         what = f"{what}, argument {name}"

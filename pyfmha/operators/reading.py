@@ -13,6 +13,8 @@ from pyfmha.operators.expressions import Expression, Node, Parser
 TYPES_OF_ATTRIBUTES = {"int32": "int", "int64": "int", "fp32": "float", "string": "str"}
 LATE = ("size", "stride", "numel", "serves", "least", "itemsize", "device")
 """Questions that sizes or types answer, not attributes alone."""
+OF_GRIDS = ("size", "stride", "numel", "itemsize", "len")
+"""What a grid may ask of tensors, types and lists."""
 
 
 def type_of(kind: Attribute) -> str:
@@ -86,3 +88,11 @@ def plain_summary(operator: Operator) -> list[tuple[str, str]]:
 def reads_ahead(name: str, others: Iterable[str]) -> str:
     """What is said of a definition that reads others after it."""
     return f"definition {name} reads {', '.join(others)}, defined after it: a cycle, or an order to change"
+
+
+def function_text(operator: Operator, index: int) -> str:
+    """How the function of a launch that is compiled is called, as a text of its types: no two versions share one."""
+    version = "" if operator.version == "1" else f"v{operator.version}"
+    stem = re.sub("[^A-Za-z0-9_]", "_", "_".join(filter(None, [operator.namespace, operator.name, version]))).lower()
+    number = f"_{index}" if len(operator.launches) > 1 else ""
+    return stem + number + "".join(f"_{{{name}}}" for name, _ in operator.types)

@@ -11,13 +11,19 @@ _WORDS = frozenset(
     register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
     bool true false stream algo_id variant kernel kernels images refuse scratch params grid bad CUstream
     CUresult CUdeviceptr NULL errno int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t
-    INT64_MAX INT64_C linux unix asm
+    linux unix asm
     alignas alignof and and_eq bitand bitor catch class compl const_cast constexpr decltype delete dynamic_cast
     explicit export friend mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
     public reinterpret_cast static_assert static_cast template this thread_local throw try typeid typename using
-    virtual wchar_t xor xor_eq typeof EOF SIZE_MAX INT8_MAX INT16_MAX INT32_MAX INT64_MIN UINT8_MAX UINT16_MAX
-    UINT32_MAX UINT64_MAX UINT64_C INT32_C UINT32_C intptr_t uintptr_t ptrdiff_t offsetof
+    virtual wchar_t xor xor_eq typeof intptr_t uintptr_t ptrdiff_t offsetof
+    NAN INFINITY HUGE_VAL HUGE_VALF HUGE_VALL MATH_ERRNO MATH_ERREXCEPT math_errhandling
+    EOF BUFSIZ FILENAME_MAX FOPEN_MAX TMP_MAX RAND_MAX MB_CUR_MAX EXIT_SUCCESS EXIT_FAILURE L_tmpnam
+    SEEK_SET SEEK_CUR SEEK_END stdin stdout stderr
     """.split()  # noqa: SIM905  (a list would take a line a word)
+)
+# Macros of <stdint.h> and <math.h>, which come in families.
+_FAMILIES = re.compile(
+    r"(U?INT(_LEAST|_FAST)?(8|16|32|64)|U?INTMAX|U?INTPTR|PTRDIFF|SIZE|WCHAR|WINT|SIG_ATOMIC)_(MIN|MAX|C)|FP_[A-Z0-9]+"
 )
 
 # Functions of the C library which an exported function of that name would replace.
@@ -40,9 +46,13 @@ _FUNCTIONS = frozenset(
 _OTHER = "give another: --out-name"
 
 
+def _is_word(name: str) -> bool:
+    return name in _WORDS or _FAMILIES.fullmatch(name) is not None
+
+
 def c_argument_name(name: str) -> str:
     """An argument's name in C: its own, with an underscore where that is a word of C or of the generated code."""
-    taken = name in _WORDS or name.startswith(("pyfmha_", "PYFMHA_")) or name.endswith("_bits")
+    taken = _is_word(name) or name.startswith(("pyfmha_", "PYFMHA_")) or name.endswith("_bits")
     return f"{name}_" if taken else name
 
 
@@ -67,7 +77,7 @@ def check_function_name(name: str) -> None:
     Raises:
         SpecError: saying why.
     """
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _WORDS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or _is_word(name):
         raise SpecError(
             f"function name {name!r} is not a C identifier: use letters, digits and _, not starting with a digit;"
             f" {_OTHER}"

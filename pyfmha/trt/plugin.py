@@ -279,10 +279,10 @@ class PluginBehaviour:
         if plan is None or shapes != earlier:
             plan, prepared = self._kept_plan(shapes), None
         self._plan, self._shapes = plan, shapes
-        self._hold_code()
         try:
+            self._hold_code()
             self._arm(prepared or self.bound(plan))
-        except PluginError:  # an argument does not fit: there is no plan, as messages say
+        except PyfmhaError:  # no code, or an argument does not fit: there is no plan, as messages say
             self._plan = self._shapes = None
             raise
 

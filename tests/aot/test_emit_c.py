@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pyfmha.aot.emit_c import TEMPLATES, c_string, emit_library
 from pyfmha.aot.link_so import link
+from pyfmha.spec.c_names import c_argument_name
 from pyfmha.spec.kernel import Argument, KernelSpec
 
 
@@ -26,6 +28,20 @@ def sources(small_library_headers: list[Path], tmp_path_factory: pytest.TempPath
         shutil.copy(header.with_suffix(".c"), folder)
     link(small_library_headers, folder / "small", library=False)
     return folder
+
+
+def test_no_argument_has_the_name_of_a_macro(tmp_path: Path) -> None:
+    """Of the headers that come before arguments' names, as ``NAN`` is one of <math.h>."""
+    templates = [file for file in TEMPLATES.iterdir() if file.suffix in (".h", ".j2")]
+    headers = {header for file in templates for header in re.findall(r"^#include (<.*>)", file.read_text(), re.M)}
+    file = tmp_path / "headers.c"
+    file.write_text("".join(f"#include {header}\n" for header in sorted(headers)))
+
+    done = gcc("-std=c11", "-dM", "-E", file)
+
+    macros = re.findall(r"^#define ([A-Za-z]\w*) ", done.stdout, re.M)  # those of functions stand for calls alone
+    assert {"NAN", "NULL", "INT32_MIN", "SIZE_MAX"} <= set(macros)
+    assert [macro for macro in macros if c_argument_name(macro) != f"{macro}_"] == []
 
 
 class TestItCompiles:

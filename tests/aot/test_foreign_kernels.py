@@ -173,6 +173,17 @@ class TestConfigurations:
 
         assert [note.partition(",")[0] for note in notes] == ["configuration 2 has a pre_hook"]
 
+    @pytest.mark.parametrize(("bias", "told"), [("*fp32", True), ("None", False)])
+    def test_a_null_pointer_that_is_compared_with_none_is_told_of(
+        self, compiler: Compiler, bias: str, told: bool
+    ) -> None:
+        notes: list[str] = []
+        signature = f"*fp32, {bias}, *fp32, *fp32, *fp32, i32, 64"
+        nullable = ["bias"] if told else []
+        make_spec(compiler, KERNELS / "absent.py", "scaled", signature, GRID, nullable=nullable, note=notes.append)
+
+        assert [note.partition(",")[0] for note in notes] == ["kernel scaled compares bias with None"] * told
+
     def test_what_it_sets_beyond_the_kernel_is_refused(self, compiler: Compiler) -> None:
         with pytest.raises(SpecError, match="configuration 0 sets waves_per_eu, which is no parameter"):
             make_spec(compiler, DECORATED, "unknown_option", f"{VECTOR}, None, _, False, False", GRID, config=0)

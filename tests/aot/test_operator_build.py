@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ def operator(**changes):
         ("O = operator(launches=[launch(scalars={'n': 'i77'})])", "^Copy: launch of copy: unknown type 'i77'"),
         ("O = operator(launches=[launch(arguments=given(y='X'))])", "^Copy: output Y is given to no launch"),
         ("O = operator(namespace='n' * 65)", "^Copy: its namespace has 65 characters; at most 64 are allowed"),
+        ("O = operator(launches=[launch()] * 17)", "^Copy has 17 launches; the plugin in C has room for 16"),
         ("O = operator(launches=[launch(arguments=given(x='1'), scalars={'x': '*fp32'})])", "pointer"),
         ("O = operator(launches=[launch(arguments=given(n='0.5 * length'), scalars={'n': 'i32'})])", "float"),
         (
@@ -119,6 +121,58 @@ def test_what_contradicts_itself_or_its_kernel_is_refused(
     file.write_text(HEAD + text + "\n")
     with pytest.raises((SpecError, KernelSourceError), match=message):
         _ = [operator_specs(compiler, operator) for operator in load_operators(compiler, file)]
+
+
+def test_too_many_operators_are_refused_before_anything_is_compiled(compiler: Compiler, tmp_path: Path) -> None:
+    file = tmp_path / "described.py"
+    file.write_text(HEAD + "O = operator()\n")
+    (operator,) = load_operators(compiler, file)
+    many = [replace(operator, name=f"Copy{number}") for number in range(65)]
+    compiled: list[str] = []
+    with pytest.raises(SpecError, match="65 operators for one library; it has room for 64: build a second"):
+        build(
+            operator_specs(compiler, operator),
+            parse_archs(["sm_90"]),
+            tmp_path / "out",
+            operators=many,
+            progress=lambda done, count, name: compiled.append(name),
+        )
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A, B = operator(), operator(launches=[launch(grid='7')])", "^Copy, version 1 is described twice"),
+        (
+            "A, B = operator(namespace='a.b'), operator(namespace='a_b')",
+            "^a.b::Copy, version 1 and a_b::Copy, version 1 would both compile a_b_copy: of names, functions have",
+        ),
+        ("A = operator()\nB = replace(A, name='COPY')", "would both compile copy"),
+    ],
+)  # fmt: skip
+def test_operators_whose_functions_have_one_name_are_refused(
+    compiler: Compiler, tmp_path: Path, text: str, message: str
+) -> None:
+    """Else one would launch the kernels of the other."""
+    file = tmp_path / "described.py"
+    file.write_text(f"from dataclasses import replace{HEAD}{text}\n")
+    operators = load_operators(compiler, file)
+    specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
+    with pytest.raises(SpecError, match=message):
+        build(specs, parse_archs(["sm_90"]), tmp_path / "out", operators=operators)
+
+
+@pytest.mark.long
+def test_two_versions_have_functions_of_their_own(compiler: Compiler, tmp_path: Path) -> None:
+    file = tmp_path / "described.py"
+    file.write_text(HEAD + "A, B = operator(), operator(version='2', launches=[launch(constants={'BLOCK': 128})])\n")
+    operators = load_operators(compiler, file)
+    for operator in operators:  # one build adds to the other
+        built = build(
+            operator_specs(compiler, operator), parse_archs(["sm_90"]), tmp_path / "out", operators=[operator]
+        )
+    assert [(f.name, len(f.algorithms)) for f in built.manifest.functions] == [("copy", 1), ("copy_v2", 1)]
 
 
 def test_a_grid_may_ask_what_expressions_ask(compiler: Compiler, tmp_path: Path) -> None:

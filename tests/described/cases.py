@@ -65,6 +65,37 @@ CASES: dict[str, Case] = {
         [("probe", {"i": 5, "j": 3999})],
         open=([[6, None], [11], [24]], [[None, 20, None, None]]),
     ),
+    "an axis of more names than a tensor has axes": Case(
+        operator(
+            "Many",
+            inputs={
+                "X": "fp32[a, b, c, d, e]",
+                "Z": "fp32[f, g, h, i]",
+                "W": "fp32[a + b + c + d + e + f + g + h + i + j]",
+            },
+            outputs={"Y": "fp32[a + b + c + d + e + f + g + h + i + j]"},
+            launches=[probe(i="j")],
+        ),
+        [((1, 2, 3, 4, 5), "fp32"), ((6, 7, 8, 9), "fp32"), ((55,), "fp32")],
+        [((55,), "fp32")],
+        [("probe", {"i": 10})],
+        open=([[1, 2, 3, 4, 5], [6, 7, 8, None], [55]], [[None]]),
+    ),
+    "axes that lists and attributes tell": Case(
+        operator(
+            "Told",
+            inputs={"X": "fp32[len(sizes), n]", "Size": "shape[len(sizes)]"},
+            outputs={"Y": "fp32[Size[0], Size[1], len(sizes) + (1 if given(most) else 0)]"},
+            attributes={"sizes": "int32[] = [1, 2]", "most": "int32 = 0"},
+            launches=[probe(i="len(sizes)")],
+        ),
+        [((3, 4), "fp32")],
+        [((7, 8, 3), "fp32")],
+        [("probe", {"i": 3})],
+        attributes={"sizes": (4, 5, 6)},
+        values=((7, 8, 9),),
+        open=([[3, None]], [[7, 8, 3]]),
+    ),
     "equal axes": Case(
         operator(
             "Equal",

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyfmha.errors import PluginError
+from pyfmha.operators.attributes import checked
 from pyfmha.operators.description import DATA_TYPES, Attribute, Check, Launch, Operator, Option, Part, Tensor, Types
 from pyfmha.operators.instance import Instance
 from pyfmha.operators.plan import Plan, Pointer
@@ -71,6 +73,44 @@ def test_defaults() -> None:
 def test_values_that_are_not_allowed(given: dict[str, Any], message: str) -> None:
     with pytest.raises(PluginError, match=f"^{message}"):
         made({"attributes": ATTRIBUTES}, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("n", np.int64(3), 3),
+        ("n", np.array(3, np.uint8), 3),
+        ("n", np.bool_(True), 1),
+        ("scale", np.float32(0.5), 0.5),
+        ("scale", np.int8(1), 1.0),
+        ("scale", float("inf"), float("inf")),
+        ("scale", float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)),
+        ("steps", np.array([1, 2], np.int32), (1, 2)),
+        ("steps", range(2), (0, 1)),
+    ],
+)
+def test_values_as_numpy_has_them(name: str, given: Any, wanted: Any) -> None:
+    found = checked(program_of(operator(attributes=ATTRIBUTES)), {name: given})[name]
+    assert (found, type(found)) == (wanted, type(wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("steps", 1, r"^steps is 1; it must be int32\[\]$"),
+        ("steps", None, r"^steps is None; it must be int32\[\]$"),
+        ("steps", "12", r"^steps is '12'; it must be int32\[\]$"),
+        ("steps", np.ones((2, 2), np.int32), r"^steps is array"),
+        ("n", 1 << 31, "^n is 2147483648; it must be int32$"),
+        ("n", 1.0, "^n is 1.0; it must be int32$"),
+        ("scale", 1e39, "^scale is larger than fp32 holds: give up to 3.4e38 in size$"),
+        ("scale", -(10**400), "^scale is larger than fp32 holds"),
+        ("mode", b"tanh", "^mode is b'tanh'; it must be string$"),
+    ],
+)
+def test_values_of_other_types(name: str, given: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        checked(program_of(operator(attributes=ATTRIBUTES)), {name: given})
 
 
 def test_an_empty_list_is_a_list() -> None:

@@ -9,6 +9,7 @@ from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import Attribute, Check, Launch, Operator, Option, Part, Tensor, Types
 from pyfmha.operators.program import Program, Source, program_of
+from pyfmha.operators.reading import function_text
 
 
 def launch(**changes: Any) -> Launch:
@@ -186,6 +187,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         ),
         "'S[1]' reads S[1]; it is known only where",
     ),
+    "an attribute with the name of values": (
+        shaped(attributes={"S": "int32 = 0"}),
+        "S is an attribute and an input of values",
+    ),
     "a value beyond the last": (shaped(outputs={"Y": "T[S[0], S[2]]"}), "reads S[2], which has 2 values"),
     "a value at an index by sizes": (
         shaped(launches=[launch(arguments={**COPY, "n": "S[n]"})]),
@@ -347,8 +352,9 @@ def test_attention_does_not_contradict_itself() -> None:
 def test_functions_are_called_after_the_operator() -> None:
     one = program_of(operator(name="BiasGelu", namespace="acme.x"))
     two = program_of(operator(launches=[launch(), launch()]))
-    assert one.function_text(0) == "acme_x_biasgelu_{T}"
-    assert [two.function_text(index) for index in (0, 1)] == ["copy_0_{T}", "copy_1_{T}"]
+    assert function_text(operator(version="2.1-b"), 0) == "copy_v2_1_b_{T}"
+    assert function_text(one.operator, 0) == "acme_x_biasgelu_{T}"
+    assert [function_text(two.operator, index) for index in (0, 1)] == ["copy_0_{T}", "copy_1_{T}"]
 
 
 def test_arguments_are_addresses_or_numbers() -> None:

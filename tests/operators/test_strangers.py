@@ -24,7 +24,7 @@ CASES: dict[str, tuple[dict[str, Any], Listed, Listed, list[int], dict[str, Any]
         [((2, 3, 200), "fp16"), ((200,), "fp32")],
         [((2, 3, 200), "fp16"), ((2, 3), "fp32")],
         [],
-        {"hidden": 200, "eps": 0.5, "bias": 0},
+        {"hidden": 200, "eps": 0.5},
         (6, 1, 1),
     ),
     "TopOne": ({}, [((5, 7), "fp32")], [((5, 1), "fp32"), ((5, 1), "int32")], [], {"cols": 7}, (5, 1, 1)),

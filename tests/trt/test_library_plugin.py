@@ -64,6 +64,31 @@ def test_long_decoding_follows_the_device_in_both(
         plugin.delete()
 
 
+def test_a_device_without_code_is_told_of_and_leaves_the_other_right(pair: Pair, fake_cuda: FakeCuda) -> None:
+    """Plugins move from one device's context to the other's, as those of an engine that each device deserialised."""
+    fake_cuda.set_device_count(2)
+    fake_cuda.set_device(1, 75)
+    first, second = fake_cuda.use_context(0), fake_cuda.use_context(1)
+    fake_cuda.make_current(first)
+    values = {"num_heads": 4, "head_size": 32, "type_id": 1, "softmax_scale": 0.125, "num_kv_heads": 4}
+    plugins = pair.create(fields_of(OPERATOR, values))
+    assert plugins is not None
+    attached = [calls.attach(plugin) for calls, plugin in zip((pair.python, pair.c), plugins, strict=True)]
+    shape = [Tensor((2, 4, 100, 32), 1)] * 3
+    addresses = [0x7F0000000000 + 0x100000000 * index for index in range(4)]
+    for context, status in ((first, 0), (second, -1), (first, 0)):
+        fake_cuda.make_current(context)
+        assert pair.both("on_shape_change", attached, shape, shape[:1]) == status
+        made = pair.both("enqueue", attached, addresses[:3], addresses[3:], WORKSPACE, STREAM)
+        assert made == status
+    fake_cuda.make_current(second)
+    assert pair.both("on_shape_change", attached, shape, shape[:1]) == -1
+    assert "not for device 1, which is sm_75" in pair.c.error()
+    assert fake_cuda.violations() == (0, "")
+    for plugin in (plugins[1], attached[1]):
+        plugin.delete()
+
+
 def biased_values(chance: random.Random) -> dict[str, Any]:
     """Attributes that are allowed, some of what only ``fmha_biased_*`` serves among them."""
     values: dict[str, Any] = {"num_heads": 4, "head_size": 32, "type_id": 1, "softmax_scale": 0.125}

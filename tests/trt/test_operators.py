@@ -127,14 +127,14 @@ def test_bias_gelu(gelu: Stage, kind: int, said: str) -> None:
     assert calls.configure(plugin, tensors[:2], tensors[2:]) == 0
     assert calls.workspace(plugin, tensors[:2], tensors[2:]) == 0
     tactics = calls.tactics(plugin)
-    assert tactics == [t.id for t in tactics_of(gelu.library[f"acme_biasgelu_{said}"].manifest)]
+    assert tactics == [t.id for t in tactics_of(gelu.library[f"acme_biasgelu_v3_{said}"].manifest)]
     assert len(tactics) == 2
 
     running = gelu.running(plugin)
     assert calls.set_tactic(running, tactics[1]) == 0
     assert calls.on_shape_change(running, tensors[:2], tensors[2:]) == 0, error()
     wanted = {"x": X, "bias": B, "y": Y, "n": 7 * 64, "cols": 64, "scale": 0.5}
-    assert gelu.launches(running, [X, B], [Y]) == [(f"acme_biasgelu_{said}", wanted)]
+    assert gelu.launches(running, [X, B], [Y]) == [(f"acme_biasgelu_v3_{said}", wanted)]
     launch = gelu.fake_cuda.launches()[-1]
     assert (launch.grid[0], launch.block[0]) == (2, 64)  # the second algorithm: blocks of 256, two warps
     calls.destroy(running)

@@ -125,7 +125,7 @@ typedef struct {
   pyfmha_integer *size;
   pyfmha_symbolic *symbolic;
   int unknown_count;
-  int unknown[PYFMHA_MAX_DIMS]; /* names of axes that it reads */
+  const int *unknown; /* names of axes that it reads */
   bool late;     /* of an output: reads a definition by sizes, or values of a shape input */
   int shape_input, shape_index; /* it is just this value of a shape input; -1: it is not */
 } pyfmha_axis;

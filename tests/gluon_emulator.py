@@ -63,6 +63,8 @@ from helpers import HANGS
 
 from pyfmha.e4m3 import e4m3_from_float
 
+ROWS_OF_WGMMA = 64
+
 
 class Deadlock(Exception):
     """Every partition waits for a barrier."""
@@ -364,12 +366,15 @@ def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
     return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 
-def _all_of_a_thread(asm: str, count: int, dtype: DType, x: Tensor, *others: Any) -> Tensor:
-    """PTX of all values that a thread holds, x in place: here any so many beside each other will do."""
+def _all_of_a_thread(asm: str, count: int, dtype: DType, x: Tensor, *others: Tensor) -> Tensor:
+    """PTX of all values that a thread holds, x in place: of [64, columns] as wgmma deals them out, columns of two rows;
+    else so many beside each other."""
     assert dtype is FP32
-    values = [np.broadcast_to(np.asarray(value), x.shape).reshape(-1, count).T for value in (x, *others)]
-    parts = run_ptx(asm, count, [part for value in values for part in value], in_place=True)
-    return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
+    of_wgmma = x.shape == (ROWS_OF_WGMMA, 2 * count)
+    values = [np.broadcast_to(np.asarray(value), x.shape) for value in (x, *others)]
+    values = [by_thread(value) if of_wgmma else value.reshape(-1, count) for value in values]
+    made = np.stack(run_ptx(asm, count, [part for value in values for part in value.T], in_place=True), 1)
+    return tensor(of_threads(made, 2 * count) if of_wgmma else made.reshape(x.shape), np.float32)
 
 
 def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) -> Tensor:

@@ -214,6 +214,24 @@ def test_the_emulator_adds_up_what_overflows_in_the_order_of_the_instructions(si
     assert product_of(small, column, np.float32([[5.0]])) == 5
 
 
+def test_powers_are_taken_at_once_where_either_row_of_a_thread_has_had_a_large_score() -> None:
+    """A thread holds two rows, of which all threads of a warp go the same way. Powers are off otherwise than the
+    polynomial is, by which it shows."""
+    scores = np.tile(np.linspace(0.01, 0.3, 128, dtype=np.float32), (64, 1))
+    kernel = load_kernel(POWERS, Machine(0))
+    factors = kernel["tanh_factors"](factors_of(1.0), 0.0, 2)
+
+    def found(*large: int) -> Any:
+        m = np.where(np.isin(np.arange(64), large), 1e6, -1e6).astype(np.float32)
+        return np.asarray(kernel["tanh_of"](tensor(scores, np.float32), factors, tensor(m, np.float32), 64, 2))
+
+    small, all_of_them = found(), found(*range(64))
+    assert (small != all_of_them).any(1).all()
+    for row in (3, 8, 15):  # rows of a thread are eight apart
+        others = {row, row + 8 if row < 8 else row - 8}
+        np.testing.assert_array_equal(found(row)[sorted(others)], all_of_them[sorted(others)])
+
+
 # Of kernels with two polynomials, and of those with one.
 FAULTS = {
     "overflow is not noticed": ('f"fma.rn.f32 {of}, {of}, 0f00000000, rest;"', 'f"mov.b32 {of}, rest;"'),

@@ -56,6 +56,11 @@ def undispatched(q: Any, k: Any, v: Any, more: tuple[Any, ...] = ()) -> bool:
     )
 
 
+def unseen() -> bool:
+    """Whether nobody looks on of those whom the guards of :class:`Recent` do not know: no mode, no profile."""
+    return not (_function_modes() or _profiled())
+
+
 # By this the code that PyTorch's compiler made knows tensors again: their types, sizes, strides and devices, whether
 # they need a gradient, and what the dispatcher would do with them on this thread; in 0.3 us.
 _TensorGuards: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None)
@@ -85,9 +90,7 @@ class Recent:
             q, k, v: all the tensors.
         """
         found = self.calls.get(asked)
-        if found is None or not found[0](q, k, v) or _function_modes() or _profiled():
-            return None
-        return found[1]
+        return found[1] if found is not None and found[0](q, k, v) and unseen() else None
 
     def keep(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any, ready: Ready) -> Call:
         """Know tensors again, unless one may need a gradient, which the guards do not ask the mode for; the call."""

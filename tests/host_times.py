@@ -9,9 +9,9 @@ AMD EPYC of 2024 with other work beside: 0.8 from C by ctypes, 0.5 and 0.8 throu
 host the tests hold: a launch is one function in Python, and asks the driver for nothing but the context.
 
 With PyTorch also what ``pyfmha.torch`` adds to the launch, in CPU memory, which takes its allocator 0.7 a tensor: 0.4
-for the launch alone, 2.4 by ``attention``, 2.0 by the drop-in, 2.4 by the operator, and where PyTorch's dispatcher sees
-the call 3.6 by that of few arguments and 4.9 by that of all, where ones of as many that do nothing take 1.7 and 2.4; and
-45 to 60 for a shape that is new, as each of a decoding loop is.
+for the launch alone, 2.4 by ``attention``, 2.0 by the drop-in, 2.4 by the operator, and where PyTorch's dispatcher
+sees the call 3.6 by that of few arguments and 4.9 by that of all, where ones of as many that do nothing take 1.7 and
+2.4; and 45 to 60 for a shape that is new, as each of a decoding loop is.
 """
 
 import os

@@ -62,7 +62,8 @@ def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[
         if _VALUES.issuperset(map(type, (*asked, *named.values()))):
             if len(spellings) >= MOST_SPELLINGS:
                 spellings.clear()
-            spellings[(asked, *named.items())] = _passed_on(asked, named, keywords)
+            given = asked, *named.items()
+            spellings[given] = _passed_on(asked, named, keywords)
         return result
 
     return attention

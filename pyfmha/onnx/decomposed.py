@@ -13,6 +13,7 @@ from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed, w
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
+from pyfmha.onnx.weights import softmax_of
 
 _PRODUCTS = ("MatMul", "Einsum", "FusedMatMul")
 
@@ -54,71 +55,6 @@ class Scores:
     softcap: float = 0.0
     added: list[tuple[ir.Value, float]] = field(default_factory=list)
     hidden: list[tuple[ir.Value, bool, float]] = field(default_factory=list)
-
-
-def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | None:
-    """The Softmax over the last axis that a factor comes from, through casts, and whether NaN rows become zeros.
-
-    Raises:
-        LeftAloneError: something else reads the weights, too: replaced, attention would be computed twice. Or their
-            shape is not known.
-    """
-    guarded, given = False, value
-    for _ in range(8):
-        node = None if value is None else value.producer()
-        if node is None or node.domain not in STANDARD:
-            return None
-        if node.op_type == "Softmax":
-            shape = facts.shape(node.outputs[0])
-            if shape is None:
-                raise LeftAloneError("the shape of its scores is not known")
-            if not _last_axis(node, len(shape)):
-                return None
-            _check_readers(given, value)
-            return node, guarded
-        if node.op_type in ("Cast", "Identity") or (node.op_type == "Dropout" and _inference(facts, node)):
-            value = node.inputs[0]
-            if value is None or not is_float(value):  # whole numbers between: weights that are quantised
-                return None
-        elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
-            value, guarded = kept, True
-        else:
-            return None
-    return None
-
-
-def _check_readers(value: ir.Value | None, end: ir.Value | None) -> None:
-    """From the last product back to Softmax, whether each value has no other reader."""
-    allowed = 1
-    while value is not None:
-        if value.is_graph_output() or len(value.uses()) > allowed:
-            raise LeftAloneError(f"its attention weights {value.name} are read by something else, too")
-        node = value.producer()
-        if value is end or node is None:
-            return
-        allowed = 2 if node.op_type == "Where" else 1  # the guard against NaN reads twice
-        value = node.inputs[2] if node.op_type == "Where" else node.inputs[0]
-
-
-def _last_axis(node: ir.Node, rank: int) -> bool:
-    version = node.version or (node.graph.opset_imports.get("", 13) if node.graph is not None else 13)
-    axis = attribute(node, "axis", -1 if version >= 13 else 1)
-    return bool(axis % rank == rank - 1)
-
-
-def _inference(facts: Facts, node: ir.Node) -> bool:
-    """Whether a Dropout does nothing: the mode of training is its third input."""
-    training = node.inputs[2] if len(node.inputs) > 2 else None
-    return training is None or facts.scalar(training) == 0
-
-
-def _without_nan(facts: Facts, node: ir.Node) -> ir.Value | None:
-    """``Where(IsNaN(x), 0, x)``: x."""
-    condition, yes, no = node.inputs
-    test = None if condition is None else condition.producer()
-    if test is None or test.op_type != "IsNaN" or test.inputs[0] is not no or facts.scalar(yes) != 0:
-        return None
-    return no
 
 
 def product_of(node: ir.Node | None, facts: Facts) -> Product | None:
@@ -340,7 +276,8 @@ def _as_rules(
     facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool, *, data: bool
 ) -> Call | None:
     """As :func:`_masked`; with `data` every mask as a tensor. None where a rule that hides by a finite number stands
-    beside a tensor: together they are right as tensors alone."""
+    beside a tensor: together they are right as tensors alone. So is a rule for which the plugin has no words, unless a
+    query may see no key, of which the model makes something else than zeros."""
     elements, seen, extras = Elements(facts, bounds), masks.NOTHING_HIDDEN, []
     kind = scores.product.left.dtype
     dtype = DTYPES.get(kind, "fp32") if kind is not None else "fp32"
@@ -373,7 +310,12 @@ def _as_rules(
     rows, columns = bounds[QUERY], bounds[KEY]
     if extras and not data and seen.condition is not True and (seen.finite or any(extra.finite for extra in extras)):
         return None
-    visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
+    try:
+        visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
+    except masks.NoWordsError:
+        if not (guarded or seen.finite or masks.every_row_sees(seen, elements, rows, columns)):
+            raise
+        return None
     return replace(call, visible=visible, extras=extras)
 
 

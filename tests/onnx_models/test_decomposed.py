@@ -130,6 +130,35 @@ def test_a_band_without_causality_is_a_window_on_both_sides() -> None:
     assert features.window == (2, 1)
 
 
+@pytest.mark.parametrize("shows", ["near", "not far", "negative"])
+def test_a_distance_of_query_and_key_is_a_window(shows: str) -> None:
+    """As ModernBERT has it."""
+    graph = Graph()
+    q, k, v = heads(graph, k=("batch", 4, "rows", 16))
+    distance = graph.op("Abs", graph.op("Sub", *_rows_and_keys(graph)))
+    if shows == "near":
+        seen = graph.op("LessOrEqual", distance, graph.constant(np.int64(2)))
+    elif shows == "not far":
+        seen = graph.op("Not", graph.op("Less", graph.constant(np.int64(2)), distance))
+    else:
+        seen = graph.op("Greater", graph.op("Neg", distance), graph.constant(np.int64(-3)))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Where", seen, s, graph.constant(-np.inf))))
+
+    assert features_of(graph.model()).window == (2, 2)
+
+
+def test_what_hides_the_near_keys_is_no_window() -> None:
+    graph = Graph()
+    q, k, v = heads(graph, k=("batch", 4, "rows", 16))
+    distance = graph.op("Abs", graph.op("Sub", *_rows_and_keys(graph)))
+    seen = graph.op("GreaterOrEqual", distance, graph.constant(np.int64(2)))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Where", seen, s, graph.constant(-1e38))))
+
+    features = features_of(graph.model(), rows=5)
+
+    assert (features.window, features.bias) == ((-1, -1), "fp32")
+
+
 def test_lengths_become_lengths() -> None:
     graph = Graph()
     q, k, v = heads(graph)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from models import BOOL, FLOAT, FLOAT16, INT64, Graph, attention, counted, heads, size
-from proofs import problem_of, reason_of, report_of
+from proofs import features_of, problem_of, reason_of, report_of
 
 from pyfmha.errors import OnnxError
 from pyfmha.onnx import replace_attention
@@ -68,9 +68,8 @@ NO_MASK = {
     ),
     "zeros in the place of scores": (lambda g, s: g.op("Trilu", s, upper=0), "no product of Q and K"),
     "keys hidden from all by a number": (
-        where(-np.inf, lambda g: _first_keys(g)), "no causal mask, window or length",
+        where(-np.inf, lambda g: g.op("Not", _first_keys(g))), "no causal mask, window or length",
     ),
-    "two rules of which one is enough": (where(-np.inf, lambda g: g.op("Or", _causal(g), _first_keys(g))), "by a rule"),
     "finite lengths": (where(-3e38, lambda g: _lengths(g, "k", 2)), "may have length 0"),
     "lengths of queries": (where(-np.inf, lambda g: _lengths(g, "q", 3)), "no causal mask, window or length"),
 }  # fmt: skip
@@ -79,6 +78,21 @@ NO_MASK = {
 @pytest.mark.parametrize(("change", "reason"), NO_MASK.values(), ids=list(NO_MASK))
 def test_masks_and_scales(change: Callable[[Graph, str], str], reason: str) -> None:
     assert reason in reason_of(masked(change))
+
+
+WITHOUT_WORDS = {
+    "keys shown to all by a number": (where(-np.inf, lambda g: _first_keys(g)), True),
+    "two rules of which one is enough": (where(-np.inf, lambda g: g.op("Or", _causal(g), _first_keys(g))), True),
+    "keys that may all be hidden by a finite number": (where(-3e38, lambda g: g.op("Not", _first_keys(g))), False),
+}
+
+
+@pytest.mark.parametrize(("change", "mask"), WITHOUT_WORDS.values(), ids=list(WITHOUT_WORDS))
+def test_a_rule_without_words_is_a_tensor(change: Callable[[Graph, str], str], mask: bool) -> None:
+    """Where each query sees a key, or the model averages all values as we do."""
+    features = features_of(masked(change), rows=5, keys=3)
+
+    assert (features.mask, features.bias) == ((True, "") if mask else (False, "fp32"))
 
 
 def test_scores_that_a_mask_makes_more() -> None:

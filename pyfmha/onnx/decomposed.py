@@ -1,6 +1,8 @@
 """Attention as exporters decompose it: a product, scales, a soft cap, masks, Softmax, and a product with V."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 
@@ -48,6 +50,7 @@ class Scores:
         softcap: 0 for none.
         added: values that are added, and what they were multiplied with since.
         hidden: masks by Where: the condition, whether it shows a key, and the number that hides.
+        of_rows: what all scores of a query are multiplied with, as Swin v2's of each head are.
     """
 
     product: Product
@@ -55,6 +58,7 @@ class Scores:
     softcap: float = 0.0
     added: list[tuple[ir.Value, float]] = field(default_factory=list)
     hidden: list[tuple[ir.Value, bool, float]] = field(default_factory=list)
+    of_rows: list[ir.Value] = field(default_factory=list)
 
 
 def product_of(node: ir.Node | None, facts: Facts) -> Product | None:
@@ -133,7 +137,7 @@ def scores_of(facts: Facts, value: ir.Value | None, depth: int = 0) -> Scores | 
         return None
     if node.op_type in ("Cast", "Identity"):
         return scores_of(facts, node.inputs[0], depth + 1) if is_float(node.inputs[0] or node.outputs[0]) else None
-    rule = {"Mul": _multiplied, "Div": _multiplied, "Add": _added, "Where": _hidden}.get(node.op_type)
+    rule = {"Mul": _multiplied, "Div": _multiplied, "Add": _added, "Sub": _added, "Where": _hidden}.get(node.op_type)
     return None if rule is None else rule(facts, node, depth + 1)
 
 
@@ -156,6 +160,25 @@ def _multiplied(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
         found.added = [(mask, factor * number) for mask, factor in found.added]
         found.hidden = [(condition, shown, hides * number) for condition, shown, hides in found.hidden]
         return found
+    return _multiplied_by_row(facts, node, depth) if node.op_type == "Mul" else None
+
+
+def _multiplied_by_row(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    """Scores times a tensor that is the same for all keys: so is Q then."""
+    left, right = node.inputs
+    for value, factor in ((left, right), (right, left)):
+        found = scores_of(facts, value, depth)
+        if found is None or factor is None:
+            continue
+        shape, product = facts.shape(factor), found.product
+        if shape is None or not shape or shape[-1].number != 1:
+            raise LeftAloneError(f"its scores are multiplied with {factor.name}, which is not proven one for all keys")
+        if found.softcap or found.added or found.hidden:
+            raise LeftAloneError(f"its scores are multiplied with {factor.name} after a soft cap or a mask")
+        if product.left_axes[:-1] != product.out_axes[:-1] or product.left.dtype != factor.dtype:
+            raise LeftAloneError(f"its scores are multiplied with {factor.name}, which does not fit Q")
+        found.of_rows.append(factor)
+        return found
     return None
 
 
@@ -174,10 +197,11 @@ def _capped(facts: Facts, tanh: ir.Node, cap: float, depth: int) -> Scores | Non
 
 def _added(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
     left, right = node.inputs
-    for value, mask in ((left, right), (right, left)):
+    minus = node.op_type == "Sub"
+    for value, mask in ((left, right), (right, left))[: 1 if minus else 2]:
         found = scores_of(facts, value, depth)
         if found is not None and mask is not None:
-            found.added.append((mask, 1.0))
+            found.added.append((mask, -1.0 if minus else 1.0))
             return found
     return None
 
@@ -194,6 +218,7 @@ def _hidden(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
 
 
 def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: bool) -> Call:
+    """As :func:`read`. What multiplies rows of scores multiplies Q, by nodes before the plugin's."""
     q_axes, k_axes, v_axes, out, order = _axes(facts, final, scores.product)
     shapes = [facts.shape(value) for value in (scores.product.left, scores.product.right, final.right)]
     if any(shape is None for shape in shapes):
@@ -211,6 +236,12 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         for value, axes, row in zip(values, (q_axes, k_axes, v_axes), (QUERY, KEY, KEY), strict=True)
     )
     q, (k, v) = with_heads(q, heads), alike(k, v)
+    before = None
+    if scores.of_rows:
+        given = scores.product.left
+        made = ir.Value(name=f"{given.name}_scaled", type=given.type)
+        taken = sizes[0]["b"], heads, sizes[0]["s"], sizes[0]["d"]
+        q, before = Operand(Laid(made, q_axes, taken)), partial(_times, made, given, tuple(scores.of_rows))
     if v.scale != 1:
         sizes_of_v = sizes[2]["b"], sizes[2]["h"], sizes[2]["s"], sizes[2]["d"]
         v = Operand(Laid(final.right, v_axes, sizes_of_v))
@@ -223,8 +254,17 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         softcap=scores.softcap,
         out_order=out,
         packed=packed(q, k, v, facts, scores.scale),
+        before=before,
     )  # fmt: skip
     return _masked(facts, call, scores, order, bounds, guarded)
+
+
+def _times(made: ir.Value, given: ir.Value, factors: tuple[ir.Value, ...], op: Any) -> dict[ir.Value, ir.Value]:
+    """Q times factors, for its stand-in."""
+    value = given
+    for factor in factors:
+        value = op.Mul(value, factor)
+    return {made: value}
 
 
 def _axes(facts: Facts, final: Product, first: Product) -> tuple[str, str, str, str, str]:

@@ -32,11 +32,25 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
             value = node.inputs[0]
             if value is None or not is_float(value):  # whole numbers between: weights that are quantised
                 return None
+        elif node.op_type == "Reshape" and _comes_from_softmax(node.inputs[0]):
+            raise LeftAloneError("its attention weights are reshaped between Softmax and the second product")
         elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
             value, guarded = kept, True
         else:
             return None
     return None
+
+
+def _comes_from_softmax(value: ir.Value | None) -> bool:
+    """Whether a value is a Softmax's result, cast or dropped out of."""
+    for _ in range(4):
+        node = None if value is None else value.producer()
+        if node is None or node.op_type not in ("Softmax", "Cast", "Identity", "Dropout"):
+            return False
+        if node.op_type == "Softmax":
+            return node.domain in STANDARD
+        value = node.inputs[0]
+    return False
 
 
 def _check_readers(value: ir.Value | None, end: ir.Value | None) -> None:

@@ -32,6 +32,46 @@ def test_a_scale_wherever_it_stands(where: str) -> None:
     assert (problem.num_heads, problem.head_size, problem.dtype, problem.causal) == (4, 16, "fp32", False)
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 1), ("batch", 4, "rows", 1), (1,)], ids=str)
+def test_scales_of_heads_and_rows_multiply_q(shape: tuple[int | str, ...]) -> None:
+    """As Swin v2's do."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    factor = graph.op("Exp", graph.input("factor", shape))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Add", graph.op("Mul", factor, s), _bias(graph))))
+
+    problem = problem_of(graph.model())
+
+    assert (problem.softmax_scale, problem.num_heads) == (0.25, 4)
+
+
+def _bias(graph: Graph) -> str:
+    return graph.input("bias", (1, 4, "rows", "keys"))
+
+
+def test_what_is_taken_from_scores_is_added_with_the_other_sign() -> None:
+    """As XLNet's mask is, times a number."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    hidden = graph.op("Mul", graph.op("Cast", graph.op("Not", graph.input("seen", ("rows", "keys"), BOOL)), to=FLOAT),
+                      graph.constant(5.0))  # fmt: skip
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Sub", s, hidden)))
+
+    assert features_of(graph.model()).bias == "fp32"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_causal_mask_that_is_taken_from_scores(sign: int) -> None:
+    graph = Graph()
+    q, k, v = heads(graph)
+    rows, keys = _rows_and_keys(graph)
+    hidden = graph.op("Cast", graph.op("Greater", keys, rows), to=FLOAT)
+    mask = graph.op("Mul", hidden, graph.constant(3e38 * sign))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Sub" if sign > 0 else "Add", s, mask)))
+
+    assert problem_of(graph.model()).causal
+
+
 def _rows_and_keys(graph: Graph) -> tuple[str, str]:
     """Indices [rows, 1] and [1, keys]."""
     rows, keys = counted(graph, size(graph, "q", 2)), counted(graph, size(graph, "k", 2))

@@ -63,9 +63,13 @@ NO_MASK = {
     "a scale behind a soft cap": (
         lambda g, s: g.op("Mul", g.op("Mul", g.op("Tanh", s), g.constant(3.0)), g.constant(2.0)), "after the soft cap",
     ),
-    "a scale for each head": (
-        lambda g, s: g.op("Mul", s, g.constant(np.linspace(1, 2, 4).reshape(4, 1, 1))), "no product of Q and K",
+    "a scale for each key": (
+        lambda g, s: g.op("Mul", s, g.input("of_keys", ("keys",))), "which is not proven one for all keys",
     ),
+    "a scale for each head behind a mask": (
+        lambda g, s: g.op("Mul", where(-np.inf)(g, s), g.constant(np.ones((4, 1, 1)))), "after a soft cap or a mask",
+    ),
+    "scores that are taken away": (lambda g, s: g.op("Sub", g.constant(1.0), s), "no product of Q and K"),
     "zeros in the place of scores": (lambda g, s: g.op("Trilu", s, upper=0), "no product of Q and K"),
     "keys hidden from all by a number": (
         where(-np.inf, lambda g: g.op("Not", _first_keys(g))), "no causal mask, window or length",
@@ -93,6 +97,18 @@ def test_a_rule_without_words_is_a_tensor(change: Callable[[Graph, str], str], m
     features = features_of(masked(change), rows=5, keys=3)
 
     assert (features.mask, features.bias) == ((True, "") if mask else (False, "fp32"))
+
+
+def test_weights_that_are_reshaped_are_found() -> None:
+    """As BLOOM and DeBERTa have them: heads within the batch for the products, of their own for Softmax."""
+    graph = Graph()
+    q, k, v = heads(graph, (8, "rows", 16), (8, "keys", 16))
+    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1]))
+    by_heads = graph.op("Reshape", scores, graph.constant(np.array([2, 4, 5, 7])))
+    weights = graph.op("Reshape", graph.op("Softmax", by_heads, axis=-1), graph.constant(np.array([8, 5, 7])))
+    graph.output(graph.op("MatMul", weights, v), rank=3)
+
+    assert "reshaped between Softmax and the second product" in reason_of(graph.model())
 
 
 def test_scores_that_a_mask_makes_more() -> None:

@@ -126,7 +126,7 @@ def _plain_on_gpu(q: Any, k: Any, v: Any, *keywords: Any) -> Pair:
     if differentiated(q, k, v):
         return _refusing(q, k, v, *keywords)
     ready, _ = ready_for(q, k, v, *keywords)
-    return _recent.keep(keywords, q, k, v, ready)(q, k, v)
+    return _recent.keep(keywords, (q, k, v), ready)(q, k, v)
 
 
 def _on_gpu(*arguments: Any) -> Pair:
@@ -144,7 +144,7 @@ def _on_gpu(*arguments: Any) -> Pair:
     found = _known.get(tuple(keywords))
     if found is not None and found[0](q, k, v):
         return found[1](q, k, v)
-    return _recent.keep(tuple(keywords), q, k, v, ready_for(*arguments)[0])(q, k, v)
+    return _recent.keep(tuple(keywords), (q, k, v), ready_for(*arguments)[0])(q, k, v)
 
 
 def _prepared(

@@ -103,12 +103,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("inference", [True, False], ids=["inference", "gradients"])
-@pytest.mark.parametrize("name", CALLS)
-def test_a_call_like_the_one_before_is_known_again(
-    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, inference: bool
-) -> None:
-    """By shapes, strides and types: then nothing is looked up, and what is launched is right for these tensors."""
+def count_lookups(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Counts what is looked up from here on."""
     looked_up, look_up = [], operator.ready_for
 
     def counted(*given: Any, **named: Any) -> Any:
@@ -117,6 +113,16 @@ def test_a_call_like_the_one_before_is_known_again(
 
     for module in (operator, functional):
         monkeypatch.setattr(module, "ready_for", counted)
+    return looked_up
+
+
+@pytest.mark.parametrize("inference", [True, False], ids=["inference", "gradients"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_like_the_one_before_is_known_again(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, inference: bool
+) -> None:
+    """By shapes, strides and types: then nothing is looked up, and what is launched is right for these tensors."""
+    looked_up = count_lookups(monkeypatch)
     q, k, _ = tensors()
     turned = k.transpose(1, 2).contiguous().transpose(1, 2)
     with torch.inference_mode(inference):
@@ -133,6 +139,62 @@ def test_a_call_like_the_one_before_is_known_again(
 
 
 INTS = torch.tensor([3, 9], dtype=torch.int32)
+OTHERS: dict[str, dict[str, Any]] = {
+    "lengths": {"q_lengths": INTS, "kv_lengths": INTS},
+    "bias": {"bias": torch.zeros(40, 50)},
+    "mask and sinks": {"mask": torch.ones(50).bool(), "sinks": torch.ones(HEADS)},
+    "the log-sum-exp": {"return_lse": True}, "lengths of int64": {"kv_lengths": INTS.long()},
+    "sinks with gaps": {"sinks": torch.ones(2 * HEADS)[::2]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_calls_with_other_tensors_are_known_again(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is launched as it is given: what is converted first is so each time. Other memory is other memory."""
+    looked_up = count_lookups(monkeypatch)
+    for _ in range(3):
+        keywords = {key: x.clone() if isinstance(x, torch.Tensor) and x.is_contiguous() else x
+                    for key, x in OTHERS[name].items()}  # fmt: skip
+        result = pyfmha.torch.attention(*tensors(), **keywords)
+        params = fake_gpu.launches()[-1].params
+        found = {struct.unpack("<Q", raw)[0] for raw in params if len(raw) == 8}
+        converted = name in ("lengths of int64", "sinks with gaps")
+        given = [x.data_ptr() for x in keywords.values() if isinstance(x, torch.Tensor)]
+        assert found.issuperset(given) != converted
+        assert result[1].data_ptr() in found if "return_lse" in keywords else result.data_ptr() in found
+    assert len(looked_up) == (3 if converted else 1)
+
+
+def test_other_tensors_of_other_forms_are_another_call(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = count_lookups(monkeypatch)
+    given: list[dict[str, Any]] = [
+        {"q_lengths": INTS}, {"kv_lengths": INTS}, {"bias": torch.zeros(40, 50)}, {"bias": torch.zeros(40, 50).half()},
+        {"bias": torch.zeros(50, 40).T}, {"mask": torch.zeros(40, 50).bool()}, {},
+    ]  # fmt: skip
+    for keywords in given:
+        pyfmha.torch.attention(*tensors(), **keywords)
+    assert len(looked_up) == len(given)
+    assert len({one.params[9:] for one in fake_gpu.launches()}) >= 5
+    with pytest.raises(PluginError, match="kv_lengths is"):
+        pyfmha.torch.attention(*tensors(), kv_lengths=INTS[:1])
+    bias = torch.zeros(40, 50, requires_grad=True)
+    with pytest.raises(PluginError, match="attention has no gradient here"):
+        pyfmha.torch.attention(*tensors(), bias=bias).sum().backward()
+
+
+def test_a_mask_of_the_drop_in_is_known_again(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = count_lookups(monkeypatch)
+    masks = [torch.ones(40, 50).bool(), torch.zeros(40, 50), torch.ones(1, 50).bool(), None]
+    for number, mask in enumerate(masks):
+        for _ in range(3):
+            pyfmha.torch.scaled_dot_product_attention(*tensors(), attn_mask=mask)
+        found = {struct.unpack("<Q", raw)[0] for raw in fake_gpu.launches()[-1].params if len(raw) == 8}
+        assert mask is None or mask.data_ptr() in found
+        assert len(looked_up) == number + 1
+
+
 PASSED: list[tuple[dict[str, Any], dict[str, float], set[str]]] = [
     ({}, {"sm_scale": 32**-0.5, "softcap": 0.0, "window_left": -1, "window_right": -1, "bottom_right": 0}, set()),
     ({"causal": True, "window": (3, 5)}, {"window_left": 3, "window_right": 0, "bottom_right": 0}, set()),

@@ -1,8 +1,6 @@
 """Attention as exporters decompose it: a product, scales, a soft cap, masks, Softmax, and a product with V."""
 
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
 
 import onnx_ir as ir
 
@@ -13,6 +11,7 @@ from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.formulas import as_number, mapped, multiplied, negated_element
 from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed, with_heads
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
+from pyfmha.onnx.regrouped import Regrouped, before, regrouped
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
 from pyfmha.onnx.weights import softmax_of
@@ -51,6 +50,7 @@ class Scores:
         added: values that are added, and what they were multiplied with since.
         hidden: masks by Where: the condition, whether it shows a key, and the number that hides.
         of_rows: what all scores of a query are multiplied with, as Swin v2's of each head are.
+        regrouped: where masks were added to scores of another shape.
     """
 
     product: Product
@@ -59,6 +59,7 @@ class Scores:
     added: list[tuple[ir.Value, float]] = field(default_factory=list)
     hidden: list[tuple[ir.Value, bool, float]] = field(default_factory=list)
     of_rows: list[ir.Value] = field(default_factory=list)
+    regrouped: list[Regrouped] = field(default_factory=list)
 
 
 def product_of(node: ir.Node | None, facts: Facts) -> Product | None:
@@ -137,7 +138,14 @@ def scores_of(facts: Facts, value: ir.Value | None, depth: int = 0) -> Scores | 
         return None
     if node.op_type in ("Cast", "Identity"):
         return scores_of(facts, node.inputs[0], depth + 1) if is_float(node.inputs[0] or node.outputs[0]) else None
-    rule = {"Mul": _multiplied, "Div": _multiplied, "Add": _added, "Sub": _added, "Where": _hidden}.get(node.op_type)
+    rule = {
+        "Mul": _multiplied,
+        "Div": _multiplied,
+        "Add": _added,
+        "Sub": _added,
+        "Where": _hidden,
+        "Reshape": _back,
+    }.get(node.op_type)
     return None if rule is None else rule(facts, node, depth + 1)
 
 
@@ -206,6 +214,16 @@ def _added(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
     return None
 
 
+def _back(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    part = regrouped(facts, node)
+    found = None if part is None else scores_of(facts, part.scores, depth)
+    if part is None or found is None or found.product.left_axes[0] != found.product.out_axes[0]:
+        return None
+    found.added += [(made, 1.0) for made, _ in part.added]
+    found.regrouped.append(part)
+    return found
+
+
 def _hidden(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
     condition, yes, no = node.inputs
     for value, other, shown in ((yes, no, True), (no, yes, False)):
@@ -236,12 +254,10 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         for value, axes, row in zip(values, (q_axes, k_axes, v_axes), (QUERY, KEY, KEY), strict=True)
     )
     q, (k, v) = with_heads(q, heads), alike(k, v)
-    before = None
+    made = scores.product.left
     if scores.of_rows:
-        given = scores.product.left
-        made = ir.Value(name=f"{given.name}_scaled", type=given.type)
-        taken = sizes[0]["b"], heads, sizes[0]["s"], sizes[0]["d"]
-        q, before = Operand(Laid(made, q_axes, taken)), partial(_times, made, given, tuple(scores.of_rows))
+        made = ir.Value(name=f"{made.name}_scaled", type=made.type)
+        q = Operand(Laid(made, q_axes, (sizes[0]["b"], heads, sizes[0]["s"], sizes[0]["d"])))
     if v.scale != 1:
         sizes_of_v = sizes[2]["b"], sizes[2]["h"], sizes[2]["s"], sizes[2]["d"]
         v = Operand(Laid(final.right, v_axes, sizes_of_v))
@@ -254,17 +270,9 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         softcap=scores.softcap,
         out_order=out,
         packed=packed(q, k, v, facts, scores.scale),
-        before=before,
+        before=before(facts, scores.product.left, (made, scores.of_rows), scores.regrouped),
     )  # fmt: skip
     return _masked(facts, call, scores, order, bounds, guarded)
-
-
-def _times(made: ir.Value, given: ir.Value, factors: tuple[ir.Value, ...], op: Any) -> dict[ir.Value, ir.Value]:
-    """Q times factors, for its stand-in."""
-    value = given
-    for factor in factors:
-        value = op.Mul(value, factor)
-    return {made: value}
 
 
 def _axes(facts: Facts, final: Product, first: Product) -> tuple[str, str, str, str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from models import BOOL, FLOAT, FLOAT16, INT64, Graph, attention, counted, heads, size
-from proofs import features_of, problem_of
+from proofs import features_of, problem_of, reason_of
 
 from pyfmha.onnx import replace_attention
 
@@ -47,6 +47,38 @@ def test_scales_of_heads_and_rows_multiply_q(shape: tuple[int | str, ...]) -> No
 
 def _bias(graph: Graph) -> str:
     return graph.input("bias", (1, 4, "rows", "keys"))
+
+
+def _shifted(graph: Graph, windows: tuple[int, ...], groups: str = "groups") -> str:
+    """Attention of windows, of which each of one image has a mask of its own, added twice as Swin v2 does."""
+    q, k, v = heads(graph, *((f"4*{groups}", 4, 9, 16),) * 2)
+    masks = [graph.constant(np.where(np.random.default_rng(at).random((*windows, 9, 9)) > 0.3, 0, -5.0).astype("f"))
+             for at in range(2)]  # fmt: skip
+    scale = graph.constant(np.array([0.5, 1, 2, 3], np.float32).reshape(4, 1, 1))
+
+    def change(scores: str) -> str:
+        scores = graph.op("Mul", scores, scale)
+        scores = graph.op("Reshape", scores, graph.constant(np.array([-1, 4, 4, 9, 9])))
+        for mask in masks:
+            scores = graph.op("Add", scores, mask)
+        return str(graph.op("Reshape", scores, graph.constant(np.array([-1, 4, 9, 9]))))
+
+    return attention(graph, q, k, v, mask=change)
+
+
+def test_masks_of_the_windows_of_an_image_are_a_bias_of_all() -> None:
+    graph = Graph()
+    graph.output(_shifted(graph, (1, 4, 1)))
+
+    assert features_of(graph.model(), groups=3).bias == "fp32"
+
+
+def test_masks_of_groups_of_windows_are_left_alone() -> None:
+    """They would be another for each image."""
+    graph = Graph()
+    graph.output(_shifted(graph, (1, 1, 4)))
+
+    assert "no product of Q and K with scales and masks" in reason_of(graph.model())
 
 
 def test_what_is_taken_from_scores_is_added_with_the_other_sign() -> None:

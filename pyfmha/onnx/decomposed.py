@@ -10,33 +10,13 @@ from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.formulas import as_number, mapped, multiplied, negated_element
 from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed, with_heads
+from pyfmha.onnx.lifted import Lift, is_joined, lifted
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
+from pyfmha.onnx.products import PRODUCTS, Product, product_of
 from pyfmha.onnx.regrouped import Regrouped, before, regrouped
 from pyfmha.onnx.sizes import Size
-from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
+from pyfmha.onnx.tensors import STANDARD, Shape, constant
 from pyfmha.onnx.weights import softmax_of
-
-_PRODUCTS = ("MatMul", "Einsum", "FusedMatMul")
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product.
-
-    Attributes:
-        left, right: its operands.
-        left_axes, right_axes: their axes by letters; those of one letter in both are the same.
-        out_axes: of the result.
-        factor, result: of the result, and the result.
-    """
-
-    left: ir.Value
-    right: ir.Value
-    left_axes: str
-    right_axes: str
-    out_axes: str
-    factor: float = 1.0
-    result: ir.Value | None = None
 
 
 @dataclass
@@ -51,6 +31,7 @@ class Scores:
         hidden: masks by Where: the condition, whether it shows a key, and the number that hides.
         of_rows: what all scores of a query are multiplied with, as Swin v2's of each head are.
         regrouped: where masks were added to scores of another shape.
+        lifts: tensors whose heads lie within the batch.
     """
 
     product: Product
@@ -60,31 +41,7 @@ class Scores:
     hidden: list[tuple[ir.Value, bool, float]] = field(default_factory=list)
     of_rows: list[ir.Value] = field(default_factory=list)
     regrouped: list[Regrouped] = field(default_factory=list)
-
-
-def product_of(node: ir.Node | None, facts: Facts) -> Product | None:
-    """A product of two tensors of three or four axes; their first axes are the same."""
-    if node is None or node.op_type not in _PRODUCTS or len(node.inputs) != 2:
-        return None
-    if node.domain not in (*STANDARD, "com.microsoft"):
-        return None
-    left, right = node.inputs
-    if left is None or right is None:
-        return None
-    if node.op_type == "Einsum":
-        inputs, _, out = attribute(node, "equation", "").replace(" ", "").partition("->")
-        a, _, b = inputs.partition(",")
-        fits = all(part.isalpha() and len(set(part)) == len(part) for part in (a, b, out))
-        return Product(left, right, a, b, out, result=node.outputs[0]) if fits else None
-    shapes = facts.shape(left), facts.shape(right)
-    if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]) or len(shapes[0]) not in (3, 4):
-        return None
-    outer = "bh"[: len(shapes[0]) - 2]
-    swapped = [attribute(node, name, 0) for name in ("transA", "transB")]
-    if any(attribute(node, name, 0) for name in ("transBatchA", "transBatchB")):
-        return None
-    a, b = (pair[::-1] if swap else pair for pair, swap in zip(("mk", "kn"), swapped, strict=True))
-    return Product(left, right, outer + a, outer + b, f"{outer}mn", attribute(node, "alpha", 1.0), node.outputs[0])
+    lifts: list[Lift] = field(default_factory=list)
 
 
 def read(facts: Facts, node: ir.Node) -> Call | None:
@@ -100,7 +57,7 @@ def read(facts: Facts, node: ir.Node) -> Call | None:
     Raises:
         LeftAloneError: it is, but it is not proven to be attention as the plugin computes it.
     """
-    if node.op_type not in _PRODUCTS or len(node.inputs) != 2:
+    if node.op_type not in PRODUCTS or len(node.inputs) != 2:
         return None
     softmax, swapped = softmax_of(facts, node.inputs[0]), False
     if softmax is None and node.op_type == "Einsum":
@@ -118,7 +75,12 @@ def read(facts: Facts, node: ir.Node) -> Call | None:
     before, after = facts.shape(scores.product.result or node.outputs[0]), facts.shape(softmax[0].outputs[0])
     if before is None or before != after:
         raise LeftAloneError("it is not proven that its masks leave the shape of the scores as it is")
-    return _call(facts, node, final, scores, softmax[1])
+    if after is None or len(after) != 4 or (final.left_axes, final.right_axes) != ("bmk", "bkn"):
+        return _call(facts, node, final, scores, softmax[1])
+    # The weights are joined between Softmax and here.
+    values = lifted(facts, final.right, after[1].number or 0, scores.lifts)
+    final = replace(final, right=values, left_axes="bhmk", right_axes="bhkn", out_axes="bhmn")
+    return replace(_call(facts, node, final, scores, softmax[1]), out_order="Bsd")
 
 
 def scores_of(facts: Facts, value: ir.Value | None, depth: int = 0) -> Scores | None:
@@ -215,12 +177,34 @@ def _added(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
 
 
 def _back(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    if is_joined(facts.shape(node.outputs[0]), None if node.inputs[0] is None else facts.shape(node.inputs[0])):
+        return _apart(facts, node, depth)
     part = regrouped(facts, node)
     found = None if part is None else scores_of(facts, part.scores, depth)
     if part is None or found is None or found.product.left_axes[0] != found.product.out_axes[0]:
         return None
     found.added += [(made, 1.0) for made, _ in part.added]
     found.regrouped.append(part)
+    return found
+
+
+def _apart(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    """Scores that get an axis of heads: so have Q, K and masks then."""
+    found, shape = scores_of(facts, node.inputs[0], depth), facts.shape(node.outputs[0])
+    product = None if found is None else found.product
+    if found is None or product is None or shape is None or product.left_axes + product.right_axes != "bmkbkn":
+        return None
+
+    def up(value: ir.Value) -> ir.Value:
+        return lifted(facts, value, shape[1].number or 0, found.lifts)
+
+    found.product = replace(
+        product, left=up(product.left), right=up(product.right), left_axes="bhmk", right_axes="bhkn", out_axes="bhmn",
+        result=node.outputs[0],
+    )  # fmt: skip
+    found.added = [(up(mask), factor) for mask, factor in found.added]
+    found.hidden = [(up(condition), shown, hides) for condition, shown, hides in found.hidden]
+    found.of_rows = [up(factor) for factor in found.of_rows]
     return found
 
 
@@ -270,7 +254,7 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         softcap=scores.softcap,
         out_order=out,
         packed=packed(q, k, v, facts, scores.scale),
-        before=before(facts, scores.product.left, (made, scores.of_rows), scores.regrouped),
+        before=before(facts, scores.product.left, (made, scores.of_rows), scores.regrouped, scores.lifts),
     )  # fmt: skip
     return _masked(facts, call, scores, order, bounds, guarded)
 

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from pyfmha.onnx.facts import Facts
+from pyfmha.onnx.lifted import Lift, raised
 from pyfmha.onnx.tensors import STANDARD
 
 
@@ -71,7 +72,11 @@ def _sums(facts: Facts, value: ir.Value | None, depth: int) -> tuple[ir.Value, l
 
 
 def before(
-    facts: Facts, q: ir.Value, times: tuple[ir.Value, Sequence[ir.Value]], parts: Sequence[Regrouped]
+    facts: Facts,
+    q: ir.Value,
+    times: tuple[ir.Value, Sequence[ir.Value]],
+    parts: Sequence[Regrouped],
+    lifts: Sequence[Lift],
 ) -> Callable[[Any], dict[ir.Value, ir.Value]] | None:
     """As :attr:`pyfmha.onnx.calls.Call.before`: Q times factors, and the masks of all windows of a batch.
 
@@ -80,18 +85,20 @@ def before(
         q: a tensor whose first axis is that of the scores.
         times: what stands for Q times factors, and these.
         parts: what was added where.
+        lifts: tensors whose heads lie within the batch.
     """
-    if not times[1] and not parts:
+    if not times[1] and not parts and not lifts:
         return None
 
     def nodes(op: Any) -> dict[ir.Value, ir.Value]:
         from pyfmha.onnx.emit import constant, length
 
-        real, value = {}, q
+        real = raised(op, lifts)
+        value = real.get(q, q)
         for factor in times[1]:
-            value = real[times[0]] = op.Mul(value, factor)
+            value = real[times[0]] = op.Mul(value, real.get(factor, factor))
         for part in parts:
-            groups = op.Div(length(op, q, 0), constant(op, [part.windows]))
+            groups = op.Div(length(op, real.get(q, q), 0), constant(op, [part.windows]))
             for made, mask in part.added:
                 inner = [size.number or 0 for size in (facts.shape(mask) or ())[2:]]
                 wide = op.Expand(mask, op.Concat(groups, constant(op, [part.windows, *inner]), axis=0))

@@ -5,6 +5,7 @@ import onnx_ir as ir
 from pyfmha.onnx.calls import LeftAloneError
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.laid import is_float
+from pyfmha.onnx.lifted import is_joined
 from pyfmha.onnx.tensors import STANDARD, attribute
 
 
@@ -33,7 +34,9 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
             if value is None or not is_float(value):  # whole numbers between: weights that are quantised
                 return None
         elif node.op_type == "Reshape" and _comes_from_softmax(node.inputs[0]):
-            raise LeftAloneError("its attention weights are reshaped between Softmax and the second product")
+            value = node.inputs[0]
+            if value is None or not is_joined(facts.shape(value), facts.shape(node.outputs[0])):
+                raise LeftAloneError("its attention weights are reshaped between Softmax and the second product")
         elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
             value, guarded = kept, True
         else:

@@ -81,6 +81,31 @@ def test_masks_of_groups_of_windows_are_left_alone() -> None:
     assert "no product of Q and K with scales and masks" in reason_of(graph.model())
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_within_the_batch_that_softmax_has_on_their_own(causal: bool) -> None:
+    """As BLOOM has them, with a bias of each head before, and a mask behind."""
+    graph = Graph()
+    q, k, v = heads(graph, ("4*batch", "rows", 16), ("4*batch", "keys", 16))
+    graph.input("alibi", ("4*batch", 1, "keys"))
+    scores = graph.op("Mul", graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1])), graph.constant(0.25))
+    scores = graph.op("Add", graph.op("Mul", "alibi", graph.constant(0.5)), scores)
+    sizes = [graph.op("Shape", x, start=1, end=2) for x in (q, k)]
+    apart, joined = (graph.op("Concat", graph.constant(np.array(x)), *sizes, axis=0) for x in ([-1, 4], [-1]))
+    scores = graph.op("Reshape", scores, apart)
+    if causal:
+        rows, keys = (graph.op("Unsqueeze", counted(graph, x), graph.constant(np.array([axis])))
+                      for x, axis in zip(sizes, (1, 0), strict=True))  # fmt: skip
+        scores = graph.op("Where", graph.op("LessOrEqual", keys, rows), scores, graph.constant(-1e38))
+    weights = graph.op("Reshape", graph.op("Softmax", scores, axis=-1), joined)
+    graph.output(graph.op("MatMul", weights, v, name="attention"), rank=3)
+
+    problem = problem_of(graph.model(), keys=5, rows=5)
+
+    assert (problem.num_heads, problem.head_size, problem.softmax_scale) == (4, 16, 0.25)
+    assert problem.features is not None
+    assert problem.features.bias == "fp32"
+
+
 def test_what_is_taken_from_scores_is_added_with_the_other_sign() -> None:
     """As XLNet's mask is, times a number."""
     graph = Graph()

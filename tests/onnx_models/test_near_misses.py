@@ -100,13 +100,13 @@ def test_a_rule_without_words_is_a_tensor(change: Callable[[Graph, str], str], m
 
 
 def test_weights_that_are_reshaped_are_found() -> None:
-    """As BLOOM and DeBERTa have them: heads within the batch for the products, of their own for Softmax."""
+    """Here into something else than a batch of heads, as BLOOM and DeBERTa have."""
     graph = Graph()
     q, k, v = heads(graph, (8, "rows", 16), (8, "keys", 16))
     scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1]))
     by_heads = graph.op("Reshape", scores, graph.constant(np.array([2, 4, 5, 7])))
-    weights = graph.op("Reshape", graph.op("Softmax", by_heads, axis=-1), graph.constant(np.array([8, 5, 7])))
-    graph.output(graph.op("MatMul", weights, v), rank=3)
+    weights = graph.op("Reshape", graph.op("Softmax", by_heads, axis=-1), graph.constant(np.array([1, 8, 5, 7])))
+    graph.output(graph.op("MatMul", weights, graph.op("Unsqueeze", v, graph.constant(np.array([0])))))
 
     assert "reshaped between Softmax and the second product" in reason_of(graph.model())
 

@@ -13,7 +13,7 @@ from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed, w
 from pyfmha.onnx.lifted import Lift, is_joined, lifted
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
 from pyfmha.onnx.products import PRODUCTS, Product, product_of
-from pyfmha.onnx.regrouped import Regrouped, before, regrouped
+from pyfmha.onnx.regrouped import Regrouped, nodes_before, regrouped
 from pyfmha.onnx.sizes import Size
 from pyfmha.onnx.tensors import STANDARD, Shape, constant
 from pyfmha.onnx.weights import softmax_of
@@ -177,7 +177,11 @@ def _added(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
 
 
 def _back(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
-    if is_joined(facts.shape(node.outputs[0]), None if node.inputs[0] is None else facts.shape(node.inputs[0])):
+    """A Reshape of scores: of none, as Falcon has it, from heads within the batch, or after something was added."""
+    after, before = facts.shape(node.outputs[0]), None if node.inputs[0] is None else facts.shape(node.inputs[0])
+    if after is not None and after == before:
+        return scores_of(facts, node.inputs[0], depth)
+    if is_joined(after, before):
         return _apart(facts, node, depth)
     part = regrouped(facts, node)
     found = None if part is None else scores_of(facts, part.scores, depth)
@@ -254,7 +258,7 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         softcap=scores.softcap,
         out_order=out,
         packed=packed(q, k, v, facts, scores.scale),
-        before=before(facts, scores.product.left, (made, scores.of_rows), scores.regrouped, scores.lifts),
+        before=nodes_before(facts, scores.product.left, (made, scores.of_rows), scores.regrouped, scores.lifts),
     )  # fmt: skip
     return _masked(facts, call, scores, order, bounds, guarded)
 

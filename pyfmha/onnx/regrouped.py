@@ -71,7 +71,7 @@ def _sums(facts: Facts, value: ir.Value | None, depth: int) -> tuple[ir.Value, l
     return None
 
 
-def before(
+def nodes_before(
     facts: Facts,
     q: ir.Value,
     times: tuple[ir.Value, Sequence[ir.Value]],

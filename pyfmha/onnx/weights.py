@@ -35,7 +35,8 @@ def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | N
                 return None
         elif node.op_type == "Reshape" and _comes_from_softmax(node.inputs[0]):
             value = node.inputs[0]
-            if value is None or not is_joined(facts.shape(value), facts.shape(node.outputs[0])):
+            before, after = None if value is None else facts.shape(value), facts.shape(node.outputs[0])
+            if not is_joined(before, after) and (before is None or before != after):
                 raise LeftAloneError("its attention weights are reshaped between Softmax and the second product")
         elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
             value, guarded = kept, True

@@ -106,6 +106,18 @@ def test_heads_within_the_batch_that_softmax_has_on_their_own(causal: bool) -> N
     assert problem.features.bias == "fp32"
 
 
+def test_reshapes_that_change_nothing() -> None:
+    """As Falcon has them before and behind Softmax."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    same = graph.constant(np.array([0, 4, 0, -1]))
+    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2]))
+    weights = graph.op("Softmax", graph.op("Reshape", scores, same), axis=-1)
+    graph.output(graph.op("MatMul", graph.op("Reshape", weights, same), v))
+
+    assert problem_of(graph.model()).softmax_scale == 1
+
+
 def test_what_is_taken_from_scores_is_added_with_the_other_sign() -> None:
     """As XLNet's mask is, times a number."""
     graph = Graph()

@@ -24,10 +24,10 @@ def encoder(kind: str, padded: bool = False, only: str = "", **settings: Any) ->
     return made
 
 
-def older_decoder(kind: str, **settings: Any) -> Callable[[str], Model]:
+def older_decoder(kind: str, only: str = "", **settings: Any) -> Callable[[str], Model]:
     def made(attention: str) -> Model:
         config = getattr(transformers, f"{kind}Config")(vocab_size=99, **settings)
-        model = getattr(transformers, f"{kind}Model")._from_config(config, attn_implementation=attention)
+        model = getattr(transformers, f"{kind}Model")._from_config(config, attn_implementation=only or attention)
         return Model(Only(model, use_cache=False), {"input_ids": TEXT}, input_ids=tokens(2, 9, 90) + 2)
 
     return made
@@ -130,6 +130,7 @@ MORE: dict[str, Callable[[str], Model]] = {
     "XLNet": encoder("XLNet", only="eager", d_model=64, n_layer=2, n_head=4, d_inner=96),
     "OPT": older_decoder("OPT", ffn_dim=96, max_position_embeddings=64, word_embed_proj_dim=64, **FEW),
     "GPT-NeoX": older_decoder("GPTNeoX", max_position_embeddings=64, **SMALL),
+    "BLOOM": older_decoder("Bloom", only="eager", hidden_size=64, n_layer=2, n_head=4),
     "Falcon, ALiBi": older_decoder("Falcon", multi_query=False, alibi=True, **FEW),
     "Qwen3": lambda attention: decoder("Qwen3", attention, head_dim=16),
     "Phi-3, padded": lambda attention: padded_decoder("Phi3", attention, sliding_window=4),

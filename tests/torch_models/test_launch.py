@@ -253,7 +253,11 @@ def test_other_keywords_are_another_call(fake_gpu: FakeCuda) -> None:
     assert [pointers(one.params)[1] != 0 for one in second] == [bool(keywords.get("return_lse")) for keywords in given]
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("attention", "drop-in", "operator by its name") else pytest.param(name, marks=pytest.mark.long)
+     for name in CALLS],
+)  # fmt: skip
 def test_who_looks_on_sees_the_operator(fake_gpu: FakeCuda, name: str) -> None:
     """Modes, transforms, traces, profiles and subclasses of tensors, also after calls that were known again."""
     q, k, v = tensors()
@@ -459,6 +463,7 @@ def test_ways_of_giving_keywords_are_kept_up_to_a_number(fake_gpu: FakeCuda, mon
     assert [named["scale"] for _, named in dispatched] == [0.5, 0.25, 0.125, 0.5]
 
 
+@pytest.mark.long
 def test_torchscript_and_the_compiler_know_the_operator() -> None:
     q, k, v = tensors()
 

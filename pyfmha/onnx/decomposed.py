@@ -339,7 +339,7 @@ def _as_rules(
             _check_rule(data)
             element = elements.at(condition, at)
             found = masks.of_condition(element if shown else negated_element(element))
-            seen = masks.joined(seen, Seen(found.condition, hidden.finite))
+            seen = masks.joined(seen, Seen(found.condition, hidden.finite, hidden.infinite))
         except LeftAloneError as why:
             finite, axes = hidden.finite and not guarded, order[len(order) - len(at) :]
             extras.append(Extra("mask", condition, str(why), shows=shown, finite=finite, order=axes))
@@ -349,7 +349,7 @@ def _as_rules(
     try:
         visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
     except masks.NoWordsError:
-        if not (guarded or seen.finite or masks.every_row_sees(seen, elements, rows, columns)):
+        if seen.infinite and not (guarded or masks.every_row_sees(seen, elements, rows, columns)):
             raise
         return None
     return replace(call, visible=visible, extras=extras)

@@ -28,10 +28,12 @@ class Seen:
         condition: when a query sees a key.
         finite: whether keys are hidden by a finite number. Then a query without a key averages all values, where one
             hidden by minus infinity has no answer.
+        infinite: whether keys are hidden by minus infinity.
     """
 
     condition: Any
     finite: bool = False
+    infinite: bool = False
 
 
 NOTHING_HIDDEN = Seen(True)
@@ -60,7 +62,7 @@ def of_number(element: Any, dtype: str) -> Seen:
         _refuse_data(element.condition)
         yes, no = of_number(element.yes, dtype), of_number(element.no, dtype)
         condition = f.chosen(element.condition, yes.condition, no.condition)
-        return Seen(condition, yes.finite or no.finite)
+        return Seen(condition, yes.finite or no.finite, yes.infinite or no.infinite)
     number = element.number if isinstance(element, Size) else element
     if number is None:
         raise LeftAloneError(f"its mask adds {element} to the scores")
@@ -68,7 +70,7 @@ def of_number(element: Any, dtype: str) -> Seen:
         return Seen(True)
     if number > LOWEST[dtype] or math.isnan(number):
         raise LeftAloneError(f"its mask adds {number:g} to the scores, which is neither nothing nor minus infinity")
-    return Seen(False, finite=math.isfinite(number))
+    return Seen(False, math.isfinite(number), not math.isfinite(number))
 
 
 def below(a: Size, b: Size) -> Any:
@@ -83,7 +85,8 @@ def not_above(a: Size, b: Size) -> Any:
 
 def joined(left: Seen, right: Seen) -> Seen:
     """Both masks together."""
-    return Seen(f.both(left.condition, right.condition), left.finite or right.finite)
+    condition = f.both(left.condition, right.condition)
+    return Seen(condition, left.finite or right.finite, left.infinite or right.infinite)
 
 
 def _name(data: f.Data) -> str:

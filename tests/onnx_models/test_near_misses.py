@@ -74,6 +74,10 @@ NO_MASK = {
     "keys hidden from all by a number": (
         where(-np.inf, lambda g: g.op("Not", _first_keys(g))), "no causal mask, window or length",
     ),
+    "keys hidden by minus infinity behind some that are by a number": (
+        lambda g, s: where(-np.inf, lambda g: g.op("Not", _first_keys(g)))(g, where(-3e38)(g, s)),
+        "no causal mask, window or length",
+    ),
     "finite lengths": (where(-3e38, lambda g: _lengths(g, "k", 2)), "may have length 0"),
     "lengths of queries": (where(-np.inf, lambda g: _lengths(g, "q", 3)), "no causal mask, window or length"),
 }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyfmha.runtime.library import Library
-from pyfmha.torch import functional, functions, launch, operator, plain, with_functions
+from pyfmha.torch import direct, functional, functions, launch, operator, plain, with_functions
 
 STREAM = 0x5EED
 """PyTorch's current stream."""
@@ -22,6 +22,9 @@ _library.impl("attention", operator._plain_on_gpu, "CPU")
 _library.impl("attention.full", operator._on_gpu, "CPU")
 attention_op, plain_op = torch.ops.pyfmha_fake_gpu.attention.full, torch.ops.pyfmha_fake_gpu.attention.default
 """The operator, in which the dispatcher finds the code for the GPU."""
+DISPATCHED = {"default": plain_op._op, "full": attention_op._op}
+"""Its overloads where the dispatcher sees every call."""
+direct.launch_at_once(torch.ops.pyfmha_fake_gpu.attention, operator._recent, operator.KEYWORDS)
 
 _library.define("attention_with" + with_functions.SCHEMA)
 _library.impl("attention_with", with_functions._on_gpu, "CPU")

@@ -10,6 +10,7 @@ PyTorch's tensors in the library's functions and in ``DirectSession``. Exit code
 
 import argparse
 import copy
+import importlib.metadata
 import json
 import statistics
 import sys
@@ -19,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import pyfmha.torch
 from pyfmha.attention.forward import strides
-from pyfmha.torch import functional, operator
 from pyfmha.torch import launch as launching
+from pyfmha.torch import operator
 from pyfmha.trt import DirectSession
 from pyfmha.trt.attention.problem import Features
 
@@ -34,11 +34,15 @@ SAME = 1.5
 
 
 def vit() -> tuple[Any, dict[str, Any]]:
+    import transformers
+
     config = transformers.ViTConfig(num_hidden_layers=4, image_size=448)
     return transformers.ViTModel(config), {"pixel_values": torch.randn(16, 3, 448, 448)}
 
 
 def llama() -> tuple[Any, dict[str, Any]]:
+    import transformers
+
     config = transformers.LlamaConfig(
         vocab_size=1000, hidden_size=2048, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4,
         intermediate_size=5632, use_cache=False,
@@ -47,6 +51,7 @@ def llama() -> tuple[Any, dict[str, Any]]:
 
 
 def whisper_encoder() -> tuple[Any, dict[str, Any]]:
+    import transformers
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = transformers.WhisperConfig(d_model=768, encoder_layers=4, encoder_attention_heads=12)
@@ -64,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="transformers' models with attention patched, on a GPU")
     made.add_argument("-o", "--out", type=Path, help="JSON of the results")
     made.add_argument("--repeats", type=int, default=30, help="timed calls of each contender (default 30)")
+    made.add_argument("--host", action="store_true", help="only what the host spends, and PyTorch's tensors in ours")
     made.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return made
 
@@ -93,21 +99,18 @@ def error(got: torch.Tensor, exact: torch.Tensor) -> float:
 
 def counted(run: Call) -> tuple[Any, int]:
     """A result, and how often the library was launched for it."""
-    count, before = 0, launching.launch
+    count, before = 0, launching._stream_of
 
-    def counting(*arguments: Any, **keywords: Any) -> Any:
+    def counting(device: int) -> int:  # each launch asks once, those that are known again too
         nonlocal count
         count += 1
-        return before(*arguments, **keywords)
+        return before(device)
 
-    places = (operator, functional)
-    for place in places:
-        place.launch = counting
+    launching._stream_of = counting
     try:
         return run(), count
     finally:
-        for place in places:
-            place.launch = before
+        launching._stream_of = before
 
 
 def measure_model(name: str, make: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -168,21 +171,45 @@ def best_us(call: Call, count: int = 100, rounds: int = 30) -> float:
     return best
 
 
+def empty_operators() -> dict[str, Any]:
+    """Operators of as many arguments as ours that do nothing: what PyTorch's dispatcher alone takes."""
+    library, nothing = torch.library.Library("pyfmha_host_times", "DEF"), torch.empty(0, device="cuda")
+    for name, schema in (("few", operator.SCHEMA), ("all", operator.FULL_SCHEMA)):
+        library.define(name + schema)
+        library.impl(name, lambda *arguments: (nothing, nothing), "CUDA")
+    empty_operators.library = library  # type: ignore[attr-defined]  # its operators end with it
+    return {"few": torch.ops.pyfmha_host_times.few.default, "all": torch.ops.pyfmha_host_times.all.default}
+
+
 def host_times() -> dict[str, float]:
-    """One small call: the library's own launch from Python, the operator, the drop-in, and PyTorch's own."""
+    """One small call: the library's own launch from Python, the operator, the functions, and PyTorch's own."""
     q, k, v = (torch.randn(1, 8, 64, 64, device="cuda", dtype=torch.float16) for _ in range(3))
     native, ours = torch.nn.functional.scaled_dot_product_attention, pyfmha.torch.scaled_dot_product_attention
     out, _ = torch.ops.pyfmha.attention(q, k, v, 0.125)
     ready = next(ready for key, ready in operator._ready.items() if key[0] == q.shape)
     stream = torch.cuda.current_stream().cuda_stream
     pointers, results = [x.data_ptr() for x in (q, k, v)], [out.data_ptr()]
-    return {
-        "library": best_us(lambda: ready.enqueue((), (), pointers, results, 0, stream)),
-        "torch.ops.pyfmha.attention": best_us(lambda: torch.ops.pyfmha.attention(q, k, v, 0.125)),
-        "pyfmha.torch.attention": best_us(lambda: pyfmha.torch.attention(q, k, v)),
-        "pyfmha.torch.scaled_dot_product_attention": best_us(lambda: ours(q, k, v)),
-        "PyTorch's scaled_dot_product_attention": best_us(lambda: native(q, k, v)),
+    lengths = torch.full((1,), 50, device="cuda", dtype=torch.int32)
+    ones, full, few = torch.ones(64, 64, device="cuda", dtype=torch.bool), operator.attention_op, operator.plain_op
+    empty = empty_operators()
+    calls: dict[str, Call] = {
+        "library": lambda: ready.enqueue((), (), pointers, results, 0, stream),
+        "torch.ops.pyfmha.attention": lambda: torch.ops.pyfmha.attention(q, k, v, 0.125),
+        "torch.ops.pyfmha.attention.default": lambda: few(q, k, v, 0.125),
+        "torch.ops.pyfmha.attention.default, causal=True": lambda: few(q, k, v, 0.125, causal=True),
+        "torch.ops.pyfmha.attention.full": lambda: full(q, k, v, 0.125),
+        "torch.ops.pyfmha.attention.full, window_left=32": lambda: full(q, k, v, 0.125, window_left=32),
+        "an operator of few arguments that does nothing": lambda: empty["few"](q, k, v, 0.125),
+        "an operator of all arguments that does nothing": lambda: empty["all"](q, k, v, 0.125),
+        "pyfmha.torch.attention": lambda: pyfmha.torch.attention(q, k, v),
+        "pyfmha.torch.attention, kv_lengths": lambda: pyfmha.torch.attention(q, k, v, kv_lengths=lengths),
+        "pyfmha.torch.attention, return_lse": lambda: pyfmha.torch.attention(q, k, v, return_lse=True),
+        "pyfmha.torch.scaled_dot_product_attention": lambda: ours(q, k, v),
+        "PyTorch's scaled_dot_product_attention": lambda: native(q, k, v),
     }
+    if launching.lacking("fp16", 64) is None:
+        calls["pyfmha.torch.scaled_dot_product_attention, attn_mask"] = lambda: ours(q, k, v, attn_mask=ones)
+    return {name: best_us(call) for name, call in calls.items()}
 
 
 def check_tensors() -> dict[str, bool]:
@@ -229,7 +256,7 @@ def main() -> int:
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": importlib.metadata.version("transformers") if not options.host else "not used",
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
         "library": sorted(function.name for function in launching.library().manifest.functions),
@@ -241,7 +268,9 @@ def main() -> int:
         for name, taken in report["host_us"].items():
             print(f"host: {name}: {taken:.1f} us", flush=True)
         report["models"] = []
-        for name, make in MODELS.items():
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+        for name, make in () if options.host else MODELS.items():
             row = measure_model(name, make, options)
             report["models"].append(row)
             print(f"{name}: {row['launches']} launches, {'same' if row['same'] else 'DIFFERS'}", flush=True)

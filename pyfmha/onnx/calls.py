@@ -89,7 +89,7 @@ class Call:
         q, k, v: its tensors.
         scale, softcap: of the scores; a soft cap of 0 is none.
         visible: which keys count.
-        out_order: how the result is laid, as :attr:`Laid.order`.
+        out_order: how the result is laid, as :attr:`Laid.order`; ``Bsd`` is [batch * heads, seq, head size].
         extras: masks and the like that are tensors of the model.
         past: the keys and values of earlier steps, laid as ``bhsd``, which K and V follow; or none.
         present: whether the keys and values of all steps are results, too.

@@ -10,31 +10,13 @@ from pyfmha.onnx.elements import Elements
 from pyfmha.onnx.facts import Facts
 from pyfmha.onnx.formulas import as_number, mapped, multiplied, negated_element
 from pyfmha.onnx.laid import DEPTH, Operand, alike, is_float, operand, packed, with_heads
+from pyfmha.onnx.lifted import Lift, is_joined, lifted
 from pyfmha.onnx.masks import BATCH, HEAD, KEY, QUERY, Seen
+from pyfmha.onnx.products import PRODUCTS, Product, product_of
+from pyfmha.onnx.regrouped import Regrouped, nodes_before, regrouped
 from pyfmha.onnx.sizes import Size
-from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
-
-_PRODUCTS = ("MatMul", "Einsum", "FusedMatMul")
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product.
-
-    Attributes:
-        left, right: its operands.
-        left_axes, right_axes: their axes by letters; those of one letter in both are the same.
-        out_axes: of the result.
-        factor, result: of the result, and the result.
-    """
-
-    left: ir.Value
-    right: ir.Value
-    left_axes: str
-    right_axes: str
-    out_axes: str
-    factor: float = 1.0
-    result: ir.Value | None = None
+from pyfmha.onnx.tensors import STANDARD, Shape, constant
+from pyfmha.onnx.weights import softmax_of
 
 
 @dataclass
@@ -47,6 +29,9 @@ class Scores:
         softcap: 0 for none.
         added: values that are added, and what they were multiplied with since.
         hidden: masks by Where: the condition, whether it shows a key, and the number that hides.
+        of_rows: what all scores of a query are multiplied with, as Swin v2's of each head are.
+        regrouped: where masks were added to scores of another shape.
+        lifts: tensors whose heads lie within the batch.
     """
 
     product: Product
@@ -54,96 +39,9 @@ class Scores:
     softcap: float = 0.0
     added: list[tuple[ir.Value, float]] = field(default_factory=list)
     hidden: list[tuple[ir.Value, bool, float]] = field(default_factory=list)
-
-
-def softmax_of(facts: Facts, value: ir.Value | None) -> tuple[ir.Node, bool] | None:
-    """The Softmax over the last axis that a factor comes from, through casts, and whether NaN rows become zeros.
-
-    Raises:
-        LeftAloneError: something else reads the weights, too: replaced, attention would be computed twice. Or their
-            shape is not known.
-    """
-    guarded, given = False, value
-    for _ in range(8):
-        node = None if value is None else value.producer()
-        if node is None or node.domain not in STANDARD:
-            return None
-        if node.op_type == "Softmax":
-            shape = facts.shape(node.outputs[0])
-            if shape is None:
-                raise LeftAloneError("the shape of its scores is not known")
-            if not _last_axis(node, len(shape)):
-                return None
-            _check_readers(given, value)
-            return node, guarded
-        if node.op_type in ("Cast", "Identity") or (node.op_type == "Dropout" and _inference(facts, node)):
-            value = node.inputs[0]
-            if value is None or not is_float(value):  # whole numbers between: weights that are quantised
-                return None
-        elif node.op_type == "Where" and (kept := _without_nan(facts, node)) is not None:
-            value, guarded = kept, True
-        else:
-            return None
-    return None
-
-
-def _check_readers(value: ir.Value | None, end: ir.Value | None) -> None:
-    """From the last product back to Softmax, whether each value has no other reader."""
-    allowed = 1
-    while value is not None:
-        if value.is_graph_output() or len(value.uses()) > allowed:
-            raise LeftAloneError(f"its attention weights {value.name} are read by something else, too")
-        node = value.producer()
-        if value is end or node is None:
-            return
-        allowed = 2 if node.op_type == "Where" else 1  # the guard against NaN reads twice
-        value = node.inputs[2] if node.op_type == "Where" else node.inputs[0]
-
-
-def _last_axis(node: ir.Node, rank: int) -> bool:
-    version = node.version or (node.graph.opset_imports.get("", 13) if node.graph is not None else 13)
-    axis = attribute(node, "axis", -1 if version >= 13 else 1)
-    return bool(axis % rank == rank - 1)
-
-
-def _inference(facts: Facts, node: ir.Node) -> bool:
-    """Whether a Dropout does nothing: the mode of training is its third input."""
-    training = node.inputs[2] if len(node.inputs) > 2 else None
-    return training is None or facts.scalar(training) == 0
-
-
-def _without_nan(facts: Facts, node: ir.Node) -> ir.Value | None:
-    """``Where(IsNaN(x), 0, x)``: x."""
-    condition, yes, no = node.inputs
-    test = None if condition is None else condition.producer()
-    if test is None or test.op_type != "IsNaN" or test.inputs[0] is not no or facts.scalar(yes) != 0:
-        return None
-    return no
-
-
-def product_of(node: ir.Node | None, facts: Facts) -> Product | None:
-    """A product of two tensors of three or four axes; their first axes are the same."""
-    if node is None or node.op_type not in _PRODUCTS or len(node.inputs) != 2:
-        return None
-    if node.domain not in (*STANDARD, "com.microsoft"):
-        return None
-    left, right = node.inputs
-    if left is None or right is None:
-        return None
-    if node.op_type == "Einsum":
-        inputs, _, out = attribute(node, "equation", "").replace(" ", "").partition("->")
-        a, _, b = inputs.partition(",")
-        fits = all(part.isalpha() and len(set(part)) == len(part) for part in (a, b, out))
-        return Product(left, right, a, b, out, result=node.outputs[0]) if fits else None
-    shapes = facts.shape(left), facts.shape(right)
-    if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]) or len(shapes[0]) not in (3, 4):
-        return None
-    outer = "bh"[: len(shapes[0]) - 2]
-    swapped = [attribute(node, name, 0) for name in ("transA", "transB")]
-    if any(attribute(node, name, 0) for name in ("transBatchA", "transBatchB")):
-        return None
-    a, b = (pair[::-1] if swap else pair for pair, swap in zip(("mk", "kn"), swapped, strict=True))
-    return Product(left, right, outer + a, outer + b, f"{outer}mn", attribute(node, "alpha", 1.0), node.outputs[0])
+    of_rows: list[ir.Value] = field(default_factory=list)
+    regrouped: list[Regrouped] = field(default_factory=list)
+    lifts: list[Lift] = field(default_factory=list)
 
 
 def read(facts: Facts, node: ir.Node) -> Call | None:
@@ -159,7 +57,7 @@ def read(facts: Facts, node: ir.Node) -> Call | None:
     Raises:
         LeftAloneError: it is, but it is not proven to be attention as the plugin computes it.
     """
-    if node.op_type not in _PRODUCTS or len(node.inputs) != 2:
+    if node.op_type not in PRODUCTS or len(node.inputs) != 2:
         return None
     softmax, swapped = softmax_of(facts, node.inputs[0]), False
     if softmax is None and node.op_type == "Einsum":
@@ -177,7 +75,12 @@ def read(facts: Facts, node: ir.Node) -> Call | None:
     before, after = facts.shape(scores.product.result or node.outputs[0]), facts.shape(softmax[0].outputs[0])
     if before is None or before != after:
         raise LeftAloneError("it is not proven that its masks leave the shape of the scores as it is")
-    return _call(facts, node, final, scores, softmax[1])
+    if after is None or len(after) != 4 or (final.left_axes, final.right_axes) != ("bmk", "bkn"):
+        return _call(facts, node, final, scores, softmax[1])
+    # The weights are joined between Softmax and here.
+    values = lifted(facts, final.right, after[1].number or 0, scores.lifts)
+    final = replace(final, right=values, left_axes="bhmk", right_axes="bhkn", out_axes="bhmn")
+    return replace(_call(facts, node, final, scores, softmax[1]), out_order="Bsd")
 
 
 def scores_of(facts: Facts, value: ir.Value | None, depth: int = 0) -> Scores | None:
@@ -197,7 +100,14 @@ def scores_of(facts: Facts, value: ir.Value | None, depth: int = 0) -> Scores | 
         return None
     if node.op_type in ("Cast", "Identity"):
         return scores_of(facts, node.inputs[0], depth + 1) if is_float(node.inputs[0] or node.outputs[0]) else None
-    rule = {"Mul": _multiplied, "Div": _multiplied, "Add": _added, "Where": _hidden}.get(node.op_type)
+    rule = {
+        "Mul": _multiplied,
+        "Div": _multiplied,
+        "Add": _added,
+        "Sub": _added,
+        "Where": _hidden,
+        "Reshape": _back,
+    }.get(node.op_type)
     return None if rule is None else rule(facts, node, depth + 1)
 
 
@@ -220,6 +130,25 @@ def _multiplied(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
         found.added = [(mask, factor * number) for mask, factor in found.added]
         found.hidden = [(condition, shown, hides * number) for condition, shown, hides in found.hidden]
         return found
+    return _multiplied_by_row(facts, node, depth) if node.op_type == "Mul" else None
+
+
+def _multiplied_by_row(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    """Scores times a tensor that is the same for all keys: so is Q then."""
+    left, right = node.inputs
+    for value, factor in ((left, right), (right, left)):
+        found = scores_of(facts, value, depth)
+        if found is None or factor is None:
+            continue
+        shape, product = facts.shape(factor), found.product
+        if shape is None or not shape or shape[-1].number != 1:
+            raise LeftAloneError(f"its scores are multiplied with {factor.name}, which is not proven one for all keys")
+        if found.softcap or found.added or found.hidden:
+            raise LeftAloneError(f"its scores are multiplied with {factor.name} after a soft cap or a mask")
+        if product.left_axes[:-1] != product.out_axes[:-1] or product.left.dtype != factor.dtype:
+            raise LeftAloneError(f"its scores are multiplied with {factor.name}, which does not fit Q")
+        found.of_rows.append(factor)
+        return found
     return None
 
 
@@ -238,12 +167,49 @@ def _capped(facts: Facts, tanh: ir.Node, cap: float, depth: int) -> Scores | Non
 
 def _added(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
     left, right = node.inputs
-    for value, mask in ((left, right), (right, left)):
+    minus = node.op_type == "Sub"
+    for value, mask in ((left, right), (right, left))[: 1 if minus else 2]:
         found = scores_of(facts, value, depth)
         if found is not None and mask is not None:
-            found.added.append((mask, 1.0))
+            found.added.append((mask, -1.0 if minus else 1.0))
             return found
     return None
+
+
+def _back(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    """A Reshape of scores: of none, as Falcon has it, from heads within the batch, or after something was added."""
+    after, before = facts.shape(node.outputs[0]), None if node.inputs[0] is None else facts.shape(node.inputs[0])
+    if after is not None and after == before:
+        return scores_of(facts, node.inputs[0], depth)
+    if is_joined(after, before):
+        return _apart(facts, node, depth)
+    part = regrouped(facts, node)
+    found = None if part is None else scores_of(facts, part.scores, depth)
+    if part is None or found is None or found.product.left_axes[0] != found.product.out_axes[0]:
+        return None
+    found.added += [(made, 1.0) for made, _ in part.added]
+    found.regrouped.append(part)
+    return found
+
+
+def _apart(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
+    """Scores that get an axis of heads: so have Q, K and masks then."""
+    found, shape = scores_of(facts, node.inputs[0], depth), facts.shape(node.outputs[0])
+    product = None if found is None else found.product
+    if found is None or product is None or shape is None or product.left_axes + product.right_axes != "bmkbkn":
+        return None
+
+    def up(value: ir.Value) -> ir.Value:
+        return lifted(facts, value, shape[1].number or 0, found.lifts)
+
+    found.product = replace(
+        product, left=up(product.left), right=up(product.right), left_axes="bhmk", right_axes="bhkn", out_axes="bhmn",
+        result=node.outputs[0],
+    )  # fmt: skip
+    found.added = [(up(mask), factor) for mask, factor in found.added]
+    found.hidden = [(up(condition), shown, hides) for condition, shown, hides in found.hidden]
+    found.of_rows = [up(factor) for factor in found.of_rows]
+    return found
 
 
 def _hidden(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
@@ -258,6 +224,7 @@ def _hidden(facts: Facts, node: ir.Node, depth: int) -> Scores | None:
 
 
 def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: bool) -> Call:
+    """As :func:`read`. What multiplies rows of scores multiplies Q, by nodes before the plugin's."""
     q_axes, k_axes, v_axes, out, order = _axes(facts, final, scores.product)
     shapes = [facts.shape(value) for value in (scores.product.left, scores.product.right, final.right)]
     if any(shape is None for shape in shapes):
@@ -275,6 +242,10 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         for value, axes, row in zip(values, (q_axes, k_axes, v_axes), (QUERY, KEY, KEY), strict=True)
     )
     q, (k, v) = with_heads(q, heads), alike(k, v)
+    made = scores.product.left
+    if scores.of_rows:
+        made = ir.Value(name=f"{made.name}_scaled", type=made.type)
+        q = Operand(Laid(made, q_axes, (sizes[0]["b"], heads, sizes[0]["s"], sizes[0]["d"])))
     if v.scale != 1:
         sizes_of_v = sizes[2]["b"], sizes[2]["h"], sizes[2]["s"], sizes[2]["d"]
         v = Operand(Laid(final.right, v_axes, sizes_of_v))
@@ -287,6 +258,7 @@ def _call(facts: Facts, node: ir.Node, final: Product, scores: Scores, guarded: 
         softcap=scores.softcap,
         out_order=out,
         packed=packed(q, k, v, facts, scores.scale),
+        before=nodes_before(facts, scores.product.left, (made, scores.of_rows), scores.regrouped, scores.lifts),
     )  # fmt: skip
     return _masked(facts, call, scores, order, bounds, guarded)
 
@@ -340,7 +312,8 @@ def _as_rules(
     facts: Facts, call: Call, scores: Scores, order: str, bounds: dict[str, Size], guarded: bool, *, data: bool
 ) -> Call | None:
     """As :func:`_masked`; with `data` every mask as a tensor. None where a rule that hides by a finite number stands
-    beside a tensor: together they are right as tensors alone."""
+    beside a tensor: together they are right as tensors alone. So is a rule for which the plugin has no words, unless a
+    query may see no key, of which the model makes something else than zeros."""
     elements, seen, extras = Elements(facts, bounds), masks.NOTHING_HIDDEN, []
     kind = scores.product.left.dtype
     dtype = DTYPES.get(kind, "fp32") if kind is not None else "fp32"
@@ -366,14 +339,19 @@ def _as_rules(
             _check_rule(data)
             element = elements.at(condition, at)
             found = masks.of_condition(element if shown else negated_element(element))
-            seen = masks.joined(seen, Seen(found.condition, hidden.finite))
+            seen = masks.joined(seen, Seen(found.condition, hidden.finite, hidden.infinite))
         except LeftAloneError as why:
             finite, axes = hidden.finite and not guarded, order[len(order) - len(at) :]
             extras.append(Extra("mask", condition, str(why), shows=shown, finite=finite, order=axes))
     rows, columns = bounds[QUERY], bounds[KEY]
     if extras and not data and seen.condition is not True and (seen.finite or any(extra.finite for extra in extras)):
         return None
-    visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
+    try:
+        visible = masks.visible(seen, elements, rows, columns, guarded=guarded)
+    except masks.NoWordsError:
+        if seen.infinite and not (guarded or masks.every_row_sees(seen, elements, rows, columns)):
+            raise
+        return None
     return replace(call, visible=visible, extras=extras)
 
 

@@ -1,6 +1,7 @@
 """An element of a computed tensor as an expression of its index: how masks made at run time are understood."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ from pyfmha.onnx.tensors import STANDARD, Shape, attribute, constant
 from pyfmha.onnx.views import Bounds, broadcast_index, moved
 
 _WHOLE = {2, 3, 4, 5, 6, 7, 12, 13}  # ir.DataType of the integers
-_NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": f.added, "Sub": f.subtracted, "Mul": f.multiplied, "Div": f.divided,
+_NUMBERS: dict[str, Callable[..., Any]] = {
+    "Add": f.added, "Sub": f.subtracted, "Mul": f.multiplied, "Div": f.divided, "Abs": f.absolute,
+    "Neg": operator.neg,
 }  # fmt: skip
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "GreaterOrEqual": f.at_least, "Greater": f.above, "Equal": f.equal,

@@ -176,7 +176,11 @@ def laid_as(op: Any, laid: Laid, layout: str) -> Any:
 
 
 def _laid_out(op: Any, out: ir.Value, order: str, wanted: str, problem: Problem) -> Any:
-    """The result as the model has it."""
+    """The result as the model has it; ``Bsd`` is with the heads within the batch."""
+    if wanted == "Bsd":
+        value = _transposed(op, out, order, _HEADS_FIRST)
+        sizes = op.Slice(op.Shape(value), *(constant(op, [number]) for number in (2, 4, 0)))
+        return op.Reshape(value, op.Concat(constant(op, [-1]), sizes, axis=0))
     if wanted == "bsH" or len(wanted) == 3:
         value = _transposed(op, out, order, _ROWS_FIRST)
         value = _reshaped(op, value, [0, 0, problem.num_heads * problem.v_size])

@@ -120,8 +120,20 @@ def chosen(condition: Condition, yes: Any, no: Any) -> Any:
     if yes == no:
         return yes
     if is_condition(yes) and is_condition(no):
-        return either(both(condition, yes), both(negated(condition), no))
+        other = negated(condition)
+        if _follows(other, yes) and _follows(condition, no):
+            return both(yes, no)
+        if _follows(yes, condition) and _follows(no, other):
+            return either(yes, no)
+        return either(both(condition, yes), both(other, no))
     return Pick(condition, yes, no)
+
+
+def _follows(condition: Condition, other: Condition) -> bool:
+    """Whether a condition implies another, as far as their numbers tell."""
+    if not isinstance(condition, AtLeast0) or not isinstance(other, AtLeast0):
+        return False
+    return (other.size - condition.size).at_least_0({})
 
 
 def is_condition(element: Any) -> bool:
@@ -186,6 +198,13 @@ def divided(a: Any, b: Any) -> Any:
     if isinstance(a, Size) and isinstance(b, Size):
         return Data(f"{a} / {b}")
     return _of_floats(lambda x, y: x / y if y else math.nan, a, b)
+
+
+def absolute(a: Any) -> Any:
+    """A number without its sign: of a symbolic one a choice, as the distance of a query and a key is."""
+    if isinstance(a, Size):
+        return Pick(AtLeast0(a), a, -a) if a.number is None else Size.of(abs(a.number))
+    return abs(a)
 
 
 def _of_floats(act: Callable[[float, float], float], a: Any, b: Any) -> Any:

@@ -7,13 +7,17 @@ from typing import Any
 from pyfmha.onnx import formulas as f
 from pyfmha.onnx.calls import LeftAloneError, Visible
 from pyfmha.onnx.elements import Elements
-from pyfmha.onnx.sizes import Size
+from pyfmha.onnx.sizes import Bounds, Size
 
 QUERY, KEY, BATCH, HEAD = "i", "j", "b", "h"
 """The index symbols."""
 
 LOWEST = {"fp32": -1e30, "bf16": -1e30, "fp16": -6e4}
 """A finite number from here down hides a key: exporters write the lowest of the type for minus infinity."""
+
+
+class NoWordsError(LeftAloneError):
+    """A rule for which the plugin has no words: its tensor is one all the same."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,12 @@ class Seen:
         condition: when a query sees a key.
         finite: whether keys are hidden by a finite number. Then a query without a key averages all values, where one
             hidden by minus infinity has no answer.
+        infinite: whether keys are hidden by minus infinity.
     """
 
     condition: Any
     finite: bool = False
+    infinite: bool = False
 
 
 NOTHING_HIDDEN = Seen(True)
@@ -56,7 +62,7 @@ def of_number(element: Any, dtype: str) -> Seen:
         _refuse_data(element.condition)
         yes, no = of_number(element.yes, dtype), of_number(element.no, dtype)
         condition = f.chosen(element.condition, yes.condition, no.condition)
-        return Seen(condition, yes.finite or no.finite)
+        return Seen(condition, yes.finite or no.finite, yes.infinite or no.infinite)
     number = element.number if isinstance(element, Size) else element
     if number is None:
         raise LeftAloneError(f"its mask adds {element} to the scores")
@@ -64,7 +70,7 @@ def of_number(element: Any, dtype: str) -> Seen:
         return Seen(True)
     if number > LOWEST[dtype] or math.isnan(number):
         raise LeftAloneError(f"its mask adds {number:g} to the scores, which is neither nothing nor minus infinity")
-    return Seen(False, finite=math.isfinite(number))
+    return Seen(False, math.isfinite(number), not math.isfinite(number))
 
 
 def below(a: Size, b: Size) -> Any:
@@ -79,7 +85,8 @@ def not_above(a: Size, b: Size) -> Any:
 
 def joined(left: Seen, right: Seen) -> Seen:
     """Both masks together."""
-    return Seen(f.both(left.condition, right.condition), left.finite or right.finite)
+    condition = f.both(left.condition, right.condition)
+    return Seen(condition, left.finite or right.finite, left.infinite or right.infinite)
 
 
 def _name(data: f.Data) -> str:
@@ -109,7 +116,8 @@ def visible(
             which moves what is aligned to them.
 
     Raises:
-        LeftAloneError: the plugin has no words for it, or it is not proven that every query has a key.
+        NoWordsError: the plugin has no words for it.
+        LeftAloneError: it is not proven that every query has a key.
     """
     parts = seen.condition.parts if isinstance(seen.condition, f.All) else {seen.condition}
     left = right = lengths = None
@@ -117,7 +125,7 @@ def visible(
         if part is True or (isinstance(part, f.AtLeast0) and part.size.at_least_0(elements.bounds)):
             continue
         if not isinstance(part, f.AtLeast0):
-            raise LeftAloneError("its mask hides keys by a rule that is no causal mask, window or length")
+            raise NoWordsError("its mask hides keys by a rule that is no causal mask, window or length")
         kind, bound = _bound(part.size, elements, rows.number == 1)
         if kind == "right":
             right = _tighter(right, bound, elements)
@@ -140,6 +148,26 @@ def visible(
     return found
 
 
+def every_row_sees(seen: Seen, elements: Elements, rows: Size, columns: Size) -> bool:
+    """Whether it is proven that a mask leaves every query a key: its own, or the first or last of all."""
+    keys = [Size(), columns - 1]
+    if (columns - rows).at_least_0({}):
+        keys += [Size.of(QUERY), Size.of(QUERY) + columns - rows]
+    return any(_sees(seen.condition, key, elements.bounds) for key in keys)
+
+
+def _sees(condition: Any, key: Size, bounds: Bounds) -> bool:
+    """Whether a condition is proven to hold at a key."""
+    if isinstance(condition, f.AtLeast0):
+        size = condition.size
+        parts = any(name != KEY and name.startswith(KEY) for name in size.symbols)  # of an index that was split
+        return not parts and size.replaced(KEY, key).at_least_0(bounds)
+    if isinstance(condition, (f.All, f.Some)):
+        found = [_sees(part, key, bounds) for part in condition.parts]
+        return all(found) if isinstance(condition, f.All) else any(found)
+    return condition is True
+
+
 def _bound(size: Size, elements: Elements, one_row: bool) -> tuple[str, Size]:
     """What one condition says: ``j <= i + bound``, ``j >= i - bound``, or ``j < bound``."""
     query, key = size.terms.get((QUERY,), 0), size.terms.get((KEY,), 0)
@@ -154,7 +182,7 @@ def _bound(size: Size, elements: Elements, one_row: bool) -> tuple[str, Size]:
             return "length", rest + 1
         if one_row and query == 0 and abs(key) == 1 and cell is None:  # the one query has index 0
             return ("right" if key < 0 else "left"), rest
-    raise LeftAloneError(f"its mask shows a key where {_plain(size)} >= 0, which is no causal mask, window or length")
+    raise NoWordsError(f"its mask shows a key where {_plain(size)} >= 0, which is no causal mask, window or length")
 
 
 def _is_batch(at: Size, elements: Elements) -> bool:
@@ -170,7 +198,7 @@ def _tighter(known: Size | None, bound: Size, elements: Elements) -> Size:
         return bound
     if (bound - known).at_least_0(elements.bounds):
         return known
-    raise LeftAloneError(f"its mask has two bounds on one side, {known} and {bound}")
+    raise NoWordsError(f"its mask has two bounds on one side, {known} and {bound}")
 
 
 def _aligned(left: Size | None, right: Size | None, rows: Size, end: Size) -> tuple[bool, int, int]:
@@ -183,7 +211,7 @@ def _aligned(left: Size | None, right: Size | None, rows: Size, end: Size) -> tu
         if all(side is None or (side.number or 0) >= 0 for side in sides):
             return bottom_right, numbers[0] or 0, numbers[1] or 0
     bounds = " and ".join(str(side) for side in (left, right) if side is not None)
-    raise LeftAloneError(f"its mask is aligned to neither the first key nor the last: bounds {bounds}")
+    raise NoWordsError(f"its mask is aligned to neither the first key nor the last: bounds {bounds}")
 
 
 def _check_rows(found: Visible, rows: Size, columns: Size, lengths: bool) -> None:

@@ -11,7 +11,7 @@ from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.torch.functions import Own, extended, named_tensors, node_attributes, own_of
-from pyfmha.torch.launch import lacking, launch
+from pyfmha.torch.launch import Ready, lacking, launch
 from pyfmha.torch.operator import (
     NoGradient,
     attention_op,
@@ -130,19 +130,22 @@ def attention(
     if causal == "bottom-right" and align == "top-left":
         raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
     left, right = window if isinstance(window, tuple) and len(window) == 2 else _window(window)
-    asked, functions = None, None
+    asked: tuple[Any, ...] | None = None
+    functions, others = None, NOTHING
     alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is score is None
     if not (alone or mask is None or isinstance(mask, torch.Tensor)) or not (
         score is None and score_inputs is NOTHING and mask_inputs is NOTHING
     ):
         mask, functions = _functions_of(score, mask, score_inputs, mask_inputs)
-        alone = False
     more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
-    if alone and not is_compiling():
+    if not functions and not is_compiling():
         asked = (causal, scale, left, right, align, softcap, layout, return_lse)
-        call = _recent.find(asked, q, k, v)
+        if not alone:
+            asked += tuple([tensor is None for tensor in more])
+            others = tuple([tensor for tensor in more if tensor is not None])
+        call = _recent.find(asked, q, k, v, *others)
         if call is not None:
-            out, lse = call(q, k, v)
+            out, lse = call(q, k, v, *others)
             return (out, lse) if return_lse else out
     for name, tensor in zip("qkv", (q, k, v), strict=True):
         if not isinstance(tensor, torch.Tensor):
@@ -159,7 +162,7 @@ def attention(
     if not is_compiling() and not gradient and undispatched(q, k, v, more):
         ready, tensors = ready_for(*arguments)
         if asked is not None:
-            _recent.keep(asked, q, k, v, ready)
+            _keep(_recent, asked, (q, k, v, *others), tensors, ready)
         out, lse = launch(ready, tensors)
     elif torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
@@ -169,6 +172,12 @@ def attention(
         overload, taken = operator_for(arguments)
         out, lse = overload(*taken)
     return (out, lse) if return_lse else out
+
+
+def _keep(recent: Recent, asked: Any, given: tuple[Any, ...], launched: Sequence[Any], ready: Ready) -> None:
+    """Know a call again, if what is given is launched as it is: lengths of another type are converted each time."""
+    if len(given) == len(launched) and all(map(operator.is_, given, launched)):
+        recent.keep(asked, given, ready)
 
 
 def _functions_of(score: Any, mask: Any, score_inputs: Any, mask_inputs: Any) -> tuple[torch.Tensor | None, Asked]:
@@ -267,12 +276,13 @@ def scaled_dot_product_attention(
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
-    asked = None
-    if not is_compiling() and attn_mask is None and not dropout_p:
-        asked = (is_causal, scale, enable_gqa)
-        call = _recent_drop_in.find(asked, query, key, value)
+    asked, given = None, NOTHING
+    if not is_compiling() and not dropout_p:
+        asked = (is_causal, scale, enable_gqa, attn_mask is None)
+        given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+        call = _recent_drop_in.find(asked, *given)
         if call is not None:
-            return call(query, key, value)[0]
+            return call(*given)[0]
     direct = not is_compiling() and undispatched(query, key, value, (attn_mask,))
     exporting = not direct and torch.onnx.is_in_onnx_export()
     if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None and not (
@@ -287,7 +297,7 @@ def scaled_dot_product_attention(
             return overload(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
         if asked is not None:
-            _recent_drop_in.keep(asked, query, key, value, ready)
+            _keep(_recent_drop_in, asked, given, tensors, ready)
         return launch(ready, tensors)[0]
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,

@@ -76,14 +76,20 @@ def own_of(asked: Asked, q: torch.Tensor, head_size: int) -> Own:
     )
 
 
-def extended(problem: Problem, own: Own, q: torch.Tensor) -> Problem:
+def extended(problem: Problem, own: Own, q: torch.Tensor, *, of_library: bool = False) -> Problem:
     """The problem with functions.
+
+    Args:
+        problem: without.
+        own: the functions, and what they are given.
+        q: of the type and on the device of Q.
+        of_library: whether the library must have the functions, wherever Q is.
 
     Raises:
         PluginError: a tensor is of another type or on another device than it must be.
         LibraryError: as :func:`own_of`.
     """
-    inputs = _inputs(own, q, problem.padded_size)
+    inputs = _inputs(own, q, problem.padded_size, of_library)
     if (len(own.tensors), len(own.numbers)) != (len(inputs.tensors), len(inputs.numbers)):
         raise PluginError(
             f"{inputs.name} takes the tensors ({', '.join(inputs.tensors)}) and the numbers"
@@ -129,9 +135,9 @@ def _names(score: Any, mask: Any) -> tuple[str, str]:
     return found
 
 
-def _inputs(own: Own, q: torch.Tensor, head_size: int) -> FunctionInputs:
+def _inputs(own: Own, q: torch.Tensor, head_size: int, of_library: bool = False) -> FunctionInputs:
     """What the functions take: by the library, on a CPU by themselves, where they were given."""
-    if (own.score, own.mask) in _held and not is_on_gpu(q):
+    if not of_library and (own.score, own.mask) in _held and not is_on_gpu(q):
         return _inputs_of(own.score, own.mask)
     return _library_inputs(launch.library(), own.score, own.mask, DTYPES[q.dtype], head_size)
 

@@ -24,8 +24,8 @@ LAYER = "torch.ops.pyfmha.attention"
 KEPT = 256
 """Problems that are kept prepared. One costs a plugin object, some KiB."""
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
-"""Of Q, K and V to Out and the log-sum-exp."""
+Call = Callable[..., tuple[torch.Tensor, Any]]
+"""Of Q, K and V, and the other inputs, to Out and the log-sum-exp."""
 
 _lock = threading.Lock()
 
@@ -259,16 +259,18 @@ def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) ->
 
 
 def caller(ready: Ready, pair: bool) -> Call:
-    """:func:`launch` for Q, K and V alone, at half of its time where nothing is needed but memory for Out."""
+    """:func:`launch` at half of its time where nothing is needed but memory for Out."""
     enqueue, copied, shape, strides, dtype, device, of_lse, _, workspace_bytes, _ = ready
     if copied or of_lse is not None or workspace_bytes:
-        return lambda q, k, v: launch(ready, (q, k, v), pair)
+        return lambda *tensors: launch(ready, tensors, pair)
 
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def call(q: Any, k: Any, v: Any, *more: Any) -> tuple[torch.Tensor, Any]:
         if _current_device() != device:
-            return launch(ready, (q, k, v), pair)
+            return launch(ready, (q, k, v, *more), pair)
         out = empty(shape, strides, dtype)
         addresses = [q.data_ptr(), k.data_ptr(), v.data_ptr()]
+        if more:
+            addresses += [tensor.data_ptr() for tensor in more]
         enqueue((), (), addresses, [out.data_ptr()], 0, _stream_of(device))
         return out, (empty((0,), (1,), torch.float32) if pair else None)
 

@@ -12,6 +12,7 @@ import torch
 
 from pyfmha.errors import PluginError
 from pyfmha.torch import cpu
+from pyfmha.torch.direct import launch_at_once
 from pyfmha.torch.functions import Own, extended, on_cpu
 from pyfmha.torch.launch import KEPT, Ready, launch, lse_shape, out_strides, prepare
 from pyfmha.torch.plain import Recent
@@ -84,6 +85,17 @@ def ready_for(
     return ready, tensors
 
 
+def check_given(q: Any, k: Any, v: Any) -> None:
+    """Refuse None for a tensor, which PyTorch's dispatcher passes on where another tells it the device.
+
+    Raises:
+        PluginError: saying which.
+    """
+    if q is None or k is None or v is None:
+        missing = ", ".join(name for name, tensor in zip("qkv", (q, k, v), strict=True) if tensor is None)
+        raise PluginError(f"{missing} is None; q, k and v are tensors of PyTorch")
+
+
 def differentiated(*tensors: torch.Tensor | None) -> bool:
     """Whether a gradient may be asked for with respect to one of some tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -106,18 +118,20 @@ def _refusing(*arguments: Any) -> Pair:
     return pair
 
 
-def _plain_on_gpu(q: Any, k: Any, v: Any, scale: float, causal: bool = False) -> Pair:
-    found = _known.get((scale, causal))
+def _plain_on_gpu(q: Any, k: Any, v: Any, *keywords: Any) -> Pair:
+    found = _known.get(keywords)
     if found is not None and found[0](q, k, v):  # none of them needs a gradient
         return found[1](q, k, v)
+    check_given(q, k, v)
     if differentiated(q, k, v):
-        return _refusing(q, k, v, scale, causal)
-    ready, _ = ready_for(q, k, v, scale, causal)
-    return _recent.keep((scale, causal), q, k, v, ready)(q, k, v)
+        return _refusing(q, k, v, *keywords)
+    ready, _ = ready_for(q, k, v, *keywords)
+    return _recent.keep(keywords, (q, k, v), ready)(q, k, v)
 
 
 def _on_gpu(*arguments: Any) -> Pair:
     q, k, v, *keywords = arguments
+    check_given(q, k, v)
     if torch.is_grad_enabled() and (
         q.requires_grad
         or k.requires_grad
@@ -130,7 +144,7 @@ def _on_gpu(*arguments: Any) -> Pair:
     found = _known.get(tuple(keywords))
     if found is not None and found[0](q, k, v):
         return found[1](q, k, v)
-    return _recent.keep(tuple(keywords), q, k, v, ready_for(*arguments)[0])(q, k, v)
+    return _recent.keep(tuple(keywords), (q, k, v), ready_for(*arguments)[0])(q, k, v)
 
 
 def _prepared(
@@ -166,6 +180,7 @@ def _on_cpu(
         scale, causal, bottom_right, window_left, window_right, softcap, layout, q_lengths, kv_lengths, cu_seqlens_q,
         cu_seqlens_kv, return_lse, bias, mask, sinks,
     )  # fmt: skip
+    check_given(q, k, v)
     if differentiated(q, k, v, bias, sinks):
         return _refusing(q, k, v, *keywords)
     return computed(q, k, v, *keywords)
@@ -230,6 +245,9 @@ for _name, _called in (("attention", NAME), ("attention.full", FULL_NAME)):
     torch.library.register_fake(_called, fake, lib=_library)
 attention_op, plain_op = torch.ops.pyfmha.attention.full, torch.ops.pyfmha.attention.default
 """The operator with every keyword, and with the first alone."""
+KEYWORDS = {argument.name: argument.default_value for argument in attention_op._schema.arguments[3:]}
+"""Those of ``full``, with their defaults."""
+launch_at_once(torch.ops.pyfmha.attention, _recent, KEYWORDS)
 
 
 def operator_for(arguments: Sequence[Any]) -> tuple[Any, Sequence[Any]]:

@@ -3,7 +3,7 @@
 It takes 2.4 us for an operator with as many arguments as ours that does nothing, as long as all that a launch needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ def undispatched(q: Any, k: Any, v: Any, more: tuple[Any, ...] = ()) -> bool:
     )
 
 
+def unseen() -> bool:
+    """Whether nobody looks on of those whom the guards of :class:`Recent` do not know: no mode, no profile."""
+    return not (_function_modes() or _profiled())
+
+
 # By this the code that PyTorch's compiler made knows tensors again: their types, sizes, strides and devices, whether
 # they need a gradient, and what the dispatcher would do with them on this thread; in 0.3 us.
 _TensorGuards: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None)
@@ -75,28 +80,32 @@ class Recent:
         self._pair = pair
         self.calls: dict[Any, tuple[Callable[..., bool], Call]] = {}
 
-    def find(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any) -> Call | None:
+    def find(self, asked: tuple[Any, ...], *tensors: Any) -> Call | None:
         """That; None where they are not alike, or somebody looks on.
 
         Not to be asked while PyTorch's compiler reads the program.
 
         Args:
-            asked: the keywords: numbers and texts.
-            q, k, v: all the tensors.
+            asked: the keywords: numbers and texts, and which tensors there are.
+            tensors: Q, K and V, and all others.
         """
         found = self.calls.get(asked)
-        if found is None or not found[0](q, k, v) or _function_modes() or _profiled():
-            return None
-        return found[1]
+        return found[1] if found is not None and found[0](*tensors) and unseen() else None
 
-    def keep(self, asked: tuple[Any, ...], q: Any, k: Any, v: Any, ready: Ready) -> Call:
-        """Know tensors again, unless one may need a gradient, which the guards do not ask the mode for; the call."""
+    def keep(self, asked: tuple[Any, ...], tensors: Sequence[Any], ready: Ready) -> Call:
+        """Know tensors again, unless one may need a gradient, which the guards do not ask the mode for; the call.
+
+        Args:
+            asked: as of :meth:`find`.
+            tensors: as there, those that are launched with: what is converted first is converted anew each time.
+            ready: for them.
+        """
         call = caller(ready, self._pair)
-        if _TensorGuards is None or q.requires_grad or k.requires_grad or v.requires_grad:
+        if _TensorGuards is None or any(tensor.requires_grad for tensor in tensors):
             return call
         if len(self.calls) >= MOST_RECENT:
             self.calls.clear()
-        alike = _TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        alike = _TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
         self.calls[asked] = alike, call
         return call
 

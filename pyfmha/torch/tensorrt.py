@@ -1,8 +1,8 @@
 """Torch-TensorRT: converters that put the plugin into the engines it builds. Importing this module registers them.
 
-``torch.ops.pyfmha.attention`` and, before Torch-TensorRT's own converter, ``aten.scaled_dot_product_attention`` become
-the plugin's layer where they are served and the library holds the function; others are left to Torch-TensorRT, and the
-logger ``pyfmha.torch.tensorrt`` says why (level INFO).
+``torch.ops.pyfmha.attention``, ``attention_with`` (score and mask functions) and, before Torch-TensorRT's own
+converter, ``aten.scaled_dot_product_attention`` become the plugin's layer where they are served and the library holds
+the function; others are left to Torch-TensorRT, and the logger ``pyfmha.torch.tensorrt`` says why (level INFO).
 
 Written after the sources of Torch-TensorRT 2.13 and 2.14 (``dynamo/conversion/_ConverterRegistry.py``, whose registry
 finds these); not yet run with it, as it needs the full TensorRT. With its setting ``decompose_attention=True`` (by
@@ -18,13 +18,17 @@ from typing import Any
 
 import torch
 
+from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.operators.description import DATA_TYPES
 from pyfmha.torch.functional import beside_of_mask, why_not_mask, why_not_shapes
+from pyfmha.torch.functions import Own, extended
 from pyfmha.torch.launch import library
 from pyfmha.torch.operator import attention_op, plain_op
 from pyfmha.torch.settings import Settings, problem_of
+from pyfmha.torch.with_functions import attention_with_op
 from pyfmha.trt.attention.beside import BESIDE
+from pyfmha.trt.attention.functions import FunctionInputs, operator_for
 from pyfmha.trt.attention.network import add_attention
 
 try:
@@ -36,6 +40,7 @@ except Exception as error:  # it raises its own where libnvinfer is missing
     ) from error
 
 LOGGER = logging.getLogger(__name__)
+OURS = (attention_op, plain_op, attention_with_op)
 LENGTHS = ("q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_kv")
 
 
@@ -54,7 +59,7 @@ def _served(node: Any, settings: Any = None) -> bool:
     """Whether a node becomes the plugin's: a ``capability_validator``."""
     given = _arguments(node.target, node.args, node.kwargs)
     try:
-        why = _why_not(given, node.target in (attention_op, plain_op))
+        why = _why_not(given, node.target in OURS)
     except PyfmhaError as error:
         why = str(error)
     if why is not None:
@@ -88,6 +93,11 @@ def _why_not(given: Mapping[str, Any], ours: bool) -> str | None:
         return "heads or head size are dynamic"
     settings = _settings(given, q.shape[-1])
     problem = problem_of(q, k, v, settings, frozenset(lengths), given.get("return_lse", False), beside)
+    if "inputs" in given:
+        values = [one.meta.get("val") if isinstance(one, torch.fx.Node) else one for one in given["inputs"]]
+        if any(value is None for value in values):
+            return "the shape of a function's input is not known"
+        problem = extended(problem, _own(given, values), q, of_library=True)
     if problem.function_name not in library():
         return f"{library().path} does not hold {problem.function_name}"
     return None
@@ -115,18 +125,24 @@ def _settings(given: Mapping[str, Any], size: int) -> Settings:
     )
 
 
+def _own(given: Mapping[str, Any], tensors: Sequence[Any]) -> Own:
+    return Own(given["score_function"], given["mask_function"], tuple(tensors), tuple(given["numbers"]))
+
+
 @dynamo_tensorrt_converter(plain_op, capability_validator=_served, supports_dynamic_shapes=True)  # type: ignore[untyped-decorator]
 @dynamo_tensorrt_converter(attention_op, capability_validator=_served, supports_dynamic_shapes=True)  # type: ignore[untyped-decorator]
+@dynamo_tensorrt_converter(attention_with_op, capability_validator=_served, supports_dynamic_shapes=True)  # type: ignore[untyped-decorator]
 def convert_attention(
     ctx: Any, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
 ) -> tuple[Any, ...]:
-    """``torch.ops.pyfmha.attention`` as the plugin's layer.
+    """``torch.ops.pyfmha.attention`` and ``attention_with`` as the plugin's layer.
 
     Returns:
         Out, and the log-sum-exp where it is asked for: ``ITensor``.
 
     Raises:
         PluginError: TensorRT refused the layer.
+        LibraryError: the library has not the functions.
     """
     given = _arguments(target, args, kwargs)
     q, k, v = (get_trt_tensor(ctx, given[part], f"{name}_{part}") for part in ("q", "k", "v"))
@@ -136,6 +152,8 @@ def convert_attention(
         for part in (*LENGTHS, *BESIDE)
         if given.get(part) is not None
     }
+    if target is attention_with_op:
+        more |= _functions(ctx, given, (q, v), name, more.get("mask"))
     return_lse = given.get("return_lse", False)
     layout: Any = settings.layout
     out = add_attention(
@@ -144,6 +162,20 @@ def convert_attention(
         layout=layout, return_lse=return_lse, name=name, **more,
     )  # fmt: skip
     return tuple(out) if return_lse else (out,)
+
+
+def _functions(ctx: Any, given: Mapping[str, Any], sized: Sequence[Any], name: str, mask: Any) -> dict[str, Any]:
+    """The keywords that the functions are: they, by name and digest, and what they are given, by name."""
+    own = _own(given, [])
+    dtype = next(kind for kind, number in DATA_TYPES.items() if number == int(sized[0].dtype))
+    size = next(size for size in HEAD_SIZES if max(tensor.shape[-1] for tensor in sized) <= size)
+    inputs = FunctionInputs(operator_for(own.asked, library(), dtype, size))
+    values: dict[str, Any] = dict(zip(inputs.numbers, own.numbers, strict=True))
+    for input_name, value in zip(inputs.tensors, given["inputs"], strict=True):
+        values[input_name] = get_trt_tensor(ctx, value, f"{name}_{input_name}")
+    shown = tuple(one for one in (mask, own.asked.mask) if one is not None)
+    keywords = {"score": own.asked.score, "mask": shown or None}
+    return {**keywords, "score_inputs" if own.score else "mask_inputs": values}
 
 
 @dynamo_tensorrt_converter(  # type: ignore[untyped-decorator]

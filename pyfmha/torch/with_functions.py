@@ -8,7 +8,7 @@ from pyfmha.errors import PluginError
 from pyfmha.torch import operator
 from pyfmha.torch.functions import Own
 from pyfmha.torch.launch import launch
-from pyfmha.torch.operator import Pair, computed, differentiated, fake, ready_for
+from pyfmha.torch.operator import Pair, check_given, computed, differentiated, fake, ready_for
 
 NAME = "pyfmha::attention_with"
 SCHEMA = operator.FULL_SCHEMA.replace(
@@ -33,6 +33,7 @@ class NoGradient(torch.autograd.Function):  # type: ignore[misc]
 
 def _called(call: Any, arguments: Any) -> Pair:
     q, k, v, score, mask, inputs, numbers, *keywords = arguments
+    check_given(q, k, v)
     own = Own(score, mask, tuple(inputs), tuple(numbers))
     tensors = [*inputs, *(one for one in keywords if isinstance(one, torch.Tensor))]
     if differentiated(q, k, v, *tensors):

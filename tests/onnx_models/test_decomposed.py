@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from models import BOOL, FLOAT, FLOAT16, INT64, Graph, attention, counted, heads, size
-from proofs import features_of, problem_of
+from proofs import features_of, problem_of, reason_of
 
 from pyfmha.onnx import replace_attention
 
@@ -30,6 +30,115 @@ def test_a_scale_wherever_it_stands(where: str) -> None:
 
     assert problem.softmax_scale == (1.0 if where == "none" else 0.25)
     assert (problem.num_heads, problem.head_size, problem.dtype, problem.causal) == (4, 16, "fp32", False)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), ("batch", 4, "rows", 1), (1,)], ids=str)
+def test_scales_of_heads_and_rows_multiply_q(shape: tuple[int | str, ...]) -> None:
+    """As Swin v2's do."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    factor = graph.op("Exp", graph.input("factor", shape))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Add", graph.op("Mul", factor, s), _bias(graph))))
+
+    problem = problem_of(graph.model())
+
+    assert (problem.softmax_scale, problem.num_heads) == (0.25, 4)
+
+
+def _bias(graph: Graph) -> str:
+    return graph.input("bias", (1, 4, "rows", "keys"))
+
+
+def _shifted(graph: Graph, windows: tuple[int, ...], groups: str = "groups") -> str:
+    """Attention of windows, of which each of one image has a mask of its own, added twice as Swin v2 does."""
+    q, k, v = heads(graph, *((f"4*{groups}", 4, 9, 16),) * 2)
+    masks = [graph.constant(np.where(np.random.default_rng(at).random((*windows, 9, 9)) > 0.3, 0, -5.0).astype("f"))
+             for at in range(2)]  # fmt: skip
+    scale = graph.constant(np.array([0.5, 1, 2, 3], np.float32).reshape(4, 1, 1))
+
+    def change(scores: str) -> str:
+        scores = graph.op("Mul", scores, scale)
+        scores = graph.op("Reshape", scores, graph.constant(np.array([-1, 4, 4, 9, 9])))
+        for mask in masks:
+            scores = graph.op("Add", scores, mask)
+        return str(graph.op("Reshape", scores, graph.constant(np.array([-1, 4, 9, 9]))))
+
+    return attention(graph, q, k, v, mask=change)
+
+
+def test_masks_of_the_windows_of_an_image_are_a_bias_of_all() -> None:
+    graph = Graph()
+    graph.output(_shifted(graph, (1, 4, 1)))
+
+    assert features_of(graph.model(), groups=3).bias == "fp32"
+
+
+def test_masks_of_groups_of_windows_are_left_alone() -> None:
+    """They would be another for each image."""
+    graph = Graph()
+    graph.output(_shifted(graph, (1, 1, 4)))
+
+    assert "no product of Q and K with scales and masks" in reason_of(graph.model())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_within_the_batch_that_softmax_has_on_their_own(causal: bool) -> None:
+    """As BLOOM has them, with a bias of each head before, and a mask behind."""
+    graph = Graph()
+    q, k, v = heads(graph, ("4*batch", "rows", 16), ("4*batch", "keys", 16))
+    graph.input("alibi", ("4*batch", 1, "keys"))
+    scores = graph.op("Mul", graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1])), graph.constant(0.25))
+    scores = graph.op("Add", graph.op("Mul", "alibi", graph.constant(0.5)), scores)
+    sizes = [graph.op("Shape", x, start=1, end=2) for x in (q, k)]
+    apart, joined = (graph.op("Concat", graph.constant(np.array(x)), *sizes, axis=0) for x in ([-1, 4], [-1]))
+    scores = graph.op("Reshape", scores, apart)
+    if causal:
+        rows, keys = (graph.op("Unsqueeze", counted(graph, x), graph.constant(np.array([axis])))
+                      for x, axis in zip(sizes, (1, 0), strict=True))  # fmt: skip
+        scores = graph.op("Where", graph.op("LessOrEqual", keys, rows), scores, graph.constant(-1e38))
+    weights = graph.op("Reshape", graph.op("Softmax", scores, axis=-1), joined)
+    graph.output(graph.op("MatMul", weights, v, name="attention"), rank=3)
+
+    problem = problem_of(graph.model(), keys=5, rows=5)
+
+    assert (problem.num_heads, problem.head_size, problem.softmax_scale) == (4, 16, 0.25)
+    assert problem.features is not None
+    assert problem.features.bias == "fp32"
+
+
+def test_reshapes_that_change_nothing() -> None:
+    """As Falcon has them before and behind Softmax."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    same = graph.constant(np.array([0, 4, 0, -1]))
+    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2]))
+    weights = graph.op("Softmax", graph.op("Reshape", scores, same), axis=-1)
+    graph.output(graph.op("MatMul", graph.op("Reshape", weights, same), v))
+
+    assert problem_of(graph.model()).softmax_scale == 1
+
+
+def test_what_is_taken_from_scores_is_added_with_the_other_sign() -> None:
+    """As XLNet's mask is, times a number."""
+    graph = Graph()
+    q, k, v = heads(graph)
+    hidden = graph.op("Mul", graph.op("Cast", graph.op("Not", graph.input("seen", ("rows", "keys"), BOOL)), to=FLOAT),
+                      graph.constant(5.0))  # fmt: skip
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Sub", s, hidden)))
+
+    assert features_of(graph.model()).bias == "fp32"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_causal_mask_that_is_taken_from_scores(sign: int) -> None:
+    graph = Graph()
+    q, k, v = heads(graph)
+    rows, keys = _rows_and_keys(graph)
+    hidden = graph.op("Cast", graph.op("Greater", keys, rows), to=FLOAT)
+    mask = graph.op("Mul", hidden, graph.constant(3e38 * sign))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Sub" if sign > 0 else "Add", s, mask)))
+
+    assert problem_of(graph.model()).causal
 
 
 def _rows_and_keys(graph: Graph) -> tuple[str, str]:
@@ -128,6 +237,35 @@ def test_a_band_without_causality_is_a_window_on_both_sides() -> None:
     features = features_of(graph.model())
 
     assert features.window == (2, 1)
+
+
+@pytest.mark.parametrize("shows", ["near", "not far", "negative"])
+def test_a_distance_of_query_and_key_is_a_window(shows: str) -> None:
+    """As ModernBERT has it."""
+    graph = Graph()
+    q, k, v = heads(graph, k=("batch", 4, "rows", 16))
+    distance = graph.op("Abs", graph.op("Sub", *_rows_and_keys(graph)))
+    if shows == "near":
+        seen = graph.op("LessOrEqual", distance, graph.constant(np.int64(2)))
+    elif shows == "not far":
+        seen = graph.op("Not", graph.op("Less", graph.constant(np.int64(2)), distance))
+    else:
+        seen = graph.op("Greater", graph.op("Neg", distance), graph.constant(np.int64(-3)))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Where", seen, s, graph.constant(-np.inf))))
+
+    assert features_of(graph.model()).window == (2, 2)
+
+
+def test_what_hides_the_near_keys_is_no_window() -> None:
+    graph = Graph()
+    q, k, v = heads(graph, k=("batch", 4, "rows", 16))
+    distance = graph.op("Abs", graph.op("Sub", *_rows_and_keys(graph)))
+    seen = graph.op("GreaterOrEqual", distance, graph.constant(np.int64(2)))
+    graph.output(attention(graph, q, k, v, mask=lambda s: graph.op("Where", seen, s, graph.constant(-1e38))))
+
+    features = features_of(graph.model(), rows=5)
+
+    assert (features.window, features.bias) == ((-1, -1), "fp32")
 
 
 def test_lengths_become_lengths() -> None:

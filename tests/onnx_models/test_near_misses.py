@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from models import BOOL, FLOAT, FLOAT16, INT64, Graph, attention, counted, heads, size
-from proofs import problem_of, reason_of, report_of
+from proofs import features_of, problem_of, reason_of, report_of
 
 from pyfmha.errors import OnnxError
 from pyfmha.onnx import replace_attention
@@ -63,14 +63,21 @@ NO_MASK = {
     "a scale behind a soft cap": (
         lambda g, s: g.op("Mul", g.op("Mul", g.op("Tanh", s), g.constant(3.0)), g.constant(2.0)), "after the soft cap",
     ),
-    "a scale for each head": (
-        lambda g, s: g.op("Mul", s, g.constant(np.linspace(1, 2, 4).reshape(4, 1, 1))), "no product of Q and K",
+    "a scale for each key": (
+        lambda g, s: g.op("Mul", s, g.input("of_keys", ("keys",))), "which is not proven one for all keys",
     ),
+    "a scale for each head behind a mask": (
+        lambda g, s: g.op("Mul", where(-np.inf)(g, s), g.constant(np.ones((4, 1, 1)))), "after a soft cap or a mask",
+    ),
+    "scores that are taken away": (lambda g, s: g.op("Sub", g.constant(1.0), s), "no product of Q and K"),
     "zeros in the place of scores": (lambda g, s: g.op("Trilu", s, upper=0), "no product of Q and K"),
     "keys hidden from all by a number": (
-        where(-np.inf, lambda g: _first_keys(g)), "no causal mask, window or length",
+        where(-np.inf, lambda g: g.op("Not", _first_keys(g))), "no causal mask, window or length",
     ),
-    "two rules of which one is enough": (where(-np.inf, lambda g: g.op("Or", _causal(g), _first_keys(g))), "by a rule"),
+    "keys hidden by minus infinity behind some that are by a number": (
+        lambda g, s: where(-np.inf, lambda g: g.op("Not", _first_keys(g)))(g, where(-3e38)(g, s)),
+        "no causal mask, window or length",
+    ),
     "finite lengths": (where(-3e38, lambda g: _lengths(g, "k", 2)), "may have length 0"),
     "lengths of queries": (where(-np.inf, lambda g: _lengths(g, "q", 3)), "no causal mask, window or length"),
 }  # fmt: skip
@@ -79,6 +86,33 @@ NO_MASK = {
 @pytest.mark.parametrize(("change", "reason"), NO_MASK.values(), ids=list(NO_MASK))
 def test_masks_and_scales(change: Callable[[Graph, str], str], reason: str) -> None:
     assert reason in reason_of(masked(change))
+
+
+WITHOUT_WORDS = {
+    "keys shown to all by a number": (where(-np.inf, lambda g: _first_keys(g)), True),
+    "two rules of which one is enough": (where(-np.inf, lambda g: g.op("Or", _causal(g), _first_keys(g))), True),
+    "keys that may all be hidden by a finite number": (where(-3e38, lambda g: g.op("Not", _first_keys(g))), False),
+}
+
+
+@pytest.mark.parametrize(("change", "mask"), WITHOUT_WORDS.values(), ids=list(WITHOUT_WORDS))
+def test_a_rule_without_words_is_a_tensor(change: Callable[[Graph, str], str], mask: bool) -> None:
+    """Where each query sees a key, or the model averages all values as we do."""
+    features = features_of(masked(change), rows=5, keys=3)
+
+    assert (features.mask, features.bias) == ((True, "") if mask else (False, "fp32"))
+
+
+def test_weights_that_are_reshaped_are_found() -> None:
+    """Here into something else than a batch of heads, as BLOOM and DeBERTa have."""
+    graph = Graph()
+    q, k, v = heads(graph, (8, "rows", 16), (8, "keys", 16))
+    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1]))
+    by_heads = graph.op("Reshape", scores, graph.constant(np.array([2, 4, 5, 7])))
+    weights = graph.op("Reshape", graph.op("Softmax", by_heads, axis=-1), graph.constant(np.array([1, 8, 5, 7])))
+    graph.output(graph.op("MatMul", weights, graph.op("Unsqueeze", v, graph.constant(np.array([0])))))
+
+    assert "reshaped between Softmax and the second product" in reason_of(graph.model())
 
 
 def test_scores_that_a_mask_makes_more() -> None:

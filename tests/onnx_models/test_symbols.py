@@ -98,7 +98,10 @@ def _numbers(graph: Graph) -> st.SearchStrategy[str]:
                               size(graph, "q", 0), size(graph, "q", 1)])  # fmt: skip
     return st.recursive(
         leaves,
-        lambda inner: st.tuples(st.sampled_from(["Add", "Sub"]), inner, inner).map(lambda t: graph.op(*t)),
+        lambda inner: st.one_of(
+            st.tuples(st.sampled_from(["Add", "Sub"]), inner, inner).map(lambda t: graph.op(*t)),
+            st.tuples(st.sampled_from(["Abs", "Neg"]), inner).map(lambda t: graph.op(*t)),
+        ),
         max_leaves=4,
     )
 

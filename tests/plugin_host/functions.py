@@ -1,11 +1,14 @@
 """Attention with users' functions for the tests of plugins: stand-ins for the library's functions, with plugins."""
 
+import importlib.util
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from helpers import TESTS
 from trt_double.scene import SIZE, biased_standin
 
@@ -75,3 +78,29 @@ def random_function_values(name: str, chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.1:
         values[f"{kinds[name][0]}_function"] = chance.choice(("alibi:0123456789abcdef", "", "other"))
     return values
+
+
+def own_functions() -> Any:
+    """The functions of ``functions_of_tests.py``, as a user's program imports them."""
+    spec = importlib.util.spec_from_file_location("functions_of_tests", OWN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault("functions_of_tests", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def alibi_of(memory: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """ALiBi from what reached the driver."""
+    slopes = memory(given["slopes"], (given["num_heads"],), np.float32)
+    return {"score": lambda s, b, h, i, j: s + slopes[h] * (j - i)}
+
+
+def soft_near_of(memory: Any, given: dict[str, Any]) -> dict[str, Any]:
+    caps, width = memory(given["caps"], (given["num_heads"],), np.float32), given["width"]
+    caps = np.where(caps > 0, caps, 1)  # while an engine is built there are zeros
+    return {
+        "score": lambda s, b, h, i, j: caps[h] * np.tanh(s / caps[h]),
+        "seen": lambda b, h, i, j: (i - j < width) & (j <= i),
+    }

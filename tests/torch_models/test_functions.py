@@ -1,6 +1,5 @@
 """Functions of a user's on PyTorch's tensors: on the CPU against formulas, on the fake driver what is launched."""
 
-import importlib.util
 import math
 import struct
 import warnings
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import FakeCuda
-from plugin_host.functions import OWN as OWN_FILE
+from plugin_host.functions import own_functions
 from torch_gpu import attention_with_op, forget, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
@@ -32,15 +31,6 @@ from pyfmha.torch.functions import _names
 from pyfmha.torch.with_functions import attention_with_op as real_op
 
 pytest_plugins = ("trt_double.fixtures", "plugin_host.operators", "plugin_host.attention")
-
-
-def own_functions() -> Any:
-    spec = importlib.util.spec_from_file_location("functions_of_tests", OWN_FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 OWN = own_functions()

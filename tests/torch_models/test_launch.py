@@ -1,10 +1,12 @@
 """What the operator launches, on the fake driver: PyTorch's CPU memory stands for the GPU's, and no kernel runs."""
 
 import math
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_gpu import STREAM, attention_op, plain_op, torch_gpu
+from torch_gpu import DISPATCHED, STREAM, attention_op, plain_op, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
 import pyfmha.torch
@@ -23,7 +25,7 @@ from pyfmha.attention import forward
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
-from pyfmha.torch import functional, operator, plain
+from pyfmha.torch import direct, functional, operator, plain
 from pyfmha.torch import launch as launching
 
 pytest_plugins = ("trt_double.fixtures",)
@@ -93,17 +95,16 @@ WHY_NOT = functional.why_not
 CALLS: dict[str, Callable[..., Any]] = {
     "operator": lambda *tensors: attention_op(*tensors, SIZE**-0.5)[0],
     "operator of few keywords": lambda *tensors: plain_op(*tensors, SIZE**-0.5)[0],
+    "operator by its name": lambda *tensors: torch.ops.pyfmha_fake_gpu.attention(*tensors, SIZE**-0.5, False)[0],
+    "operator, keywords by name": lambda *tensors: attention_op(*tensors, softcap=0.0, scale=SIZE**-0.5)[0],
+    "operator past its own calls": lambda *tensors: DISPATCHED["default"](*tensors, SIZE**-0.5)[0],
     "attention": pyfmha.torch.attention,
     "drop-in": pyfmha.torch.scaled_dot_product_attention,
 }
 
 
-@pytest.mark.parametrize("inference", [True, False], ids=["inference", "gradients"])
-@pytest.mark.parametrize("name", CALLS)
-def test_a_call_like_the_one_before_is_known_again(
-    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, inference: bool
-) -> None:
-    """By shapes, strides and types: then nothing is looked up, and what is launched is right for these tensors."""
+def count_lookups(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Counts what is looked up from here on."""
     looked_up, look_up = [], operator.ready_for
 
     def counted(*given: Any, **named: Any) -> Any:
@@ -112,6 +113,16 @@ def test_a_call_like_the_one_before_is_known_again(
 
     for module in (operator, functional):
         monkeypatch.setattr(module, "ready_for", counted)
+    return looked_up
+
+
+@pytest.mark.parametrize("inference", [True, False], ids=["inference", "gradients"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_like_the_one_before_is_known_again(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, inference: bool
+) -> None:
+    """By shapes, strides and types: then nothing is looked up, and what is launched is right for these tensors."""
+    looked_up = count_lookups(monkeypatch)
     q, k, _ = tensors()
     turned = k.transpose(1, 2).contiguous().transpose(1, 2)
     with torch.inference_mode(inference):
@@ -128,6 +139,62 @@ def test_a_call_like_the_one_before_is_known_again(
 
 
 INTS = torch.tensor([3, 9], dtype=torch.int32)
+OTHERS: dict[str, dict[str, Any]] = {
+    "lengths": {"q_lengths": INTS, "kv_lengths": INTS},
+    "bias": {"bias": torch.zeros(40, 50)},
+    "mask and sinks": {"mask": torch.ones(50).bool(), "sinks": torch.ones(HEADS)},
+    "the log-sum-exp": {"return_lse": True}, "lengths of int64": {"kv_lengths": INTS.long()},
+    "sinks with gaps": {"sinks": torch.ones(2 * HEADS)[::2]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_calls_with_other_tensors_are_known_again(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is launched as it is given: what is converted first is so each time. Other memory is other memory."""
+    looked_up = count_lookups(monkeypatch)
+    for _ in range(3):
+        keywords = {key: x.clone() if isinstance(x, torch.Tensor) and x.is_contiguous() else x
+                    for key, x in OTHERS[name].items()}  # fmt: skip
+        result = pyfmha.torch.attention(*tensors(), **keywords)
+        params = fake_gpu.launches()[-1].params
+        found = {struct.unpack("<Q", raw)[0] for raw in params if len(raw) == 8}
+        converted = name in ("lengths of int64", "sinks with gaps")
+        given = [x.data_ptr() for x in keywords.values() if isinstance(x, torch.Tensor)]
+        assert found.issuperset(given) != converted
+        assert result[1].data_ptr() in found if "return_lse" in keywords else result.data_ptr() in found
+    assert len(looked_up) == (3 if converted else 1)
+
+
+def test_other_tensors_of_other_forms_are_another_call(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = count_lookups(monkeypatch)
+    given: list[dict[str, Any]] = [
+        {"q_lengths": INTS}, {"kv_lengths": INTS}, {"bias": torch.zeros(40, 50)}, {"bias": torch.zeros(40, 50).half()},
+        {"bias": torch.zeros(50, 40).T}, {"mask": torch.zeros(40, 50).bool()}, {},
+    ]  # fmt: skip
+    for keywords in given:
+        pyfmha.torch.attention(*tensors(), **keywords)
+    assert len(looked_up) == len(given)
+    assert len({one.params[9:] for one in fake_gpu.launches()}) >= 5
+    with pytest.raises(PluginError, match="kv_lengths is"):
+        pyfmha.torch.attention(*tensors(), kv_lengths=INTS[:1])
+    bias = torch.zeros(40, 50, requires_grad=True)
+    with pytest.raises(PluginError, match="attention has no gradient here"):
+        pyfmha.torch.attention(*tensors(), bias=bias).sum().backward()
+
+
+def test_a_mask_of_the_drop_in_is_known_again(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = count_lookups(monkeypatch)
+    masks = [torch.ones(40, 50).bool(), torch.zeros(40, 50), torch.ones(1, 50).bool(), None]
+    for number, mask in enumerate(masks):
+        for _ in range(3):
+            pyfmha.torch.scaled_dot_product_attention(*tensors(), attn_mask=mask)
+        found = {struct.unpack("<Q", raw)[0] for raw in fake_gpu.launches()[-1].params if len(raw) == 8}
+        assert mask is None or mask.data_ptr() in found
+        assert len(looked_up) == number + 1
+
+
 PASSED: list[tuple[dict[str, Any], dict[str, float], set[str]]] = [
     ({}, {"sm_scale": 32**-0.5, "softcap": 0.0, "window_left": -1, "window_right": -1, "bottom_right": 0}, set()),
     ({"causal": True, "window": (3, 5)}, {"window_left": 3, "window_right": 0, "bottom_right": 0}, set()),
@@ -186,7 +253,11 @@ def test_other_keywords_are_another_call(fake_gpu: FakeCuda) -> None:
     assert [pointers(one.params)[1] != 0 for one in second] == [bool(keywords.get("return_lse")) for keywords in given]
 
 
-@pytest.mark.parametrize("name", ["attention", "drop-in"])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("attention", "drop-in", "operator by its name") else pytest.param(name, marks=pytest.mark.long)
+     for name in CALLS],
+)  # fmt: skip
 def test_who_looks_on_sees_the_operator(fake_gpu: FakeCuda, name: str) -> None:
     """Modes, transforms, traces, profiles and subclasses of tensors, also after calls that were known again."""
     q, k, v = tensors()
@@ -214,17 +285,23 @@ def test_who_looks_on_sees_the_operator(fake_gpu: FakeCuda, name: str) -> None:
         call(q, k, v)
     with Function():
         call(q, k, v)
-    assert len([seen for seen in Looking.seen if seen in (operator.attention_op, operator.plain_op)]) == 2
+    packets = torch.ops.pyfmha.attention, torch.ops.pyfmha_fake_gpu.attention
+    overloads = [overload for packet in packets for overload in (packet, packet.default, packet.full)]
+    if name != "operator past its own calls":  # it is what a mode for functions in Python sees called
+        assert len([seen for seen in Looking.seen if seen in overloads]) == 2
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call(q, k, v)
-    assert "pyfmha::attention" in {event.name for event in profiled.events()}
+    seen = {event.name for event in profiled.events()}
+    assert seen & {"pyfmha::attention", "pyfmha_fake_gpu::attention"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated, and head sizes are constants
         traced = torch.jit.trace(lambda x: call(x, k, v), q, check_trace=False)
-    assert "pyfmha::attention" in str(traced.graph)
+    assert re.search("pyfmha(_fake_gpu)?::attention", str(traced.graph))
     assert isinstance(call(q.as_subclass(Own), k, v), Own)
-    assert "pyfmha.attention" in make_fx(lambda x: call(x, k, v))(q).code
-    assert len(fake_gpu.launches()) == launched
+    assert re.search(r"pyfmha(_fake_gpu)?\.attention", make_fx(lambda x: call(x, k, v))(q).code)
+    if not name.startswith("operator"):  # the real one is PyTorch's arithmetic here
+        assert len(fake_gpu.launches()) == launched
+    launched = len(fake_gpu.launches())
     call(q, k, v)
     assert len(fake_gpu.launches()) == launched + 1
 
@@ -305,6 +382,118 @@ def test_what_is_known_again_is_bounded(fake_gpu: FakeCuda, monkeypatch: pytest.
     for scale in (0.5, 0.25, 0.125, 0.5):
         pyfmha.torch.attention(*tensors(), scale=scale)
     assert len(functional._recent.calls) == 2
+
+
+SPELLED: list[tuple[str, tuple[Any, ...], dict[str, Any], bool]] = [
+    ("_op", (0.5,), {}, True), ("_op", (0.5, False), {}, True), ("_op", (), {"scale": 0.5, "causal": True}, True),
+    ("default", (0.5,), {"causal": False}, True), ("default", (0.5, True), {}, True),
+    ("full", (0.5,), {"window_left": 3, "softcap": 2.0}, True), ("full", (0.5, True, False, 3), {}, True),
+    ("full", (0.5,), {"layout": "bhsd", "bias": None}, True), ("_op", (0.5,), {"window_right": 4}, True),
+    ("full", (0.5,), {"kv_lengths": INTS}, False), ("full", (0.5,), {"return_lse": True}, False),
+]  # fmt: skip
+
+
+def counted_operator(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+    """An operator whose calls are looked after, and what the dispatcher gets of them."""
+    monkeypatch.setattr(torch.jit._builtins, "_register_builtin", lambda function, name: None)
+    got: list[Any] = []
+
+    def counted(call: Any) -> Any:
+        def dispatched(*arguments: Any, **named: Any) -> Any:
+            got.append((arguments[3:], named))
+            return call(*arguments, **named)
+
+        return SimpleNamespace(_op=dispatched)
+
+    operators = {name: counted(call) for name, call in DISPATCHED.items()}
+    packet = SimpleNamespace(**operators, _op=counted(DISPATCHED["full"])._op, _qualified_op_name="")
+    direct.launch_at_once(packet, operator._recent, operator.KEYWORDS)
+    calls = {"_op": packet._op, **{name: getattr(packet, name)._op for name in operators}}
+    return calls, got
+
+
+@pytest.mark.parametrize(("name", "given", "named", "known"), SPELLED, ids=range(len(SPELLED)))
+def test_the_dispatcher_sees_the_first_of_calls_that_are_alike(
+    fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, given: Any, named: dict[str, Any], known: bool
+) -> None:
+    """However keywords are given; those with other tensors each time. All launch the same."""
+    calls, dispatched = counted_operator(monkeypatch)
+    q, k, v = tensors()
+    for _ in range(3):
+        calls[name](q, k, v, *given, **named)
+    assert len(dispatched) == (1 if known else 3)
+    first, *others = [one.params[9:] for one in fake_gpu.launches()]
+    DISPATCHED["full"](q, k, v, *given, **named)
+    assert [first] * 3 == [*others, fake_gpu.launches()[-1].params[9:]]
+    calls[name](q[:, :, :7], k, v, *given, **named)
+    assert integers(fake_gpu.launches()[-1].params, 14, 2) == [7, 50]
+
+
+def test_what_the_dispatcher_refuses_is_refused_each_time(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, dispatched = counted_operator(monkeypatch)
+    q, k, v = tensors()
+    calls["_op"](q, k, v, 0.5)
+    wrong: list[tuple[Any, dict[str, Any]]] = [
+        ((q, k, v), {}), ((q, k, v, [0.5]), {}), ((q, k, v, "a"), {}), ((q, k, v, 0.5), {"softcaps": 2.0}),
+        ((q, k, 3, 0.5), {}), ((q, k, v, 0.5), {"scale": 0.5}),
+    ]  # fmt: skip
+    for arguments, named in wrong * 2:
+        with pytest.raises((RuntimeError, TypeError), match="pyfmha_fake_gpu::attention"):
+            calls["full"](*arguments, **named)
+    assert (len(dispatched), len(fake_gpu.launches())) == (13, 1)
+
+
+@pytest.mark.parametrize("name", ["operator", "operator of few keywords", "operator by its name"])
+def test_none_is_no_tensor(fake_gpu: FakeCuda, name: str) -> None:
+    """PyTorch's dispatcher passes it on."""
+    q, k, v = tensors()
+    CALLS[name](q, k, v)
+    for given, text in (((q, k, None), "v is None"), ((None, k, None), "q, v is None")):
+        with pytest.raises(PluginError, match=f"^{text}; q, k and v are tensors"):
+            CALLS[name](*given)
+    with pytest.raises(PluginError, match=r"^k is None"):
+        torch.ops.pyfmha.attention(q, None, v, 0.5)
+
+
+def test_ways_of_giving_keywords_are_kept_up_to_a_number(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "MOST_SPELLINGS", 2)
+    calls, dispatched = counted_operator(monkeypatch)
+    for scale in (0.5, 0.25, 0.125, 0.5, 0.5):
+        calls["full"](*tensors(), scale=scale)
+    assert [named["scale"] for _, named in dispatched] == [0.5, 0.25, 0.125, 0.5]
+
+
+@pytest.mark.long
+def test_torchscript_and_the_compiler_know_the_operator() -> None:
+    q, k, v = tensors()
+
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.ops.pyfmha.attention(q, k, v, 0.5)[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.script(program)
+    assert "pyfmha::attention" in str(scripted.graph)
+    assert torch.equal(scripted(q, k, v), program(q, k, v))
+    exported = torch.export.export(Program(program), (q, k, v))
+    assert operator.plain_op in {node.target for node in exported.graph.nodes}
+
+
+class Program(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.function(*tensors)
+
+
+def test_a_pytorch_that_keeps_its_calls_elsewhere_goes_by_the_dispatcher() -> None:
+    packet = SimpleNamespace(_op=print, default=SimpleNamespace(_op=print), full=SimpleNamespace())
+    direct.launch_at_once(packet, operator._recent, operator.KEYWORDS)
+    assert (packet._op, packet.default._op) == (print, print)
 
 
 def test_another_version_of_pytorch_goes_by_the_dispatcher(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

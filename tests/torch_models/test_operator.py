@@ -296,15 +296,13 @@ def test_what_is_refused(change: dict[str, Any], text: str) -> None:
 
 
 def test_the_drop_in_leaves_to_pytorch_what_it_does_not_serve() -> None:
-    q, k, v = tensors(kv_heads=4)
     mask = torch.ones(7, 9, dtype=torch.bool).tril(2)
-
-    for keywords in ({}, {"is_causal": True}, {"attn_mask": mask}, {"scale": 0.3}):
+    given: list[dict[str, Any]] = [{}, {"is_causal": True}, {"attn_mask": mask}, {"scale": 0.3}, {"enable_gqa": True}]
+    for keywords in given:
+        q, k, v = tensors(kv_heads=2 if "enable_gqa" in keywords else 4)
         ours = pyfmha.torch.scaled_dot_product_attention(q, k, v, **keywords)
-        assert torch.equal(ours, functional.scaled_dot_product_attention(q, k, v, **keywords))
-    grouped = tensors(kv_heads=2)
-    ours = pyfmha.torch.scaled_dot_product_attention(*grouped, enable_gqa=True)
-    assert torch.equal(ours, functional.scaled_dot_product_attention(*grouped, enable_gqa=True))
+        # Twice PyTorch's own may differ in the last bit: where memory lies decides what it vectorises.
+        torch.testing.assert_close(ours, functional.scaled_dot_product_attention(q, k, v, **keywords))
 
 
 @pytest.mark.parametrize("mask", [NUMBERS > 0, NUMBERS[0, :, :1], NUMBERS[:, :1] > 2], ids=["bool", "float", "rows"])

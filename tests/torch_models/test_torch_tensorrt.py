@@ -5,7 +5,8 @@ import importlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,16 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plugin_host.functions import alibi_of, own_functions, soft_near_of
+from torch_gpu import forget
 from trt_double.full.gpu import Gpu
 
 import pyfmha.torch
 from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import PluginError
+from pyfmha.functions.alibi import alibi
 from pyfmha.torch import launch as launching
 from pyfmha.trt.engine import build_plan
 from pyfmha.trt.session import Session
 
-pytest_plugins = ["trt_double.fixtures", "trt_double.full.fixtures"]
+pytest_plugins = [
+    "trt_double.fixtures", "trt_double.full.fixtures", "plugin_host.operators", "plugin_host.attention",
+]  # fmt: skip
 
 CONVERTERS = "pyfmha.torch.tensorrt"
 HEADS, SIZE = 4, 32
@@ -70,9 +76,16 @@ class Registry:
 def registry(
     forward_library_path: Path, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Registry]:
-    made = Registry()
     gpu.learn(forward_library_path.with_name("manifest.json"))
     monkeypatch.setenv("PYFMHA_LIBRARY", str(shutil.copy(forward_library_path, tmp_path / "libforward.so")))
+    with registered(monkeypatch) as made:
+        yield made
+
+
+@contextmanager
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """The converters, in a double of the registry."""
+    made = Registry()
     launching.library.cache_clear()
     modules = {
         "_ConverterRegistry": {"ConverterPriority": Priority, "dynamo_tensorrt_converter": made.decorate},
@@ -206,6 +219,103 @@ def test_a_mask_becomes_an_input_of_the_layer(
     exact = {name: x.double().numpy() if x.is_floating_point() else x.numpy() for name, x in beside.items()}
     wanted, _ = attend(*(x.double().numpy() for x in inputs[:3]), sm_scale=SIZE**-0.5, **exact)
     assert relative_error(results["Out"], wanted) < 1e-3
+
+
+@pytest.fixture
+def functions_registry(
+    attention_plugin_path: Path, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    """Where the library has functions."""
+    gpu.learn(attention_plugin_path.with_name("manifest.json"))
+    gpu.formulas |= {"alibi": alibi_of, "soft_near": soft_near_of}
+    monkeypatch.setenv("PYFMHA_LIBRARY", str(shutil.copy(attention_plugin_path, tmp_path / "libfunctions.so")))
+    forget()
+    with registered(monkeypatch) as made:
+        yield made
+    forget()
+
+
+class WithFunctions(torch.nn.Module):
+    """A mask comes behind what the function takes."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.keywords = keywords
+
+    def forward(self, q: Any, k: Any, v: Any, own: Any, mask: Any = None) -> Any:
+        keywords = dict(self.keywords)
+        if mask is not None:
+            keywords["mask"] = mask if keywords.get("mask") is None else (mask, keywords["mask"])
+        return pyfmha.torch.attention(q, k, v, score_inputs=[own], **keywords)
+
+
+OF_TESTS = own_functions()
+OWN = torch.tensor([0.5, 0.25, 2.0, 1.0])
+FUNCTIONS: list[tuple[dict[str, Any], Callable[..., Any], dict[str, Any], bool]] = [
+    ({"score": alibi, "causal": True}, alibi_of, {"window_right": 0}, False),
+    ({"score": OF_TESTS.soft, "mask": OF_TESTS.near, "mask_inputs": [3], "softcap": 2.0}, soft_near_of,
+     {"softcap": 2.0}, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keywords", "formulas", "exact", "masked"), FUNCTIONS, ids=range(len(FUNCTIONS)))
+def test_functions_become_those_of_the_layer(
+    functions_registry: Registry, trt11: Any, keywords: Any, formulas: Any, exact: dict[str, Any], masked: bool
+) -> None:
+    mask = NUMBERS[0, :, :1] > -1
+    inputs = [*tensors(), OWN, *[mask][: int(masked)]]
+    node = node_of(WithFunctions(**keywords), *inputs)
+    converter, validator = functions_registry.held[node.target][0]
+    assert validator(node, SETTINGS)
+    kinds = {torch.float16: trt11.DataType.HALF, torch.float32: trt11.DataType.FLOAT, torch.bool: trt11.DataType.BOOL}
+    names = ["Q", "K", "V", "own", "mask"][: len(inputs)]
+
+    def define(network: Any) -> None:
+        made = {
+            name: network.add_input(name, kinds[x.dtype], tuple(x.shape)) for name, x in zip(names, inputs, strict=True)
+        }
+        of_nodes = dict(zip(["q", "k", "v", "own", "mask"], made.values(), strict=False))
+        arguments = torch.fx.map_arg(node.args, lambda one: of_nodes[one.name])
+        named = torch.fx.map_arg(node.kwargs, lambda one: of_nodes[one.name])
+        (out,) = converter(SimpleNamespace(net=network), node.target, arguments, named, "a_layer")
+        out.name = "Out"
+        network.mark_output(out)
+
+    with Session(build_plan(trt11, define, {}).plan, trt_module=trt11) as session:
+        found = session.run({name: x.numpy() for name, x in zip(names, inputs, strict=True)})["Out"]
+
+    given = {"slopes": OWN.numpy(), "caps": OWN.numpy(), "num_heads": HEADS, "width": 3}
+    more = {"mask": mask.numpy()[None]} if masked else {}
+    wanted, _ = attend(
+        *(x.double().numpy() for x in inputs[:3]), sm_scale=SIZE**-0.5, **exact, **more,
+        **formulas(lambda array, *_: array, given),
+    )  # fmt: skip
+    assert relative_error(found, wanted) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [({"score_function": "natten:0"}, "has no plugin with the function natten:0"),
+     ({"numbers": [3]}, "given are 1 and 1"), ({"q_lengths": torch.tensor([3, 4])}, "q_lengths is torch.int64")],
+    ids=["function", "numbers", "lengths"],
+)  # fmt: skip
+def test_functions_that_are_left_alone_say_why(
+    functions_registry: Registry, caplog: pytest.LogCaptureFixture, changed: dict[str, Any], text: str
+) -> None:
+    """Wherever the tensors were when the program was read: an engine has the library's function."""
+    node = node_of(WithFunctions(score=alibi), *tensors(), OWN)
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    for name, value in changed.items():
+        if isinstance(value, torch.Tensor):
+            held, value = value, node.graph.placeholder(name)
+            value.meta["val"] = held
+        given[name] = value
+    node.args, node.kwargs = (), given
+    _, validator = functions_registry.held[node.target][0]
+    with caplog.at_level(logging.INFO, CONVERTERS):
+        assert not validator(node, SETTINGS)
+    assert text in caplog.text
 
 
 def test_ours_is_asked_before_its_own(registry: Registry) -> None:

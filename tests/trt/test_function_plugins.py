@@ -3,7 +3,6 @@
 import importlib
 import random
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
-from helpers import TESTS
 from plugin_host.attention import random_shapes
-from plugin_host.functions import NAMES, OWN_AXES, blocks_standin, declared, random_function_values, standin
+from plugin_host.functions import (
+    NAMES,
+    OWN_AXES,
+    alibi_of,
+    blocks_standin,
+    declared,
+    own_functions,
+    random_function_values,
+    soft_near_of,
+    standin,
+)  # fmt: skip
 from trt_double import INT32, RUNTIME
 from trt_double.binding import DataType, make_binding
 from trt_double.full.gpu import Gpu
@@ -192,17 +200,6 @@ def test_those_that_come_along_are_launched_with_the_numbers_of_their_examples(n
             assert tensors[found[one].index] == one
         else:
             assert found[one] == inputs[one]
-
-
-def own_functions() -> Any:
-    """The functions of ``functions_of_tests.py``, as a user's program imports them."""
-    spec = importlib.util.spec_from_file_location("functions_of_tests", TESTS / "functions" / "functions_of_tests.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("functions_of_tests", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 OWN = own_functions()
@@ -520,21 +517,6 @@ def test_shapes_may_be_of_everything_that_attention_knows() -> None:
         net.step()
     with pytest.raises(PluginError, match=r"shaped requires max\(rows, 1\) < heads; here rows is 4, heads is 4"):
         net.add(library, score=shaped, score_inputs=[table, 4])
-
-
-def alibi_of(memory: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """ALiBi from what reached the driver."""
-    slopes = memory(given["slopes"], (given["num_heads"],), np.float32)
-    return {"score": lambda s, b, h, i, j: s + slopes[h] * (j - i)}
-
-
-def soft_near_of(memory: Any, given: dict[str, Any]) -> dict[str, Any]:
-    caps, width = memory(given["caps"], (given["num_heads"],), np.float32), given["width"]
-    caps = np.where(caps > 0, caps, 1)  # while an engine is built there are zeros
-    return {
-        "score": lambda s, b, h, i, j: caps[h] * np.tanh(s / caps[h]),
-        "seen": lambda b, h, i, j: (i - j < width) & (j <= i),
-    }
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,10 @@ from pyfmha.aot.build import build
 from pyfmha.aot.cubin import Compiler
 from pyfmha.attention.biased import Biased
 from pyfmha.bfloat16 import STORAGE
+from pyfmha.errors import LaunchError
 from pyfmha.functions.family import declared_in, file_of, function_specs
 from pyfmha.runtime.device import Device
 from pyfmha.runtime.library import Function, Library
-from pyfmha.runtime.serving import serving
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.verify.cases import Case
@@ -78,21 +79,21 @@ def work_of(case: Case) -> int:
 
 
 def chosen(library: Library, dtypes: Sequence[str]) -> tuple[dict[str, tuple[list[Function], Case]], list[str]]:
-    """By variant for Hopper the functions and the smallest case that launch it; and those that no case does."""
+    """By variant for Hopper the functions and the smallest case that launch it; and those that no case does. Functions
+    are loaded, since what a launch would take is asked of them."""
     examples = [one for name in FUNCTIONS for one in examples_in(file_of(name))]
     found: dict[str, tuple[list[Function], Case]] = {}
     wanted: set[str] = set()
     for functions, cases in _plans(library, dtypes, 0, examples):
-        last = functions[-1].manifest
-        wanted |= {variant.name for variant in last.algorithms[0] if "_tma_" in variant.name}
+        last = functions[-1]
+        last.load()
+        wanted |= {variant.name for variant in last.manifest.algorithms[0] if "_tma_" in variant.name}
         for case in cases:
-            arguments = _arguments(functions, case, Addresses(case))
-            serves = serving(last, 0, ARCH, arguments)
-            if not serves or serves[0].name not in wanted:
-                continue
-            name = serves[0].name
-            if name not in found or work_of(case) < work_of(found[name][1]):
-                found[name] = functions, case
+            with suppress(LaunchError):  # served by no variant that is here
+                name = last.variant(*_arguments(functions, case, Addresses(case)))
+                if name in wanted and (name not in found or work_of(case) < work_of(found[name][1])):
+                    found[name] = functions, case
+        last.unload()
     return found, sorted(wanted - found.keys())
 
 
@@ -133,7 +134,7 @@ def reports(text: str) -> Iterator[str]:
     """What a tool reports, a line each with the variant that it is about: that of the next line of `run`."""
     pending: list[str] = []
     for line in text.splitlines():
-        if told := re.match(r"========= +(?:ERROR|Error|Warning|WARNING|Invalid|Barrier error|.*hazard).*", line):
+        if told := re.match(r"========= +(?:ERROR|Error|Warning|Invalid|Barrier error|Program hit|.*hazard).*", line):
             if "SUMMARY" not in line:
                 pending.append(told[0])
         elif variant := re.match(r"(?:right|WRONG): (\S+),", line):

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -46,6 +47,10 @@ FUNCTIONS = ("alibi", "prefix", "groups")
 """Of score, of mask with bounds, and of mask with lists of blocks."""
 SIZES = (64, 128)
 """Head sizes of functions; all have variants of their own for these alone."""
+
+
+GRACE = 8.0
+"""Seconds that a process has beyond its limit, which it looks at between launches."""
 
 
 def specs(dtypes: Sequence[str], sizes: Sequence[int]) -> list[KernelSpec]:
@@ -144,30 +149,34 @@ def reports(text: str) -> Iterator[str]:
 
 
 def all_tools(folder: Path, tools: Sequence[str], limit: float, out: Path | None) -> int:
-    """Side by side, a process each."""
+    """Side by side, a process each; one that hangs is ended, and what it has said counts."""
     command = [sys.executable, __file__, "run", str(folder), "--limit", str(limit)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    running = {
-        tool: subprocess.Popen(
-            [sanitizer(), "--tool", tool, "--error-exitcode", "9", *command],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )
-        for tool in tools
-    }  # fmt: skip
-    results, bad = {}, 0
-    for tool, process in running.items():
-        text = process.communicate()[0]
+    begun, running, results, bad = time.time(), {}, {}, 0
+    for tool in tools:
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115: open until the process has ended
+        program = [sanitizer(), "--tool", tool, "--error-exitcode", "9", *command]
+        running[tool] = said, subprocess.Popen(program, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    for tool, (said, process) in running.items():
+        try:
+            process.wait(max(1.0, begun + limit + GRACE - time.time()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        text = said.read()
+        said.close()
         told = list(reports(text))
         lines = text.splitlines()
         counts = {
             word: sum(line.startswith(word) for line in lines) for word in ("right", "WRONG", "left out", "no case")
         }
-        summary = [line for line in lines if "SUMMARY" in line]
-        results[tool] = {"exit": process.returncode, **counts, "summary": summary, "reports": told, "text": text}
-        bad += process.returncode != 0 or bool(told)
-        print(tool, {key: value for key, value in results[tool].items() if key not in ("reports", "text")}, flush=True)
+        results[tool] = {"exit": process.returncode, **counts, "summary": [one for one in lines if "SUMMARY" in one]}
+        print(tool, results[tool], flush=True)
         for one in told[:20]:
             print("  ", one)
+        bad += process.returncode != 0 or bool(told) or not counts["right"]
+        results[tool] |= {"reports": told, "text": text}
     if out:
         out.write_text(json.dumps(results, indent=1))
     return bad
@@ -180,7 +189,7 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="*", choices=("fp16", "bf16"), default=["bf16"])
     parser.add_argument("--head-size", nargs="*", type=int, default=[*SIZES, 256])
     parser.add_argument("--tools", nargs="*", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--limit", type=float, default=1e9, help="seconds of a tool")
+    parser.add_argument("--limit", type=float, default=86400.0, help="seconds of a tool")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

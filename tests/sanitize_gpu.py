@@ -15,12 +15,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,30 +154,37 @@ def all_tools(folder: Path, tools: Sequence[str], limit: float, out: Path | None
     command = [sys.executable, __file__, "run", str(folder), "--limit", str(limit)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     begun, running, results, bad = time.time(), {}, {}, 0
-    for tool in tools:
-        said = tempfile.TemporaryFile("w+")  # noqa: SIM115: open until the process has ended
-        program = [sanitizer(), "--tool", tool, "--error-exitcode", "9", *command]
-        running[tool] = said, subprocess.Popen(program, stdout=said, stderr=subprocess.STDOUT, env=environment)
-    for tool, (said, process) in running.items():
-        try:
-            process.wait(max(1.0, begun + limit + GRACE - time.time()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        said.seek(0)
-        text = said.read()
-        said.close()
+    with ExitStack() as files:
+        for tool in tools:
+            said = files.enter_context(tempfile.TemporaryFile("w+"))
+            program = [sanitizer(), "--tool", tool, "--error-exitcode", "9", *command]
+            running[tool] = (
+                said,
+                subprocess.Popen(
+                    program, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                ),
+            )
+        for tool, (said, process) in running.items():
+            try:
+                process.wait(max(1.0, begun + limit + GRACE - time.time()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # the tool and what it looks at
+                process.wait()
+            said.seek(0)
+            results[tool] = {"exit": process.returncode, "text": said.read()}
+    for tool, result in results.items():
+        text = result["text"]
         told = list(reports(text))
         lines = text.splitlines()
         counts = {
             word: sum(line.startswith(word) for line in lines) for word in ("right", "WRONG", "left out", "no case")
         }
-        results[tool] = {"exit": process.returncode, **counts, "summary": [one for one in lines if "SUMMARY" in one]}
-        print(tool, results[tool], flush=True)
+        summary = [one for one in lines if "SUMMARY" in one]
+        print(tool, {"exit": result["exit"], **counts, "summary": summary}, flush=True)
         for one in told[:20]:
             print("  ", one)
-        bad += process.returncode != 0 or bool(told) or not counts["right"]
-        results[tool] |= {"reports": told, "text": text}
+        bad += result["exit"] != 0 or bool(told) or not counts["right"]
+        results[tool] = {**result, **counts, "summary": summary, "reports": told}
     if out:
         out.write_text(json.dumps(results, indent=1))
     return bad

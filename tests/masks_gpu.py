@@ -6,7 +6,8 @@
 
 The libraries: "portable" without variants for Hopper, "hopper" with those that `--kernels biased` builds. Every output
 is checked against float64 first. `run` needs PyTorch. Cold L2 cache, the host's launch behind a spin of the GPU, random
-data; medians, in us. The file is written after each cell.
+data; medians, in us. The file is written after each cell, and the marks that are wanted are printed last; that of
+FlashAttention-4 was measured in another run.
 """
 
 import argparse
@@ -41,6 +42,24 @@ DOCUMENT, PREFIX, WIDTH, CAP = 700, 1000, 256, 50.0
 KINDS = ("portable", "hopper")
 """The libraries."""
 TYPES = {"fp16": "float16", "bf16": "bfloat16"}
+MARKS = {
+    "bias [1,H,S,S]": ("without", 1.4),
+    "bias [1,1,S,S]": ("without", 1.2),
+    "bias [B,1,1,S]": ("without", 1.1),
+    "mask [B,1,S,S]": ("without", 1.3),
+    "ALiBi, causal": ("FlashAttention-4", 0.95),
+    "soft cap by function, causal": ("built in", 1.1),
+    "causal by function": ("without", 1.05),
+    "T5": ("without", 1.5),
+    "window of 256 by function": ("FlexAttention", 0.85),
+    "documents, causal": ("FlexAttention", 0.85),
+    "prefix of 1000, causal": ("FlexAttention", 0.85),
+    "sinks, causal": ("without", 1.03),
+    **{f"V 128, Q 192, {n}{causal}": ("FlashAttention-3", 1.05) for n in (2048, 8192) for causal in ("", ", causal")},
+}
+"""By cell what ours is held against, and how many times as long it may take."""
+FLASH4 = {64: 230.0, 128: 296.0}
+"""us of FlashAttention-4 4.0.0b36 on an H200, fp16, for ALiBi."""
 OWN = Path(__file__).parent / "functions" / "functions_of_tests.py"
 FUNCTIONS = ("alibi", "documents", "prefix", "t5", str(OWN))
 
@@ -279,6 +298,9 @@ def ours(held: dict[str, Library], cell: Cell) -> Iterator[tuple[str, Callable[[
         base = 0 if cell.causal or cell.kind in ("prefix", "near", "causal") else -1
         plain = Call(*common, window_right=base, **laid)
         yield "without", Ours(held["hopper"], cell, [Forward(cell.dtype, size).name], plain.scalars())
+    if cell.kind == "soft":
+        capped = Call(*common, window_right=right, softcap=CAP, **laid)
+        yield "built in", Ours(held["hopper"], cell, [Forward(cell.dtype, size).name], capped.scalars())
 
 
 def contenders(held: dict[str, Library], cell: Cell, *, flex: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -356,6 +378,22 @@ def run_cell(held: dict[str, Library], cell: Cell, rounds: int, flush: Any, *, f
     return report
 
 
+def against_marks(reports: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each cell that has a mark."""
+    yield f"{'cell':32} {'dtype':5} size {'ours':>8}  {'mark':>8} {'ratio':>6} wanted"
+    for report in reports:
+        name, most = MARKS.get(report["cell"], ("", 0.0))
+        if not name:
+            continue
+        ours, mark = report["hopper"].get("us"), report.get(name, {}).get("us")
+        if name == "FlashAttention-4":
+            mark = FLASH4[report["head_size"]] if report["dtype"] == "fp16" else None
+        said = f"{'-':>8} {'-':>6} {most:.2f} of {name}: not run"
+        if ours and mark:
+            said = f"{mark:8.1f} {ours / mark:6.3f} {most:.2f} of {name}: {'met' if ours <= most * mark else 'MISSED'}"
+        yield f"{report['cell']:32} {report['dtype']:5} {report['head_size']:4} {ours or float('nan'):8.1f}  {said}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("build", "run"))
@@ -400,6 +438,7 @@ def measure(options: argparse.Namespace) -> None:
         print(cell.dtype, cell.size, cell.name, figures, report["hopper"].get("variant", "")[-40:], flush=True)
         if options.out:
             options.out.write_text(json.dumps({**facts, "cells": reports}, indent=1))
+    print("\n".join(against_marks(reports)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyfmha.attention.biased import ABSENT, BiasedCall, BroadcastStrides
+from pyfmha.attention.biased_hopper import HEAD_SIZES
 from pyfmha.attention.run import to_float, to_storage
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.verify.cases import Case
@@ -159,18 +160,24 @@ def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
         ("mask, rows of whole 16 bytes", {"kv_len": 144, "mask": (2, 2, 72, 144)}),
         ("mask of all heads, several tiles", {"q_len": 200, "kv_len": 272, "mask": (2, 1, 200, 272), "left": 150}),
         ("bias of all batches, several tiles", {"q_len": 200, "kv_len": 328, "bias": (1, 2, 200, 328), **causal}),
+        ("mask, rows of whole 16 bytes, causal", {"kv_len": 144, "mask": (1, 2, 72, 144), **causal}),
         ("mask of keys", {"mask": keys, "sinks": "fp32"}),
+        ("mask of keys, causal", {"mask": keys, "right": 0}),
+        ("mask of keys, window", {"mask": keys, "left": 40}),
+        ("bias of keys, lengths", {"bias": keys, "q_lengths": (40, 0), "kv_lengths": (136, 60)}),
         ("mask of pairs, causal", {"mask": pair, **causal}),
         ("mask, lengths", {"mask": full, "q_lengths": (40, 0), "kv_lengths": (136, 60)}),
         ("mask, soft cap", {"mask": pair, "softcap": 5.0}),
         ("bias and mask, NaN in what is masked", {"bias": full, "mask": full}),
         ("bias, mask, sinks, window", {"bias": pair, "mask": keys, "sinks": "own", "left": 50, "right": 0}),
         ("sinks, causal", {"sinks": "own", **causal}),
+        ("sinks, window", {"sinks": "own", "left": 40, "right": 9}),
         ("sinks, rows without keys", {"sinks": "fp32", "q_len": 150, "kv_len": 33, **causal}),
         ("values of 8", {"v_head_size": 8, "right": 0}),
         ("values of half", {"v_head_size": padded // 2, "bias": full}),
         ("values of another size", {"head_size": padded // 2, "v_head_size": padded, "mask": full, **causal}),
         *_narrow_values(padded),
+        *_sinks_alone(padded),
         ("ragged, bias", {**ragged, "bias": (1, 2, 80, 120)}),
         ("ragged, mask, bottom right", {**ragged, "mask": (3, 1, 80, 120), **causal}),
         ("ragged, sinks", {**ragged, "sinks": "own", "right": 0}),
@@ -190,6 +197,20 @@ def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
             if case.name in picked
         ),
         replace(plain, name="bias, odd head size", head_size=padded - 3, v_head_size=padded - 5, bias=full),
+    ]
+
+
+def _sinks_alone(padded: int) -> list[tuple[str, dict[str, Any]]]:
+    """Sinks and nothing else, of as many queries as choose the variants that Hopper has for them."""
+    if padded not in HEAD_SIZES:
+        return []
+    tall: dict[str, Any] = {"batch": 1, "sinks": "own", "kv_len": 90}
+    return [
+        ("sinks, Sq 72", {"sinks": "fp32"}),
+        ("sinks, Sq 400, causal", {**tall, "q_len": 400, "kv_len": 500, "right": 0}),
+        ("sinks, Sq 600", {**tall, "q_len": 600}),
+        ("sinks, Sq 1030, causal", {**tall, "q_len": 1030, "right": 0}),
+        ("sinks, Sq 4200, causal", {**tall, "q_len": 4200, "right": 0, "bottom_right": True}),
     ]
 
 

@@ -77,6 +77,8 @@ def function_cases(function: Declared, example: Example, dtype: str, padded: int
         case("alone", 64),
         several,
         case("with bias, mask, sinks, causal, one key head", 64, kv_heads=1, **beside),
+        case("causal", 64, right=0),
+        case("with a window", 64, left=30),
         case("with a soft cap", 64, softcap=4.0),
         case("values of half", 64, v_head_size=padded // 2),
         replace(several, name=f"{several.name}, misaligned", shift=1),

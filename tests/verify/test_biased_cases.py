@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import few_of, some_of
+from sanitize_gpu import Addresses
 
 from pyfmha.attention import biased_decode
 from pyfmha.attention.biased import ARGUMENTS, KERNEL, KERNEL_FILE, POINTERS, Biased
 from pyfmha.attention.forward import kernel_path
 from pyfmha.functions.family import file_of
 from pyfmha.interpreter.kernel import Null, Tensor, run_interpreted
+from pyfmha.spec.kernel import KernelSpec
 from pyfmha.verify.biased_cases import BiasedCase, biased_cases, biased_decode_cases
 from pyfmha.verify.function_cases import examples_in, function_cases
 from pyfmha.verify.variants import _arguments, _plans
@@ -168,4 +170,35 @@ def test_the_families_of_a_library_are_in_its_plans() -> None:
 
     assert set(plans) == functions
     assert [case.name for case in plans["fmha_biased_d32_fp16"]] == list(NAMED)
-    assert len(plans["fmha_with_alibi_d32_fp16"]) == 6
+    assert len(plans["fmha_with_alibi_d32_fp16"]) == 8
+
+
+def tma_takes(spec: KernelSpec, given: dict[str, float], item: int) -> bool:
+    """Whether the strides of what comes by TMA are whole 16 bytes."""
+    names = (
+        (stride, 1 if one.base == "Mask" else item)
+        for one in spec.descriptors
+        for stride in one.strides
+        if isinstance(stride, str)
+    )
+    return all(given[stride] * size % 16 == 0 for stride, size in names)
+
+
+@pytest.mark.parametrize("padded", [64, 128, 256])
+def test_each_variant_for_hopper_has_a_case(padded: int) -> None:
+    """By the conditions of their specs and what TMA takes, in the order in which they are tried."""
+    specs = [spec for spec in Biased("bf16", padded).specs() if "sm_90" in (spec.archs or ())]
+    names = [argument.name for argument in specs[0].arguments]
+    function = SimpleNamespace(manifest=SimpleNamespace(arguments=[(name, "") for name in names]))
+    reached = set()
+    for case in biased_cases("bf16", padded):
+        given = dict(zip(names, _arguments([function], case, Addresses(case)), strict=True))
+        if case.shift or case.tensor_shift:
+            continue
+        kept = (
+            i
+            for i, spec in enumerate(specs)
+            if all(eval(one, {}, given) for one in spec.requires) and tma_takes(spec, given, 2)
+        )
+        reached |= {next(kept, None)}
+    assert reached >= set(range(len(specs))), [specs[i].requires for i in range(len(specs)) if i not in reached]

@@ -1,0 +1,214 @@
+"""Runs compute-sanitizer over every variant for Hopper with biases, masks, sinks, functions and smaller values.
+
+    python tests/sanitize_gpu.py build FOLDER [--dtype bf16] [--head-size 64 128 256]   # anywhere, no GPU
+    python tests/sanitize_gpu.py all FOLDER [--tools memcheck synccheck racecheck] [--limit SECONDS] [--out FILE]
+    compute-sanitizer --tool racecheck python tests/sanitize_gpu.py run FOLDER   # what `all` starts for each tool
+
+Each variant is launched once, by the smallest of the problems of ``pyfmha verify`` that it serves, and its output held
+against float64; a tool has one process. The exit code is 1 if a tool reports anything, an output is wrong, or a variant
+has no problem, was left out for time, or did not run.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pyfmha.aot.build import build
+from pyfmha.aot.cubin import Compiler
+from pyfmha.attention.biased import Biased
+from pyfmha.bfloat16 import STORAGE
+from pyfmha.errors import LaunchError
+from pyfmha.functions.family import declared_in, file_of, function_specs
+from pyfmha.runtime.device import Device
+from pyfmha.runtime.library import Function, Library
+from pyfmha.spec.arch import parse_archs
+from pyfmha.spec.kernel import KernelSpec
+from pyfmha.verify.cases import Case
+from pyfmha.verify.function_cases import examples_in
+from pyfmha.verify.variants import _arguments, _plans, check
+
+ARCH = "sm_90"
+TOOLS = ("memcheck", "synccheck", "racecheck")
+FUNCTIONS = ("alibi", "prefix", "groups")
+"""Of score, of mask with bounds, and of mask with lists of blocks."""
+SIZES = (64, 128)
+"""Head sizes of functions; all have variants of their own for these alone."""
+
+
+GRACE = 8.0
+"""Seconds that a process has beyond its limit, which it looks at between launches."""
+
+
+def specs(dtypes: Sequence[str], sizes: Sequence[int]) -> list[KernelSpec]:
+    """What has code for Hopper alone; and of functions what comes before."""
+    made = [spec for dtype in dtypes for size in sizes for spec in Biased(dtype, size).specs()]
+    with Compiler(1) as compiler:
+        functions = [one for name in FUNCTIONS for one in declared_in(file_of(name), compiler.collect)]
+    made += function_specs(functions, dtypes, [size for size in sizes if size in SIZES])
+    return [spec for spec in made if spec.archs or "LIST" in dict(spec.constants)]
+
+
+class Addresses:
+    """Where the memory of a case could be: what `_arguments` asks of memory on the device."""
+
+    def __init__(self, case: Case) -> None:
+        self._next = itertools.count(1 << 30, 1 << 20)
+        shift = case.shift * np.dtype(STORAGE[case.dtype]).itemsize
+        self.out = self.add(None, shift)
+        self.inputs = [self.add(None, shift).pointer for _ in "QKV"]
+        self.lse = self.add(None, 4 * case.shift) if case.lse else None
+
+    def add(self, _content: Any, shift: int = 0) -> Any:
+        return SimpleNamespace(pointer=next(self._next) + shift)
+
+    def integers(self, values: Sequence[int] | None) -> int:
+        return 0 if values is None else self.add(values).pointer
+
+
+def work_of(case: Case) -> int:
+    return case.batch * case.heads * case.q_len * case.kv_len
+
+
+def chosen(library: Library, dtypes: Sequence[str]) -> tuple[dict[str, tuple[list[Function], Case]], list[str]]:
+    """By variant for Hopper the functions and the smallest case that launch it; and those that no case does. Functions
+    are loaded, since what a launch would take is asked of them."""
+    examples = [one for name in FUNCTIONS for one in examples_in(file_of(name))]
+    found: dict[str, tuple[list[Function], Case]] = {}
+    wanted: set[str] = set()
+    for functions, cases in _plans(library, dtypes, 0, examples):
+        last = functions[-1]
+        last.load()
+        wanted |= {variant.name for variant in last.manifest.algorithms[0] if "_tma_" in variant.name}
+        for case in cases:
+            with suppress(LaunchError):  # served by no variant that is here
+                name = last.variant(*_arguments(functions, case, Addresses(case)))
+                if name in wanted and (name not in found or work_of(case) < work_of(found[name][1])):
+                    found[name] = functions, case
+        last.unload()
+    return found, sorted(wanted - found.keys())
+
+
+def run(folder: Path, limit: float) -> int:
+    """Launch each once; a line for each, flushed, so that a report that follows belongs to it."""
+    begun, wrong = time.time(), 0
+    library, device = Library(folder / "libpyfmha.so"), Device()
+    plans, missing = chosen(library, ["fp16", "bf16"])
+    for name in missing:
+        print(f"no case: {name}")
+    for name, (functions, case) in plans.items():
+        if time.time() - begun > limit:
+            print(f"left out: {name}")
+            wrong += 1
+            continue
+        for function in functions:
+            function.load()
+        result = check(functions, case, 0, ARCH, device)
+        good = not result.failure and result.variants[-1] == name
+        wrong += not good
+        detail = result.failure or ("" if good else f"{result.variants[-1]} ran")
+        print(f"{'right' if good else 'WRONG'}: {name}, {case.name}; {time.time() - begun:.1f} s {detail}", flush=True)
+        for function in functions:
+            function.unload()
+    return wrong + len(missing)
+
+
+def sanitizer() -> str:
+    """The program, which CUDA's toolkit has beside its compiler."""
+    places = [shutil.which("compute-sanitizer"), *map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer"))]
+    found = next(filter(None, places), None)
+    if found is None:
+        sys.exit("compute-sanitizer is not there; install CUDA's toolkit, or add its folder to PATH")
+    return found
+
+
+def reports(text: str) -> Iterator[str]:
+    """What a tool reports, a line each with the variant that it is about: that of the next line of `run`."""
+    pending: list[str] = []
+    for line in text.splitlines():
+        if told := re.match(r"========= +(?:ERROR|Error|Warning|Invalid|Barrier error|Program hit|.*hazard).*", line):
+            if "SUMMARY" not in line:
+                pending.append(told[0])
+        elif variant := re.match(r"(?:right|WRONG): (\S+),", line):
+            yield from (f"{variant[1]}: {one}" for one in pending)
+            pending = []
+    yield from pending
+
+
+def all_tools(folder: Path, tools: Sequence[str], limit: float, out: Path | None) -> int:
+    """Side by side, a process each; one that hangs is ended, and what it has said counts."""
+    command = [sys.executable, __file__, "run", str(folder), "--limit", str(limit)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    begun, running, results, bad = time.time(), {}, {}, 0
+    with ExitStack() as files:
+        for tool in tools:
+            said = files.enter_context(tempfile.TemporaryFile("w+"))
+            program = [sanitizer(), "--tool", tool, "--error-exitcode", "9", *command]
+            running[tool] = (
+                said,
+                subprocess.Popen(
+                    program, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                ),
+            )
+        for tool, (said, process) in running.items():
+            try:
+                process.wait(max(1.0, begun + limit + GRACE - time.time()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # the tool and what it looks at
+                process.wait()
+            said.seek(0)
+            results[tool] = {"exit": process.returncode, "text": said.read()}
+    for tool, result in results.items():
+        text = result["text"]
+        told = list(reports(text))
+        lines = text.splitlines()
+        counts = {
+            word: sum(line.startswith(word) for line in lines) for word in ("right", "WRONG", "left out", "no case")
+        }
+        summary = [one for one in lines if "SUMMARY" in one]
+        print(tool, {"exit": result["exit"], **counts, "summary": summary}, flush=True)
+        for one in told[:20]:
+            print("  ", one)
+        bad += result["exit"] != 0 or bool(told) or not counts["right"]
+        results[tool] = {**result, **counts, "summary": summary, "reports": told}
+    if out:
+        out.write_text(json.dumps(results, indent=1))
+    return bad
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("build", "run", "all"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", nargs="*", choices=("fp16", "bf16"), default=["bf16"])
+    parser.add_argument("--head-size", nargs="*", type=int, default=[*SIZES, 256])
+    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--limit", type=float, default=86400.0, help="seconds of a tool")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.what == "build":
+        made = specs(options.dtype, options.head_size)
+        print(len(made), build(made, parse_archs([ARCH]), options.folder, jobs=options.jobs).library)
+        return 0
+    if options.what == "run":
+        return bool(run(options.folder, options.limit))
+    return bool(all_tools(options.folder, options.tools, options.limit, options.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

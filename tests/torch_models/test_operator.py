@@ -104,7 +104,7 @@ def test_zero_is_false() -> None:
     wanted = {causal: pyfmha.torch.attention(q, k, v, causal=causal) for causal in (False, True)}
     assert not torch.equal(wanted[False], wanted[True])
     for given in (0, 1, np.False_, np.True_):
-        assert torch.equal(pyfmha.torch.attention(q, k, v, causal=given), wanted[bool(given)])
+        torch.testing.assert_close(pyfmha.torch.attention(q, k, v, causal=given), wanted[bool(given)])
 
 
 def test_tensors_without_elements() -> None:
@@ -148,7 +148,7 @@ def test_padding_that_is_nan_changes_nothing() -> None:
     wanted = pyfmha.torch.attention(q, k, v, **LENGTHS)
     k[0, :, 9:], v[1] = float("nan"), float("nan")
 
-    assert torch.equal(pyfmha.torch.attention(q, k, v, **LENGTHS), wanted)
+    torch.testing.assert_close(pyfmha.torch.attention(q, k, v, **LENGTHS), wanted)
 
 
 MORE: list[dict[str, Any]] = [{}, {"return_lse": True}, {"causal": True, "window_left": 2}, LENGTHS]
@@ -174,10 +174,10 @@ def test_the_overload_for_most_calls() -> None:
     torch.library.opcheck(plain_op, (*turned, 0.25), {"causal": True})
     for given, causal in itertools.product(((q, k, v), turned), (False, True)):
         out, lse = torch.ops.pyfmha.attention(*given, 0.25, causal)
-        assert torch.equal(out, attention_op(*given, 0.25, causal)[0])
+        torch.testing.assert_close(out, attention_op(*given, 0.25, causal)[0])
         assert (out.stride(), lse.shape) == (given[0].stride(), (0,))
     _, lse = torch.ops.pyfmha.attention(q, k, v, 0.25, True, return_lse=True)
-    assert torch.equal(lse, attention_op(q, k, v, 0.25, True, return_lse=True)[1])
+    torch.testing.assert_close(lse, attention_op(q, k, v, 0.25, True, return_lse=True)[1])
 
 
 KINDS: list[tuple[dict[str, Any], Any]] = [
@@ -240,7 +240,7 @@ def test_a_gradient_is_an_error_and_not_left_out(call: Any) -> None:
 
     out = call(q.requires_grad_(), k, v)
 
-    assert torch.equal(out, pyfmha.torch.attention(q.detach(), k, v))
+    torch.testing.assert_close(out, pyfmha.torch.attention(q.detach(), k, v))
     with pytest.raises(PluginError, match="attention has no gradient here"):
         out.sum().backward()
 
@@ -253,7 +253,7 @@ def test_the_compiler_takes_it_whole() -> None:
 
     compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
 
-    assert torch.equal(compiled(q, k, v), program(q, k, v))
+    torch.testing.assert_close(compiled(q, k, v), program(q, k, v))
 
 
 @pytest.mark.parametrize(
@@ -493,4 +493,4 @@ def test_a_model_of_transformers_by_its_registry() -> None:
         got = model(ids).last_hidden_state
 
     assert model.config._attn_implementation == "pyfmha"
-    assert torch.equal(got, wanted)
+    torch.testing.assert_close(got, wanted)

@@ -88,7 +88,7 @@ def part_of(
     unknown = [name for name in types if name not in own]
     if unknown:
         raise SpecError(f"{function.__name__} has no input {', '.join(unknown)}; it has: {', '.join(own) or 'none'}")
-    loaded = _loaded(function)
+    loaded = _loaded(function, own)
     inputs, shapes = [], []
     for name in own:
         text = types.get(name, POINTER if name in loaded else NUMBER)
@@ -103,9 +103,12 @@ def part_of(
 
 
 def jitted(function: Any) -> Any:
-    """A function as Triton compiles it, or interprets it."""
+    """A function as Triton compiles it, or interprets it: then it looks for its language in what the file imports."""
     import triton
+    import triton.language
 
+    if triton.knobs.runtime.interpret:
+        getattr(function, "fn", function).__globals__.setdefault("_triton_language", triton.language)
     return function if hasattr(function, "fn") else triton.jit(function)
 
 
@@ -176,17 +179,32 @@ def _check_requires(function: Callable[..., Any], inputs: Mapping[str, str], req
             )
 
 
-def _loaded(function: Callable[..., Any]) -> set[str]:
-    """The names that an argument of a load begins with: ``slopes`` of ``tl.load(slopes + head)``."""
-    found = set()
-    for node in ast.walk(tree_of(function)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load" and node.args:
-            first = node.args[0]
-            while isinstance(first, ast.BinOp):
-                first = first.left
-            if isinstance(first, ast.Name):
-                found.add(first.id)
+def _loaded(function: Callable[..., Any], own: Sequence[str]) -> set[str]:
+    """The inputs that an argument of a load begins with: ``slopes`` of ``tl.load(slopes + head)``."""
+    nodes = list(ast.walk(tree_of(function)))
+    values: dict[str, list[ast.AST]] = {}
+    for assigned in (node for node in nodes if isinstance(node, ast.Assign)):
+        for target in assigned.targets:
+            values.setdefault(getattr(target, "id", ""), []).append(assigned.value)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Call) and "load" in (getattr(node.func, "attr", ""), getattr(node.func, "id", "")):
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "pointer")]
+            found.update(*(_leading(one, values, own) for one in given))
     return found
+
+
+def _leading(address: ast.AST, values: Mapping[str, Sequence[ast.AST]], own: Sequence[str]) -> set[str]:
+    """The input that an address begins with, also by way of a local variable; of ``head + slopes`` the only one."""
+    first = address
+    while isinstance(first, ast.BinOp):
+        first = first.left
+    if not isinstance(first, ast.Name) or first.id in own:
+        return {first.id} if isinstance(first, ast.Name) else set()
+    if first.id in values:
+        return set().union(*(_leading(one, {**values, first.id: ()}, own) for one in values[first.id]))
+    read = {node.id for node in ast.walk(address) if isinstance(node, ast.Name) and node.id in own}
+    return read if len(read) == 1 else set()
 
 
 def tree_of(function: Callable[..., Any]) -> ast.AST:

@@ -149,7 +149,15 @@ def run_interpreted(
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a kernel raises, SystemExit included
-            raise InterpreterError(f"{kernel_name} failed under the interpreter: {error}") from error
+            held = [one for one in (constexprs or {}).values() if isinstance(one, FunctionOf)]
+            named = ", ".join(f"{one.attribute} of {Path(one.path).name}" for one in held)
+            cause = error
+            while isinstance(cause, interpreter.InterpreterError) and cause.__cause__ is not None:
+                cause = cause.__cause__  # Triton's own hold one within another
+            said = cause if cause is error else f"{type(cause).__name__}: {cause}"
+            raise InterpreterError(
+                f"{kernel_name}{' with ' * bool(named)}{named} failed under the interpreter: {said}"
+            ) from error
 
 
 _WRONG_MODE = (

@@ -56,9 +56,18 @@ def attend(
         lse = torch.where(within, torch.logaddexp(lse, sinks), lse)
     # A row without a key has a log-sum-exp of minus infinity, and zeros.
     weights = torch.exp(scores - torch.where(lse.isneginf(), 0.0, lse)[..., None])
-    # What lies past a sequence's end may be NaN, and 0 * NaN is NaN.
-    values = values.masked_fill(~seen.any(dim=-2, keepdim=True).transpose(-2, -1), 0.0)
-    return (weights @ values).to(q.dtype).contiguous(), lse
+    return _weighted(weights, values, seen).to(q.dtype).contiguous(), lse
+
+
+def _weighted(weights: torch.Tensor, values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Sums of weighted values. Those that are NaN or infinite reach the rows that see them only: 0 * NaN is NaN."""
+    odd = ~values.isfinite()
+    out = weights @ values.masked_fill(odd, 0.0)
+    if not odd.any():
+        return out
+    reached = (seen & odd.any(dim=-1)[..., None, :]).any(dim=-1, keepdim=True)
+    shown = values.masked_fill(~seen.any(dim=-2, keepdim=True).transpose(-2, -1), 0.0)
+    return torch.where(reached, weights @ shown, out)
 
 
 def attend_ragged(

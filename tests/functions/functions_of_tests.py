@@ -28,6 +28,12 @@ def causal(batch, head, query, key):
     return key <= query
 
 
+@pyfmha.mask_function(inputs={"flags": "*i32"})
+def flagged(batch, head, query, key, flags):
+    """An integer, of which all but 0 is seen."""
+    return tl.load(flags + key) & 262
+
+
 @pyfmha.score_function(inputs={"halves": "*fp16", "most": "fp32"})
 def dropped(score, batch, head, query, key, halves, most):
     """Minus infinity where a number of the key is above another."""

@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import triton.language as tl
 from biased_runs import Lists, Problem, expected, judge, launch, place
 from helpers import some_of
 from numpy.random import default_rng
@@ -78,6 +79,12 @@ def test_minus_infinity_is_a_key_that_is_not_seen() -> None:
 
 def test_a_function_without_inputs() -> None:
     check(declared(OWN, "even"), {}, BASE, seen=lambda b, h, i, j: (i + j) % 2 == 0)
+
+
+def test_a_mask_function_may_give_integers() -> None:
+    """Not their last bit alone counts."""
+    flags = np.tile(np.int32([0, 1, 2, 4, 256, -256, 7]), 8)
+    check(declared(OWN, "flagged"), {"flags": flags}, BASE, seen=lambda b, h, i, j: (flags[j] & 262) != 0)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +314,26 @@ def test_inputs_are_checked() -> None:
         packed_inputs(dropped, {"halves": np.zeros(3, np.float32), "most": 1.0})
     with pytest.raises(SpecError, match=r"input halves is \*fp16; given: a number"):
         packed_inputs(dropped, {"halves": 3, "most": 1.0})
+    for width, given in (
+        (9.5, "9.5, which is no integer from -2147483648 to"),
+        (1 << 31, "2147483648, "),
+        ("9", "str"),
+    ):
+        with pytest.raises(SpecError, match=f"near: input width is i32; given: {given}"):
+            packed_inputs(near, {"width": width})
+    with pytest.raises(SpecError, match=r"width is i32; given: \*i64; its decorator may say inputs={'width': '\*i64'}"):
+        packed_inputs(near, {"width": np.zeros(3, np.int64)})
+    _, most = packed_inputs(dropped, {"halves": np.zeros(3, np.float16), "most": np.int64(1)})
+    assert (type(most), most) == (float, 1.0)
+
+
+def test_what_is_loaded_from_is_a_pointer() -> None:
+    def here(score, batch, head, query, key, a, b, c, d, width):
+        row = a + query * width
+        row = row + b
+        return score + tl.load(row + key) + tl.load(head + c) + tl.load(pointer=d)
+
+    assert [kind for _, kind in score_function(here).inputs] == ["*fp32", "i32", "*fp32", "*fp32", "i32"]
 
 
 def test_two_functions_of_one_name_are_refused() -> None:

@@ -80,9 +80,11 @@ def test_an_example_is_needed_and_must_not_fail(tmp_path: Path) -> None:
 def test_the_example_comes_through_as_it_was() -> None:
     given: dict[str, Any] = {
         "table": np.float32([[1.5, -np.inf], [np.nan, 3e38]]), "starts": np.int64([2**62]), "width": 7,
+        "rate": np.float32(0.5), "count": np.int64(3),
     }  # fmt: skip
     found = inputs_of(trial_of("any", lambda *_: given))
-    assert found["width"] == 7
+    assert [found[name] for name in ("width", "rate", "count")] == [7, 0.5, 3]
+    assert not any(isinstance(found[name], np.ndarray) for name in ("rate", "count"))
     for name in ("table", "starts"):
         assert found[name].dtype == given[name].dtype
         np.testing.assert_array_equal(found[name], given[name])

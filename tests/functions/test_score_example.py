@@ -17,12 +17,12 @@ import pyfmha
 from pyfmha.aot import Compiler, build
 from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.cli.main import app
-from pyfmha.errors import PluginError, SpecError
+from pyfmha.errors import InterpreterError, PluginError, SpecError
 from pyfmha.functions.alibi import alibi
 from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import declared_in, function_specs
 from pyfmha.functions.prefix import prefix
-from pyfmha.interpreter.kernel import run_interpreted
+from pyfmha.interpreter.kernel import _load_kernel, run_interpreted
 from pyfmha.spec.arch import parse_archs
 from pyfmha.verify.function_cases import examples_in
 
@@ -103,3 +103,17 @@ def test_a_mask_function_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> 
     query, key = np.arange(12)[:, None], np.arange(12)
     exact, _ = attend(q, k, v, mask=(key <= query) | (key < 5))
     assert relative_error(out, exact) < LIMITS["fp16"]
+
+
+def test_a_function_that_fails_in_the_interpreter_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With what went wrong itself, not what Triton wraps around it."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import pyfmha\n\n@pyfmha.score_function\ndef lost(score, batch, head, query, key):\n    score + 1\n"
+    )
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
+    q = np.ones((1, 1, 3, 64), np.float16)
+    with pytest.raises(
+        InterpreterError, match=r"with lost\.score of own\.py failed under the interpreter: TypeError: "
+    ):
+        pyfmha.interpret_attention(q, q, q, causal=True, score=_load_kernel(path, "lost"))

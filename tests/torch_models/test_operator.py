@@ -151,6 +151,19 @@ def test_padding_that_is_nan_changes_nothing() -> None:
     torch.testing.assert_close(pyfmha.torch.attention(q, k, v, **LENGTHS), wanted)
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_what_is_no_number_reaches_the_rows_that_see_it_only(odd: float) -> None:
+    q, k, v = tensors()
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+    mask[1:, 3] = False
+    wanted = pyfmha.torch.attention(q, k, v, mask=mask)
+    k[:, :, 3], v[:, :, 3] = odd, odd
+    out = pyfmha.torch.attention(q, k, v, mask=mask)
+
+    assert torch.equal(out[:, :, 1:], wanted[:, :, 1:])
+    assert not out[:, :, 0].isfinite().any()
+
+
 MORE: list[dict[str, Any]] = [{}, {"return_lse": True}, {"causal": True, "window_left": 2}, LENGTHS]
 CHECKED = [(dtype, more) for dtype in (torch.float16, torch.bfloat16, torch.float32) for more in MORE]
 

@@ -11,7 +11,8 @@ from pyfmha.cli import functions as cli_functions
 from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.family import Declared, WithFunction, declared_in, file_of
 from pyfmha.functions.relative import check_relative, inputs_of, trial_of
-from pyfmha.interpreter.kernel import _load_module, run_interpreted
+from pyfmha.interpreter.kernel import run_interpreted
+from pyfmha.interpreter.loading import load_module
 
 HEADER = """
 import numpy as np
@@ -25,7 +26,7 @@ DECORATED = "@pyfmha.score_function(relative=True, example=example)\n"
 
 
 def functions_of(source: Path) -> list[Declared]:
-    held = {name: value for name, value in vars(_load_module(source)).items() if hasattr(type(value), "__pyfmha__")}
+    held = {name: value for name, value in vars(load_module(source)).items() if hasattr(type(value), "__pyfmha__")}
     return declared_in(source, lambda _: [{**value.__pyfmha__(), "attribute": name} for name, value in held.items()])
 
 

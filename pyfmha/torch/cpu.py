@@ -95,7 +95,10 @@ def attend_ragged(
     """
     out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float32)
-    rows, keys = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
+    # As on a GPU: what lies beyond the tensor, or before the sequence before, counts as the nearest that is possible.
+    rows, keys = (
+        ends.clamp(0, len(x)).cummax(0).values.tolist() for ends, x in ((cu_seqlens_q, q), (cu_seqlens_kv, k))
+    )
     for number in range(len(rows) - 1):
         of_q, of_kv = slice(*rows[number : number + 2]), slice(*keys[number : number + 2])
         one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in (q[of_q], k[of_kv], v[of_kv]))
@@ -106,12 +109,16 @@ def attend_ragged(
 
 
 def _cut(name: str, tensor: torch.Tensor, number: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """A bias or mask for one sequence of a ragged batch; sinks are the same for all."""
+    """A bias or mask for one sequence of a ragged batch: past its end a bias is 0, and a mask hides. Sinks are the same
+    for all."""
     if name == "sinks":
         return tensor
     whole = tensor[(None,) * (4 - tensor.ndim)]
     of_one = whole[number : number + 1] if whole.shape[0] > 1 else whole
-    return of_one[:, :, : q.shape[2], : k.shape[2]]
+    found = of_one[:, :, : q.shape[2], : k.shape[2]]
+    here = zip(found.shape[2:], of_one.shape[2:], (q.shape[2], k.shape[2]), strict=True)
+    rows, keys = (0 if all_alike == 1 else max(wanted - have, 0) for have, all_alike, wanted in here)
+    return torch.nn.functional.pad(found, (0, keys, 0, rows))
 
 
 def _of_function(

@@ -152,6 +152,8 @@ def score_function(
     Raises:
         SpecError: it takes other arguments, an input has a type that is not served, or a relative one has no example.
     """
+    if relative not in (True, False):
+        raise SpecError(f"relative is {relative!r}; give True or False")
     if function is None:
         return partial(score_function, inputs=inputs, requires=requires, example=example, relative=relative)
     part = replace(part_of(function, SCORE, "score", inputs or {}, requires), relative=relative)
@@ -241,6 +243,8 @@ def _both(one: Example, other: Example, *sizes: int) -> dict[str, Any]:
 def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[str, ...], Any]:
     """The names that bounds take, and the expression of a lambda or the function."""
     plain = getattr(bounds, "fn", bounds)
+    if not inspect.isfunction(plain):
+        raise SpecError(f"{name}: its bounds are {bounds!r}; give a function that returns them")
     taken = tuple(inspect.signature(plain).parameters)
     allowed = [one for one in (*BOUNDS, *inputs) if one in taken]
     if list(taken) != allowed:

@@ -24,6 +24,7 @@ Inputs = tuple[tuple[str, str], ...]
 Shapes = tuple[tuple[str, tuple[str, ...]], ...]
 """The axes of those inputs that have a shape."""
 
+_OTHER_KINDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _SHAPED = re.compile(r"([^\[\]]+)\[(.*)\]\s*\Z", re.DOTALL)
 
 
@@ -76,6 +77,12 @@ def part_of(
     Raises:
         SpecError: it takes other arguments, or a type, a shape or a requirement is none.
     """
+    plain = getattr(function, "fn", function)
+    if not inspect.isfunction(plain) or plain.__name__ == "<lambda>" or plain.__code__.co_flags & _OTHER_KINDS:
+        given = plain.__name__ if inspect.isfunction(plain) else f"of type {type(plain).__name__}"
+        raise SpecError(f"{kind} function is {given}; give a function that is made by def")
+    if not isinstance(types, Mapping):
+        raise SpecError(f"{plain.__name__}: inputs is {types!r}; give types by name")
     parameters = list(inspect.signature(function).parameters.values())
     names = [parameter.name for parameter in parameters]
     own = names[len(first) :]
@@ -92,6 +99,8 @@ def part_of(
     inputs, shapes = [], []
     for name in own:
         text = types.get(name, POINTER if name in loaded else NUMBER)
+        if not isinstance(text, str):
+            raise SpecError(f"{function.__name__}: input {name} cannot be {text!r}; a type is a text, as '*fp32'")
         said = _SHAPED.match(text)
         kind = _type(said[1] if said else text, name, function)
         inputs.append((name, kind))
@@ -164,7 +173,7 @@ def _check_axes(function: Callable[..., Any], inputs: Mapping[str, str], shapes:
 
 
 def _check_requires(function: Callable[..., Any], inputs: Mapping[str, str], requires: Sequence[str]) -> None:
-    if isinstance(requires, str):
+    if isinstance(requires, str) or not all(isinstance(one, str) for one in requires):
         raise SpecError(f"{function.__name__}: requires is {requires!r}; give a tuple of conditions")
     numbers = [name for name, kind in inputs.items() if not kind.startswith("*")]
     for text in requires:
@@ -218,9 +227,17 @@ def tree_of(function: Callable[..., Any]) -> ast.AST:
     tree = ast.parse("".join(linecache.getlines(code.co_filename)))
     kinds = (ast.Lambda,) if function.__name__ == "<lambda>" else (ast.FunctionDef,)
     names = list(inspect.signature(function).parameters)
+    found: dict[str, ast.AST] = {}
     for node in ast.walk(tree):
         if isinstance(node, kinds) and [a.arg for a in node.args.args] == names:
             lines = {node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))}
             if code.co_firstlineno in lines:
-                return node
-    raise SpecError(f"{function.__name__}: its source is not in {code.co_filename}")
+                found.setdefault(ast.dump(node), node)
+    if len(found) > 1:
+        raise SpecError(
+            f"{code.co_filename}:{code.co_firstlineno} has {len(found)} lambdas of the same arguments, which nothing"
+            " tells apart; give each a line of its own"
+        )
+    if not found:
+        raise SpecError(f"{function.__name__}: its source is not in {code.co_filename}")
+    return next(iter(found.values()))

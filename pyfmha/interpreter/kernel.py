@@ -196,7 +196,13 @@ def _load_kernel(path: Path, kernel_name: str) -> Any:
 
 def _load_function(function: FunctionOf) -> Any:
     first, *rest = function.attribute.split(".")
-    found = _load_kernel(Path(function.path), first)
+    path = Path(function.path)
+    if not path.is_file():
+        raise KernelSourceError(f"{first} is of {path}, which is no file; write it to one, and import it from there")
+    module = load_module(path.resolve())
+    if not hasattr(module, first):
+        raise KernelSourceError(f"{path} has no variable {first}; a function must be one of its file, by its own name")
+    found = getattr(module, first)
     for name in rest:
         found = getattr(found, name)
     return found

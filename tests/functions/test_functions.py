@@ -1,5 +1,6 @@
 """Functions that users write: in the kernel under the interpreter, against formulas of numpy; what is refused."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -296,6 +297,53 @@ def test_what_a_function_must_take() -> None:
         mask_function(right, bounds=lambda kv_len, first_query: (0, kv_len))
     with pytest.raises(SpecError, match="give a score function and a mask function"):
         score_and_mask("both", mask_function(right), mask_function(right))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            lambda score, batch, head, query, key: score,
+            "score function is <lambda>; give a function that is made by def",
+        ),
+        (partial(print, 1), "score function is of type partial"),
+        (3, "score function is of type int"),
+        (max, "score function is of type builtin_function_or_method"),
+    ],
+)
+def test_what_is_no_function(given: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        score_function(given)
+
+
+def test_what_decorators_are_given_is_told() -> None:
+    async def later(batch, head, query, key): ...
+    def right(batch, head, query, key, width): ...
+    def score(score, batch, head, query, key): ...
+
+    with pytest.raises(SpecError, match="mask function is later"):
+        mask_function(later)
+    with pytest.raises(SpecError, match=r"right: its bounds are \(0, 3\); give a function that returns them"):
+        mask_function(right, bounds=(0, 3))
+    with pytest.raises(SpecError, match=r"right: inputs is \['width'\]; give types by name"):
+        mask_function(right, inputs=["width"])
+    with pytest.raises(SpecError, match=r"right: input width cannot be 4; a type is a text, as '\*fp32'"):
+        mask_function(right, inputs={"width": 4})
+    with pytest.raises(SpecError, match=r"right: requires is \(4,\); give a tuple of conditions"):
+        mask_function(right, requires=(4,))
+    with pytest.raises(SpecError, match="relative is 'yes'; give True or False"):
+        score_function(score, relative="yes")
+
+
+def test_lambdas_that_nothing_tells_apart() -> None:
+    """The bounds of one would be those of the other."""
+
+    def right(batch, head, query, key): ...
+
+    one, other = lambda last_query: (0, last_query + 1), lambda last_query: (0, last_query + 2)  # fmt: skip
+    for bounds in (one, other):
+        with pytest.raises(SpecError, match="has 2 lambdas of the same arguments"):
+            mask_function(right, bounds=bounds)
 
 
 def test_an_input_has_one_type() -> None:

@@ -17,10 +17,10 @@ import pyfmha
 from pyfmha.aot import Compiler, build
 from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.cli.main import app
-from pyfmha.errors import InterpreterError, PluginError, SpecError
+from pyfmha.errors import InterpreterError, KernelSourceError, PluginError, SpecError
 from pyfmha.functions.alibi import alibi
 from pyfmha.functions.evaluate import evaluate
-from pyfmha.functions.family import declared_in, function_specs
+from pyfmha.functions.family import Declared, declared_in, function_specs
 from pyfmha.functions.prefix import prefix
 from pyfmha.interpreter.kernel import _load_kernel, run_interpreted
 from pyfmha.spec.arch import parse_archs
@@ -117,3 +117,31 @@ def test_a_function_that_fails_in_the_interpreter_is_named(monkeypatch: pytest.M
         InterpreterError, match=r"with lost\.score of own\.py failed under the interpreter: TypeError: "
     ):
         pyfmha.interpret_attention(q, q, q, causal=True, score=_load_kernel(path, "lost"))
+
+
+def test_a_function_must_be_one_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import pyfmha\n\ndef made():\n    @pyfmha.score_function\n"
+        "    def half(score, batch, head, query, key):\n        return score / 2\n    return half\n"
+    )
+    half = _load_kernel(path, "made")()
+    scores = np.zeros((1, 1, 2, 2))
+    with pytest.raises(KernelSourceError, match=r"own\.py has no variable half; a function must be one of its file"):
+        evaluate(Declared.of(half), scores, {}, run=run_interpreted)
+    path.unlink()
+    with pytest.raises(KernelSourceError, match=r"half is of .*own\.py, which is no file; write it to one"):
+        evaluate(Declared.of(half), scores, {}, run=run_interpreted)
+
+
+@pytest.mark.long
+def test_a_file_that_runs_attention_when_it_is_imported(tmp_path: Path) -> None:
+    """It would start a process that imports it, and so on."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import numpy as np\nimport pyfmha\n\n@pyfmha.score_function\ndef half(score, batch, head, query, key):\n"
+        "    return score / 2\n\nq = np.ones((1, 1, 2, 32), np.float16)\n"
+        "pyfmha.interpret_attention(q, q, q, causal=True, score=half)\n"
+    )
+    found = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert 'run it below `if __name__ == "__main__":`, or from another file' in found.stderr

@@ -283,6 +283,13 @@ def test_a_package_may_have_a_name_that_is_taken(tmp_path: Path) -> None:
     assert x[0] == 9
 
 
+def test_what_interprets_starts_no_other_process(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that runs a kernel of its own when it is imported would go on for ever."""
+    monkeypatch.setenv("PYFMHA_INTERPRETING", "1")
+    with pytest.raises(InterpreterError, match="run it below `if __name__"):
+        run_in_subprocess(kernels, "grid", (2,), {"X": np.zeros(2, np.int32)})
+
+
 def test_files_in_the_current_folder_are_not_imported(
     kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,12 +80,14 @@ class AttentionFunction:
         return _jitted(f"{self.name}.bounds", parameters, f"_of_user({', '.join(taken)})", {"_of_user": function})
 
     def _adapt(self, what: str, first: Sequence[str], part: Part) -> Any:
-        """A function that takes all inputs, and gives the user's those that it wants. Kernels get a tensor, and of what
-        is seen one of truth values: as of a mask that is a tensor, all but 0 is seen."""
+        """A function that takes all inputs, and gives the user's those that it wants. Kernels get a
+        score for each element, and of what is seen truth values: as of a mask that is a tensor, all but 0 is seen."""
         parameters = [*first, *(name for name, _ in self.inputs)]
         arguments = [*first, *(name for name, _ in part.inputs)]
         lines = [f"found = _tl.to_tensor(_of_user({', '.join(arguments)}))"]
-        if what == "seen":
+        if what == "score":
+            lines.append("found, score = _tl.broadcast(found, score)")
+        else:
             lines += ["if found.dtype != _tl.int1:", "    found = found != 0"]
         return _jitted(f"{self.name}.{what}", parameters, "found", {"_of_user": part.function}, lines)
 

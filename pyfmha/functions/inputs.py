@@ -143,6 +143,8 @@ def _axes(text: str, name: str, kind: str, function: Callable[..., Any]) -> tupl
     except SyntaxError:
         raise SpecError(f"{what}: write the axes as '{kind}[batch, tokens]'") from None
     assert isinstance(tree, ast.Tuple)
+    if any(isinstance(axis, ast.Starred) for axis in tree.elts):
+        raise SpecError(f"{what}: an axis is one number, and has no * before it")
     if not 1 <= len(tree.elts) <= MOST_AXES:
         raise SpecError(f"{what}: a tensor has 1 to {MOST_AXES} axes")
     return tuple(ast.unparse(axis) for axis in tree.elts)

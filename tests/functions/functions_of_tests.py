@@ -34,6 +34,18 @@ def flagged(batch, head, query, key, flags):
     return tl.load(flags + key) & 262
 
 
+@pyfmha.score_function
+def constant(score, batch, head, query, key):
+    """One number for all."""
+    return 0.5
+
+
+@pyfmha.score_function
+def of_keys(score, batch, head, query, key):
+    """One for each key, an integer."""
+    return key % 3
+
+
 @pyfmha.score_function(inputs={"halves": "*fp16", "most": "fp32"})
 def dropped(score, batch, head, query, key, halves, most):
     """Minus infinity where a number of the key is above another."""

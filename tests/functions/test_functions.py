@@ -89,6 +89,14 @@ def test_a_mask_function_may_give_integers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "formula"),
+    [("constant", lambda s, b, h, i, j: s * 0 + 0.5), ("of_keys", lambda s, b, h, i, j: s * 0 + j % 3)],
+)
+def test_a_score_function_may_give_less_than_a_block(name: str, formula: Any) -> None:
+    check(declared(OWN, name), {}, BASE, formula)
+
+
+@pytest.mark.parametrize(
     "options", [{"cu_q": [2, 20, 40], "cu_kv": [0, 30, 56]}, {"q_lengths": [33, 7], "kv_lengths": [11, 50]}]
 )
 def test_positions_are_those_of_the_sequence(options: dict[str, Any]) -> None:
@@ -329,6 +337,8 @@ def test_what_decorators_are_given_is_told() -> None:
         mask_function(right, inputs=["width"])
     with pytest.raises(SpecError, match=r"right: input width cannot be 4; a type is a text, as '\*fp32'"):
         mask_function(right, inputs={"width": 4})
+    with pytest.raises(SpecError, match=r"width cannot be \*i32\[\*batch\]: an axis is one number"):
+        mask_function(right, inputs={"width": "*i32[*batch]"})
     with pytest.raises(SpecError, match=r"right: requires is \(4,\); give a tuple of conditions"):
         mask_function(right, requires=(4,))
     with pytest.raises(SpecError, match="relative is 'yes'; give True or False"):

@@ -1,6 +1,6 @@
 """A user's functions in float64: the same source under Triton's interpreter, where numpy computes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,12 +73,23 @@ def packed_inputs(function: Declared, inputs: Mapping[str, Value]) -> tuple[Any,
     Raises:
         SpecError: inputs are missing, unknown, or of another type.
     """
+    return tuple(named_inputs(function, inputs).values())
+
+
+def named_inputs(
+    function: Declared, inputs: Mapping[str, Value], told: Collection[str] = ()
+) -> dict[str, Tensor | int | float]:
+    """The same by name; those that shapes tell may be missing.
+
+    Raises:
+        SpecError: as there.
+    """
     wanted = dict(function.inputs)
-    if set(inputs) != set(wanted):
+    if set(inputs) - set(wanted) or set(wanted) - set(inputs) - set(told):
         raise SpecError(
             f"{function.name} takes {', '.join(wanted) or 'no inputs'}; given: {', '.join(inputs) or 'none'}"
         )
-    return tuple(_packed(function.name, name, kind, inputs[name]) for name, kind in function.inputs)
+    return {name: _packed(function.name, name, kind, inputs[name]) for name, kind in function.inputs if name in inputs}
 
 
 def _packed(function: str, name: str, kind: str, value: Any) -> Tensor | int | float:

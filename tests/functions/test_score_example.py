@@ -19,8 +19,10 @@ from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.cli.main import app
 from pyfmha.errors import InterpreterError, KernelSourceError, PluginError, SpecError
 from pyfmha.functions.alibi import alibi
+from pyfmha.functions.documents import documents
 from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import Declared, declared_in, function_specs
+from pyfmha.functions.natten import natten
 from pyfmha.functions.prefix import prefix
 from pyfmha.interpreter.kernel import _load_kernel, run_interpreted
 from pyfmha.spec.arch import parse_archs
@@ -89,9 +91,28 @@ def test_a_function_in_the_interpreter_is_checked() -> None:
         ({"mask": alibi, "mask_inputs": [slopes]}, PluginError, "alibi is a score function; give it as score=alibi"),
         ({"score": alibi, "score_inputs": [slopes], "mask": prefix}, PluginError, "pyfmha.score_and_mask"),
         ({"score_inputs": [slopes]}, PluginError, "score_inputs are given, and no score function"),
+        ({"score": alibi, "score_inputs": [slopes[:1]]}, PluginError, r"alibi_slopes \[1\]; they must be"),
+        ({"mask": natten, "mask_inputs": [4, 4, 2]}, PluginError, "natten requires window % 2 == 1; here window is 2"),
     ):
         with pytest.raises(error, match=message):
             pyfmha.interpret_attention(q, q, q, causal=True, **wrong)
+
+
+def test_numbers_that_shapes_tell_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a network; a tensor that is too small is refused, not read past its end."""
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
+    q = np.random.default_rng(3).standard_normal((1, 1, 6, 64)).astype(np.float16)
+    begins, ends = np.int32([[0, 0, 0, 3, 3, 3]]), np.int32([[3, 3, 3, 6, 6, 6]])
+    found = [
+        pyfmha.interpret_attention(q, q, q, causal=False, mask=documents, mask_inputs=inputs)
+        for inputs in ([begins, ends], [begins, ends, 6], {"begins": begins, "ends": ends})
+    ]
+    alike = np.arange(6) // 3
+    exact, _ = attend(q, q, q, mask=alike[:, None] == alike)
+    assert relative_error(found[0], exact) < LIMITS["fp16"]
+    assert all((one == found[0]).all() for one in found)
+    with pytest.raises(PluginError, match="documents requires tokens >= queries; here tokens is 4, queries is 6"):
+        pyfmha.interpret_attention(q, q, q, causal=False, mask=documents, mask_inputs=[begins[:, :4], ends[:, :4]])
 
 
 def test_a_mask_function_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 Imported by :mod:`pyfmha.aot.worker` only; it needs Triton.
 """
 
-import ast
 import hashlib
 import importlib
 import importlib.machinery
@@ -21,6 +20,7 @@ from typing import Any
 from pyfmha.aot.target import NotKnown, TargetDriver, TorchWatcher
 from pyfmha.errors import SpecError
 from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.packages import package_folders
 
 
 class Refused(Exception):
@@ -86,7 +86,7 @@ def load_source(path: Path, arch: str) -> Source:
         raise Refused("KernelSourceError", _explained(error, path, arch)) from error
     finally:
         _imported.update(name for name, found in list(sys.modules.items()) if _is_new(name, found, before))
-    files = {str(path), *(str(folder / "__init__.py") for folder in _package_folders(path))}
+    files = {str(path), *(str(folder / "__init__.py") for folder in package_folders(path))}
     files |= {str(getattr(sys.modules[name], "__file__", None) or path) for name in _imported}
     made_of = _digests(file for file in files if Path(file).is_file())
     _sources[str(path)] = Source(module, made_of, arch if _driver.asked else None)
@@ -101,7 +101,7 @@ def _import(path: Path) -> ModuleType:
     """Import a file: alone, or as a module of the packages that it lies in or imports from relatively."""
     if importlib.util.spec_from_file_location(path.stem, path) is None:
         raise Refused("KernelSourceError", f"{path} is not a Python file")
-    folders = _package_folders(path)
+    folders = package_folders(path)
     root = folders[0].parent if folders else path.parent
     names = [folder.name for folder in folders]
     if path.name != "__init__.py":
@@ -167,22 +167,6 @@ def _bind(name: str, module: ModuleType) -> None:
     parent, _, last = name.rpartition(".")
     if parent:
         setattr(sys.modules[parent], last, module)
-
-
-def _package_folders(path: Path) -> list[Path]:
-    """The folders whose packages a file is a module of, outermost first: those with an ``__init__.py``, and as many as
-    its relative imports go up."""
-    folders: list[Path] = []
-    try:
-        tree = ast.parse(path.read_bytes())
-        levels = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
-    except (SyntaxError, ValueError):
-        levels = 0
-    folder = path.parent
-    while folder.name.isidentifier() and ((folder / "__init__.py").is_file() or len(folders) < levels):
-        folders.insert(0, folder)
-        folder = folder.parent
-    return folders
 
 
 class _Beside:

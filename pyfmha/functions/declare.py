@@ -80,12 +80,16 @@ class AttentionFunction:
         return _jitted(f"{self.name}.bounds", parameters, f"_of_user({', '.join(taken)})", {"_of_user": function})
 
     def _adapt(self, what: str, first: Sequence[str], part: Part) -> Any:
-        """A function that takes all inputs, and gives the user's those that it wants."""
+        """A function that takes all inputs, and gives the user's those that it wants. Kernels get a
+        score for each element, and of what is seen truth values: as of a mask that is a tensor, all but 0 is seen."""
         parameters = [*first, *(name for name, _ in self.inputs)]
         arguments = [*first, *(name for name, _ in part.inputs)]
-        return _jitted(
-            f"{self.name}.{what}", parameters, f"_of_user({', '.join(arguments)})", {"_of_user": part.function}
-        )
+        lines = [f"found = _tl.to_tensor(_of_user({', '.join(arguments)}))"]
+        if what == "score":
+            lines.append("found, score = _tl.broadcast(found, score)")
+        else:
+            lines += ["if found.dtype != _tl.int1:", "    found = found != 0"]
+        return _jitted(f"{self.name}.{what}", parameters, "found", {"_of_user": part.function}, lines)
 
     def _asked(self) -> bool:
         """Whether it is asked for each element, rather than once for each distance, or where bounds leave it open."""
@@ -150,6 +154,8 @@ def score_function(
     Raises:
         SpecError: it takes other arguments, an input has a type that is not served, or a relative one has no example.
     """
+    if relative not in (True, False):
+        raise SpecError(f"relative is {relative!r}; give True or False")
     if function is None:
         return partial(score_function, inputs=inputs, requires=requires, example=example, relative=relative)
     part = replace(part_of(function, SCORE, "score", inputs or {}, requires), relative=relative)
@@ -239,6 +245,8 @@ def _both(one: Example, other: Example, *sizes: int) -> dict[str, Any]:
 def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[str, ...], Any]:
     """The names that bounds take, and the expression of a lambda or the function."""
     plain = getattr(bounds, "fn", bounds)
+    if not inspect.isfunction(plain):
+        raise SpecError(f"{name}: its bounds are {bounds!r}; give a function that returns them")
     taken = tuple(inspect.signature(plain).parameters)
     allowed = [one for one in (*BOUNDS, *inputs) if one in taken]
     if list(taken) != allowed:
@@ -260,9 +268,13 @@ def _tells_what_is_whole(bounds: Any) -> bool:
     return all(isinstance(value, ast.Tuple) and len(value.elts) == 4 for value in values)
 
 
-def _jitted(name: str, parameters: Sequence[str], expression: str, scope: dict[str, Any]) -> Any:
-    """A Triton function of one expression. Triton reads the source of what it compiles, so there must be one."""
-    text = f"def {name.replace('.', '_')}({', '.join(parameters)}):\n    return {expression}\n"
+def _jitted(
+    name: str, parameters: Sequence[str], expression: str, scope: dict[str, Any], lines: Sequence[str] = ()
+) -> Any:
+    """A Triton function of some lines and an expression. Triton reads the source of what it compiles, so there must be
+    one."""
+    body = "".join(f"    {line}\n" for line in (*lines, f"return {expression}"))
+    text = f"def {name.replace('.', '_')}({', '.join(parameters)}):\n{body}"
     file = f"<pyfmha {name} {hash((text, id(scope))) & 0xFFFFFFFF:08x}>"
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
     import triton.language

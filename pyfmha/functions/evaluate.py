@@ -1,6 +1,6 @@
 """A user's functions in float64: the same source under Triton's interpreter, where numpy computes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from pyfmha.errors import SpecError
 from pyfmha.functions.family import ATTRIBUTES, Declared
 from pyfmha.interpreter.kernel import FunctionOf, Tensor, as_tensor
 from pyfmha.interpreter.process import run_in_subprocess
+from pyfmha.spec.abi import ctype
 
 KERNEL_FILE = "evaluate_function.py"
 KERNEL = "evaluate_function"
@@ -72,17 +73,46 @@ def packed_inputs(function: Declared, inputs: Mapping[str, Value]) -> tuple[Any,
     Raises:
         SpecError: inputs are missing, unknown, or of another type.
     """
+    return tuple(named_inputs(function, inputs).values())
+
+
+def named_inputs(
+    function: Declared, inputs: Mapping[str, Value], told: Collection[str] = ()
+) -> dict[str, Tensor | int | float]:
+    """The same by name; those that shapes tell may be missing.
+
+    Raises:
+        SpecError: as there.
+    """
     wanted = dict(function.inputs)
-    if set(inputs) != set(wanted):
+    if set(inputs) - set(wanted) or set(wanted) - set(inputs) - set(told):
         raise SpecError(
             f"{function.name} takes {', '.join(wanted) or 'no inputs'}; given: {', '.join(inputs) or 'none'}"
         )
-    packed = []
-    for name, kind in function.inputs:
-        value = inputs[name]
-        value = as_tensor(value) if isinstance(value, np.ndarray) else value
-        got = f"*{value.dtype}" if isinstance(value, Tensor) else "a number"
-        if (got != kind) if kind.startswith("*") else isinstance(value, Tensor):
-            raise SpecError(f"{function.name}: input {name} is {kind}; given: {got}")
-        packed.append(value)
-    return tuple(packed)
+    return {name: _packed(function.name, name, kind, inputs[name]) for name, kind in function.inputs if name in inputs}
+
+
+def _packed(function: str, name: str, kind: str, value: Any) -> Tensor | int | float:
+    """One input, as a library's function would take it: numbers of its type."""
+    what = f"{function}: input {name} is {kind}; given: "
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray | Tensor):
+        element = kind.removeprefix("*k").removeprefix("*")
+        if isinstance(value, Tensor):
+            tensor = value
+        else:  # uint16 is how numpy holds bf16
+            tensor = Tensor(value, "bf16") if (value.dtype, element) == (np.uint16, "bf16") else as_tensor(value)
+        if kind.startswith("*") and tensor.dtype == element:
+            return tensor
+        hint = "" if kind.startswith("*") else f"; its decorator may say inputs={{{name!r}: '*{tensor.dtype}'}}"
+        raise SpecError(f"{what}*{tensor.dtype}{hint}")
+    if kind.startswith("*") or not isinstance(value, int | float):
+        raise SpecError(what + ("a number" if isinstance(value, int | float) else type(value).__name__))
+    number = ctype(kind)
+    if number.bounds is None:
+        return float(value)
+    low, high = number.bounds
+    if not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(f"{what}{value!r}, which is no integer from {low} to {high}")
+    return int(value)

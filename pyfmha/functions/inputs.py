@@ -24,6 +24,7 @@ Inputs = tuple[tuple[str, str], ...]
 Shapes = tuple[tuple[str, tuple[str, ...]], ...]
 """The axes of those inputs that have a shape."""
 
+_OTHER_KINDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _SHAPED = re.compile(r"([^\[\]]+)\[(.*)\]\s*\Z", re.DOTALL)
 
 
@@ -76,6 +77,12 @@ def part_of(
     Raises:
         SpecError: it takes other arguments, or a type, a shape or a requirement is none.
     """
+    plain = getattr(function, "fn", function)
+    if not inspect.isfunction(plain) or plain.__name__ == "<lambda>" or plain.__code__.co_flags & _OTHER_KINDS:
+        given = plain.__name__ if inspect.isfunction(plain) else f"of type {type(plain).__name__}"
+        raise SpecError(f"{kind} function is {given}; give a function that is made by def")
+    if not isinstance(types, Mapping):
+        raise SpecError(f"{plain.__name__}: inputs is {types!r}; give types by name")
     parameters = list(inspect.signature(function).parameters.values())
     names = [parameter.name for parameter in parameters]
     own = names[len(first) :]
@@ -88,10 +95,12 @@ def part_of(
     unknown = [name for name in types if name not in own]
     if unknown:
         raise SpecError(f"{function.__name__} has no input {', '.join(unknown)}; it has: {', '.join(own) or 'none'}")
-    loaded = _loaded(function)
+    loaded = _loaded(function, own)
     inputs, shapes = [], []
     for name in own:
         text = types.get(name, POINTER if name in loaded else NUMBER)
+        if not isinstance(text, str):
+            raise SpecError(f"{function.__name__}: input {name} cannot be {text!r}; a type is a text, as '*fp32'")
         said = _SHAPED.match(text)
         kind = _type(said[1] if said else text, name, function)
         inputs.append((name, kind))
@@ -103,9 +112,12 @@ def part_of(
 
 
 def jitted(function: Any) -> Any:
-    """A function as Triton compiles it, or interprets it."""
+    """A function as Triton compiles it, or interprets it: then it looks for its language in what the file imports."""
     import triton
+    import triton.language
 
+    if triton.knobs.runtime.interpret:
+        getattr(function, "fn", function).__globals__.setdefault("_triton_language", triton.language)
     return function if hasattr(function, "fn") else triton.jit(function)
 
 
@@ -131,6 +143,8 @@ def _axes(text: str, name: str, kind: str, function: Callable[..., Any]) -> tupl
     except SyntaxError:
         raise SpecError(f"{what}: write the axes as '{kind}[batch, tokens]'") from None
     assert isinstance(tree, ast.Tuple)
+    if any(isinstance(axis, ast.Starred) for axis in tree.elts):
+        raise SpecError(f"{what}: an axis is one number, and has no * before it")
     if not 1 <= len(tree.elts) <= MOST_AXES:
         raise SpecError(f"{what}: a tensor has 1 to {MOST_AXES} axes")
     return tuple(ast.unparse(axis) for axis in tree.elts)
@@ -161,7 +175,7 @@ def _check_axes(function: Callable[..., Any], inputs: Mapping[str, str], shapes:
 
 
 def _check_requires(function: Callable[..., Any], inputs: Mapping[str, str], requires: Sequence[str]) -> None:
-    if isinstance(requires, str):
+    if isinstance(requires, str) or not all(isinstance(one, str) for one in requires):
         raise SpecError(f"{function.__name__}: requires is {requires!r}; give a tuple of conditions")
     numbers = [name for name, kind in inputs.items() if not kind.startswith("*")]
     for text in requires:
@@ -176,17 +190,32 @@ def _check_requires(function: Callable[..., Any], inputs: Mapping[str, str], req
             )
 
 
-def _loaded(function: Callable[..., Any]) -> set[str]:
-    """The names that an argument of a load begins with: ``slopes`` of ``tl.load(slopes + head)``."""
-    found = set()
-    for node in ast.walk(tree_of(function)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load" and node.args:
-            first = node.args[0]
-            while isinstance(first, ast.BinOp):
-                first = first.left
-            if isinstance(first, ast.Name):
-                found.add(first.id)
+def _loaded(function: Callable[..., Any], own: Sequence[str]) -> set[str]:
+    """The inputs that an argument of a load begins with: ``slopes`` of ``tl.load(slopes + head)``."""
+    nodes = list(ast.walk(tree_of(function)))
+    values: dict[str, list[ast.AST]] = {}
+    for assigned in (node for node in nodes if isinstance(node, ast.Assign)):
+        for target in assigned.targets:
+            values.setdefault(getattr(target, "id", ""), []).append(assigned.value)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Call) and "load" in (getattr(node.func, "attr", ""), getattr(node.func, "id", "")):
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "pointer")]
+            found.update(*(_leading(one, values, own) for one in given))
     return found
+
+
+def _leading(address: ast.AST, values: Mapping[str, Sequence[ast.AST]], own: Sequence[str]) -> set[str]:
+    """The input that an address begins with, also by way of a local variable; of ``head + slopes`` the only one."""
+    first = address
+    while isinstance(first, ast.BinOp):
+        first = first.left
+    if not isinstance(first, ast.Name) or first.id in own:
+        return {first.id} if isinstance(first, ast.Name) else set()
+    if first.id in values:
+        return set().union(*(_leading(one, {**values, first.id: ()}, own) for one in values[first.id]))
+    read = {node.id for node in ast.walk(address) if isinstance(node, ast.Name) and node.id in own}
+    return read if len(read) == 1 else set()
 
 
 def tree_of(function: Callable[..., Any]) -> ast.AST:
@@ -200,9 +229,17 @@ def tree_of(function: Callable[..., Any]) -> ast.AST:
     tree = ast.parse("".join(linecache.getlines(code.co_filename)))
     kinds = (ast.Lambda,) if function.__name__ == "<lambda>" else (ast.FunctionDef,)
     names = list(inspect.signature(function).parameters)
+    found: dict[str, ast.AST] = {}
     for node in ast.walk(tree):
         if isinstance(node, kinds) and [a.arg for a in node.args.args] == names:
             lines = {node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))}
             if code.co_firstlineno in lines:
-                return node
-    raise SpecError(f"{function.__name__}: its source is not in {code.co_filename}")
+                found.setdefault(ast.dump(node), node)
+    if len(found) > 1:
+        raise SpecError(
+            f"{code.co_filename}:{code.co_firstlineno} has {len(found)} lambdas of the same arguments, which nothing"
+            " tells apart; give each a line of its own"
+        )
+    if not found:
+        raise SpecError(f"{function.__name__}: its source is not in {code.co_filename}")
+    return next(iter(found.values()))

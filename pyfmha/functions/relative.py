@@ -31,7 +31,9 @@ def trial_of(name: str, example: Any) -> str:
     try:
         given = dict(example(BATCH, HEADS, QUERIES + FIRST, KEYS))
         said = {
-            key: {"dtype": str(x.dtype), "shape": x.shape, "data": x.reshape(-1).tolist()} if hasattr(x, "dtype") else x
+            key: {"dtype": str(x.dtype), "shape": x.shape, "data": x.reshape(-1).tolist()}
+            if isinstance(x, np.ndarray)
+            else getattr(x, "item", lambda x=x: x)()  # a number of numpy's
             for key, x in given.items()
         }
         return json.dumps(said)

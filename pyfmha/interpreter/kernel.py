@@ -7,13 +7,10 @@ there are two ways in: :func:`run_interpreted` for a process that interprets, an
 Triton's interpreter gets bfloat16 wrong; while a kernel runs here, :func:`pyfmha.bfloat16.exact_bfloat16` mends that.
 """
 
-import importlib
-import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import numpy.typing as npt
 
 from pyfmha.bfloat16 import exact_bfloat16
 from pyfmha.errors import InterpreterError, KernelSourceError
+from pyfmha.interpreter.loading import load_module
 from pyfmha.interpreter.speed import less_work
 from pyfmha.spec.absent import compared_with_none
 from pyfmha.spec.advice import install_command
@@ -149,7 +147,15 @@ def run_interpreted(
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a kernel raises, SystemExit included
-            raise InterpreterError(f"{kernel_name} failed under the interpreter: {error}") from error
+            held = [one for one in (constexprs or {}).values() if isinstance(one, FunctionOf)]
+            named = ", ".join(f"{one.attribute} of {Path(one.path).name}" for one in held)
+            cause = error
+            while isinstance(cause, interpreter.InterpreterError) and cause.__cause__ is not None:
+                cause = cause.__cause__  # Triton's own hold one within another
+            said = cause if cause is error else f"{type(cause).__name__}: {cause}"
+            raise InterpreterError(
+                f"{kernel_name}{' with ' * bool(named)}{named} failed under the interpreter: {said}"
+            ) from error
 
 
 _WRONG_MODE = (
@@ -177,7 +183,7 @@ def _interpreter_module() -> Any:
 def _load_kernel(path: Path, kernel_name: str) -> Any:
     try:
         with path.open("rb"):
-            module = _load_module(path.resolve())
+            module = load_module(path.resolve())
     except OSError as error:
         raise KernelSourceError(f"cannot read {path}: {error.strerror}") from error
     if not hasattr(module, kernel_name):
@@ -190,66 +196,16 @@ def _load_kernel(path: Path, kernel_name: str) -> Any:
 
 def _load_function(function: FunctionOf) -> Any:
     first, *rest = function.attribute.split(".")
-    found = _load_kernel(Path(function.path), first)
+    path = Path(function.path)
+    if not path.is_file():
+        raise KernelSourceError(f"{first} is of {path}, which is no file; write it to one, and import it from there")
+    module = load_module(path.resolve())
+    if not hasattr(module, first):
+        raise KernelSourceError(f"{path} has no variable {first}; a function must be one of its file, by its own name")
+    found = getattr(module, first)
     for name in rest:
         found = getattr(found, name)
     return found
-
-
-# By path: what the file and those beside it that it imports were like, and the module. One is made only where they
-# changed, since Triton keeps every kernel it has ever rewritten.
-_modules: dict[Path, tuple[dict[str, tuple[int, int]], Any]] = {}
-
-
-def _load_module(path: Path) -> Any:
-    if path in _modules and all(_state(file) == state for file, state in _modules[path][0].items()):
-        return _modules[path][1]
-    spec = importlib.util.spec_from_file_location(f"_interpreted_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise KernelSourceError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    files = {str(path): _state(str(path))}
-    with _importing_beside(path.parent, files):
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        try:
-            spec.loader.exec_module(module)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a kernel file raises, SystemExit included
-            del sys.modules[spec.name]
-            raise KernelSourceError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    _modules[path] = files, module
-    return module
-
-
-@contextmanager
-def _importing_beside(folder: Path, files: dict[str, tuple[int, int]]) -> Iterator[None]:
-    """Let a kernel file import what lies beside it, as a script may, and note that in ``files``.
-
-    What it finds there is its own: the same name may mean another file to the next kernel.
-    """
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the kernel file took it off
-            sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            file, top = getattr(sys.modules[name], "__file__", None), name.partition(".")[0]
-            own = top not in before and (folder / top, folder / f"{top}.py")
-            if file and own and (Path(file) == own[1] or own[0] in Path(file).parents):
-                files[file] = _state(file)
-                del sys.modules[name]
-
-
-def _state(file: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(file)
-    except OSError:
-        return 0, 0
-    return stat.st_mtime_ns, stat.st_size
 
 
 def as_tensor(array: Array) -> Tensor:

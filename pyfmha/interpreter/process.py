@@ -36,6 +36,11 @@ def run_in_subprocess(
         InterpreterError, KernelSourceError: as there; or an argument or constant cannot be handed to another process.
         OutputError: the temporary folder, which hands the arrays over, cannot be written.
     """
+    if os.environ.get(_WITHIN):
+        raise InterpreterError(
+            "a kernel is run while the file that it, or a function of it, is from is imported, which would go on for"
+            ' ever; run it below `if __name__ == "__main__":`, or from another file'
+        )
     arrays: dict[str, Array] = {}
     described: dict[str, Any] = {}
     for name, value in args.items():
@@ -96,6 +101,9 @@ _NO_FOLDER = (
     "the interpreter's arrays cannot go through a temporary folder: {} (is the disk full? TMPDIR names another folder)"
 )
 
+_WITHIN = "PYFMHA_INTERPRETING"
+"""Set in the process that interprets, and in those that it starts."""
+
 # Not `-m`: that would look for every module in the current folder first, whatever lies there.
 _START = "import sys; sys.path[:] = filter(None, sys.path); from pyfmha.interpreter.process import main; main()"
 
@@ -104,7 +112,7 @@ def _run_worker(python: str, folder: Path) -> None:
     """Run the job in ``folder``; raises where it leaves no result there."""
     parent = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": search, _WITHIN: "1"}
     command = [python, "-c", _START, str(folder)]
     try:
         done = subprocess.run(

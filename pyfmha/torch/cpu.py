@@ -56,9 +56,18 @@ def attend(
         lse = torch.where(within, torch.logaddexp(lse, sinks), lse)
     # A row without a key has a log-sum-exp of minus infinity, and zeros.
     weights = torch.exp(scores - torch.where(lse.isneginf(), 0.0, lse)[..., None])
-    # What lies past a sequence's end may be NaN, and 0 * NaN is NaN.
-    values = values.masked_fill(~seen.any(dim=-2, keepdim=True).transpose(-2, -1), 0.0)
-    return (weights @ values).to(q.dtype).contiguous(), lse
+    return _weighted(weights, values, seen).to(q.dtype).contiguous(), lse
+
+
+def _weighted(weights: torch.Tensor, values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Sums of weighted values. Those that are NaN or infinite reach the rows that see them only: 0 * NaN is NaN."""
+    odd = ~values.isfinite()
+    out = weights @ values.masked_fill(odd, 0.0)
+    if not odd.any():
+        return out
+    reached = (seen & odd.any(dim=-1)[..., None, :]).any(dim=-1, keepdim=True)
+    shown = values.masked_fill(~seen.any(dim=-2, keepdim=True).transpose(-2, -1), 0.0)
+    return torch.where(reached, weights @ shown, out)
 
 
 def attend_ragged(
@@ -86,7 +95,10 @@ def attend_ragged(
     """
     out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float32)
-    rows, keys = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
+    # As on a GPU: what lies beyond the tensor, or before the sequence before, counts as the nearest that is possible.
+    rows, keys = (
+        ends.clamp(0, len(x)).cummax(0).values.tolist() for ends, x in ((cu_seqlens_q, q), (cu_seqlens_kv, k))
+    )
     for number in range(len(rows) - 1):
         of_q, of_kv = slice(*rows[number : number + 2]), slice(*keys[number : number + 2])
         one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in (q[of_q], k[of_kv], v[of_kv]))
@@ -97,12 +109,16 @@ def attend_ragged(
 
 
 def _cut(name: str, tensor: torch.Tensor, number: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """A bias or mask for one sequence of a ragged batch; sinks are the same for all."""
+    """A bias or mask for one sequence of a ragged batch: past its end a bias is 0, and a mask hides. Sinks are the same
+    for all."""
     if name == "sinks":
         return tensor
     whole = tensor[(None,) * (4 - tensor.ndim)]
     of_one = whole[number : number + 1] if whole.shape[0] > 1 else whole
-    return of_one[:, :, : q.shape[2], : k.shape[2]]
+    found = of_one[:, :, : q.shape[2], : k.shape[2]]
+    here = zip(found.shape[2:], of_one.shape[2:], (q.shape[2], k.shape[2]), strict=True)
+    rows, keys = (0 if all_alike == 1 else max(wanted - have, 0) for have, all_alike, wanted in here)
+    return torch.nn.functional.pad(found, (0, keys, 0, rows))
 
 
 def _of_function(

@@ -1,6 +1,5 @@
 """What ``pyfmha verify --functions`` computes with a user's functions, on the example that each gives of its inputs."""
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from pyfmha.attention.run import to_float
 from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import Declared, WithFunction, declared_in
+from pyfmha.interpreter.loading import import_file
 from pyfmha.spec.advice import install_command
 from pyfmha.verify.biased_cases import BiasedCase
 
@@ -92,13 +92,9 @@ def examples_in(source: Path) -> Iterator[tuple[Declared, Example]]:
         KernelSourceError: it cannot be imported, or declares none.
         SpecError: a function has no example.
     """
-    spec = importlib.util.spec_from_file_location(f"_functions_of_{source.stem}", source)
-    if spec is None or spec.loader is None:
-        raise KernelSourceError(f"{source} is no Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except SpecError:
+        module = import_file(source.resolve(), "_functions_of_")
+    except (KernelSourceError, SpecError):
         raise
     except Exception as error:  # whatever a user's file raises
         if isinstance(error, ModuleNotFoundError) and error.name == "triton":

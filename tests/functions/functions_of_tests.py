@@ -28,6 +28,24 @@ def causal(batch, head, query, key):
     return key <= query
 
 
+@pyfmha.mask_function(inputs={"flags": "*i32"})
+def flagged(batch, head, query, key, flags):
+    """An integer, of which all but 0 is seen."""
+    return tl.load(flags + key) & 262
+
+
+@pyfmha.score_function
+def constant(score, batch, head, query, key):
+    """One number for all."""
+    return 0.5
+
+
+@pyfmha.score_function
+def of_keys(score, batch, head, query, key):
+    """One for each key, an integer."""
+    return key % 3
+
+
 @pyfmha.score_function(inputs={"halves": "*fp16", "most": "fp32"})
 def dropped(score, batch, head, query, key, halves, most):
     """Minus infinity where a number of the key is above another."""

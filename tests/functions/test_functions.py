@@ -1,11 +1,13 @@
 """Functions that users write: in the kernel under the interpreter, against formulas of numpy; what is refused."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+import triton.language as tl
 from biased_runs import Lists, Problem, expected, judge, launch, place
 from helpers import some_of
 from numpy.random import default_rng
@@ -78,6 +80,20 @@ def test_minus_infinity_is_a_key_that_is_not_seen() -> None:
 
 def test_a_function_without_inputs() -> None:
     check(declared(OWN, "even"), {}, BASE, seen=lambda b, h, i, j: (i + j) % 2 == 0)
+
+
+def test_a_mask_function_may_give_integers() -> None:
+    """Not their last bit alone counts."""
+    flags = np.tile(np.int32([0, 1, 2, 4, 256, -256, 7]), 8)
+    check(declared(OWN, "flagged"), {"flags": flags}, BASE, seen=lambda b, h, i, j: (flags[j] & 262) != 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("constant", lambda s, b, h, i, j: s * 0 + 0.5), ("of_keys", lambda s, b, h, i, j: s * 0 + j % 3)],
+)
+def test_a_score_function_may_give_less_than_a_block(name: str, formula: Any) -> None:
+    check(declared(OWN, name), {}, BASE, formula)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +307,55 @@ def test_what_a_function_must_take() -> None:
         score_and_mask("both", mask_function(right), mask_function(right))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            lambda score, batch, head, query, key: score,
+            "score function is <lambda>; give a function that is made by def",
+        ),
+        (partial(print, 1), "score function is of type partial"),
+        (3, "score function is of type int"),
+        (max, "score function is of type builtin_function_or_method"),
+    ],
+)
+def test_what_is_no_function(given: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        score_function(given)
+
+
+def test_what_decorators_are_given_is_told() -> None:
+    async def later(batch, head, query, key): ...
+    def right(batch, head, query, key, width): ...
+    def score(score, batch, head, query, key): ...
+
+    with pytest.raises(SpecError, match="mask function is later"):
+        mask_function(later)
+    with pytest.raises(SpecError, match=r"right: its bounds are \(0, 3\); give a function that returns them"):
+        mask_function(right, bounds=(0, 3))
+    with pytest.raises(SpecError, match=r"right: inputs is \['width'\]; give types by name"):
+        mask_function(right, inputs=["width"])
+    with pytest.raises(SpecError, match=r"right: input width cannot be 4; a type is a text, as '\*fp32'"):
+        mask_function(right, inputs={"width": 4})
+    with pytest.raises(SpecError, match=r"width cannot be \*i32\[\*batch\]: an axis is one number"):
+        mask_function(right, inputs={"width": "*i32[*batch]"})
+    with pytest.raises(SpecError, match=r"right: requires is \(4,\); give a tuple of conditions"):
+        mask_function(right, requires=(4,))
+    with pytest.raises(SpecError, match="relative is 'yes'; give True or False"):
+        score_function(score, relative="yes")
+
+
+def test_lambdas_that_nothing_tells_apart() -> None:
+    """The bounds of one would be those of the other."""
+
+    def right(batch, head, query, key): ...
+
+    one, other = lambda last_query: (0, last_query + 1), lambda last_query: (0, last_query + 2)  # fmt: skip
+    for bounds in (one, other):
+        with pytest.raises(SpecError, match="has 2 lambdas of the same arguments"):
+            mask_function(right, bounds=bounds)
+
+
 def test_an_input_has_one_type() -> None:
     def one(score, batch, head, query, key, width): ...
     def other(batch, head, query, key, width): ...
@@ -307,6 +372,26 @@ def test_inputs_are_checked() -> None:
         packed_inputs(dropped, {"halves": np.zeros(3, np.float32), "most": 1.0})
     with pytest.raises(SpecError, match=r"input halves is \*fp16; given: a number"):
         packed_inputs(dropped, {"halves": 3, "most": 1.0})
+    for width, given in (
+        (9.5, "9.5, which is no integer from -2147483648 to"),
+        (1 << 31, "2147483648, "),
+        ("9", "str"),
+    ):
+        with pytest.raises(SpecError, match=f"near: input width is i32; given: {given}"):
+            packed_inputs(near, {"width": width})
+    with pytest.raises(SpecError, match=r"width is i32; given: \*i64; its decorator may say inputs={'width': '\*i64'}"):
+        packed_inputs(near, {"width": np.zeros(3, np.int64)})
+    _, most = packed_inputs(dropped, {"halves": np.zeros(3, np.float16), "most": np.int64(1)})
+    assert (type(most), most) == (float, 1.0)
+
+
+def test_what_is_loaded_from_is_a_pointer() -> None:
+    def here(score, batch, head, query, key, a, b, c, d, width):
+        row = a + query * width
+        row = row + b
+        return score + tl.load(row + key) + tl.load(head + c) + tl.load(pointer=d)
+
+    assert [kind for _, kind in score_function(here).inputs] == ["*fp32", "i32", "*fp32", "*fp32", "i32"]
 
 
 def test_two_functions_of_one_name_are_refused() -> None:

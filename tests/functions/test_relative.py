@@ -11,7 +11,8 @@ from pyfmha.cli import functions as cli_functions
 from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.family import Declared, WithFunction, declared_in, file_of
 from pyfmha.functions.relative import check_relative, inputs_of, trial_of
-from pyfmha.interpreter.kernel import _load_module, run_interpreted
+from pyfmha.interpreter.kernel import run_interpreted
+from pyfmha.interpreter.loading import load_module
 
 HEADER = """
 import numpy as np
@@ -25,7 +26,7 @@ DECORATED = "@pyfmha.score_function(relative=True, example=example)\n"
 
 
 def functions_of(source: Path) -> list[Declared]:
-    held = {name: value for name, value in vars(_load_module(source)).items() if hasattr(type(value), "__pyfmha__")}
+    held = {name: value for name, value in vars(load_module(source)).items() if hasattr(type(value), "__pyfmha__")}
     return declared_in(source, lambda _: [{**value.__pyfmha__(), "attribute": name} for name, value in held.items()])
 
 
@@ -80,9 +81,11 @@ def test_an_example_is_needed_and_must_not_fail(tmp_path: Path) -> None:
 def test_the_example_comes_through_as_it_was() -> None:
     given: dict[str, Any] = {
         "table": np.float32([[1.5, -np.inf], [np.nan, 3e38]]), "starts": np.int64([2**62]), "width": 7,
+        "rate": np.float32(0.5), "count": np.int64(3),
     }  # fmt: skip
     found = inputs_of(trial_of("any", lambda *_: given))
-    assert found["width"] == 7
+    assert [found[name] for name in ("width", "rate", "count")] == [7, 0.5, 3]
+    assert not any(isinstance(found[name], np.ndarray) for name in ("rate", "count"))
     for name in ("table", "starts"):
         assert found[name].dtype == given[name].dtype
         np.testing.assert_array_equal(found[name], given[name])

@@ -17,12 +17,14 @@ import pyfmha
 from pyfmha.aot import Compiler, build
 from pyfmha.attention.reference import LIMITS, attend, relative_error
 from pyfmha.cli.main import app
-from pyfmha.errors import PluginError, SpecError
+from pyfmha.errors import InterpreterError, KernelSourceError, PluginError, SpecError
 from pyfmha.functions.alibi import alibi
+from pyfmha.functions.documents import documents
 from pyfmha.functions.evaluate import evaluate
-from pyfmha.functions.family import declared_in, function_specs
+from pyfmha.functions.family import Declared, declared_in, function_specs
+from pyfmha.functions.natten import natten
 from pyfmha.functions.prefix import prefix
-from pyfmha.interpreter.kernel import run_interpreted
+from pyfmha.interpreter.kernel import _load_kernel, run_interpreted
 from pyfmha.spec.arch import parse_archs
 from pyfmha.verify.function_cases import examples_in
 
@@ -89,9 +91,28 @@ def test_a_function_in_the_interpreter_is_checked() -> None:
         ({"mask": alibi, "mask_inputs": [slopes]}, PluginError, "alibi is a score function; give it as score=alibi"),
         ({"score": alibi, "score_inputs": [slopes], "mask": prefix}, PluginError, "pyfmha.score_and_mask"),
         ({"score_inputs": [slopes]}, PluginError, "score_inputs are given, and no score function"),
+        ({"score": alibi, "score_inputs": [slopes[:1]]}, PluginError, r"alibi_slopes \[1\]; they must be"),
+        ({"mask": natten, "mask_inputs": [4, 4, 2]}, PluginError, "natten requires window % 2 == 1; here window is 2"),
     ):
         with pytest.raises(error, match=message):
             pyfmha.interpret_attention(q, q, q, causal=True, **wrong)
+
+
+def test_numbers_that_shapes_tell_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a network; a tensor that is too small is refused, not read past its end."""
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
+    q = np.random.default_rng(3).standard_normal((1, 1, 6, 64)).astype(np.float16)
+    begins, ends = np.int32([[0, 0, 0, 3, 3, 3]]), np.int32([[3, 3, 3, 6, 6, 6]])
+    found = [
+        pyfmha.interpret_attention(q, q, q, causal=False, mask=documents, mask_inputs=inputs)
+        for inputs in ([begins, ends], [begins, ends, 6], {"begins": begins, "ends": ends})
+    ]
+    alike = np.arange(6) // 3
+    exact, _ = attend(q, q, q, mask=alike[:, None] == alike)
+    assert relative_error(found[0], exact) < LIMITS["fp16"]
+    assert all((one == found[0]).all() for one in found)
+    with pytest.raises(PluginError, match="documents requires tokens >= queries; here tokens is 4, queries is 6"):
+        pyfmha.interpret_attention(q, q, q, causal=False, mask=documents, mask_inputs=[begins[:, :4], ends[:, :4]])
 
 
 def test_a_mask_function_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +124,45 @@ def test_a_mask_function_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> 
     query, key = np.arange(12)[:, None], np.arange(12)
     exact, _ = attend(q, k, v, mask=(key <= query) | (key < 5))
     assert relative_error(out, exact) < LIMITS["fp16"]
+
+
+def test_a_function_that_fails_in_the_interpreter_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With what went wrong itself, not what Triton wraps around it."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import pyfmha\n\n@pyfmha.score_function\ndef lost(score, batch, head, query, key):\n    score + 1\n"
+    )
+    monkeypatch.setattr("pyfmha.interpreter.operators.run_in_subprocess", run_interpreted)
+    q = np.ones((1, 1, 3, 64), np.float16)
+    with pytest.raises(
+        InterpreterError, match=r"with lost\.score of own\.py failed under the interpreter: TypeError: "
+    ):
+        pyfmha.interpret_attention(q, q, q, causal=True, score=_load_kernel(path, "lost"))
+
+
+def test_a_function_must_be_one_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import pyfmha\n\ndef made():\n    @pyfmha.score_function\n"
+        "    def half(score, batch, head, query, key):\n        return score / 2\n    return half\n"
+    )
+    half = _load_kernel(path, "made")()
+    scores = np.zeros((1, 1, 2, 2))
+    with pytest.raises(KernelSourceError, match=r"own\.py has no variable half; a function must be one of its file"):
+        evaluate(Declared.of(half), scores, {}, run=run_interpreted)
+    path.unlink()
+    with pytest.raises(KernelSourceError, match=r"half is of .*own\.py, which is no file; write it to one"):
+        evaluate(Declared.of(half), scores, {}, run=run_interpreted)
+
+
+@pytest.mark.long
+def test_a_file_that_runs_attention_when_it_is_imported(tmp_path: Path) -> None:
+    """It would start a process that imports it, and so on."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import numpy as np\nimport pyfmha\n\n@pyfmha.score_function\ndef half(score, batch, head, query, key):\n"
+        "    return score / 2\n\nq = np.ones((1, 1, 2, 32), np.float16)\n"
+        "pyfmha.interpret_attention(q, q, q, causal=True, score=half)\n"
+    )
+    found = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert 'run it below `if __name__ == "__main__":`, or from another file' in found.stderr

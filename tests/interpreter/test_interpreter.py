@@ -221,7 +221,7 @@ def test_a_process_that_ends_without_a_word_is_an_error(tmp_path: Path) -> None:
 
 def kernel_beside(folder: Path, value: int) -> Path:
     """A kernel file that imports a constant from the file beside it, and has a dataclass."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "beside.py").write_text(f"import triton.language as tl\nVALUE = tl.constexpr({value})\n")
     (folder / "uses.py").write_text(
         textwrap.dedent("""
@@ -252,6 +252,42 @@ def test_a_kernel_may_import_what_lies_beside_it(tmp_path: Path, run) -> None:
         assert x[0] == value
     assert sys.path == path
     assert {name for name in set(sys.modules) - modules if "beside" in name} == set()
+
+
+@pytest.mark.parametrize("line", ["from .beside import VALUE", "from model.beside import VALUE", "from . import VALUE"])
+@pytest.mark.parametrize("init", ["VALUE = 7", "VALUE = 7\nimport nothing_of_the_kind"])
+def test_a_kernel_may_be_of_a_package(tmp_path: Path, line: str, init: str) -> None:
+    """As a build takes it; of a package that fails there is its folder."""
+    kept = dict(sys.modules)
+    for folder, value in (("one", 7), ("two", 8)):
+        path = kernel_beside(tmp_path / folder / "model", value)
+        path.write_text(path.read_text().replace("from beside import VALUE", line))
+        (path.parent / "__init__.py").write_text(
+            "import triton.language as tl\n" + init.replace("7", f"tl.constexpr({value})")
+        )
+        x = np.zeros(1, np.int32)
+        if line.endswith(". import VALUE") and "nothing" in init:
+            with pytest.raises(KernelSourceError, match="cannot import name 'VALUE'"):
+                run_interpreted(path, "put", (1,), {"X": x})
+            continue
+        run_interpreted(path, "put", (1,), {"X": x})
+        assert x[0] == value
+    assert {name for name in set(sys.modules) - set(kept) if "model" in name} == set()
+
+
+def test_a_package_may_have_a_name_that_is_taken(tmp_path: Path) -> None:
+    path = kernel_beside(tmp_path / "json", 9)
+    path.write_text(path.read_text().replace("from beside", "from .beside"))
+    x = np.zeros(1, np.int32)
+    run_interpreted(path, "put", (1,), {"X": x})
+    assert x[0] == 9
+
+
+def test_what_interprets_starts_no_other_process(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that runs a kernel of its own when it is imported would go on for ever."""
+    monkeypatch.setenv("PYFMHA_INTERPRETING", "1")
+    with pytest.raises(InterpreterError, match="run it below `if __name__"):
+        run_in_subprocess(kernels, "grid", (2,), {"X": np.zeros(2, np.int32)})
 
 
 def test_files_in_the_current_folder_are_not_imported(

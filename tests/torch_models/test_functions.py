@@ -25,7 +25,7 @@ from pyfmha.functions.alibi import alibi
 from pyfmha.functions.documents import documents
 from pyfmha.functions.groups import groups
 from pyfmha.functions.natten import natten
-from pyfmha.interpreter.kernel import run_interpreted
+from pyfmha.interpreter.kernel import _load_kernel, run_interpreted
 from pyfmha.runtime.library import Library
 from pyfmha.torch.functions import _names
 from pyfmha.torch.with_functions import attention_with_op as real_op
@@ -90,6 +90,21 @@ def test_the_cpu_against_formulas(functions: Any, keywords: Any, formulas: Any) 
     np.testing.assert_array_equal(np.isinf(lse.numpy()), np.isinf(sums))
     kept = np.isfinite(sums)
     assert relative_error(lse.numpy()[kept], sums[kept]) < 1e-5
+
+
+def test_tensors_of_functions_may_be_bfloat16(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import triton.language as tl\nimport pyfmha\n\n@pyfmha.score_function(inputs={'rates': '*bf16[keys]'})\n"
+        "def rated(score, batch, head, query, key, rates):\n    return score * tl.load(rates + key)\n"
+    )
+    q, k, v = tensors()
+    rates = torch.linspace(-1, 3, 9).bfloat16()
+    out = pyfmha.torch.attention(q, k, v, score=_load_kernel(path, "rated"), score_inputs=[rates])
+
+    held = rates.float().numpy()
+    wanted, _ = attend(*(x.numpy() for x in (q, k, v)), sm_scale=0.25, score=lambda s, b, h, i, j: s * held[j])
+    assert relative_error(out.numpy(), wanted) < 1e-5
 
 
 def test_sequences_of_a_ragged_batch_are_told_apart() -> None:

@@ -99,6 +99,34 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(keywords: dict[str, Any]) ->
         np.testing.assert_allclose(lse[:, of_q].numpy(), sums[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_ragged_batch_ends_where_its_tensors_do() -> None:
+    """Ends beyond, negative or before that of the sequence before count as the nearest that is possible."""
+    torch.manual_seed(1)
+    q, k, v = torch.randn(7, 4, 16), torch.randn(8, 2, 16), torch.randn(8, 2, 24)
+    rows, keys = torch.tensor([1, 5, 3, 9]), torch.tensor([-3, 4, 2, 8])
+    out, lse = pyfmha.torch.attention(q, k, v, cu_seqlens_q=rows, cu_seqlens_kv=keys, return_lse=True)
+    arrays = (x.double().numpy() for x in (q, k, v))
+    wanted, sums = attend(*arrays, sm_scale=0.25, cu_seqlens_q=rows.tolist(), cu_seqlens_kv=keys.tolist())
+
+    assert relative_error(out.numpy(), wanted) < 1e-5
+    np.testing.assert_allclose(lse.numpy(), sums, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bias", "mask"])
+def test_a_bias_or_mask_may_be_of_fewer_than_the_longest_sequence(name: str) -> None:
+    """Past its end a bias is 0, and a mask hides."""
+    torch.manual_seed(1)
+    q, k, v = torch.randn(7, 4, 16), torch.randn(8, 2, 16), torch.randn(8, 2, 24)
+    ends = {"cu_seqlens_q": torch.tensor([0, 3, 7]), "cu_seqlens_kv": torch.tensor([0, 5, 8])}
+    part = NUMBERS[:1, :1, :3, :4] if name == "bias" else NUMBERS[:1, :1, :3, :4] > 0
+    whole = np.pad(part.numpy(), [(0, 0), (0, 0), (0, 1), (0, 1)])
+    out = pyfmha.torch.attention(q, k, v, **ends, **{name: part})
+    arrays = (x.double().numpy() for x in (q, k, v))
+    wanted, _ = attend(*arrays, sm_scale=0.25, **{key: x.tolist() for key, x in ends.items()}, **{name: whole})
+
+    assert relative_error(out.numpy(), wanted) < 1e-5
+
+
 def test_zero_is_false() -> None:
     q, k, v = tensors()
     wanted = {causal: pyfmha.torch.attention(q, k, v, causal=causal) for causal in (False, True)}
@@ -149,6 +177,19 @@ def test_padding_that_is_nan_changes_nothing() -> None:
     k[0, :, 9:], v[1] = float("nan"), float("nan")
 
     torch.testing.assert_close(pyfmha.torch.attention(q, k, v, **LENGTHS), wanted)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_what_is_no_number_reaches_the_rows_that_see_it_only(odd: float) -> None:
+    q, k, v = tensors()
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+    mask[1:, 3] = False
+    wanted = pyfmha.torch.attention(q, k, v, mask=mask)
+    k[:, :, 3], v[:, :, 3] = odd, odd
+    out = pyfmha.torch.attention(q, k, v, mask=mask)
+
+    assert torch.equal(out[:, :, 1:], wanted[:, :, 1:])
+    assert not out[:, :, 0].isfinite().any()
 
 
 MORE: list[dict[str, Any]] = [{}, {"return_lse": True}, {"causal": True, "window_left": 2}, LENGTHS]

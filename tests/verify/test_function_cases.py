@@ -84,3 +84,17 @@ def test_a_function_without_example(tmp_path: Path) -> None:
     path.write_text("1 / 0")
     with pytest.raises(KernelSourceError, match="ZeroDivisionError"):
         list(examples_in(path))
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    """As a pair does whose functions are of other files."""
+    (tmp_path / "first.py").write_text(
+        "import pyfmha\n@pyfmha.mask_function(example=lambda *_: {})\ndef even(batch, head, query, key):\n"
+        "    return key % 2 == 0\n"
+    )
+    (tmp_path / "pair.py").write_text(
+        "import pyfmha\nfrom first import even\n"
+        "@pyfmha.score_function(example=lambda *_: {})\ndef half(score, batch, head, query, key):\n"
+        "    return score / 2\nhalf_even = pyfmha.score_and_mask('half_even', half, even)\n"
+    )
+    assert [function.name for function, _ in examples_in(tmp_path / "pair.py")] == ["half", "half_even"]

@@ -11,7 +11,7 @@ from pyfmha.attention.families import library_specs
 from pyfmha.attention.function_operator import UserFunction, function_operator
 from pyfmha.errors import PluginError
 from pyfmha.functions import AttentionFunction
-from pyfmha.functions.evaluate import packed_inputs
+from pyfmha.functions.evaluate import named_inputs
 from pyfmha.functions.family import Declared, WithFunction
 from pyfmha.interpreter.operators import TYPE_OF, run_instance
 from pyfmha.operators.description import DATA_TYPES, TYPE_NAMES
@@ -77,7 +77,8 @@ def interpret_attention(
         bias, mask, sinks: of Q's type or float32, bool, of Q's type or float32, as there.
         score: a function of :func:`pyfmha.score_function` or :func:`pyfmha.score_and_mask`, of a file; ``mask`` may be
             one of :func:`pyfmha.mask_function`, as there, without a library. One of them.
-        score_inputs, mask_inputs: what it takes of its own, in its order or by name: numpy arrays and all numbers.
+        score_inputs, mask_inputs: what it takes of its own, in its order or by name: numpy arrays and numbers, without
+            those that shapes tell, as there, or with them.
         return_lse: whether to return Lse, too.
 
     Returns:
@@ -93,49 +94,50 @@ def interpret_attention(
     lengths, beside = lengths_of(q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv), beside_of(bias, seen, sinks)
     values: Any = score_inputs, mask_inputs
     asked = Asked(score, function, *values)
-    declared, own = _declared(asked)
+    declared, user, own = _declared(asked)
     if declared is not None and not beside:
         beside = {"mask": np.ones((1, 1, 1, 1), np.bool_)}  # functions are in the kernels that take one
     problem = problem_of(
         *({name: _described(name, array) for name, array in group.items()} for group in (arrays, lengths, beside, {})),
         causal=causal, scale=scale, window=window, align=align, softcap=softcap, layout=layout, return_lse=return_lse,
     )  # fmt: skip
-    tensors, more = {**arrays, **lengths, **beside}, {"inputs": own} if own else {}
-    if declared is not None and declared.blocks is not None:
-        problem, own_tensors = _listed(problem, asked, declared, own)
-        tensors, more = {**tensors, **own_tensors}, {}
+    tensors, more = {**arrays, **lengths, **beside}, {}
+    if user is not None and not user.unserved():
+        problem, own_tensors = _extended(problem, user, own)
+        tensors |= own_tensors
+    elif own:
+        more = {"inputs": tuple(own.values())}
     found = run_instance(problem.instance, tensors, kernels=_kernels(problem, declared), more=more)
     return (found["Out"], found["Lse"]) if return_lse else found["Out"]
 
 
-def _declared(asked: Asked) -> tuple[Declared | None, tuple[Any, ...]]:
-    """The function that is asked for, and its inputs."""
+def _declared(asked: Asked) -> tuple[Declared | None, UserFunction | None, dict[str, Any]]:
+    """The function that is asked for, also as its plugin has it, and its inputs by name."""
     asked.identities()
     if asked.score is not None and asked.mask is not None:
         raise PluginError(
             "score and mask are two functions; make one of them, pyfmha.score_and_mask, and give it as score"
         )
     if not asked:
-        return None, ()
-    declared = Declared.of(asked.mask if asked.score is None else asked.score)
+        return None, None, {}
+    function = asked.mask if asked.score is None else asked.score
     given = asked.mask_inputs if asked.score is None else asked.score_inputs
+    declared, user = Declared.of(function), UserFunction.of(function.__pyfmha__())
+    told = {} if user.unserved() else user.told()
     if isinstance(given, Sequence):
         names = [name for name, _ in declared.inputs]
-        if len(given) != len(names):
+        wanted = names if len(given) == len(names) else [name for name in names if name not in told]
+        if len(given) != len(wanted):
             raise PluginError(f"{declared.name} takes {', '.join(names) or 'no inputs'}; {len(given)} are given")
-        given = dict(zip(names, given, strict=True))
-    return declared, packed_inputs(declared, dict(given))  # type: ignore[arg-type]  # it refuses others
+        given = dict(zip(wanted, given, strict=True))
+    return declared, user, named_inputs(declared, dict(given), told)  # type: ignore[arg-type]  # it refuses others
 
 
-def _listed(
-    problem: Problem, asked: Asked, declared: Declared, values: tuple[Any, ...]
-) -> tuple[Problem, dict[str, Array]]:
-    """The plugin of a function whose blocks are listed by a launch of their own, and its tensors."""
-    described = (asked.mask if asked.score is None else asked.score).__pyfmha__()
-    inputs = FunctionInputs(function_operator(UserFunction.of(described)))
-    given = dict(zip((name for name, _ in declared.inputs), values, strict=True))
-    extension = extension_of(inputs.operator, inputs, given)
-    arrays = {source: given[name].array for name, source in inputs.tensors.items()}
+def _extended(problem: Problem, user: UserFunction, values: dict[str, Any]) -> tuple[Problem, dict[str, Array]]:
+    """The function's plugin, which checks shapes and writes lists where it has some, and its tensors."""
+    inputs = FunctionInputs(function_operator(user))
+    extension = extension_of(inputs.operator, inputs, values)
+    arrays = {source: values[name].array for name, source in inputs.tensors.items()}
     return replace(problem, extension=extension), arrays
 
 
@@ -151,8 +153,8 @@ def _kernels(problem: Problem, function: Declared | None) -> dict[str, KernelSpe
     """The generic variants of the kernels that are Triton's, by function; with a function of the user's, that one."""
     if function is not None:
         made = WithFunction(problem.dtype, problem.padded_size, function=function)
-        if function.blocks is not None:
-            return {spec.name: spec for spec in made.specs()}  # of one name, the last serves everything
-        return {problem.function_name: made.specs()[-1]}
+        if problem.extension is None:
+            return {problem.function_name: made.specs()[-1]}
+        return {spec.name: spec for spec in made.specs()}  # of one name, the last serves everything
     specs = library_specs(("forward", "biased"), (problem.dtype,), (problem.padded_size,))
     return {spec.name: spec for spec in specs if not spec.archs}

@@ -439,6 +439,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         factor, lse = finished(m, total, load_sink(sinks, head), shift)
+        if SHAPE.GENERAL:
+            lse = gl.where(rows < q_n, lse, float("-inf"))
         if Lse.to(gl.int64) != 0:
             gl.store(Lse + (batch * num_heads + head).to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))

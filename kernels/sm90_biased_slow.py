@@ -104,6 +104,7 @@ def compute_biased_slowly(
         acc = acc * alpha[:, None] + gl.where(seen[:, None], p[:, None] * v[None, :], 0.0)
         m = m_new
     factor, lse = finished(m * LOG2_E + shift, row_sum, load_sink(sinks, head), shift)
+    lse = gl.where(rows < q_n, lse, float("-inf"))
     out = gl.where((factor != 0)[:, None], acc * factor[:, None] * 2.0, 0.0)
     outs = Out + wide_batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]
     stored = (rows < q_len)[:, None] & (v_columns < v_head_size)[None, :]

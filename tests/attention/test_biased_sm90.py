@@ -59,6 +59,10 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         **{"batch": 2, "q_len": 130, "kv_len": 150, "mask": (1, 2, 130, 150)},
         **{"q_lengths": (40, 0), "kv_lengths": (150, 60)},
     },
+    "sinks, lengths": {
+        **{"batch": 2, "q_len": 70, "kv_len": 136, "mask": (1, 1, 1, 136), "sinks": "own"},
+        **{"q_lengths": (40, 0), "kv_lengths": (130, 60)},
+    },
     "window, sinks, two consumers": {
         **TWO, "q_len": 200, "kv_len": 260, "heads": 4, "kv_heads": 2, "window": (90, 3), "bottom_right": True,
         "sinks": "own", "dtype": "bf16",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeCuda
-from helpers import HANGS, SUCCESS, CLibrary, copy_kernel, published
+from helpers import HANGS, LONG, SUCCESS, CLibrary, copy_kernel, published
 from shared import Shared
 
 from pyfmha.aot import BuildResult, build
@@ -82,6 +82,7 @@ class TestAdding:
             assert library.load(name) == SUCCESS
             assert library.launch(name, 64, 64, 64, 100) == SUCCESS
 
+    @LONG
     def test_the_order_of_builds_does_not_matter(self, tmp_path: Path, shared: Shared) -> None:
         """In bytes: one after the other, the other way round, and all at once."""
         orders: list[list[Callable[[Project], BuildResult]]] = [
@@ -98,6 +99,7 @@ class TestAdding:
 
         assert all(result == results[0] for result in results[1:])
 
+    @LONG
     def test_variants_of_one_function_add_up_in_either_order(self, tmp_path: Path, shared: Shared) -> None:
         libraries = []
         for number in range(2):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import TESTS, python_environment
+from helpers import LONG, TESTS, python_environment
 from shared import Shared
 from trt_double.library_calls import LibraryCalls
 
@@ -30,6 +30,7 @@ def pyfmha(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@LONG
 def test_the_example_is_built_and_kept(tmp_path: Path, compiler: Compiler, shared: Shared) -> None:
     shared.lend(tmp_path)
     done = pyfmha("build", "--operators", EXAMPLE / "bias_gelu.py", "--arch", "sm_90", "-o", tmp_path)

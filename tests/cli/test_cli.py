@@ -238,6 +238,7 @@ def test_a_damaged_manifest_is_one_message(case: str, tmp_path: Path, monkeypatc
         assert done.output.startswith("error: c.json")
 
 
+@LONG
 @pytest.mark.parametrize("folder", few_of(["o[/gpu]", "o[gpu]", ":x:"], "o[/gpu]".__eq__))
 def test_paths_are_printed_as_they_are(folder: str, project: Path) -> None:
     done = run(project, "compile", str(ROOT / "tests/kernels/elementwise.py"), "-n", "add", "-o", f"{folder}/add",
@@ -377,6 +378,7 @@ def test_demo_runs_the_main_job_without_a_gpu(project: Path, shared: Shared) -> 
         assert expected in done.stdout
 
 
+@LONG
 def test_demo_exits_1_when_the_numbers_are_wrong(
     project: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +474,7 @@ def test_builds_of_two_dtypes_give_a_library_of_both(project: Path) -> None:
     assert fresh.stdout == dropped + "aot_out/libpyfmha.so: 2 functions for sm_90, 0 compiled, 3 from the cache\n"
 
 
+@LONG
 def test_results_go_into_a_folder_that_ends_in_a_slash(project: Path) -> None:
     shutil.copy(KERNELS / "elementwise.py", project)
     kernel = ("elementwise.py", "-n", "volume", "-s", "*i64, i64, i64, i64", "-g", "a, b, c", "-t", "sm_90")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from described import STRICT
 from fake_cuda import FakeCuda
-from helpers import some_of
+from helpers import LONG, some_of
 from plugin_host import HostCalls, build_host
 from plugin_host.operators import CHOICES, SHAPES, operators_of, random_values, specs_of
 from shared import Shared
@@ -66,6 +66,7 @@ def live(host: HostCalls) -> tuple[int, int]:
     return now, made
 
 
+@LONG
 @pytest.mark.parametrize("name", some_of(CHOICES))
 def test_sanitizers_have_nothing_to_say(watched: HostCalls, path: Path, fake_cuda: FakeCuda, name: str) -> None:
     assert fake_cuda.c.cuInit(0) == 0
@@ -115,6 +116,7 @@ def whole_life(host: HostCalls, fields: list[Field]) -> list[str]:
     return failed
 
 
+@LONG
 def test_without_memory_a_call_fails_with_a_text(watched: HostCalls, path: Path) -> None:
     fields = fields_of(operators_of(path)["Blend"], BLEND)
     assert whole_life(watched, fields) == []  # what is allocated once is
@@ -169,6 +171,7 @@ def test_ten_thousand_lives_of_attention_leave_nothing(
     assert host.close() == ""
 
 
+@LONG
 def test_two_contexts_on_two_threads(watched: HostCalls, path: Path) -> None:
     plugin = watched.create(watched.named("Blend"), "layer", fields_of(operators_of(path)["Blend"], BLEND), BUILD)
     assert plugin is not None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import trt_gpu_features
 from fake_cuda import FakeCuda
-from helpers import LONG, TESTS, some_of
+from helpers import LONG, TESTS, few_of, some_of
 from trt_double.binding import DataType, make_binding
 from trt_double.full import VERSIONS, make_full
 from trt_double.full.fixtures import example_environment
@@ -340,7 +340,7 @@ def test_an_engine_without_room_runs_on_a_library_that_decodes(
     del sys.modules["trt_later"]
 
 
-@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize("decoding", few_of([False, True], bool))
 def test_decoding_as_it_is_checked_on_a_gpu(
     request: pytest.FixtureRequest, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, decoding: bool
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Launch
+from helpers import LONG
 from trt_double import BF16, BUILD, FLOAT, HALF, Tensor
 from trt_double.binding import DataType, make_binding
 from trt_double.scene import HEADS, SCALE, SIZE, Scene, fields, problem_of
@@ -464,6 +465,7 @@ def test_the_production_kernel_serves_all_where_the_library_holds_it(
     assert problem_of(network.layers[0].plugin).features is not None
 
 
+@LONG
 @pytest.mark.parametrize("shape", [KNOWN, DYNAMIC])
 def test_a_library_of_the_first_kernel_alone_serves_as_ever(attention_library: Library, shape: tuple[int, ...]) -> None:
     network, tensors = network_of(shape, shape, shape)

@@ -199,6 +199,7 @@ def host_times() -> dict[str, float]:
         "torch.ops.pyfmha.attention.default, causal=True": lambda: few(q, k, v, 0.125, causal=True),
         "torch.ops.pyfmha.attention.full": lambda: full(q, k, v, 0.125),
         "torch.ops.pyfmha.attention.full, window_left=32": lambda: full(q, k, v, 0.125, window_left=32),
+        "torch.ops.pyfmha.attention.full, kv_lengths": lambda: full(q, k, v, 0.125, kv_lengths=lengths),
         "an operator of few arguments that does nothing": lambda: empty["few"](q, k, v, 0.125),
         "an operator of all arguments that does nothing": lambda: empty["all"](q, k, v, 0.125),
         "pyfmha.torch.attention": lambda: pyfmha.torch.attention(q, k, v),

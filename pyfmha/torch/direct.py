@@ -2,9 +2,9 @@
 
 The dispatcher takes the host 1.6 us for an operator of five arguments that does nothing. So what
 ``torch.ops.pyfmha.attention`` and its overloads call first is a function in Python: a call like the last one with the
-same keywords, on which nobody looks, is launched at once. Every other goes through the dispatcher, and so does the
-first, whose checks hold for those like it. An implementation that somebody else registers for CUDA is found by the
-dispatcher alone.
+same keywords and tensors like its, on which nobody looks, is launched at once. Every other goes through the dispatcher,
+and so does the first, whose checks hold for those like it. An implementation that somebody else registers for CUDA is
+found by the dispatcher alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from pyfmha.torch.plain import Recent, unseen
+from pyfmha.torch.plain import GIVEN, Recent, unseen
 
 MOST_SPELLINGS = 256
 """Ways of giving keywords that are known; a model has a handful."""
 
-_VALUES = {bool, int, float, str, type(None)}
+_VALUES = {bool, int, float, str, type(None), type(GIVEN)}
 
 
 def launch_at_once(packet: Any, recent: Recent, keywords: Mapping[str, Any]) -> None:
@@ -41,39 +41,61 @@ def launch_at_once(packet: Any, recent: Recent, keywords: Mapping[str, Any]) -> 
 
 def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[str, Any]) -> Callable[..., Any]:
     calls = recent.calls
-    spellings: dict[Any, tuple[Any, ...]] = {}
+    spellings: dict[Any, tuple[tuple[Any, ...], list[int]]] = {}
 
     def attention(q: Any, k: Any, v: Any, *asked: Any, **named: Any) -> Any:
+        others: Sequence[Any] = ()
         try:
             found = None if named else calls.get(asked)
             if found is None:
                 given = asked, *named.items()
-                if given not in spellings:
-                    return first(q, k, v, asked, named)
-                found = calls.get(spellings[given])
+                known = spellings.get(given)
+                if known is None:
+                    given, others = _form(asked, named)
+                    known = spellings.get(given)
+                    if known is None:
+                        return first(q, k, v, asked, named)
+                found = calls.get(known[0])
+                if others:
+                    others = [others[place] for place in known[1]]
         except TypeError:  # what has no hash is none of our keywords
             found = None
-        if found is not None and found[0](q, k, v) and unseen():
-            return found[1](q, k, v)
+        if found is not None and found[0](q, k, v, *others) and unseen():
+            return found[1](q, k, v, *others)
         return dispatched(q, k, v, *asked, **named)
 
     def first(q: Any, k: Any, v: Any, asked: tuple[Any, ...], named: dict[str, Any]) -> Any:
         result = dispatched(q, k, v, *asked, **named)
+        form, _ = _form(asked, named)
+        asked, named = form[0], dict(form[1:])
         if _VALUES.issuperset(map(type, (*asked, *named.values()))):
             if len(spellings) >= MOST_SPELLINGS:
                 spellings.clear()
-            given = asked, *named.items()
-            spellings[given] = _passed_on(asked, named, keywords)
+            spellings[form] = _passed_on(asked, named, keywords)
         return result
 
     return attention
 
 
-def _passed_on(asked: Sequence[Any], named: Mapping[str, Any], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The keywords that the dispatcher passes on: by position, without the defaults at their end."""
-    given = {**keywords, **dict(zip(keywords, asked, strict=False)), **named}
+def _form(asked: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], Sequence[Any]]:
+    """How keywords are given, by position and by name, with :data:`GIVEN` for tensors; and those, as they come."""
+    others = [x for x in (*asked, *named.values()) if type(x) is torch.Tensor]
+    if not others:
+        return (asked, *named.items()), ()
+    form = tuple([GIVEN if type(x) is torch.Tensor else x for x in asked])
+    return (form, *[(name, GIVEN if type(x) is torch.Tensor else x) for name, x in named.items()]), others
+
+
+def _passed_on(
+    asked: Sequence[Any], named: Mapping[str, Any], keywords: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], list[int]]:
+    """The keywords that the dispatcher passes on: by position, without the defaults at their end; and which of the
+    tensors among them, as they are given, comes first, second, ..."""
+    told = {**dict(zip(keywords, asked, strict=False)), **named}
+    given = {**keywords, **told}
+    tensors = [name for name, value in told.items() if value is GIVEN]
     values = list(given.values())
     defaults = list(keywords.values())
     while values and values[-1] == defaults[len(values) - 1]:
         values.pop()
-    return tuple(values)
+    return tuple(values), [tensors.index(name) for name, value in given.items() if value is GIVEN]

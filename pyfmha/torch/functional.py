@@ -11,7 +11,7 @@ from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.torch.functions import Own, extended, named_tensors, node_attributes, own_of
-from pyfmha.torch.launch import Ready, lacking, launch
+from pyfmha.torch.launch import lacking, launch
 from pyfmha.torch.operator import (
     NoGradient,
     attention_op,
@@ -21,7 +21,7 @@ from pyfmha.torch.operator import (
     plain_op,
     ready_for,
 )
-from pyfmha.torch.plain import Recent, is_compiling, undispatched, undisturbed
+from pyfmha.torch.plain import Recent, as_given, is_compiling, undispatched, undisturbed
 from pyfmha.torch.settings import DTYPES, Settings, check_lengths, problem_of
 from pyfmha.torch.with_functions import attention_with_op
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
@@ -161,8 +161,8 @@ def attention(
     gradient = differentiated(q, k, v, bias, sinks)
     if not is_compiling() and not gradient and undispatched(q, k, v, more):
         ready, tensors = ready_for(*arguments)
-        if asked is not None:
-            _keep(_recent, asked, (q, k, v, *others), tensors, ready)
+        if asked is not None and as_given((q, k, v, *others), tensors):
+            _recent.keep(asked, (q, k, v, *others), ready)
         out, lse = launch(ready, tensors)
     elif torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
@@ -172,12 +172,6 @@ def attention(
         overload, taken = operator_for(arguments)
         out, lse = overload(*taken)
     return (out, lse) if return_lse else out
-
-
-def _keep(recent: Recent, asked: Any, given: tuple[Any, ...], launched: Sequence[Any], ready: Ready) -> None:
-    """Know a call again, if what is given is launched as it is: lengths of another type are converted each time."""
-    if len(given) == len(launched) and all(map(operator.is_, given, launched)):
-        recent.keep(asked, given, ready)
 
 
 def _functions_of(score: Any, mask: Any, score_inputs: Any, mask_inputs: Any) -> tuple[torch.Tensor | None, Asked]:
@@ -296,8 +290,8 @@ def scaled_dot_product_attention(
             overload = plain_op if attn_mask is None else attention_op
             return overload(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
-        if asked is not None:
-            _keep(_recent_drop_in, asked, given, tensors, ready)
+        if asked is not None and as_given(given, tensors):
+            _recent_drop_in.keep(asked, given, ready)
         return launch(ready, tensors)[0]
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,

@@ -15,7 +15,7 @@ from pyfmha.torch import cpu
 from pyfmha.torch.direct import launch_at_once
 from pyfmha.torch.functions import Own, extended, on_cpu
 from pyfmha.torch.launch import KEPT, Ready, launch, lse_shape, out_strides, prepare
-from pyfmha.torch.plain import Recent
+from pyfmha.torch.plain import GIVEN, Recent, as_given
 from pyfmha.torch.settings import Settings, check_devices, check_lengths, problem_of
 from pyfmha.trt.attention.beside import beside_of
 
@@ -139,12 +139,18 @@ def _on_gpu(*arguments: Any) -> Pair:
         or (len(arguments) > BIAS and differentiated(*arguments[BIAS:]))
     ):
         return _refusing(*arguments)
-    if len(arguments) > LAST_KEYWORD:  # there are other tensors
-        return launch(*ready_for(*arguments), pair=True)
-    found = _known.get(tuple(keywords))
-    if found is not None and found[0](q, k, v):
-        return found[1](q, k, v)
-    return _recent.keep(tuple(keywords), (q, k, v), ready_for(*arguments)[0])(q, k, v)
+    given = q, k, v
+    if len(arguments) > LAST_KEYWORD:  # there may be other tensors
+        given += tuple([x for x in keywords if isinstance(x, torch.Tensor)])
+        keywords = [GIVEN if isinstance(x, torch.Tensor) else x for x in keywords]
+    asked = tuple(keywords)
+    found = _known.get(asked)
+    if found is not None and found[0](*given):
+        return found[1](*given)
+    ready, tensors = ready_for(*arguments)
+    if as_given(given, tensors):
+        return _recent.keep(asked, given, ready)(*given)
+    return launch(ready, tensors, pair=True)
 
 
 def _prepared(

@@ -3,6 +3,7 @@
 It takes 2.4 us for an operator with as many arguments as ours that does nothing, as long as all that a launch needs.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from pyfmha.torch.launch import Call, Ready, caller
 
 MOST_RECENT = 64
 """Keywords whose last call is known again; a model has a handful."""
+
+GIVEN = object()
+"""In the place of a tensor among keywords by which calls are known."""
 
 is_compiling = torch.compiler.is_compiling
 _PLAIN = {torch.Tensor, type(None)}
@@ -64,6 +68,11 @@ def unseen() -> bool:
 # By this the code that PyTorch's compiler made knows tensors again: their types, sizes, strides and devices, whether
 # they need a gradient, and what the dispatcher would do with them on this thread; in 0.3 us.
 _TensorGuards: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None)
+
+
+def as_given(given: Sequence[Any], launched: Sequence[Any]) -> bool:
+    """Whether a call's tensors are launched as they are: lengths of another type, say, are converted each time."""
+    return len(given) == len(launched) and all(map(operator.is_, given, launched))
 
 
 class Recent:

@@ -384,12 +384,17 @@ def test_what_is_known_again_is_bounded(fake_gpu: FakeCuda, monkeypatch: pytest.
     assert len(functional._recent.calls) == 2
 
 
+BIAS, MASK, SINKS = torch.zeros(1, 50), torch.ones(50).bool(), torch.ones(HEADS)
 SPELLED: list[tuple[str, tuple[Any, ...], dict[str, Any], bool]] = [
     ("_op", (0.5,), {}, True), ("_op", (0.5, False), {}, True), ("_op", (), {"scale": 0.5, "causal": True}, True),
     ("default", (0.5,), {"causal": False}, True), ("default", (0.5, True), {}, True),
     ("full", (0.5,), {"window_left": 3, "softcap": 2.0}, True), ("full", (0.5, True, False, 3), {}, True),
     ("full", (0.5,), {"layout": "bhsd", "bias": None}, True), ("_op", (0.5,), {"window_right": 4}, True),
-    ("full", (0.5,), {"kv_lengths": INTS}, False), ("full", (0.5,), {"return_lse": True}, False),
+    ("full", (0.5,), {"kv_lengths": INTS}, True), ("full", (0.5,), {"return_lse": True}, True),
+    ("_op", (0.5,), {"mask": MASK, "q_lengths": INTS, "softcap": 2.0, "bias": BIAS}, True),
+    ("full", (0.5, True, False, -1, -1, 0.0, "bhsd", None, INTS), {"sinks": SINKS, "bias": BIAS}, True),
+    ("full", (0.5,), {"kv_lengths": INTS.long()}, False),
+    ("full", (0.5,), {"bias": torch.nn.Parameter(BIAS, False)}, False),
 ]  # fmt: skip
 
 
@@ -416,17 +421,24 @@ def counted_operator(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
 def test_the_dispatcher_sees_the_first_of_calls_that_are_alike(
     fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, given: Any, named: dict[str, Any], known: bool
 ) -> None:
-    """However keywords are given; those with other tensors each time. All launch the same."""
+    """However keywords are given; each of those whose tensors are converted first, or of a class of their own. All
+    launch the same."""
     calls, dispatched = counted_operator(monkeypatch)
     q, k, v = tensors()
     for _ in range(3):
         calls[name](q, k, v, *given, **named)
     assert len(dispatched) == (1 if known else 3)
-    first, *others = [one.params[9:] for one in fake_gpu.launches()]
     DISPATCHED["full"](q, k, v, *given, **named)
-    assert [first] * 3 == [*others, fake_gpu.launches()[-1].params[9:]]
+    first, *others = [one.params for one in fake_gpu.launches()]
+    assert [first[9:]] * 3 == [params[9:] for params in others]
+    addresses = {x.data_ptr() for x in (q, k, v, *given, *named.values()) if isinstance(x, torch.Tensor)}
+    where = [[(at, raw) for at, raw in enumerate(params) if int.from_bytes(raw, "little") in addresses]
+             for params in (first, *others)]  # fmt: skip
+    assert where == [where[0]] * 4
+    assert len(where[0]) >= 3
     calls[name](q[:, :, :7], k, v, *given, **named)
-    assert integers(fake_gpu.launches()[-1].params, 14, 2) == [7, 50]
+    assert struct.pack("<i", 7) in fake_gpu.launches()[-1].params
+    assert struct.pack("<i", 7) not in first
 
 
 def test_what_the_dispatcher_refuses_is_refused_each_time(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,7 @@ def torch_calls() -> dict[str, Callable[[], object]]:
     q, k, v = (torch.zeros(1, HEADS, 64, SIZE).half() for _ in range(3))
     cache = torch.zeros(1, HEADS, 1 << 14, SIZE).half()
     row, lengths = q[:, :, :1], iter(range(2, 1 << 14))
+    ends = torch.full((1,), 50, dtype=torch.int32)
     out, _ = attention_op(q, k, v, 0.125)
     ready = next(iter(operator._ready.values()))
     addresses, results = [x.data_ptr() for x in (q, k, v)], [out.data_ptr()]
@@ -162,6 +163,7 @@ def torch_calls() -> dict[str, Callable[[], object]]:
         "torch: the operator, seen by the dispatcher": lambda: DISPATCHED["default"](q, k, v, 0.125),
         "torch: an operator that does nothing": lambda: plain_empty_op(q, k, v, 0.125),
         "torch: the operator of every keyword": lambda: attention_op(q, k, v, 0.125),
+        "torch: the operator with lengths": lambda: attention_op(q, k, v, 0.125, kv_lengths=ends),
         "torch: one of as many that does nothing": lambda: empty_op(q, k, v, 0.125),
         "torch: PyTorch's empty_like": lambda: torch.empty_like(q),
         "torch: attention of a new shape": new_shape,

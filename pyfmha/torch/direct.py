@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyfmha.torch.plain import GIVEN, Recent, unseen
 
 MOST_SPELLINGS = 256
 """Ways of giving keywords that are known; a model has a handful."""
+
+BY_NAME = object()
+"""Between keywords that are given by position and by name."""
 
 _VALUES = {bool, int, float, str, type(None), type(GIVEN)}
 
@@ -48,15 +52,12 @@ def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[
         try:
             found = None if named else calls.get(asked)
             if found is None:
-                given = asked, *named.items()
-                known = spellings.get(given)
+                form, others = _form(asked, named)
+                known = spellings.get(form)
                 if known is None:
-                    given, others = _form(asked, named)
-                    known = spellings.get(given)
-                    if known is None:
-                        return first(q, k, v, asked, named)
+                    return first(form, q, k, v, asked, named)
                 found = calls.get(known[0])
-                if others:
+                if len(others) > 1:
                     others = [others[place] for place in known[1]]
         except TypeError:  # what has no hash is none of our keywords
             found = None
@@ -64,34 +65,43 @@ def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[
             return found[1](q, k, v, *others)
         return dispatched(q, k, v, *asked, **named)
 
-    def first(q: Any, k: Any, v: Any, asked: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def first(form: tuple[Any, ...], q: Any, k: Any, v: Any, asked: Sequence[Any], named: Mapping[str, Any]) -> Any:
         result = dispatched(q, k, v, *asked, **named)
-        form, _ = _form(asked, named)
-        asked, named = form[0], dict(form[1:])
-        if _VALUES.issuperset(map(type, (*asked, *named.values()))):
+        if _VALUES.issuperset(map(type, form)):
             if len(spellings) >= MOST_SPELLINGS:
                 spellings.clear()
-            spellings[form] = _passed_on(asked, named, keywords)
+            spellings[form] = _passed_on(form, keywords)
         return result
 
     return attention
 
 
-def _form(asked: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], Sequence[Any]]:
-    """How keywords are given, by position and by name, with :data:`GIVEN` for tensors; and those, as they come."""
-    others = [x for x in (*asked, *named.values()) if type(x) is torch.Tensor]
-    if not others:
-        return (asked, *named.items()), ()
-    form = tuple([GIVEN if type(x) is torch.Tensor else x for x in asked])
-    return (form, *[(name, GIVEN if type(x) is torch.Tensor else x) for name, x in named.items()]), others
+def _form(asked: Sequence[Any], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[Any]]:
+    """How keywords are given: those by position, :data:`BY_NAME`, then names and values in turn, with :data:`GIVEN` for
+    tensors; and those, as they come."""
+    form: list[Any] = []
+    others = []
+    for value in asked:
+        if type(value) is Tensor:
+            others.append(value)
+            value = GIVEN
+        form.append(value)
+    form.append(BY_NAME)
+    for name, value in named.items():
+        form.append(name)
+        if type(value) is Tensor:
+            others.append(value)
+            value = GIVEN
+        form.append(value)
+    return tuple(form), others
 
 
-def _passed_on(
-    asked: Sequence[Any], named: Mapping[str, Any], keywords: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], list[int]]:
+def _passed_on(form: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[int]]:
     """The keywords that the dispatcher passes on: by position, without the defaults at their end; and which of the
     tensors among them, as they are given, comes first, second, ..."""
-    told = {**dict(zip(keywords, asked, strict=False)), **named}
+    by_name = form.index(BY_NAME)
+    told = dict(zip(keywords, form[:by_name], strict=False))
+    told |= zip(form[by_name + 1 :: 2], form[by_name + 2 :: 2], strict=True)
     given = {**keywords, **told}
     tensors = [name for name, value in told.items() if value is GIVEN]
     values = list(given.values())

@@ -69,7 +69,7 @@ def test_the_calls_of_torch_launch_once_but_for_those_that_compare(
             call()
             made[name.removeprefix("torch: ")] = fake_cuda.launch_count() - before
     ours = ("the launch alone", "attention", "the drop-in", "the operator", "attention of a new shape")
-    ours += ("the operator of every keyword", "the operator, seen by the dispatcher")
+    ours += ("the operator of every keyword", "the operator with lengths", "the operator, seen by the dispatcher")
     nothing = ("an operator that does nothing", "one of as many that does nothing", "PyTorch's empty_like")
     assert made == {**dict.fromkeys(ours, 1), **dict.fromkeys(nothing, 0)}
 

@@ -213,7 +213,8 @@ class TestLoading:
     @pytest.mark.parametrize(
         ("capability", "advice"),
         [
-            (100, "add it: pyfmha build --arch sm_100 (a kernel of your own: pyfmha compile with -t sm_100 too,"),
+            (100, "a kernel of your own: pyfmha compile with -t sm_100 too,"),
+            (100, "add it: pyfmha build --arch sm_100 (for an operator with --operators and its file too,"),
             (70, "pyfmha has no code for that"),
             (75, "pyfmha has no code for that"),
         ],
@@ -272,7 +273,7 @@ class TestLoading:
         assert library.load("volume") == (NO_BINARY_FOR_GPU if served else SUCCESS)
         if served:
             assert f"holds code for sm_87, not for device 0, which is sm_{capability}" in library.error()
-            assert f"add it: pyfmha build --arch sm_{served} (a kernel" in library.error()
+            assert f"add it: pyfmha build --arch sm_{served} (for an operator" in library.error()
 
     @pytest.mark.parametrize("after", range(4))
     @pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction"])

@@ -260,7 +260,8 @@ static CUresult no_image(const pyfmha_kernel *kernel, CUdevice device, int capab
     return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU, "%s holds code for %s, not for device %d, which is sm_%d; pyfmha has no code for that",
                        kernel->name, held, device, capability);
   return pyfmha_fail(PYFMHA_NO_BINARY_FOR_GPU,
-                     "%s holds code for %s, not for device %d, which is sm_%d; add it: pyfmha build --arch sm_%d (a kernel of your own: pyfmha compile with -t sm_%d too, then pyfmha link)",
+                     "%s holds code for %s, not for device %d, which is sm_%d; add it: pyfmha build --arch sm_%d (for an operator with --operators and its file too, "
+                     "for a function with --functions and its file; a kernel of your own: pyfmha compile with -t sm_%d too, then pyfmha link)",
                      kernel->name, held, device, capability, served, served);
 }
 

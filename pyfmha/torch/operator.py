@@ -6,6 +6,7 @@ whose layers in Python cost 8 us a call on the host.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -251,7 +252,7 @@ for _name, _called in (("attention", NAME), ("attention.full", FULL_NAME)):
     torch.library.register_fake(_called, fake, lib=_library)
 attention_op, plain_op = torch.ops.pyfmha.attention.full, torch.ops.pyfmha.attention.default
 """The operator with every keyword, and with the first alone."""
-KEYWORDS = {argument.name: argument.default_value for argument in attention_op._schema.arguments[3:]}
+KEYWORDS = {name: parameter.default for name, parameter in list(signature(fake).parameters.items())[3:]}
 """Those of ``full``, with their defaults."""
 launch_at_once(torch.ops.pyfmha.attention, _recent, KEYWORDS)
 

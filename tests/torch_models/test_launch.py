@@ -467,6 +467,12 @@ def test_none_is_no_tensor(fake_gpu: FakeCuda, name: str) -> None:
         torch.ops.pyfmha.attention(q, None, v, 0.5)
 
 
+def test_keywords_are_those_that_the_dispatcher_knows() -> None:
+    arguments = operator.attention_op._schema.arguments[3:]
+    assert list(operator.KEYWORDS) == [argument.name for argument in arguments]
+    assert {argument.name: argument.default_value for argument in arguments} == {**operator.KEYWORDS, "scale": None}
+
+
 def test_ways_of_giving_keywords_are_kept_up_to_a_number(fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "MOST_SPELLINGS", 2)
     calls, dispatched = counted_operator(monkeypatch)

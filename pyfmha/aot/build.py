@@ -24,7 +24,7 @@ from pyfmha.aot.staging import staging
 from pyfmha.aot.toolchain import toolchain
 from pyfmha.errors import CompileError, KernelSourceError, ManifestError, SharedMemoryError, SpecError
 from pyfmha.operators.description import Operator
-from pyfmha.operators.names import twice
+from pyfmha.operators.names import full_name, twice
 from pyfmha.spec.advice import LIBRARY_NAME, LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.kernel import KernelSpec
@@ -264,8 +264,8 @@ def joined_operators(held: Sequence[Operator], asked: Sequence[Operator]) -> tup
     Raises:
         SpecError: two are asked for under one name.
     """
-    for name in sorted(twice(f"{one.namespace}::{one.name}, version {one.version}" for one in dict.fromkeys(asked))):
-        raise SpecError(f"{name.lstrip(':')} is described twice; give one another name or version")
+    for name in sorted(twice(map(full_name, dict.fromkeys(asked)))):
+        raise SpecError(f"{name} is described twice; give one another name or version")
     found = {(one.namespace, one.name, one.version): one for one in (*held, *asked)}
     return tuple(found[key] for key in sorted(found))
 

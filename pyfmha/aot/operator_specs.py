@@ -15,6 +15,7 @@ from pyfmha.errors import SpecError
 from pyfmha.operators.description import Config, Launch, Operator
 from pyfmha.operators.elements import element_of
 from pyfmha.operators.expressions import Scope
+from pyfmha.operators.names import full_name
 from pyfmha.operators.program import NULL, LaunchProgram, Program, Source, program_of
 from pyfmha.operators.reading import OF_GRIDS
 from pyfmha.operators.trials import check_absent
@@ -162,7 +163,7 @@ def check_together(operators: Sequence[Operator]) -> None:
     compiled: dict[str, str] = {}
     for operator in operators:
         program = program_of(operator)
-        said = f"{operator.namespace}::{operator.name}, version {operator.version}".lstrip(":")
+        said = full_name(operator)
         for launch in program.launches:
             for types in type_choices(program) if launch.launch.kernel else ():
                 name = launch.function.render(Scope(types))

@@ -30,9 +30,7 @@ def load_module(path: Path) -> Any:
     files = {str(path): _state(str(path))}
     try:
         module = import_file(path, "_interpreted_", files)
-    except KeyboardInterrupt:
-        raise
-    except KernelSourceError:
+    except (KeyboardInterrupt, KernelSourceError):
         raise
     except BaseException as error:  # whatever a kernel file raises, SystemExit included
         raise KernelSourceError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error

@@ -95,6 +95,11 @@ def _check_name(operator: Operator, kind: str, name: str) -> None:
         raise SpecError(f"{operator.name}: {kind} {name!r} is no name, or has a meaning of its own")
 
 
+def full_name(operator: Operator) -> str:
+    """An operator among others, as messages name it: by its namespace, if it has one, its name and its version."""
+    return f"{operator.namespace}::{operator.name}, version {operator.version}".lstrip(":")
+
+
 def twice(names: Iterable[str]) -> set[str]:
     """Those that stand there more than once."""
     seen: set[str] = set()

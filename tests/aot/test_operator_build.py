@@ -14,6 +14,7 @@ from pyfmha.aot import Compiler, build
 from pyfmha.aot.operator_specs import load_operators, operator_specs
 from pyfmha.attention.operator import NAME, OPERATOR
 from pyfmha.errors import KernelSourceError, SpecError
+from pyfmha.operators.description import Operator
 from pyfmha.runtime.library import Library
 from pyfmha.spec.arch import parse_archs
 
@@ -87,6 +88,13 @@ def operator(**changes):
 """
 
 
+def described(compiler: Compiler, folder: Path, text: str) -> list[Operator]:
+    """What a file describes behind :data:`HEAD`."""
+    file = folder / "described.py"
+    file.write_text(f"{HEAD}{text}\n")
+    return load_operators(compiler, file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -118,16 +126,12 @@ def operator(**changes):
 def test_what_contradicts_itself_or_its_kernel_is_refused(
     compiler: Compiler, tmp_path: Path, text: str, message: str
 ) -> None:
-    file = tmp_path / "described.py"
-    file.write_text(HEAD + text + "\n")
     with pytest.raises((SpecError, KernelSourceError), match=message):
-        _ = [operator_specs(compiler, operator) for operator in load_operators(compiler, file)]
+        _ = [operator_specs(compiler, operator) for operator in described(compiler, tmp_path, text)]
 
 
 def test_too_many_operators_are_refused_before_anything_is_compiled(compiler: Compiler, tmp_path: Path) -> None:
-    file = tmp_path / "described.py"
-    file.write_text(HEAD + "O = operator()\n")
-    (operator,) = load_operators(compiler, file)
+    (operator,) = described(compiler, tmp_path, "O = operator()")
     many = [replace(operator, name=f"Copy{number}") for number in range(65)]
     compiled: list[str] = []
     with pytest.raises(SpecError, match="65 operators for one library; it has room for 64: build a second"):
@@ -156,9 +160,7 @@ def test_operators_whose_functions_have_one_name_are_refused(
     compiler: Compiler, tmp_path: Path, text: str, message: str
 ) -> None:
     """Else one would launch the kernels of the other."""
-    file = tmp_path / "described.py"
-    file.write_text(f"from dataclasses import replace{HEAD}{text}\n")
-    operators = load_operators(compiler, file)
+    operators = described(compiler, tmp_path, f"from dataclasses import replace\n{text}")
     specs = [spec for operator in operators for spec in operator_specs(compiler, operator)]
     with pytest.raises(SpecError, match=message):
         build(specs, parse_archs(["sm_90"]), tmp_path / "out", operators=operators)
@@ -166,9 +168,8 @@ def test_operators_whose_functions_have_one_name_are_refused(
 
 @pytest.mark.long
 def test_two_versions_have_functions_of_their_own(compiler: Compiler, tmp_path: Path) -> None:
-    file = tmp_path / "described.py"
-    file.write_text(HEAD + "A, B = operator(), operator(version='2', launches=[launch(constants={'BLOCK': 128})])\n")
-    operators = load_operators(compiler, file)
+    text = "A, B = operator(), operator(version='2', launches=[launch(constants={'BLOCK': 128})])"
+    operators = described(compiler, tmp_path, text)
     for operator in operators:  # one build adds to the other
         built = build(
             operator_specs(compiler, operator), parse_archs(["sm_90"]), tmp_path / "out", operators=[operator]
@@ -178,12 +179,10 @@ def test_two_versions_have_functions_of_their_own(compiler: Compiler, tmp_path: 
 
 def test_a_grid_may_ask_what_expressions_ask(compiler: Compiler, tmp_path: Path) -> None:
     """Each question is an argument that the grid alone reads; its answer may be of 64 bits."""
-    file = tmp_path / "described.py"
     text = (
         "attributes={'sizes': 'int32[] = [2]'}, launches=[launch(grid='cdiv(numel(Y), BLOCK), sizes[0] + numel(Y)')])"
     )
-    file.write_text(HEAD + f"O = operator({text}\n")
-    (operator,) = load_operators(compiler, file)
+    (operator,) = described(compiler, tmp_path, f"O = operator({text}")
     (launch,) = operator.launches
     assert dict(launch.arguments) == {"x": "X", "y": "Y", "n": "length", "numel_Y": "numel(Y)", "sizes_0": "sizes[0]"}
     spec = operator_specs(compiler, operator)[0]
@@ -193,11 +192,9 @@ def test_a_grid_may_ask_what_expressions_ask(compiler: Compiler, tmp_path: Path)
 
 
 def test_pointers_of_what_may_be_missing_may_be_null(compiler: Compiler, tmp_path: Path) -> None:
-    file = tmp_path / "described.py"
     text = (
         "O = operator(inputs={'X': 'fp32[length]', 'W': 'fp32[length] when weighted'},"
-        " attributes={'weighted': 'int32 = 0'}, launches=[launch(arguments=given(x='W if weighted else X'))])\n"
+        " attributes={'weighted': 'int32 = 0'}, launches=[launch(arguments=given(x='W if weighted else X'))])"
     )
-    file.write_text(HEAD + text)
-    (operator,) = load_operators(compiler, file)
+    (operator,) = described(compiler, tmp_path, text)
     assert {spec.nullable for spec in operator_specs(compiler, operator)} == {("x",)}

@@ -270,14 +270,15 @@ def _step(
     mbarrier.arrive(k_free.index(stage), count=1)
     if LATE:
         next_p, m, row_sum, alpha = weigh(
-            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
-        )
+            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
+            SHAPE.THREES,
+        )  # fmt: skip
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
     else:
         scores, m_new, alpha, to_log2 = maxima(
-            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
+            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, SHAPE.THREES
         )
         if SHAPE.LAZY:
             m_new, due = kept(m, m_new)
@@ -320,8 +321,9 @@ def _serial_step(
     scores = warpgroup_mma_wait(0, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     scores, m_new, alpha, to_log2 = maxima(
-        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.GENERAL, SHAPE.CAPPED
-    )
+        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.GENERAL, SHAPE.CAPPED,
+        SHAPE.THREES,
+    )  # fmt: skip
     m_new, due = kept(m, m_new)
     alpha = gl.exp2(m - m_new)
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
@@ -388,7 +390,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     shift: gl.constexpr = shift_of(dtype) + room_for(dtype, SHAPE.LAZY)
     scale = score_factors(factors, SHAPE.CAPPED)
     if SHAPE.CAPPED:
-        scale = tanh_factors(scale, shift, CAPPED)
+        scale = tanh_factors(factors, scale, shift, CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -581,6 +583,7 @@ def compute(
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
+    THREES: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -672,6 +675,7 @@ def compute(
         LAZY,
         SERIAL,
         LENGTHS,
+        THREES,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -799,6 +803,7 @@ def fmha_fwd_sm90(
     SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False,
     LENGTHS: gl.constexpr = False,
+    THREES: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -830,5 +835,5 @@ def fmha_fwd_sm90(
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
-        LENGTHS,
+        LENGTHS, THREES=THREES,
     )  # fmt: skip

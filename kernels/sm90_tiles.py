@@ -50,6 +50,7 @@ class Shape(NamedTuple):
     LAZY: gl.constexpr = gl.constexpr(False)
     SERIAL: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
+    THREES: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

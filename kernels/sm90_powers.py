@@ -15,7 +15,6 @@ BOUND: gl.constexpr = gl.constexpr((0.5361871534320197, 0.38554751015307753))
 BEND: gl.constexpr = gl.constexpr((1.2927336586176261, 1.7978255916754295))  # 1 / (BOUND * log2(e))
 LARGEST_TANH: gl.constexpr = gl.constexpr((0.490, 0.6475))  # of where the last polynomial ends, a little less
 TANH_UNIT: gl.constexpr = gl.constexpr((8388608.0, 2097152.0))
-LOG2_E_REST: gl.constexpr = gl.constexpr(1.92596298909109e-08)  # of log2(e) what float32 does not hold of it
 # Of R: s, b, k and c of degree 4, s, b, 0 and c of degree 3; see `_first`.
 COEFFICIENTS: gl.constexpr = gl.constexpr(
     ((4.59869289, 1141.35449, -62.4697762, 1231482.88), (24.7232609, 3173.96704, 0.0, 310693.219))
@@ -219,11 +218,24 @@ def tanh_of(products, factors, m, COUNT: gl.constexpr, POLYNOMIALS: gl.constexpr
     return gl.inline_asm_elementwise(asm, constraints, operands, dtype=types, is_pure=True, pack=COUNT)
 
 
+@gluon.constexpr_function
+def _rest(constant):
+    """What float32 does not hold of a constant from 1 to 2."""
+    return constant - round(constant * 2**23) / 2**23
+
+
+@gluon.jit
+def _rounded_by(x, CONSTANT: gl.constexpr, product):
+    """How much more x * CONSTANT is than their product in float32."""
+    REST: gl.constexpr = _rest(CONSTANT)
+    return gl.fma(x, CONSTANT, 0.0 - product) + x * REST
+
+
 @gluon.jit
 def _scaled(per, small, to_log2, missing, POLYNOMIALS: gl.constexpr):
-    """For products of which 1 / per is the bound: the coefficients of the first polynomial; the factor that makes it
-    the score, `small` times a product, where products are small, whatever the coefficients have been rounded by; and
-    what then stands for the cap, with the error that this is rounded by."""
+    """For products of which 2 / per is the bound: the coefficients of the first polynomial; the factor that makes it
+    the score, `small` times a product, where products are small, whatever the coefficients have been rounded by; what
+    then stands for the cap; and the relative errors of both, in all. `missing`: what both were rounded by."""
     C: gl.constexpr = _of(COEFFICIENTS, POLYNOMIALS)
     square = per * per
     cs = square * C[0]
@@ -238,7 +250,9 @@ def _scaled(per, small, to_log2, missing, POLYNOMIALS: gl.constexpr):
         of_0 = even * cs + cc
     factor = gl.div_rn(small, of_0)
     unit = gl.div_rn(to_log2, factor)
-    return cs, cb, ck, cc, factor, unit, gl.abs(gl.fma(unit, factor, 0.0 - to_log2) - missing)
+    of_cap = gl.abs(gl.fma(unit, factor, 0.0 - to_log2) - missing[0]) / to_log2
+    of_small = gl.abs(gl.fma(of_0, factor, 0.0 - small) - missing[1]) / small
+    return cs, cb, ck, cc, factor, unit, of_cap + of_small
 
 
 @gluon.jit
@@ -253,13 +267,14 @@ def tanh_factors(given, factors, shift: gl.constexpr, POLYNOMIALS: gl.constexpr)
     SLOPE: gl.constexpr = _slope(_of(COEFFICIENTS, POLYNOMIALS), POLYNOMIALS)
     to_log2, bend = factors
     sm_scale, softcap = given
-    missing = gl.fma(softcap, LOG2_E, 0.0 - to_log2) + softcap * LOG2_E_REST  # what to_log2 has been rounded by
+    missing = _rounded_by(softcap, LOG2_E, to_log2)
     bend_here = gl.minimum(bend * BEND_HERE, FLOAT_MAX)
     served = (bend_here >= SMALLEST_BEND) & (bend_here <= LARGEST_BEND)
     per = gl.div_rn(1.0, gl.where(served, bend_here, 1.0))
     small = sm_scale * (LOG2_E * SLOPE)
+    missing = (missing, _rounded_by(sm_scale, LOG2_E * SLOPE, small))
     cs, cb, ck, cc, factor, unit, error = _scaled(per, small, to_log2, missing, POLYNOMIALS)
-    for i in gl.static_range(1, 6):  # bounds beside it, for the one by which the cap is rounded least
+    for i in gl.static_range(1, 6):  # bounds beside it, of which one is rounded least
         near = _scaled(per * (1.0 + ((i + 1) // 2 * (2 * (i % 2) - 1)) * 2.0**-23), small, to_log2, missing, POLYNOMIALS)
         better = near[6] < error
         cs = gl.where(better, near[0], cs)

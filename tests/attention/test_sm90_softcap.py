@@ -116,7 +116,7 @@ def test_the_error_of_tanh_is_little_of_a_cap(way: str, softcap: float, polynomi
         found = capped(scores, softcap, polynomials, 1e6 if "before" in way else -1e6)
     error = (found - exact) / (softcap * 2.0**-22)
 
-    assert np.abs(error).max() <= 1.15
+    assert np.abs(error).max() <= 1.2
     # Of scores that are small beside the cap, as most are.
     assert np.sqrt(np.mean(error[np.abs(exact) < 0.2 * softcap] ** 2)) <= (0.2 if way == "slow" else 0.1)
 

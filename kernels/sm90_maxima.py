@@ -17,6 +17,21 @@ def largest_of(target, names, operation):
 
 
 @gluon.constexpr_function
+def as_integers(names):
+    """Declares and fills integers i0, i1, ... with the bits of floats, which PTX does not compare as others."""
+    lines = [f".reg .b32 i<{len(names)}>;", ".reg .b32 bits, other_bits;"]
+    return lines + [f"mov.b32 i{i}, {name};" for i, name in enumerate(names)]
+
+
+@gluon.constexpr_function
+def largest_integers(count):
+    """The largest of the integers of two rows, as the floats that they are: `first` and `second`."""
+    first, second = ([f"i{i}" for i in range(count) if i % 4 // 2 == row] for row in range(2))
+    lines = [*largest_of("bits", first, "max.s32"), *largest_of("other_bits", second, "max.s32")]
+    return [*lines, "mov.b32 first, bits;", "mov.b32 second, other_bits;"]
+
+
+@gluon.constexpr_function
 def rows_of(first_register, count):
     """The registers of a thread's two rows, which hold two columns of the one, two of the other, and so on."""
     names = [f"${first_register + i}" for i in range(count)]
@@ -36,12 +51,12 @@ def _largest_asm(count, shift):
     lines = [
         ".reg .f32 first, second, least;",
         ".reg .pred below;",
+        *as_integers([*(f"${count + i}" for i in range(count))]),
         f"min.f32 least, {m}, {other_m};",
         f"setp.lt.f32 below, least, {float(shift)};",
         "vote.sync.any.pred below, below, 0xFFFFFFFF;",
         "@below bra BELOW;",
-        *largest_of("first", first, "max.s32"),
-        *largest_of("second", second, "max.s32"),
+        *largest_integers(count),
         *written_to(0, count),
         "bra.uni DONE;",
         "BELOW:",

@@ -1,7 +1,7 @@
 """Tanh for fmha_sm90.py with few of the instructions (MUFU) of which a multiprocessor does only 16 a cycle, where it
 multiplies and adds 128: of small scores a polynomial, of large ones two powers and reciprocals."""
 
-from sm90_maxima import largest_of, rows_of, written_to
+from sm90_maxima import as_integers, largest_integers, largest_of, rows_of, written_to
 from sm90_sinks import LOG2_E
 from sm90_slow import FLOAT_MAX
 from triton.experimental import gluon
@@ -120,22 +120,23 @@ def _tanh_asm(count, polynomials, shift):
     lines = [
         ".reg .f32 z, even, all, rest, a, b, c, d, a1, b1, c1, d1, ab, cd, factor, bend, again;",
         ".reg .f32 first, second, third, fourth, cs, cb, ck, cc;",
-        ".reg .b32 bits;",
+        ".reg .b32 limit;",
         ".reg .pred large;",
+        *as_integers(names),
         *(f"mov.b32 {name}, {of};" for name, of in zip(("cs", "cb", "ck", "cc"), coefficients, strict=True)),
-        *largest_of("first", first, "max.s32"),
-        *largest_of("second", second, "max.s32"),
-        *largest_of("bits", names, "max.u32"),
+        *largest_integers(count),
+        "max.s32 other_bits, other_bits, bits;",
+        *largest_of("bits", [f"i{i}" for i in range(count)], "max.u32"),
         "and.b32 bits, bits, 0x7FFFFFFF;",
-        "max.s32 bits, bits, first;",
-        "max.s32 bits, bits, second;",
+        "max.s32 bits, bits, other_bits;",
+        f"mov.b32 limit, {limit};",
         f"sub.f32 z, {m}, {float(shift)};",
         f"sub.f32 all, {other_m}, {float(shift)};",
         "max.f32 z, z, first;",
         "max.f32 all, all, second;",
         "min.f32 z, z, all;",
         "setp.lt.f32 large, z, 0f00000000;",  # then the largest is not known
-        f"setp.gt.or.u32 large, bits, {limit}, large;",
+        "setp.gt.or.u32 large, bits, limit, large;",
         f"max.f32 rest, {m}, {other_m};",
         f"setp.gt.or.f32 large, rest, {most}, large;",
         vote,
@@ -149,7 +150,8 @@ def _tanh_asm(count, polynomials, shift):
     if polynomials == 2:
         lines += [
             f"add.f32 rest, {limit}, {limit};",
-            "setp.gt.u32 large, bits, rest;",
+            "mov.b32 limit, rest;",
+            "setp.gt.u32 large, bits, limit;",
             f"max.f32 rest, {m}, {other_m};",
             f"setp.gt.or.f32 large, rest, {most}, large;",
             vote,

@@ -277,7 +277,9 @@ def tanh_factors(given, factors, shift: gl.constexpr, POLYNOMIALS: gl.constexpr)
     missing = (missing, _rounded_by(sm_scale, LOG2_E * SLOPE, small))
     cs, cb, ck, cc, factor, unit, error = _scaled(per, small, to_log2, missing, POLYNOMIALS)
     for i in gl.static_range(1, 6):  # bounds beside it, of which one is rounded least
-        near = _scaled(per * (1.0 + ((i + 1) // 2 * (2 * (i % 2) - 1)) * 2.0**-23), small, to_log2, missing, POLYNOMIALS)
+        near = _scaled(
+            per * (1.0 + ((i + 1) // 2 * (2 * (i % 2) - 1)) * 2.0**-23), small, to_log2, missing, POLYNOMIALS
+        )
         better = near[6] < error
         cs = gl.where(better, near[0], cs)
         cb = gl.where(better, near[1], cb)

@@ -1,6 +1,7 @@
 """The softmax of fmha_sm90.py: scores of one block of keys become weights."""
 
 from sm90_asm import after
+from sm90_lazy import kept
 from sm90_maxima import largest, largest_of_rows, of_each_row
 from sm90_powers import tanh_of
 from sm90_tiles import ROWS
@@ -97,6 +98,21 @@ def weigh(
     )
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
     return weights, m_new, added(row_sum, alpha, partial_sums(weights, BLOCK_N)), alpha
+
+
+@gluon.jit
+def weigh_lazily(
+    scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr,
+):  # fmt: skip
+    """As `weigh`, with references of rows that may lag behind, see sm90_lazy.py; and where sums are to be rescaled."""
+    scores, m_new, alpha, to_log2 = maxima(
+        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, THREES
+    )
+    m_new, due = kept(m, m_new)
+    alpha = gl.exp2(m - m_new)
+    weights = gl.exp2(scores * to_log2 - m_new[:, None])
+    return weights, m_new, added(row_sum, alpha, partial_sums(weights, BLOCK_N)), alpha, due
 
 
 @gluon.jit

@@ -51,6 +51,7 @@ class Shape(NamedTuple):
     SERIAL: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
     THREES: gl.constexpr = gl.constexpr(False)
+    HANDED: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -65,6 +65,7 @@ class Setting:
         producer_first: whether the producer is the first partition; for several consumers.
         lengths: whether it serves lengths, and no windows; it is not general.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
+        handed: whether the producer hands the places of tiles on to the consumers.
     """
 
     block_n: int
@@ -91,6 +92,7 @@ class Setting:
     producer_first: bool = False
     lengths: bool = False
     threes: bool = False
+    handed: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -307,6 +309,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("PRODUCER_FIRST", setting.producer_first),
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
+        *((("HANDED_ON", True),) if setting.handed else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

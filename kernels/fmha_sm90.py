@@ -55,7 +55,7 @@ from sm90_powers import polynomials_of, tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import added, maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily
+from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily
 from sm90_tiles import (
     ROWS,
     Shape,

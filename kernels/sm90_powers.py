@@ -8,9 +8,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 # Either one polynomial of degree 9, or one of degree 7 and, up to twice as large scores, one of degree 11: of scores up
-# to 26, or 19 and 38, at a soft cap of 50. The bounds are those that make the unit of the first one's values, by which
-# what tanh_of returns is tanh, a power of two, so that no way to them rounds once more. Two take more code, for which
-# the instruction cache has no room where each consumer has its own.
+# to 26, or 19 and 38, at a soft cap of 50. The bounds are those that make the unit of the first one's values, of
+# products that are multiplied by BEND, a power of two. Two take more code, for which the instruction cache has no room
+# where each consumer has its own.
 BOUND: gl.constexpr = gl.constexpr((0.5361871534320197, 0.38554751015307753))
 BEND: gl.constexpr = gl.constexpr((1.2927336586176261, 1.7978255916754295))  # 1 / (BOUND * log2(e))
 LARGEST_TANH: gl.constexpr = gl.constexpr((0.490, 0.6475))  # of where the last polynomial ends, a little less
@@ -106,8 +106,8 @@ def _large(x, constant):
 
 @gluon.constexpr_function
 def _tanh_asm(count, polynomials, shift):
-    """Of all numbers of a thread, since a branch each would cost more than it saves, and of the largest of its two rows,
-    of which tanh is the largest there. Of integers, as in sm90_maxima.py: without a sign the largest is the number
+    """Of all numbers of a thread, since a branch each would cost more than it saves, and of the largest of its two
+    rows, of which tanh is the largest there. Of integers, as in sm90_maxima.py: without a sign the largest is the number
     below 0 that is furthest from it, if there is one, and NaN and infinity are beyond all bounds."""
     names = [f"${i}" for i in range(count)]
     operands = (f"${count * i}" for i in range(3, 13))
@@ -259,10 +259,10 @@ def _scaled(per, small, to_log2, missing, POLYNOMIALS: gl.constexpr):
 
 @gluon.jit
 def tanh_factors(given, factors, shift: gl.constexpr, POLYNOMIALS: gl.constexpr):
-    """From the factor of scores, the soft cap and what `score_factors` gives of them: the factor of what `tanh_of` returns, not so small that
-    masked scores times it are no longer -inf; those of products, for polynomials and for powers; the m from which on
-    powers are taken; the coefficients of the first polynomial, the largest product that it serves, and what `tanh_of`
-    returns for the cap."""
+    """From the factor of scores, the soft cap and what `score_factors` gives of them: the factor of what `tanh_of`
+    returns, not so small that masked scores times it are no longer -inf; those of products, for polynomials and for
+    powers; the m from which on powers are taken; the coefficients of the first polynomial, the largest product that it
+    serves, and what `tanh_of` returns for the cap."""
     UNIT_HERE: gl.constexpr = _of(TANH_UNIT, POLYNOMIALS)
     BEND_HERE: gl.constexpr = _of(BEND, POLYNOMIALS)
     LARGEST: gl.constexpr = _of(LARGEST_TANH, POLYNOMIALS)

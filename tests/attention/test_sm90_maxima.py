@@ -65,7 +65,9 @@ FAULTS = {
     "a thread's second row is its first": ("i % 4 // 2 == row]", "i % 4 // 2 == 0]"),
     "only one row has to be below 0": ('f"min.f32 least, {m}, {other_m};"', 'f"max.f32 least, {m}, {other_m};"'),
     "a score is left out": ("for name in names[2:]]", "for name in names[3:]]"),
-    "the place of another tile": ("hand_on_tile(notes[1], slot, row_tile, head)", "hand_on_tile(notes[1], slot, 0, head)"),
+    "the place of another tile": (
+        "hand_on_tile(notes[1], slot, row_tile, head)", "hand_on_tile(notes[1], slot, 0, head)"
+    ),
     "a place is read before it is there": (
         "mbarrier.wait(ready, phase)\n    return _take_one(places, slot * 2)", "return _take_one(places, slot * 2)"
     ),

@@ -843,8 +843,10 @@ def fmha_fwd_sm90(
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
     and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows. LAZY: sums are rescaled where
-    that is due (sm90_lazy.py); for several consumers. SERIAL: each consumer waits for one product before the next, LAZY
+    that is due (sm90_lazy.py). SERIAL: each consumer waits for one product before the next, LAZY
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
+    THREES: maxima are taken of three scores at a time (sm90_maxima.py; always, if CAPPED). HANDED_ON: the producer finds
+    tiles, and hands their places on (sm90_places.py); not for RAGGED.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

@@ -107,8 +107,8 @@ def _large(x, constant):
 @gluon.constexpr_function
 def _tanh_asm(count, polynomials, shift):
     """Of all numbers of a thread, since a branch each would cost more than it saves, and of the largest of its two
-    rows, of which tanh is the largest there. Of integers, as in sm90_maxima.py: without a sign the largest is the number
-    below 0 that is furthest from it, if there is one, and NaN and infinity are beyond all bounds."""
+    rows, of which tanh is the largest there. Of integers, as in sm90_maxima.py: without a sign the largest is the
+    number below 0 that is furthest from it, if there is one, and NaN and infinity are beyond all bounds."""
     names = [f"${i}" for i in range(count)]
     operands = (f"${count * i}" for i in range(3, 13))
     bend, whole_bend, m, most, *coefficients, limit, unit = operands

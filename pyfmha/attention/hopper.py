@@ -60,7 +60,7 @@ class Setting:
         capped: whether it serves soft caps, and those alone.
         two_parts: whether it serves head sizes up to 3/4 of the padded one, and those alone, as kernels/sm90_parts.py
             does; it is not general.
-        lazy: whether it rescales sums only where that is due, as kernels/sm90_lazy.py does; for several consumers.
+        lazy: whether it rescales sums only where that is due, as kernels/sm90_lazy.py does.
         serial: whether a consumer waits for one product before the next; lazy, without turns, and not general.
         producer_first: whether the producer is the first partition; for several consumers.
         lengths: whether it serves lengths, and no windows; it is not general.

@@ -845,8 +845,8 @@ def fmha_fwd_sm90(
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows. LAZY: sums are rescaled where
     that is due (sm90_lazy.py). SERIAL: each consumer waits for one product before the next, LAZY
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
-    THREES: maxima are taken of three scores at a time (sm90_maxima.py; always, if CAPPED). HANDED_ON: the producer finds
-    tiles, and hands their places on (sm90_places.py); not for RAGGED.
+    THREES: maxima are taken of three scores at a time (sm90_maxima.py; always, if CAPPED). HANDED_ON: the producer
+    finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

@@ -17,9 +17,23 @@ def largest_of(target, names, operation):
 
 
 @gluon.constexpr_function
+def largest_in_chains(target, names, operation, most):
+    """As `largest_of` of integers, in so many chains beside each other, or fewer, since each waits for the one before: of odd
+    numbers of names, but for the last, so that each instruction has three."""
+    chains = max(min(most, len(names) // 8), 1)
+    if chains == 1:
+        return largest_of(target, names, operation)
+    each = len(names) // chains // 2 * 2 + 1
+    lines = []
+    for i in range(chains):
+        lines += largest_of(f"chain{i}", names[i * each : (i + 1) * each if i < chains - 1 else None], operation)
+    return lines + largest_of(target, [f"chain{i}" for i in range(chains)], operation)
+
+
+@gluon.constexpr_function
 def as_integers(names):
     """Declares and fills integers i0, i1, ... with the bits of floats, which PTX does not compare as others."""
-    lines = [f".reg .b32 i<{len(names)}>;", ".reg .b32 bits, other_bits;"]
+    lines = [f".reg .b32 i<{len(names)}>;", ".reg .b32 chain<4>;", ".reg .b32 bits, other_bits;"]
     return lines + [f"mov.b32 i{i}, {name};" for i, name in enumerate(names)]
 
 
@@ -27,7 +41,7 @@ def as_integers(names):
 def largest_integers(count):
     """The largest of the integers of two rows, as the floats that they are: `first` and `second`."""
     first, second = ([f"i{i}" for i in range(count) if i % 4 // 2 == row] for row in range(2))
-    lines = [*largest_of("bits", first, "max.s32"), *largest_of("other_bits", second, "max.s32")]
+    lines = largest_in_chains("bits", first, "max.s32", 2) + largest_in_chains("other_bits", second, "max.s32", 2)
     return [*lines, "mov.b32 first, bits;", "mov.b32 second, other_bits;"]
 
 

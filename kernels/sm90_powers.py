@@ -1,7 +1,7 @@
 """Tanh for fmha_sm90.py with few of the instructions (MUFU) of which a multiprocessor does only 16 a cycle, where it
 multiplies and adds 128: of small scores a polynomial, of large ones two powers and reciprocals."""
 
-from sm90_maxima import as_integers, largest_integers, largest_of, rows_of, written_to
+from sm90_maxima import as_integers, largest_in_chains, largest_integers, largest_of, rows_of, written_to
 from sm90_sinks import LOG2_E
 from sm90_slow import FLOAT_MAX
 from triton.experimental import gluon
@@ -126,7 +126,7 @@ def _tanh_asm(count, polynomials, shift):
         *(f"mov.b32 {name}, {of};" for name, of in zip(("cs", "cb", "ck", "cc"), coefficients, strict=True)),
         *largest_integers(count),
         "max.s32 other_bits, other_bits, bits;",
-        *largest_of("bits", [f"i{i}" for i in range(count)], "max.u32"),
+        *largest_in_chains("bits", [f"i{i}" for i in range(count)], "max.u32", 4),
         "and.b32 bits, bits, 0x7FFFFFFF;",
         "max.s32 bits, bits, other_bits;",
         f"mov.b32 limit, {limit};",

@@ -251,7 +251,7 @@ FAULTS = {
     "a reciprocal of two instead of one": ("mul.f32 d1, rest, d1;", "mul.f32 d1, rest, c1;"),
     "large scores by the first polynomial": ('"max.s32 bits, bits, other_bits;"', '"mov.b32 bits, 0f00000000;"'),
     "scores far below 0 by the first polynomial": (
-        '*largest_of("bits", [f"i{i}" for i in range(count)], "max.u32"),',
+        '*largest_in_chains("bits", [f"i{i}" for i in range(count)], "max.u32", 4),',
         '"mov.b32 bits, other_bits;",',
     ),
     "large scores by the second polynomial": ('"setp.gt.u32 large, bits, limit;"', '"setp.gt.u32 large, bits, bits;"'),

@@ -18,8 +18,8 @@ def largest_of(target, names, operation):
 
 @gluon.constexpr_function
 def largest_in_chains(target, names, operation, most):
-    """As `largest_of` of integers, in so many chains beside each other, or fewer, since each waits for the one before: of odd
-    numbers of names, but for the last, so that each instruction has three."""
+    """As `largest_of` of integers, in so many chains beside each other, or fewer, since each waits for the one before:
+    of odd numbers of names, but for the last, so that each instruction has three."""
     chains = max(min(most, len(names) // 8), 1)
     if chains == 1:
         return largest_of(target, names, operation)

@@ -255,7 +255,7 @@ FAULTS = {
         '"mov.b32 bits, other_bits;",',
     ),
     "large scores by the second polynomial": ('"setp.gt.u32 large, bits, limit;"', '"setp.gt.u32 large, bits, bits;"'),
-    "a wrong coefficient": ("3173.96704", "3073.96704"),
+    "a wrong coefficient": ("3173.96704", "973.96704"),
     "a wrong coefficient of the second polynomial": ("0f4294C9E6", "0fC294C9E6"),
     "powers of another unit": ('f"mul.f32 all, all, {constant};"', 'f"mul.f32 all, all, {2 * constant};"'),
     "powers of another factor": ('f"mov.b32 factor, {whole_bend};"', 'f"mov.b32 factor, {bend};"'),

@@ -38,12 +38,24 @@ from sm90_parts import (
     times,
     wait_for_products,
 )
-from sm90_places import HANDED, SEGMENTS, SMEM, drop_rows, find_ranked, hand_on, place_of_turn, taken, write_table
+from sm90_places import (
+    HANDED,
+    SEGMENTS,
+    SMEM,
+    drop_rows,
+    find_ranked,
+    hand_on,
+    hand_on_tile,
+    place_of_turn,
+    taken,
+    taken_tile,
+    write_table,
+)
 from sm90_powers import polynomials_of, tanh_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import added, maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half
+from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily
 from sm90_tiles import (
     ROWS,
     Shape,
@@ -146,6 +158,8 @@ def _load(work, SHAPE: gl.constexpr):
                     row = first_row + c * ROWS
                     if HANDING:
                         hand_on(sizes, slot, row_tile, q_start, sequence)
+                    if SHAPE.HANDED:
+                        hand_on_tile(notes[1], slot, row_tile, head)
                     load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
             if Q_SLOTS > 1:
                 if step > 0:
@@ -268,16 +282,23 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(len(acc), deps=(scores,))  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    if LATE:
+    if LATE and SHAPE.LAZY:
+        next_p, m, row_sum, alpha, due = weigh_lazily(
+            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
+            SHAPE.THREES,
+        )  # fmt: skip
+    elif LATE:
         next_p, m, row_sum, alpha = weigh(
-            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
-        )
+            scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
+            SHAPE.THREES,
+        )  # fmt: skip
+    if LATE:
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
     else:
         scores, m_new, alpha, to_log2 = maxima(
-            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
+            scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, SHAPE.THREES
         )
         if SHAPE.LAZY:
             m_new, due = kept(m, m_new)
@@ -319,13 +340,10 @@ def _serial_step(
     scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(0, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
-    scores, m_new, alpha, to_log2 = maxima(
-        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.GENERAL, SHAPE.CAPPED
-    )
-    m_new, due = kept(m, m_new)
-    alpha = gl.exp2(m - m_new)
-    weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    row_sum = added(row_sum, alpha, partial_sums(weights, BLOCK_N))
+    weights, m_new, row_sum, alpha, due = weigh_lazily(
+        scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.GENERAL, SHAPE.CAPPED,
+        SHAPE.THREES,
+    )  # fmt: skip
     return times_where(acc, alpha, due), pack(weights, dtype), m_new, row_sum
 
 
@@ -388,7 +406,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     shift: gl.constexpr = shift_of(dtype) + room_for(dtype, SHAPE.LAZY)
     scale = score_factors(factors, SHAPE.CAPPED)
     if SHAPE.CAPPED:
-        scale = tanh_factors(scale, shift, CAPPED)
+        scale = tanh_factors(factors, scale, shift, CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -396,8 +414,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     dropped = 0
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+        if SHAPE.HANDED:
+            row_tile, head = taken_tile(notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1)
+        else:
+            row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         if RAGGED and LENGTHS:
             row_tile, q_start, sequence = taken(sizes, slot, q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
         elif RAGGED:
@@ -566,7 +587,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             mbarrier.arrive(plain[1].index(0), count=1)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
-    notes.index(CONSUMER).store(noted)
+    notes[0].index(CONSUMER).store(noted)
     if CONSUMER > 0:
         for _unused in gl.static_range(12):  # as `keep_up`: the first consumer reads the notes after the others
             gl.barrier()
@@ -581,6 +602,7 @@ def compute(
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
+    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -646,7 +668,9 @@ def compute(
             mbarrier.init(v_whole.index(s), count=1)
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_free.index(s), count=CONSUMERS)
-    notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
+    notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
+    if HANDED_ON:
+        notes = (notes[0], gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS * CONSUMERS, 1], SMEM))
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     factors = factors if CAPPED else sm_scale
@@ -672,6 +696,8 @@ def compute(
         LAZY,
         SERIAL,
         LENGTHS,
+        THREES,
+        HANDED_ON,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -721,7 +747,7 @@ def compute(
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
-        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
+        noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
         if noted != 0:
             for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
@@ -799,6 +825,8 @@ def fmha_fwd_sm90(
     SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False,
     LENGTHS: gl.constexpr = False,
+    THREES: gl.constexpr = False,
+    HANDED_ON: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -815,8 +843,10 @@ def fmha_fwd_sm90(
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
     and heads up to 3 * BLOCK_D; not for GENERAL. Q_SLOTS: 2 where there is shared
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows. LAZY: sums are rescaled where
-    that is due (sm90_lazy.py); for several consumers. SERIAL: each consumer waits for one product before the next, LAZY
+    that is due (sm90_lazy.py). SERIAL: each consumer waits for one product before the next, LAZY
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
+    THREES: maxima are taken of three scores at a time (sm90_maxima.py; always, if CAPPED). HANDED_ON: the producer
+    finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -830,5 +860,5 @@ def fmha_fwd_sm90(
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
-        LENGTHS,
+        LENGTHS, THREES=THREES, HANDED_ON=HANDED_ON,
     )  # fmt: skip

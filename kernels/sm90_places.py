@@ -1,5 +1,5 @@
-"""Ragged batches of fmha_sm90.py that are cut as plain attention is: the producer finds tiles, from a table of the
-sequences, and hands their places on to the consumers."""
+"""Tiles of fmha_sm90.py that the producer finds, and whose places it hands on to the consumers: those of ragged batches
+that are cut as plain attention is, from a table of the sequences; and others, if HANDED."""
 
 from sm90_asm import uniform
 from sm90_ragged import _at_most, _larger, _sum
@@ -124,6 +124,14 @@ def hand_on(sizes, slot, row_tile, q_start, sequence):
 
 
 @gluon.jit
+def hand_on_tile(places, slot, row_tile, head):
+    """As `hand_on`, of a tile without a table."""
+    _hand_one(places, slot * 2, row_tile)
+    _hand_one(places, slot * 2 + 1, head)
+    gl.barrier()
+
+
+@gluon.jit
 def _take_one(places, index):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     return uniform(gl.max(places.index(index).load(LAYOUT), 0))
@@ -141,6 +149,13 @@ def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
     q_n = _take_one(places, slot * HANDED + 2)
     kv_n = _take_one(places, slot * HANDED + 3)
     return row_tile, q_start, seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
+
+
+@gluon.jit
+def taken_tile(places, slot, ready, phase):
+    """What `hand_on_tile` was given, once the queries are there."""
+    mbarrier.wait(ready, phase)
+    return _take_one(places, slot * 2), _take_one(places, slot * 2 + 1)
 
 
 @gluon.jit

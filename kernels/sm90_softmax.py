@@ -1,15 +1,12 @@
 """The softmax of fmha_sm90.py: scores of one block of keys become weights."""
 
 from sm90_asm import after
+from sm90_lazy import kept
+from sm90_maxima import largest, largest_of_rows, of_each_row
 from sm90_powers import tanh_of
 from sm90_tiles import ROWS
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-
-
-@gluon.jit
-def _first(a, b):
-    return a
 
 
 @gluon.jit
@@ -50,32 +47,32 @@ def unpack(packed, dtype: gl.constexpr):
 
 
 @gluon.jit
-def _of_each_row(product, BLOCK_D: gl.constexpr):
-    """Some element that a thread holds of each of its rows, [rows, 4]."""
-    parts = product.reshape([ROWS, BLOCK_D // 8, 4, 2])
-    return gl.reduce(gl.reduce(parts, 3, _first), 1, _first)
-
-
-@gluon.jit
 def maxima(
     scores, m, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
-    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr = False,
 ):  # fmt: skip
     """The first half of :func:`weigh`: scores capped and masked, the running maximum with them (in units of log2, plus
     shift), the factor of what was summed up before, and that which brings scores to units of log2. CAPPED: how many
-    polynomials tanh has, see `polynomials_of`."""
+    polynomials tanh has, see `polynomials_of`. THREES: see sm90_maxima.py."""
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     if CAPPED:
         to_log2 = scale[0]
-        scores = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED)  # NaN of bf16 products that overflowed
+        scores, peaks = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED, shift)  # NaN of bf16 products that overflowed
+        most = largest_of_rows(peaks, ROW_LAYOUT)
     else:
         to_log2 = scale
+        most = m
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         visible = columns[None, :] < (ends - key)[:, None]
         if GENERAL:
             visible = visible & (columns[None, :] >= (begins - key)[:, None])
         scores = gl.where(visible, scores, float("-inf"))
-    m_new = gl.maximum(m, gl.max(scores, 1) * to_log2 + shift)
+        if CAPPED:
+            most = gl.max(scores, 1)
+    if not CAPPED:
+        most = largest(scores, m, shift) if THREES else gl.max(scores, 1)
+    m_new = gl.maximum(m, most * to_log2 + shift)
     return scores, m_new, gl.exp2(m - m_new), to_log2
 
 
@@ -89,7 +86,7 @@ def added(row_sum, alpha, parts):
 @gluon.jit
 def weigh(
     scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
-    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr = False,
 ):  # fmt: skip
     """Weights of one block of keys, and the running maximum and sums with it.
 
@@ -97,10 +94,25 @@ def weigh(
     `score_factors` gives.
     """
     scores, m_new, alpha, to_log2 = maxima(
-        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED
+        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, THREES
     )
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
     return weights, m_new, added(row_sum, alpha, partial_sums(weights, BLOCK_N)), alpha
+
+
+@gluon.jit
+def weigh_lazily(
+    scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr,
+):  # fmt: skip
+    """As `weigh`, with references of rows that may lag behind, see sm90_lazy.py; and where sums are to be rescaled."""
+    scores, m_new, alpha, to_log2 = maxima(
+        scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, THREES
+    )
+    m_new, due = kept(m, m_new)
+    alpha = gl.exp2(m - m_new)
+    weights = gl.exp2(scores * to_log2 - m_new[:, None])
+    return weights, m_new, added(row_sum, alpha, partial_sums(weights, BLOCK_N)), alpha, due
 
 
 @gluon.jit
@@ -118,7 +130,7 @@ def weigh_after(
     """
     parts = scores.reshape([ROWS, BLOCK_N // 8, 4, 2])
     BY_THREAD: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(3, parts.type.layout))
-    element = gl.convert_layout(_of_each_row(product, BLOCK_D), BY_THREAD, assert_trivial=True)
+    element = gl.convert_layout(of_each_row(product, BLOCK_D), BY_THREAD, assert_trivial=True)
     m = gl.convert_layout(m, gl.SliceLayout(1, BY_THREAD), assert_trivial=True)
     m = after(m[:, None].broadcast_to([ROWS, 4]), element, zero)
     weights = gl.exp2(parts * to_log2 - m[:, None, :][:, :, :, None])

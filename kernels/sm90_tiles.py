@@ -50,6 +50,8 @@ class Shape(NamedTuple):
     LAZY: gl.constexpr = gl.constexpr(False)
     SERIAL: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
+    THREES: gl.constexpr = gl.constexpr(False)
+    HANDED: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

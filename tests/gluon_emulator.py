@@ -366,15 +366,20 @@ def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
     return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 
-def _all_of_a_thread(asm: str, count: int, dtype: DType, x: Tensor, *others: Tensor) -> Tensor:
-    """PTX of all values that a thread holds, x in place: of [64, columns] as wgmma deals them out, columns of two rows;
-    else so many beside each other."""
-    assert dtype is FP32
-    of_wgmma = x.shape == (ROWS_OF_WGMMA, 2 * count)
+def _all_of_a_thread(asm: str, count: int, dtype: Any, x: Tensor, *others: Tensor) -> Any:
+    """PTX of all values that a thread holds of [64, columns], as wgmma deals them out, or of so many beside each other;
+    x in place, if the text reads it so."""
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    assert all(each is FP32 for each in dtypes)
+    held = count // len(dtypes)
     values = [np.broadcast_to(np.asarray(value), x.shape) for value in (x, *others)]
-    values = [by_thread(value) if of_wgmma else value.reshape(-1, count) for value in values]
-    made = np.stack(run_ptx(asm, count, [part for value in values for part in value.T], in_place=True), 1)
-    return tensor(of_threads(made, 2 * count) if of_wgmma else made.reshape(x.shape), np.float32)
+    of_wgmma = x.shape == (ROWS_OF_WGMMA, 2 * held)
+    values = [by_thread(value) if of_wgmma else value.reshape(-1, held) for value in values]
+    parts = np.stack(run_ptx(asm, count, [part for value in values for part in value.T], in_place=True), 1)
+    results = [parts[:, i * held : (i + 1) * held] for i in range(len(dtypes))]
+    made = [of_threads(result, 2 * held) if of_wgmma else result.reshape(x.shape) for result in results]
+    found = tuple(tensor(result, np.float32) for result in made)
+    return found if isinstance(dtype, tuple) else found[0]
 
 
 def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) -> Tensor:

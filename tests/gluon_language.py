@@ -163,6 +163,8 @@ def _language(machine: Machine) -> types.ModuleType:
         "exp2": _quiet(np.exp2),
         "log2": _quiet(np.log2),
         "abs": _quiet(np.abs),
+        "div_rn": _quiet(np.divide),
+        "fma": _quiet(lambda a, b, c: np.float32(np.float64(a) * b + c)),
         "load": machine.load,
         "store": machine.store,
         "barrier": machine.barrier,

@@ -28,6 +28,16 @@ def _of_three(a: Any, b: Any, c: Any, table: Any) -> Any:
     return (_bits(a) | _bits(b) | _bits(c)).view(np.float32)
 
 
+def _of_integers(operation: Callable[..., Any], kind: Any) -> Callable[..., Any]:
+    """An operation of bits that are integers of a kind: of two it makes one, or with a third a condition."""
+
+    def of(a: Any, b: Any, other: Any = None) -> Any:
+        found = operation(_bits(a).view(kind), _bits(b).view(kind))
+        return found.view(np.float32) if other is None else found | (np.asarray(other) != 0)
+
+    return of
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "min.f32": _lowest,
     "max.NaN.f32": np.maximum,
@@ -46,7 +56,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "or.b32": lambda a, b: (_bits(a) | _bits(b)).view(np.float32),
     "lop3.b32": _of_three,
     "setp.ne.u32": lambda a, b: _bits(a) != b,
+    "max.s32": _of_integers(np.maximum, np.int32),
+    "max.u32": _of_integers(np.maximum, np.uint32),
     "setp.gt.f32": np.greater,
+    "setp.lt.f32": np.less,
+    "setp.gt.u32": lambda a, b: _of_integers(np.greater, np.uint32)(a, b, False),
+    "setp.gt.or.u32": _of_integers(np.greater, np.uint32),
+    "setp.gt.or.f32": lambda a, b, other: np.greater(a, b) | (np.asarray(other) != 0),
     "setp.geu.f32": lambda a, b: ~np.less(a, b),
     "vote.sync.any.pred": lambda a, _threads: a,  # a thread votes alone
 }
@@ -108,6 +124,8 @@ def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = F
             values[constant] = np.uint32(int(constant[2:], 16)).view(np.float32)
         elif constant.isdecimal():
             values[constant] = int(constant)
+        elif re.fullmatch(r"\d+\.\d+(e-?\d+)?", constant):
+            values[constant] = np.float32(constant)
     with np.errstate(all="ignore"):
         return _run(lines, [f"${i}" for i in range(outputs)], values)
 

@@ -78,6 +78,8 @@ def run(
     serial: bool = False,
     producer_first: bool = False,
     lengths: bool = False,
+    threes: bool = False,
+    handed: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -160,6 +162,8 @@ def run(
         SERIAL=serial,
         PRODUCER_FIRST=producer_first,
         LENGTHS=lengths,
+        THREES=threes,
+        HANDED_ON=handed,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

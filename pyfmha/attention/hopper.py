@@ -60,10 +60,12 @@ class Setting:
         capped: whether it serves soft caps, and those alone.
         two_parts: whether it serves head sizes up to 3/4 of the padded one, and those alone, as kernels/sm90_parts.py
             does; it is not general.
-        lazy: whether it rescales sums only where that is due, as kernels/sm90_lazy.py does; for several consumers.
+        lazy: whether it rescales sums only where that is due, as kernels/sm90_lazy.py does.
         serial: whether a consumer waits for one product before the next; lazy, without turns, and not general.
         producer_first: whether the producer is the first partition; for several consumers.
         lengths: whether it serves lengths, and no windows; it is not general.
+        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
+        handed: whether the producer hands the places of tiles on to the consumers.
     """
 
     block_n: int
@@ -89,6 +91,8 @@ class Setting:
     serial: bool = False
     producer_first: bool = False
     lengths: bool = False
+    threes: bool = False
+    handed: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -304,6 +308,8 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("SERIAL", setting.serial),
         ("PRODUCER_FIRST", setting.producer_first),
         ("LENGTHS", setting.lengths),
+        *((("THREES", True),) if setting.threes else ()),
+        *((("HANDED_ON", True),) if setting.handed else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

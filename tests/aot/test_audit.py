@@ -84,11 +84,12 @@ SPILLED = {
         (128, "general", 1): (16, 0),
         (128, "capped", 1): (32, 0),
         (128, "causal capped", 1): (16, 0),
+        (128, "full capped", 1): (16, 0),
         (128, "full capped", 2): (72, 2),
         (128, "causal capped", 2): (224, 0),
         (128, "causal in two parts", 2): (40, 0),
         (128, "causal in two parts", 3): (160, 0),
-        (256, "full capped", 2): (352, 3),
+        (256, "full capped", 2): (376, 3),
         (256, "causal capped", 2): (456, 4),
         (256, "full in two parts", 2): (184, 1),
         (256, "causal in two parts", 2): (216, 0),
@@ -363,7 +364,9 @@ def test_the_hopper_kernel_does_what_it_can_while_a_product_runs(
         assert "MUFU.RCP" not in beside + behind, "small scores have a reciprocal"
         if consumers > 1:
             maxima = dict(spec.constants)["BLOCK_N"] // 2
-            assert opcodes(beside)["FMNMX"] >= (maxima if budget.beside else 0), "maxima are taken before"
+            taken = opcodes(beside)
+            found_maxima = taken["VIMNMX3"] + taken["VIMNMX"] if "VIMNMX3" in step.after else taken["FMNMX"]
+            assert found_maxima >= (maxima if budget.beside else 0), "maxima are taken before"
             assert behind.count("F2F") >= maxima // 2, "weights take the registers of those before them"
         local = opcodes(step.before + step.after)
         assert local["STL"] + local["LDL"] <= budget.loop, "the loop spills"

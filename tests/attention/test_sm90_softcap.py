@@ -73,18 +73,22 @@ def test_products_beyond_float32_are_capped_like_others(consumers: int, sm_scale
     check(**{**LOUD, **PROBLEM, "q_len": 70, "kv_len": 90, "sm_scale": sm_scale, "consumers": consumers})
 
 
+def given(softcap: float) -> tuple[Any, Any]:
+    return tensor(1.0, np.float32), tensor(softcap, np.float32)
+
+
 def factors_of(softcap: float) -> tuple[Any, Any]:
     """Of scores of a scale of 1: that of tanh, and that of a product."""
-    return load_kernel(SLOW, Machine(0))["score_factors"]((tensor(1.0, np.float32), tensor(softcap, np.float32)), True)
+    return load_kernel(SLOW, Machine(0))["score_factors"](given(softcap), True)
 
 
 def capped(scores: Any, softcap: float, polynomials: int, before: float = -1e6) -> Any:
     """The fast arithmetic's scores, of which a thread holds as many as there are columns; `before` is the largest one
     of the blocks before, in units of log2."""
     kernel = load_kernel(POWERS, Machine(0))
-    factors = kernel["tanh_factors"](factors_of(softcap), 0.0, polynomials)
+    factors = kernel["tanh_factors"](given(softcap), factors_of(softcap), 0.0, polynomials)
     m = tensor(np.full(len(scores), before), np.float32)
-    found = kernel["tanh_of"](tensor(scores, np.float32), factors, m, scores.shape[1], polynomials)
+    found, _largest = kernel["tanh_of"](tensor(scores, np.float32), factors, m, scores.shape[1], polynomials, 0.0)
     return np.asarray(found, np.float64) * float(factors[0]) * np.log(2)
 
 
@@ -112,7 +116,7 @@ def test_the_error_of_tanh_is_little_of_a_cap(way: str, softcap: float, polynomi
         found = capped(scores, softcap, polynomials, 1e6 if "before" in way else -1e6)
     error = (found - exact) / (softcap * 2.0**-22)
 
-    assert np.abs(error).max() <= 1.15
+    assert np.abs(error).max() <= 1.2
     # Of scores that are small beside the cap, as most are.
     assert np.sqrt(np.mean(error[np.abs(exact) < 0.2 * softcap] ** 2)) <= (0.2 if way == "slow" else 0.1)
 
@@ -135,7 +139,7 @@ def test_powers_are_taken_at_once_only_where_polynomials_end(polynomials: int) -
     """Else rows whose largest score is within them would lose by it."""
     kernel = load_kernel(POWERS, Machine(0))
     bound = polynomials * float(kernel["BOUND"][polynomials - 1])
-    most = float(kernel["tanh_factors"](factors_of(50.0), 24.0, polynomials)[3]) - 24
+    most = float(kernel["tanh_factors"](given(50.0), factors_of(50.0), 24.0, polynomials)[3]) - 24
 
     assert 0.999 < most * np.log(2) / (50 * np.tanh(bound)) <= 1
 
@@ -219,11 +223,12 @@ def test_powers_are_taken_at_once_where_either_row_of_a_thread_has_had_a_large_s
     polynomial is, by which it shows."""
     scores = np.tile(np.linspace(0.01, 0.3, 128, dtype=np.float32), (64, 1))
     kernel = load_kernel(POWERS, Machine(0))
-    factors = kernel["tanh_factors"](factors_of(1.0), 0.0, 2)
+    factors = kernel["tanh_factors"](given(1.0), factors_of(1.0), 0.0, 2)
 
     def found(*large: int) -> Any:
         m = np.where(np.isin(np.arange(64), large), 1e6, -1e6).astype(np.float32)
-        return np.asarray(kernel["tanh_of"](tensor(scores, np.float32), factors, tensor(m, np.float32), 64, 2))
+        capped, _largest = kernel["tanh_of"](tensor(scores, np.float32), factors, tensor(m, np.float32), 64, 2, 0.0)
+        return np.asarray(capped)
 
     small, all_of_them = found(), found(*range(64))
     assert (small != all_of_them).any(1).all()
@@ -234,26 +239,32 @@ def test_powers_are_taken_at_once_where_either_row_of_a_thread_has_had_a_large_s
 
 # Of kernels with two polynomials, and of those with one.
 FAULTS = {
-    "overflow is not noticed": ('f"fma.rn.f32 {of}, {of}, 0f00000000, rest;"', 'f"mov.b32 {of}, rest;"'),
-    "the cap is left out": ("tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED)", "scores * (scale[1] * 404275.0)"),
+    "overflow is not noticed": ('f"mul.f32 {of}, {of}, 0f00000000;"', 'f"mov.b32 {of}, 0f00000000;"'),
+    "the cap is left out": (
+        "        scores, peaks = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED, shift)",
+        "        scores = scores * (scale[1] / scale[0])\n        peaks = scores",
+    ),
     "a power of another score": (
         'f"fma.rn.f32 rest, {y}, {inverse}, rest;"',
         'f"fma.rn.f32 rest, a, {inverse}, rest;"',
     ),
     "a reciprocal of two instead of one": ("mul.f32 d1, rest, d1;", "mul.f32 d1, rest, c1;"),
-    "large scores by the first polynomial": ('"and.b32 bits, bits, 0x40000000;"', '"and.b32 bits, bits, 0x00000000;"'),
-    "large scores by the second polynomial": ('"setp.geu.f32 large, all, 0f40800000;', '"setp.gt.f32 large, all, all;'),
-    "a wrong coefficient": ("0f45465F79", "0f45065F79"),
+    "large scores by the first polynomial": ('"max.s32 bits, bits, other_bits;"', '"mov.b32 bits, 0f00000000;"'),
+    "scores far below 0 by the first polynomial": (
+        '*largest_in_chains("bits", [f"i{i}" for i in range(count)], "max.u32", 4),',
+        '"mov.b32 bits, other_bits;",',
+    ),
+    "large scores by the second polynomial": ('"setp.gt.u32 large, bits, limit;"', '"setp.gt.u32 large, bits, bits;"'),
+    "a wrong coefficient": ("3173.96704", "973.96704"),
     "a wrong coefficient of the second polynomial": ("0f4294C9E6", "0fC294C9E6"),
-    "powers of another unit": ('f"mul.f32 all, all, {unit};"', 'f"mul.f32 all, all, 0f4A800000;"'),
-    "powers of another factor": ("TO_LOG2.value[polynomials - 1]", "TO_LOG2.value[2 - polynomials]"),
-    "powers at once of another factor": ('f"mov.b32 factor, {whole_bend};"', 'f"mov.b32 factor, {bend};"'),
+    "powers of another unit": ('f"mul.f32 all, all, {constant};"', 'f"mul.f32 all, all, {2 * constant};"'),
+    "powers of another factor": ('f"mov.b32 factor, {whole_bend};"', 'f"mov.b32 factor, {bend};"'),
     "the slow rows' cap is left out": ("score = bent(score, row_bend)", "score = score * row_bend"),
     "tanh of half": ("sm_scale / softcap * (2 * LOG2_E)", "sm_scale / softcap * LOG2_E"),
     "the score keeps the scale": ("gl.minimum(softcap * LOG2_E, FLOAT_MAX), bend", "sm_scale * LOG2_E, bend"),
 }
 FAULTS_OF_ONE = {
-    "a wrong coefficient of a lone polynomial": ("0fC279E10D", "0f4279E10D"),
+    "a wrong coefficient of a lone polynomial": ("-62.4697762", "62.4697762"),
     "the constants of the other": ("return values[polynomials - 1]", "return values[2 - polynomials]"),
 }
 

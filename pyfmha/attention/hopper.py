@@ -64,6 +64,9 @@ class Setting:
         serial: whether a consumer waits for one product before the next; lazy, without turns, and not general.
         producer_first: whether the producer is the first partition; for several consumers.
         lengths: whether it serves lengths, and no windows; it is not general.
+        apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
+        v_first: whether the last values of a tile are asked for before the queries of the next.
+        sections: whether tiles of a ragged batch are paired among four heads, instead of one.
     """
 
     block_n: int
@@ -89,6 +92,9 @@ class Setting:
     serial: bool = False
     producer_first: bool = False
     lengths: bool = False
+    apart: bool = False
+    v_first: bool = False
+    sections: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -304,6 +310,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("SERIAL", setting.serial),
         ("PRODUCER_FIRST", setting.producer_first),
         ("LENGTHS", setting.lengths),
+        ("APART", setting.apart),
+        ("V_FIRST", setting.v_first),
+        ("SECTIONS", setting.sections),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

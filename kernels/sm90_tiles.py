@@ -57,7 +57,7 @@ class Shape(NamedTuple):
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads, longest_first, sections=False):
+def order_of(causal, two_heads, longest_first, sections):
     """How the tiles of a kernel compiled so are dealt out."""
     if longest_first:
         return LONGEST_FIRST.value

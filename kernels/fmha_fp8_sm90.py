@@ -303,7 +303,9 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
-    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY)
+    next_p, m, row_sum, alpha, due = _weigh(
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY
+    )
     next_p = packed(next_p)
     row_sum = hold(row_sum)
     acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))

@@ -136,8 +136,8 @@ def _load(work, SHAPE: gl.constexpr):
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
             load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
-            # The only slot is free when the tile before has had its last values; one of two, where tiles have one block,
-            # when it is at its weights, whose values must not be asked for as late as that.
+            # The only slot is free when the tile before has had its last values. One of two is free, where tiles have one
+            # block, when that is at its weights: its values must not be asked for as late as that.
             if Q_SLOTS == 1 or SHAPE.V_FIRST:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
@@ -827,8 +827,8 @@ def fmha_fwd_sm90(
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows. LAZY: sums are rescaled where
     that is due (sm90_lazy.py); for several consumers. SERIAL: each consumer waits for one product before the next, LAZY
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
-    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. V_FIRST: the last values of a tile
-    are asked for before the rows of the next. SECTIONS: how tiles of ragged batches are dealt out, see `tile_of`.
+    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. V_FIRST: the last values of a
+    tile are asked for before the rows of the next. SECTIONS: how tiles of ragged batches are dealt out, see `tile_of`.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

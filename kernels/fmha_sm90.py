@@ -136,8 +136,8 @@ def _load(work, SHAPE: gl.constexpr):
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
             load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
-            # The only slot is free when the tile before has had its last values. One of two is free, where tiles have one
-            # block, when that is at its weights: its values must not be asked for as late as that.
+            # The only slot is free when the tile before has had its last values. One of two is free, where tiles have
+            # one block, when that one is at its weights: its values must not be asked for as late as that.
             if Q_SLOTS == 1 or SHAPE.V_FIRST:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)

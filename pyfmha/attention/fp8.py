@@ -190,8 +190,7 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
-            ("LAZY", setting.lazy),
-            ("PRODUCER_FIRST", setting.producer_first),
+            *((name, True) for name in ("LAZY", "PRODUCER_FIRST") if getattr(setting, name.lower())),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

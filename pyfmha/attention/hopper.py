@@ -310,9 +310,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("SERIAL", setting.serial),
         ("PRODUCER_FIRST", setting.producer_first),
         ("LENGTHS", setting.lengths),
-        ("APART", setting.apart),
-        ("V_FIRST", setting.v_first),
-        ("SECTIONS", setting.sections),
+        *((name, True) for name in ("APART", "V_FIRST", "SECTIONS") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -43,6 +43,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"ping_pong": False, "v_first": True, "sections": True},
     },
     "values first, Out apart": {"block_n": 128, "v_first": True, "apart": True, "ping_pong": False},
+    "three consumers, values first": {
+        **{"consumers": 3, "block_n": 128, "v_first": True, "sections": True, "producer_first": True},
+    },
     "values first, Out apart, one consumer": {
         **{"consumers": 1, "block_n": 128, "v_first": True, "apart": True, "sections": True},
     },

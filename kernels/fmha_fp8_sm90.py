@@ -244,17 +244,17 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
 
 @gluon.jit
 def _weigh(
-    scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, AHEAD: gl.constexpr
+    scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr
 ):
     """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, the factor of what
-    was summed up before, and, if AHEAD, where that is due. Where masked, a row sees only the keys below its end."""
+    was summed up before, and, if DUE, where that is due. Where masked, a row sees only the keys below its end."""
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
     largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
     m_new = gl.maximum(m, largest + gl.abs(largest) * ROUNDING)
     due = 0
-    if AHEAD:
+    if DUE:
         due = grown(m, m_new)
     alpha = gl.exp2(m - m_new)
     weights = gl.exp2(scores * to_log2 - m_new[:, None])
@@ -303,18 +303,23 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
-    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, False)
+    next_p, m, row_sum, alpha, due = _weigh(
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY
+    )
     next_p = packed(next_p)
     row_sum = hold(row_sum)
     acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
     mbarrier.arrive(t_free.index(before), count=1)
-    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    if SHAPE.LAZY:
+        acc = part_times_where(acc, alpha, due)
+    else:
+        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     return acc, next_p, m, row_sum
 
 
 @gluon.jit
 def _step_ahead(
-    acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2,
+    acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked,
     SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Exponentials of block `step - 1`, whose scores are there, beside the product of block `step - 2` and the scores
@@ -329,7 +334,7 @@ def _step_ahead(
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
-    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, 0, 0, False, S_LAYOUT, BLOCK_N, True)
+    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True)
     next_p = packed(next_p)
     row_sum = hold(row_sum)
     acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))
@@ -353,10 +358,24 @@ def _steps_ahead(
         scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
         mbarrier.arrive(k_free.index(stage), count=1)
         step += 1
-    for _unused in range(to_left - 1):
+    block = first_block + to_left - 1  # whose scores are there
+    to_come = to_left - 1
+    if SHAPE.CAUSAL:  # two loops, as elsewhere
+        masked_count = gl.maximum(gl.minimum(block - unmasked + 1, to_come), 0)
+        for _unused in range(masked_count):
+            acc, p, scores, m, row_sum = _step_ahead(
+                acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, ends, block * SHAPE.BLOCK_N, True,
+                SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+            )  # fmt: skip
+            step += 1
+            block -= 1
+        to_come -= masked_count
+        p = moved(p)
+    for _unused in range(to_come):
         acc, p, scores, m, row_sum = _step_ahead(
-            acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT
-        )
+            acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, 0, 0, False,
+            SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+        )  # fmt: skip
         step += 1
     mbarrier.arrive(q_free, count=1)
     if to_left > 0:
@@ -448,7 +467,8 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
                 mbarrier.arrive(k_free.index(step % STAGES), count=1)
                 mbarrier.wait(t_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
-                mbarrier.arrive(t_free.index(step % V_STAGES), count=1)
+                if not AHEAD:
+                    mbarrier.arrive(t_free.index(step % V_STAGES), count=1)
                 step += 1
             block = own_end - 1
         else:
@@ -581,6 +601,8 @@ def fmha_fp8_sm90(
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
     AHEAD: gl.constexpr = False,
+    LAZY: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -590,8 +612,11 @@ def fmha_fp8_sm90(
     serves lengths. RAGGED wants GENERAL and all that fmha_fwd_sm90's does. No soft caps. STAGES, RAW and V_STAGES:
     blocks of K, of V and of V transposed in flight. Elements of Out go by eights.
 
-    AHEAD: scores are a block ahead of their exponentials (`_step_ahead`). Not with CAUSAL or PING_PONG: a consumer of
-    a single block would take a turn more than the others. STAGES is at least 3 and V_STAGES the same: t_free is k_free,
+    LAZY: products of the sums are left out where no row of a warp has grown, which AHEAD does anyway. PRODUCER_FIRST:
+    which partition the first warps are.
+
+    AHEAD: scores are a block ahead of their exponentials (`_step_ahead`). Not with PING_PONG: a consumer of a single
+    block would take a turn more than the others. STAGES is at least 3 and V_STAGES the same: t_free is k_free,
     by which a consumer gives back the block of K of its step and that of V two steps before.
     """
     group = num_heads // num_kv_heads
@@ -602,7 +627,7 @@ def fmha_fp8_sm90(
         bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST)
+    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, False)
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype
@@ -618,7 +643,7 @@ def fmha_fp8_sm90(
     v_ready = gl.allocate_shared_memory(gl.int64, [RAW, 1], mbarrier.MBarrierLayout())
     t_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     if AHEAD:
-        gl.static_assert(not CAUSAL and not PING_PONG, "AHEAD goes without causal masks and turns")
+        gl.static_assert(not PING_PONG, "AHEAD goes without turns")
         gl.static_assert(STAGES == V_STAGES and STAGES >= 3, "AHEAD wants as many STAGES as V_STAGES, at least 3")
         t_free = k_free
     else:
@@ -650,9 +675,31 @@ def fmha_fp8_sm90(
         factors,
     )
     SHAPE: gl.constexpr = Shape(
-        BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False
-    )
-    if CONSUMERS == 2:
+        BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
+        LAZY=LAZY,
+    )  # fmt: skip
+    if CONSUMERS == 2 and PRODUCER_FIRST:
+        gl.warp_specialize(
+            [
+                (_load, (work, SHAPE, RAW, AHEAD)),
+                (_attend, (work, 0, SHAPE, AHEAD)),
+                (_attend, (work, 1, SHAPE, AHEAD)),
+            ],
+            [4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS],
+        )
+    elif PRODUCER_FIRST:
+        gl.warp_specialize(
+            [
+                (_load, (work, SHAPE, RAW, AHEAD)),
+                (_attend, (work, 0, SHAPE, AHEAD)),
+                (_attend, (work, 1, SHAPE, AHEAD)),
+                (_attend, (work, 2, SHAPE, AHEAD)),
+            ],
+            [4, 4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, CONSUMER_REGISTERS],
+        )
+    elif CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (_attend, (work, 0, SHAPE, AHEAD)),

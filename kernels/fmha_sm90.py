@@ -148,7 +148,9 @@ def _load(work, SHAPE: gl.constexpr):
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
             load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
-            if Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
+            # The only slot is free when the tile before has had its last values. One of two is free, where tiles have
+            # one block, when that one is at its weights: its values must not be asked for as late as that.
+            if Q_SLOTS == 1 or SHAPE.V_FIRST:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             if block == 0:  # after the first keys, which need not wait for the rows of a tile before
@@ -161,7 +163,7 @@ def _load(work, SHAPE: gl.constexpr):
                     if SHAPE.HANDED:
                         hand_on_tile(notes[1], slot, row_tile, head)
                     load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
-            if Q_SLOTS > 1:
+            if Q_SLOTS > 1 and not SHAPE.V_FIRST:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
@@ -492,7 +494,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
                 CAPPED,
             )  # fmt: skip
-        if Q_SLOTS > 1:
+        if Q_SLOTS > 1 and not SHAPE.APART:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -567,11 +569,14 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
         fence_async_shared()
         if RAGGED:
-            out_part = q_smem[0].index(slot)
+            if SHAPE.APART:
+                out_part = plain[0][0].index(0)
+            else:
+                out_part = q_smem[0].index(slot)
             if count >= ROWS:
                 tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
             else:  # the next sequence's rows are behind
-                Out, stride_h, stride_s, head_size = plain
+                Out, stride_h, stride_s, head_size = plain[2] if SHAPE.APART else plain
                 Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
                 store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
         elif SHAPE.APART:
@@ -603,6 +608,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False,
+    V_FIRST: gl.constexpr = False, SECTIONS: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -638,8 +644,8 @@ def compute(
         out_smem = allocate(out_desc, 1, ROWS, BLOCK_D, TWO_PARTS, True)
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
-        plain = (out_smem, out_free)
-    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST)
+        plain = (out_smem, out_free, plain)
+    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS)
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
@@ -698,6 +704,7 @@ def compute(
         LENGTHS,
         THREES,
         HANDED_ON,
+        V_FIRST,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -827,6 +834,9 @@ def fmha_fwd_sm90(
     LENGTHS: gl.constexpr = False,
     THREES: gl.constexpr = False,
     HANDED_ON: gl.constexpr = False,
+    APART: gl.constexpr = False,
+    V_FIRST: gl.constexpr = False,
+    SECTIONS: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -847,6 +857,8 @@ def fmha_fwd_sm90(
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; always, if CAPPED). HANDED_ON: the producer
     finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
+    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. V_FIRST: the last values of a
+    tile are asked for before the rows of the next. SECTIONS: how tiles of ragged batches are dealt out, see `tile_of`.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -860,5 +872,5 @@ def fmha_fwd_sm90(
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
-        LENGTHS, THREES=THREES, HANDED_ON=HANDED_ON,
+        LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, V_FIRST=V_FIRST, SECTIONS=SECTIONS,
     )  # fmt: skip

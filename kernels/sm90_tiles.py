@@ -16,6 +16,9 @@ PAIRS_OF_A_HEAD: gl.constexpr = gl.constexpr(1)
 PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 # From the longest, section by section, and those of the last section one a program: see `tile_of`.
 LONGEST_FIRST: gl.constexpr = gl.constexpr(3)
+# Pairs of the tiles of several heads, sorted by length, every other section from its last pair: see `tile_of`.
+PAIRS_OF_SECTIONS: gl.constexpr = gl.constexpr(4)
+HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS
 # Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
 # that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
 # more, for the last section, of up to two.
@@ -52,13 +55,16 @@ class Shape(NamedTuple):
     LENGTHS: gl.constexpr = gl.constexpr(False)
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
+    V_FIRST: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads, longest_first):
+def order_of(causal, two_heads, longest_first, sections):
     """How the tiles of a kernel compiled so are dealt out."""
     if longest_first:
         return LONGEST_FIRST.value
+    if sections:
+        return PAIRS_OF_SECTIONS.value
     return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
 
 
@@ -105,6 +111,8 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
             count = (_last_place() < (heads - first) * row_tiles).to(gl.int32)
         return count
     count = _share(tiles)
+    if ORDER == PAIRS_OF_SECTIONS:
+        count = _paired(tiles)
     if ORDER == PAIRS_OF_A_HEAD:
         if tiles > gl.num_programs(0):
             units = tiles - tiles // 2
@@ -117,6 +125,54 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
         else:
             count = (gl.program_id(0) < tiles).to(gl.int32)
     return count
+
+
+@gluon.jit
+def _last_units(tiles):
+    """Of PAIRS_OF_SECTIONS, units in whole rounds for each program, units that are left, and whether the tiles of those
+    go to a program each."""
+    programs = gl.num_programs(0)
+    units = tiles - tiles // 2
+    rounds = units // programs
+    return rounds, units - rounds * programs, tiles - 2 * rounds * programs <= programs
+
+
+@gluon.jit
+def _paired(tiles):
+    """How many tiles this program gets of PAIRS_OF_SECTIONS."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    rounds, left, singly = _last_units(tiles)
+    odd = tiles % 2  # then the last unit is a single tile
+    alone = (program < left).to(gl.int32) + (programs - 1 - program < left - odd).to(gl.int32)
+    units = rounds + (program < left).to(gl.int32)
+    both = 2 * units - odd * (program == (tiles - tiles // 2 - 1) % programs).to(gl.int32)
+    return gl.where(singly & (left > 0), 2 * rounds + alone, both)
+
+
+@gluon.jit
+def _of_sections(turn, row_tiles, heads):
+    """`tile_of` of PAIRS_OF_SECTIONS."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    rounds, left, singly = _last_units(row_tiles * heads)
+    second = turn % 2
+    lap = turn // 2
+    place = program
+    if singly & (lap >= rounds):
+        second = (program >= left).to(gl.int32)
+        place = gl.where(program < left, program, programs - 1 - program)
+    unit = lap * programs + place
+    each = 2 * row_tiles  # units of a whole section: HEADS_OF_SECTION / 2 for each row of tiles
+    section = unit // each
+    first_head = section * HEADS_OF_SECTION
+    heads_here = gl.maximum(gl.minimum(heads - first_head, HEADS_OF_SECTION), 1)  # 1, where there is no such turn
+    index = unit % each
+    if (section % 2 != 0) & (heads_here == HEADS_OF_SECTION):
+        index = each - 1 - index
+    if second != 0:
+        index = row_tiles * heads_here - 1 - index
+    return row_tiles - 1 - index // heads_here, first_head + index % heads_here
 
 
 @gluon.jit
@@ -133,6 +189,10 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
     unit: a long one and a short one. Of the same head; an odd number of tiles a head leaves one in the middle,
     which goes with that of the next head. Or of two heads side by side; of an odd number of heads the last one's
     tiles come last, one by one.
+
+    PAIRS_OF_SECTIONS: as pairs of a head, but of HEADS_OF_SECTION heads at a time, whose tiles are sorted together, and
+    every other section from its last pair: of lengths that do not fall evenly, the first pairs are the longest. Where
+    what is left at the end is no more tiles than programs, these are a program each.
 
     LONGEST_FIRST: tiles of a section, sorted by length, are dealt out to the programs of the grid's first row forth and
     back, and programs go from section to section. The other rows of the grid hold a program for each tile of the last
@@ -151,6 +211,8 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
             side_by_side = heads - first_head
             place = _last_place()
         return row_tiles - 1 - place // side_by_side, first_head + place % side_by_side
+    if ORDER == PAIRS_OF_SECTIONS:
+        return _of_sections(turn, row_tiles, heads)
     unit = turn * programs + gl.program_id(0)
     head = unit // row_tiles
     row_tile = unit % row_tiles

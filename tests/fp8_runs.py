@@ -53,6 +53,8 @@ def run(
     bottom_right: bool = False,
     longest_first: bool = False,
     ahead: bool = False,
+    lazy: bool = False,
+    producer_first: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -143,6 +145,8 @@ def run(
         CONSUMER_REGISTERS=232,
         PRODUCER_REGISTERS=40,
         AHEAD=ahead,
+        LAZY=lazy,
+        PRODUCER_FIRST=producer_first,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -80,6 +80,9 @@ def run(
     lengths: bool = False,
     threes: bool = False,
     handed: bool = False,
+    apart: bool = False,
+    v_first: bool = False,
+    sections: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -164,6 +167,9 @@ def run(
         LENGTHS=lengths,
         THREES=threes,
         HANDED_ON=handed,
+        APART=apart,
+        V_FIRST=v_first,
+        SECTIONS=sections,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

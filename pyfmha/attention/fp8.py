@@ -55,8 +55,10 @@ class Setting:
         maxnreg: registers a thread at the launch; consumers and producer share them out anew.
         consumer_registers, producer_registers: what each then has.
         longest_first: causal tiles from the longest, the last of them one a program, instead of pairs.
-        ahead: whether scores are a block ahead of their exponentials, for full attention without lengths; then without
-            turns, and `stages` and `v_stages` are the same, at least 3.
+        ahead: whether scores are a block ahead of their exponentials; then without turns, and `stages` and `v_stages`
+            are the same, at least 3.
+        lazy: whether products of the sums are left out where no row of a warp has grown; so with `ahead`, too.
+        producer_first: whether the producer is the first partition.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -75,6 +77,8 @@ class Setting:
     producer_registers: int = 40
     longest_first: bool = False
     ahead: bool = False
+    lazy: bool = False
+    producer_first: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -186,6 +190,7 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
+            *((name, True) for name in ("LAZY", "PRODUCER_FIRST") if getattr(setting, name.lower())),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

@@ -66,6 +66,9 @@ class Setting:
         lengths: whether it serves lengths, and no windows; it is not general.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         handed: whether the producer hands the places of tiles on to the consumers.
+        apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
+        v_first: whether the last values of a tile are asked for before the queries of the next.
+        sections: whether tiles of a ragged batch are paired among four heads, instead of one.
     """
 
     block_n: int
@@ -93,6 +96,9 @@ class Setting:
     lengths: bool = False
     threes: bool = False
     handed: bool = False
+    apart: bool = False
+    v_first: bool = False
+    sections: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -310,6 +316,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
+        *((name, True) for name in ("APART", "V_FIRST", "SECTIONS") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -32,6 +32,12 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "ahead, growing maxima": {**AHEAD, "kv_len": 400, "scale": 2.0, "block_d": 128, "head_size": 128},
     "ahead, two blocks": {**AHEAD, "kv_len": 128, "q_len": 200, "programs": 2},
     "ahead, one block": {**AHEAD, "kv_len": 50, "q_len": 200, "raw": 1, "q_slots": 1},
+    "ahead, causal": {**AHEAD, "causal": True, "q_len": 200, "kv_len": 333, "bottom_right": True, "heads": 3},
+    "ahead, causal, from the longest": {
+        **{**AHEAD, "stages": 4, "v_stages": 4, "consumers": 3, "causal": True, "longest_first": True},
+        **{"q_len": 450, "heads": 3, "kv_heads": 1, "producer_first": True},
+    },
+    "sums of the warps whose maxima grow": {"lazy": True, "kv_len": 300, "scale": 2.0, "producer_first": True},
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
         "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),
@@ -84,6 +90,18 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "the factor of V is another head's": ("kv_head.to(gl.int64) * stride_h", "kv_head.to(gl.int64) * 0", "factors"),
 }  # fmt: skip
 FAULTS |= {
+    "ahead: blocks that are passed over are given back twice": (
+        "                if not AHEAD:\n                    mbarrier.arrive(t_free",
+        "                if True:\n                    mbarrier.arrive(t_free",
+        "ahead, causal, from the longest",
+    ),
+    "ahead: the second block of the diagonal has no mask": ("gl.minimum(block - unmasked + 1, to_come)",
+                                                            "gl.minimum(block - unmasked, to_come)",
+                                                            "ahead, causal"),
+    "sums stay where maxima grow": (
+        "        acc = part_times_where(acc, alpha, due)\n    else", "        acc = acc\n    else",
+        "sums of the warps whose maxima grow",
+    ),
     "ahead: V is transposed a step too early": ("wait(k_free.index((step + 2) % V_STAGES), (((step + 2) //",
                                                 "wait(k_free.index((step + 1) % V_STAGES), (((step + 1) //", "ahead"),
     "ahead: sums stay where a maximum grows": ("return part_times_where(acc, alpha, due), next_p", "return acc, next_p",
@@ -108,14 +126,16 @@ FAULTS |= {
         "    mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)\n", "", "ends of blocks"
     ),
     "a block that others need is kept": (
-        "                mbarrier.arrive(t_free.index(step % V_STAGES), count=1)\n", "", "longest first"
+        "                    mbarrier.arrive(t_free.index(step % V_STAGES), count=1)\n",
+        "                    pass\n", "longest first"
     ),
     "sums are not rescaled": ("row_sum * factor[:, None] + sums", "row_sum + sums", "ends of blocks"),
     "the next row's columns of Out": (".permute((0, 1, 3, 2))", ".permute((0, 1, 2, 3))", "one tile"),
     "rows behind the tensor are written": ("inside = (own_rows < out_rows)[:, None] & ", "inside = ", "ends of blocks"),
     "a ragged batch is stored from its first row": ("start + q_start * out_stride_s", "start", "ragged"),
-    "ahead: the last weights' factor is left out": ("        acc = part_times_where(acc, alpha, due)\n", "",
-                                                    "ahead, growing maxima"),
+    "ahead: the last weights' factor is left out": (
+        "        acc = part_times_where(acc, alpha, due)\n        p", "        p", "ahead, growing maxima",
+    ),
     "ahead: K is given away before it is multiplied": (
         "    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))\n"
         "    mbarrier.arrive(k_free.index(stage), count=1)\n",
@@ -151,7 +171,7 @@ def test_a_fault_is_noticed(fault: str, tmp_path: Path) -> None:
 
 def test_turns_do_not_go_with_scores_that_are_ahead() -> None:
     """In a causal tile a consumer of one block takes a turn more than the others; from the next tile on all wait."""
-    for problem in ({"ping_pong": True}, {"causal": True}, {"v_stages": 2}):
+    for problem in ({"ping_pong": True}, {"v_stages": 2}):
         with pytest.raises(AssertionError, match="AHEAD"):
             run(**{**AHEAD, **problem})
     for size in HEAD_SIZES:

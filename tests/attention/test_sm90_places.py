@@ -13,7 +13,7 @@ from gluon_values import INT32, Pointer, Shared, tensor
 from helpers import examples, few_of, some_of
 from hypothesis import given
 from hypothesis import strategies as st
-from sm90_runs import KERNEL, LOUD, TOLERANCE, altered, check, is_noticed, run
+from sm90_runs import KERNEL, LOUD, TILES, TOLERANCE, altered, check, is_noticed, run
 from test_sm90_ragged import FEW as ALL_KINDS
 from test_sm90_ragged import MANY as SEVENTY
 from test_sm90_ragged import spans
@@ -32,6 +32,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "head size 128": {"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True},
     "head size 256": {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "v_stages": 3, "dtype": "bf16", "lazy": True},
+    },
+    # Candidates, to be timed.
+    "Out of head size 256 apart": {
+        **{"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True, "producer_first": True},
+        **{"apart": True, "sections": True},
+    },
+    "values first": {
+        **{"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True, "producer_first": True},
+        **{"ping_pong": False, "v_first": True, "sections": True},
+    },
+    "values first, Out apart": {"block_n": 128, "v_first": True, "apart": True, "ping_pong": False},
+    "three consumers, values first": {
+        **{"consumers": 3, "block_n": 128, "v_first": True, "sections": True, "producer_first": True},
+    },
+    "values first, Out apart, one consumer": {
+        **{"consumers": 1, "block_n": 128, "v_first": True, "apart": True, "sections": True},
     },
 }
 
@@ -129,6 +145,23 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
         assert (int(q_start), int(q_n)) in segments
         assert 0 <= int(row_tile) < -(-int(q_n) // 64)
         assert 0 <= int(kv_start) <= int(kv_start) + int(kv_n) <= 2**28
+
+
+@examples(40)
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40))
+def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int) -> None:
+    """Each once, and no program has two more than another."""
+    machine = Machine(0)
+    kernel = load_kernel(TILES, machine)
+    machine.programs = programs
+    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel["PAIRS_OF_SECTIONS"]
+    taken = []
+    counts = []
+    for machine.program in range(programs):
+        counts.append(int(kernel["tile_count"](*sizes)))
+        taken += [tuple(map(int, kernel["tile_of"](tensor(i, np.int32), *sizes))) for i in range(counts[-1])]
+    assert sorted(taken) == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
+    assert max(counts) - min(counts) <= 2
 
 
 @pytest.mark.parametrize(("setting", "causal"), some_of(SETTINGS, CAUSAL))
@@ -233,6 +266,16 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "(rows < count - first)[:, None], 0.0",
         "(rows < count - first - 1)[:, None], 0.0",
         {**FEW, "cu_q": (3, 3, 5, 69, 70, 200, 265, 280), "change": lambda q, k, v: v[:, :, 7:130].fill(np.nan)},
+    ),
+    "Out is stored before the buffer is free": (
+        "                mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)\n",
+        "",
+        {**FEW, **SETTINGS["Out of head size 256 apart"]},
+    ),
+    "rows of the last values are given away": (
+        "            if Q_SLOTS == 1 or SHAPE.V_FIRST:\n",
+        "            if SHAPE.V_FIRST:\n",
+        {**FEW, **SETTINGS["Out of head size 256 apart"]},
     ),
     "the first value is dropped": ("BLOCK_N - kv_n, v_whole", "BLOCK_N - kv_n + 1, v_whole", FEW),
     "the other consumers do not wait for dropped values": (

@@ -22,6 +22,7 @@ from sm90_biased import (
     key_of,
     keys_of_tile,
     maxima,
+    order_of,
     place_of,
     weigh,
 )
@@ -30,6 +31,8 @@ from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
 from sm90_terms import (
+    OF_KEY,
+    WIDTH,
     begins_with_terms,
     has_terms,
     load_keys,
@@ -37,10 +40,12 @@ from sm90_terms import (
     of_keys,
     share_diagonals,
     share_keys,
+    split_factor,
+    split_keys,
     terms_of,
     words_of,
 )
-from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, tile_count, tile_of
+from sm90_tiles import ROWS, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -84,8 +89,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
-    for turn in range(tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+    for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
+        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
         batch, head = place_of(unit, sizes, by_head)
         first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
         first_row = row_tile * (ROWS * CONSUMERS)
@@ -97,9 +102,17 @@ def _load(work, beside, SHAPE: gl.constexpr):
             if CONSUMERS == 1:
                 if step == 1:
                     mbarrier.wait(q_ready.index(0), 0)
+            if SHAPE.IN_PRODUCT:
+                kv_n = sequence[1]
+                vector = load_keys(vectors, (batch, head), key, kv_n, SHAPE)
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * SHAPE.BLOCK_D * 2)
             tma.async_load(k_desc, [batch, head // group, key, 0], k_ready.index(stage), k_smem.index(stage))
+            if SHAPE.IN_PRODUCT:
+                terms[1].index(stage).store(split_keys(vector, OF_KEY, SHAPE))
+                fence_async_shared()
+                gl.barrier()
+                mbarrier.arrive(k_ready.index(stage), count=1)
             if Q_SLOTS == 1:
                 if step > 0:
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
@@ -140,8 +153,8 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
     """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     barriers = 40
-    for turn in range(tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+    for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
+        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
         batch, head = place_of(unit, sizes, by_head)
         first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
         barriers += 3 * (end_block - first_block) + tile_barriers(True, False)
@@ -172,6 +185,15 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
         gl.barrier()
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
+
+
+@gluon.jit
+def _with_terms(scores, beside, stage, SHAPE: gl.constexpr):
+    """Products in flight, and the terms of the block of keys of a stage, if these are a product, too."""
+    if SHAPE.IN_PRODUCT:
+        factor, terms = beside[10]
+        scores = warpgroup_mma(factor, terms.index(stage).permute((1, 0)), scores, is_async=True)
+    return scores
 
 
 @gluon.jit
@@ -227,6 +249,7 @@ def _step(
         scores = warpgroup_mma(
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
+    scores = _with_terms(scores, beside, stage, SHAPE)
     _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
     if SHAPE.LATE:
         p = p.to(v_smem.dtype)
@@ -332,8 +355,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     step = 0
-    for turn in range(tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+    for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
+        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
         batch, head = place_of(unit, sizes, by_head)
         place = (batch, head)
         first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
@@ -368,11 +391,12 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         scores = warpgroup_mma(
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
+        scores = _with_terms(scores, beside, stage, SHAPE)
         key = block * BLOCK_N
         if SHAPE.LIST > 0:
             key = key_of(block, whole, SHAPE)
         vector = 0
-        if of_keys(SHAPE):
+        if of_keys(SHAPE) and not SHAPE.IN_PRODUCT:
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
         if has_terms(SHAPE):
             vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
@@ -481,7 +505,8 @@ def fmha_biased_sm90(
     PRODUCER_REGISTERS: gl.constexpr,
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
-    Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0,
+    Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -494,8 +519,9 @@ def fmha_biased_sm90(
 
     BIAS, MASK: "never"; "tile", of [1, 1, 64, BLOCK_N] by x_desc, of which an axis that is broadcast has the size 1; or
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
-    flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. The rest: as of
-    fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
+    sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
+    consumers. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -526,6 +552,7 @@ def fmha_biased_sm90(
         BOUNDS,
         RELATIVE,
         LIST,
+        IN_PRODUCT,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -547,7 +574,7 @@ def fmha_biased_sm90(
         mbarrier.init(q_ready.index(c), count=1)
         mbarrier.init(q_free.index(c), count=1)
     for s in gl.static_range(STAGES):
-        mbarrier.init(k_ready.index(s), count=1)
+        mbarrier.init(k_ready.index(s), count=2 if IN_PRODUCT else 1)
         mbarrier.init(k_free.index(s), count=CONSUMERS)
     for s in gl.static_range(V_STAGES):
         if GENERAL and CONSUMERS > 1:
@@ -595,6 +622,12 @@ def fmha_biased_sm90(
     terms = q_smem  # not used where there are none
     if has_terms(SHAPE):  # of this step and of the next
         terms = gl.allocate_shared_memory(gl.float32, [2 * CONSUMERS, words_of(SHAPE)], NOTE_SMEM)
+    if IN_PRODUCT:
+        T_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(2 * WIDTH, 16, 2)
+        factor = gl.allocate_shared_memory(dtype, [ROWS, WIDTH], T_LAYOUT)
+        factor.store(split_factor(undo, OF_KEY))
+        fence_async_shared()
+        terms = (factor, gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, WIDTH], T_LAYOUT))
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(
@@ -606,6 +639,16 @@ def fmha_biased_sm90(
             ],
             [1, 1, 2],
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    elif CONSUMERS == 2 and PRODUCER_FIRST:
+        gl.warp_specialize(
+            [
+                (_load, (work, beside, SHAPE)),
+                (_attend, (work, beside, out_smem, 0, SHAPE)),
+                (_attend, (work, beside, out_smem, 1, SHAPE)),
+            ],
+            [4, 4],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS],
         )
     elif CONSUMERS == 2:
         gl.warp_specialize(
@@ -640,9 +683,9 @@ def fmha_biased_sm90(
                 (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k, bias_rows, bias_columns),
                 (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, mask_rows, mask_columns),
             )
-            for turn in range(tile_count(row_tiles, all_heads, all_heads, PAIRS_OF_A_HEAD)):
+            for turn in range(tile_count(row_tiles, all_heads, all_heads, order_of(SHAPE))):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, unit = tile_of(turn, row_tiles, all_heads, all_heads, PAIRS_OF_A_HEAD)
+                    row_tile, unit = tile_of(turn, row_tiles, all_heads, all_heads, order_of(SHAPE))
                     place = place_of(unit, sizes, by_head)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from sm90_softmax import partial_sums
-from sm90_tiles import ROWS, sequence_of
+from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -15,7 +15,8 @@ class Shape(NamedTuple):
     """How the kernel is cut, as Shape of sm90_tiles.py, and besides BLOCK_V, the width of V; X_STAGES, blocks of bias
     or mask in flight; and what `fused_attention_biased` of fmha_biased.py explains, BIAS and MASK being "never",
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
-    with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads)."""
+    with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
+    is the same for all queries is added by a product of its own, see sm90_terms.py."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -36,6 +37,7 @@ class Shape(NamedTuple):
     BOUNDS: gl.constexpr
     RELATIVE: gl.constexpr
     LIST: gl.constexpr = gl.constexpr(0)
+    IN_PRODUCT: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
@@ -48,6 +50,14 @@ class OfV(NamedTuple):
     V_STAGES: gl.constexpr
     GENERAL: gl.constexpr
     TWO_PARTS: gl.constexpr
+
+
+@gluon.constexpr_function
+def order_of(shape):
+    """How tiles are dealt out: tiles of 192 queries that are all as long as each other one by one, since a pair more is
+    a larger part of a program's time the fewer of them it has."""
+    alike = not (shape.CAUSAL or shape.GENERAL) and shape.BOUNDS is None
+    return SINGLES.value if alike and shape.CONSUMERS == 3 else PAIRS_OF_A_HEAD.value
 
 
 @gluon.jit

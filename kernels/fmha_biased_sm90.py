@@ -27,6 +27,7 @@ from sm90_biased import (
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
+from sm90_bits import WORDS, load_bits, pack_mask
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
@@ -71,6 +72,23 @@ def _by_tiles(shape):
 
 
 @gluon.jit
+def _pack_masks(beside, step, SHAPE: gl.constexpr):
+    """Make bits of a step's blocks of a mask, before those of the next step are asked for: there is room for one block
+    of bytes, X_STAGES of bits. Only this partition uses the bytes."""
+    x_smem, x_ready, x_free = beside[1:4]
+    bits, bits_ready = beside[10]
+    phase = (step // SHAPE.X_STAGES) & 1
+    for c in gl.static_range(SHAPE.CONSUMERS):
+        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + c
+        mbarrier.wait(x_ready.index(c), step & 1)
+        mbarrier.wait(x_free.index(stage), phase ^ 1)
+        pack_mask(x_smem.index(c), bits.index(stage))
+        mbarrier.arrive(bits_ready.index(stage), count=1)
+    fence_async_shared()
+    gl.barrier()
+
+
+@gluon.jit
 def _load(work, beside, SHAPE: gl.constexpr):
     """The producer, as that of fmha_sm90.py."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
@@ -105,6 +123,9 @@ def _load(work, beside, SHAPE: gl.constexpr):
             if SHAPE.IN_PRODUCT:
                 kv_n = sequence[1]
                 vector = load_keys(vectors, (batch, head), key, kv_n, SHAPE)
+            if SHAPE.BITS:
+                if step > 0:
+                    _pack_masks(beside, step - 1, SHAPE)
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * SHAPE.BLOCK_D * 2)
             tma.async_load(k_desc, [batch, head // group, key, 0], k_ready.index(stage), k_smem.index(stage))
@@ -126,7 +147,10 @@ def _load(work, beside, SHAPE: gl.constexpr):
             if _by_tiles(SHAPE):
                 for c in gl.static_range(CONSUMERS):
                     x_stage = step % X_STAGES * CONSUMERS + c
-                    mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
+                    if SHAPE.BITS:  # of the step before bits have been made
+                        x_stage = c
+                    else:
+                        mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
                     mbarrier.expect(x_ready.index(x_stage), X_BYTES)
                     place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
                     tma.async_load(x_desc, place, x_ready.index(x_stage), x_smem.index(x_stage))
@@ -141,6 +165,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
             keep_up(step, tile_barriers(True, False), 13, 1)
     if step > 0:
         _load_v(v_work, v_place, step - 1, V_SHAPE)
+        if SHAPE.BITS:
+            _pack_masks(beside, step - 1, SHAPE)
     if CONSUMERS == 1:
         keep_up(step, 40, 13, 1)
     else:
@@ -165,11 +191,15 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 
 @gluon.jit
-def _tile(beside, step, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; else 0."""
+def _tile(beside, step, row_sum, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
+    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys], or its bits; else 0."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     tile = 0
-    if _by_tiles(SHAPE):
+    if SHAPE.BITS:
+        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
+        mbarrier.wait(terms[1].index(stage), (step // SHAPE.X_STAGES) & 1)
+        tile = load_bits(terms[0].index(stage), row_sum.type.layout)
+    elif _by_tiles(SHAPE):
         stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
         mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)
         tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
@@ -181,7 +211,8 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
     """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
     if _by_tiles(SHAPE):
-        fence_async_shared()
+        if not SHAPE.BITS:
+            fence_async_shared()
         gl.barrier()
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
@@ -261,7 +292,7 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
     if has_terms(SHAPE):  # the next block's
         vector = _share_terms(beside, work, step + 1, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
-    tile = _tile(beside, step, CONSUMER, S_LAYOUT, SHAPE)
+    tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
     term = None
@@ -400,7 +431,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
         if has_terms(SHAPE):
             vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
-        tile = _tile(beside, step, CONSUMER, S_LAYOUT, SHAPE)
+        tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
         term = None
@@ -506,7 +537,7 @@ def fmha_biased_sm90(
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
-    PRODUCER_FIRST: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -521,7 +552,7 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -553,6 +584,7 @@ def fmha_biased_sm90(
         RELATIVE,
         LIST,
         IN_PRODUCT,
+        BITS,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -585,11 +617,13 @@ def fmha_biased_sm90(
     x_ready = q_ready
     x_free = q_free
     if _by_tiles(SHAPE):
-        x_smem = gl.allocate_shared_memory(x_desc.dtype, [X_STAGES * CONSUMERS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
-        x_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
+        BLOCKS: gl.constexpr = CONSUMERS if BITS else X_STAGES * CONSUMERS
+        x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
+        x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
         x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(X_STAGES * CONSUMERS):
+        for s in gl.static_range(BLOCKS):
             mbarrier.init(x_ready.index(s), count=1)
+        for s in gl.static_range(X_STAGES * CONSUMERS):
             mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
@@ -628,6 +662,12 @@ def fmha_biased_sm90(
         factor.store(split_factor(undo, OF_KEY))
         fence_async_shared()
         terms = (factor, gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, WIDTH], T_LAYOUT))
+    if BITS:
+        bits_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
+        for s in gl.static_range(X_STAGES * CONSUMERS):
+            mbarrier.init(bits_ready.index(s), count=1)
+        B_LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        terms = (gl.allocate_shared_memory(gl.int32, [X_STAGES * CONSUMERS, ROWS, WORDS], B_LAYOUT), bits_ready)
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(

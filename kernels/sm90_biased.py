@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from sm90_bits import shown_by_bits
 from sm90_softmax import partial_sums
 from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
@@ -16,7 +17,8 @@ class Shape(NamedTuple):
     or mask in flight; and what `fused_attention_biased` of fmha_biased.py explains, BIAS and MASK being "never",
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
-    is the same for all queries is added by a product of its own, see sm90_terms.py."""
+    is the same for all queries is added by a product of its own, see sm90_terms.py. BITS: whether a mask by TMA comes
+    to consumers as bits."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -38,6 +40,7 @@ class Shape(NamedTuple):
     RELATIVE: gl.constexpr
     LIST: gl.constexpr = gl.constexpr(0)
     IN_PRODUCT: gl.constexpr = gl.constexpr(False)
+    BITS: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
@@ -214,7 +217,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
 
     Args:
         products: of Q and K.
-        tile: of a bias or mask, [rows, keys]; of no account where none comes by TMA.
+        tile: of a bias or mask, [rows, keys], or its bits; of no account where none comes by TMA.
         term: what is added to products, [rows, keys]; None where they began with it, or there is none.
         factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
@@ -242,7 +245,9 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         scores = by_functions(
             scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
         )
-    if SHAPE.MASK == "tile":
+    if SHAPE.BITS:
+        scores = shown_by_bits(scores, tile, S_LAYOUT)
+    elif SHAPE.MASK == "tile":
         scores = shown(scores, tile)
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]

@@ -27,6 +27,7 @@ class Setting:
     Attributes:
         x_stages: blocks of a bias or mask in flight.
         causal: True or False for causal or full attention without lengths and windows; None for any.
+        bits: whether a mask comes to the consumers, of which there are several, as bits.
         in_product: whether what is the same for all queries is added by a product, for fp16 and several consumers.
         ping_pong: whether several consumers take turns at the tensor cores.
         producer_first: whether the producer is the first partition; for two consumers.
@@ -45,6 +46,7 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
+    bits: bool = False
     in_product: bool = False
     ping_pong: bool = True
     producer_first: bool = False
@@ -242,6 +244,7 @@ def of_kind(
         ("BOUNDS", None),
         ("RELATIVE", relative),
         *((("IN_PRODUCT", True),) if in_product else ()),
+        *((("BITS", True),) if setting.bits else ()),
         *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"

@@ -560,7 +560,9 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. LAZY: see sm90_lazy.py; not if LATE. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. LAZY: see
+    sm90_lazy.py; not if LATE. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V
+    is of another width.
     """
     if inputs is None:
         inputs = ()

@@ -36,8 +36,8 @@ def load_bits(bits, LAYOUT: gl.constexpr):
 
 @gluon.constexpr_function
 def _shown_asm(outputs, inputs):
-    """Bit by bit of a word, so that ptxas sets many predicates at once. A thread has pairs of columns of its two rows in
-    turns."""
+    """Bit by bit of a word, so that ptxas sets many predicates at once. A thread has pairs of columns of its two rows
+    in turns."""
     words, scores = inputs
     (found,) = outputs
     text = "{ .reg .pred p; .reg .b32 one; "

@@ -170,8 +170,8 @@ WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8
 
 def by_thread(values: Any) -> Any:
     """The registers of the 128 threads of a warpgroup, [threads, registers]: of [n] or [1, n], dealt out one after the
-    other, to several if there are fewer; of [64, n] as wgmma leaves its result; and of [64, 4] what each of four threads
-    has of a row."""
+    other, to several if there are fewer; of [64, n] as wgmma leaves its result; and of [64, 4] what each of four
+    threads has of a row."""
     values = np.asarray(values)
     if values.ndim == 1 or values.shape[0] == 1:
         return np.resize(values, (max(1, values.size // (32 * WARPS)), 32 * WARPS)).T

@@ -68,7 +68,7 @@ def flag_blocks(flags, capacity, split, splits, begin, end, limit, tile, inputs,
     flag is 0 where none is seen, 2 where all queries that exist see all of its keys, and these are below `limit`, else
     1."""
     # A few keys at a time, so that what is known of each is in registers; counted for all before threads meet.
-    WIDTH: tl.constexpr = min(BLOCK_N, 64)
+    WIDTH: tl.constexpr = min(BLOCK_N, 32)
     keys = tl.arange(0, WIDTH)
     absent = (rows >= rows_left)[:, None]
     for block in range(split, capacity, splits):

@@ -93,7 +93,7 @@ def flagging(spec: KernelSpec, name: str) -> KernelSpec:
     mask."""
     made = writing(spec, name)
     constants = tuple((one, "flag" if one == "LIST" else value) for one, value in made.constants)
-    return replace(made, constants=constants, grid=FLAGS_GRID, num_warps=8)
+    return replace(made, constants=constants, grid=FLAGS_GRID, num_warps=8, maxnreg=80)
 
 
 def writing(spec: KernelSpec, name: str) -> KernelSpec:

@@ -61,7 +61,8 @@ def launch_of(cell: Cell) -> Launch:
     if cell.kind not in FUNCTIONS:
         return Launch(name, ("--kernels", "biased", *build), _given(biased.POINTERS), numbers)
     name = name.replace("biased", f"with_{cell.kind}")
-    further, before, memory = FUNCTIONS[cell.kind](cell), (), 0
+    further, memory = FUNCTIONS[cell.kind](cell), 0
+    before: tuple[str, ...] = ()
     if cell.kind in LISTED:
         lists = LISTED[cell.kind].numbers(cell.batch, cell.heads, lengths=False, mask=(), ragged=False)
         further = (*further, "Blocks", *lists)

@@ -632,9 +632,9 @@ def fmha_biased_sm90(
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
         x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(BLOCKS):
-            mbarrier.init(x_ready.index(s), count=1)
         for s in gl.static_range(X_STAGES * CONSUMERS):
+            if s < BLOCKS:
+                mbarrier.init(x_ready.index(s), count=1)
             mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)

@@ -117,7 +117,7 @@ def split_keys(vector, layout: gl.constexpr, SHAPE: gl.constexpr):
     if SHAPE.BIAS == "keys":
         value = vector.to(gl.float32)
     else:
-        value = gl.where(vector != 0, 0.0, float("-inf"))
+        value = _of_mask(vector)
     finite = gl.where(gl.abs(value) < float("inf"), value, 0.0)
     value = gl.convert_layout(value, gl.SliceLayout(1, layout))[:, None]
     finite = gl.convert_layout(finite, gl.SliceLayout(1, layout))[:, None]
@@ -150,13 +150,18 @@ def load_keys(vectors, place, key, kv_n, SHAPE: gl.constexpr):
 
 
 @gluon.jit
+def _of_mask(vector):
+    return gl.where(vector != 0, 0.0, float("-inf"))
+
+
+@gluon.jit
 def share_keys(shared, vector, factors, SHAPE: gl.constexpr):
     """Store the terms of what `load_keys` gave: of a mask 0 or minus infinity. All threads of the consumer have to meet
     before they are loaded."""
     if SHAPE.BIAS == "keys":
         term = in_products(vector.to(gl.float32), factors)
     else:
-        term = gl.where(vector != 0, 0.0, float("-inf"))
+        term = _of_mask(vector)
     places = 4 * gl.arange(0, SHAPE.BLOCK_N, layout=ONE_A_THREAD)
     if SHAPE.BLOCK_N == 64:
         gl.inline_asm(_store_64_asm, ("r", "r", "f"), [shared, places, term])

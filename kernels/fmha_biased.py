@@ -23,7 +23,7 @@ from biased_safe import attend_biased_safely
 from biased_scores import Tile, biased
 from fmha_triton import FAST_LIMIT, FLOAT_MAX, LOG2_E, SAFE_BLOCK_N, WIDE_SHIFT
 from fwd_rows import bent_by, keys_of, load_queries, load_rows, store_lse, store_rows
-from key_blocks import list_at, write_list
+from key_blocks import flag_blocks, flags_at, list_at, splits_of, write_list
 from ragged import find_sequence
 
 # The least factor of q . k inside tanh, as in fmha_fwd.py.
@@ -128,8 +128,9 @@ def fused_attention_biased(
     its index in the sequence, plus kv_n - q_n with bottom_right, at least 0. Both are called with positions of the
     sequence only, also for what no query is.
 
-    LIST: "write" computes no attention but, with tiles of LIST_M queries and LIST_N keys, the lists of key_blocks.py in
-    Blocks, for list_batches sequences and list_heads heads; the grid has as many. "read" visits the blocks on them.
+    LIST: "flag" and then "write" compute no attention but, with tiles of LIST_M queries and LIST_N keys, the lists of
+    key_blocks.py in Blocks, for list_batches sequences and list_heads heads; the grid has as many, and `splits_of` for
+    each tile if "flag". "read" visits the blocks on them.
     BOUNDS(batch, head, first_query, last_query, kv_len, *inputs) bounds what a tile of queries sees by SEEN: first key
     and end, and if it likes, first key and end of those that all its queries see. inputs: a tuple of pointers and
     numbers.
@@ -151,10 +152,11 @@ def fused_attention_biased(
     mask_stride_k = tl.cast(mask_stride_k, tl.int64)
 
     head = tl.program_id(1).to(tl.uint32) + tl.program_id(2).to(tl.uint32) * tl.num_programs(1).to(tl.uint32)
-    if LIST == "write":
+    LISTING: tl.constexpr = LIST == "flag" or LIST == "write"
+    if LISTING:
         num_heads, num_kv_heads = list_heads, list_heads
     batch = (head // tl.cast(num_heads, tl.uint32)).to(tl.int32)
-    if LIST == "write":
+    if LISTING:
         if batch >= list_batches:
             return
     elif batch >= tl.where(ragged != 0, 1, batch_size):
@@ -162,7 +164,12 @@ def fused_attention_biased(
     head = (head % tl.cast(num_heads, tl.uint32)).to(tl.int32)
     kv_head = head // (num_heads // num_kv_heads)
     program = tl.program_id(0)
-    if window_right >= 0:
+    split = 0
+    if LIST == "flag":
+        splits = splits_of(kv_len, LIST_N)
+        split = program % splits
+        program = program // splits
+    elif window_right >= 0:
         program = tl.num_programs(0) - 1 - program  # the longest rows first, so that the last to finish are short
 
     sequence = batch
@@ -247,13 +254,19 @@ def fused_attention_biased(
         row_first, row_last, sequence, head, query, kv_n - 1,
     )  # fmt: skip
     if LIST != "none":
-        entries, capacity = list_at(
+        entries, capacity, number, tiles = list_at(
             Blocks, batch, head, list_batches, list_heads, sequence, q_start, first_row, q_len, kv_len, batch_size,
             ragged, LIST_M, LIST_N,
         )  # fmt: skip
-    if LIST == "write":
-        limit = tl.minimum(tl.minimum(end, bias_keys), mask_keys)
-        write_list(entries, capacity, begin, end, limit, tile, inputs, rows, rows_left, SEEN, BLOCK_M, BLOCK_N)
+    if LISTING:
+        flags = flags_at(Blocks, capacity, number, tiles, list_batches, list_heads)
+        if LIST == "flag":
+            limit = tl.minimum(tl.minimum(end, bias_keys), mask_keys)
+            flag_blocks(
+                flags, capacity, split, splits, begin, end, limit, tile, inputs, rows, rows_left, SEEN, BLOCK_M, BLOCK_N
+            )
+        else:
+            write_list(entries, flags, capacity, LIST_N)
         return
     q = load_queries(Q, q_stride_s, rows_left, head_size, 0, sm_scale, BLOCK_M, BLOCK_D)
     # The score is scale * q . k, or scale * tanh(bend * q . k).

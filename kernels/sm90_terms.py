@@ -9,6 +9,10 @@ terms are added later.
 
 In shared memory a term of a diagonal lies beside the next one as a pair, and once more at the end of the pair before,
 so that those of two keys side by side are one load wherever they begin.
+
+With IN_PRODUCT (fp16), terms of keys are one more product of 16 elements: queries have the parts of 1 / scale there,
+keys their term for each. The producer writes them beside a block of K; consumers load nothing. A factor of three parts
+has 33 bits, or as many as 2**-24 leaves.
 """
 
 from sm90_slow import shift_of
@@ -16,6 +20,9 @@ from sm90_tiles import ROWS
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+WIDTH: gl.constexpr = gl.constexpr(16)  # what wgmma multiplies at a time
+# A key a thread, of a producer of four warps.
+OF_KEY: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 16], [32, 1], [4, 1], [1, 0]))
 ONE_A_THREAD: gl.constexpr = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 
 
@@ -27,7 +34,7 @@ def of_keys(shape):
 
 @gluon.constexpr_function
 def has_terms(shape):
-    return shape.RELATIVE or of_keys(shape)
+    return shape.RELATIVE or (of_keys(shape) and not shape.IN_PRODUCT)
 
 
 @gluon.constexpr_function
@@ -92,6 +99,33 @@ def _load_pairs_asm(outputs, inputs):
 
 
 @gluon.jit
+def split_factor(undo, layout: gl.constexpr):
+    """The factor of terms of keys in a product, [64, 16]: three parts of 11 bits, which 16 bits hold each."""
+    columns = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))[None, :]
+    first = undo.to(gl.float16).to(gl.float32)
+    second = (undo - first).to(gl.float16).to(gl.float32)
+    part = gl.where(columns == 0, first, gl.where(columns == 1, second, undo - first - second))
+    part = gl.where(columns < 3, part, 0.0)
+    return (part + gl.zeros([ROWS, WIDTH], gl.float32, layout=layout)).to(gl.float16)
+
+
+@gluon.jit
+def split_keys(vector, layout: gl.constexpr, SHAPE: gl.constexpr):
+    """What `split_factor` is multiplied with, [keys, 16], of what `load_keys` gave: a bias once for each part of the
+    factor, but infinity once, since another part may be 0 or below; of a mask 0 or minus infinity."""
+    columns = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))[None, :]
+    if SHAPE.BIAS == "keys":
+        value = vector.to(gl.float32)
+    else:
+        value = _of_mask(vector)
+    finite = gl.where(gl.abs(value) < float("inf"), value, 0.0)
+    value = gl.convert_layout(value, gl.SliceLayout(1, layout))[:, None]
+    finite = gl.convert_layout(finite, gl.SliceLayout(1, layout))[:, None]
+    nothing = gl.zeros([SHAPE.BLOCK_N, WIDTH], gl.float32, layout=layout)
+    return gl.where(columns == 0, value, gl.where(columns < 3, finite, nothing)).to(gl.float16)
+
+
+@gluon.jit
 def terms_of(terms, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """The shared memory of a step's terms: it is stored to while that of the step before may still be loaded from."""
     return terms.index(step % 2 * SHAPE.CONSUMERS + CONSUMER)
@@ -116,13 +150,18 @@ def load_keys(vectors, place, key, kv_n, SHAPE: gl.constexpr):
 
 
 @gluon.jit
+def _of_mask(vector):
+    return gl.where(vector != 0, 0.0, float("-inf"))
+
+
+@gluon.jit
 def share_keys(shared, vector, factors, SHAPE: gl.constexpr):
     """Store the terms of what `load_keys` gave: of a mask 0 or minus infinity. All threads of the consumer have to meet
     before they are loaded."""
     if SHAPE.BIAS == "keys":
         term = in_products(vector.to(gl.float32), factors)
     else:
-        term = gl.where(vector != 0, 0.0, float("-inf"))
+        term = _of_mask(vector)
     places = 4 * gl.arange(0, SHAPE.BLOCK_N, layout=ONE_A_THREAD)
     if SHAPE.BLOCK_N == 64:
         gl.inline_asm(_store_64_asm, ("r", "r", "f"), [shared, places, term])

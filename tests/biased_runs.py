@@ -157,17 +157,19 @@ class Lists:
 
 
 def write_lists(lists: Lists, p: Problem, args: dict[str, Any], constants: dict[str, Any], batch_size: int) -> None:
-    """The first launch; all lists as [batches, heads, tiles, 2 + blocks], -1 where nothing was written."""
+    """The launches before attention; all lists as [batches, heads, tiles, 2 + blocks], -1 where nothing was written."""
     m, n = lists.tile
     tiles = -(-p.q_len // m) + int(p.ragged) * (batch_size + 1)
     shape = (lists.batches, lists.heads, tiles, 2 - (-p.kv_len // n))
-    store = np.full(int(np.prod(shape)) + 2 * GUARD, -1, np.int32)
+    count = int(np.prod(shape))
+    store = np.full(count + count // shape[3] * (shape[3] - 2) + 2 * GUARD, -1, np.int32)
     args |= {"Blocks": Tensor(store, "i32", GUARD), "list_batches": lists.batches, "list_heads": lists.heads}
-    first = constants | {"BLOCK_M": m, "BLOCK_N": n, "LIST": "write", "LIST_M": m, "LIST_N": n, "MASK": "any"}
-    grid = (tiles, lists.batches * lists.heads, 1)
-    run_interpreted(kernel_path().with_name(KERNEL_FILE), KERNEL, grid, args, first)
+    first = constants | {"BLOCK_M": m, "BLOCK_N": n, "LIST_M": m, "LIST_N": n, "MASK": "any"}
+    for way, programs in (("flag", tiles * min(shape[3] - 2, 64)), ("write", tiles)):
+        grid = (programs, lists.batches * lists.heads, 1)
+        run_interpreted(kernel_path().with_name(KERNEL_FILE), KERNEL, grid, args, first | {"LIST": way})
     assert (np.concatenate([store[:GUARD], store[-GUARD:]]) == -1).all(), "wrote outside"
-    lists.entries = store[GUARD:-GUARD].reshape(shape)
+    lists.entries = store[GUARD : GUARD + count].reshape(shape)
     if lists.spoil is not None:
         lists.spoil(lists.entries)
 

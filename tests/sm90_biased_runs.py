@@ -89,6 +89,11 @@ def run(
     seen: Callable[..., Any] | None = None,
     bounds: Callable[..., Any] | None = None,
     relative: bool = False,
+    in_product: bool = False,
+    bits: bool = False,
+    halves: bool = False,
+    ping_pong: bool = True,
+    producer_first: bool = False,
     entries: Any = None,
     change: Callable[..., None] = lambda **_: None,
 ) -> tuple[Any, Any, Any, Any]:
@@ -128,7 +133,9 @@ def run(
     constants: dict[str, Any] = {
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
-        "RELATIVE": relative,
+        "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
+        "HALVES": halves,
+        "BITS": bits, "LAZY": lazy and not (sinks_alone or values_alone),
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}
@@ -179,7 +186,7 @@ def run(
         V_STAGES=v_stages,
         CAUSAL=causal is not False,
         GENERAL=causal is None,
-        PING_PONG=consumers > 1,
+        PING_PONG=ping_pong and consumers > 1,
         Q_SLOTS=q_slots,
         CONSUMER_REGISTERS=240,
         PRODUCER_REGISTERS=24,

@@ -27,6 +27,13 @@ class Setting:
     Attributes:
         x_stages: blocks of a bias or mask in flight.
         causal: True or False for causal or full attention without lengths and windows; None for any.
+        halves: whether the half of a tile's last block that no row sees takes no arithmetic; for one consumer without
+            bias and mask.
+        lazy: whether sums are rescaled where that is due; not where late.
+        bits: whether a mask comes to the consumers, of which there are several, as bits.
+        in_product: whether what is the same for all queries is added by a product, for fp16 and several consumers.
+        ping_pong: whether several consumers take turns at the tensor cores.
+        producer_first: whether the producer is the first partition; for two consumers.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
     """
 
@@ -42,6 +49,12 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
+    halves: bool = False
+    lazy: bool = False
+    bits: bool = False
+    in_product: bool = False
+    ping_pong: bool = True
+    producer_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,6 +223,7 @@ def of_kind(
     if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
+    in_product = setting is not None and setting.in_product and dtype == "fp16" and "keys" in (beside.bias, beside.mask)
     setting = setting or GENERAL_SETTINGS[padded][beside]
     constants = (
         *(() if tiles else (("x_desc", None),)),
@@ -224,7 +238,7 @@ def of_kind(
         ("CAUSAL", setting.causal is not False),
         ("GENERAL", setting.causal is None),
         ("LATE", setting.late),
-        ("PING_PONG", setting.consumers > 1),
+        ("PING_PONG", setting.ping_pong and setting.consumers > 1),
         ("Q_SLOTS", setting.q_slots),
         ("CONSUMER_REGISTERS", setting.consumer_registers),
         ("PRODUCER_REGISTERS", setting.producer_registers),
@@ -234,6 +248,11 @@ def of_kind(
         ("SEEN", None),
         ("BOUNDS", None),
         ("RELATIVE", relative),
+        *((("IN_PRODUCT", True),) if in_product else ()),
+        *((("BITS", True),) if setting.bits else ()),
+        *((("HALVES", True),) if setting.halves and beside == NEITHER and not relative else ()),
+        *((("LAZY", True),) if setting.lazy else ()),
+        *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"
@@ -252,7 +271,7 @@ def of_kind(
             maxnreg=setting.maxnreg,
             archs=(hopper.ARCH,),
             tunings=(),
-            requires=(*_SERVED, *_masks(setting.causal), *beside.requires),
+            requires=(*_SERVED, *(_IN_PRODUCT if in_product else ()), *_masks(setting.causal), *beside.requires),
             descriptors=_descriptors(padded, setting.block_n, beside),
         ),
     )
@@ -268,6 +287,9 @@ _SERVED = (
     *("ragged == 0", "softcap == 0", "sm_scale > 0", f"sm_scale <= {LARGEST_SCALE}"),
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
+
+_IN_PRODUCT = ("sm_scale <= 8",)
+"""So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""
 
 
 def _descriptors(padded: int, block_n: int, beside: Beside, values: int | None = None) -> tuple[Descriptor, ...]:

@@ -219,9 +219,10 @@ def _derived(function: UserFunction) -> Operator:
     if function.blocks is not None:
         define += function.blocks.definitions().items()
         arguments |= {name: name for name, _ in key_blocks.ARGUMENTS}
-        # The first of an operator's launches is the one of whose algorithms TensorRT chooses; both have one.
+        # The first of an operator's launches is the one of whose algorithms TensorRT chooses; all have one.
         launches = [
-            Launch(arguments, "", f"fmha_{what}_{function.name}_d{{padded}}_{{T}}") for what in ("blocks", "with")
+            Launch(arguments, "", f"fmha_{what}_{function.name}_d{{padded}}_{{T}}")
+            for what in (*key_blocks.LISTING, "with")
         ]
     return replace(
         OPERATOR,

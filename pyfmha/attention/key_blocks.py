@@ -1,8 +1,8 @@
 """The lists of blocks of keys that attention with a user's mask function visits: ``kernels/key_blocks.py``.
 
-A first launch, ``fmha_blocks_documents_*``, asks the function of every query and key, and writes for each tile of
-queries which blocks of keys it sees; attention walks them. What both must know is said here: how large the tiles are,
-and how many lists there are.
+A first launch, ``fmha_flags_documents_*``, asks the function of every query and key, and notes for each tile of queries
+which blocks of keys it sees; a second, ``fmha_blocks_documents_*``, makes lists of them, which attention walks. What
+all must know is said here: how large the tiles are, and how many lists there are.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +18,13 @@ ARGUMENTS = (("Blocks", "*i32"), ("list_batches", "i32"), ("list_heads", "i32"))
 """What both launches take behind the function's inputs."""
 
 _LISTS = "list_batches * list_heads"
-GRID = f"cdiv(q_len, BLOCK_M) + ragged * (batch_size + 1), min({_LISTS}, 65535), cdiv({_LISTS}, 65535)"
+_TILES = "cdiv(q_len, BLOCK_M) + ragged * (batch_size + 1)"
+GRID = f"{_TILES}, min({_LISTS}, 65535), cdiv({_LISTS}, 65535)"
 """Of the launch that writes them; see :data:`pyfmha.attention.forward.GRID`."""
+FLAGS_GRID = GRID.replace(_TILES, f"({_TILES}) * min(cdiv(kv_len, BLOCK_N), 64)")
+"""Of the one before; SPLITS of ``kernels/key_blocks.py`` is the number."""
+LISTING = ("flags", "blocks")
+"""What comes before attention, as the names of the functions have it."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,14 @@ class KeyBlocks:
 
 
 def workspace() -> Part:
-    """The lists: for each tile how many blocks are seen in part and whole, and their numbers."""
+    """The lists: for each tile how many blocks are seen in part and whole, and their numbers; and a flag for each."""
     tiles = f"(cdiv(rows, {TILE}) + (batch + 1 if cu_seqlens else 0))"
-    return Part("Blocks", f"4 * list_batches * list_heads * {tiles} * (2 + cdiv(columns, {TILE}))", "", "int32")
+    return Part("Blocks", f"4 * list_batches * list_heads * {tiles} * (2 + 2 * cdiv(columns, {TILE}))", "", "int32")
 
 
 def bytes_of(batches: int, heads: int, queries: int, keys: int, sequences: int = -1) -> int:
     """Bytes of that part; sequences: of a ragged batch."""
-    return 4 * batches * heads * (-(-queries // TILE) + sequences + 1) * (2 - (-keys // TILE))
+    return 4 * batches * heads * (-(-queries // TILE) + sequences + 1) * (2 - 2 * (-keys // TILE))
 
 
 def arguments() -> tuple[Argument, ...]:
@@ -83,8 +88,16 @@ def reading(spec: KernelSpec) -> KernelSpec:
     return replace(spec, arguments=(*spec.arguments, *arguments()), constants=constants)
 
 
+def flagging(spec: KernelSpec, name: str) -> KernelSpec:
+    """What comes before :func:`writing`, made of a variant with a function: of a generic one, or of one with hints of a
+    mask."""
+    made = writing(spec, name)
+    constants = tuple((one, "flag" if one == "LIST" else value) for one, value in made.constants)
+    return replace(made, constants=constants, grid=FLAGS_GRID, num_warps=8, maxnreg=80)
+
+
 def writing(spec: KernelSpec, name: str) -> KernelSpec:
-    """What writes the lists, made of a variant with a function: of a generic one, or of one with hints of a mask."""
+    """What writes the lists, made of a generic variant with a function."""
     own: dict[str, Constant] = {"BLOCK_M": TILE, "BLOCK_N": TILE, "SOFTCAP": "never", "BIAS": "any", "MASK": "any"}
     constants = (
         *((one, own.get(one, value)) for one, value in spec.constants),
@@ -100,7 +113,7 @@ def writing(spec: KernelSpec, name: str) -> KernelSpec:
         tunings=(),
         requires=(),
         grid=GRID,
-        num_warps=16,
+        num_warps=4,
         num_stages=1,
         functions=tuple(one for one in spec.functions if one.parameter != "SCORE"),
     )

@@ -29,7 +29,7 @@ class Launch:
         pointers: what each pointer is: ``"Out"``, one of the inputs' tensors by name, or empty for none.
         numbers: what follows the pointers.
         further: what follows these: tensors of the inputs by name, and numbers; ``"Blocks"`` is memory.
-        first: a function that is launched before with the same arguments; empty for none.
+        before: functions that are launched first, in this order, with the same arguments.
         memory: bytes of ``"Blocks"``.
     """
 
@@ -38,7 +38,7 @@ class Launch:
     pointers: tuple[str, ...]
     numbers: tuple[int | float, ...]
     further: tuple[str | int, ...] = ()
-    first: str = ""
+    before: tuple[str, ...] = ()
     memory: int = 0
 
 
@@ -61,12 +61,14 @@ def launch_of(cell: Cell) -> Launch:
     if cell.kind not in FUNCTIONS:
         return Launch(name, ("--kernels", "biased", *build), _given(biased.POINTERS), numbers)
     name = name.replace("biased", f"with_{cell.kind}")
-    further, first, memory = FUNCTIONS[cell.kind](cell), "", 0
+    further, memory = FUNCTIONS[cell.kind](cell), 0
+    before: tuple[str, ...] = ()
     if cell.kind in LISTED:
         lists = LISTED[cell.kind].numbers(cell.batch, cell.heads, lengths=False, mask=(), ragged=False)
-        further, first = (*further, "Blocks", *lists), name.replace("with", "blocks")
+        further = (*further, "Blocks", *lists)
+        before = tuple(name.replace("with", what) for what in key_blocks.LISTING)
         memory = key_blocks.bytes_of(*lists, cell.seq, cell.kv_seq)
-    return Launch(name, ("--functions", cell.kind, *build), _given(biased.POINTERS), numbers, further, first, memory)
+    return Launch(name, ("--functions", cell.kind, *build), _given(biased.POINTERS), numbers, further, before, memory)
 
 
 def _given(pointers: tuple[str, ...]) -> tuple[str, ...]:

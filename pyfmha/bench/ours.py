@@ -123,7 +123,7 @@ class Production:
         if self._algorithm >= len(function.manifest.algorithms):
             raise MissingError(f"{function.name} has no algorithm {self._algorithm}")
         shift = int(self._generic)
-        first = [_find(self._library, launch.first, launch.build)] if launch.first else []
+        first = [_find(self._library, name, launch.build) for name in launch.before]
         out, *memory = _allocate(cell, *([launch.memory] if first else []))
         fixed = {"Out": out.pointer + shift * cell.item_size("Out"), "": 0}
         fixed |= dict(zip(["Blocks"], (array.pointer for array in memory), strict=False))

@@ -157,13 +157,15 @@ class WithFunction(Biased):
         return f"fmha_with_{self.function.name}_d{self.padded}_{self.dtype}"
 
     @property
-    def blocks_name(self) -> str:
-        """The C function that lists the blocks to visit: ``fmha_blocks_documents_d64_fp16``."""
-        return f"fmha_blocks_{self.function.name}_d{self.padded}_{self.dtype}"
+    def listing_names(self) -> tuple[str, ...]:
+        """The C functions that list the blocks to visit, in this order: ``fmha_flags_documents_d64_fp16`` and
+        ``fmha_blocks_documents_d64_fp16``; none where blocks are not listed."""
+        names = key_blocks.LISTING if self.function.blocks is not None else ()
+        return tuple(f"fmha_{what}_{self.function.name}_d{self.padded}_{self.dtype}" for what in names)
 
     def specs(self) -> tuple[KernelSpec, ...]:
         """What to compile: without bias, mask and soft cap, for Hopper and for others; with any of them; and for
-        tensors of any alignment. Where blocks are listed, all these walk the lists, and the last writes them."""
+        tensors of any alignment. Where blocks are listed, all these walk the lists, and the last write them."""
         one, base = self.function, self.generic()
         listed = one.blocks is not None
         if listed:
@@ -176,8 +178,13 @@ class WithFunction(Biased):
         if not listed:
             return made
         # Rows of a mask are read many bytes at a time where they can.
-        writing = [self._with_function(spec) for spec in (self.tuned(MASKED), self.generic())]
-        return *map(key_blocks.reading, made), *(key_blocks.writing(spec, self.blocks_name) for spec in writing)
+        asking = [self._with_function(spec) for spec in (self.tuned(MASKED), self.generic())]
+        flags, blocks = self.listing_names
+        return (
+            *map(key_blocks.reading, made),
+            *(key_blocks.flagging(spec, flags) for spec in asking),
+            key_blocks.writing(asking[-1], blocks),
+        )
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
         inputs = self.function.inputs

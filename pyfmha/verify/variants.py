@@ -225,7 +225,7 @@ def _plans(
             yield [library[eighth.name]], fp8_cases(eighth.dtype, eighth.padded)
     for made, of_function in function_plans(examples, dtypes):
         if made.name in library:
-            listing = [library[made.blocks_name]] if made.function.blocks is not None else []
+            listing = [library[name] for name in made.listing_names]
             yield [*listing, find(library, made.function, made.dtype, made.padded)], of_function
     for pair in decode_family(dtypes):
         if pair.split_name in library and pair.combine_name in library:

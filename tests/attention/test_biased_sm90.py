@@ -104,6 +104,38 @@ PROBLEMS |= {
 }  # fmt: skip
 
 
+THREE = {"consumers": 3}
+FIRST = {"consumers": 2, "producer_first": True, "ping_pong": False}
+"""The producer before two consumers that take no turns."""
+PROBLEMS |= {
+    "plain, bias, three consumers": {
+        **PLAIN, **THREE, "q_len": 200, "kv_len": 140, "bias": (1, 2, 200, 140), "causal": False, "programs": 3,
+    },
+    "plain, bias of keys in a product, three consumers": {
+        **PLAIN, **THREE, "in_product": True, "batch": 2, "kv_len": 300, "bias": (2, 1, 1, 300), "causal": False,
+        "sm_scale": 0.0883883,
+    },
+    "plain, mask of keys in a product, causal": {
+        **PLAIN, **FIRST, "in_product": True, "q_len": 300, "mask": (1, 2, 1, 300), "causal": True, "sinks": "own",
+    },
+    "plain, bits of a mask": {
+        **PLAIN, **FIRST, "bits": True, "q_len": 130, "kv_len": 300, "mask": (1, 1, 130, 300), "causal": False,
+    },
+    "plain, bits of a mask, turns": {
+        **PLAIN, **TWO, "bits": True, "x_stages": 1, "q_len": 200, "mask": (1, 1, 170, 200), "causal": True,
+        "dtype": "bf16",
+    },
+    "plain, half a block, causal": {**PLAIN, "q_len": 330, "causal": True, "halves": True, "programs": 2},
+    "plain, half a block, bounds": {
+        **PLAIN, "q_len": 200, "seen": wide, "bounds": wide_bounds, "causal": False, "halves": True, "dtype": "bf16",
+    },
+    "plain, rescaled where due": {
+        **PLAIN, **FIRST, "lazy": True, "q_len": 140, "kv_len": 600, "bias": (1, 1, 140, 600), "causal": False,
+        "q_slots": 1,
+    },
+}  # fmt: skip
+
+
 def by_bucket(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
     """A relative function that is no line, and hides keys."""
     distance = np.asarray(key - query)
@@ -164,6 +196,12 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
     "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
     "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
+    "plain, bias of keys in a product": {
+        **PLAIN, **SMALL, "consumers": 2, "in_product": True, "bias": (1, 1, 1, 136), "causal": False,
+    },
+    "plain, bits of a mask": {
+        **PLAIN, **SMALL, "consumers": 2, "bits": True, "mask": (1, 1, 32, 136), "causal": False,
+    },
     "plain, mask of keys, causal": {
         **PLAIN, **SMALL, "mask": (1, 1, 1, 136), "causal": True, "bottom_right": True, "sinks": "own",
     },
@@ -272,7 +310,47 @@ def test_blocks_on_no_list_are_not_loaded_and_whole_ones_not_asked() -> None:
     np.testing.assert_allclose(lse, wanted, rtol=1e-5)
 
 
+def infinite(*, bias: Any, **_: Any) -> None:
+    bias[..., 3::5] = -np.inf
+    bias[..., 40] = -60000
+    bias[..., 41] = 900
+
+
+@pytest.mark.parametrize("sm_scale", [0.125, 0.0883883, 1e-6])
+def test_terms_in_a_product_keep_infinity(sm_scale: float) -> None:
+    """The inverse of the scale has one part, or more; or is infinite in 16 bits: then all rows are computed again."""
+    problem = {**PLAIN, "consumers": 2, "in_product": True, "kv_len": 140, "bias": (1, 2, 1, 140), "causal": False}
+    check(**problem, sm_scale=sm_scale, change=infinite)
+
+
 FAULTS: dict[str, tuple[str, str, str]] = {
+    "a product of nothing": (
+        "columns < 3, part, 0.0",
+        "columns < 0, part, 0.0",
+        "plain, bias of keys in a product, three consumers",
+    ),
+    "keys that do not wait for their terms": (
+        "count=2 if IN_PRODUCT else 1",
+        "count=1",
+        "plain, bias of keys in a product, three consumers",
+    ),
+    "bits of the other threads": ("% 2 * 16)[None, :]", "% 2 * 0)[None, :]", "plain, bits of a mask"),
+    "bits of some bytes": ("& 0x01010101", "& 0x01010100", "plain, bits of a mask"),
+    "bits of the step before": (
+        "mbarrier.wait(terms[1].index(stage), (step // SHAPE.X_STAGES) & 1)\n        tile",
+        "tile",
+        "plain, bits of a mask",
+    ),
+    "bits that are not given back": (
+        "        mbarrier.wait(x_free.index(stage), phase ^ 1)\n",
+        "",
+        "plain, bits of a mask, turns",
+    ),
+    "products by the factors of others": (
+        "part_times_where(acc, alpha, due)",
+        "part_times_where(acc, alpha, due * 0)",
+        "plain, rescaled where due",
+    ),
     "the bias twice": ("scores += tile.to(gl.float32)", "scores += 2 * tile.to(gl.float32)", "bias"),
     "a mask the other way round": ("scores = shown(scores, tile)", "scores = shown(scores, tile == 0)", "mask, causal"),
     "terms of the step before": (
@@ -318,7 +396,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "the place of a bias taken before it was given back": (
         "mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)\n",
-        "\n",
+        "pass\n",
         "bias, one block in flight",
     ),
     "sinks without the shift": ("gl.exp2(sink - top)", "gl.exp2(sink + shift - top)", "window, sinks, two consumers"),

@@ -140,8 +140,9 @@ def test_a_function_is_given_what_it_takes(name: str) -> None:
     told_apart = declared["blocks"] and KeyBlocks(**declared["blocks"])
     assert told_apart == LISTED.get(name)
     if told_apart:
-        assert (lists, launch.first) == (("Blocks", cell.batch, 1), f"fmha_blocks_{name}_d32_fp16")
-        assert launch.memory == 4 * cell.batch * (2 + 1)
+        before = (f"fmha_flags_{name}_d32_fp16", f"fmha_blocks_{name}_d32_fp16")
+        assert (lists, launch.before) == (("Blocks", cell.batch, 1), before)
+        assert launch.memory == 4 * cell.batch * (2 + 2)
     assert launch.build == ("--functions", name, "--dtype", "fp16", "--head-size", "32")
     assert len(launch.pointers) + len(launch.numbers) == len(ARGUMENTS)
 

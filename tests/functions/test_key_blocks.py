@@ -140,6 +140,26 @@ def test_blocks_that_a_mask_tensor_hides_are_not_visited() -> None:
     judge(problem, *launch(problem, made, constants(function, {}), lists), *exact)
 
 
+def test_blocks_that_several_programs_ask_about_are_listed_in_order() -> None:
+    """More of them than programs, and than the second launch looks at in a round."""
+    blocks = 70
+    problem = Problem(q_len=16, kv_len=16 * blocks, blocks=(16, 16), mask=(1, 1, 16, 16 * blocks))
+    kinds = default_rng(3).integers(0, 3, blocks)  # nothing, in part, whole
+    shown = np.repeat(kinds == 2, 16) | (np.repeat(kinds == 1, 16) & (np.arange(16 * blocks) % 16 == 5))
+
+    def edit(values: dict[str, np.ndarray]) -> None:
+        values["mask"][...] = shown
+
+    made, lists = place(problem, edit), Lists(1, 1)
+    function = declared(file_of("blocks"), "blocks")
+    judge(problem, *launch(problem, made, constants(function, {}), lists), *expected(problem, place(problem, edit)))
+    partly, wholly = (np.flatnonzero(kinds == kind) for kind in (1, 2))
+    entries = lists.entries[0, 0, 0]
+    assert entries[:2].tolist() == [len(partly), len(wholly)]
+    assert entries[2 : 2 + len(partly)].tolist() == partly.tolist()
+    assert entries[len(entries) - len(wholly) :].tolist() == wholly[::-1].tolist()
+
+
 def test_whole_blocks_do_not_ask_the_function() -> None:
     problem = Problem(q_len=64, kv_len=64, blocks=(16, 16))
     asked = {**constants(declared(OWN, "causal"), {})}
@@ -171,7 +191,7 @@ def test_what_tells_lists_apart() -> None:
     assert KeyBlocks(batch=True, head=True).numbers(3, 4, **given) == (3, 4)
     assert KeyBlocks(batch=False, head=False).numbers(3, 4, **{**given, "lengths": True, "mask": (0, 5)}) == (3, 4)
     assert KeyBlocks(batch=True, head=False).numbers(3, 4, **{**given, "ragged": True}) == (1, 1)
-    assert bytes_of(2, 3, 129, 1000) == 4 * 6 * 2 * 10
+    assert bytes_of(2, 3, 129, 1000) == 4 * 6 * 2 * (10 + 8)
 
 
 def lambda_score(score, batch, head, query, key): ...
@@ -190,9 +210,9 @@ def test_the_library_functions() -> None:
     """What walks lists takes what writes them takes; every tile of it fits into theirs."""
     function = replace(named("groups"), blocks=KeyBlocks(batch=True, head=False))
     for dtype, size in (("fp16", 256), ("fp16", 128), ("fp32", 64)):
-        *walking, aligned, writing = WithFunction(dtype, size, function=function).specs()
+        *walking, aligned, flagging, writing = WithFunction(dtype, size, function=function).specs()
         assert writing.name == f"fmha_blocks_groups_d{size}_{dtype}"
-        assert aligned.name == writing.name
+        assert aligned.name == flagging.name == f"fmha_flags_groups_d{size}_{dtype}"
         hints = {argument.name for argument in aligned.arguments if argument.hint}
         assert hints == {"Mask", *(f"mask_stride_{axis}" for axis in "bhqk")}
         assert {spec.name for spec in walking} == {f"fmha_with_groups_d{size}_{dtype}"}
@@ -200,7 +220,7 @@ def test_the_library_functions() -> None:
         assert all(dict(spec.constants)["LIST"] == TILE for spec in hopper)
         assert all(TILE % dict(spec.constants)["BLOCK_N"] == 0 for spec in hopper)
         for spec in walking[len(hopper) :]:
-            assert dict(spec.prototype) == dict(writing.prototype)
+            assert dict(spec.prototype) == dict(flagging.prototype) == dict(writing.prototype)
             for tuned in (spec, *(spec.resolve(tuning.arch) for tuning in spec.tunings)):
                 sizes = dict(tuned.constants)
                 assert TILE % sizes["BLOCK_M"] == TILE % sizes["BLOCK_N"] == 0

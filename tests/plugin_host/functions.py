@@ -47,10 +47,15 @@ def standin(function: Declared, dtype: str = "fp16", size: int = SIZE) -> Kernel
     return replace(made, kernel="listed", arguments=(*arguments, *key_blocks.arguments()))
 
 
-def blocks_standin(function: Declared, dtype: str = "fp16", size: int = SIZE) -> KernelSpec:
-    """That which lists blocks."""
-    name = WithFunction(dtype, size, function=function).blocks_name
-    return replace(standin(function, dtype, size), name=name, grid=key_blocks.GRID.replace("BLOCK_M", "BLOCK"))
+def listing_standins(function: Declared, dtype: str = "fp16", size: int = SIZE) -> list[KernelSpec]:
+    """Those which list blocks, if it has them listed."""
+    names = WithFunction(dtype, size, function=function).listing_names
+    grids = (key_blocks.FLAGS_GRID, key_blocks.GRID)
+    made = standin(function, dtype, size)
+    return [
+        replace(made, name=name, grid=grid.replace("BLOCK_M", "BLOCK").replace("BLOCK_N", "BLOCK"))
+        for name, grid in zip(names, grids, strict=False)
+    ]
 
 
 def declared(compiler: Compiler, *files: Path) -> dict[str, Declared]:
@@ -64,7 +69,7 @@ def standins(compiler: Compiler) -> tuple[list[KernelSpec], list[Operator]]:
     held = [function for name, function in declared(compiler, *files).items() if name in NAMES]
     operators, notes = function_operators(held)
     assert not notes
-    listing = [blocks_standin(function) for function in held if function.blocks is not None]
+    listing = [one for function in held for one in listing_standins(function)]
     return [*listing, *(standin(function) for function in held)], operators
 
 

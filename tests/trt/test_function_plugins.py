@@ -18,8 +18,8 @@ from plugin_host.functions import (
     NAMES,
     OWN_AXES,
     alibi_of,
-    blocks_standin,
     declared,
+    listing_standins,
     own_functions,
     random_function_values,
     soft_near_of,
@@ -95,7 +95,7 @@ def test_all_that_come_along_in_c(compiler: Compiler, tmp_path: Path, fake_cuda:
     held = list(declared(compiler, *map(file_of, SHIPPED)).values())
     operators, notes = function_operators(held)
     specs = [standin(function) for function in held]
-    specs += [blocks_standin(function) for function in held if function.blocks is not None]
+    specs += [one for function in held for one in listing_standins(function)]
     path = build(specs, parse_archs(["sm_90"]), tmp_path, jobs=1, operators=operators).library
     assert (len(operators), notes) == (len(SHIPPED_FUNCTIONS), [])
     assert [finding.text for finding in check_plugins(path) if not finding.good] == []
@@ -129,7 +129,7 @@ class Held(Library):
         self._functions = {
             name: SimpleNamespace(manifest=FunctionManifest(name, "", (*TYPED, *Declared.of(function).arguments), ()))
             for function in functions
-            for name in [f"fmha_{what}_{function.name}_d32_fp16" for what in ("with", "blocks")]
+            for name in [f"fmha_{what}_{function.name}_d32_fp16" for what in ("with", "flags", "blocks")]
         }
 
 
@@ -229,13 +229,15 @@ def test_lists_of_blocks_are_written_before_attention(options: dict[str, Any], l
     layer = net.network.layers[-1]
     outputs = [tuple(layer.get_output(0).shape)]
     plan = layer.plugin.instance.plan(layer.plugin.instance.measure([tuple(x.shape) for x in layer.inputs], outputs))
-    assert [step.function for step in plan.steps] == ["fmha_blocks_groups_d32_fp16", "fmha_with_groups_d32_fp16"]
+    assert [step.function for step in plan.steps] == [
+        f"fmha_{what}_groups_d32_fp16" for what in ("flags", "blocks", "with")
+    ]
     tiles, blocks = (2 + 3, 2) if "ragged" in options else (2, 3)
     for step in plan.steps:
         found = values_of(step, ("numbers", "tokens", "Blocks", "list_batches", "list_heads"))
         assert (found["list_batches"], found["list_heads"], found["tokens"]) == (*lists, 300)
         assert (found["Blocks"].source, found["Blocks"].offset) == ("workspace", 0)
-    needed = 4 * lists[0] * lists[1] * tiles * (2 + blocks)
+    needed = 4 * lists[0] * lists[1] * tiles * (2 + 2 * blocks)
     assert needed <= plan.workspace_bytes < needed + 256
 
 

@@ -52,6 +52,7 @@ from sm90_places import (
     write_table,
 )
 from sm90_powers import polynomials_of, tanh_factors
+from sm90_products import product_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
@@ -407,8 +408,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     dtype: gl.constexpr = v_smem[0].dtype
     shift: gl.constexpr = shift_of(dtype) + room_for(dtype, SHAPE.LAZY)
     scale = score_factors(factors, SHAPE.CAPPED)
-    if SHAPE.CAPPED:
-        scale = tanh_factors(factors, scale, shift, CAPPED)
+    PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
+    if PRODUCTS:
+        scale = product_factors(factors, scale, shift, CAPPED)
+    elif SHAPE.CAPPED:
+        scale = tanh_factors(scale, shift, CAPPED)
     if PING_PONG:
         if CONSUMER == CONSUMERS - 1:
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
@@ -487,12 +491,14 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if HALVES and LENGTHS:  # a last block's own keys need not be its first
             half = half & (key == block * BLOCK_N)
         if half:
-            p, m, row_sum, alpha = weigh_half(scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED)
+            p, m, row_sum, alpha = weigh_half(
+                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
+            )
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = weigh(
                 scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
-                CAPPED,
+                CAPPED, PRODUCTS,
             )  # fmt: skip
         if Q_SLOTS > 1 and not SHAPE.APART:
             if turn > 0:  # the rows of the tile before have left their slot by now
@@ -855,8 +861,8 @@ def fmha_fwd_sm90(
     memory for the rows of the next tile, else 1. Out is stored from the slot of its rows. LAZY: sums are rescaled where
     that is due (sm90_lazy.py). SERIAL: each consumer waits for one product before the next, LAZY
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
-    THREES: maxima are taken of three scores at a time (sm90_maxima.py; always, if CAPPED). HANDED_ON: the producer
-    finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
+    THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
+    producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. V_FIRST: the last values of a
     tile are asked for before the rows of the next. SECTIONS: how tiles of ragged batches are dealt out, see `tile_of`.
     """

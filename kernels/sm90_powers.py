@@ -1,27 +1,21 @@
 """Tanh for fmha_sm90.py with few of the instructions (MUFU) of which a multiprocessor does only 16 a cycle, where it
 multiplies and adds 128: of small scores a polynomial, of large ones two powers and reciprocals."""
 
-from sm90_maxima import as_integers, largest_in_chains, largest_integers, largest_of, rows_of, written_to
-from sm90_sinks import LOG2_E
 from sm90_slow import FLOAT_MAX
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 # Either one polynomial of degree 9, or one of degree 7 and, up to twice as large scores, one of degree 11: of scores up
-# to 26, or 19 and 38, at a soft cap of 50. The bounds are those that make the unit of the first one's values, of
-# products that are multiplied by BEND, a power of two. Two take more code, for which the instruction cache has no room
-# where each consumer has its own.
+# to 26, or 19 and 38, at a soft cap of 50. The bounds are those that make the unit of the first one's values, by which
+# what tanh_of returns is tanh, a power of two, so that no way to them rounds once more. Two take more code, for which
+# the instruction cache has no room where each consumer has its own.
 BOUND: gl.constexpr = gl.constexpr((0.5361871534320197, 0.38554751015307753))
 BEND: gl.constexpr = gl.constexpr((1.2927336586176261, 1.7978255916754295))  # 1 / (BOUND * log2(e))
 LARGEST_TANH: gl.constexpr = gl.constexpr((0.490, 0.6475))  # of where the last polynomial ends, a little less
 TANH_UNIT: gl.constexpr = gl.constexpr((8388608.0, 2097152.0))
-# Of R: s, b, k and c of degree 4, s, b, 0 and c of degree 3; see `_first`.
-COEFFICIENTS: gl.constexpr = gl.constexpr(
-    ((4.59869289, 1141.35449, -62.4697762, 1231482.88), (24.7232609, 3173.96704, 0.0, 310693.219))
-)
-# Of BEND times the factor of products, for which powers of it are far from the ends of float32's range.
-SMALLEST_BEND: gl.constexpr = gl.constexpr(3.5e-4)
-LARGEST_BEND: gl.constexpr = gl.constexpr(1024.0)
+# TANH_UNIT and BOUND * log2(e), as PTX has them.
+UNIT: gl.constexpr = gl.constexpr(("0f4B000000", "0f4A000000"))
+TO_LOG2: gl.constexpr = gl.constexpr(("0f3F4607AC", "0f3F0E64ED"))
 
 
 @gluon.constexpr_function
@@ -32,46 +26,47 @@ def polynomials_of(capped, consumers):
 
 @gluon.constexpr_function
 def _first(x, polynomials):
-    """A constant times tanh(x * bend * BOUND / 2) for |x| * bend < 2, in place: x R(x**2), where R is the polynomial of
-    its degree whose relative error is least. `cs`, `cb`, `ck` and `cc`: its coefficients times powers of bend, by which
-    products need not be multiplied by it.
+    """TANH_UNIT * tanh(x * BOUND / 2) for |x| < 2, in place: x R(x**2), where R is the polynomial of its degree whose
+    relative error is least.
 
     Degree 4, 2**-25: by shift and scale R is (z**2 + b) (z**2 + k z + b) + c with z = x**2 + s, in four operations,
-    where Horner's scheme takes five, x**2 among them.
-    Degree 3, 2**-23.4: z (z**2 + b) + c with z = s - x**2, in three.
+    where Horner's scheme takes five, x**2 among them. s, b, k, c are 4.59869289, 1141.35449, -62.4697762, 1231482.88.
+    Degree 3, 2**-23.4: z (z**2 + b) + c with z = s - x**2, in three; 24.7232609, 3173.96704, 310693.219.
     """
     if polynomials == 1:
         return [
-            f"fma.rn.f32 z, {x}, {x}, cs;",
-            "fma.rn.f32 even, z, z, cb;",
-            "fma.rn.f32 all, z, ck, even;",
-            "fma.rn.f32 all, all, even, cc;",
+            f"fma.rn.f32 z, {x}, {x}, 0f4093287E;",
+            "fma.rn.f32 even, z, z, 0f448EAB58;",
+            "fma.rn.f32 all, z, 0fC279E10D, even;",
+            "fma.rn.f32 all, all, even, 0f499653D7;",
             f"mul.f32 {x}, {x}, all;",
         ]
     return [
         f"neg.f32 z, {x};",
-        f"fma.rn.f32 z, z, {x}, cs;",
-        "fma.rn.f32 even, z, z, cb;",
-        "fma.rn.f32 all, even, z, cc;",
+        f"fma.rn.f32 z, z, {x}, 0f41C5C93D;",
+        "fma.rn.f32 even, z, z, 0f45465F79;",
+        "fma.rn.f32 all, even, z, 0f4897B4A7;",
         f"mul.f32 {x}, {x}, all;",
     ]
 
 
 @gluon.constexpr_function
 def _second(x):
-    """The same of two polynomials for |x| * bend < 4, with a relative error of 2**-24.4: 404275.866, -5007.81146,
-    74.3943325, -1.10596188, 0.0150119309, -1.32279409e-4; of TANH_UNIT times tanh, `again` makes what `_first` does."""
-    lines = [f"mul.f32 {x}, {x}, bend;", f"mul.f32 z, {x}, {x};", "mov.b32 all, 0fB90AB47C;"]
+    """The same of two polynomials for |x| < 4, with a relative error of 2**-24.4: 404275.866, -5007.81146, 74.3943325,
+    -1.10596188, 0.0150119309, -1.32279409e-4."""
+    lines = [f"mul.f32 z, {x}, {x};", "mov.b32 all, 0fB90AB47C;"]
     for coefficient in ("0f3C75F49A", "0fBF8D9029", "0f4294C9E6", "0fC59C7E7E", "0f48C5667C"):
         lines += [f"fma.rn.f32 all, all, z, {coefficient};"]
-    return [*lines, "mul.f32 all, all, again;", f"mul.f32 {x}, {x}, all;"]
+    return [*lines, f"mul.f32 {x}, {x}, all;"]
 
 
 @gluon.constexpr_function
-def _large(x, constant):
+def large(x, unit, again=None):
     """The same of any four numbers, as (2**y - 1) / (2**y + 1) with a reciprocal that they share, where `factor` makes
     y of them. y counts up to 31, from where on nothing is missing that float32 could tell from 1. NaN of NaN and
     infinity.
+
+    `again`: what is then multiplied by, if that is not known when it is compiled.
 
     1 / a is b / ab, whose products are rounded once more each; but they are errors of tanh itself, which is small where
     the most scores are, and not of the 1 that it would be taken from as 1 - 2 / (1 + 2**y).
@@ -86,7 +81,7 @@ def _large(x, constant):
         "mul.f32 cd, c1, d1;",
         "mul.f32 all, ab, cd;",
         "rcp.approx.ftz.f32 all, all;",
-        f"mul.f32 all, all, {constant};",  # not of `unit`, beside which it may be 0
+        f"mul.f32 all, all, {unit};",
         "mul.f32 rest, all, cd;",
         "mul.f32 b1, rest, b1;",
         "mul.f32 a1, rest, a1;",
@@ -95,201 +90,102 @@ def _large(x, constant):
         "mul.f32 c1, rest, c1;",
     ]
     for of, y, inverse in zip(x, powers, ("b1", "a1", "d1", "c1"), strict=True):
-        lines += [
-            f"neg.f32 rest, {inverse};",
-            f"fma.rn.f32 rest, {y}, {inverse}, rest;",
-            f"mul.f32 {of}, {of}, 0f00000000;",
-            f"fma.rn.f32 {of}, rest, again, {of};",
-        ]
+        lines += [f"neg.f32 rest, {inverse};", f"fma.rn.f32 rest, {y}, {inverse}, rest;"]
+        if again is None:
+            lines += [f"fma.rn.f32 {of}, {of}, 0f00000000, rest;"]
+        else:
+            lines += [f"mul.f32 {of}, {of}, 0f00000000;", f"fma.rn.f32 {of}, rest, {again}, {of};"]
     return lines
 
 
 @gluon.constexpr_function
-def _tanh_asm(count, polynomials, shift):
-    """Of all numbers of a thread, since a branch each would cost more than it saves, and of the largest of its two
-    rows, of which tanh is the largest there. Of integers, as in sm90_maxima.py: without a sign the largest is the
-    number below 0 that is furthest from it, if there is one, and NaN and infinity are beyond all bounds."""
+def _tanh_asm(count, polynomials):
+    """Of all numbers of a thread, since a branch each would cost more than it saves. The highest bit of an exponent
+    says that a number is at least 2, infinite or NaN."""
     names = [f"${i}" for i in range(count)]
-    operands = (f"${count * i}" for i in range(3, 13))
-    bend, whole_bend, m, most, *coefficients, limit, unit = operands
-    other_m = f"${count * 5 + 2}"
-    constant = TANH_UNIT.value[polynomials - 1]
-    first, second = rows_of(0, count)
-    vote = "vote.sync.any.pred large, large, 0xFFFFFFFF;"
-    done = [*written_to(count, count), "bra.uni DONE;"]
+    bend, whole_bend, m, most = (f"${count * i}" for i in range(2, 6))
+    other_m = f"${count * 4 + 2}"  # a thread holds two columns of one row, two of the other, and so on
+    vote = ["vote.sync.any.pred large, large, 0xFFFFFFFF;"]
     lines = [
-        ".reg .f32 z, even, all, rest, a, b, c, d, a1, b1, c1, d1, ab, cd, factor, bend, again;",
-        ".reg .f32 first, second, third, fourth, cs, cb, ck, cc;",
-        ".reg .b32 limit;",
+        ".reg .f32 z, even, all, rest, a, b, c, d, a1, b1, c1, d1, ab, cd, factor;",
+        ".reg .b32 bits;",
         ".reg .pred large;",
-        *as_integers(names),
-        *(f"mov.b32 {name}, {of};" for name, of in zip(("cs", "cb", "ck", "cc"), coefficients, strict=True)),
-        *largest_integers(count),
-        "max.s32 other_bits, other_bits, bits;",
-        *largest_in_chains("bits", [f"i{i}" for i in range(count)], "max.u32", 4),
-        "and.b32 bits, bits, 0x7FFFFFFF;",
-        "max.s32 bits, bits, other_bits;",
-        f"mov.b32 limit, {limit};",
-        f"sub.f32 z, {m}, {float(shift)};",
-        f"sub.f32 all, {other_m}, {float(shift)};",
-        "max.f32 z, z, first;",
-        "max.f32 all, all, second;",
-        "min.f32 z, z, all;",
-        "setp.lt.f32 large, z, 0f00000000;",  # then the largest is not known
-        "setp.gt.or.u32 large, bits, limit, large;",
+        f"mov.b32 factor, {whole_bend};",
         f"max.f32 rest, {m}, {other_m};",
-        f"setp.gt.or.f32 large, rest, {most}, large;",
-        vote,
-        "@large bra OTHERS;",
+        f"setp.gt.f32 large, rest, {most};",
+        *vote,
+        "@large bra LARGE;",
     ]
-    for x in (*names, "first", "second"):
+    lines += [f"mul.f32 {x}, {x}, {bend};" for x in names]
+    lines += [f"or.b32 bits, {names[0]}, {names[1]};"]
+    lines += [f"lop3.b32 bits, bits, {names[i]}, {names[i + 1]}, 0xFE;" for i in range(2, count, 2)]
+    lines += [
+        f"mov.b32 factor, {TO_LOG2.value[polynomials - 1]};",
+        "and.b32 bits, bits, 0x40000000;",
+        "setp.ne.u32 large, bits, 0;",
+        *vote,
+        "@large bra LARGE;" if polynomials == 1 else "@large bra SECOND;",
+    ]
+    for x in names:
         lines += _first(x, polynomials)
-    lines += [*done, "OTHERS:"]
-    lines += [f"mul.f32 again, {unit}, {1 / constant};"]
-    lines += [*largest_of("first", first, "max.f32"), *largest_of("second", second, "max.f32")]
+    lines += ["bra.uni DONE;"]
     if polynomials == 2:
-        lines += [
-            f"add.f32 rest, {limit}, {limit};",
-            "mov.b32 limit, rest;",
-            "setp.gt.u32 large, bits, limit;",
-            f"max.f32 rest, {m}, {other_m};",
-            f"setp.gt.or.f32 large, rest, {most}, large;",
-            vote,
-            "@large bra LARGE;",
-            f"mov.b32 bend, {bend};",
-        ]
-        for x in (*names, "first", "second"):
+        lines += [f"SECOND: abs.f32 all, {names[0]};"]
+        for x in names[1:]:
+            lines += [f"abs.f32 rest, {x};", "max.NaN.f32 all, all, rest;"]
+        lines += ["setp.geu.f32 large, all, 0f40800000;", *vote, "@large bra LARGE;"]
+        for x in names:
             lines += _second(x)
-        lines += [*done, "LARGE:"]
-    lines += [f"mov.b32 factor, {whole_bend};", "mov.b32 third, first;", "mov.b32 fourth, second;"]
+        lines += ["bra.uni DONE;"]
+    lines += ["LARGE:"]
     for i in range(0, count, 4):
-        lines += _large(names[i : i + 4], constant)
-    lines += [*_large(("first", "second", "third", "fourth"), constant), *written_to(count, count)]
+        lines += large(names[i : i + 4], UNIT.value[polynomials - 1])
     return "{ " + " ".join([*lines, "DONE:"]) + " }"
 
 
 @gluon.constexpr_function
 def _in_place(count):
-    return ",".join(["=&f"] * (2 * count) + [str(i) for i in range(count)] + ["f"] * (10 * count))
+    return ",".join(["=f"] * count + [str(i) for i in range(count)] + ["f"] * (4 * count))
 
 
 @gluon.constexpr_function
-def _twice(dtype):
-    return dtype, dtype
-
-
-@gluon.constexpr_function
-def _of(values, polynomials):
+def of_kernel(values, polynomials):
     return values[polynomials - 1]
 
 
-@gluon.constexpr_function
-def _slope(coefficients, polynomials):
-    """R(0) beside what it is of tanh: 1 but for the error of the polynomial."""
-    s, b, k, c = coefficients
-    even = s * s + b
-    of_0 = (even + k * s) * even + c if polynomials == 1 else even * s + c
-    return of_0 * 2 / (TANH_UNIT.value[polynomials - 1] * BOUND.value[polynomials - 1])
-
-
 @gluon.jit
-def tanh_of(products, factors, m, COUNT: gl.constexpr, POLYNOMIALS: gl.constexpr, shift: gl.constexpr):
-    """A constant times tanh of a soft cap's share in scores, NaN where products are NaN or infinite; a thread holds
-    COUNT of them, a multiple of 4. And the same of the largest ones, of which a thread holds one for each of its rows,
-    in the place of each of them; rows of NaN aside.
+def tanh_of(products, factors, m, COUNT: gl.constexpr, POLYNOMIALS: gl.constexpr):
+    """TANH_UNIT * tanh of a soft cap's share in scores, NaN where products are NaN or infinite; a thread holds COUNT of
+    them, a multiple of 4.
 
     All threads of a warp must come here: where no score of a warp is beyond what polynomials serve, it takes no MUFU.
     And where one was before, it is not looked for: so rows of large scores lose next to nothing, and warps do not go
-    one way and the other in turn, which would fetch the instructions of both. Nor where a thread has no score above 0
-    for a row, if that was so before.
+    one way and the other in turn, which would fetch the instructions of both.
 
     Args:
         products: [rows, keys].
         factors: what `tanh_factors` gives.
-        m: [rows], the largest scores before, as the kernel has them, plus shift.
+        m: [rows], the largest scores before, as the kernel has them.
     """
-    asm: gl.constexpr = _tanh_asm(COUNT, POLYNOMIALS, shift)
+    asm: gl.constexpr = _tanh_asm(COUNT, POLYNOMIALS)
     constraints: gl.constexpr = _in_place(COUNT)
-    types: gl.constexpr = _twice(gl.float32)
-    _to_log2, bend, whole_bend, most, cs, cb, ck, cc, limit, unit = factors
+    _to_log2, bend, whole_bend, most = factors
     zeros = gl.full(products.shape, 0.0, gl.float32, layout=products.type.layout)
-    operands = [
-        products, zeros + bend, zeros + whole_bend, zeros + m[:, None], zeros + most, zeros + cs, zeros + cb,
-        zeros + ck, zeros + cc, zeros + limit, zeros + unit,
-    ]  # fmt: skip
-    return gl.inline_asm_elementwise(asm, constraints, operands, dtype=types, is_pure=True, pack=COUNT)
-
-
-@gluon.constexpr_function
-def _rest(constant):
-    """What float32 does not hold of a constant from 1 to 2."""
-    return constant - round(constant * 2**23) / 2**23
+    operands = [products, zeros + bend, zeros + whole_bend, zeros + m[:, None], zeros + most]
+    return gl.inline_asm_elementwise(asm, constraints, operands, dtype=gl.float32, is_pure=True, pack=COUNT)
 
 
 @gluon.jit
-def _rounded_by(x, CONSTANT: gl.constexpr, product):
-    """How much more x * CONSTANT is than their product in float32."""
-    REST: gl.constexpr = _rest(CONSTANT)
-    return gl.fma(x, CONSTANT, 0.0 - product) + x * REST
-
-
-@gluon.jit
-def _scaled(per, small, to_log2, missing, POLYNOMIALS: gl.constexpr):
-    """For products of which 2 / per is the bound: the coefficients of the first polynomial; the factor that makes it
-    the score, `small` times a product, where products are small, whatever the coefficients have been rounded by; what
-    then stands for the cap; and the relative errors of both, in all. `missing`: what both were rounded by."""
-    C: gl.constexpr = _of(COEFFICIENTS, POLYNOMIALS)
-    square = per * per
-    cs = square * C[0]
-    cb = square * square * C[1]
-    ck = square * C[2]
-    even = cs * cs + cb
-    if POLYNOMIALS == 1:
-        cc = square * square * square * square * C[3]
-        of_0 = (cs * ck + even) * even + cc
-    else:
-        cc = square * square * square * C[3]
-        of_0 = even * cs + cc
-    factor = gl.div_rn(small, of_0)
-    unit = gl.div_rn(to_log2, factor)
-    of_cap = gl.abs(gl.fma(unit, factor, 0.0 - to_log2) - missing[0]) / to_log2
-    of_small = gl.abs(gl.fma(of_0, factor, 0.0 - small) - missing[1]) / small
-    return cs, cb, ck, cc, factor, unit, of_cap + of_small
-
-
-@gluon.jit
-def tanh_factors(given, factors, shift: gl.constexpr, POLYNOMIALS: gl.constexpr):
-    """From the factor of scores, the soft cap and what `score_factors` gives of them: the factor of what `tanh_of`
-    returns, not so small that masked scores times it are no longer -inf; those of products, for polynomials and for
-    powers; the m from which on powers are taken; the coefficients of the first polynomial, the largest product that it
-    serves, and what `tanh_of` returns for the cap."""
-    UNIT_HERE: gl.constexpr = _of(TANH_UNIT, POLYNOMIALS)
-    BEND_HERE: gl.constexpr = _of(BEND, POLYNOMIALS)
-    LARGEST: gl.constexpr = _of(LARGEST_TANH, POLYNOMIALS)
-    SLOPE: gl.constexpr = _slope(_of(COEFFICIENTS, POLYNOMIALS), POLYNOMIALS)
+def tanh_factors(factors, shift: gl.constexpr, POLYNOMIALS: gl.constexpr):
+    """From what `score_factors` gives: the factor of what `tanh_of` returns, not so small that masked scores times it
+    are no longer -inf; those of products, for polynomials and for powers; and the m from which on powers are taken."""
+    UNIT_HERE: gl.constexpr = of_kernel(TANH_UNIT, POLYNOMIALS)
+    BEND_HERE: gl.constexpr = of_kernel(BEND, POLYNOMIALS)
+    LARGEST: gl.constexpr = of_kernel(LARGEST_TANH, POLYNOMIALS)
     to_log2, bend = factors
-    sm_scale, softcap = given
-    missing = _rounded_by(softcap, LOG2_E, to_log2)
-    bend_here = gl.minimum(bend * BEND_HERE, FLOAT_MAX)
-    served = (bend_here >= SMALLEST_BEND) & (bend_here <= LARGEST_BEND)
-    per = gl.div_rn(1.0, gl.where(served, bend_here, 1.0))
-    small = sm_scale * (LOG2_E * SLOPE)
-    missing = (missing, _rounded_by(sm_scale, LOG2_E * SLOPE, small))
-    cs, cb, ck, cc, factor, unit, error = _scaled(per, small, to_log2, missing, POLYNOMIALS)
-    for i in gl.static_range(1, 6):  # bounds beside it, of which one is rounded least
-        near = _scaled(
-            per * (1.0 + ((i + 1) // 2 * (2 * (i % 2) - 1)) * 2.0**-23), small, to_log2, missing, POLYNOMIALS
-        )
-        better = near[6] < error
-        cs = gl.where(better, near[0], cs)
-        cb = gl.where(better, near[1], cb)
-        ck = gl.where(better, near[2], ck)
-        cc = gl.where(better, near[3], cc)
-        factor = gl.where(better, near[4], factor)
-        unit = gl.where(better, near[5], unit)
-        error = gl.where(better, near[6], error)
-    served = served & (factor >= 2.0**-120)
-    factor = gl.where(served, factor, gl.maximum(to_log2 / UNIT_HERE, 1.1754943508222875e-38))
-    unit = gl.where(served, unit, UNIT_HERE)
-    most = gl.where(served, to_log2 * LARGEST + shift, float("-inf"))
-    return factor, bend_here, bend, most, cs, cb, ck, cc, per * 1.999999, unit
+    return (
+        gl.maximum(to_log2 / UNIT_HERE, 1.1754943508222875e-38),
+        gl.minimum(bend * BEND_HERE, FLOAT_MAX),
+        bend,
+        to_log2 * LARGEST + shift,
+    )

@@ -4,6 +4,7 @@ from sm90_asm import after
 from sm90_lazy import kept
 from sm90_maxima import largest, largest_of_rows, of_each_row
 from sm90_powers import tanh_of
+from sm90_products import tanh_and_largest
 from sm90_tiles import ROWS
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -49,28 +50,31 @@ def unpack(packed, dtype: gl.constexpr):
 @gluon.jit
 def maxima(
     scores, m, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
-    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr = False,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr,
 ):  # fmt: skip
     """The first half of :func:`weigh`: scores capped and masked, the running maximum with them (in units of log2, plus
     shift), the factor of what was summed up before, and that which brings scores to units of log2. CAPPED: how many
-    polynomials tanh has, see `polynomials_of`. THREES: see sm90_maxima.py."""
+    polynomials tanh has, see `polynomials_of`. THREES: see sm90_maxima.py, and of soft caps sm90_products.py."""
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
-    if CAPPED:
+    most = m
+    if CAPPED and THREES:  # NaN of bf16 products that overflowed, with either
         to_log2 = scale[0]
-        scores, peaks = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED, shift)  # NaN of bf16 products that overflowed
+        scores, peaks = tanh_and_largest(scores, scale, m, BLOCK_N // 2, CAPPED, shift)
         most = largest_of_rows(peaks, ROW_LAYOUT)
+    elif CAPPED:
+        to_log2 = scale[0]
+        scores = tanh_of(scores, scale, m, BLOCK_N // 2, CAPPED)
     else:
         to_log2 = scale
-        most = m
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         visible = columns[None, :] < (ends - key)[:, None]
         if GENERAL:
             visible = visible & (columns[None, :] >= (begins - key)[:, None])
         scores = gl.where(visible, scores, float("-inf"))
-        if CAPPED:
+        if CAPPED and THREES:
             most = gl.max(scores, 1)
-    if not CAPPED:
+    if not (CAPPED and THREES):
         most = largest(scores, m, shift) if THREES else gl.max(scores, 1)
     m_new = gl.maximum(m, most * to_log2 + shift)
     return scores, m_new, gl.exp2(m - m_new), to_log2
@@ -86,7 +90,7 @@ def added(row_sum, alpha, parts):
 @gluon.jit
 def weigh(
     scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, S_LAYOUT: gl.constexpr,
-    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr = False,
+    BLOCK_N: gl.constexpr, GENERAL: gl.constexpr, CAPPED: gl.constexpr, THREES: gl.constexpr,
 ):  # fmt: skip
     """Weights of one block of keys, and the running maximum and sums with it.
 
@@ -164,12 +168,12 @@ def with_far_half(near, zeros, m, sums, alpha, row_sum, S_LAYOUT: gl.constexpr, 
 @gluon.jit
 def weigh_half(
     scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
-    CAPPED: gl.constexpr,
+    CAPPED: gl.constexpr, THREES: gl.constexpr,
 ):  # fmt: skip
     """As `weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
     HALF: gl.constexpr = BLOCK_N // 2
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     near, zeros, before, m = near_half(scores, row_sum, m, LAYOUT, HALF)
     ends = gl.convert_layout(ends, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
-    near, m, sums, alpha = weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False, CAPPED)
+    near, m, sums, alpha = weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False, CAPPED, THREES)
     return with_far_half(near, zeros, m, sums, alpha, row_sum, S_LAYOUT, BLOCK_N)

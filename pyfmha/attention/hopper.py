@@ -64,8 +64,9 @@ class Setting:
         serial: whether a consumer waits for one product before the next; lazy, without turns, and not general.
         producer_first: whether the producer is the first partition; for several consumers.
         lengths: whether it serves lengths, and no windows; it is not general.
-        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
-        handed: whether the producer hands the places of tiles on to the consumers.
+        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does, and of soft caps
+            kernels/sm90_products.py.
+        handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
         v_first: whether the last values of a tile are asked for before the queries of the next.
         sections: whether tiles of a ragged batch are paired among four heads, instead of one.
@@ -104,14 +105,19 @@ class Setting:
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
 """Of head size 64: 192 queries a tile."""
 
-LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True)
+LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
 
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
 
-SERIAL_96 = replace(THREE_CONSUMERS, ping_pong=False, two_parts=True, lazy=True, serial=True, producer_first=True)
+LONGEST_256 = replace(LAZY_256, v_stages=3, longest_first=True, masks=(True,), threes=True, handed=True)
+
+SERIAL_96 = replace(
+    THREE_CONSUMERS, ping_pong=False, two_parts=True, lazy=True, serial=True, producer_first=True, threes=True
+)
 """Of head size 96: 192 queries a tile, for whose consumers there are registers one product at a time."""
+LONGEST_96 = replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, masks=(True,), handed=True)
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
@@ -122,25 +128,29 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(
             128, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len > 384", "q_len <= 512"), masks=(True,)
         ),
-        replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,)),
+        replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), threes=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
-        Setting(128, 1, programs=2, maxnreg=128),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), threes=True),
+        Setting(128, 1, programs=2, maxnreg=128, masks=(False,)),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
         Setting(128, 1, programs=2, maxnreg=128, lengths=True),
         Setting(128, 1, programs=2, maxnreg=128, lengths=True, ragged=True),
-        Setting(128, 1, programs=2, maxnreg=128, capped=True),
+        Setting(128, 1, programs=2, maxnreg=128, capped=True, threes=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
-        replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, requires=("q_len > 6144",), masks=(True,)),
-        Setting(128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True),
+        replace(LONGEST_96, requires=("q_len > 6144",)),
+        Setting(
+            128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True, threes=True, handed=True
+        ),
         replace(SERIAL_96, requires=("q_len > 1536", "num_heads >= 16"), masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, masks=(False,), two_parts=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
         Setting(128, 2, v_stages=3, requires=("q_len <= 4096", "num_heads < 32"), masks=(True,)),
+        replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), handed=True),
         replace(LAZY, longest_first=True, masks=(True,)),
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
@@ -149,15 +159,17 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(
             128, 2, v_stages=3, consumer_registers=232, producer_registers=40, lazy=True, lengths=True, ragged=True
         ),
+        Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
-        replace(LAZY_256, q_slots=2, two_parts=True),
+        replace(LAZY_256, stages=3, v_stages=3, masks=(False,), two_parts=True, threes=True),
+        replace(LAZY_256, q_slots=2, masks=(True,), two_parts=True, threes=True),
         replace(LAZY_256, masks=(False,)),
-        replace(LAZY_256, v_stages=3, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
+        replace(LONGEST_256, requires=("q_len > 2048",)),
         replace(LAZY_256, v_stages=3, masks=(True,)),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
         Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
@@ -186,7 +198,7 @@ SHARED_OF_SM = 227 * 1024
 _BUILT = {
     size: tuple(
         dict.fromkeys(
-            replace(s, v_stages=2, two_heads=False, longest_first=False, requires=(), masks=(False, True))
+            replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, requires=(), masks=(False, True))
             for s in made
             if not (s.general or s.capped or s.two_parts or s.lengths)
         )

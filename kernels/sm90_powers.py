@@ -61,12 +61,12 @@ def _second(x):
 
 
 @gluon.constexpr_function
-def large(x, unit, again=None):
+def large(x, unit, again):
     """The same of any four numbers, as (2**y - 1) / (2**y + 1) with a reciprocal that they share, where `factor` makes
     y of them. y counts up to 31, from where on nothing is missing that float32 could tell from 1. NaN of NaN and
     infinity.
 
-    `again`: what is then multiplied by, if that is not known when it is compiled.
+    `again`: what is then multiplied by, which is not known when it is compiled, or None.
 
     1 / a is b / ab, whose products are rounded once more each; but they are errors of tanh itself, which is small where
     the most scores are, and not of the 1 that it would be taken from as 1 - 2 / (1 + 2**y).
@@ -139,7 +139,7 @@ def _tanh_asm(count, polynomials):
         lines += ["bra.uni DONE;"]
     lines += ["LARGE:"]
     for i in range(0, count, 4):
-        lines += large(names[i : i + 4], UNIT.value[polynomials - 1])
+        lines += large(names[i : i + 4], UNIT.value[polynomials - 1], None)
     return "{ " + " ".join([*lines, "DONE:"]) + " }"
 
 

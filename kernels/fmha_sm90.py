@@ -647,7 +647,7 @@ def compute(
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
         plain = sinks
     if APART:
-        out_smem = allocate(out_desc, 1, ROWS, BLOCK_D, TWO_PARTS, True)
+        out_smem = allocate(out_desc, 1, ROWS, BLOCK_D, TWO_PARTS, len(v_head_size) > 0)
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
         plain = (out_smem, out_free, plain)

@@ -325,7 +325,7 @@ FAULTS_OF_PRODUCTS = {
     ),
 }
 FAULTS_OF_ONE_OF_PRODUCTS = {
-    "a coefficient of a lone polynomial of products": ("-62.4697762, 1231482.88)", "62.4697762, 1231482.88)")
+    "a coefficient of a lone polynomial": ("-62.4697762, 1231482.88)", "62.4697762, 1231482.88)"),
 }
 ONE = FAULTS_OF_ONE | FAULTS_OF_ONE_OF_PRODUCTS
 ALL = FAULTS | ONE | FAULTS_OF_PRODUCTS

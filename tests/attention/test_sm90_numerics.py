@@ -564,8 +564,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "V of the only slot is that of the keys just loaded": (
-        "has had its last values\n                if step > 0:\n                    _load_v(work, v_place,",
-        "\n                if step > 0:\n                    _load_v(work, (batch, kv_head, key),",
+        "1 or SHAPE.V_FIRST:\n                if step > 0:\n                    _load_v(work, v_place,",
+        "1 or SHAPE.V_FIRST:\n                if step > 0:\n                    _load_v(work, (batch, kv_head, key),",
         ONE_SLOT,
     ),
     "the last V of a head is that of the next": (
@@ -922,7 +922,7 @@ MUTANTS |= {
 SCHEDULES = {
     "the last row of tiles is lost": ("row_tiles - 1 - (index >> shared)", "row_tiles - 2 - (index >> shared)"),
     "a tile is computed twice": ("(tiles % 2 != 0) & (gl", "(tiles < 0) & (gl"),
-    "the last unit is lost": ("units = tiles - tiles // 2", "units = tiles // 2"),
+    "the last unit is lost": ("units = tiles - tiles // 2\n            count", "units = tiles // 2\n            count"),
     "a program takes a tile too many": ("(program < count % programs)", "(program <= count % programs)"),
     "another program has the single tile": ("(units - 1) % gl.num", "units % gl.num"),
     "the last head has the tiles of two": ("odd * (first_head + 1 < heads).to(gl.int32)", "odd"),
@@ -958,10 +958,10 @@ def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
 
 def test_values_are_asked_for_before_the_rows_that_wait_for_them_to_be_used(tmp_path: Path) -> None:
     """A single slot is free only when the tile before has had its last values: loaded after, they would never come."""
-    late = altered(KERNEL, "if Q_SLOTS == 1:  #", "if Q_SLOTS == 0:  #", tmp_path)
+    late = altered(KERNEL, "if Q_SLOTS == 1 or SHAPE.V_FIRST:", "if Q_SLOTS == 0:", tmp_path)
     late = altered(
         late,
-        "            if Q_SLOTS > 1:\n                if step",
+        "            if Q_SLOTS > 1 and not SHAPE.V_FIRST:\n                if step",
         "            if Q_SLOTS > 0:\n                if step",
         tmp_path,
     )

@@ -149,9 +149,7 @@ def _load(work, SHAPE: gl.constexpr):
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
             load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
-            # The only slot is free when the tile before has had its last values. One of two is free, where tiles have
-            # one block, when that one is at its weights: its values must not be asked for as late as that.
-            if Q_SLOTS == 1 or SHAPE.V_FIRST:
+            if Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             if block == 0:  # after the first keys, which need not wait for the rows of a tile before
@@ -164,7 +162,7 @@ def _load(work, SHAPE: gl.constexpr):
                     if SHAPE.HANDED:
                         hand_on_tile(notes[1], slot, row_tile, head)
                     load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
-            if Q_SLOTS > 1 and not SHAPE.V_FIRST:
+            if Q_SLOTS > 1:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
@@ -613,8 +611,7 @@ def compute(
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
-    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False,
-    V_FIRST: gl.constexpr = False, SECTIONS: gl.constexpr = False,
+    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -710,7 +707,6 @@ def compute(
         LENGTHS,
         THREES,
         HANDED_ON,
-        V_FIRST,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -841,7 +837,6 @@ def fmha_fwd_sm90(
     THREES: gl.constexpr = False,
     HANDED_ON: gl.constexpr = False,
     APART: gl.constexpr = False,
-    V_FIRST: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
@@ -863,8 +858,8 @@ def fmha_fwd_sm90(
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
-    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. V_FIRST: the last values of a
-    tile are asked for before the rows of the next. SECTIONS: how tiles of ragged batches are dealt out, see `tile_of`.
+    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
+    batches are dealt out, see `tile_of`.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -878,5 +873,5 @@ def fmha_fwd_sm90(
         (window_left, window_right, bottom_right), ragged, (),
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
-        LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, V_FIRST=V_FIRST, SECTIONS=SECTIONS,
+        LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
     )  # fmt: skip

@@ -55,7 +55,6 @@ class Shape(NamedTuple):
     LENGTHS: gl.constexpr = gl.constexpr(False)
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
-    V_FIRST: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

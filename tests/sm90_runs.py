@@ -81,7 +81,6 @@ def run(
     threes: bool = False,
     handed: bool = False,
     apart: bool = False,
-    v_first: bool = False,
     sections: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
@@ -168,7 +167,6 @@ def run(
         THREES=threes,
         HANDED_ON=handed,
         APART=apart,
-        V_FIRST=v_first,
         SECTIONS=sections,
     )
     assert np.isnan(out_memory[:16]).all()

@@ -68,7 +68,6 @@ class Setting:
             kernels/sm90_products.py.
         handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
-        v_first: whether the last values of a tile are asked for before the queries of the next.
         sections: whether tiles of a ragged batch are paired among four heads, instead of one.
     """
 
@@ -98,12 +97,14 @@ class Setting:
     threes: bool = False
     handed: bool = False
     apart: bool = False
-    v_first: bool = False
     sections: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
 """Of head size 64: 192 queries a tile."""
+
+LONE = Setting(128, 1, programs=2, maxnreg=128, masks=(True,), threes=True)
+"""Of head size 64, causal, up to 4096 queries."""
 
 LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
@@ -111,7 +112,7 @@ LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=Tr
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
 
-LONGEST_256 = replace(LAZY_256, v_stages=3, longest_first=True, masks=(True,), threes=True, handed=True)
+LONGEST_256 = replace(LAZY_256, longest_first=True, masks=(True,), threes=True, handed=True, apart=True)
 
 SERIAL_96 = replace(
     THREE_CONSUMERS, ping_pong=False, two_parts=True, lazy=True, serial=True, producer_first=True, threes=True
@@ -130,7 +131,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         ),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), threes=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
-        Setting(128, 1, programs=2, maxnreg=128, masks=(True,), threes=True),
+        replace(LONE, longest_first=True, requires=("q_len > 2048",)),
+        LONE,
         Setting(128, 1, programs=2, maxnreg=128, masks=(False,)),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
@@ -166,11 +168,11 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
-        replace(LAZY_256, stages=3, v_stages=3, masks=(False,), two_parts=True, threes=True),
+        replace(LAZY_256, stages=3, masks=(False,), two_parts=True, threes=True, apart=True),
         replace(LAZY_256, q_slots=2, masks=(True,), two_parts=True, threes=True),
         replace(LAZY_256, masks=(False,)),
         replace(LONGEST_256, requires=("q_len > 2048",)),
-        replace(LAZY_256, v_stages=3, masks=(True,)),
+        replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
         Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), lazy=True, lengths=True),
@@ -198,7 +200,11 @@ SHARED_OF_SM = 227 * 1024
 _BUILT = {
     size: tuple(
         dict.fromkeys(
-            replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, requires=(), masks=(False, True))
+            replace(
+                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False),
+                requires=(),
+                masks=(False, True),
+            )
             for s in made
             if not (s.general or s.capped or s.two_parts or s.lengths)
         )
@@ -328,7 +334,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "V_FIRST", "SECTIONS") if getattr(setting, name.lower())),
+        *((name, True) for name in ("APART", "SECTIONS") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -12,8 +12,11 @@ from helpers import some_of
 from sm90_runs import KERNEL, altered, check, is_noticed
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "one consumer": {"consumers": 1, "block_n": 128},
+    "one consumer": {"consumers": 1, "block_n": 128, "longest_first": True},
     "two consumers": {"lazy": True, "producer_first": True, "ping_pong": False, "longest_first": True, "handed": True},
+    "a buffer for Out": {
+        "lazy": True, "producer_first": True, "q_slots": 1, "apart": True, "longest_first": True, "handed": True,
+    },
     "three consumers": {"consumers": 3, "block_n": 128, "longest_first": True, "handed": True, "dtype": "bf16"},
     "one product at a time": {
         "block_d": 32, "head_size": 96, "two_parts": True, "serial": True, "lazy": True, "producer_first": True,

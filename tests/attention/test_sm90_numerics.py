@@ -564,8 +564,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "V of the only slot is that of the keys just loaded": (
-        "1 or SHAPE.V_FIRST:\n                if step > 0:\n                    _load_v(work, v_place,",
-        "1 or SHAPE.V_FIRST:\n                if step > 0:\n                    _load_v(work, (batch, kv_head, key),",
+        "had its last values\n                if step > 0:\n                    _load_v(work, v_place,",
+        "had its last values\n                if step > 0:\n                    _load_v(work, (batch, kv_head, key),",
         ONE_SLOT,
     ),
     "the last V of a head is that of the next": (
@@ -958,10 +958,10 @@ def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
 
 def test_values_are_asked_for_before_the_rows_that_wait_for_them_to_be_used(tmp_path: Path) -> None:
     """A single slot is free only when the tile before has had its last values: loaded after, they would never come."""
-    late = altered(KERNEL, "if Q_SLOTS == 1 or SHAPE.V_FIRST:", "if Q_SLOTS == 0:", tmp_path)
+    late = altered(KERNEL, "if Q_SLOTS == 1:  # the only", "if Q_SLOTS == 0:  # the only", tmp_path)
     late = altered(
         late,
-        "            if Q_SLOTS > 1 and not SHAPE.V_FIRST:\n                if step",
+        "            if Q_SLOTS > 1:\n                if step",
         "            if Q_SLOTS > 0:\n                if step",
         tmp_path,
     )

@@ -14,6 +14,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "head size 96": {"block_d": 32, "block_n": 128, "stages": 3, "v_stages": 3},
     "head size 96, short": {"block_d": 32, "consumers": 1, "v_stages": 3},
     "head size 192": {"block_d": 64, "dtype": "bf16"},
+    "head size 192, a buffer for Out": {
+        **{"block_d": 64, "dtype": "bf16", "stages": 3, "q_slots": 1, "apart": True, "lazy": True, "threes": True},
+    },
 }
 PROBLEM: dict[str, Any] = {"two_parts": True, "heads": 2, "kv_heads": 1, "q_len": 140, "kv_len": 200}
 COLUMNS = {32: (96, 72), 64: (192, 136)}

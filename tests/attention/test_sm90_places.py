@@ -33,21 +33,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "head size 256": {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "v_stages": 3, "dtype": "bf16", "lazy": True},
     },
-    # Candidates, to be timed.
     "Out of head size 256 apart": {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True, "producer_first": True},
         **{"apart": True, "sections": True},
     },
-    "values first": {
-        **{"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True, "producer_first": True},
-        **{"ping_pong": False, "v_first": True, "sections": True},
-    },
-    "values first, Out apart": {"block_n": 128, "v_first": True, "apart": True, "ping_pong": False},
-    "three consumers, values first": {
-        **{"consumers": 3, "block_n": 128, "v_first": True, "sections": True, "producer_first": True},
-    },
-    "values first, Out apart, one consumer": {
-        **{"consumers": 1, "block_n": 128, "v_first": True, "apart": True, "sections": True},
+    "three consumers, pairs among four heads": {
+        **{"consumers": 3, "block_n": 128, "sections": True, "producer_first": True},
     },
 }
 
@@ -273,8 +264,8 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**FEW, **SETTINGS["Out of head size 256 apart"]},
     ),
     "rows of the last values are given away": (
-        "            if Q_SLOTS == 1 or SHAPE.V_FIRST:\n",
-        "            if SHAPE.V_FIRST:\n",
+        "            if Q_SLOTS == 1:  # the only",
+        "            if Q_SLOTS == 0:  # the only",
         {**FEW, **SETTINGS["Out of head size 256 apart"]},
     ),
     "the first value is dropped": ("BLOCK_N - kv_n, v_whole", "BLOCK_N - kv_n + 1, v_whole", FEW),

@@ -130,10 +130,10 @@ def test_the_grid_of_long_causal_rows_has_rows_of_its_own_for_the_last_tiles(
 ) -> None:
     launches = [
         launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=1, window_right=0))
-        for q_len in (4096, 4097, 192 * SMS * 3)
+        for q_len in (2048, 4096, 4097, 192 * SMS * 3)
     ]
 
-    assert [launch.grid for launch in launches] == [(2 * 128, 1, 1), (SMS, 5, 1), (SMS, 7, 1)]
+    assert [launch.grid for launch in launches] == [(SMS, 1, 1), (2 * 128, 5, 1), (SMS, 5, 1), (SMS, 7, 1)]
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
-@pytest.mark.parametrize(("head_size", "longest"), [(64, 4096), (96, 1024), (128, 4096), (256, 2048)])
+@pytest.mark.parametrize(("head_size", "longest"), [(64, 2048), (96, 1024), (128, 4096), (256, 2048)])
 def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> None:
     for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
         spec = served_by(head_size, q_len=q_len, window_right=right)
@@ -602,7 +602,7 @@ def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> N
 
 @pytest.mark.parametrize(
     ("head_size", "right", "blocks"),
-    [(64, -1, (2, 2)), (64, 0, (2, 2)), (128, -1, (2, 3)), (128, 0, (2, 3)), (256, -1, (2, 2)), (256, 0, (2, 3))],
+    [(64, -1, (2, 2)), (64, 0, (2, 2)), (128, -1, (2, 3)), (128, 0, (2, 3)), (256, -1, (2, 2))],
 )
 def test_more_blocks_of_values_are_in_flight_where_there_is_room(
     head_size: int, right: int, blocks: tuple[int, int]
@@ -610,6 +610,21 @@ def test_more_blocks_of_values_are_in_flight_where_there_is_room(
     for q_len in (512, 8192):
         found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
         assert (found["STAGES"], found["V_STAGES"]) == blocks
+
+
+@pytest.mark.parametrize(
+    ("head_size", "q_len", "right", "room"),
+    [
+        *((192, q_len, -1, (3, 2, 1, True)) for q_len in (64, 8192)),
+        *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 8192)),
+        *((256, 2048, 0, (2, 3, 1, None)), (256, 2049, 0, (2, 2, 1, True))),
+    ],
+)
+def test_where_the_queries_leave_their_slot_before_out_is_stored(
+    head_size: int, q_len: int, right: int, room: tuple[int, int, int, bool | None]
+) -> None:
+    found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
+    assert (found["STAGES"], found["V_STAGES"], found["Q_SLOTS"], found.get("APART")) == room
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pyfmha.aot import build
 from pyfmha.attention.forward import Forward
-from pyfmha.attention.hopper import ARCH, HEAD_SIZES, sweep, sweep_specs
+from pyfmha.attention.hopper import ARCH, HEAD_SIZES
+from pyfmha.attention.hopper_sweep import sweep, sweep_specs
 from pyfmha.spec.arch import parse_archs
 
 

@@ -8,7 +8,6 @@ where tiles are too short for what it takes to find them (kernels/NOTES.md).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from pyfmha.errors import SpecError
 from pyfmha.runtime.serving import serving
@@ -195,53 +194,6 @@ DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (
 
 SHARED_OF_SM = 227 * 1024
 """Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
-
-# What is built, for every call, and what else is worth trying.
-_BUILT = {
-    size: tuple(
-        dict.fromkeys(
-            replace(
-                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False),
-                requires=(),
-                masks=(False, True),
-            )
-            for s in made
-            if not (s.general or s.capped or s.two_parts or s.lengths)
-        )
-    )
-    for size, made in SETTINGS.items()
-}
-_SWEPT = _BUILT | {
-    64: (
-        *_BUILT[64],
-        Setting(64, 1, programs=3, maxnreg=80),
-        Setting(128, 2),
-        Setting(64, 3, maxnreg=128, consumer_registers=160, producer_registers=32),
-    ),
-}
-
-
-def sweep(padded: int) -> list[Setting]:
-    """Settings worth timing on a GPU, for a padded head size: those that fit its shared memory."""
-    made = []
-    for base, stages, v_stages, q_slots, persistent in product(_SWEPT[padded], (2, 3), (2, 3), (2, 1), (True, False)):
-        rows = base.consumers * ROWS * q_slots + (stages + v_stages) * base.block_n
-        if base.programs * (rows * padded * 2 + 1024) > SHARED_OF_SM:
-            continue
-        setting = replace(
-            base, stages=stages, v_stages=v_stages, q_slots=q_slots, programs=base.programs if persistent else 0
-        )
-        made += [replace(setting, ping_pong=turns) for turns in ((True, False) if base.consumers > 1 else (False,))]
-    return made
-
-
-def sweep_specs(base: KernelSpec, padded: int) -> list[KernelSpec]:
-    """Each setting of :func:`sweep` as an algorithm of a function; ``pyfmha bench`` times algorithms side by side."""
-    return [
-        spec
-        for index, setting in enumerate(sweep(padded))
-        for spec in variants(replace(base, algorithm_name=f"sweep_{index}"), padded, (setting,))
-    ]
 
 
 def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None = None) -> tuple[KernelSpec, ...]:

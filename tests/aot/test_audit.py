@@ -61,14 +61,16 @@ def forward(dtype: str, head_size: int) -> KernelSpec:
     return Forward(dtype, head_size).specs()[0]
 
 
-# Bytes spilled and uses of them in the loop, by head size, masks and consumers. Around the loop a causal kernel has
-# more to keep (the tile of a pair, where the masks begin, what is loaded for others) than ptxas finds registers for,
-# and a general one more than that; 20 uses are 2 % of a capped step's instructions, and all of those fit twice into the
-# time of its powers. A ragged one keeps the place of its rows, too. At head size 256 the accumulator alone has 128 of
-# 240 registers; most of what is spilled there, the slow rows at the end spill.
+# Bytes spilled and uses of them in the loop, by head size, masks (with the order of tiles, where that has its own) and
+# consumers. Around the loop a causal kernel has more to keep (the tile of a pair, where the masks begin, what is loaded
+# for others) than ptxas finds registers for, and a general one more than that; 20 uses are 2 % of a capped step's
+# instructions, and all of those fit twice into the time of its powers. A ragged one keeps the place of its rows, too.
+# At head size 256 the accumulator alone has 128 of 240 registers; most of what is spilled there, the slow rows at the
+# end spill.
 SPILLED = {
     **{
         (64, "causal", 1): (80, 0),
+        (64, "causal longest first", 1): (88, 0),
         (64, "causal", 3): (216, 0),
         (64, "general", 1): (80, 16),
         (64, "capped", 1): (104, 20),
@@ -77,7 +79,8 @@ SPILLED = {
     },
     **{
         (256, "full", 2): (184, 0),
-        (256, "causal", 2): (248, 4),
+        (256, "causal", 2): (192, 0),
+        (256, "causal longest first", 2): (208, 0),
         (256, "general", 2): (256, 6),
         (256, "ragged", 2): (304, 4),
         (256, "capped", 2): (264, 8),
@@ -89,7 +92,7 @@ SPILLED = {
         (128, "causal in two parts", 3): (160, 0),
         (256, "full capped", 2): (352, 3),
         (256, "causal capped", 2): (456, 4),
-        (256, "full in two parts", 2): (184, 1),
+        (256, "full in two parts", 2): (168, 0),
         (256, "causal in two parts", 2): (216, 0),
     },
     **{
@@ -140,7 +143,9 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
         made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))
         for causal, spec in zip(setting.masks, made, strict=True):
             mask = kind_of(setting, causal)
-            spilled, loop = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
+            order = " in pairs of heads" if setting.two_heads else " longest first" if setting.longest_first else ""
+            any_order = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
+            spilled, loop = SPILLED.get((head_size, mask + order, setting.consumers), any_order)
             loops = 2 if causal and not setting.general and setting.consumers > 1 else 1
             parts = 2 if setting.two_parts else 1
             columns = head_size * 3 // 4 if setting.two_parts else head_size
@@ -161,7 +166,6 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
                 moved=20 if (head_size, mask) == (128, "full ragged") else 0,
             )
             if causal in masks:
-                order = " in pairs of heads" if setting.two_heads else " longest first" if setting.longest_first else ""
                 order += " handed on" if setting.handed else ""
                 name = f"hopper {dtype} {head_size} {mask} {setting.consumers}x{setting.block_n}{order}"
                 assert name not in kernels

@@ -14,7 +14,8 @@ from shared import Shared
 from pyfmha.aot import build
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.forward import Call, Forward, strides
-from pyfmha.attention.hopper import HEAD_SIZES, SETTINGS, sweep, sweep_specs, variants
+from pyfmha.attention.hopper import HEAD_SIZES, SETTINGS, variants
+from pyfmha.attention.hopper_sweep import sweep, sweep_specs
 from pyfmha.errors import SpecError
 from pyfmha.spec.arch import parse_archs
 from pyfmha.spec.kernel import KernelSpec

@@ -63,7 +63,7 @@ def test_what_needs_no_process_of_its_own(run: Run) -> None:
 
     assert_all(rows, "ok")
     assert code == 0
-    assert rows["refused"]["detail"].startswith("80 refusals on device 0")
+    assert rows["refused"]["detail"].startswith("100 refusals on device 0")
 
 
 @pytest.mark.parametrize("name", ["foreign", "destroyed", pytest.param("fault", marks=LONG)])

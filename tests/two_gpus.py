@@ -165,7 +165,7 @@ def run_check(world: World, name: str, check: Callable[[World], str]) -> Row:
 def facts(world: World) -> dict[str, Any]:
     """Devices, driver and versions."""
     versions = {"python": sys.version.split()[0]}
-    for package in ("numpy", "cuda-bindings", "torch", "triton", "tensorrt_lean_cu13", "rich"):
+    for package in ("numpy", "cuda-bindings", "torch", "triton", "tensorrt_lean_cu13_bindings", "rich"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -256,7 +256,7 @@ def check_refused(world: World) -> str:
 
     def refused() -> None:
         try:
-            with context_on(0) as stream, buffers_of(case, stream) as buffers:
+            with context_on(second) as other, context_on(0) as stream, buffers_of(case, stream) as buffers:
                 direct = Direct(world.library, case)
                 good = direct.arguments(buffers.pointers, stream.handle)
                 bad = {
@@ -264,6 +264,7 @@ def check_refused(world: World) -> str:
                     "a misaligned Q": (4, good[4] + 1),
                     "a grid too large": (9, (1 << 31) - 1),
                     "a negative batch": (8, -1),
+                    "a stream of the other device": (0, other.handle),  # which the driver refuses
                 }
                 for _ in range(20):
                     for what, (index, value) in bad.items():

@@ -1,5 +1,6 @@
 """What :mod:`two_gpus` is made of: CUDA contexts, attention problems with their float64 results, and plugins to run."""
 
+import ctypes
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,8 @@ from pyfmha.attention.operator import NAME
 from pyfmha.attention.reference import LIMITS, attention_float64, relative_error
 from pyfmha.attention.run import random_inputs, to_float
 from pyfmha.errors import PyfmhaError
-from pyfmha.runtime.device import Device, DeviceArray, Stream, _call, _driver
+from pyfmha.runtime.device import Device, DeviceArray, Stream, _call
+from pyfmha.runtime.libcuda import libcuda
 from pyfmha.runtime.library import Library
 from pyfmha.trt import register
 
@@ -345,10 +347,12 @@ def may_access(ordinal: int, other: int) -> bool:
 
 
 def access_to(pointer: int) -> str:
-    """What the driver says of the access that the current context's device has, and of the memory's owner."""
-    kinds = _driver().CUpointer_attribute
-    wanted = (kinds.CU_POINTER_ATTRIBUTE_ACCESS_FLAGS, kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
-    try:
-        return ", ".join(str(_call("cuPointerGetAttribute", kind, pointer)) for kind in wanted)
-    except (TypeError, ValueError, PyfmhaError) as error:  # a cuda-python that does not know one of them
-        return f"not known: {error}"
+    """What the driver says of memory: whose it is, the access flags, and whether kernels of the current context find it
+    (cuda-bindings 13.3 reads device 0 for every owner: asked without it)."""
+    said = []
+    for attribute, name in ((9, "device"), (16, "access flags"), (3, "address for kernels")):
+        value = ctypes.c_uint64()
+        status = libcuda().cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(pointer))
+        found = "its own" if attribute == 3 and value.value == pointer else value.value
+        said.append(f"{name} {found if status == 0 else 'none'}")
+    return ", ".join(said)

@@ -26,7 +26,12 @@ def example(batch, heads, q_len, kv_len):
         "by_row": "*fp32[batch, heads, height * width, height]",
         "by_column": "*fp32[batch, heads, height * width, width]",
     },
-    requires=("height * width >= queries", "height * width >= keys"),
+    requires=(
+        "height * width >= queries",
+        "height * width >= keys",
+        "batch * heads * height * width * height <= 2147483647",  # offsets are int32
+        "batch * heads * height * width * width <= 2147483647",
+    ),
 )
 def relative_positions(score, batch, head, query, key, by_row, by_column, heads, height, width):
     """by_row, by_column: of each query, for the rows and for the columns of keys; height, width: of the image."""

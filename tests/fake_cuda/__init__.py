@@ -106,7 +106,8 @@ class FakeCuda:
         self.c.fake_create_context.restype = ctypes.c_void_p
         for name in ("fake_destroy_context", "fake_recreate_context", "fake_make_current"):
             getattr(self.c, name).argtypes = [ctypes.c_void_p]
-        self.c.fake_set_memory.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
+        self.c.fake_set_memory.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64]
+        self.c.fake_set_stream.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.c.fake_inject.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 4]
         self.c.fake_calls.argtypes = [ctypes.c_char_p]
         self.c.fake_calls.restype = ctypes.c_ulong
@@ -133,9 +134,14 @@ class FakeCuda:
         """As ``cuDriverGetVersion`` says it: 13000 is CUDA 13.0, which is what a reset sets."""
         self.c.fake_set_driver_version(version)
 
-    def set_memory(self, begin: int, size: int, device: int = 0) -> None:
-        """Memory of a device at an address, for ``cuPointerGetAttribute``; of size 0 it is gone again."""
-        self.c.fake_set_memory(begin, size, device)
+    def set_memory(self, begin: int, size: int, device: int = 0, on_device: int | None = None) -> None:
+        """Memory of a device at an address, for ``cuPointerGetAttribute``, and where kernels find it; of size 0 it is
+        gone again."""
+        self.c.fake_set_memory(begin, size, device, begin if on_device is None else on_device)
+
+    def set_stream(self, stream: int, context: int | None) -> None:
+        """The context that a stream goes with; None: it is gone."""
+        self.c.fake_set_stream(stream, context)
 
     def set_peer(self, device: int, other: int) -> None:
         """A device may access another's memory."""

@@ -94,10 +94,16 @@ static unsigned module_count;
 static fake_launch *launches;
 static unsigned long launch_count;
 static call_record calls[MAX_FUNCTIONS];
-static struct {
+static struct fake_block {
   uint64_t begin, end; /* device memory; equal: none */
+  uint64_t on_device;  /* where kernels find it */
   CUdevice device;
 } blocks[MAX_BLOCKS];
+static struct {
+  CUstream stream; /* NULL: none */
+  CUcontext context;
+} streams[MAX_BLOCKS];
+static int stream_count; /* places that were ever taken */
 static struct CUevent_st {
   bool alive, recorded;
   CUstream stream;
@@ -358,19 +364,25 @@ static int block_of(uint64_t address) {
   return -1;
 }
 
+/* As driver 580 answers on two H200: the access flags say "read and write" whether or not the device has access. */
 EXPORT CUresult cuPointerGetAttribute(void *value, int attribute, uint64_t address) {
-  enum { DEVICE_ORDINAL = 9, ACCESS_FLAGS = 16, READ_WRITE = 3 };
+  enum { DEVICE_POINTER = 3, DEVICE_ORDINAL = 9, ACCESS_FLAGS = 16, READ_WRITE = 3 };
   CUresult status;
   ENTER(status, "cuPointerGetAttribute", true, true);
   const CUcontext context = current_context();
   if (status == SUCCESS && context == NULL) status = INVALID_CONTEXT;
   const int found = block_of(address);
-  if (status == SUCCESS && (found < 0 || (attribute != DEVICE_ORDINAL && attribute != ACCESS_FLAGS))) status = INVALID_VALUE;
+  if (status == SUCCESS && found < 0) status = INVALID_VALUE;
   if (status == SUCCESS) {
-    const CUdevice owner = blocks[found].device;
-    const bool can = owner == context->device || peers[context->device][owner];
-    const int answer = attribute == DEVICE_ORDINAL ? owner : can ? READ_WRITE : 0;
-    memcpy(value, &answer, sizeof answer);
+    const struct fake_block *block = &blocks[found];
+    const uint64_t on_device = address - block->begin + block->on_device;
+    const int answer = attribute == DEVICE_ORDINAL ? block->device : READ_WRITE;
+    if (attribute == DEVICE_POINTER && (block->device == context->device || peers[context->device][block->device]))
+      memcpy(value, &on_device, sizeof on_device);
+    else if (attribute == DEVICE_ORDINAL || attribute == ACCESS_FLAGS)
+      memcpy(value, &answer, sizeof answer);
+    else
+      status = INVALID_VALUE;
   }
   return leave(status);
 }
@@ -449,6 +461,8 @@ static CUresult check_launch(CUfunction function, const fake_launch_config *conf
   const CUcontext context = current_context();
   if (context == NULL || function->module->context != context || function->module->context_id != context->id)
     return INVALID_CONTEXT;
+  for (int i = 0; i < stream_count; i++) /* as two H200 answer, for a stream of another context of the device, too */
+    if (streams[i].stream != NULL && streams[i].stream == config->stream && streams[i].context != context) return INVALID_HANDLE;
   for (int i = 0; i < 3; i++)
     if (grid[i] == 0 || grid[i] > (i == 0 ? 0x7fffffffu : 65535u) || block[i] == 0) return INVALID_VALUE;
   const unsigned threads = block[0] * block[1] * block[2];
@@ -663,6 +677,8 @@ EXPORT void fake_reset(void) {
   for (unsigned i = 0; i < module_count; i++) modules[i].alive = false;
   memset(contexts, 0, sizeof contexts);
   memset(blocks, 0, sizeof blocks);
+  memset(streams, 0, sizeof streams);
+  stream_count = 0;
   memset(peers, 0, sizeof peers);
   memset(primary, 0, sizeof primary);
   context_count = 0;
@@ -705,7 +721,7 @@ EXPORT void fake_set_driver_version(int version) {
   pthread_mutex_unlock(&mutex);
 }
 
-EXPORT void fake_set_memory(uint64_t begin, uint64_t size, CUdevice number) {
+EXPORT void fake_set_memory(uint64_t begin, uint64_t size, CUdevice number, uint64_t on_device) {
   pthread_mutex_lock(&mutex);
   int slot = block_of(begin);
   for (int i = 0; slot < 0 && i < MAX_BLOCKS; i++)
@@ -714,6 +730,20 @@ EXPORT void fake_set_memory(uint64_t begin, uint64_t size, CUdevice number) {
   blocks[slot].begin = size > 0 ? begin : 0;
   blocks[slot].end = size > 0 ? begin + size : 0;
   blocks[slot].device = number;
+  blocks[slot].on_device = on_device;
+  pthread_mutex_unlock(&mutex);
+}
+
+EXPORT void fake_set_stream(CUstream stream, CUcontext context) {
+  pthread_mutex_lock(&mutex);
+  int slot = 0;
+  while (slot < stream_count && streams[slot].stream != stream) slot++;
+  if (slot == stream_count) /* a new one: the first free place */
+    for (slot = 0; slot < stream_count && streams[slot].stream != NULL;) slot++;
+  if (slot == MAX_BLOCKS) abort(); /* too small for the test at hand */
+  if (slot == stream_count) stream_count++;
+  streams[slot].stream = context == NULL ? NULL : stream;
+  streams[slot].context = context;
   pthread_mutex_unlock(&mutex);
 }
 

@@ -77,8 +77,11 @@ void fake_set_device(CUdevice device, int capability, int shared_optin);
 void fake_set_bandwidth(CUdevice device, int clock, int bus);
 void fake_set_driver_version(int version);
 
-/* Memory of a device, for cuPointerGetAttribute; of size 0: gone again. Addresses that nobody set are unknown to it. */
-void fake_set_memory(uint64_t begin, uint64_t size, CUdevice device);
+/* Memory of a device, for cuPointerGetAttribute, which kernels find at another address, maybe (some of the host's); of size
+ * 0: gone again. Addresses that nobody set are unknown to it. */
+void fake_set_memory(uint64_t begin, uint64_t size, CUdevice device, uint64_t on_device);
+/* The context that a stream goes with, in which alone it takes launches; NULL: gone again. Others go with any. */
+void fake_set_stream(CUstream stream, CUcontext context);
 /* The first device may access the other's memory. */
 void fake_set_peer(CUdevice device, CUdevice other);
 

@@ -7,6 +7,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import (
     INVALID_CONTEXT,
+    INVALID_HANDLE,
     INVALID_VALUE,
     LAUNCH_FAILED,
     NO_BINARY_FOR_GPU,
@@ -150,8 +151,8 @@ class TestPointersOfAnotherDevice:
             assert launch_add(library, *addresses) == INVALID_VALUE
             assert library.error() == (
                 f"add: {name} is 0x200010, memory of device 1; the current CUDA context is of device 0, which cannot"
-                " access that: copy it, make a context of device 1 current, or enable peer access"
-                " (cuCtxEnablePeerAccess)"
+                " access that: copy it, make a context of device 1 current, or enable access"
+                " (cuCtxEnablePeerAccess, of a pool cuMemPoolSetAccess)"
             )
         assert fake_cuda.launch_count() == 0
         assert launch_add(library, own, own + 16, own + 32) == SUCCESS
@@ -175,12 +176,28 @@ class TestPointersOfAnotherDevice:
         assert launch_add(library, 0x200000, 0x300000, 0x200000, n=0) == SUCCESS
         assert fake_cuda.calls("cuPointerGetAttribute") == 0
 
-    def test_a_driver_without_access_flags_knows_the_device(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
-        fake_cuda.fail("cuPointerGetAttribute", INVALID_VALUE, times=1)
-        assert launch_add(library, 0x200000, 0x100000, 0x100000) == INVALID_VALUE
-        assert "X is 0x200000, memory of device 1" in library.error()
-        fake_cuda.fail("cuPointerGetAttribute", INVALID_VALUE, times=1)
-        assert launch_add(library, 0x100000, 0x100000, 0x100000) == SUCCESS
+    def test_the_hosts_address_of_what_a_device_has_elsewhere(self, library: CLibrary, fake_cuda: FakeCuda) -> None:
+        fake_cuda.set_memory(0x400000, 0x10000, 0, on_device=0x900000)
+        assert launch_add(library, 0x100000, 0x400010, 0x100000) == INVALID_VALUE
+        assert library.error() == (
+            "add: Y is 0x400010, an address of the host; device 0 has this memory at 0x900010: give that"
+        )
+
+
+def test_a_stream_of_the_other_device_is_refused_and_harms_neither(library: CLibrary, fake_cuda: FakeCuda) -> None:
+    contexts = [fake_cuda.use_context(device) for device in (0, 1)]
+    for stream, context in zip((0x10, 0x20), contexts, strict=True):
+        fake_cuda.set_stream(stream, context)
+        fake_cuda.make_current(context)
+        assert library.load("add") == SUCCESS
+    fake_cuda.make_current(contexts[0])
+
+    assert launch_add(library, stream=0x20) == INVALID_HANDLE
+    assert "CUDA error 400" in library.error()
+    assert launch_add(library, stream=0x10) == SUCCESS
+    fake_cuda.make_current(contexts[1])
+    assert launch_add(library, stream=0x20) == SUCCESS
+    assert [launch.device for launch in fake_cuda.launches()] == [0, 1]
 
 
 def test_pointers_are_taken_at_their_word_without_the_variable(library: CLibrary, fake_cuda: FakeCuda) -> None:

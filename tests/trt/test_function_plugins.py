@@ -345,6 +345,12 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     net.add(Held([documents]), mask=documents, mask_inputs=tables)
     with pytest.raises(PluginError, match="documents requires tokens >= queries; here tokens is 40, queries is 64"):
         net.step()
+    # And offsets that int32 does not hold.
+    net, positions = Net(), SHIPPED_FUNCTIONS["relative_positions"]
+    tables = [net.tensor("by", DataType.FLOAT, 2, HEADS, 1 << 16, size) for size in (1 << 12, 1 << 4)]
+    net.add(Held([positions]), score=positions, score_inputs=tables)
+    with pytest.raises(PluginError, match=r"requires batch \* heads \* height \* width \* height <= 2147483647; here"):
+        net.step()
 
 
 def test_an_input_that_both_functions_take_is_given_once() -> None:

@@ -478,7 +478,7 @@ def test_a_fault_on_the_gpu_is_raised_by_the_wait_and_all_is_given_back(trt11: A
     session = Session(plan, trt_module=trt11, cuda_graph=True)
     session.bind(inputs_of(1, 8))
     session.enqueue()
-    gpu.errors[gpu.current()[0]] = ILLEGAL_ADDRESS
+    gpu.lose()
     with pytest.raises(DriverError, match="illegal memory access") as caught:
         session.fetch()
     assert caught.value.code == ILLEGAL_ADDRESS

@@ -33,8 +33,8 @@ enum {
   LARGE_CLUSTERS = 14,            /* CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED */
   MULTIPROCESSORS = 16,           /* CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT */
   PAGEABLE_ACCESS = 88,           /* CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS */
+  POINTER_ON_DEVICE = 3,          /* CU_POINTER_ATTRIBUTE_DEVICE_POINTER: where kernels of the current context find it */
   POINTER_DEVICE = 9,             /* CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL */
-  POINTER_ACCESS = 16,            /* CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: of the current context's device; 0: none */
   CLUSTER_DIMENSION = 4,          /* CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION */
   MAX_CLUSTER = 8,                /* blocks: the most that is portable (CUDA C Programming Guide, 5.2.1) */
   STREAM_SERIALIZATION = 6,       /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
@@ -687,17 +687,21 @@ static CUresult refused(const pyfmha_function *function, int algo_id, bool passe
                      function->name, algo_id, function->name);
 }
 
-/* Refuse memory that the current context's device cannot access; what is wrong with it, in words. */
+/* Refuse memory that kernels of the current context cannot access; what is wrong with it, in words. The driver's access
+ * flags do not tell: two H200 (driver 580) gave "read and write" for memory that then faulted, of the other device and
+ * without peer access; the pointer's address on the device was right for that, for pools and for mapped memory. */
 static CUresult check_pointer(const pyfmha_function *function, const char *name, uint64_t address, CUdevice device) {
-  uint64_t access = 0, owner = 0; /* wider than what the driver writes, and zero */
+  uint64_t seen = 0, owner = 0; /* the owner is wider than what the driver writes, and zero */
   int pageable = 0, ordinal = 0;
-  const bool answered = driver.pointer_get_attribute(&access, POINTER_ACCESS, address) == PYFMHA_SUCCESS;
-  if (answered && access != 0) return PYFMHA_SUCCESS;
+  if (driver.pointer_get_attribute(&seen, POINTER_ON_DEVICE, address) == PYFMHA_SUCCESS) {
+    if (seen == address) return PYFMHA_SUCCESS;
+    return pyfmha_fail(PYFMHA_INVALID_VALUE, "%s: %s is 0x%llx, an address of the host; device %d has this memory at 0x%llx: give that",
+                       function->name, name, (unsigned long long)address, device, (unsigned long long)seen);
+  }
   if (driver.pointer_get_attribute(&owner, POINTER_DEVICE, address) == PYFMHA_SUCCESS) {
     memcpy(&ordinal, &owner, sizeof ordinal);
-    if (!answered && ordinal == device) return PYFMHA_SUCCESS; /* a driver without access flags */
     return pyfmha_fail(PYFMHA_INVALID_VALUE,
-                       "%s: %s is 0x%llx, memory of device %d; the current CUDA context is of device %d, which cannot access that: copy it, make a context of device %d current, or enable peer access (cuCtxEnablePeerAccess)",
+                       "%s: %s is 0x%llx, memory of device %d; the current CUDA context is of device %d, which cannot access that: copy it, make a context of device %d current, or enable access (cuCtxEnablePeerAccess, of a pool cuMemPoolSetAccess)",
                        function->name, name, (unsigned long long)address, ordinal, device, ordinal);
   }
   if (driver.device_get_attribute(&pageable, PAGEABLE_ACCESS, device) == PYFMHA_SUCCESS && pageable != 0) return PYFMHA_SUCCESS;

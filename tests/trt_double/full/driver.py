@@ -198,7 +198,9 @@ def cuMemcpyDtoHAsync(host: int, device: int, size: int, stream: int) -> tuple[i
 def cuStreamCreate(flags: int) -> tuple[int, int]:
     stream = gpu().handle()
     gpu().streams[stream] = []
-    gpu().owners[stream] = gpu().current()[0]
+    context = gpu().current()[0]
+    gpu().owners[stream] = context
+    gpu().cuda.set_stream(stream, context)
     return SUCCESS, stream
 
 
@@ -209,6 +211,7 @@ def cuStreamSynchronize(stream: int) -> tuple[int]:
 def cuStreamDestroy(stream: int) -> tuple[int]:
     gpu().finish(stream)
     gpu().owners.pop(stream, None)
+    gpu().cuda.set_stream(stream, None)
     return (SUCCESS if gpu().streams.pop(stream, None) is not None else INVALID_HANDLE,)
 
 

@@ -245,7 +245,7 @@ class Gpu:
         self.graphs: dict[int, list[Work]] = {}
         self.events: dict[int, float | None] = {}
         self.clock = 0.0
-        self.errors: dict[int | None, int] = {}  # by context: what failed in one is lost with it, and no other
+        self.error = SUCCESS  # of the process: after a fault on one device none of them works, as two H200 showed
         self._launches = 0
         self._handles = 0x5000
         self._kernels: dict[str, Kernel] = {}
@@ -303,7 +303,8 @@ class Gpu:
         self.drain()
         for handle in [handle for handle, owner in self.owners.items() if owner == context]:
             self.free(handle)
-            self.streams.pop(handle, None)
+            if self.streams.pop(handle, None) is not None:
+                self.cuda.set_stream(handle, None)
         self.cuda.destroy(context)
 
     def array(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -319,7 +320,7 @@ class Gpu:
 
     def push(self, stream: int, work: Work) -> int:
         self.drain()
-        return self._push(stream, work)
+        return self.error or self._push(stream, work)
 
     def _push(self, stream: int, work: Work) -> int:
         if stream in self.captures:
@@ -347,21 +348,23 @@ class Gpu:
             return INVALID_HANDLE
         while queue:
             work = queue.pop(0)
-            if self.error_on(stream) == SUCCESS:
+            if self.error == SUCCESS:
                 try:
                     self.clock += work()
                 except Fault:
-                    self.errors[self.owners.get(stream)] = ILLEGAL_ADDRESS
-        return self.error_on(stream)
+                    self.lose()
+        return self.error
 
-    def error_on(self, stream: int) -> int:
-        """Whether something failed in a stream's context."""
-        return self.errors.get(self.owners.get(stream), SUCCESS)
+    def lose(self) -> None:
+        """As after a fault: everything fails in this process, whatever context is current, until it ends."""
+        self.error = ILLEGAL_ADDRESS
+        for name in ("cuLaunchKernel", "cuLaunchKernelEx", "cuModuleLoadData"):
+            self.cuda.fail(name, ILLEGAL_ADDRESS)
 
     def finish_all(self) -> int:
         for stream in list(self.streams):
             self.finish(stream)
-        return self.errors.get(self.current()[0], SUCCESS)
+        return self.error
 
     def forbidden(self) -> bool:
         """Whether this thread captures, so that waiting and allocating break the capture."""

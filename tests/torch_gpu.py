@@ -42,7 +42,7 @@ def forget() -> None:
     for cached in (functions._names, functions._inputs_of, functions._library_inputs):
         cached.cache_clear()
     for recent in (operator._recent, functional._recent, functional._recent_drop_in):
-        recent.calls.clear()
+        recent.clear()
 
 
 @contextmanager

@@ -21,7 +21,16 @@ from pyfmha.torch.operator import (
     plain_op,
     ready_for,
 )
-from pyfmha.torch.plain import Recent, as_given, is_compiling, undispatched, undisturbed
+from pyfmha.torch.plain import (
+    Recent,
+    as_given,
+    dispatch_modes,
+    function_modes,
+    is_compiling,
+    profiled,
+    undispatched,
+    undisturbed,
+)
 from pyfmha.torch.settings import DTYPES, Settings, check_lengths, problem_of
 from pyfmha.torch.with_functions import attention_with_op
 from pyfmha.trt.attention.beside import beside_of, check_broadcast
@@ -36,6 +45,7 @@ ALIGNED = (None, *ALIGNMENTS)
 CAUSAL = (False, True, "bottom-right")
 NOTHING: tuple[Any, ...] = ()
 _recent, _recent_drop_in = Recent(), Recent()
+_calls, _calls_drop_in = _recent.calls, _recent_drop_in.calls
 _native = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -123,30 +133,44 @@ def attention(
         PluginError: the tensors do not fit, or it is not served.
         PyfmhaError: on a GPU, the library is missing or lacks it, or the launch failed.
     """
+    if type(window) is not tuple:
+        window = _window(window)
+    asked: tuple[Any, ...] | None = None
+    others: Sequence[Any] = NOTHING
+    functions = None
+    known: Sequence[Any] = NOTHING
+    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is score is None
+    more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
+    if not is_compiling() and score is None and score_inputs is mask_inputs is NOTHING:
+        if alone:
+            asked = (causal, scale, window, align, softcap, layout, return_lse)
+        else:
+            others = [tensor for tensor in more if tensor is not None]
+            asked = (
+                causal, scale, window, align, softcap, layout, return_lse, q_lengths is None, kv_lengths is None,
+                cu_seqlens_q is None, cu_seqlens_kv is None, bias is None, mask is None, sinks is None,
+            )  # fmt: skip
+        try:
+            known = _calls.get(asked, NOTHING)
+        except TypeError:  # what has no hash is none of our keywords
+            asked = None
+        for alike, call in known:
+            if alike(q, k, v, *others):
+                if dispatch_modes() or function_modes() or profiled():
+                    break
+                return call(q, k, v, *others)
     if causal not in CAUSAL or align not in ALIGNED:
         raise PluginError(
             f"causal is {causal!r}, align {align!r}; allowed are True, False, 'bottom-right' and {ALIGNMENTS}"
         )
     if causal == "bottom-right" and align == "top-left":
         raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
-    left, right = window if isinstance(window, tuple) and len(window) == 2 else _window(window)
-    asked: tuple[Any, ...] | None = None
-    functions, others = None, NOTHING
-    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is score is None
-    if not (alone or mask is None or isinstance(mask, torch.Tensor)) or not (
+    if not (mask is None or isinstance(mask, torch.Tensor)) or not (
         score is None and score_inputs is NOTHING and mask_inputs is NOTHING
     ):
+        asked = None
         mask, functions = _functions_of(score, mask, score_inputs, mask_inputs)
-    more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
-    if not functions and not is_compiling():
-        asked = (causal, scale, left, right, align, softcap, layout, return_lse)
-        if not alone:
-            asked += tuple([tensor is None for tensor in more])
-            others = tuple([tensor for tensor in more if tensor is not None])
-        call = _recent.find(asked, q, k, v, *others)
-        if call is not None:
-            out, lse = call(q, k, v, *others)
-            return (out, lse) if return_lse else out
+        more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
     for name, tensor in zip("qkv", (q, k, v), strict=True):
         if not isinstance(tensor, torch.Tensor):
             raise PluginError(f"{name} is of {type(tensor).__name__}; q, k and v are tensors of PyTorch")
@@ -163,10 +187,10 @@ def attention(
         ready, tensors = ready_for(*arguments)
         if asked is not None and as_given((q, k, v, *others), tensors):
             _recent.keep(asked, (q, k, v, *others), ready)
-        out, lse = launch(ready, tensors)
-    elif torch.onnx.is_in_onnx_export():
+        return launch(ready, tensors)
+    if torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
-    elif gradient:
+    if gradient:
         out, lse = NoGradient.apply(*arguments)
     else:
         overload, taken = operator_for(arguments)
@@ -270,13 +294,21 @@ def scaled_dot_product_attention(
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
-    asked, given = None, NOTHING
+    asked: tuple[Any, ...] | None = None
+    given: tuple[Any, ...] = NOTHING
+    known: Sequence[Any] = NOTHING
     if not is_compiling() and not dropout_p:
         asked = (is_causal, scale, enable_gqa, attn_mask is None)
         given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-        call = _recent_drop_in.find(asked, *given)
-        if call is not None:
-            return call(*given)[0]
+        try:
+            known = _calls_drop_in.get(asked, NOTHING)
+        except TypeError:  # what has no hash is none of our keywords
+            asked = None
+        for alike, call in known:
+            if alike(*given):
+                if dispatch_modes() or function_modes() or profiled():
+                    break
+                return call(*given)
     direct = not is_compiling() and undispatched(query, key, value, (attn_mask,))
     exporting = not direct and torch.onnx.is_in_onnx_export()
     if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None and not (
@@ -292,7 +324,7 @@ def scaled_dot_product_attention(
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
         if asked is not None and as_given(given, tensors):
             _recent_drop_in.keep(asked, given, ready)
-        return launch(ready, tensors)[0]
+        return launch(ready, tensors)
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
         enable_gqa=enable_gqa,

@@ -186,7 +186,7 @@ def attention(
     if not is_compiling() and not gradient and undispatched(q, k, v, more):
         ready, tensors = ready_for(*arguments)
         if asked is not None and as_given((q, k, v, *others), tensors):
-            _recent.keep(asked, (q, k, v, *others), ready)
+            return _recent.keep(asked, tensors, ready)(*tensors)
         return launch(ready, tensors)
     if torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
@@ -323,7 +323,7 @@ def scaled_dot_product_attention(
             return overload(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
         if asked is not None and as_given(given, tensors):
-            _recent_drop_in.keep(asked, given, ready)
+            return _recent_drop_in.keep(asked, given, ready)(*given)
         return launch(ready, tensors)
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,

@@ -21,7 +21,7 @@ from torch_gpu import DISPATCHED, STREAM, attention_op, plain_op, torch_gpu
 from trt_double.scene import HEADS, SIZE
 
 import pyfmha.torch
-from pyfmha.attention import forward
+from pyfmha.attention import decode, forward
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.errors import LibraryError, PluginError
 from pyfmha.runtime.library import Library
@@ -177,6 +177,42 @@ def test_calls_with_other_tensors_are_known_again(
     assert len(looked_up) == (3 if converted else 1)
 
 
+@pytest.mark.parametrize("return_lse", [False, True], ids=["Out", "Lse"])
+@pytest.mark.parametrize("call", [pyfmha.torch.attention, by_the_operator], ids=["function", "operator"])
+def test_two_launches_share_a_workspace_of_each_call(
+    decode_library: Library, fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, call: Any, return_lse: bool
+) -> None:
+    """Few queries that look at many keys: the keys are split. Also of calls that are known again."""
+    assert fake_cuda.c.cuInit(0) == 0
+    fake_cuda.use_context(0)
+    q, k, v = tensors(rows=1, keys=600, kv_heads=HEADS // 2)
+    names = [name for name, _ in decode.ARGUMENTS]
+    with torch_gpu(decode_library):
+        looked_up = count_lookups(monkeypatch)
+        for number in range(3):
+            made: list[tuple[int, ...]] = []
+            empty = launching.empty
+
+            def noted(*form: Any, empty: Any = empty, made: Any = made) -> torch.Tensor:
+                made.append(form[0])
+                return empty(*form)
+
+            monkeypatch.setattr(launching, "empty", noted)
+            result = call(q, k, v, return_lse=return_lse)
+            monkeypatch.setattr(launching, "empty", empty)
+            first, second = (dict(zip(names, one.params, strict=False)) for one in fake_cuda.launches()[-2:])
+            assert len(fake_cuda.launches()) == 2 * (number + 1)
+            out, lse = result if return_lse else (result, None)
+            pointer = struct.Struct("<Q").pack
+            assert second["Out"] == pointer(out.data_ptr())
+            assert second["Lse"] == pointer(0 if lse is None else lse.data_ptr())
+            assert first["Partial"] == second["Partial"] != pointer(0)
+            # Out, what is or stands for the log-sum-exp, and the workspace: at least Out and the log-sum-exp of a part.
+            assert len(made) == 2 + (return_lse or call is by_the_operator)
+            assert made[-1][0] >= 4 * (out.numel() + HEADS)
+        assert len(looked_up) == 1
+
+
 @pytest.mark.parametrize("call", [pyfmha.torch.attention, by_the_operator], ids=["function", "operator"])
 def test_a_tensor_that_is_given_twice_is_known_again(
     fake_gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, call: Any
@@ -321,7 +357,7 @@ def test_who_looks_on_sees_the_operator(fake_gpu: FakeCuda, name: str) -> None:
     overloads = [overload for packet in packets for overload in (packet, packet.default, packet.full)]
     if name != "operator past its own calls":  # it is what a mode for functions in Python sees called
         assert len([seen for seen in Looking.seen if seen in overloads]) == 2
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         call(q, k, v)
     seen = {event.name for event in profiled.events()}
     assert seen & {"pyfmha::attention", "pyfmha_fake_gpu::attention"}

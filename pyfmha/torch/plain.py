@@ -129,11 +129,16 @@ class Recent:
 
 def _alike(tensors: Sequence[Any]) -> Callable[..., bool]:
     """Whether others are like these. The guards refuse a tensor that is given twice, as cumulative lengths may be."""
-    known = [id(tensor) for tensor in tensors]
+    known = [*map(id, tensors)]
+    if len(set(known)) == len(known):
+        return _guards(tensors)
     firsts = tuple(map(known.index, known))
-    once = [tensors[place] for place in sorted(set(firsts))]
-    check: Callable[..., bool] = _TensorGuards(*once, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    return check if len(once) == len(tensors) else _maker(firsts)(check)
+    return _maker(firsts)(_guards([tensors[place] for place in sorted(set(firsts))]))
+
+
+def _guards(tensors: Sequence[Any]) -> Callable[..., bool]:
+    check: Callable[..., bool] = _TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    return check
 
 
 @functools.lru_cache(maxsize=MOST_RECENT)

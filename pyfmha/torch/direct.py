@@ -58,7 +58,7 @@ def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[
                         break
                     return call(q, k, v)
         for way in ways.get(tuple(named), ()):
-            result = way(q, k, v, asked, **named)
+            result = way(q, k, v, asked, named)
             if result is not None:
                 return result
         result = dispatched(q, k, v, *asked, **named)
@@ -110,8 +110,8 @@ class _Form(NamedTuple):
 
 _TEXT = """
 def make(known_of):
-    def way(q, k, v, asked, {names}):
-        {places}
+    def way(q, k, v, asked, named):
+        {lines}
         try:
             known = known_of({values}, ())
         except TypeError:
@@ -132,10 +132,11 @@ def _maker(form: _Form) -> Callable[..., Any]:
     given = [*(form.places or ()), *form.names]
     values = [*["asked"] * (form.places is None), *(name for name in given if name not in form.tensors)]
     count = len(form.places or ())
-    places = f"if len(asked) != {count}: return None\n        [{', '.join(form.places or ())}] = asked"
+    lines = [f"{name} = named[{name!r}]" for name in form.names]  # in half the time that **named takes
+    if form.places:
+        lines = [f"if len(asked) != {count}: return None", f"[{', '.join(form.places)}] = asked", *lines]
     text = _TEXT.format(
-        names=", ".join(form.names),
-        places=places if form.places else "",
+        lines="\n        ".join(lines),
         values=f"({', '.join(values)},)" if values else "()",
         tensors=", ".join(["q", "k", "v", *(name for name in form.keywords if name in form.tensors)]),
     )

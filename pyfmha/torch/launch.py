@@ -26,7 +26,8 @@ KEPT = 256
 """Problems that are kept prepared. One costs a plugin object, some KiB."""
 
 Call = Callable[..., Any]
-"""Of Q, K and V, and the other inputs, to what :func:`launch` returns."""
+"""Of Q, K and V, and the other inputs, to what :func:`launch` returns. What stands for a log-sum-exp that is no result
+may be the one of an earlier call, if not ``fresh=True``."""
 
 _lock = threading.Lock()
 
@@ -247,14 +248,14 @@ def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) ->
 def caller(ready: Ready, count: int, pair: bool) -> Call:
     """:func:`launch` for a number of tensors, without its questions where none is copied."""
     if ready.copied:
-        return lambda *tensors: launch(ready, tensors, pair)
+        return lambda *tensors, fresh=True: launch(ready, tensors, pair)
     return _launcher(ready, count, pair)
 
 
 def _launcher(ready: Ready, count: int, pair: bool) -> Call:
     """Launches for so many tensors, none of which must be copied."""
     made = _maker(count, pair, ready.lse_shape is not None, ready.workspace_bytes > 0)
-    call: Call = made(ready, ready.lse_shape or (0,), ready.lse_strides or (1,), (ready.workspace_bytes,))
+    call: Call = made(ready, ready.lse_shape, ready.lse_strides, (ready.workspace_bytes,))
     return call
 
 
@@ -265,8 +266,15 @@ def _maker(count: int, pair: bool, lse: bool, workspace: bool) -> Callable[..., 
     Written as text, as for :mod:`pyfmha.trt.launch`: what is neither given nor asked for costs nothing then."""
     given = [f"t{number}" for number in range(count)]
     lines = ["out = empty(shape, strides, dtype)"]
-    if lse or pair:
+    if lse:
         lines.append("lse = empty(lse_shape, lse_strides, float32)")
+    elif pair:
+        lines += [
+            "lse = nothing",
+            "if fresh: lse = empty((0,), (1,), float32)",
+            # Who was given it may have resized it, written to it or asked for its gradient.
+            "elif lse is None or lse._version or lse.requires_grad: lse = nothing = _nothing()",
+        ]
     if workspace:
         lines.append("workspace = empty(workspace_shape, (1,), uint8)")
     addresses = _tuple(f"{name}.data_ptr()" for name in given)
@@ -285,14 +293,22 @@ _TEXT = """
 def make(ready, lse_shape, lse_strides, workspace_shape):
     enqueue, _, shape, strides, dtype, device, *_ = ready
     float32, uint8 = torch.float32, torch.uint8
+    nothing = None
 
-    def call({given}):
+    def call({given}, fresh=False):
+        nonlocal nothing
         if _current_device() != device:
             return launch(ready, {tensors}, {pair})
         {lines}
 
     return call
 """
+
+
+def _nothing() -> torch.Tensor:
+    """What stands for a log-sum-exp that is no result, on the current device: for calls in any mode."""
+    with torch.inference_mode(False):
+        return empty((0,), (1,), torch.float32)
 
 
 def _tuple(terms: Iterable[str]) -> str:

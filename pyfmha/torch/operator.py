@@ -126,7 +126,7 @@ def _plain_on_gpu(q: Any, k: Any, v: Any, *keywords: Any) -> Pair:
             return _refusing(q, k, v, *keywords)
         ready, _ = ready_for(q, k, v, *keywords)
         call = _recent.keep(keywords, (q, k, v), ready)
-    pair: Pair = call(q, k, v)
+    pair: Pair = call(q, k, v, fresh=True)  # what PyTorch does with its own results does not meet another call's
     return pair
 
 
@@ -151,7 +151,7 @@ def _on_gpu(*arguments: Any) -> Pair:
         if not as_given(given, tensors):
             return launched(ready, tensors)
         call = _recent.keep(asked, given, ready)
-    pair: Pair = call(*given)
+    pair: Pair = call(*given, fresh=True)
     return pair
 
 

@@ -18,6 +18,7 @@ for _name, _schema in (("", operator.SCHEMA), (".full", operator.FULL_SCHEMA)):
     _library.define(f"attention{_name}{_schema}")
     _library.define(f"empty{_name}{_schema}")
     _library.impl(f"empty{_name}", lambda *arguments: _NOTHING, "CPU")
+    torch.library.register_fake(f"pyfmha_fake_gpu::attention{_name}", operator.fake, lib=_library)
 _library.impl("attention", operator._plain_on_gpu, "CPU")
 _library.impl("attention.full", operator._on_gpu, "CPU")
 attention_op, plain_op = torch.ops.pyfmha_fake_gpu.attention.full, torch.ops.pyfmha_fake_gpu.attention.default

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
-from pyfmha.torch.plain import GIVEN, Recent, dispatch_modes, function_modes, profiled
+from pyfmha.torch.plain import GIVEN, Recent, dispatch_modes, function_modes
 
 MOST_SPELLINGS = 256
 """Ways of giving keywords, and values of keywords in one way, that are known; a model has a handful."""
@@ -54,7 +55,7 @@ def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[
                 known = ()
             for alike, call in known:
                 if alike(q, k, v):
-                    if dispatch_modes() or function_modes() or profiled():
+                    if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
                         break
                     return call(q, k, v)
         for way in ways.get(tuple(named), ()):
@@ -118,7 +119,9 @@ def make(known_of):
             return None
         for alike, call in known:
             if alike({tensors}):
-                return None if dispatch_modes() or function_modes() or profiled() else call({tensors})
+                if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
+                    return None
+                return call({tensors})
 
     return way
 """

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import torch
+from torch.autograd import profiler
 
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
@@ -27,7 +28,6 @@ from pyfmha.torch.plain import (
     dispatch_modes,
     function_modes,
     is_compiling,
-    profiled,
     undispatched,
     undisturbed,
 )
@@ -156,7 +156,7 @@ def attention(
             asked = None
         for alike, call in known:
             if alike(q, k, v, *others):
-                if dispatch_modes() or function_modes() or profiled():
+                if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
                     break
                 return call(q, k, v, *others)
     if causal not in CAUSAL or align not in ALIGNED:
@@ -306,7 +306,7 @@ def scaled_dot_product_attention(
             asked = None
         for alike, call in known:
             if alike(*given):
-                if dispatch_modes() or function_modes() or profiled():
+                if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
                     break
                 return call(*given)
     direct = not is_compiling() and undispatched(query, key, value, (attn_mask,))

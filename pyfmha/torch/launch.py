@@ -242,7 +242,7 @@ def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) ->
     with nullcontext() if _current_device() == ready.device else torch.cuda.device(ready.device):
         if ready.copied:
             tensors = [*map(densely, tensors[:3]), *tensors[3:]]
-        return _launcher(ready, len(tensors), pair)(*tensors)
+        return _launcher(ready, len(tensors), pair)(*tensors, fresh=True)
 
 
 def caller(ready: Ready, count: int, pair: bool) -> Call:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import profiler
 
 from pyfmha.torch.launch import Call, Ready, caller
 
@@ -29,18 +30,18 @@ _is_on_gpu: Callable[[torch.Tensor], bool] = torch.Tensor.is_cuda.__get__
 def _lookers_on() -> tuple[Callable[[], object], ...]:
     """What PyTorch tells of those who may want to see a call; a version that does not tell has one always."""
     try:
+        profiler._is_profiler_enabled  # noqa: B018  # of PyTorch's profilers; read where it is asked for, as it changes
         return (
             torch._C._len_torch_dispatch_stack,
             torch._C._is_torch_function_mode_enabled,
             torch._C._functorch.peek_interpreter_stack,
             torch._C._get_tracing_state,
-            torch._C._autograd._profiler_enabled,
         )
     except AttributeError:
-        return (lambda: True,) * 5
+        return (lambda: True,) * 4
 
 
-dispatch_modes, function_modes, _transforms, _traced, profiled = _lookers_on()
+dispatch_modes, function_modes, _transforms, _traced = _lookers_on()
 
 
 def undispatched(q: Any, k: Any, v: Any, more: tuple[Any, ...] = ()) -> bool:
@@ -59,7 +60,7 @@ def undispatched(q: Any, k: Any, v: Any, more: tuple[Any, ...] = ()) -> bool:
         and not function_modes()
         and not _transforms()
         and not _traced()
-        and not profiled()
+        and not profiler._is_profiler_enabled
         and _PLAIN.issuperset(map(type, more))
     )
 
@@ -79,7 +80,7 @@ class Recent:
 
     Attributes:
         calls: by keywords, what tells whether tensors are alike, and what launches for them; the latest first. Who
-            takes a call from here asks :data:`dispatch_modes`, :data:`function_modes` and :data:`profiled` too: the
+            takes a call from here asks :data:`dispatch_modes`, :data:`function_modes` and the profiler's flag too: the
             guards do not see those, of the first PyTorch's own. Not while PyTorch's compiler reads the program.
 
     Args:

@@ -18,6 +18,7 @@ for _name, _schema in (("", operator.SCHEMA), (".full", operator.FULL_SCHEMA)):
     _library.define(f"attention{_name}{_schema}")
     _library.define(f"empty{_name}{_schema}")
     _library.impl(f"empty{_name}", lambda *arguments: _NOTHING, "CPU")
+    torch.library.register_fake(f"pyfmha_fake_gpu::attention{_name}", operator.fake, lib=_library)
 _library.impl("attention", operator._plain_on_gpu, "CPU")
 _library.impl("attention.full", operator._on_gpu, "CPU")
 attention_op, plain_op = torch.ops.pyfmha_fake_gpu.attention.full, torch.ops.pyfmha_fake_gpu.attention.default
@@ -42,7 +43,7 @@ def forget() -> None:
     for cached in (functions._names, functions._inputs_of, functions._library_inputs):
         cached.cache_clear()
     for recent in (operator._recent, functional._recent, functional._recent_drop_in):
-        recent.calls.clear()
+        recent.clear()
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch_host
 
 import pyfmha.torch
 from pyfmha.attention.forward import strides
 from pyfmha.torch import launch as launching
-from pyfmha.torch import operator
 from pyfmha.trt import DirectSession
 from pyfmha.trt.attention.problem import Features
 
@@ -159,60 +159,6 @@ def measure_model(name: str, make: Callable[[], Any], options: argparse.Namespac
     return {"model": name, "launches": launches, "errors": errors, "times": times, "same": same}
 
 
-def best_us(call: Call, count: int = 100, rounds: int = 30) -> float:
-    """Microseconds of the host for a call: the least of many rounds, with the GPU idle before each."""
-    best = float("inf")
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(count):
-            call()
-        best = min(best, (time.perf_counter() - started) / count * 1e6)
-    return best
-
-
-def empty_operators() -> dict[str, Any]:
-    """Operators of as many arguments as ours that do nothing: what PyTorch's dispatcher alone takes."""
-    library, nothing = torch.library.Library("pyfmha_host_times", "DEF"), torch.empty(0, device="cuda")
-    for name, schema in (("few", operator.SCHEMA), ("all", operator.FULL_SCHEMA)):
-        library.define(name + schema)
-        library.impl(name, lambda *arguments: (nothing, nothing), "CUDA")
-    empty_operators.library = library  # type: ignore[attr-defined]  # its operators end with it
-    return {"few": torch.ops.pyfmha_host_times.few.default, "all": torch.ops.pyfmha_host_times.all.default}
-
-
-def host_times() -> dict[str, float]:
-    """One small call: the library's own launch from Python, the operator, the functions, and PyTorch's own."""
-    q, k, v = (torch.randn(1, 8, 64, 64, device="cuda", dtype=torch.float16) for _ in range(3))
-    native, ours = torch.nn.functional.scaled_dot_product_attention, pyfmha.torch.scaled_dot_product_attention
-    out, _ = torch.ops.pyfmha.attention(q, k, v, 0.125)
-    ready = next(ready for key, ready in operator._ready.items() if key[0] == q.shape)
-    stream = torch.cuda.current_stream().cuda_stream
-    pointers, results = [x.data_ptr() for x in (q, k, v)], [out.data_ptr()]
-    lengths = torch.full((1,), 50, device="cuda", dtype=torch.int32)
-    ones, full, few = torch.ones(64, 64, device="cuda", dtype=torch.bool), operator.attention_op, operator.plain_op
-    empty = empty_operators()
-    calls: dict[str, Call] = {
-        "library": lambda: ready.enqueue((), (), pointers, results, 0, stream),
-        "torch.ops.pyfmha.attention": lambda: torch.ops.pyfmha.attention(q, k, v, 0.125),
-        "torch.ops.pyfmha.attention.default": lambda: few(q, k, v, 0.125),
-        "torch.ops.pyfmha.attention.default, causal=True": lambda: few(q, k, v, 0.125, causal=True),
-        "torch.ops.pyfmha.attention.full": lambda: full(q, k, v, 0.125),
-        "torch.ops.pyfmha.attention.full, window_left=32": lambda: full(q, k, v, 0.125, window_left=32),
-        "torch.ops.pyfmha.attention.full, kv_lengths": lambda: full(q, k, v, 0.125, kv_lengths=lengths),
-        "an operator of few arguments that does nothing": lambda: empty["few"](q, k, v, 0.125),
-        "an operator of all arguments that does nothing": lambda: empty["all"](q, k, v, 0.125),
-        "pyfmha.torch.attention": lambda: pyfmha.torch.attention(q, k, v),
-        "pyfmha.torch.attention, kv_lengths": lambda: pyfmha.torch.attention(q, k, v, kv_lengths=lengths),
-        "pyfmha.torch.attention, return_lse": lambda: pyfmha.torch.attention(q, k, v, return_lse=True),
-        "pyfmha.torch.scaled_dot_product_attention": lambda: ours(q, k, v),
-        "PyTorch's scaled_dot_product_attention": lambda: native(q, k, v),
-    }
-    if launching.lacking("fp16", 64) is None:
-        calls["pyfmha.torch.scaled_dot_product_attention, attn_mask"] = lambda: ours(q, k, v, attn_mask=ones)
-    return {name: best_us(call) for name, call in calls.items()}
-
-
 def check_tensors() -> dict[str, bool]:
     """PyTorch's tensors in the library's functions and in a session, and the operator in a CUDA graph."""
     q, k, v = (torch.randn(2, 8, 333, 64, device="cuda", dtype=torch.float16) for _ in range(3))
@@ -265,9 +211,7 @@ def main() -> int:
     with torch.inference_mode():
         report["tensors"] = check_tensors()
         print("tensors", report["tensors"], flush=True)
-        report["host_us"] = host_times()
-        for name, taken in report["host_us"].items():
-            print(f"host: {name}: {taken:.1f} us", flush=True)
+        report["host_us"] = torch_host.measure()
         report["models"] = []
         if options.out:
             options.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -283,7 +227,8 @@ def main() -> int:
                 )
             if options.out:
                 options.out.write_text(json.dumps(report, indent=1) + "\n")
-    right = all(report["tensors"].values()) and all(row["same"] for row in report["models"])
+    host = [row["error"] < torch_host.SAME for row in report["host_us"].values() if "error" in row]
+    right = all((*report["tensors"].values(), *host, *(row["same"] for row in report["models"])))
     return 0 if right else 1
 
 

@@ -7,21 +7,20 @@ and so does the first, whose checks hold for those like it. An implementation th
 found by the dispatcher alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
-from pyfmha.torch.plain import GIVEN, Recent, unseen
+from pyfmha.torch.plain import GIVEN, Recent, dispatch_modes, function_modes
 
 MOST_SPELLINGS = 256
-"""Ways of giving keywords that are known; a model has a handful."""
+"""Ways of giving keywords, and values of keywords in one way, that are known; a model has a handful."""
 
-BY_NAME = object()
-"""Between keywords that are given by position and by name."""
-
-_VALUES = {bool, int, float, str, type(None), type(GIVEN)}
+_VALUES = {bool, int, float, str, type(None), Tensor}
 
 
 def launch_at_once(packet: Any, recent: Recent, keywords: Mapping[str, Any]) -> None:
@@ -45,67 +44,116 @@ def launch_at_once(packet: Any, recent: Recent, keywords: Mapping[str, Any]) -> 
 
 def _directly(dispatched: Callable[..., Any], recent: Recent, keywords: Mapping[str, Any]) -> Callable[..., Any]:
     calls = recent.calls
-    spellings: dict[Any, tuple[tuple[Any, ...], list[int]]] = {}
+    ways: dict[tuple[str, ...], list[Callable[..., Any]]] = {}
+    spelled: dict[_Form, dict[Any, Any]] = {}
 
     def attention(q: Any, k: Any, v: Any, *asked: Any, **named: Any) -> Any:
-        others: Sequence[Any] = ()
-        try:
-            found = None if named else calls.get(asked)
-            if found is None:
-                form, others = _form(asked, named)
-                known = spellings.get(form)
-                if known is None:
-                    return first(form, q, k, v, asked, named)
-                found = calls.get(known[0])
-                if len(others) > 1:
-                    others = [others[place] for place in known[1]]
-        except TypeError:  # what has no hash is none of our keywords
-            found = None
-        if found is not None and found[0](q, k, v, *others) and unseen():
-            return found[1](q, k, v, *others)
-        return dispatched(q, k, v, *asked, **named)
-
-    def first(form: tuple[Any, ...], q: Any, k: Any, v: Any, asked: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        if not named:
+            try:
+                known = calls.get(asked, ())
+            except TypeError:  # what has no hash is none of our keywords
+                known = ()
+            for alike, call in known:
+                if alike(q, k, v):
+                    if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
+                        break
+                    return call(q, k, v)
+        for way in ways.get(tuple(named), ()):
+            result = way(q, k, v, asked, named)
+            if result is not None:
+                return result
         result = dispatched(q, k, v, *asked, **named)
-        if _VALUES.issuperset(map(type, form)):
-            if len(spellings) >= MOST_SPELLINGS:
-                spellings.clear()
-            spellings[form] = _passed_on(form, keywords)
+        remember(asked, named)
         return result
+
+    def remember(asked: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not _VALUES.issuperset(map(type, (*asked, *named.values()))):
+            return
+        by_place = tuple(zip(keywords, asked, strict=False))
+        told = dict(by_place) | named
+        known = calls.get(_passed_on(told, keywords))
+        if known is None:  # its tensors are converted each time, or may need a gradient
+            return
+        form = _Form(
+            tuple(keywords), tuple(named), frozenset(name for name, value in told.items() if type(value) is Tensor),
+            tuple(name for name, _ in by_place) if any(type(value) is Tensor for value in asked) else None,
+        )  # fmt: skip
+        if form not in spelled:
+            if len(spelled) >= MOST_SPELLINGS:
+                spelled.clear()
+                ways.clear()
+            spelled[form] = {}
+            ways.setdefault(form.names, []).append(_maker(form)(spelled[form].get))
+        if len(spelled[form]) >= MOST_SPELLINGS:
+            spelled[form].clear()
+        values = [value for name, value in told.items() if name not in form.tensors]
+        key = (asked, *values[len(asked) :]) if form.places is None else tuple(values)
+        spelled[form][key] = known
 
     return attention
 
 
-def _form(asked: Sequence[Any], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[Any]]:
-    """How keywords are given: those by position, :data:`BY_NAME`, then names and values in turn, with :data:`GIVEN` for
-    tensors; and those, as they come."""
-    form: list[Any] = []
-    others = []
-    for value in asked:
-        if type(value) is Tensor:
-            others.append(value)
-            value = GIVEN
-        form.append(value)
-    form.append(BY_NAME)
-    for name, value in named.items():
-        form.append(name)
-        if type(value) is Tensor:
-            others.append(value)
-            value = GIVEN
-        form.append(value)
-    return tuple(form), others
+class _Form(NamedTuple):
+    """How keywords are given.
+
+    Attributes:
+        keywords: all there are.
+        names: of those that are given by name.
+        tensors: of those that are tensors.
+        places: of those that are given by position, where a tensor is among them.
+    """
+
+    keywords: tuple[str, ...]
+    names: tuple[str, ...]
+    tensors: frozenset[str]
+    places: tuple[str, ...] | None
 
 
-def _passed_on(form: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[int]]:
-    """The keywords that the dispatcher passes on: by position, without the defaults at their end; and which of the
-    tensors among them, as they are given, comes first, second, ..."""
-    by_name = form.index(BY_NAME)
-    told = dict(zip(keywords, form[:by_name], strict=False))
-    told |= zip(form[by_name + 1 :: 2], form[by_name + 2 :: 2], strict=True)
-    given = {**keywords, **told}
-    tensors = [name for name, value in told.items() if value is GIVEN]
-    values = list(given.values())
+_TEXT = """
+def make(known_of):
+    def way(q, k, v, asked, named):
+        {lines}
+        try:
+            known = known_of({values}, ())
+        except TypeError:
+            return None
+        for alike, call in known:
+            if alike({tensors}):
+                if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
+                    return None
+                return call({tensors})
+
+    return way
+"""
+
+
+@functools.lru_cache(maxsize=MOST_SPELLINGS)
+def _maker(form: _Form) -> Callable[..., Any]:
+    """Makes what launches for keywords that are given in one way, where tensors are alike, and else returns None.
+
+    Written as text, as for :mod:`pyfmha.trt.launch`: to take any keywords apart takes the host longer than a launch."""
+    given = [*(form.places or ()), *form.names]
+    values = [*["asked"] * (form.places is None), *(name for name in given if name not in form.tensors)]
+    count = len(form.places or ())
+    lines = [f"{name} = named[{name!r}]" for name in form.names]  # in half the time that **named takes
+    if form.places:
+        lines = [f"if len(asked) != {count}: return None", f"[{', '.join(form.places)}] = asked", *lines]
+    text = _TEXT.format(
+        lines="\n        ".join(lines),
+        values=f"({', '.join(values)},)" if values else "()",
+        tensors=", ".join(["q", "k", "v", *(name for name in form.keywords if name in form.tensors)]),
+    )
+    made: dict[str, Any] = {}
+    exec(compile(text, "<attention>", "exec"), globals(), made)
+    make: Callable[..., Any] = made["make"]
+    return make
+
+
+def _passed_on(told: Mapping[str, Any], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The keywords that the dispatcher passes on: by position, without the defaults at their end, and with
+    :data:`GIVEN` for tensors."""
+    values = [GIVEN if isinstance(value, Tensor) else value for value in {**keywords, **told}.values()]
     defaults = list(keywords.values())
     while values and values[-1] == defaults[len(values) - 1]:
         values.pop()
-    return tuple(values), [tensors.index(name) for name, value in given.items() if value is GIVEN]
+    return tuple(values)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import torch
+from torch.autograd import profiler
 
-from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
 from pyfmha.torch.functions import Own, extended, named_tensors, node_attributes, own_of
-from pyfmha.torch.launch import lacking, launch
+from pyfmha.torch.launch import launch
+from pyfmha.torch.left_to_pytorch import beside_of_mask, why_not
 from pyfmha.torch.operator import (
     NoGradient,
     attention_op,
@@ -21,10 +22,18 @@ from pyfmha.torch.operator import (
     plain_op,
     ready_for,
 )
-from pyfmha.torch.plain import Recent, as_given, is_compiling, undispatched, undisturbed
-from pyfmha.torch.settings import DTYPES, Settings, check_lengths, problem_of
+from pyfmha.torch.plain import (
+    Recent,
+    as_given,
+    dispatch_modes,
+    function_modes,
+    is_compiling,
+    undispatched,
+    undisturbed,
+)
+from pyfmha.torch.settings import Settings, check_lengths, problem_of
 from pyfmha.torch.with_functions import attention_with_op
-from pyfmha.trt.attention.beside import beside_of, check_broadcast
+from pyfmha.trt.attention.beside import beside_of
 from pyfmha.trt.attention.functions import Asked, split_mask
 from pyfmha.trt.attention.words import Align, Causal, Function, Layout
 
@@ -36,6 +45,7 @@ ALIGNED = (None, *ALIGNMENTS)
 CAUSAL = (False, True, "bottom-right")
 NOTHING: tuple[Any, ...] = ()
 _recent, _recent_drop_in = Recent(), Recent()
+_calls, _calls_drop_in = _recent.calls, _recent_drop_in.calls
 _native = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -123,30 +133,44 @@ def attention(
         PluginError: the tensors do not fit, or it is not served.
         PyfmhaError: on a GPU, the library is missing or lacks it, or the launch failed.
     """
+    if type(window) is not tuple:
+        window = _window(window)
+    asked: tuple[Any, ...] | None = None
+    others: Sequence[Any] = NOTHING
+    functions = None
+    known: Sequence[Any] = NOTHING
+    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is score is None
+    more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
+    if not is_compiling() and score is None and score_inputs is mask_inputs is NOTHING:
+        if alone:
+            asked = (causal, scale, window, align, softcap, layout, return_lse)
+        else:
+            others = [tensor for tensor in more if tensor is not None]
+            asked = (
+                causal, scale, window, align, softcap, layout, return_lse, q_lengths is None, kv_lengths is None,
+                cu_seqlens_q is None, cu_seqlens_kv is None, bias is None, mask is None, sinks is None,
+            )  # fmt: skip
+        try:
+            known = _calls.get(asked, NOTHING)
+        except TypeError:  # what has no hash is none of our keywords
+            asked = None
+        for alike, call in known:
+            if alike(q, k, v, *others):
+                if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
+                    break
+                return call(q, k, v, *others)
     if causal not in CAUSAL or align not in ALIGNED:
         raise PluginError(
             f"causal is {causal!r}, align {align!r}; allowed are True, False, 'bottom-right' and {ALIGNMENTS}"
         )
     if causal == "bottom-right" and align == "top-left":
         raise PluginError("causal is 'bottom-right' and align 'top-left'; leave one of them out")
-    left, right = window if isinstance(window, tuple) and len(window) == 2 else _window(window)
-    asked: tuple[Any, ...] | None = None
-    functions, others = None, NOTHING
-    alone = q_lengths is kv_lengths is cu_seqlens_q is cu_seqlens_kv is bias is mask is sinks is score is None
-    if not (alone or mask is None or isinstance(mask, torch.Tensor)) or not (
+    if not (mask is None or isinstance(mask, torch.Tensor)) or not (
         score is None and score_inputs is NOTHING and mask_inputs is NOTHING
     ):
+        asked = None
         mask, functions = _functions_of(score, mask, score_inputs, mask_inputs)
-    more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
-    if not functions and not is_compiling():
-        asked = (causal, scale, left, right, align, softcap, layout, return_lse)
-        if not alone:
-            asked += tuple([tensor is None for tensor in more])
-            others = tuple([tensor for tensor in more if tensor is not None])
-        call = _recent.find(asked, q, k, v, *others)
-        if call is not None:
-            out, lse = call(q, k, v, *others)
-            return (out, lse) if return_lse else out
+        more = (q_lengths, kv_lengths, cu_seqlens_q, cu_seqlens_kv, bias, mask, sinks)
     for name, tensor in zip("qkv", (q, k, v), strict=True):
         if not isinstance(tensor, torch.Tensor):
             raise PluginError(f"{name} is of {type(tensor).__name__}; q, k and v are tensors of PyTorch")
@@ -162,11 +186,11 @@ def attention(
     if not is_compiling() and not gradient and undispatched(q, k, v, more):
         ready, tensors = ready_for(*arguments)
         if asked is not None and as_given((q, k, v, *others), tensors):
-            _recent.keep(asked, (q, k, v, *others), ready)
-        out, lse = launch(ready, tensors)
-    elif torch.onnx.is_in_onnx_export():
+            return _recent.keep(asked, tensors, ready)(*tensors)
+        return launch(ready, tensors)
+    if torch.onnx.is_in_onnx_export():
         return _exported(q, k, v, Settings(*keywords), lengths_of(*more[:4]), return_lse, beside_of(bias, mask, sinks))
-    elif gradient:
+    if gradient:
         out, lse = NoGradient.apply(*arguments)
     else:
         overload, taken = operator_for(arguments)
@@ -270,13 +294,21 @@ def scaled_dot_product_attention(
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's.
     """
-    asked, given = None, NOTHING
+    asked: tuple[Any, ...] | None = None
+    given: tuple[Any, ...] = NOTHING
+    known: Sequence[Any] = NOTHING
     if not is_compiling() and not dropout_p:
         asked = (is_causal, scale, enable_gqa, attn_mask is None)
         given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-        call = _recent_drop_in.find(asked, *given)
-        if call is not None:
-            return call(*given)[0]
+        try:
+            known = _calls_drop_in.get(asked, NOTHING)
+        except TypeError:  # what has no hash is none of our keywords
+            asked = None
+        for alike, call in known:
+            if alike(*given):
+                if dispatch_modes() or function_modes() or profiler._is_profiler_enabled:
+                    break
+                return call(*given)
     direct = not is_compiling() and undispatched(query, key, value, (attn_mask,))
     exporting = not direct and torch.onnx.is_in_onnx_export()
     if why_not(query, key, value, attn_mask, dropout_p, enable_gqa, exporting=exporting) is None and not (
@@ -291,90 +323,9 @@ def scaled_dot_product_attention(
             return overload(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))[0]
         ready, tensors = ready_for(query, key, value, factor, is_causal, **beside_of_mask(attn_mask))
         if asked is not None and as_given(given, tensors):
-            _recent_drop_in.keep(asked, given, ready)
-        return launch(ready, tensors)[0]
+            return _recent_drop_in.keep(asked, given, ready)(*given)
+        return launch(ready, tensors)
     return _native(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
         enable_gqa=enable_gqa,
     )  # fmt: skip
-
-
-def beside_of_mask(mask: Any) -> dict[str, Any]:
-    """PyTorch's ``attn_mask``, or what stands for it with a ``dtype``, as our keyword: a mask of bool, else a bias."""
-    return {} if mask is None else {"mask" if mask.dtype == torch.bool else "bias": mask}
-
-
-def why_not(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    enable_gqa: bool = False,
-    *,
-    exporting: bool = False,
-) -> str | None:
-    """Why a call is left to PyTorch; None where it is not. An export to ONNX has no GPU and no gradient."""
-    if dropout_p:
-        return "a dropout"
-    if not (isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor)):
-        return "what is no tensor"
-    if not exporting:
-        if differentiated(query, key, value, attn_mask):
-            return "a gradient is asked for"
-        if query.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
-            return "autocast computes it in another type"
-        if not query.is_cuda:
-            return "the tensors are not on a GPU"
-    why = why_not_shapes(query, key, value, enable_gqa, not exporting)
-    if attn_mask is None or why is not None:
-        return why
-    return why_not_mask(query, key, attn_mask) or (None if exporting else _lacking(query, value))
-
-
-def why_not_mask(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> str | None:
-    """Why a mask is left to PyTorch, beside tensors that are served; None where it is not."""
-    if mask.dtype not in (torch.bool, query.dtype, torch.float32):
-        return f"a mask of {mask.dtype}"
-    if mask.device != query.device:
-        return "a mask on another device"
-    try:
-        check_broadcast("attn_mask", tuple(mask.shape), (*query.shape[:3], key.shape[2]))
-    except PluginError:
-        return "a mask of a shape that PyTorch refuses, or broadcasts otherwise"
-    return None
-
-
-def _lacking(query: torch.Tensor, value: torch.Tensor) -> str | None:
-    widest = max(query.shape[3], value.shape[3])
-    # Compared, not passed on: while PyTorch compiles, it may be a symbol.
-    return lacking(DTYPES[query.dtype], next(size for size in HEAD_SIZES if widest <= size))
-
-
-def why_not_shapes(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool, look: bool = False
-) -> str | None:
-    """Why tensors are left to PyTorch by their shapes and types; None where they are not.
-
-    Args:
-        query, key, value, enable_gqa: as PyTorch's.
-        look: whether the library must hold what values of another head size need, which is not in every one.
-    """
-    shape, keys = query.shape, key.shape
-    if len(shape) != 4 or len(keys) != 4 or value.ndim != 4:
-        return "tensors of other than four axes"
-    if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
-        return f"types {query.dtype}, {key.dtype}, {value.dtype}"
-    other = keys != value.shape
-    if (other and keys[:3] != value.shape[:3]) or shape[3] != keys[3] or shape[0] != keys[0]:
-        return "shapes that PyTorch broadcasts"
-    if shape[3] == 0 or value.shape[3] == 0 or keys[1] == 0:
-        return "no heads, or heads without elements"
-    if shape[3] > 256 or (other and value.shape[3] > 256):
-        return "a head size above 256"
-    if other and look and (why := _lacking(query, value)) is not None:
-        return why
-    heads, kv_heads = shape[1], keys[1]
-    if heads != kv_heads and (not enable_gqa or heads % kv_heads):
-        return "heads that PyTorch broadcasts"
-    return None

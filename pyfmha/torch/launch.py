@@ -2,7 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,9 @@ LAYER = "torch.ops.pyfmha.attention"
 KEPT = 256
 """Problems that are kept prepared. One costs a plugin object, some KiB."""
 
-Call = Callable[..., tuple[torch.Tensor, Any]]
-"""Of Q, K and V, and the other inputs, to Out and the log-sum-exp."""
+Call = Callable[..., Any]
+"""Of Q, K and V, and the other inputs, to what :func:`launch` returns. What stands for a log-sum-exp that is no result
+may be the one of an earlier call, if not ``fresh=True``."""
 
 _lock = threading.Lock()
 
@@ -221,7 +223,7 @@ _stream_of: Callable[[int], int] = getattr(
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
-def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) -> tuple[torch.Tensor, Any]:
+def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) -> Any:
     """Attention on the GPU that the tensors are on, on PyTorch's current stream.
 
     It can be captured in a CUDA graph. The results and the workspace come from PyTorch's allocator.
@@ -229,52 +231,88 @@ def launch(ready: Ready, tensors: Sequence[torch.Tensor], pair: bool = False) ->
     Args:
         ready: of :func:`prepare`, for such tensors.
         tensors: those.
-        pair: whether the log-sum-exp is a tensor even where it is no result, then an empty one; else it is None there.
+        pair: whether the log-sum-exp is a tensor even where it is no result, then an empty one.
 
     Returns:
-        Out and the log-sum-exp.
+        Out and the log-sum-exp; Out alone where that is no tensor.
 
     Raises:
         LaunchError: it failed.
     """
-    enqueue, copied, shape, strides, dtype, device, of_lse, strides_of_lse, workspace_bytes, _ = ready
-    if _current_device() != device:
-        with torch.cuda.device(device):
-            return launch(ready, tensors, pair)
-    out, lse = empty(shape, strides, dtype), None
-    results = [out.data_ptr()]
-    if of_lse is not None:
-        lse = empty(of_lse, strides_of_lse, torch.float32)
-        results.append(lse.data_ptr())
+    with nullcontext() if _current_device() == ready.device else torch.cuda.device(ready.device):
+        if ready.copied:
+            tensors = [*map(densely, tensors[:3]), *tensors[3:]]
+        return _launcher(ready, len(tensors), pair)(*tensors, fresh=True)
+
+
+def caller(ready: Ready, count: int, pair: bool) -> Call:
+    """:func:`launch` for a number of tensors, without its questions where none is copied."""
+    if ready.copied:
+        return lambda *tensors, fresh=True: launch(ready, tensors, pair)
+    return _launcher(ready, count, pair)
+
+
+def _launcher(ready: Ready, count: int, pair: bool) -> Call:
+    """Launches for so many tensors, none of which must be copied."""
+    made = _maker(count, pair, ready.lse_shape is not None, ready.workspace_bytes > 0)
+    call: Call = made(ready, ready.lse_shape, ready.lse_strides, (ready.workspace_bytes,))
+    return call
+
+
+@functools.cache
+def _maker(count: int, pair: bool, lse: bool, workspace: bool) -> Callable[..., Call]:
+    """Makes what launches, for one pattern of tensors.
+
+    Written as text, as for :mod:`pyfmha.trt.launch`: what is neither given nor asked for costs nothing then."""
+    given = [f"t{number}" for number in range(count)]
+    lines = ["out = empty(shape, strides, dtype)"]
+    if lse:
+        lines.append("lse = empty(lse_shape, lse_strides, float32)")
     elif pair:
-        lse = empty((0,), (1,), torch.float32)
-    if copied:
-        tensors = [*map(densely, tensors[:3]), *tensors[3:]]
-    address = 0
-    if workspace_bytes:
-        workspace = empty((workspace_bytes,), (1,), torch.uint8)
-        address = workspace.data_ptr()
-    enqueue((), (), [tensor.data_ptr() for tensor in tensors], results, address, _stream_of(device))
-    return out, lse
+        lines += [
+            "lse = nothing",
+            "if fresh: lse = empty((0,), (1,), float32)",
+            # Who was given it may have resized it, written to it or asked for its gradient.
+            "elif lse is None or lse._version or lse.requires_grad: lse = nothing = _nothing()",
+        ]
+    if workspace:
+        lines.append("workspace = empty(workspace_shape, (1,), uint8)")
+    addresses = _tuple(f"{name}.data_ptr()" for name in given)
+    results = _tuple(f"{name}.data_ptr()" for name in ["out", "lse"][: 1 + lse])
+    address = "workspace.data_ptr()" if workspace else "0"
+    lines.append(f"enqueue((), (), {addresses}, {results}, {address}, _stream_of(device))")
+    lines.append(f"return out{', lse' * (lse or pair)}")
+    text = _TEXT.format(tensors=_tuple(given), given=", ".join(given), pair=pair, lines="\n        ".join(lines))
+    made: dict[str, Any] = {}
+    exec(compile(text, "<launch>", "exec"), globals(), made)
+    make: Callable[..., Call] = made["make"]
+    return make
 
 
-def caller(ready: Ready, pair: bool) -> Call:
-    """:func:`launch` at half of its time where nothing is needed but memory for Out."""
-    enqueue, copied, shape, strides, dtype, device, of_lse, _, workspace_bytes, _ = ready
-    if copied or of_lse is not None or workspace_bytes:
-        return lambda *tensors: launch(ready, tensors, pair)
+_TEXT = """
+def make(ready, lse_shape, lse_strides, workspace_shape):
+    enqueue, _, shape, strides, dtype, device, *_ = ready
+    float32, uint8 = torch.float32, torch.uint8
+    nothing = None
 
-    def call(q: Any, k: Any, v: Any, *more: Any) -> tuple[torch.Tensor, Any]:
+    def call({given}, fresh=False):
+        nonlocal nothing
         if _current_device() != device:
-            return launch(ready, (q, k, v, *more), pair)
-        out = empty(shape, strides, dtype)
-        addresses = [q.data_ptr(), k.data_ptr(), v.data_ptr()]
-        if more:
-            addresses += [tensor.data_ptr() for tensor in more]
-        enqueue((), (), addresses, [out.data_ptr()], 0, _stream_of(device))
-        return out, (empty((0,), (1,), torch.float32) if pair else None)
+            return launch(ready, {tensors}, {pair})
+        {lines}
 
     return call
+"""
+
+
+def _nothing() -> torch.Tensor:
+    """What stands for a log-sum-exp that is no result, on the current device: for calls in any mode."""
+    with torch.inference_mode(False):
+        return empty((0,), (1,), torch.float32)
+
+
+def _tuple(terms: Iterable[str]) -> str:
+    return f"({', '.join(terms)},)"
 
 
 def lse_shape(problem: Problem, q: torch.Tensor) -> tuple[int, ...]:

@@ -39,7 +39,6 @@ at the end."""
 
 _ready: dict[Any, Ready] = {}
 _recent = Recent(pair=True)
-_known = _recent.calls
 _library = torch.library.Library("pyfmha", "DEF")
 # The strides of Out follow from those of Q, so the compiler must not choose others than it traced with.
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -120,14 +119,15 @@ def _refusing(*arguments: Any) -> Pair:
 
 
 def _plain_on_gpu(q: Any, k: Any, v: Any, *keywords: Any) -> Pair:
-    found = _known.get(keywords)
-    if found is not None and found[0](q, k, v):  # none of them needs a gradient
-        return found[1](q, k, v)
-    check_given(q, k, v)
-    if differentiated(q, k, v):
-        return _refusing(q, k, v, *keywords)
-    ready, _ = ready_for(q, k, v, *keywords)
-    return _recent.keep(keywords, (q, k, v), ready)(q, k, v)
+    call = _recent.find(keywords, (q, k, v))
+    if call is None:  # else none of them needs a gradient
+        check_given(q, k, v)
+        if differentiated(q, k, v):
+            return _refusing(q, k, v, *keywords)
+        ready, _ = ready_for(q, k, v, *keywords)
+        call = _recent.keep(keywords, (q, k, v), ready)
+    pair: Pair = call(q, k, v, fresh=True)  # what PyTorch does with its own results does not meet another call's
+    return pair
 
 
 def _on_gpu(*arguments: Any) -> Pair:
@@ -145,13 +145,20 @@ def _on_gpu(*arguments: Any) -> Pair:
         given += tuple([x for x in keywords if isinstance(x, torch.Tensor)])
         keywords = [GIVEN if isinstance(x, torch.Tensor) else x for x in keywords]
     asked = tuple(keywords)
-    found = _known.get(asked)
-    if found is not None and found[0](*given):
-        return found[1](*given)
-    ready, tensors = ready_for(*arguments)
-    if as_given(given, tensors):
-        return _recent.keep(asked, given, ready)(*given)
-    return launch(ready, tensors, pair=True)
+    call = _recent.find(asked, given)
+    if call is None:
+        ready, tensors = ready_for(*arguments)
+        if not as_given(given, tensors):
+            return launched(ready, tensors)
+        call = _recent.keep(asked, given, ready)
+    pair: Pair = call(*given, fresh=True)
+    return pair
+
+
+def launched(ready: Ready, tensors: Sequence[torch.Tensor]) -> Pair:
+    """Of what is prepared, as the operator returns it."""
+    pair: Pair = launch(ready, tensors, pair=True)
+    return pair
 
 
 def _prepared(

@@ -21,9 +21,9 @@ import torch
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.errors import PluginError, PyfmhaError
 from pyfmha.operators.description import DATA_TYPES
-from pyfmha.torch.functional import beside_of_mask, why_not_mask, why_not_shapes
 from pyfmha.torch.functions import Own, extended
 from pyfmha.torch.launch import library
+from pyfmha.torch.left_to_pytorch import beside_of_mask, why_not_mask, why_not_shapes
 from pyfmha.torch.operator import attention_op, plain_op
 from pyfmha.torch.settings import Settings, problem_of
 from pyfmha.torch.with_functions import attention_with_op

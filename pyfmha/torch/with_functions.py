@@ -7,8 +7,7 @@ import torch
 from pyfmha.errors import PluginError
 from pyfmha.torch import operator
 from pyfmha.torch.functions import Own
-from pyfmha.torch.launch import launch
-from pyfmha.torch.operator import Pair, check_given, computed, differentiated, fake, ready_for
+from pyfmha.torch.operator import Pair, check_given, computed, differentiated, fake, launched, ready_for
 
 NAME = "pyfmha::attention_with"
 SCHEMA = operator.FULL_SCHEMA.replace(
@@ -47,7 +46,7 @@ def _on_gpu(*arguments: Any) -> Pair:
     def call(q: Any, k: Any, v: Any, own: Own, *keywords: Any) -> Pair:
         prepared: Any = ready_for
         ready, tensors = prepared(q, k, v, *keywords, own=own)
-        return launch(ready, tensors, pair=True)
+        return launched(ready, tensors)
 
     return _called(call, arguments)
 

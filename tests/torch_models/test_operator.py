@@ -18,7 +18,7 @@ from pyfmha.attention.reference import attend, relative_error
 from pyfmha.errors import PluginError
 from pyfmha.torch import functional as drop_in
 from pyfmha.torch import launch as launching
-from pyfmha.torch.functional import why_not, why_not_mask, why_not_shapes
+from pyfmha.torch.left_to_pytorch import why_not, why_not_mask, why_not_shapes
 from pyfmha.torch.operator import attention_op, plain_op
 
 LENGTHS = {"q_lengths": torch.tensor([3, 7]), "kv_lengths": torch.tensor([9, 0])}
@@ -383,14 +383,14 @@ def test_what_the_library_lacks_is_left_to_pytorch_also_while_it_compiles(monkey
     q, k, v = tensors(4)
 
     def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return q + (1 if drop_in.why_not_shapes(q, k, v, False, True) is None else 2)
+        return q + (1 if why_not_shapes(q, k, v, False, True) is None else 2)
 
     compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
     for times, added in ((2, 2), (3, 1), (5, 2)):  # values of 32, 48 and 80
         wide = v.repeat(1, 1, 1, times)
         assert torch.equal(program(q, k, wide), q + added)
         assert torch.equal(compiled(q, k, wide), q + added)
-    lacked = drop_in.why_not_shapes(q, k, v.repeat(1, 1, 1, 5), False, True)
+    lacked = why_not_shapes(q, k, v.repeat(1, 1, 1, 5), False, True)
     assert lacked == "libpyfmha.so does not hold fmha_biased_d128_fp32"
 
 

@@ -24,6 +24,7 @@ blocks hold it, whether they see its key or not, except behind kv_lengths and in
 
 from sm90_asm import hold, moved, pass_turn, take_turn, uniform
 from sm90_lazy import grown, part_times_where
+from sm90_maxima import largest as largest_score
 from sm90_ragged import find_tile
 from sm90_slow import LN_2, LOG2_E, narrow
 from sm90_softmax import partial_sums
@@ -56,6 +57,8 @@ LARGEST_FACTOR: gl.constexpr = gl.constexpr(6.338253001141147e29)  # 2**99
 LOWEST: gl.constexpr = gl.constexpr(-8.507059173023462e37)  # -2**126: below every score
 # A product's rounding, of a maximum: by so much it is set higher, or else the largest weight may exceed 2**8.
 ROUNDING: gl.constexpr = gl.constexpr(1.1920928955078125e-07)  # 2**-23
+# The maximum in units of log2, less 8, of scores of which the largest is 0.
+OF_ZERO: gl.constexpr = gl.constexpr(-7.999999046325684)  # -8 * (1 - 2**-23)
 # Values of V transposed at a time, by a warpgroup: 16 registers.
 TURN_AT_ONCE: gl.constexpr = gl.constexpr(8192)
 # Q is read once: its lines make room first.
@@ -244,14 +247,18 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
 
 @gluon.jit
 def _weigh(
-    scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr
-):
+    scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr,
+    THREES: gl.constexpr,
+):  # fmt: skip
     """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, the factor of what
     was summed up before, and, if DUE, where that is due. Where masked, a row sees only the keys below its end."""
     if masked:
         columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
-    largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
+    if THREES:
+        largest = largest_score(scores, m, OF_ZERO) * to_log2 - LARGEST_WEIGHT
+    else:
+        largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
     m_new = gl.maximum(m, largest + gl.abs(largest) * ROUNDING)
     due = 0
     if DUE:
@@ -304,7 +311,7 @@ def _step(
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     next_p, m, row_sum, alpha, due = _weigh(
-        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
     )
     next_p = packed(next_p)
     row_sum = hold(row_sum)
@@ -334,7 +341,9 @@ def _step_ahead(
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
     mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
     next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
-    next_p, m, row_sum, alpha, due = _weigh(scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True)
+    next_p, m, row_sum, alpha, due = _weigh(
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES
+    )
     next_p = packed(next_p)
     row_sum = hold(row_sum)
     acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))
@@ -384,7 +393,7 @@ def _steps_ahead(
         acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
         next_p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
-            SHAPE.BLOCK_N, True,
+            SHAPE.BLOCK_N, True, SHAPE.THREES,
         )  # fmt: skip
         next_p = packed(next_p)
         row_sum = hold(row_sum)
@@ -482,8 +491,9 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
         mbarrier.arrive(k_free.index(stage), count=1)
         p, m, row_sum, alpha, due = _weigh(
-            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD
-        )
+            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
+            False,  # the maximum before is below all scores
+        )  # fmt: skip
         p = packed(p)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
@@ -603,6 +613,7 @@ def fmha_fp8_sm90(
     AHEAD: gl.constexpr = False,
     LAZY: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False,
+    THREES: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -613,7 +624,7 @@ def fmha_fp8_sm90(
     blocks of K, of V and of V transposed in flight. Elements of Out go by eights.
 
     LAZY: products of the sums are left out where no row of a warp has grown, which AHEAD does anyway. PRODUCER_FIRST:
-    which partition the first warps are.
+    which partition the first warps are. THREES: maxima are taken of three scores at a time (sm90_maxima.py).
 
     AHEAD: scores are a block ahead of their exponentials (`_step_ahead`). Not with PING_PONG: a consumer of a single
     block would take a turn more than the others. STAGES is at least 3 and V_STAGES the same: t_free is k_free,
@@ -676,7 +687,7 @@ def fmha_fp8_sm90(
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY,
+        LAZY=LAZY, THREES=THREES,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

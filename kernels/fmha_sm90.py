@@ -137,6 +137,10 @@ def _load(work, SHAPE: gl.constexpr):
         else:
             sequence = sequence_of(sizes, head, SHAPE)
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
+        last = end_block - first_block - 1
+        rows_at = 0  # the block after whose keys the queries are asked for
+        if SHAPE.EARLY and Q_SLOTS == 1:
+            rows_at = gl.where(turn > 0, gl.minimum(1, last), 0)
         for block in range(end_block - first_block):
             key = first_key(end_block - 1 - block, sequence, SHAPE)  # from right to left: the masked blocks first
             if RAGGED:
@@ -149,10 +153,15 @@ def _load(work, SHAPE: gl.constexpr):
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
             load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
-            if Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
+            if SHAPE.EARLY:  # values not behind rows whose slot is free when those of the tile before are stored
+                if block > 0:
+                    _load_v(work, v_place, step - 1, SHAPE)
+                if block == last:
+                    _load_v(work, (batch, kv_head, key), step, SHAPE)
+            elif Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
-            if block == 0:  # after the first keys, which need not wait for the rows of a tile before
+            if block == rows_at:  # after the first keys, which need not wait for the rows of a tile before
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
@@ -162,7 +171,7 @@ def _load(work, SHAPE: gl.constexpr):
                     if SHAPE.HANDED:
                         hand_on_tile(notes[1], slot, row_tile, head)
                     load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
-            if Q_SLOTS > 1:
+            if Q_SLOTS > 1 and not SHAPE.EARLY:
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
@@ -175,8 +184,9 @@ def _load(work, SHAPE: gl.constexpr):
                 keep_up(step, 2, 13, 1)
         if CONSUMERS == 1:
             keep_up(step, tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED), 13, 1)
-    if step > 0:
-        _load_v(work, v_place, step - 1, SHAPE)
+    if not SHAPE.EARLY:
+        if step > 0:
+            _load_v(work, v_place, step - 1, SHAPE)
     if CONSUMERS == 1:
         keep_up(step, 40, 13, 1)
     else:
@@ -478,6 +488,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
                 tma.store_wait(0)
                 mbarrier.arrive(plain[1].index(0), count=1)
+        elif SHAPE.EARLY and Q_SLOTS > 1:  # the rows of the tile before leave their slot beside that product
+            if turn > 0:
+                tma.store_wait(0)
+                mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
         key = first_key(block, sequence, SHAPE)
@@ -498,7 +512,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
                 CAPPED, PRODUCTS,
             )  # fmt: skip
-        if Q_SLOTS > 1 and not SHAPE.APART:
+        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -612,6 +626,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
+    EARLY: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -707,6 +722,7 @@ def compute(
         LENGTHS,
         THREES,
         HANDED_ON,
+        EARLY,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -838,6 +854,7 @@ def fmha_fwd_sm90(
     HANDED_ON: gl.constexpr = False,
     APART: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
+    EARLY: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -859,7 +876,8 @@ def fmha_fwd_sm90(
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
-    batches are dealt out, see `tile_of`.
+    batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
+    and where there is one slot for queries, its second keys and first values before its queries.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -874,4 +892,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
+        EARLY=EARLY,
     )  # fmt: skip

@@ -55,6 +55,7 @@ class Shape(NamedTuple):
     LENGTHS: gl.constexpr = gl.constexpr(False)
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
+    EARLY: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -55,6 +55,7 @@ def run(
     ahead: bool = False,
     lazy: bool = False,
     producer_first: bool = False,
+    threes: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -147,6 +148,7 @@ def run(
         AHEAD=ahead,
         LAZY=lazy,
         PRODUCER_FIRST=producer_first,
+        THREES=threes,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

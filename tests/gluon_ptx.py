@@ -124,7 +124,7 @@ def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = F
             values[constant] = np.uint32(int(constant[2:], 16)).view(np.float32)
         elif constant.isdecimal():
             values[constant] = int(constant)
-        elif re.fullmatch(r"\d+\.\d+(e-?\d+)?", constant):
+        elif re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", constant):
             values[constant] = np.float32(constant)
     with np.errstate(all="ignore"):
         return _run(lines, [f"${i}" for i in range(outputs)], values)

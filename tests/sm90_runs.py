@@ -82,6 +82,7 @@ def run(
     handed: bool = False,
     apart: bool = False,
     sections: bool = False,
+    early: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -168,6 +169,7 @@ def run(
         HANDED_ON=handed,
         APART=apart,
         SECTIONS=sections,
+        EARLY=early,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

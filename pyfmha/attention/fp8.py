@@ -59,6 +59,7 @@ class Setting:
             are the same, at least 3.
         lazy: whether products of the sums are left out where no row of a warp has grown; so with `ahead`, too.
         producer_first: whether the producer is the first partition.
+        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -79,6 +80,7 @@ class Setting:
     ahead: bool = False
     lazy: bool = False
     producer_first: bool = False
+    threes: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -95,29 +97,25 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of dense batches without lengths, full, of many blocks: three consumers of 64 keys, whose chains of maximum and
+# Of dense batches without lengths: scores a block ahead, by three consumers of 64 keys, whose chains of maximum and
 # exponentials hide each other.
-_LONG: dict[int, tuple[Setting, ...]] = {
-    128: (
-        replace(
-            _BASE[64],
-            block_n=64,
-            stages=4,
-            v_stages=4,
-            ping_pong=False,
-            ahead=True,
-            requires=("q_len > 1024", "kv_len > 1024"),
-        ),
-    ),
-}
-# Of dense batches without lengths: full, then causal ones from the longest tile; kernels/NOTES.md has the times.
+_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True)
+_FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
+# Of dense batches without lengths, in the order in which they are tried; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
-    64: (_BASE[64], replace(_BASE[64], ping_pong=False, requires=("q_len > 1024",))),
-    128: (_BASE[128], replace(_BASE[128], stages=3, v_stages=3, requires=("q_len > 1024",))),
+    64: (
+        replace(_BASE[64], masks=(False,)),
+        replace(_BASE[64], ping_pong=False, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
+    ),
+    128: (
+        replace(_AHEAD, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_BASE[128], masks=(False,)),
+        replace(_AHEAD, longest_first=True, requires=("q_len > 8192",), masks=(True,)),
+        replace(_BASE[128], stages=3, v_stages=3, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
+    ),
     256: (
-        _WIDE,
-        replace(_WIDE, requires=("q_len > 4096",)),
-        Setting(64, 2, stages=3, v_stages=3, q_slots=1, requires=("q_len > 1024",)),
+        replace(_FIRST_WIDE, masks=(False,)),
+        replace(_FIRST_WIDE, lazy=True, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
 }
 
@@ -125,11 +123,8 @@ _DENSE: dict[int, tuple[Setting, ...]] = {
 def settings(padded: int) -> tuple[Setting, ...]:
     """The settings of a padded head size, in the order in which they are tried."""
     base = _BASE[padded]
-    full, *longest_first = _DENSE[padded]
     return (
-        *(replace(one, masks=(False,)) for one in _LONG.get(padded, ())),
-        replace(full, masks=(False,)),
-        *(replace(one, masks=(True,), longest_first=True) for one in longest_first),
+        *_DENSE[padded],
         replace(base, masks=(True,)),
         replace(base, masks=(True,), general=True),
         replace(base, masks=(True,), general=True, ragged=True),
@@ -190,7 +185,7 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
-            *((name, True) for name in ("LAZY", "PRODUCER_FIRST") if getattr(setting, name.lower())),
+            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES") if getattr(setting, name.lower())),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

@@ -2,8 +2,8 @@
 query a sequence ``kernels/fmha_decode_sm90.py``.
 
 They serve what TMA can load and what most launches ask for, ragged batches and soft caps by variants of their own;
-everything else falls through to the portable variants of the same function, as do ragged batches up to head size 64,
-where tiles are too short for what it takes to find them (kernels/NOTES.md).
+everything else falls through to the portable variants of the same function, as do ragged batches with windows up to
+head size 64, where tiles are too short for what it takes to find them (kernels/NOTES.md).
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,7 @@ class Setting:
         handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
         sections: whether tiles of a ragged batch are paired among four heads, instead of one.
+        early: whether blocks are asked for before the queries of their tile, as the kernel says.
     """
 
     block_n: int
@@ -97,13 +98,14 @@ class Setting:
     handed: bool = False
     apart: bool = False
     sections: bool = False
+    early: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
 """Of head size 64: 192 queries a tile."""
 
-LONE = Setting(128, 1, programs=2, maxnreg=128, masks=(True,), threes=True)
-"""Of head size 64, causal, up to 4096 queries."""
+LONE = Setting(128, 1, programs=2, maxnreg=128, threes=True)
+"""Of head size 64: two programs on a multiprocessor."""
 
 LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
@@ -119,6 +121,10 @@ SERIAL_96 = replace(
 """Of head size 96: 192 queries a tile, for whose consumers there are registers one product at a time."""
 LONGEST_96 = replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, masks=(True,), handed=True)
 
+RAGGED = replace(LAZY, consumer_registers=232, producer_registers=40, lengths=True, ragged=True, early=True)
+"""Of head size 128: the producer, which looks for tiles, has registers for that."""
+RAGGED_256 = replace(RAGGED, block_n=64, q_slots=1, ping_pong=True, producer_first=False)
+
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
 # at the tensor cores, and share what is loaded: the longer the sequences, the more that counts.
@@ -130,14 +136,15 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         ),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), threes=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
-        replace(LONE, longest_first=True, requires=("q_len > 2048",)),
-        LONE,
+        replace(LONE, longest_first=True, requires=("q_len > 2048",), masks=(True,)),
+        replace(LONE, masks=(True,)),
         Setting(128, 1, programs=2, maxnreg=128, masks=(False,)),
-        replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True),
+        replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True, threes=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
-        Setting(128, 1, programs=2, maxnreg=128, lengths=True),
-        Setting(128, 1, programs=2, maxnreg=128, lengths=True, ragged=True),
-        Setting(128, 1, programs=2, maxnreg=128, capped=True, threes=True),
+        replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
+        replace(LONE, lengths=True),
+        replace(LONE, lengths=True, ragged=True, sections=True, early=True),
+        replace(LONE, capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
@@ -156,10 +163,9 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
+        replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
-        Setting(
-            128, 2, v_stages=3, consumer_registers=232, producer_registers=40, lazy=True, lengths=True, ragged=True
-        ),
+        RAGGED,
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -174,8 +180,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
         Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
-        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), lazy=True, lengths=True),
-        Setting(64, 2, v_stages=3, q_slots=1, lazy=True, lengths=True, ragged=True),
+        Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
+        RAGGED_256,
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
@@ -286,7 +292,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS") if getattr(setting, name.lower())),
+        *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.long
 SPILLED = {
     **{(64, "full"): 8, (64, "longest first"): 56, (64, "causal"): 56, (64, "lengths"): 168, (64, "ragged"): 184},
     **{(128, "full"): 8, (128, "longest first"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
-    (128, "full, ahead"): 8,
-    **{(256, "full"): 48, (256, "longest first"): 224, (256, "longest first, 64 keys"): 32},
+    **{(128, "full, ahead"): 8, (128, "longest first, ahead"): 8},
+    (256, "full, producer first"): 24,
+    (256, "longest first, lazy"): 168,
     **{(256, "causal"): 208, (256, "lengths"): 200, (256, "ragged"): 200},
 }
 ROOM = 1.25
@@ -40,16 +41,20 @@ class Kernel:
     def loops(self) -> int:
         """Over keys, of each consumer: causal ones have a loop of their own for blocks that are masked. Where scores
         are ahead, what comes before and after the loop is a second step."""
-        return 1 if self.kind == "full" else 2
+        masked = self.setting.masks == (True,)
+        return 1 + masked + self.setting.ahead
 
 
 def kind_of(setting: Setting) -> str:
     if setting.ragged or setting.general:
         return "ragged" if setting.ragged else "lengths"
     if setting.longest_first:
-        return f"longest first{', 64 keys' if setting.block_n == 64 else ''}"
-    full = "full, ahead" if setting.ahead else "full"
-    return "causal" if setting.masks == (True,) else full
+        kind = "longest first"
+        how = "ahead" if setting.ahead else "lazy" if setting.lazy else ""
+    else:
+        kind = "causal" if setting.masks == (True,) else "full"
+        how = "ahead" if setting.ahead else "producer first" if setting.producer_first else ""
+    return f"{kind}, {how}" if how else kind
 
 
 KERNELS = {

@@ -18,6 +18,15 @@ from pyfmha.verify.fp8_cases import LIMIT, fp8_cases
 
 LENGTHS = {"general": True, "batch": 2, "q_len": 150, "kv_len": 180}
 AHEAD = {"ahead": True, "ping_pong": False, "stages": 3, "v_stages": 3}
+
+
+def below_zero(q: Any, k: Any, v: Any) -> None:
+    """Scores below 0, of which those of the block that comes last are the largest."""
+    q &= 0x7F
+    k |= 0x80
+    k[:, :, 64:] = 0xC0  # -2
+
+
 PROBLEMS: dict[str, dict[str, Any]] = {
     "one tile": {},
     "ends of blocks": {"kv_len": 200, "q_len": 150, "heads": 4, "kv_heads": 1, "layout": "bshd"},
@@ -37,7 +46,14 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         **{**AHEAD, "stages": 4, "v_stages": 4, "consumers": 3, "causal": True, "longest_first": True},
         **{"q_len": 450, "heads": 3, "kv_heads": 1, "producer_first": True},
     },
-    "sums of the warps whose maxima grow": {"lazy": True, "kv_len": 300, "scale": 2.0, "producer_first": True},
+    "all scores are below 0": {"threes": True, "kv_len": 300, "change": below_zero},
+    "sums of the warps whose maxima grow": {
+        "lazy": True,
+        "kv_len": 300,
+        "scale": 2.0,
+        "producer_first": True,
+        "threes": True,
+    },
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
         "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),
@@ -98,6 +114,7 @@ FAULTS |= {
     "ahead: the second block of the diagonal has no mask": ("gl.minimum(block - unmasked + 1, to_come)",
                                                             "gl.minimum(block - unmasked, to_come)",
                                                             "ahead, causal"),
+    "scores below 0 are compared as integers": ("-7.999999046325684", "-1000000.0", "all scores are below 0"),
     "sums stay where maxima grow": (
         "        acc = part_times_where(acc, alpha, due)\n    else", "        acc = acc\n    else",
         "sums of the warps whose maxima grow",
@@ -178,7 +195,6 @@ def test_turns_do_not_go_with_scores_that_are_ahead() -> None:
         for setting in settings(size):
             if setting.ahead:
                 assert not setting.ping_pong
-                assert setting.masks == (False,)
                 assert setting.stages == setting.v_stages >= 3
 
 

@@ -12,12 +12,16 @@ from sm90_runs import KERNEL, LOUD, altered, check, is_noticed
 
 # What the kernel is compiled with.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "head size 64": {"consumers": 1, "block_n": 128},
-    "head size 64, long": {"consumers": 3, "block_n": 128},
+    "head size 64": {"consumers": 1, "block_n": 128, "threes": True},
+    "head size 64, long": {"consumers": 3, "block_n": 128, "threes": True},
     "head size 96": {"block_d": 32, "head_size": 96, "block_n": 128, "stages": 3, "v_stages": 3, "two_parts": True},
     "head size 128": {"block_d": 128, "head_size": 120, "block_n": 128, "v_stages": 3, "lazy": True},
     "head size 192": {"head_size": 192, "dtype": "bf16", "two_parts": True, "lazy": True},
-    "head size 256": {"block_d": 256, "head_size": 136, "v_stages": 3, "q_slots": 1, "dtype": "bf16", "lazy": True},
+    "head size 256": {"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
+    "head size 256, causal": {
+        **{"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
+        **{"threes": True, "apart": True, "early": True},
+    },
 }
 # Lengths of a batch of 70 queries and 200 keys each: none, one, the borders of blocks, all, and beyond.
 ODD: dict[str, Any] = {
@@ -114,6 +118,11 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "half & (key == block * BLOCK_N)",
         "half",
         {**HALVES, "kv_lengths": (150, 61, 200), "causal": "bottom-right"},
+    ),
+    "Out is stored before the buffer is free": (
+        "                mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)\n",
+        "",
+        {**FEW, **SETTINGS["head size 256, causal"], "causal": True, "programs": 1},
     ),
     "a query behind the length is written": ("some & (rows < q_n)", "some & (rows <= q_n)", {**FEW, "padding": 1.0}),
     "padding of Q reaches Out": ("if CAUSAL or LENGTHS:", "if CAUSAL:", FEW),

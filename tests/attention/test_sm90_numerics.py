@@ -961,7 +961,7 @@ def test_values_are_asked_for_before_the_rows_that_wait_for_them_to_be_used(tmp_
     late = altered(KERNEL, "if Q_SLOTS == 1:  # the only", "if Q_SLOTS == 0:  # the only", tmp_path)
     late = altered(
         late,
-        "            if Q_SLOTS > 1:\n                if step",
+        "            if Q_SLOTS > 1 and not SHAPE.EARLY:\n                if step",
         "            if Q_SLOTS > 0:\n                if step",
         tmp_path,
     )

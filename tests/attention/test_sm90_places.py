@@ -27,18 +27,15 @@ MOST = 126
 
 # What the kernel is compiled with.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "head size 64": {"consumers": 1, "block_n": 128},
+    "head size 64": {"consumers": 1, "block_n": 128, "threes": True, "sections": True, "early": True},
     "two consumers": {},
-    "head size 128": {"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True},
+    "head size 128": {
+        **{"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True, "producer_first": True},
+        **{"ping_pong": False, "threes": True, "early": True},
+    },
     "head size 256": {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "v_stages": 3, "dtype": "bf16", "lazy": True},
-    },
-    "Out of head size 256 apart": {
-        **{"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True, "producer_first": True},
-        **{"apart": True, "sections": True},
-    },
-    "three consumers, pairs among four heads": {
-        **{"consumers": 3, "block_n": 128, "sections": True, "producer_first": True},
+        **{"threes": True, "early": True},
     },
 }
 
@@ -258,15 +255,21 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "(rows < count - first - 1)[:, None], 0.0",
         {**FEW, "cu_q": (3, 3, 5, 69, 70, 200, 265, 280), "change": lambda q, k, v: v[:, :, 7:130].fill(np.nan)},
     ),
-    "Out is stored before the buffer is free": (
-        "                mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)\n",
-        "",
-        {**FEW, **SETTINGS["Out of head size 256 apart"]},
-    ),
     "rows of the last values are given away": (
-        "            if Q_SLOTS == 1:  # the only",
-        "            if Q_SLOTS == 0:  # the only",
-        {**FEW, **SETTINGS["Out of head size 256 apart"]},
+        "            elif Q_SLOTS == 1:  # the only",
+        "            elif Q_SLOTS == 0:  # the only",
+        {**FEW, **SETTINGS["head size 256"], "early": False},
+    ),
+    "early: a slot is given away before its rows are stored": (
+        "rows of the tile before leave their slot beside that product\n            if turn > 0:\n"
+        "                tma.store_wait(0)\n",
+        "rows\n            if turn > 0:\n",
+        {**FEW, **SETTINGS["head size 128"], "causal": True, "programs": 1},
+    ),
+    "early: the last values are left out": (
+        "                if block == last:\n",
+        "                if block == last - 1:\n",
+        {**FEW, **SETTINGS["head size 256"], "causal": True, "programs": 1},
     ),
     "the first value is dropped": ("BLOCK_N - kv_n, v_whole", "BLOCK_N - kv_n + 1, v_whole", FEW),
     "the other consumers do not wait for dropped values": (

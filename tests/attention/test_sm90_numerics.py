@@ -481,7 +481,10 @@ def test_many_tiles_stay_within_32_bits(row_tiles: int, heads: int, order: str) 
         assert tiles(program, np.int32) == tiles(program, np.int64)
 
 
-LOAD_V = "            if Q_SLOTS > 1:\n                if step > 0:\n                    _load_v(work, "
+LOAD_V = "if Q_SLOTS > 1 and not SHAPE.EARLY:\n                if step > 0:\n                    _load_v(work, "
+FREE_SLOT = (
+    "have left their slot by now\n                tma.store_wait(0)\n                mbarrier.arrive(q_free.index("
+)
 
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -579,13 +582,13 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "the last V is not loaded": (
-        "    if step > 0:\n        _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
-        "    if CONS",
+        "        if step > 0:\n            _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
+        "        pass\n    if CONS",
         SHORT,
     ),
     "a program without tiles loads V": (
-        "    if step > 0:\n        _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
-        "    _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
+        "        if step > 0:\n            _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
+        "        _load_v(work, v_place, step - 1, SHAPE)\n    if CONS",
         {"q_len": 64, "heads": 1, "programs": 2},
     ),
     "the first keys wait for the rows that come after them": ("if step == 1:", "if step == 0:", HALF),
@@ -668,18 +671,18 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "the slot in use is freed": (
-        "q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER)",
-        "q_free.index(turn % Q_SLOTS * CONSUMERS + CONSUMER)",
+        FREE_SLOT + "(turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER)",
+        FREE_SLOT + "turn % Q_SLOTS * CONSUMERS + CONSUMER)",
         DIAGONAL,
     ),
     "no slot is freed": (
-        "                mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)\n",
-        "",
+        FREE_SLOT + "(turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)\n",
+        "have left their slot by now\n                tma.store_wait(0)\n",
         DIAGONAL,
     ),
     "a slot is freed before Out has left it": (
-        "                tma.store_wait(0)\n                mbarrier.arrive(q_free",
-        "                mbarrier.arrive(q_free",
+        FREE_SLOT,
+        FREE_SLOT.replace("                tma.store_wait(0)\n", ""),
         SHORT,
     ),
     "the only slot is freed before Out has left it": (

@@ -15,6 +15,7 @@ from trt_double.full.gpu import Gpu
 from typer.testing import CliRunner, Result
 
 from pyfmha.attention.forward import ARGUMENTS, Forward
+from pyfmha.attention.fp8 import Fp8
 from pyfmha.attention.hopper import HEAD_SIZES
 from pyfmha.attention.reference import LIMITS, attend
 from pyfmha.attention.run import to_float, to_storage
@@ -24,6 +25,7 @@ from pyfmha.runtime.library import Library
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.manifest import Manifest, Variant
 from pyfmha.verify.cases import Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify.fp8_cases import fp8_cases
 from pyfmha.verify.random_cases import random_cases
 
 pytest_plugins = ["verify_standins"]
@@ -314,11 +316,13 @@ def test_random_problems_are_the_same_in_every_run_and_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("padded", HEAD_SIZES)
-def test_each_variant_for_hopper_has_a_case(padded: int) -> None:
+@pytest.mark.parametrize("kind", ["forward", "fp8"])
+def test_each_variant_for_hopper_has_a_case(kind: str, padded: int) -> None:
     """By the conditions of their specs, in the order in which they are tried."""
-    specs = [spec for spec in Forward("bf16", padded).specs(hopper=True) if "sm_90" in (spec.archs or ())]
+    found = Forward("bf16", padded).specs(hopper=True) if kind == "forward" else Fp8("bf16", padded).specs()
+    specs = [spec for spec in found if "sm_90" in (spec.archs or ())]
     reached = set()
-    for case in forward_cases("bf16", padded):
+    for case in forward_cases("bf16", padded) if kind == "forward" else fp8_cases("bf16", padded):
         if case.shift or case.gap or case.head_size % 8:
             continue  # TMA takes none of these
         scalars = case.call().scalars()

@@ -25,7 +25,6 @@ from sm90_biased import (
     order_of,
     place_of,
     weigh,
-    weigh_half,
 )
 from sm90_biased_slow import compute_biased_slowly
 from sm90_bits import WORDS, load_bits, pack_mask
@@ -448,16 +447,11 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if has_terms(SHAPE):
             term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
-        if whole[2] - key <= BLOCK_N // 2 if SHAPE.HALVES else False:
-            p, m, row_sum, alpha = weigh_half(
-                scores, m, row_sum, factors, place, first_query, last_key, inputs, ends, key, shift, S_LAYOUT, SHAPE
-            )
-        else:
-            scores = counted(
-                scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-                shift, S_LAYOUT, SHAPE,
-            )  # fmt: skip
-            p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
+        scores = counted(
+            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+            shift, S_LAYOUT, SHAPE,
+        )  # fmt: skip
+        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -554,7 +548,6 @@ def fmha_biased_sm90(
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False, LAZY: gl.constexpr = False,
-    HALVES: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -570,8 +563,8 @@ def fmha_biased_sm90(
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
     consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. LAZY: see
-    sm90_lazy.py; not if LATE. HALVES: see Shape; for one consumer and neither bias, mask nor RELATIVE. The rest: as of
-    fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    sm90_lazy.py; not if LATE. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V
+    is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -605,7 +598,6 @@ def fmha_biased_sm90(
         IN_PRODUCT,
         BITS,
         LAZY,
-        HALVES,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from sm90_bits import shown_by_bits
-from sm90_softmax import near_half, partial_sums, with_far_half
+from sm90_softmax import partial_sums
 from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -18,8 +18,7 @@ class Shape(NamedTuple):
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
     is the same for all queries is added by a product of its own, see sm90_terms.py. BITS: whether a mask by TMA comes
-    to consumers as bits. LAZY: whether sums are rescaled where that is due. HALVES: whether
-    the half of a tile's last block that no row sees takes no arithmetic."""
+    to consumers as bits. LAZY: whether sums are rescaled where that is due."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -43,7 +42,6 @@ class Shape(NamedTuple):
     IN_PRODUCT: gl.constexpr = gl.constexpr(False)
     BITS: gl.constexpr = gl.constexpr(False)
     LAZY: gl.constexpr = gl.constexpr(False)
-    HALVES: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
@@ -98,8 +96,7 @@ def _on_list(batch, head, first_row, q_n, q_len, kv_len, lists, SHAPE: gl.conste
 @gluon.jit
 def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     """The blocks of keys that a tile loads, their first and the one past the last, at least one; those of which its
-    rows see every key, likewise, of which there may be none, with the end of the keys; the sequence, and the position
-    of its first query.
+    rows see every key, likewise, of which there may be none; the sequence, and the position of its first query.
 
     With lists, blocks are numbered by their places on the tile's, those of whole entries first; `key_of` tells the key.
     """
@@ -145,7 +142,7 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
             whole_end = gl.where(first_row + TILE <= q_n, whole_end, 0)
         end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
         first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
-        whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N, end
+        whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N
     return first_block, end_block, whole, sequence, position
 
 
@@ -285,26 +282,3 @@ def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr)
     parts = partial_sums(weights, SHAPE.BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + parts, alpha
-
-
-@gluon.constexpr_function
-def _halved(shape):
-    values = {name: getattr(shape, name) for name in Shape._fields}
-    return Shape(**{**values, "BLOCK_N": shape.BLOCK_N // 2})
-
-
-@gluon.jit
-def weigh_half(scores, m, row_sum, factors, place, first_query, last_key, inputs, ends, key, shift: gl.constexpr,
-               S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
-    """As `counted` and `weigh` of a masked block of which no row sees the second half."""
-    HALF: gl.constexpr = _halved(SHAPE)
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SHAPE.BLOCK_N // 2, 16])
-    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    near, zeros, before, m = near_half(scores, row_sum, m, LAYOUT, SHAPE.BLOCK_N // 2)
-    ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
-    first_query = gl.convert_layout(first_query, ROW_LAYOUT, assert_trivial=True)
-    near = counted(
-        near, 0, None, factors, place, first_query, last_key, inputs, 0, ends, key, True, shift, LAYOUT, HALF
-    )
-    near, m, sums, alpha = weigh(near, m, before, factors[1], shift, HALF)
-    return with_far_half(near, zeros, m, sums, alpha, row_sum, S_LAYOUT, SHAPE.BLOCK_N)

@@ -91,7 +91,6 @@ def run(
     relative: bool = False,
     in_product: bool = False,
     bits: bool = False,
-    halves: bool = False,
     ping_pong: bool = True,
     producer_first: bool = False,
     entries: Any = None,
@@ -134,7 +133,6 @@ def run(
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
-        "HALVES": halves,
         "BITS": bits, "LAZY": lazy and not (sinks_alone or values_alone),
     }  # fmt: skip
     if entries is not None:

@@ -27,8 +27,6 @@ class Setting:
     Attributes:
         x_stages: blocks of a bias or mask in flight.
         causal: True or False for causal or full attention without lengths and windows; None for any.
-        halves: whether the half of a tile's last block that no row sees takes no arithmetic; for one consumer without
-            bias and mask.
         lazy: whether sums are rescaled where that is due; not where late.
         bits: whether a mask comes to the consumers, of which there are several, as bits.
         in_product: whether what is the same for all queries is added by a product, for fp16 and several consumers.
@@ -49,7 +47,6 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
-    halves: bool = False
     lazy: bool = False
     bits: bool = False
     in_product: bool = False
@@ -250,7 +247,6 @@ def of_kind(
         ("RELATIVE", relative),
         *((("IN_PRODUCT", True),) if in_product else ()),
         *((("BITS", True),) if setting.bits else ()),
-        *((("HALVES", True),) if setting.halves and beside == NEITHER and not relative else ()),
         *((("LAZY", True),) if setting.lazy else ()),
         *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
     )

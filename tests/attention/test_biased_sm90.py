@@ -125,10 +125,6 @@ PROBLEMS |= {
         **PLAIN, **TWO, "bits": True, "x_stages": 1, "q_len": 200, "mask": (1, 1, 170, 200), "causal": True,
         "dtype": "bf16",
     },
-    "plain, half a block, causal": {**PLAIN, "q_len": 330, "causal": True, "halves": True, "programs": 2},
-    "plain, half a block, bounds": {
-        **PLAIN, "q_len": 200, "seen": wide, "bounds": wide_bounds, "causal": False, "halves": True, "dtype": "bf16",
-    },
     "plain, rescaled where due": {
         **PLAIN, **FIRST, "lazy": True, "q_len": 140, "kv_len": 600, "bias": (1, 1, 140, 600), "causal": False,
         "q_slots": 1,

@@ -28,7 +28,6 @@ from sm90_biased import (
 )
 from sm90_biased_slow import compute_biased_slowly
 from sm90_bits import WORDS, load_bits, pack_mask
-from sm90_lazy import kept, part_times_where, room_for
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
@@ -309,20 +308,13 @@ def _step(
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        m_new, alpha = maxima(scores, m, to_log2, shift, SHAPE)
-        if SHAPE.LAZY:
-            m_new, due = kept(m, m_new)
-            alpha = gl.exp2(m - m_new)
-        m = m_new
+        m, alpha = maxima(scores, m, to_log2, shift, SHAPE)
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
-    if SHAPE.LAZY:
-        acc = part_times_where(acc, alpha, due)
-    else:
-        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
         begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
@@ -385,7 +377,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     to_log2 = factors[1]
-    shift: gl.constexpr = shift_of(v_smem.dtype) + room_for(v_smem.dtype, SHAPE.LAZY)
+    shift: gl.constexpr = shift_of(v_smem.dtype)
     BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     MASKED: gl.constexpr = _may_be_masked(SHAPE)
     SPLIT: gl.constexpr = MASKED and not SHAPE.GENERAL and CONSUMERS > 1
@@ -547,7 +539,7 @@ def fmha_biased_sm90(
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
-    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False, LAZY: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -562,9 +554,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. LAZY: see
-    sm90_lazy.py; not if LATE. The rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V
-    is of another width.
+    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. The rest: as of
+    fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -597,7 +588,6 @@ def fmha_biased_sm90(
         LIST,
         IN_PRODUCT,
         BITS,
-        LAZY,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)

@@ -18,7 +18,7 @@ class Shape(NamedTuple):
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
     is the same for all queries is added by a product of its own, see sm90_terms.py. BITS: whether a mask by TMA comes
-    to consumers as bits. LAZY: whether sums are rescaled where that is due."""
+    to consumers as bits."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -41,7 +41,6 @@ class Shape(NamedTuple):
     LIST: gl.constexpr = gl.constexpr(0)
     IN_PRODUCT: gl.constexpr = gl.constexpr(False)
     BITS: gl.constexpr = gl.constexpr(False)
-    LAZY: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
 

@@ -133,7 +133,7 @@ def run(
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
-        "BITS": bits, "LAZY": lazy and not (sinks_alone or values_alone),
+        "BITS": bits,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}

@@ -27,7 +27,6 @@ class Setting:
     Attributes:
         x_stages: blocks of a bias or mask in flight.
         causal: True or False for causal or full attention without lengths and windows; None for any.
-        lazy: whether sums are rescaled where that is due; not where late.
         bits: whether a mask comes to the consumers, of which there are several, as bits.
         in_product: whether what is the same for all queries is added by a product, for fp16 and several consumers.
         ping_pong: whether several consumers take turns at the tensor cores.
@@ -47,7 +46,6 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
-    lazy: bool = False
     bits: bool = False
     in_product: bool = False
     ping_pong: bool = True
@@ -247,7 +245,6 @@ def of_kind(
         ("RELATIVE", relative),
         *((("IN_PRODUCT", True),) if in_product else ()),
         *((("BITS", True),) if setting.bits else ()),
-        *((("LAZY", True),) if setting.lazy else ()),
         *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"

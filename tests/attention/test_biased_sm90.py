@@ -125,10 +125,6 @@ PROBLEMS |= {
         **PLAIN, **TWO, "bits": True, "x_stages": 1, "q_len": 200, "mask": (1, 1, 170, 200), "causal": True,
         "dtype": "bf16",
     },
-    "plain, rescaled where due": {
-        **PLAIN, **FIRST, "lazy": True, "q_len": 140, "kv_len": 600, "bias": (1, 1, 140, 600), "causal": False,
-        "q_slots": 1,
-    },
 }  # fmt: skip
 
 
@@ -341,11 +337,6 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "        mbarrier.wait(x_free.index(stage), phase ^ 1)\n",
         "",
         "plain, bits of a mask, turns",
-    ),
-    "products by the factors of others": (
-        "part_times_where(acc, alpha, due)",
-        "part_times_where(acc, alpha, due * 0)",
-        "plain, rescaled where due",
     ),
     "the bias twice": ("scores += tile.to(gl.float32)", "scores += 2 * tile.to(gl.float32)", "bias"),
     "a mask the other way round": ("scores = shown(scores, tile)", "scores = shown(scores, tile == 0)", "mask, causal"),

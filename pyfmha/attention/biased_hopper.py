@@ -28,7 +28,7 @@ class Setting:
         x_stages: blocks of a bias or mask in flight.
         causal: True or False for causal or full attention without lengths and windows; None for any.
         bits: whether a mask comes to the consumers, of which there are several, as bits.
-        in_product: whether what is the same for all queries is added by a product, for fp16 and several consumers.
+        in_product: whether what is the same for all queries is added by a product; in fp16, for several consumers.
         ping_pong: whether several consumers take turns at the tensor cores.
         producer_first: whether the producer is the first partition; for two consumers.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
@@ -85,6 +85,7 @@ GENERAL_SETTINGS = {
 }
 _ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
 _TWO = Setting(128, 2, late=False)
+_THREE = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32, late=False)
 # Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
 # for each element: that would keep the other one waiting.
 PLAIN_SETTINGS = {
@@ -95,6 +96,18 @@ PLAIN_SETTINGS = {
         MASK_KEYS: _TWO,
         BIAS_TILE: replace(_TWO, q_slots=1),
         MASK_TILE: _TWO,
+    },
+}
+# Of these, full attention in fp16 where the producer does what is the same for all queries, or for two keys of a mask:
+# consumers then have the registers of plain attention.
+FULL_SETTINGS = {
+    64: {
+        **dict.fromkeys((BIAS_KEYS, MASK_KEYS), replace(_THREE, in_product=True)),
+        MASK_TILE: replace(_THREE, bits=True),
+    },
+    128: {
+        BIAS_KEYS: replace(_TWO, in_product=True),
+        MASK_KEYS: replace(_TWO, in_product=True, producer_first=True, ping_pong=False),
     },
 }
 SINKS_KERNEL = "fmha_sinks_sm90"
@@ -154,12 +167,15 @@ def plain(
     """The variants for full and for causal attention with one kind of bias or mask, without lengths and windows."""
     if padded not in HEAD_SIZES:
         return ()
-    setting = setting or PLAIN_SETTINGS[padded][beside]
-    return tuple(
-        variant
-        for causal in (False, True)
-        for variant in of_kind(base, padded, beside, replace(setting, causal=causal), relative=relative)
-    )
+    full = causal = setting or PLAIN_SETTINGS[padded][beside]
+    if setting is None and _dtype(base) == "fp16":
+        full = FULL_SETTINGS[padded].get(beside, full)
+    settings = (replace(full, causal=False), replace(causal, causal=True))
+    return tuple(v for one in settings for v in of_kind(base, padded, beside, one, relative=relative))
+
+
+def _dtype(base: KernelSpec) -> str:
+    return dict(base.prototype)["Q"].removeprefix("*")
 
 
 def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
@@ -214,12 +230,11 @@ def of_kind(
         setting: how it is cut; for lengths and windows without one.
         relative: whether the score function is, whose terms take some of the shared memory.
     """
-    dtype = dict(base.prototype)["Q"].removeprefix("*")
-    if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
+    if _dtype(base) not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
-    in_product = setting is not None and setting.in_product and dtype == "fp16" and "keys" in (beside.bias, beside.mask)
     setting = setting or GENERAL_SETTINGS[padded][beside]
+    in_product = _IN_PRODUCT if setting.in_product else ()
     constants = (
         *(() if tiles else (("x_desc", None),)),
         ("inputs", None),
@@ -243,7 +258,7 @@ def of_kind(
         ("SEEN", None),
         ("BOUNDS", None),
         ("RELATIVE", relative),
-        *((("IN_PRODUCT", True),) if in_product else ()),
+        *((("IN_PRODUCT", True),) if setting.in_product else ()),
         *((("BITS", True),) if setting.bits else ()),
         *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
     )
@@ -264,7 +279,7 @@ def of_kind(
             maxnreg=setting.maxnreg,
             archs=(hopper.ARCH,),
             tunings=(),
-            requires=(*_SERVED, *(_IN_PRODUCT if in_product else ()), *_masks(setting.causal), *beside.requires),
+            requires=(*_SERVED, *in_product, *_masks(setting.causal), *beside.requires),
             descriptors=_descriptors(padded, setting.block_n, beside),
         ),
     )

@@ -46,7 +46,7 @@ from sm90_terms import (
     terms_of,
     words_of,
 )
-from sm90_tiles import ROWS, tile_count, tile_of
+from sm90_tiles import ROWS, section_heads, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -57,6 +57,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+BYTES: gl.constexpr = gl.constexpr(2)  # blocks of a mask in flight, of each consumer, of which bits are made
 LEAST_SCALE: gl.constexpr = gl.constexpr(2.0**-100)
 
 
@@ -73,19 +74,37 @@ def _by_tiles(shape):
 
 @gluon.jit
 def _pack_masks(beside, step, SHAPE: gl.constexpr):
-    """Make bits of a step's blocks of a mask, before those of the next step are asked for: there is room for one block
-    of bytes, X_STAGES of bits. Only this partition uses the bytes."""
+    """Make bits of a step's blocks of a mask while the bytes of the next step are on their way: there is room for
+    BYTES blocks of bytes, X_STAGES of bits. Only this partition uses the bytes."""
     x_smem, x_ready, x_free = beside[1:4]
     bits, bits_ready = beside[10]
     phase = (step // SHAPE.X_STAGES) & 1
     for c in gl.static_range(SHAPE.CONSUMERS):
         stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + c
-        mbarrier.wait(x_ready.index(c), step & 1)
+        place = step % BYTES * SHAPE.CONSUMERS + c
+        mbarrier.wait(x_ready.index(place), (step // BYTES) & 1)
         mbarrier.wait(x_free.index(stage), phase ^ 1)
-        pack_mask(x_smem.index(c), bits.index(stage))
+        pack_mask(x_smem.index(place), bits.index(stage))
         mbarrier.arrive(bits_ready.index(stage), count=1)
     fence_async_shared()
     gl.barrier()
+
+
+@gluon.jit
+def _load_tiles(beside, batch, head, first_row, key, step, SHAPE: gl.constexpr):
+    """Ask for the bias or mask of a step, of each consumer's rows."""
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = BYTES if SHAPE.BITS else SHAPE.X_STAGES
+    for c in gl.static_range(CONSUMERS):
+        stage = step % STAGES * CONSUMERS + c
+        if not SHAPE.BITS:  # bits have been made of others
+            mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)
+            if SHAPE.FENCED:
+                fence_async_shared()
+        mbarrier.expect(x_ready.index(stage), ROWS * SHAPE.BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1))
+        place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
+        tma.async_load(x_desc, place, x_ready.index(stage), x_smem.index(stage))
 
 
 @gluon.jit
@@ -95,9 +114,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
-    X_STAGES: gl.constexpr = SHAPE.X_STAGES
     V_SHAPE: gl.constexpr = _of_v(SHAPE)
-    X_BYTES: gl.constexpr = ROWS * BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1)
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -123,9 +140,6 @@ def _load(work, beside, SHAPE: gl.constexpr):
             if SHAPE.IN_PRODUCT:
                 kv_n = sequence[1]
                 vector = load_keys(vectors, (batch, head), key, kv_n, SHAPE)
-            if SHAPE.BITS:
-                if step > 0:
-                    _pack_masks(beside, step - 1, SHAPE)
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * SHAPE.BLOCK_D * 2)
             tma.async_load(k_desc, [batch, head // group, key, 0], k_ready.index(stage), k_smem.index(stage))
@@ -134,6 +148,10 @@ def _load(work, beside, SHAPE: gl.constexpr):
                 fence_async_shared()
                 gl.barrier()
                 mbarrier.arrive(k_ready.index(stage), count=1)
+            if SHAPE.BITS:
+                _load_tiles(beside, batch, head, first_row, key, step, SHAPE)
+                if step > 0:
+                    _pack_masks(beside, step - 1, SHAPE)
             if Q_SLOTS == 1:
                 if step > 0:
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
@@ -144,16 +162,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if _by_tiles(SHAPE):
-                for c in gl.static_range(CONSUMERS):
-                    x_stage = step % X_STAGES * CONSUMERS + c
-                    if SHAPE.BITS:  # of the step before bits have been made
-                        x_stage = c
-                    else:
-                        mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
-                    mbarrier.expect(x_ready.index(x_stage), X_BYTES)
-                    place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
-                    tma.async_load(x_desc, place, x_ready.index(x_stage), x_smem.index(x_stage))
+            if _by_tiles(SHAPE) and not SHAPE.BITS:
+                _load_tiles(beside, batch, head, first_row, key, step, SHAPE)
             if Q_SLOTS > 1:
                 if step > 0:
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
@@ -164,9 +174,9 @@ def _load(work, beside, SHAPE: gl.constexpr):
         if CONSUMERS == 1:
             keep_up(step, tile_barriers(True, False), 13, 1)
     if step > 0:
-        _load_v(v_work, v_place, step - 1, V_SHAPE)
         if SHAPE.BITS:
             _pack_masks(beside, step - 1, SHAPE)
+        _load_v(v_work, v_place, step - 1, V_SHAPE)
     if CONSUMERS == 1:
         keep_up(step, 40, 13, 1)
     else:
@@ -211,7 +221,7 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
     """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
     if _by_tiles(SHAPE):
-        if not SHAPE.BITS:
+        if not SHAPE.BITS and not SHAPE.FENCED:
             fence_async_shared()
         gl.barrier()
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
@@ -539,7 +549,8 @@ def fmha_biased_sm90(
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
-    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False, THREES: gl.constexpr = False,
+    FENCED: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -554,8 +565,9 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. The rest: as of
-    fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. THREES, FENCED:
+    see Shape. LONGEST_FIRST and the rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V
+    is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -564,8 +576,9 @@ def fmha_biased_sm90(
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
     all_heads = batch_size * num_heads
+    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, all_heads, bounds)
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     SHAPE: gl.constexpr = Shape(
         BLOCK_D,
         BLOCK_V,
@@ -588,6 +601,9 @@ def fmha_biased_sm90(
         LIST,
         IN_PRODUCT,
         BITS,
+        THREES,
+        FENCED,
+        LONGEST_FIRST,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -620,14 +636,14 @@ def fmha_biased_sm90(
     x_ready = q_ready
     x_free = q_free
     if _by_tiles(SHAPE):
-        BLOCKS: gl.constexpr = CONSUMERS if BITS else X_STAGES * CONSUMERS
+        BLOCKS: gl.constexpr = (BYTES if BITS else X_STAGES) * CONSUMERS
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
         x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
         for s in gl.static_range(X_STAGES * CONSUMERS):
-            if s < BLOCKS:
-                mbarrier.init(x_ready.index(s), count=1)
             mbarrier.init(x_free.index(s), count=1)
+        for s in gl.static_range(BLOCKS):
+            mbarrier.init(x_ready.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
     if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
@@ -726,9 +742,9 @@ def fmha_biased_sm90(
                 (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k, bias_rows, bias_columns),
                 (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, mask_rows, mask_columns),
             )
-            for turn in range(tile_count(row_tiles, all_heads, all_heads, order_of(SHAPE))):
+            for turn in range(tile_count(row_tiles, all_heads, section, order_of(SHAPE))):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, unit = tile_of(turn, row_tiles, all_heads, all_heads, order_of(SHAPE))
+                    row_tile, unit = tile_of(turn, row_tiles, all_heads, section, order_of(SHAPE))
                     place = place_of(unit, sizes, by_head)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):

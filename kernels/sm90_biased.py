@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from sm90_bits import shown_by_bits
+from sm90_maxima import largest
 from sm90_softmax import partial_sums
-from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
+from sm90_tiles import LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -18,7 +19,8 @@ class Shape(NamedTuple):
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
     is the same for all queries is added by a product of its own, see sm90_terms.py. BITS: whether a mask by TMA comes
-    to consumers as bits."""
+    to consumers as bits. THREES: see sm90_maxima.py. FENCED: whether the producer, not the consumers, keeps what these
+    loaded apart from what TMA brings later. LONGEST_FIRST: see sm90_tiles.py."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -41,6 +43,9 @@ class Shape(NamedTuple):
     LIST: gl.constexpr = gl.constexpr(0)
     IN_PRODUCT: gl.constexpr = gl.constexpr(False)
     BITS: gl.constexpr = gl.constexpr(False)
+    THREES: gl.constexpr = gl.constexpr(False)
+    FENCED: gl.constexpr = gl.constexpr(False)
+    LONGEST_FIRST: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
@@ -59,6 +64,8 @@ class OfV(NamedTuple):
 def order_of(shape):
     """How tiles are dealt out: tiles of 192 queries that are all as long as each other one by one, since a pair more is
     a larger part of a program's time the fewer of them it has."""
+    if shape.LONGEST_FIRST:
+        return LONGEST_FIRST.value
     alike = not (shape.CAUSAL or shape.GENERAL) and shape.BOUNDS is None
     return SINGLES.value if alike and shape.CONSUMERS == 3 else PAIRS_OF_A_HEAD.value
 
@@ -266,7 +273,7 @@ def may_be_least(shape, shift):
 @gluon.jit
 def maxima(scores, m, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
     """The running maximum with these scores, in units of log2, plus shift, and the factor of what was summed up."""
-    top = gl.max(scores, 1)
+    top = largest(scores, m, shift) if SHAPE.THREES else gl.max(scores, 1)
     if may_be_least(SHAPE, shift):
         top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
     m_new = gl.maximum(m, top * to_log2 + shift)

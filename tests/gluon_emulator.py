@@ -16,7 +16,8 @@ on, in the others at the next barrier: until then nothing may overwrite what it 
 
 Not modelled: layouts, registers, that 128 threads make a warpgroup otherwise, and of fences only that there is one
 between what a partition stores in shared memory and the TMA store or the product of it; before a product also a
-barrier; and that a fence and a barrier follow what it loads from there before it arrives at an mbarrier.
+barrier; and that a barrier follows what it loads from there before it arrives at an mbarrier, and a fence before that,
+or behind the wait of the partition that has TMA overwrite it.
 """
 
 import itertools
@@ -176,6 +177,7 @@ class Machine:
 
     def wait(self, barrier: Any, parity: Any) -> None:
         self.switch(lambda: (barrier.array[0].phase & 1) != int(parity))
+        USES.told |= barrier.array[0].looked
 
     def expect(self, barrier: Any, size: Any, pred: Any = True) -> None:
         if not pred:
@@ -186,7 +188,7 @@ class Machine:
         self.switch()
 
     def arrive(self, barrier: Any, count: int = 1) -> None:
-        USES.arrive()
+        USES.arrive(barrier.array[0])
         USES.meet()  # Gluon has one thread arrive, after a barrier of all
         barrier.array[0].pending -= count
         assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"

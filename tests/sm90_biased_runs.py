@@ -91,6 +91,8 @@ def run(
     relative: bool = False,
     in_product: bool = False,
     bits: bool = False,
+    threes: bool = False,
+    fenced: bool = False,
     ping_pong: bool = True,
     producer_first: bool = False,
     entries: Any = None,
@@ -133,7 +135,7 @@ def run(
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
-        "BITS": bits,
+        "BITS": bits, "THREES": threes, "FENCED": fenced, "LONGEST_FIRST": longest_first,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}

@@ -31,6 +31,9 @@ class Setting:
         in_product: whether what is the same for all queries is added by a product; in fp16, for several consumers.
         ping_pong: whether several consumers take turns at the tensor cores.
         producer_first: whether the producer is the first partition; for two consumers.
+        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
+        fenced: whether the producer fences for the consumers of what comes by TMA beside the keys.
+        longest_first: as of plain attention.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
     """
 
@@ -50,6 +53,9 @@ class Setting:
     in_product: bool = False
     ping_pong: bool = True
     producer_first: bool = False
+    threes: bool = False
+    fenced: bool = False
+    longest_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,11 +267,17 @@ def of_kind(
         *((("IN_PRODUCT", True),) if setting.in_product else ()),
         *((("BITS", True),) if setting.bits else ()),
         *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
+        *((("THREES", True),) if setting.threes else ()),
+        *((("FENCED", True),) if setting.fenced else ()),
+        *((("LONGEST_FIRST", True),) if setting.longest_first else ()),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"
     if setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
         most = f"min({most}, max(num_sms, cdiv({tiles_of_rows}, 2)))"
+    grid = f"min({most}, {tiles_of_rows})"
+    if setting.longest_first:
+        grid = hopper.grid_of(tiles_of_rows, f"cdiv(q_len, {setting.consumers * ROWS})", most, longest_first=True)
     return (
         replace(
             base,
@@ -273,7 +285,7 @@ def of_kind(
             kernel=KERNEL,
             arguments=tuple(Argument(a.name, a.type) for a in base.arguments),
             constants=constants,
-            grid=f"min({most}, {tiles_of_rows})",
+            grid=grid,
             num_warps=4,
             num_stages=1,
             maxnreg=setting.maxnreg,

@@ -42,7 +42,7 @@ def data_bytes(spec: KernelSpec) -> int:
     consumers, keys, head = sizes["CONSUMERS"], sizes["BLOCK_N"], sizes["BLOCK_D"]
     rows = sizes["Q_SLOTS"] * consumers * 64 + (sizes["STAGES"] + sizes["V_STAGES"]) * keys
     width = {"bias": 2, "mask": 1}.get(next((n for n in ("bias", "mask") if kinds[n.upper()] == "tile"), ""), 0)
-    blocks = 1 if kinds.get("BITS") else sizes["X_STAGES"]
+    blocks = 2 if kinds.get("BITS") else sizes["X_STAGES"]
     return rows * head * 2 + blocks * consumers * 64 * keys * width
 
 

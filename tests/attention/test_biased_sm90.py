@@ -118,12 +118,26 @@ PROBLEMS |= {
     "plain, mask of keys in a product, causal": {
         **PLAIN, **FIRST, "in_product": True, "q_len": 300, "mask": (1, 2, 1, 300), "causal": True, "sinks": "own",
     },
+    "plain, bias, three consumers, the producer's fences": {
+        **PLAIN, **THREE, "threes": True, "fenced": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440),
+        "causal": False, "programs": 3,
+    },
+    "plain, mask, the producer's fences": {
+        **PLAIN, **TWO, "fenced": True, "q_len": 200, "kv_len": 440, "mask": (1, 2, 200, 440), "causal": False,
+    },
+    "plain, causal, longest first": {
+        **PLAIN, **FIRST, "longest_first": True, "q_len": 700, "causal": True, "programs": 2, "threes": True,
+    },
+    "plain, bounds, longest first": {
+        **PLAIN, **TWO, "longest_first": True, "q_len": 700, "causal": False, "programs": 2, "threes": True,
+        "seen": prefix, "bounds": prefix_bounds,
+    },
     "plain, bits of a mask": {
         **PLAIN, **FIRST, "bits": True, "q_len": 130, "kv_len": 300, "mask": (1, 1, 130, 300), "causal": False,
     },
     "plain, bits of a mask, turns": {
-        **PLAIN, **TWO, "bits": True, "x_stages": 1, "q_len": 200, "mask": (1, 1, 170, 200), "causal": True,
-        "dtype": "bf16",
+        **PLAIN, **TWO, "bits": True, "x_stages": 1, "stages": 3, "q_len": 200, "mask": (1, 1, 170, 200),
+        "causal": True, "dtype": "bf16",
     },
 }  # fmt: skip
 
@@ -333,6 +347,21 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "tile",
         "plain, bits of a mask",
     ),
+    "no fence between a load and TMA": (
+        "            if SHAPE.FENCED:\n                fence_async_shared()\n",
+        "",
+        "plain, bias, three consumers, the producer's fences",
+    ),
+    "bytes of which no bits have been made": (
+        "        place = step % BYTES * SHAPE.CONSUMERS + c\n",
+        "        place = (step + 1) % BYTES * SHAPE.CONSUMERS + c\n",
+        "plain, bits of a mask",
+    ),
+    "bytes that have not come": (
+        "        mbarrier.wait(x_ready.index(place), (step // BYTES) & 1)\n",
+        "",
+        "plain, bits of a mask",
+    ),
     "bits that are not given back": (
         "        mbarrier.wait(x_free.index(stage), phase ^ 1)\n",
         "",
@@ -382,7 +411,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias",
     ),
     "the place of a bias taken before it was given back": (
-        "mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)\n",
+        "mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)\n",
         "pass\n",
         "bias, one block in flight",
     ),

@@ -238,6 +238,7 @@ class Uses(threading.local):
     def arrive(self, barrier: "Barrier") -> None:
         """Another partition may have TMA overwrite what this one has told that it no longer needs."""
         assert not self.looked + self.passed, "shared memory is given away that other warps may still load from"
+        assert not self.unfenced, "what was stored is handed on, and no fence has made it visible to wgmma"
         barrier.looked |= self.met
 
     def multiply(self, *operands: Any) -> None:

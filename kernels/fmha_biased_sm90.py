@@ -27,7 +27,6 @@ from sm90_biased import (
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
-from sm90_bits import WORDS, load_bits, pack_mask
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
@@ -57,7 +56,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-BYTES: gl.constexpr = gl.constexpr(2)  # blocks of a mask in flight, of each consumer, of which bits are made
 LEAST_SCALE: gl.constexpr = gl.constexpr(2.0**-100)
 
 
@@ -73,35 +71,15 @@ def _by_tiles(shape):
 
 
 @gluon.jit
-def _pack_masks(beside, step, SHAPE: gl.constexpr):
-    """Make bits of a step's blocks of a mask while the bytes of the next step are on their way: there is room for
-    BYTES blocks of bytes, X_STAGES of bits. Only this partition uses the bytes."""
-    x_smem, x_ready, x_free = beside[1:4]
-    bits, bits_ready = beside[10]
-    phase = (step // SHAPE.X_STAGES) & 1
-    for c in gl.static_range(SHAPE.CONSUMERS):
-        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + c
-        place = step % BYTES * SHAPE.CONSUMERS + c
-        mbarrier.wait(x_ready.index(place), (step // BYTES) & 1)
-        mbarrier.wait(x_free.index(stage), phase ^ 1)
-        pack_mask(x_smem.index(place), bits.index(stage))
-        mbarrier.arrive(bits_ready.index(stage), count=1)
-    fence_async_shared()
-    gl.barrier()
-
-
-@gluon.jit
 def _load_tiles(beside, batch, head, first_row, key, step, SHAPE: gl.constexpr):
     """Ask for the bias or mask of a step, of each consumer's rows."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    STAGES: gl.constexpr = BYTES if SHAPE.BITS else SHAPE.X_STAGES
+    STAGES: gl.constexpr = SHAPE.X_STAGES
     for c in gl.static_range(CONSUMERS):
         stage = step % STAGES * CONSUMERS + c
-        if not SHAPE.BITS:  # bits have been made of others
-            mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)
-            if SHAPE.FENCED:
-                fence_async_shared()
+        mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)
+        fence_async_shared()  # here rather than in the consumer, where it would wait for its product
         mbarrier.expect(x_ready.index(stage), ROWS * SHAPE.BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1))
         place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
         tma.async_load(x_desc, place, x_ready.index(stage), x_smem.index(stage))
@@ -148,10 +126,6 @@ def _load(work, beside, SHAPE: gl.constexpr):
                 fence_async_shared()
                 gl.barrier()
                 mbarrier.arrive(k_ready.index(stage), count=1)
-            if SHAPE.BITS:
-                _load_tiles(beside, batch, head, first_row, key, step, SHAPE)
-                if step > 0:
-                    _pack_masks(beside, step - 1, SHAPE)
             if Q_SLOTS == 1:
                 if step > 0:
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
@@ -162,7 +136,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if _by_tiles(SHAPE) and not SHAPE.BITS:
+            if _by_tiles(SHAPE):
                 _load_tiles(beside, batch, head, first_row, key, step, SHAPE)
             if Q_SLOTS > 1:
                 if step > 0:
@@ -174,8 +148,6 @@ def _load(work, beside, SHAPE: gl.constexpr):
         if CONSUMERS == 1:
             keep_up(step, tile_barriers(True, False), 13, 1)
     if step > 0:
-        if SHAPE.BITS:
-            _pack_masks(beside, step - 1, SHAPE)
         _load_v(v_work, v_place, step - 1, V_SHAPE)
     if CONSUMERS == 1:
         keep_up(step, 40, 13, 1)
@@ -202,14 +174,10 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 @gluon.jit
 def _tile(beside, step, row_sum, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys], or its bits; else 0."""
+    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; else 0."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     tile = 0
-    if SHAPE.BITS:
-        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
-        mbarrier.wait(terms[1].index(stage), (step // SHAPE.X_STAGES) & 1)
-        tile = load_bits(terms[0].index(stage), row_sum.type.layout)
-    elif _by_tiles(SHAPE):
+    if _by_tiles(SHAPE):
         stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
         mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)
         tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
@@ -221,8 +189,6 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
     """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
     if _by_tiles(SHAPE):
-        if not SHAPE.BITS and not SHAPE.FENCED:
-            fence_async_shared()
         gl.barrier()
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
@@ -549,8 +515,7 @@ def fmha_biased_sm90(
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
-    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False, THREES: gl.constexpr = False,
-    FENCED: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -565,9 +530,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. THREES, FENCED:
-    see Shape. LONGEST_FIRST and the rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V
-    is of another width.
+    consumers. THREES: see sm90_maxima.py. LONGEST_FIRST and the rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has
+    shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -600,9 +564,7 @@ def fmha_biased_sm90(
         RELATIVE,
         LIST,
         IN_PRODUCT,
-        BITS,
         THREES,
-        FENCED,
         LONGEST_FIRST,
     )
     dtype: gl.constexpr = q_desc.dtype
@@ -636,14 +598,13 @@ def fmha_biased_sm90(
     x_ready = q_ready
     x_free = q_free
     if _by_tiles(SHAPE):
-        BLOCKS: gl.constexpr = (BYTES if BITS else X_STAGES) * CONSUMERS
+        BLOCKS: gl.constexpr = X_STAGES * CONSUMERS
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
-        x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(X_STAGES * CONSUMERS):
-            mbarrier.init(x_free.index(s), count=1)
+        x_free = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
         for s in gl.static_range(BLOCKS):
             mbarrier.init(x_ready.index(s), count=1)
+            mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
     if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
@@ -681,12 +642,6 @@ def fmha_biased_sm90(
         factor.store(split_factor(undo, OF_KEY))
         fence_async_shared()
         terms = (factor, gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, WIDTH], T_LAYOUT))
-    if BITS:
-        bits_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(X_STAGES * CONSUMERS):
-            mbarrier.init(bits_ready.index(s), count=1)
-        B_LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        terms = (gl.allocate_shared_memory(gl.int32, [X_STAGES * CONSUMERS, ROWS, WORDS], B_LAYOUT), bits_ready)
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(

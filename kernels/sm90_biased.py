@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from sm90_bits import shown_by_bits
 from sm90_maxima import largest
 from sm90_softmax import partial_sums
 from sm90_tiles import LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
@@ -18,9 +17,8 @@ class Shape(NamedTuple):
     or mask in flight; and what `fused_attention_biased` of fmha_biased.py explains, BIAS and MASK being "never",
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
-    is the same for all queries is added by a product of its own, see sm90_terms.py. BITS: whether a mask by TMA comes
-    to consumers as bits. THREES: see sm90_maxima.py. FENCED: whether the producer, not the consumers, keeps what these
-    loaded apart from what TMA brings later. LONGEST_FIRST: see sm90_tiles.py."""
+    is the same for all queries is added by a product of its own, see sm90_terms.py. THREES: see
+    sm90_maxima.py. LONGEST_FIRST: see sm90_tiles.py."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -42,9 +40,7 @@ class Shape(NamedTuple):
     RELATIVE: gl.constexpr
     LIST: gl.constexpr = gl.constexpr(0)
     IN_PRODUCT: gl.constexpr = gl.constexpr(False)
-    BITS: gl.constexpr = gl.constexpr(False)
     THREES: gl.constexpr = gl.constexpr(False)
-    FENCED: gl.constexpr = gl.constexpr(False)
     LONGEST_FIRST: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
@@ -224,7 +220,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
 
     Args:
         products: of Q and K.
-        tile: of a bias or mask, [rows, keys], or its bits; of no account where none comes by TMA.
+        tile: of a bias or mask, [rows, keys]; of no account where none comes by TMA.
         term: what is added to products, [rows, keys]; None where they began with it, or there is none.
         factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
@@ -252,9 +248,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         scores = by_functions(
             scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
         )
-    if SHAPE.BITS:
-        scores = shown_by_bits(scores, tile, S_LAYOUT)
-    elif SHAPE.MASK == "tile":
+    if SHAPE.MASK == "tile":
         scores = shown(scores, tile)
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]

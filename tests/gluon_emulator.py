@@ -304,9 +304,8 @@ class Machine:
     def inline_asm_of_threads(
         self, asm: Callable[..., str], _constraints: Any, args: Sequence[Any], result: tuple[int, ...] | None = None
     ) -> Any:
-        """Assembly of each thread's registers, made by a function: if it is given shared memory, it loads from there or
-        stores there."""
-        shared = next((value for value in args if isinstance(value, Shared)), None)
+        """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there."""
+        (shared,) = (value for value in args if isinstance(value, Shared))
         names = (f"${i}" for i in itertools.count())
         outputs = [] if result is None else [next(names) for _ in range(np.prod(result) // 128)]
         registers: dict[str, Any] = {}
@@ -315,11 +314,8 @@ class Machine:
             columns = np.zeros((1, 1), np.int32) if isinstance(value, Shared) else by_thread(value)
             inputs.append(tuple(next(names) for _ in range(columns.shape[1])))
             registers |= zip(inputs[-1], columns.T, strict=True)
-        memory = np.zeros(0, np.float32)
-        if shared is not None:
-            memory = shared.array
-            USES.exchange(memory, stored=result is None)
-        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, memory)
+        USES.exchange(shared.array, stored=result is None)
+        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, shared.array)
         self.switch()
         if result is None:
             return None

@@ -76,6 +76,7 @@ def run(
     apart: bool = False,
     longest_first: bool = False,
     lazy: bool = False,
+    handed: bool = False,
     programs: int = 1,
     sm_scale: float = 0.125,
     bias: Shape | None = None,
@@ -143,6 +144,8 @@ def run(
         ways = ("TWO_HEADS", "RAGGED", "CAPPED", "SERIAL", "PRODUCER_FIRST", "LENGTHS")
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
         constants["LAZY"] = lazy
+    if sinks_alone:
+        constants |= {"THREES": threes, "HANDED_ON": handed, "PRODUCER_FIRST": producer_first}
     if values_alone:
         constants["APART"] = apart
     kernel = alone or KERNEL

@@ -25,11 +25,8 @@ from sm90_biased import (
     order_of,
     place_of,
     weigh,
-    weigh_half,
 )
 from sm90_biased_slow import compute_biased_slowly
-from sm90_bits import WORDS, load_bits, pack_mask
-from sm90_lazy import kept, part_times_where, room_for
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
@@ -48,7 +45,7 @@ from sm90_terms import (
     terms_of,
     words_of,
 )
-from sm90_tiles import ROWS, tile_count, tile_of
+from sm90_tiles import ROWS, section_heads, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -74,20 +71,18 @@ def _by_tiles(shape):
 
 
 @gluon.jit
-def _pack_masks(beside, step, SHAPE: gl.constexpr):
-    """Make bits of a step's blocks of a mask, before those of the next step are asked for: there is room for one block
-    of bytes, X_STAGES of bits. Only this partition uses the bytes."""
-    x_smem, x_ready, x_free = beside[1:4]
-    bits, bits_ready = beside[10]
-    phase = (step // SHAPE.X_STAGES) & 1
-    for c in gl.static_range(SHAPE.CONSUMERS):
-        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + c
-        mbarrier.wait(x_ready.index(c), step & 1)
-        mbarrier.wait(x_free.index(stage), phase ^ 1)
-        pack_mask(x_smem.index(c), bits.index(stage))
-        mbarrier.arrive(bits_ready.index(stage), count=1)
-    fence_async_shared()
-    gl.barrier()
+def _load_tiles(beside, batch, head, first_row, key, step, SHAPE: gl.constexpr):
+    """Ask for the bias or mask of a step, of each consumer's rows."""
+    x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.X_STAGES
+    for c in gl.static_range(CONSUMERS):
+        stage = step % STAGES * CONSUMERS + c
+        mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)
+        fence_async_shared()  # here rather than in the consumer, where it would wait for its product
+        mbarrier.expect(x_ready.index(stage), ROWS * SHAPE.BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1))
+        place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
+        tma.async_load(x_desc, place, x_ready.index(stage), x_smem.index(stage))
 
 
 @gluon.jit
@@ -97,9 +92,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
-    X_STAGES: gl.constexpr = SHAPE.X_STAGES
     V_SHAPE: gl.constexpr = _of_v(SHAPE)
-    X_BYTES: gl.constexpr = ROWS * BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1)
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
@@ -125,9 +118,6 @@ def _load(work, beside, SHAPE: gl.constexpr):
             if SHAPE.IN_PRODUCT:
                 kv_n = sequence[1]
                 vector = load_keys(vectors, (batch, head), key, kv_n, SHAPE)
-            if SHAPE.BITS:
-                if step > 0:
-                    _pack_masks(beside, step - 1, SHAPE)
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * SHAPE.BLOCK_D * 2)
             tma.async_load(k_desc, [batch, head // group, key, 0], k_ready.index(stage), k_smem.index(stage))
@@ -147,15 +137,7 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
             if _by_tiles(SHAPE):
-                for c in gl.static_range(CONSUMERS):
-                    x_stage = step % X_STAGES * CONSUMERS + c
-                    if SHAPE.BITS:  # of the step before bits have been made
-                        x_stage = c
-                    else:
-                        mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)
-                    mbarrier.expect(x_ready.index(x_stage), X_BYTES)
-                    place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
-                    tma.async_load(x_desc, place, x_ready.index(x_stage), x_smem.index(x_stage))
+                _load_tiles(beside, batch, head, first_row, key, step, SHAPE)
             if Q_SLOTS > 1:
                 if step > 0:
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
@@ -167,8 +149,6 @@ def _load(work, beside, SHAPE: gl.constexpr):
             keep_up(step, tile_barriers(True, False), 13, 1)
     if step > 0:
         _load_v(v_work, v_place, step - 1, V_SHAPE)
-        if SHAPE.BITS:
-            _pack_masks(beside, step - 1, SHAPE)
     if CONSUMERS == 1:
         keep_up(step, 40, 13, 1)
     else:
@@ -194,14 +174,10 @@ def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS
 
 @gluon.jit
 def _tile(beside, step, row_sum, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):
-    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys], or its bits; else 0."""
+    """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; else 0."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     tile = 0
-    if SHAPE.BITS:
-        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
-        mbarrier.wait(terms[1].index(stage), (step // SHAPE.X_STAGES) & 1)
-        tile = load_bits(terms[0].index(stage), row_sum.type.layout)
-    elif _by_tiles(SHAPE):
+    if _by_tiles(SHAPE):
         stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
         mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)
         tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
@@ -213,8 +189,6 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
     """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
     if _by_tiles(SHAPE):
-        if not SHAPE.BITS:
-            fence_async_shared()
         gl.barrier()
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
@@ -310,20 +284,13 @@ def _step(
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        m_new, alpha = maxima(scores, m, to_log2, shift, SHAPE)
-        if SHAPE.LAZY:
-            m_new, due = kept(m, m_new)
-            alpha = gl.exp2(m - m_new)
-        m = m_new
+        m, alpha = maxima(scores, m, to_log2, shift, SHAPE)
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
-    if SHAPE.LAZY:
-        acc = part_times_where(acc, alpha, due)
-    else:
-        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
         begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
@@ -386,7 +353,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     to_log2 = factors[1]
-    shift: gl.constexpr = shift_of(v_smem.dtype) + room_for(v_smem.dtype, SHAPE.LAZY)
+    shift: gl.constexpr = shift_of(v_smem.dtype)
     BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     MASKED: gl.constexpr = _may_be_masked(SHAPE)
     SPLIT: gl.constexpr = MASKED and not SHAPE.GENERAL and CONSUMERS > 1
@@ -448,16 +415,11 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if has_terms(SHAPE):
             term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
-        if whole[2] - key <= BLOCK_N // 2 if SHAPE.HALVES else False:
-            p, m, row_sum, alpha = weigh_half(
-                scores, m, row_sum, factors, place, first_query, last_key, inputs, ends, key, shift, S_LAYOUT, SHAPE
-            )
-        else:
-            scores = counted(
-                scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-                shift, S_LAYOUT, SHAPE,
-            )  # fmt: skip
-            p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
+        scores = counted(
+            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+            shift, S_LAYOUT, SHAPE,
+        )  # fmt: skip
+        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -553,8 +515,7 @@ def fmha_biased_sm90(
     BIAS: gl.constexpr, MASK: gl.constexpr, SCORE: gl.constexpr, SEEN: gl.constexpr, BOUNDS: gl.constexpr,
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
-    PRODUCER_FIRST: gl.constexpr = False, BITS: gl.constexpr = False, LAZY: gl.constexpr = False,
-    HALVES: gl.constexpr = False,
+    PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -569,9 +530,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. BITS: see sm90_bits.py; for masks by TMA in blocks of 128 keys, and several consumers. LAZY: see
-    sm90_lazy.py; not if LATE. HALVES: see Shape; for one consumer and neither bias, mask nor RELATIVE. The rest: as of
-    fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. THREES: see sm90_maxima.py. LONGEST_FIRST and the rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has
+    shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -580,8 +540,9 @@ def fmha_biased_sm90(
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
     all_heads = batch_size * num_heads
+    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, all_heads, bounds)
+    sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     SHAPE: gl.constexpr = Shape(
         BLOCK_D,
         BLOCK_V,
@@ -603,9 +564,8 @@ def fmha_biased_sm90(
         RELATIVE,
         LIST,
         IN_PRODUCT,
-        BITS,
-        LAZY,
-        HALVES,
+        THREES,
+        LONGEST_FIRST,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -638,13 +598,12 @@ def fmha_biased_sm90(
     x_ready = q_ready
     x_free = q_free
     if _by_tiles(SHAPE):
-        BLOCKS: gl.constexpr = CONSUMERS if BITS else X_STAGES * CONSUMERS
+        BLOCKS: gl.constexpr = X_STAGES * CONSUMERS
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
-        x_free = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(X_STAGES * CONSUMERS):
-            if s < BLOCKS:
-                mbarrier.init(x_ready.index(s), count=1)
+        x_free = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
+        for s in gl.static_range(BLOCKS):
+            mbarrier.init(x_ready.index(s), count=1)
             mbarrier.init(x_free.index(s), count=1)
     notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
@@ -683,12 +642,6 @@ def fmha_biased_sm90(
         factor.store(split_factor(undo, OF_KEY))
         fence_async_shared()
         terms = (factor, gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, WIDTH], T_LAYOUT))
-    if BITS:
-        bits_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(X_STAGES * CONSUMERS):
-            mbarrier.init(bits_ready.index(s), count=1)
-        B_LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        terms = (gl.allocate_shared_memory(gl.int32, [X_STAGES * CONSUMERS, ROWS, WORDS], B_LAYOUT), bits_ready)
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(
@@ -744,9 +697,9 @@ def fmha_biased_sm90(
                 (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k, bias_rows, bias_columns),
                 (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, mask_rows, mask_columns),
             )
-            for turn in range(tile_count(row_tiles, all_heads, all_heads, order_of(SHAPE))):
+            for turn in range(tile_count(row_tiles, all_heads, section, order_of(SHAPE))):
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, unit = tile_of(turn, row_tiles, all_heads, all_heads, order_of(SHAPE))
+                    row_tile, unit = tile_of(turn, row_tiles, all_heads, section, order_of(SHAPE))
                     place = place_of(unit, sizes, by_head)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):

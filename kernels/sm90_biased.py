@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from sm90_bits import shown_by_bits
-from sm90_softmax import near_half, partial_sums, with_far_half
-from sm90_tiles import PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
+from sm90_maxima import largest
+from sm90_softmax import partial_sums
+from sm90_tiles import LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -17,9 +17,8 @@ class Shape(NamedTuple):
     or mask in flight; and what `fused_attention_biased` of fmha_biased.py explains, BIAS and MASK being "never",
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
-    is the same for all queries is added by a product of its own, see sm90_terms.py. BITS: whether a mask by TMA comes
-    to consumers as bits. LAZY: whether sums are rescaled where that is due. HALVES: whether
-    the half of a tile's last block that no row sees takes no arithmetic."""
+    is the same for all queries is added by a product of its own, see sm90_terms.py. THREES: see
+    sm90_maxima.py. LONGEST_FIRST: see sm90_tiles.py."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -41,9 +40,8 @@ class Shape(NamedTuple):
     RELATIVE: gl.constexpr
     LIST: gl.constexpr = gl.constexpr(0)
     IN_PRODUCT: gl.constexpr = gl.constexpr(False)
-    BITS: gl.constexpr = gl.constexpr(False)
-    LAZY: gl.constexpr = gl.constexpr(False)
-    HALVES: gl.constexpr = gl.constexpr(False)
+    THREES: gl.constexpr = gl.constexpr(False)
+    LONGEST_FIRST: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
 
 
@@ -62,6 +60,8 @@ class OfV(NamedTuple):
 def order_of(shape):
     """How tiles are dealt out: tiles of 192 queries that are all as long as each other one by one, since a pair more is
     a larger part of a program's time the fewer of them it has."""
+    if shape.LONGEST_FIRST:
+        return LONGEST_FIRST.value
     alike = not (shape.CAUSAL or shape.GENERAL) and shape.BOUNDS is None
     return SINGLES.value if alike and shape.CONSUMERS == 3 else PAIRS_OF_A_HEAD.value
 
@@ -98,8 +98,7 @@ def _on_list(batch, head, first_row, q_n, q_len, kv_len, lists, SHAPE: gl.conste
 @gluon.jit
 def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     """The blocks of keys that a tile loads, their first and the one past the last, at least one; those of which its
-    rows see every key, likewise, of which there may be none, with the end of the keys; the sequence, and the position
-    of its first query.
+    rows see every key, likewise, of which there may be none; the sequence, and the position of its first query.
 
     With lists, blocks are numbered by their places on the tile's, those of whole entries first; `key_of` tells the key.
     """
@@ -145,7 +144,7 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
             whole_end = gl.where(first_row + TILE <= q_n, whole_end, 0)
         end_block = gl.maximum((end + (BLOCK_N - 1)) // BLOCK_N, 1)
         first_block = gl.minimum(begin // BLOCK_N, end_block - 1)
-        whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N, end
+        whole = (whole_begin + (BLOCK_N - 1)) // BLOCK_N, whole_end // BLOCK_N
     return first_block, end_block, whole, sequence, position
 
 
@@ -221,7 +220,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
 
     Args:
         products: of Q and K.
-        tile: of a bias or mask, [rows, keys], or its bits; of no account where none comes by TMA.
+        tile: of a bias or mask, [rows, keys]; of no account where none comes by TMA.
         term: what is added to products, [rows, keys]; None where they began with it, or there is none.
         factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
         place: batch and head.
@@ -249,9 +248,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         scores = by_functions(
             scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
         )
-    if SHAPE.BITS:
-        scores = shown_by_bits(scores, tile, S_LAYOUT)
-    elif SHAPE.MASK == "tile":
+    if SHAPE.MASK == "tile":
         scores = shown(scores, tile)
     if masked:
         seen = columns[None, :] < (ends - key)[:, None]
@@ -270,7 +267,7 @@ def may_be_least(shape, shift):
 @gluon.jit
 def maxima(scores, m, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
     """The running maximum with these scores, in units of log2, plus shift, and the factor of what was summed up."""
-    top = gl.max(scores, 1)
+    top = largest(scores, m, shift) if SHAPE.THREES else gl.max(scores, 1)
     if may_be_least(SHAPE, shift):
         top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
     m_new = gl.maximum(m, top * to_log2 + shift)
@@ -285,26 +282,3 @@ def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr)
     parts = partial_sums(weights, SHAPE.BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + parts, alpha
-
-
-@gluon.constexpr_function
-def _halved(shape):
-    values = {name: getattr(shape, name) for name in Shape._fields}
-    return Shape(**{**values, "BLOCK_N": shape.BLOCK_N // 2})
-
-
-@gluon.jit
-def weigh_half(scores, m, row_sum, factors, place, first_query, last_key, inputs, ends, key, shift: gl.constexpr,
-               S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
-    """As `counted` and `weigh` of a masked block of which no row sees the second half."""
-    HALF: gl.constexpr = _halved(SHAPE)
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SHAPE.BLOCK_N // 2, 16])
-    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    near, zeros, before, m = near_half(scores, row_sum, m, LAYOUT, SHAPE.BLOCK_N // 2)
-    ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
-    first_query = gl.convert_layout(first_query, ROW_LAYOUT, assert_trivial=True)
-    near = counted(
-        near, 0, None, factors, place, first_query, last_key, inputs, 0, ends, key, True, shift, LAYOUT, HALF
-    )
-    near, m, sums, alpha = weigh(near, m, before, factors[1], shift, HALF)
-    return with_far_half(near, zeros, m, sums, alpha, row_sum, S_LAYOUT, SHAPE.BLOCK_N)

@@ -144,28 +144,6 @@ def weigh_after(
 
 
 @gluon.jit
-def near_half(scores, row_sum, m, LAYOUT: gl.constexpr, HALF: gl.constexpr):
-    """The first half of a block's scores, zeros for the other, and sums and maxima, for blocks of half the width."""
-    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
-    near = gl.convert_layout(near, LAYOUT, assert_trivial=True)
-    zeros = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
-    before = partial_sums(zeros, HALF)
-    m = gl.convert_layout(m, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
-    before = gl.convert_layout(row_sum, before.type.layout, assert_trivial=True)
-    return near, zeros, before, m
-
-
-@gluon.jit
-def with_far_half(near, zeros, m, sums, alpha, row_sum, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
-    """Weights of a whole block, maxima, sums and factors, of what was made of `near_half`."""
-    weights = gl.join(near, zeros).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
-    weights = gl.convert_layout(weights, S_LAYOUT, assert_trivial=True)
-    m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
-    alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
-    return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha
-
-
-@gluon.jit
 def weigh_half(
     scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
     CAPPED: gl.constexpr, THREES: gl.constexpr,
@@ -173,7 +151,17 @@ def weigh_half(
     """As `weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
     HALF: gl.constexpr = BLOCK_N // 2
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
-    near, zeros, before, m = near_half(scores, row_sum, m, LAYOUT, HALF)
-    ends = gl.convert_layout(ends, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
+    near = gl.convert_layout(near, LAYOUT, assert_trivial=True)
+    zeros = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
+    before = partial_sums(zeros, HALF)
+    m = gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True)
+    ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
+    before = gl.convert_layout(row_sum, before.type.layout, assert_trivial=True)
     near, m, sums, alpha = weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False, CAPPED, THREES)
-    return with_far_half(near, zeros, m, sums, alpha, row_sum, S_LAYOUT, BLOCK_N)
+    weights = gl.join(near, zeros).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
+    weights = gl.convert_layout(weights, S_LAYOUT, assert_trivial=True)
+    m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
+    alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
+    return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha

@@ -16,7 +16,8 @@ on, in the others at the next barrier: until then nothing may overwrite what it 
 
 Not modelled: layouts, registers, that 128 threads make a warpgroup otherwise, and of fences only that there is one
 between what a partition stores in shared memory and the TMA store or the product of it; before a product also a
-barrier; and that a fence and a barrier follow what it loads from there before it arrives at an mbarrier.
+barrier; and that a barrier follows what it loads from there before it arrives at an mbarrier, and a fence before that,
+or behind the wait of the partition that has TMA overwrite it.
 """
 
 import itertools
@@ -176,6 +177,7 @@ class Machine:
 
     def wait(self, barrier: Any, parity: Any) -> None:
         self.switch(lambda: (barrier.array[0].phase & 1) != int(parity))
+        USES.told |= barrier.array[0].looked
 
     def expect(self, barrier: Any, size: Any, pred: Any = True) -> None:
         if not pred:
@@ -186,7 +188,7 @@ class Machine:
         self.switch()
 
     def arrive(self, barrier: Any, count: int = 1) -> None:
-        USES.arrive()
+        USES.arrive(barrier.array[0])
         USES.meet()  # Gluon has one thread arrive, after a barrier of all
         barrier.array[0].pending -= count
         assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"
@@ -302,9 +304,8 @@ class Machine:
     def inline_asm_of_threads(
         self, asm: Callable[..., str], _constraints: Any, args: Sequence[Any], result: tuple[int, ...] | None = None
     ) -> Any:
-        """Assembly of each thread's registers, made by a function: if it is given shared memory, it loads from there or
-        stores there."""
-        shared = next((value for value in args if isinstance(value, Shared)), None)
+        """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there."""
+        (shared,) = (value for value in args if isinstance(value, Shared))
         names = (f"${i}" for i in itertools.count())
         outputs = [] if result is None else [next(names) for _ in range(np.prod(result) // 128)]
         registers: dict[str, Any] = {}
@@ -313,11 +314,8 @@ class Machine:
             columns = np.zeros((1, 1), np.int32) if isinstance(value, Shared) else by_thread(value)
             inputs.append(tuple(next(names) for _ in range(columns.shape[1])))
             registers |= zip(inputs[-1], columns.T, strict=True)
-        memory = np.zeros(0, np.float32)
-        if shared is not None:
-            memory = shared.array
-            USES.exchange(memory, stored=result is None)
-        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, memory)
+        USES.exchange(shared.array, stored=result is None)
+        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, shared.array)
         self.switch()
         if result is None:
             return None

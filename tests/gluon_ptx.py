@@ -188,14 +188,10 @@ WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8
 
 def by_thread(values: Any) -> Any:
     """The registers of the 128 threads of a warpgroup, [threads, registers]: of [n] or [1, n], dealt out one after the
-    other, to several if there are fewer; of [64, n] as wgmma leaves its result; and of [64, 4] what each of four
-    threads has of a row."""
+    other, to several if there are fewer; and of [64, n] as wgmma leaves its result."""
     values = np.asarray(values)
     if values.ndim == 1 or values.shape[0] == 1:
         return np.resize(values, (max(1, values.size // (32 * WARPS)), 32 * WARPS)).T
-    if values.shape == (2 * ROWS_OF_WARP * WARPS, COLUMNS // 2):
-        parts = values.reshape(WARPS, 2, ROWS_OF_WARP, COLUMNS // 2)
-        return parts.transpose(0, 2, 3, 1).reshape(32 * WARPS, 2)
     parts = values.reshape(WARPS, 2, ROWS_OF_WARP, -1, COLUMNS // 2, 2)  # warp, row of two, row, block, thread, column
     return parts.transpose(0, 2, 4, 3, 1, 5).reshape(32 * WARPS, -1)
 
@@ -231,12 +227,6 @@ def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
             continue
         if found := re.fullmatch(r"add\.s32 (\S+), (\S+), (\S+)", text):
             registers[found[1]] = registers[found[2]] + registers[found[3]]
-        elif found := re.fullmatch(r"and\.b32 (\S+), (\S+), (\d+)", text):
-            registers[found[1]] = registers[found[2]].view(np.uint32) & np.uint32(found[3])
-        elif found := re.fullmatch(r"setp\.ne\.u32 (\S+), (\S+), 0", text):
-            registers[found[1]] = registers[found[2]] != 0
-        elif found := re.fullmatch(r"selp\.f32 (\S+), (\S+), 0fFF800000, (\S+)", text):
-            registers[found[1]] = np.where(registers[found[3]], registers[found[2]], np.float32(-np.inf))
         elif found := re.fullmatch(r"st\.shared\.f32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
             memory[at(found[1], found[2], 4)] = registers[found[3]]
         elif found := re.fullmatch(r"ld\.shared\.v2\.f32 \{(\S+), (\S+)\}, \[([^]+]+)(?:\+(\d+))?\]", text):

@@ -199,6 +199,8 @@ class Uses(threading.local):
         read: what products read that are complete in one warp, but in others perhaps not.
         looked: what was loaded into registers, and no fence has kept apart from what TMA brings later.
         passed: what was loaded before the last fence, but by other warps perhaps not yet.
+        met: what all warps have loaded, but no fence has kept apart; by where it is, as the next.
+        told: what others have loaded without a fence before they arrived where this partition waited.
         shared, taken: what threads stored for each other, and loaded of each other's, since all of them met.
     """
 
@@ -208,15 +210,19 @@ class Uses(threading.local):
         self.read: list[Any] = []
         self.looked: list[Any] = []
         self.passed: list[Any] = []
+        self.met: dict[int, Any] = {}
+        self.told: dict[int, Any] = {}
         self.shared: list[Any] = []
         self.taken: list[Any] = []
 
     def fence(self) -> None:
         self.fenced, self.unfenced = self.fenced + self.unfenced, []
         self.passed, self.looked = self.passed + self.looked, []
+        self.met, self.told = {}, {}
 
     def barrier(self) -> None:
-        self.fenced, self.read, self.passed = [], [], []
+        self.met |= {array.ctypes.data: array for array in self.looked}
+        self.fenced, self.read, self.passed, self.looked = [], [], [], []
         self.meet()
 
     def meet(self) -> None:
@@ -229,10 +235,11 @@ class Uses(threading.local):
         assert not stored or not _overlap(array, self.taken), "what another warp may still load is stored over"
         (self.shared if stored else self.taken).append(array)
 
-    def arrive(self) -> None:
+    def arrive(self, barrier: "Barrier") -> None:
         """Another partition may have TMA overwrite what this one has told that it no longer needs."""
-        assert not self.looked, "shared memory is given away without a fence behind what was loaded from it"
-        assert not self.passed, "shared memory is given away that other warps may still load from"
+        assert not self.looked + self.passed, "shared memory is given away that other warps may still load from"
+        assert not self.unfenced, "what was stored is handed on, and no fence has made it visible to wgmma"
+        barrier.looked |= self.met
 
     def multiply(self, *operands: Any) -> None:
         for operand in operands:
@@ -249,6 +256,7 @@ class Uses(threading.local):
     def load(self, target: Any) -> None:
         self.overwrite(target)
         assert not _overlap(target, self.unfenced + self.fenced), "TMA may come before what was stored earlier"
+        assert not _overlap(target, [*self.met.values(), *self.told.values()]), "no fence is between a load and TMA"
 
 
 def _overlap(array: Any, others: Sequence[Any]) -> bool:
@@ -304,6 +312,7 @@ class Barrier:
     def __init__(self) -> None:
         self.count = self.pending = self.bytes = self.phase = 0
         self.used = False
+        self.looked: dict[int, Any] = {}
 
     def settle(self) -> None:
         self.used = True

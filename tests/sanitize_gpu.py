@@ -30,6 +30,7 @@ import numpy as np
 
 from pyfmha.aot.build import build
 from pyfmha.aot.cubin import Compiler
+from pyfmha.attention import hopper
 from pyfmha.attention.biased import Biased
 from pyfmha.bfloat16 import STORAGE
 from pyfmha.errors import LaunchError
@@ -55,8 +56,13 @@ GRACE = 8.0
 
 
 def specs(dtypes: Sequence[str], sizes: Sequence[int]) -> list[KernelSpec]:
-    """What has code for Hopper alone; and of functions what comes before."""
+    """What has code for Hopper alone, of other types what is cut another way; and of functions what comes before."""
     made = [spec for dtype in dtypes for size in sizes for spec in Biased(dtype, size).specs()]
+    known = {(spec.kernel, spec.constants) for spec in made}
+    others = (
+        spec for dtype in set(hopper.DTYPES) - set(dtypes) for size in sizes for spec in Biased(dtype, size).specs()
+    )
+    made += [spec for spec in others if (spec.kernel, spec.constants) not in known]
     with Compiler(1) as compiler:
         functions = [one for name in FUNCTIONS for one in declared_in(file_of(name), compiler.collect)]
     made += function_specs(functions, dtypes, [size for size in sizes if size in SIZES])

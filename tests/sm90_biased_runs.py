@@ -76,6 +76,7 @@ def run(
     apart: bool = False,
     longest_first: bool = False,
     lazy: bool = False,
+    handed: bool = False,
     programs: int = 1,
     sm_scale: float = 0.125,
     bias: Shape | None = None,
@@ -90,8 +91,7 @@ def run(
     bounds: Callable[..., Any] | None = None,
     relative: bool = False,
     in_product: bool = False,
-    bits: bool = False,
-    halves: bool = False,
+    threes: bool = False,
     ping_pong: bool = True,
     producer_first: bool = False,
     entries: Any = None,
@@ -134,8 +134,7 @@ def run(
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
-        "HALVES": halves,
-        "BITS": bits, "LAZY": lazy and not (sinks_alone or values_alone),
+        "THREES": threes, "LONGEST_FIRST": longest_first,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}
@@ -145,6 +144,8 @@ def run(
         ways = ("TWO_HEADS", "RAGGED", "CAPPED", "SERIAL", "PRODUCER_FIRST", "LENGTHS")
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
         constants["LAZY"] = lazy
+    if sinks_alone:
+        constants |= {"THREES": threes, "HANDED_ON": handed, "PRODUCER_FIRST": producer_first}
     if values_alone:
         constants["APART"] = apart
     kernel = alone or KERNEL

@@ -27,13 +27,11 @@ class Setting:
     Attributes:
         x_stages: blocks of a bias or mask in flight.
         causal: True or False for causal or full attention without lengths and windows; None for any.
-        halves: whether the half of a tile's last block that no row sees takes no arithmetic; for one consumer without
-            bias and mask.
-        lazy: whether sums are rescaled where that is due; not where late.
-        bits: whether a mask comes to the consumers, of which there are several, as bits.
-        in_product: whether what is the same for all queries is added by a product, for fp16 and several consumers.
+        in_product: whether what is the same for all queries is added by a product; in fp16, for several consumers.
         ping_pong: whether several consumers take turns at the tensor cores.
         producer_first: whether the producer is the first partition; for two consumers.
+        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
+        longest_first: as of plain attention.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
     """
 
@@ -49,12 +47,11 @@ class Setting:
     producer_registers: int = 24
     causal: bool | None = None
     late: bool = True
-    halves: bool = False
-    lazy: bool = False
-    bits: bool = False
     in_product: bool = False
     ping_pong: bool = True
     producer_first: bool = False
+    threes: bool = False
+    longest_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,10 @@ GENERAL_SETTINGS = {
         **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, q_slots=1, programs=2, maxnreg=128)),
     },
 }
-_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False)
-_TWO = Setting(128, 2, late=False)
+_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True)
+_TWO = Setting(128, 2, late=False, threes=True)
+_THREE = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32, late=False, threes=True)
+_FREE = replace(_TWO, producer_first=True, ping_pong=False)
 # Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
 # for each element: that would keep the other one waiting.
 PLAIN_SETTINGS = {
@@ -102,6 +101,18 @@ PLAIN_SETTINGS = {
         MASK_TILE: _TWO,
     },
 }
+CAUSAL_SETTINGS = {64: {}, 128: {NEITHER: replace(_FREE, v_stages=3, longest_first=True)}}
+"""Of these, causal attention's."""
+# In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
+_KEYS = (BIAS_KEYS, MASK_KEYS)
+FP16_SETTINGS = {
+    64: dict.fromkeys(_KEYS, replace(_THREE, in_product=True)),
+    128: {**dict.fromkeys(_KEYS, replace(_TWO, in_product=True)), MASK_TILE: _FREE},
+}
+"""Full attention in fp16."""
+FP16_CAUSAL_SETTINGS = {64: {}, 128: dict.fromkeys(_KEYS, replace(_FREE, in_product=True, longest_first=True))}
+BF16_RELATIVE = replace(_TWO, threes=False)
+"""Causal attention in bf16 with a relative function, at 128."""
 SINKS_KERNEL = "fmha_sinks_sm90"
 
 _PAIR = hopper.Setting(128, 2, q_slots=1, two_parts=True)
@@ -142,29 +153,56 @@ def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool) -
     """
     if padded not in HEAD_SIZES:
         return ()
-    general, setting = GENERAL_SETTINGS[padded][NEITHER], PLAIN_SETTINGS[padded][NEITHER]
-    if asked and padded == HEAD_SIZES[-1]:
-        setting = general
+    general = GENERAL_SETTINGS[padded][NEITHER]
+    full, causal = settings_of(_dtype(base), padded, NEITHER)
+    if padded == HEAD_SIZES[-1]:
+        if asked:
+            full = causal = general
+        elif relative and _dtype(base) == "bf16":
+            causal = BF16_RELATIVE
     if relative:  # terms take some of the shared memory
-        general, setting = replace(general, v_stages=2), replace(setting, v_stages=2)
+        general, full, causal = (replace(setting, v_stages=2) for setting in (general, full, causal))
     return (
-        *plain(base, padded, NEITHER, setting, relative=relative),
+        *plain(base, padded, NEITHER, (full, causal), relative=relative),
         *of_kind(base, padded, NEITHER, general, relative=relative),
     )
 
 
+def settings_of(dtype: str, padded: int, beside: Beside) -> tuple[Setting, Setting]:
+    """Of full and of causal attention with one kind of bias or mask, without lengths and windows."""
+    full = PLAIN_SETTINGS[padded][beside]
+    causal = CAUSAL_SETTINGS[padded].get(beside, full)
+    if dtype == "fp16":
+        full = FP16_SETTINGS[padded].get(beside, full)
+        causal = FP16_CAUSAL_SETTINGS[padded].get(beside, causal)
+    return full, causal
+
+
 def plain(
-    base: KernelSpec, padded: int, beside: Beside, setting: Setting | None = None, *, relative: bool = False
+    base: KernelSpec,
+    padded: int,
+    beside: Beside,
+    cut: tuple[Setting, Setting] | None = None,
+    *,
+    relative: bool = False,
 ) -> tuple[KernelSpec, ...]:
-    """The variants for full and for causal attention with one kind of bias or mask, without lengths and windows."""
+    """The variants for full and for causal attention with one kind of bias or mask, without lengths and windows.
+
+    Args:
+        base, padded: as of :func:`variants`.
+        beside: the kind.
+        cut: how the two are cut, if not as `settings_of` says.
+        relative: as of :func:`of_kind`.
+    """
     if padded not in HEAD_SIZES:
         return ()
-    setting = setting or PLAIN_SETTINGS[padded][beside]
-    return tuple(
-        variant
-        for causal in (False, True)
-        for variant in of_kind(base, padded, beside, replace(setting, causal=causal), relative=relative)
-    )
+    full, causal = cut or settings_of(_dtype(base), padded, beside)
+    settings = (replace(full, causal=False), replace(causal, causal=True))
+    return tuple(v for one in settings for v in of_kind(base, padded, beside, one, relative=relative))
+
+
+def _dtype(base: KernelSpec) -> str:
+    return dict(base.prototype)["Q"].removeprefix("*")
 
 
 def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
@@ -219,12 +257,11 @@ def of_kind(
         setting: how it is cut; for lengths and windows without one.
         relative: whether the score function is, whose terms take some of the shared memory.
     """
-    dtype = dict(base.prototype)["Q"].removeprefix("*")
-    if dtype not in hopper.DTYPES or padded not in HEAD_SIZES:
+    if _dtype(base) not in hopper.DTYPES or padded not in HEAD_SIZES:
         return ()
     tiles = "tile" in (beside.bias, beside.mask)
-    in_product = setting is not None and setting.in_product and dtype == "fp16" and "keys" in (beside.bias, beside.mask)
     setting = setting or GENERAL_SETTINGS[padded][beside]
+    in_product = _IN_PRODUCT if setting.in_product else ()
     constants = (
         *(() if tiles else (("x_desc", None),)),
         ("inputs", None),
@@ -248,16 +285,18 @@ def of_kind(
         ("SEEN", None),
         ("BOUNDS", None),
         ("RELATIVE", relative),
-        *((("IN_PRODUCT", True),) if in_product else ()),
-        *((("BITS", True),) if setting.bits else ()),
-        *((("HALVES", True),) if setting.halves and beside == NEITHER and not relative else ()),
-        *((("LAZY", True),) if setting.lazy else ()),
+        *((("IN_PRODUCT", True),) if setting.in_product else ()),
         *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
+        *((("THREES", True),) if setting.threes else ()),
+        *((("LONGEST_FIRST", True),) if setting.longest_first else ()),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"
     if setting.programs > 1:  # a pair of tiles for each, rather than a tile, of which some are long
         most = f"min({most}, max(num_sms, cdiv({tiles_of_rows}, 2)))"
+    grid = f"min({most}, {tiles_of_rows})"
+    if setting.longest_first:
+        grid = hopper.grid_of(tiles_of_rows, f"cdiv(q_len, {setting.consumers * ROWS})", most, longest_first=True)
     return (
         replace(
             base,
@@ -265,13 +304,13 @@ def of_kind(
             kernel=KERNEL,
             arguments=tuple(Argument(a.name, a.type) for a in base.arguments),
             constants=constants,
-            grid=f"min({most}, {tiles_of_rows})",
+            grid=grid,
             num_warps=4,
             num_stages=1,
             maxnreg=setting.maxnreg,
             archs=(hopper.ARCH,),
             tunings=(),
-            requires=(*_SERVED, *(_IN_PRODUCT if in_product else ()), *_masks(setting.causal), *beside.requires),
+            requires=(*_SERVED, *in_product, *_masks(setting.causal), *beside.requires),
             descriptors=_descriptors(padded, setting.block_n, beside),
         ),
     )

@@ -308,7 +308,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
-        grid=_grid(tiles, row_tiles, most, causal and setting.longest_first) if setting.programs else tiles,
+        grid=grid_of(tiles, row_tiles, most, longest_first=causal and setting.longest_first)
+        if setting.programs
+        else tiles,
         num_warps=4,
         num_stages=1,
         maxnreg=setting.maxnreg,
@@ -320,7 +322,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
     )
 
 
-def _grid(tiles: str, row_tiles: str, most: str, longest_first: bool) -> str:
+def grid_of(tiles: str, row_tiles: str, most: str, *, longest_first: bool) -> str:
     """Where tiles come from the longest, one row of persistent programs, and more for each tile of the last section:
     two for each of SECTION_ROUNDS of the kernel's, or as many as two heads need."""
     programs = f"min({most}, {tiles})"

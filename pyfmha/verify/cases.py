@@ -260,10 +260,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("seq 1030 causal", {"q_len": 1030, "kv_len": 1030, "batch": 1, "heads": 1, "kv_heads": 1, "right": 0}),
         ("seq 600", {"q_len": 600, "kv_len": 600, "batch": 1, "heads": 1, "kv_heads": 1}),
         ("Sq 4200, Skv 300, causal", {"q_len": 4200, "kv_len": 300, "batch": 1, "heads": 3, "kv_heads": 1, "right": 0}),
-        (
-            "heads 32/1, Sq 2060, Skv 90, causal",
-            {"q_len": 2060, "kv_len": 90, "batch": 1, "heads": 32, "kv_heads": 1, "right": 0},
-        ),
+        ("Sq 2070, 32 heads, causal", {**alone, "q_len": 2070, "kv_len": 90, "heads": 32, "right": 0}),
         ("Sq 33, Skv 150", {"q_len": 33, "kv_len": 150}),
         ("Sq 150, Skv 33, causal", {"q_len": 150, "kv_len": 33, "right": 0}),
         ("Sq 33, Skv 150, bottom right", {"q_len": 33, "kv_len": 150, "right": 0, "bottom_right": True}),

@@ -118,20 +118,19 @@ PROBLEMS |= {
     "plain, mask of keys in a product, causal": {
         **PLAIN, **FIRST, "in_product": True, "q_len": 300, "mask": (1, 2, 1, 300), "causal": True, "sinks": "own",
     },
-    "plain, bits of a mask": {
-        **PLAIN, **FIRST, "bits": True, "q_len": 130, "kv_len": 300, "mask": (1, 1, 130, 300), "causal": False,
+    "plain, bias, three consumers, blocks used again": {
+        **PLAIN, **THREE, "threes": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440),
+        "causal": False, "programs": 3,
     },
-    "plain, bits of a mask, turns": {
-        **PLAIN, **TWO, "bits": True, "x_stages": 1, "q_len": 200, "mask": (1, 1, 170, 200), "causal": True,
-        "dtype": "bf16",
+    "plain, mask, the producer first": {
+        **PLAIN, **FIRST, "threes": True, "q_len": 200, "kv_len": 440, "mask": (1, 2, 200, 440), "causal": False,
     },
-    "plain, half a block, causal": {**PLAIN, "q_len": 330, "causal": True, "halves": True, "programs": 2},
-    "plain, half a block, bounds": {
-        **PLAIN, "q_len": 200, "seen": wide, "bounds": wide_bounds, "causal": False, "halves": True, "dtype": "bf16",
+    "plain, causal, longest first": {
+        **PLAIN, **FIRST, "longest_first": True, "q_len": 700, "causal": True, "programs": 2, "threes": True,
     },
-    "plain, rescaled where due": {
-        **PLAIN, **FIRST, "lazy": True, "q_len": 140, "kv_len": 600, "bias": (1, 1, 140, 600), "causal": False,
-        "q_slots": 1,
+    "plain, bounds, longest first": {
+        **PLAIN, **TWO, "longest_first": True, "q_len": 700, "causal": False, "programs": 2, "threes": True,
+        "seen": prefix, "bounds": prefix_bounds,
     },
 }  # fmt: skip
 
@@ -198,9 +197,6 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
     "plain, bias of keys in a product": {
         **PLAIN, **SMALL, "consumers": 2, "in_product": True, "bias": (1, 1, 1, 136), "causal": False,
-    },
-    "plain, bits of a mask": {
-        **PLAIN, **SMALL, "consumers": 2, "bits": True, "mask": (1, 1, 32, 136), "causal": False,
     },
     "plain, mask of keys, causal": {
         **PLAIN, **SMALL, "mask": (1, 1, 1, 136), "causal": True, "bottom_right": True, "sinks": "own",
@@ -334,22 +330,10 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "count=1",
         "plain, bias of keys in a product, three consumers",
     ),
-    "bits of the other threads": ("% 2 * 16)[None, :]", "% 2 * 0)[None, :]", "plain, bits of a mask"),
-    "bits of some bytes": ("& 0x01010101", "& 0x01010100", "plain, bits of a mask"),
-    "bits of the step before": (
-        "mbarrier.wait(terms[1].index(stage), (step // SHAPE.X_STAGES) & 1)\n        tile",
-        "tile",
-        "plain, bits of a mask",
-    ),
-    "bits that are not given back": (
-        "        mbarrier.wait(x_free.index(stage), phase ^ 1)\n",
-        "",
-        "plain, bits of a mask, turns",
-    ),
-    "products by the factors of others": (
-        "part_times_where(acc, alpha, due)",
-        "part_times_where(acc, alpha, due * 0)",
-        "plain, rescaled where due",
+    "no fence between a load and TMA": (
+        "        fence_async_shared()  # here rather",
+        "        pass  # here rather",
+        "plain, bias, three consumers, blocks used again",
     ),
     "the bias twice": ("scores += tile.to(gl.float32)", "scores += 2 * tile.to(gl.float32)", "bias"),
     "a mask the other way round": ("scores = shown(scores, tile)", "scores = shown(scores, tile == 0)", "mask, causal"),
@@ -395,7 +379,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias",
     ),
     "the place of a bias taken before it was given back": (
-        "mbarrier.wait(x_free.index(x_stage), ((step // X_STAGES) & 1) ^ 1)\n",
+        "mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)\n",
         "pass\n",
         "bias, one block in flight",
     ),

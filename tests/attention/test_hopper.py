@@ -1,5 +1,7 @@
 """The Hopper variants of the production functions on the fake driver: when they are launched, and what is instead."""
 
+import ast
+import functools
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -659,3 +661,17 @@ def test_a_sweep_has_every_setting_as_an_algorithm_of_its_own(head_size: int) ->
     assert len(set(settings)) == len(settings) >= 4
     assert len({spec.algorithm for spec in specs}) == len(settings)
     assert len({spec.variant for spec in specs}) == sum(len(setting.masks) for setting in settings)
+
+
+@functools.cache
+def parameters_of(source: Path, kernel: str) -> set[str]:
+    made = ast.parse(source.read_text()).body
+    (found,) = (one for one in made if isinstance(one, ast.FunctionDef) and one.name == kernel)
+    return {parameter.arg for parameter in found.args.args}
+
+
+def test_kernels_take_the_constants_of_their_specs() -> None:
+    """Settings of plain attention are those of sinks alone, too."""
+    for spec in library_specs(list(KERNELS), ("fp16", "bf16")):
+        given = {name for name, _ in spec.constants}
+        assert given <= parameters_of(spec.source, spec.kernel), spec.name

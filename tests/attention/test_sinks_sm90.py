@@ -21,6 +21,10 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "q_len": 400, "sinks": "own", "causal": True, "consumers": 3, "longest_first": True, "programs": 2,
         "block_n": 128,
     },
+    "handed on": {
+        "q_len": 700, "sinks": "own", "causal": True, "consumers": 2, "longest_first": True, "programs": 2,
+        "block_n": 128, "lazy": True, "threes": True, "handed": True, "producer_first": True, "ping_pong": False,
+    },
     "rows without keys": {"q_len": 150, "kv_len": 40, "sinks": "own", "causal": True, "bottom_right": True},
     "none": {"q_len": 70, "sinks": "", "causal": True},
 }  # fmt: skip

@@ -84,7 +84,11 @@ class AttentionFunction:
         score for each element, and of what is seen truth values: as of a mask that is a tensor, all but 0 is seen."""
         parameters = [*first, *(name for name, _ in self.inputs)]
         arguments = [*first, *(name for name, _ in part.inputs)]
-        lines = [f"found = _tl.to_tensor(_of_user({', '.join(arguments)}))"]
+        value = f"_of_user({', '.join(arguments)})"
+        import triton.language
+
+        # Triton 3.6, on which what 3.9 built may be verified, has no public `to_tensor`: there functions give tensors.
+        lines = [f"found = _tl.to_tensor({value})" if hasattr(triton.language, "to_tensor") else f"found = {value}"]
         if what == "score":
             lines.append("found, score = _tl.broadcast(found, score)")
         else:

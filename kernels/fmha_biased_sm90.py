@@ -17,6 +17,7 @@ from sm90_biased import (
     LEAST,
     OfV,
     Shape,
+    bounded,
     counted,
     is_natural,
     key_of,
@@ -271,6 +272,7 @@ def _step(
     tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
     scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
+    scores = bounded(scores, m, factors[2], shift, SHAPE)
     term = None
     if has_terms(SHAPE) and not BEGUN:
         term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
@@ -410,6 +412,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
+        scores = bounded(scores, m, factors[2], shift, SHAPE)
         term = None
         begun = 0
         if has_terms(SHAPE):
@@ -610,12 +613,13 @@ def fmha_biased_sm90(
     if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
         sm_scale = gl.maximum(sm_scale, LEAST_SCALE)
     undo = gl.minimum(1.0 / sm_scale, FLOAT_MAX)
+    floor = FLOAT_MAX
+    if has_terms(SHAPE):  # a product and what is added to it may both be as low
+        floor = 0.5 * FLOAT_MAX
+    to_log2 = sm_scale * LOG2_E
     if is_natural(SHAPE):
-        factors = (sm_scale, sm_scale * 0.0 + LOG2_E, sm_scale * 0.0 + LEAST, undo)
-    elif has_terms(SHAPE):  # a product and what is added to it may both be as low
-        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -0.5 * FLOAT_MAX), undo)
-    else:
-        factors = (sm_scale, sm_scale * LOG2_E, gl.maximum(LEAST / sm_scale, -FLOAT_MAX), undo)
+        to_log2 = sm_scale * 0.0 + LOG2_E
+    factors = (sm_scale, to_log2, gl.maximum(LEAST / sm_scale, -floor), undo)
     work = (
         (q_desc, k_desc, v_desc, out_desc),
         (q_smem, k_smem, v_smem),

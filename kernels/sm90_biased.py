@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+from sm90_lowest import limited
 from sm90_maxima import largest
 from sm90_softmax import partial_sums
+from sm90_terms import has_terms
 from sm90_tiles import LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -212,17 +214,24 @@ def is_natural(shape):
 
 
 @gluon.jit
+def bounded(products, m, limit, shift: gl.constexpr, SHAPE: gl.constexpr):
+    """Products, those of bf16 that may have overflowed as low as their limit. m: of the blocks before."""
+    if shift > 0:
+        products = limited(products, None if is_natural(SHAPE) or has_terms(SHAPE) else m, limit)
+    return products
+
+
+@gluon.jit
 def counted(products, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
             shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
     """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
 
-    Those of bf16 may overflow, which is not to pass for keys that are not seen: below a limit they count as it.
-
     Args:
-        products: of Q and K.
+        products: of Q and K, `bounded`.
         tile: of a bias or mask, [rows, keys]; of no account where none comes by TMA.
         term: what is added to products, [rows, keys]; None where they began with it, or there is none.
-        factors: what makes a product a score, a score one in units of log2, the limit, and the first one's inverse.
+        factors: what makes a product a score, a score one in units of log2, the limit of products, and the first one's
+            inverse.
         place: batch and head.
         first_query: positions of the queries, [rows].
         last_key: of the sequence, at least 0.
@@ -235,8 +244,6 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
     scores = products
     if is_natural(SHAPE):
         scores = scores * sm_scale
-    if shift > 0:
-        scores = gl.where(scores < limit, limit, scores)  # NaN stays
     if SHAPE.BIAS == "tile":
         scores += tile.to(gl.float32)
     if term is not None:

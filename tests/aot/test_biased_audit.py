@@ -129,3 +129,21 @@ def test_consumers_leave_the_fence_to_the_producer(
     assert mix["MEMBAR"] == mix["FENCE"] == mix["STL"] == mix["LDL"] == 0
     assert mix["VIMNMX3"] >= 28, "maxima are taken of two scores"
     assert "MEMBAR" in listing
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("beside", [biased_hopper.NEITHER, biased_hopper.BIAS_TILE])
+def test_products_of_bf16_are_compared_where_it_may_matter(
+    beside: biased_hopper.Beside, compiler: Compiler, shared: Shared, tmp_path: Path
+) -> None:
+    """With their limit: by warps, in a way of their own of one instruction each, rather than by two for each."""
+    (full, _) = biased_hopper.plain(Biased("bf16", 64).generic(), 64, beside)
+    cubin = shared.compile(compiler, full, parse_arch("sm_90"))
+    listing = disassembled(cubin, tmp_path)
+    (step,) = steps(listing)
+    limits = len(re.findall(r"FMNMX\.NAN", listing))
+    assert 2 * 64 <= limits <= 2 * 64 + 2, "once before the loop, once within, and of sums"
+    code = step.before + step.after
+    mix = opcodes(code)
+    assert mix["FSETP"] <= 8
+    assert mix["STL"] == mix["LDL"] == cubin.spilled == 0

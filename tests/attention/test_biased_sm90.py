@@ -236,6 +236,75 @@ def test_products_beyond_float32_are_computed_again(shapes: dict[str, Any]) -> N
     check("bf16", sm_scale=2.0**-20, head_size=32, change=loud, **shapes)
 
 
+def low_keys(first: int) -> Any:
+    """64 keys whose products overflow downwards, beside keys of ordinary products."""
+
+    def change(*, q: Any, k: Any, bias: Any, **_: Any) -> None:
+        q[...] = np.abs(q) * 2.0**66
+        loud = -np.abs(k[:, :, first : first + 64]) * 2.0**62
+        k *= 2.0**-66
+        k[:, :, first : first + 64] = loud
+        if bias is not None:
+            bias[:, :, 84:94, first + 5] = 2.0**115  # more than the scores, in another tile
+
+    return change
+
+
+def some_see_low_keys(first: int) -> Any:
+    def seen(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+        return (query >= 10) | ((key >= first) & (key < first + 64))
+
+    return seen
+
+
+OVERFLOWING: dict[str, dict[str, Any]] = {
+    "mask function": {},
+    "plain, a mask function": {**PLAIN, **FIRST, "causal": False, "threes": True},
+    "bias": {"bias": (1, 2, 128, 192)},
+    "bias, a scale of which products are far": {"bias": (1, 2, 128, 192), "sm_scale": 2.0**-110},
+    "plain, bias": {**PLAIN, "bias": (1, 2, 128, 192), "causal": False, "threes": True},
+    "plain, bias of keys": {**PLAIN, "bias": (1, 2, 1, 192), "causal": False, "threes": True},
+    "plain, relative": {**PLAIN, "score": by_distance, "relative": True, "causal": False, "threes": True},
+    "score function": {"score": by_distance},
+}
+
+
+def check_overflowing(name: str, first: int, **options: Any) -> None:
+    problem = {"sm_scale": 2.0**-20, **OVERFLOWING[name], "seen": some_see_low_keys(first), **options}
+    check("bf16", q_len=128, kv_len=192, head_size=32, change=low_keys(first), **problem)
+
+
+@pytest.mark.parametrize("first", [0, 128])
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_products_that_overflow_count_as_low(name: str, first: int) -> None:
+    """Ten rows see no others: they are computed again, with their tile, and no rows without keys."""
+    check_overflowing(name, first)
+
+
+FAULTS_OF_LIMITS: dict[str, tuple[str, str, str]] = {
+    "low products hide keys": ('"@low bra LOW;", "bra.uni DONE;"', '"bra.uni DONE;"', "bias"),
+    "low products hide all keys of a row": ('COUNTED = "0fF149F2CA"', 'COUNTED = "0fFF7FFFFF"', "mask function"),
+    "a bias does not make up for them": (
+        "None if is_natural(SHAPE) or has_terms(SHAPE) else m",
+        "m",
+        "bias",
+    ),
+    "the limit of a scale of which products are far": (
+        '"add.f32 lowest, lowest, least;"',
+        '"mov.b32 lowest, lowest;"',
+        "bias, a scale of which products are far",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAULTS_OF_LIMITS)
+def test_a_fault_of_limits_is_noticed(name: str, tmp_path: Any) -> None:
+    right, wrong, problem = FAULTS_OF_LIMITS[name]
+    source = altered(KERNEL, right, wrong, tmp_path)
+    assert is_noticed(lambda **options: check_overflowing(problem, 0, **options), source, {})
+
+
 def test_blocks_outside_of_bounds_are_not_loaded() -> None:
     """Were they, NaN in them would have the rows computed again, which sees them by the function alone."""
 

@@ -33,6 +33,7 @@ class Setting:
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         longest_first: as of plain attention.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
+        requires: what it needs besides; elsewhere that of `PLAIN_SETTINGS` serves.
     """
 
     block_n: int
@@ -52,6 +53,7 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     longest_first: bool = False
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,10 @@ CAUSAL_SETTINGS = {64: {}, 128: {NEITHER: replace(_FREE, v_stages=3, longest_fir
 # In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
 _KEYS = (BIAS_KEYS, MASK_KEYS)
 FP16_SETTINGS = {
-    64: dict.fromkeys(_KEYS, replace(_THREE, in_product=True)),
+    64: dict.fromkeys(_KEYS, replace(_THREE, in_product=True, requires=("q_len > 512",))),
     128: {**dict.fromkeys(_KEYS, replace(_TWO, in_product=True)), MASK_TILE: _FREE},
 }
-"""Full attention in fp16."""
+"""Full attention in fp16. Three consumers have 192 queries a tile: of one query they took 224 us, one takes 143."""
 FP16_CAUSAL_SETTINGS = {64: {}, 128: dict.fromkeys(_KEYS, replace(_FREE, in_product=True, longest_first=True))}
 BF16_RELATIVE = replace(_TWO, threes=False)
 """Causal attention in bf16 with a relative function, at 128."""
@@ -143,18 +145,22 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     return (*narrow_values(base, padded), *sinks(base, padded), *made, *general)
 
 
-def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool) -> tuple[KernelSpec, ...]:
+def of_function(base: KernelSpec, padded: int, *, relative: bool, asked: bool, masked: bool) -> tuple[KernelSpec, ...]:
     """The Hopper variants for a user's functions, without bias and mask.
 
     Args:
         base, padded: as of :func:`variants`.
         relative: whether the score function is.
         asked: whether a function is asked for each element, rather than for few blocks or once for each distance.
+        masked: whether there is a mask function. In the blocks that it is asked for, maxima of three take more
+            instructions than they spare elsewhere: a window of 256 took 142 us at head size 64, and 123 without.
     """
     if padded not in HEAD_SIZES:
         return ()
     general = GENERAL_SETTINGS[padded][NEITHER]
     full, causal = settings_of(_dtype(base), padded, NEITHER)
+    if masked and padded == HEAD_SIZES[0]:
+        full = replace(full, threes=False)
     if padded == HEAD_SIZES[-1]:
         if asked:
             full = causal = general
@@ -197,7 +203,8 @@ def plain(
     if padded not in HEAD_SIZES:
         return ()
     full, causal = cut or settings_of(_dtype(base), padded, beside)
-    settings = (replace(full, causal=False), replace(causal, causal=True))
+    elsewhere = (PLAIN_SETTINGS[padded][beside],) if full.requires else ()
+    settings = (*(replace(one, causal=False) for one in (full, *elsewhere)), replace(causal, causal=True))
     return tuple(v for one in settings for v in of_kind(base, padded, beside, one, relative=relative))
 
 
@@ -310,7 +317,7 @@ def of_kind(
             maxnreg=setting.maxnreg,
             archs=(hopper.ARCH,),
             tunings=(),
-            requires=(*_SERVED, *in_product, *_masks(setting.causal), *beside.requires),
+            requires=(*_SERVED, *in_product, *setting.requires, *_masks(setting.causal), *beside.requires),
             descriptors=_descriptors(padded, setting.block_n, beside),
         ),
     )

@@ -164,6 +164,8 @@ def biased_cases(dtype: str, padded: int) -> list[BiasedCase]:
         ("mask of keys", {"mask": keys, "sinks": "fp32"}),
         ("mask of keys, causal", {"mask": keys, "right": 0}),
         ("mask of keys, window", {"mask": keys, "left": 40}),
+        ("bias of keys, Sq 600", {"batch": 1, "q_len": 600, "bias": (1, 1, 1, 136)}),
+        ("mask of keys, Sq 600", {"batch": 1, "q_len": 600, "mask": (1, 1, 1, 136)}),
         ("bias of keys, lengths", {"bias": keys, "q_lengths": (40, 0), "kv_lengths": (136, 60)}),
         ("mask of pairs, causal", {"mask": pair, **causal}),
         ("mask, lengths", {"mask": full, "q_lengths": (40, 0), "kv_lengths": (136, 60)}),

@@ -184,14 +184,15 @@ def tma_takes(spec: KernelSpec, given: dict[str, float], item: int) -> bool:
     return all(given[stride] * size % 16 == 0 for stride, size in names)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("padded", [64, 128, 256])
-def test_each_variant_for_hopper_has_a_case(padded: int) -> None:
+def test_each_variant_for_hopper_has_a_case(dtype: str, padded: int) -> None:
     """By the conditions of their specs and what TMA takes, in the order in which they are tried."""
-    specs = [spec for spec in Biased("bf16", padded).specs() if "sm_90" in (spec.archs or ())]
+    specs = [spec for spec in Biased(dtype, padded).specs() if "sm_90" in (spec.archs or ())]
     names = [argument.name for argument in specs[0].arguments]
     function = SimpleNamespace(manifest=SimpleNamespace(arguments=[(name, "") for name in names]))
     reached = set()
-    for case in biased_cases("bf16", padded):
+    for case in biased_cases(dtype, padded):
         given = dict(zip(names, _arguments([function], case, Addresses(case)), strict=True))
         if case.shift or case.tensor_shift:
             continue

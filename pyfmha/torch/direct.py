@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 
-from pyfmha.torch.plain import GIVEN, Recent, dispatch_modes, function_modes
+from pyfmha.torch.plain import GIVEN, Recent, dispatch_modes, function_modes, profiler
 
 MOST_SPELLINGS = 256
 """Ways of giving keywords, and values of keywords in one way, that are known; a model has a handful."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import torch
-from torch.autograd import profiler
 
 from pyfmha.attention.operator import OPERATOR
 from pyfmha.errors import PluginError
@@ -28,6 +27,7 @@ from pyfmha.torch.plain import (
     dispatch_modes,
     function_modes,
     is_compiling,
+    profiler,
     undispatched,
     undisturbed,
 )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import profiler
 
 from pyfmha.torch.launch import Call, Ready, caller
 
@@ -23,6 +22,7 @@ GIVEN = object()
 """In the place of a tensor among keywords by which calls are known."""
 
 is_compiling = torch.compiler.is_compiling
+profiler = torch.autograd.profiler
 _PLAIN = {torch.Tensor, type(None)}
 _is_on_gpu: Callable[[torch.Tensor], bool] = torch.Tensor.is_cuda.__get__
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gluon_values import BARRIERS
-from helpers import few_of
+from helpers import few_of, some_of
 from sm90_biased_runs import KERNEL, check, lists_of, run
 from sm90_runs import TOLERANCE, altered, is_noticed
 
@@ -274,8 +274,7 @@ def check_overflowing(name: str, first: int, **options: Any) -> None:
     check("bf16", q_len=128, kv_len=192, head_size=32, change=low_keys(first), **problem)
 
 
-@pytest.mark.parametrize("first", [0, 128])
-@pytest.mark.parametrize("name", OVERFLOWING)
+@pytest.mark.parametrize(("name", "first"), some_of(OVERFLOWING, [0, 128]))
 def test_products_that_overflow_count_as_low(name: str, first: int) -> None:
     """Ten rows see no others: they are computed again, with their tile, and no rows without keys."""
     check_overflowing(name, first)

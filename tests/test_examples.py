@@ -387,6 +387,7 @@ def run_notebook(folder: Path, environment: dict[str, str], shared: Shared, *unt
     return text, sum("image/png" in out.get("data", {}) for out in outputs)
 
 
+@LONG
 def test_the_notebook_runs_without_gpu_and_tensorrt(tmp_path: Path, shared: Shared) -> None:
     hidden = tmp_path / "hidden"
     for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx"):

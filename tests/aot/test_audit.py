@@ -232,7 +232,10 @@ def few(names: Iterable[str]) -> list[Any]:
         names,
         lambda name: (
             name in QUICK
-            or (name.startswith(("hopper fp16 64", "fp16 64", "fp16 128")) and not re.search("lengths|ragged", name))
+            or (
+                name.startswith(("hopper fp16 64", "fp16 64", "fp16 128"))
+                and not re.search("lengths|ragged|longest|pairs|causal capped", name)
+            )
         ),
     )
 

@@ -381,6 +381,7 @@ def test_completion_is_for_the_shell_that_is_named(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".zfunc", ".zshrc"]
 
 
+@LONG
 def test_demo_says_first_what_it_builds_and_last_what_to_do(tmp_path: Path, shared: Shared) -> None:
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     shared.lend(tmp_path / "out")

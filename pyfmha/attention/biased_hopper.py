@@ -292,10 +292,7 @@ def of_kind(
         ("SEEN", None),
         ("BOUNDS", None),
         ("RELATIVE", relative),
-        *((("IN_PRODUCT", True),) if setting.in_product else ()),
-        *((("PRODUCER_FIRST", True),) if setting.producer_first else ()),
-        *((("THREES", True),) if setting.threes else ()),
-        *((("LONGEST_FIRST", True),) if setting.longest_first else ()),
+        *((name, True) for name in _WHERE_SET if getattr(setting, name.lower())),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"
@@ -334,6 +331,8 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
+_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST")
+"""Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""
 

@@ -216,11 +216,14 @@ PRODUCTION = {
 HOPPER = [name for name in PRODUCTION if name.startswith("hopper")]
 SERIAL = [name for name in HOPPER if dict(PRODUCTION[name][0].constants)["SERIAL"]]
 LAZY = [name for name in HOPPER if dict(PRODUCTION[name][0].constants)["LAZY"]]
-# Besides those of head size 64 in fp16, which other tests compile as well, one of each other kind.
+# Those that other tests compile as well, and one of each other kind.
 QUICK = {
     "forward fp16 64",
     "forward fp32 64",
     "split fp16 128",
+    "hopper fp16 64 full 1x128",
+    "hopper fp16 64 general 1x128",
+    "hopper fp16 64 full capped 1x128",
     "hopper bf16 128 causal 2x128",
 }
 assert set(PRODUCTION) >= QUICK
@@ -230,13 +233,7 @@ def few(names: Iterable[str]) -> list[Any]:
     """Names of kernels for ``parametrize``, of which ``make test`` compiles few."""
     return few_of(
         names,
-        lambda name: (
-            name in QUICK
-            or (
-                name.startswith(("hopper fp16 64", "fp16 64", "fp16 128"))
-                and not re.search("lengths|ragged|longest|pairs|causal capped", name)
-            )
-        ),
+        lambda name: name in QUICK or name.startswith(("fp16 64", "fp16 128")),
     )
 
 

@@ -4,7 +4,6 @@ What the kernel does not give is the product q . k as an output (`qk_matmul_outp
 is checked. The cache's outputs are concatenations of inputs.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from biased_runs import Placed, Problem, launch, place
 from forward_runs import LIMITS
 from helpers import some_of
+from onnx_cases import attention_cases
 
 from pyfmha.attention.reference import relative_error
 from pyfmha.attention.run import to_storage
@@ -26,17 +26,10 @@ SERVED = {
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
-def nodes() -> dict[str, Any]:
-    """ONNX's tests of one Attention node each, by name."""
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases = collect_testcases("Attention")
-    return {case.name: case for case in cases if [node.op_type for node in case.model.graph.node] == ["Attention"]}
-
-
-NODES = nodes()
+NODES = {
+    case.name: case for case in attention_cases() if [node.op_type for node in case.model.graph.node] == ["Attention"]
+}
+"""Those of one Attention node each, by name."""
 
 
 def attributes_of(case: Any) -> dict[str, Any]:

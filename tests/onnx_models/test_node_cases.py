@@ -1,7 +1,6 @@
 """ONNX's own node tests of Attention through the rewriting: each becomes the plugin's node with ONNX's result, or is
 left alone for a reason that is listed here."""
 
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -9,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import LONG
+from onnx_cases import attention_cases
 
 from pyfmha.attention.reference import relative_error
 from pyfmha.onnx import replace_attention
@@ -21,12 +21,7 @@ LEFT_ALONE = {
 
 
 def cases() -> list[Any]:
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = collect_testcases("Attention")
-    return [case for case in found if [node.op_type for node in case.model.graph.node] == ["Attention"]]
+    return [case for case in attention_cases() if [node.op_type for node in case.model.graph.node] == ["Attention"]]
 
 
 @pytest.mark.skipif(tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23), reason="these are the tests of 1.23")

@@ -15,10 +15,12 @@ from pyfmha.errors import KernelSourceError, SpecError
 from pyfmha.functions.evaluate import evaluate
 from pyfmha.functions.family import Declared, WithFunction, declared_in
 from pyfmha.interpreter.loading import import_file
+from pyfmha.interpreter.process import run_in_subprocess
 from pyfmha.spec.advice import install_command
 from pyfmha.verify.biased_cases import BiasedCase
 
 Example = Callable[[int, int, int, int], Mapping[str, Any]]
+Run = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class FunctionCase(BiasedCase):
     Attributes:
         function: the user's.
         inputs_of: its inputs by name.
+        run: the interpreter, as of :func:`pyfmha.functions.evaluate.evaluate`.
     """
 
     function: Declared = field(kw_only=True)
     inputs_of: Mapping[str, Any] = field(kw_only=True, compare=False)
+    run: Run = field(kw_only=True, compare=False, repr=False)
 
     @cached_property
     def evaluated(self) -> tuple[Any, Any]:
@@ -42,7 +46,7 @@ class FunctionCase(BiasedCase):
             scores = self.softcap * np.tanh(scores / self.softcap)
         bias = super().options().get("bias")
         scores = scores if bias is None else scores + bias
-        return evaluate(self.function, scores, self.inputs_of, first_position=self._first)
+        return evaluate(self.function, scores, self.inputs_of, first_position=self._first, run=self.run)
 
     @property
     def _first(self) -> int:
@@ -62,13 +66,16 @@ class FunctionCase(BiasedCase):
         return {**super().options(), "score": score, "seen": shown}
 
 
-def function_cases(function: Declared, example: Example, dtype: str, padded: int) -> list[FunctionCase]:
+def function_cases(
+    function: Declared, example: Example, dtype: str, padded: int, run: Run = run_in_subprocess
+) -> list[FunctionCase]:
     """For one ``fmha_with_*``: alone, with everything else, and misaligned; tokens are squares and multiples of 8."""
 
     def case(name: str, tokens: int, batch: int = 2, heads: int = 2, **changes: Any) -> FunctionCase:
         return FunctionCase(
             f"{function.name}, {name}", dtype, padded, batch, heads, q_len=tokens, kv_len=tokens,
-            function=function, inputs_of=example(batch, heads, tokens, tokens), **{"kv_heads": heads, **changes},
+            function=function, inputs_of=example(batch, heads, tokens, tokens), run=run,
+            **{"kv_heads": heads, **changes},
         )  # fmt: skip
 
     several = case("several tiles", 144, 1, 3)
@@ -112,10 +119,10 @@ def examples_in(source: Path) -> Iterator[tuple[Declared, Example]]:
 
 
 def function_plans(
-    examples: Sequence[tuple[Declared, Example]], dtypes: Sequence[str] = DTYPES
+    examples: Sequence[tuple[Declared, Example]], dtypes: Sequence[str] = DTYPES, run: Run = run_in_subprocess
 ) -> Iterator[tuple[WithFunction, list[FunctionCase]]]:
     """Every function of a library that could be made of some, with its cases, made as they are asked for."""
     for function, example in examples:
         for dtype in dtypes:
             for size in HEAD_SIZES:
-                yield WithFunction(dtype, size, function=function), function_cases(function, example, dtype, size)
+                yield WithFunction(dtype, size, function=function), function_cases(function, example, dtype, size, run)

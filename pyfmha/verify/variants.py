@@ -23,6 +23,7 @@ from pyfmha.errors import DriverError, LibraryError, PyfmhaError
 from pyfmha.functions.evaluate import packed_inputs
 from pyfmha.functions.family import Declared, find
 from pyfmha.interpreter.kernel import Tensor
+from pyfmha.interpreter.process import Interpreter, run_in_subprocess
 from pyfmha.runtime.device import Device, DeviceArray, Stream
 from pyfmha.runtime.library import Function, Library
 from pyfmha.runtime.serving import serving
@@ -31,7 +32,7 @@ from pyfmha.spec.arch import arch_for
 from pyfmha.verify.biased_cases import BiasedCase, biased_cases, biased_decode_cases
 from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
 from pyfmha.verify.fp8_cases import Fp8Case, fp8_cases
-from pyfmha.verify.function_cases import Example, FunctionCase, function_plans
+from pyfmha.verify.function_cases import Example, FunctionCase, Run, function_plans
 from pyfmha.verify.random_cases import random_cases
 
 GUARD = 4096
@@ -157,16 +158,21 @@ def verify_library(
     Raises:
         LibraryError: it has no code for the GPU, or no attention in these dtypes.
     """
-    every = list(_plans(library, dtypes, random, examples))
-    if not every:
-        again = build_command(library.path)
-        raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: {again}")
-    plans = [(functions, cases) for functions, cases in every if _arch_of(functions, device.arch)]
-    if not plans:
-        raise LibraryError(
-            f"{library.path} was built for {library.manifest.archs_in_words()}, the GPU here, {device.name}, is"
-            f" {device.arch}; {code_for(device.arch, library.path, 'build it for this GPU: ')}"
-        )
+    with Interpreter() as interpreter:
+        every = list(_plans(library, dtypes, random, examples, interpreter.run))
+        if not every:
+            again = build_command(library.path)
+            raise LibraryError(f"{library.path.name} holds no attention in {', '.join(dtypes)}; build it: {again}")
+        plans = [(functions, cases) for functions, cases in every if _arch_of(functions, device.arch)]
+        if not plans:
+            raise LibraryError(
+                f"{library.path} was built for {library.manifest.archs_in_words()}, the GPU here, {device.name}, is"
+                f" {device.arch}; {code_for(device.arch, library.path, 'build it for this GPU: ')}"
+            )
+        yield from _checked(plans, device)
+
+
+def _checked(plans: Sequence[tuple[list[Function], Sequence[Case]]], device: Device) -> Iterator[Checked]:
     for functions, cases in plans:
         arch = _arch_of(functions, device.arch) or device.arch
         loaded: list[Function] = []
@@ -206,9 +212,13 @@ def _is_broken(device: Device) -> bool:
 
 
 def _plans(
-    library: Library, dtypes: Sequence[str], random: int = 0, examples: Sequence[tuple[Declared, Example]] = ()
+    library: Library,
+    dtypes: Sequence[str],
+    random: int = 0,
+    examples: Sequence[tuple[Declared, Example]] = (),
+    run: Run = run_in_subprocess,
 ) -> Iterator[tuple[list[Function], Sequence[Case]]]:
-    """Functions that are launched one after the other, with their cases."""
+    """Functions that are launched one after the other, with their cases; ``run`` interprets those of users."""
     for forward in forward_family(dtypes):
         if forward.name in library:
             cases = forward_cases(forward.dtype, forward.padded)
@@ -223,7 +233,7 @@ def _plans(
     for eighth in fp8_family(dtypes):
         if eighth.name in library:
             yield [library[eighth.name]], fp8_cases(eighth.dtype, eighth.padded)
-    for made, of_function in function_plans(examples, dtypes):
+    for made, of_function in function_plans(examples, dtypes, run):
         if made.name in library:
             listing = [library[name] for name in made.listing_names]
             yield [*listing, find(library, made.function, made.dtype, made.padded)], of_function

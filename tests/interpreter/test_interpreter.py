@@ -16,7 +16,7 @@ from numpy.random import default_rng
 from pyfmha.bfloat16 import bf16_from_float, float_from_bf16
 from pyfmha.errors import InterpreterError, KernelSourceError, OutputError
 from pyfmha.interpreter.kernel import Null, Tensor, run_interpreted
-from pyfmha.interpreter.process import run_in_subprocess
+from pyfmha.interpreter.process import Interpreter, run_in_subprocess
 
 KERNELS = """
     import triton
@@ -184,7 +184,7 @@ def test_a_process_that_compiles_is_refused_and_has_the_other_way(kernels: Path,
         import numpy as np
         from pyfmha.errors import InterpreterError
         from pyfmha.interpreter.kernel import run_interpreted
-        from pyfmha.interpreter.process import run_in_subprocess
+        from pyfmha.interpreter.process import Interpreter, run_in_subprocess
         x = np.zeros(2, np.int32)
         for setting in (None, "1"):
             if setting and {first!r} != "pass":
@@ -209,6 +209,29 @@ def test_a_file_that_ends_its_process_is_an_error(tmp_path: Path, run, leave: st
     (tmp_path / "leaves.py").write_text(leave)
     with pytest.raises(KernelSourceError, match=r"leaves.py cannot be imported: (SystemExit|BaseException)"):
         run(tmp_path / "leaves.py", "grid", (1,), {"X": np.zeros(1, np.int32)})
+
+
+def test_one_process_interprets_kernel_after_kernel(kernels: Path, tmp_path: Path) -> None:
+    """Whatever their files print, read or raise; after an error it is another."""
+    (tmp_path / "which.py").write_text(
+        "import os, sys, triton\nimport triton.language as tl\n"
+        "assert sys.stdin.read() == ''\nprint('no end of line', end='')\nPID = tl.constexpr(os.getpid())\n"
+        "@triton.jit\ndef which(X):\n    tl.store(X, PID)\n"
+    )
+    found = []
+    with Interpreter() as interpreter:
+        for kernel in (None, None, "broken", None):
+            x = np.zeros(4, np.int32)
+            if kernel:
+                with pytest.raises(InterpreterError, match="broken failed under the interpreter"):
+                    interpreter.run(kernels, kernel, (1,), {"X": x})
+            else:
+                interpreter.run(tmp_path / "which.py", "which", (1,), {"X": x})
+                found.append(x[0])
+        process = interpreter._process
+        assert process is not None
+    assert found[0] == found[1] != found[2] == process.pid
+    assert process.returncode is not None  # it ended with the block
 
 
 def test_a_process_that_ends_without_a_word_is_an_error(tmp_path: Path) -> None:

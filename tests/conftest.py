@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import cc_once
 import fake_cuda as fake
 import pytest
 from fake_cuda import FakeCuda
@@ -58,6 +59,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """What all processes of the run make once."""
     return Shared.of(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiler_on_the_path(shared: Shared) -> Iterator[None]:
+    """For builds of the tests, and of processes that they start, `cc` compiles each C file once a run."""
+    path, compiler = os.environ.get("PATH", ""), shutil.which("cc")
+    if compiler:
+        os.environ["PATH"] = os.pathsep.join([str(cc_once.install(shared.folder("cc"), compiler)), path])
+    yield
+    os.environ["PATH"] = path
 
 
 @pytest.fixture(scope="session")

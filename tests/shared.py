@@ -52,6 +52,11 @@ class Shared:
                 made.write_text(str(make(folder)))
         return Path(made.read_text())
 
+    def folder(self, name: str) -> Path:
+        """A folder of the run, whose files their makers put there whole."""
+        (self._root / name).mkdir(exist_ok=True)
+        return self._root / name
+
     def lend(self, folder: Path) -> None:
         """Let builds in a folder find what the run has compiled, and keep what they compile for the others."""
         folder.mkdir(parents=True, exist_ok=True)

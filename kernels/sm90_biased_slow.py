@@ -26,11 +26,21 @@ def _row_of(base, strides, batch, head, rows):
 
 
 @gluon.jit
+def score_unit(row_scale, FREE: gl.constexpr):
+    """Powers of two: the units in which rows' scores are held, and their inverses. Products fit BOUND, and so do those
+    times less than 1, the rest of their factor; of a bias only what such products hide is lost. 1 unless FREE."""
+    exponent = gl.minimum(gl.maximum((row_scale.to(gl.int32, bitcast=True) >> 23) + 1, 127), 253)
+    if not FREE:
+        exponent = exponent * 0 + 127
+    return (exponent << 23).to(gl.float32, bitcast=True), ((254 - exponent) << 23).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
 def compute_biased_slowly(
     tensors, strides, sizes, beside, place, first_row, head_sizes, sm_scale, inputs, SHAPE: gl.constexpr
 ):
-    """A few rows of one head, key by key, as compute_slowly of sm90_slow.py; writes Out and Lse itself. Scores beyond
-    BOUND count as it."""
+    """A few rows of one head, key by key, as compute_slowly of sm90_slow.py; writes Out and Lse itself. Scores that a
+    function gets count as BOUND beyond it; others are held in a unit of each row's own, which all products fit."""
     WIDTH: gl.constexpr = SHAPE.BLOCK_D
     V_WIDTH: gl.constexpr = SHAPE.BLOCK_V
     SCORE: gl.constexpr = SHAPE.SCORE
@@ -56,6 +66,9 @@ def compute_biased_slowly(
     down, undo = row_powers(q)
     q = q * down[:, None] * (1.0 / 4096.0)
     row_scale = gl.minimum(sm_scale * undo * 8192.0, FLOAT_MAX)  # 2**13: 2**12 left over from q, and the halved k
+    unit, to_unit = score_unit(row_scale, SCORE is None)
+    row_scale *= to_unit
+    to_log2 = gl.minimum(unit * LOG2_E, FLOAT_MAX)
     shift: gl.constexpr = shift_of(V.dtype.element_ty)
     m = gl.full([SLOW_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, LAYOUT))
     row_sum = gl.zeros([SLOW_ROWS], gl.float32, layout=gl.SliceLayout(1, LAYOUT))
@@ -86,7 +99,7 @@ def compute_biased_slowly(
             has = (rows < q_n) & in_bias & ((bias_strides[3] == 0) | (key < bias_strides[5]))
             bias = gl.load(bias_rows + wide_key * bias_strides[3], mask=has, other=0.0).to(gl.float32)
             seen = seen & (bias != float("-inf"))
-            score += bias
+            score += bias * to_unit
         if SCORE is not None or SEEN is not None:
             keys = (gl.arange(0, 1, layout=gl.SliceLayout(0, LAYOUT)) + key)[None, :]
             score = by_functions(score[:, None], (batch, head), positions[:, None], keys, inputs, True, True, SHAPE)
@@ -98,12 +111,13 @@ def compute_biased_slowly(
         seen = seen & (score != float("-inf"))
         score = _bounded(score)
         m_new = gl.maximum(m, gl.where(seen, score, LOWEST))
-        p = gl.where(seen, gl.exp2((score - m_new) * LOG2_E - shift), 0.0)
-        alpha = gl.exp2((m - m_new) * LOG2_E)
+        p = gl.where(seen, gl.exp2((score - m_new) * to_log2 - shift), 0.0)
+        alpha = gl.exp2((m - m_new) * to_log2)
         row_sum = row_sum * alpha + p
         acc = acc * alpha[:, None] + gl.where(seen[:, None], p[:, None] * v[None, :], 0.0)
         m = m_new
-    factor, lse = finished(m * LOG2_E + shift, row_sum, load_sink(sinks, head), shift)
+    m = gl.minimum(gl.maximum(m * to_log2, -FLOAT_MAX), FLOAT_MAX)
+    factor, lse = finished(m + shift, row_sum, load_sink(sinks, head), shift)
     lse = gl.where(rows < q_n, lse, float("-inf"))
     out = gl.where((factor != 0)[:, None], acc * factor[:, None] * 2.0, 0.0)
     outs = Out + wide_batch * out_strides[0] + q_head * out_strides[1] + rows.to(gl.int64) * out_strides[2]

@@ -280,6 +280,33 @@ def test_products_that_overflow_count_as_low(name: str, first: int) -> None:
     check_overflowing(name, first)
 
 
+BEYOND: dict[str, dict[str, Any]] = {
+    "bias": {"bias": (1, 2, 128, 192), "seen": some_see_low_keys(0)},
+    "bias, causal": {"bias": (1, 2, 128, 192), "causal": True},
+    "mask": {"mask": (1, 2, 128, 192), "causal": True},
+    "a bias of keys that outweighs them": {"bias": (1, 2, 1, 192), "causal": True, "sm_scale": 2.0**-10},
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_rows_of_scores_beyond_float32_tell_them_apart(name: str) -> None:
+    """Some -2**131, where rows see no others: the largest has all the weight. The log-sum-exp is as low as it gets."""
+
+    def change(*, bias: Any, **others: Any) -> None:
+        low_keys(0)(bias=None, **others)
+        if bias is not None and bias.shape[2] == 1:
+            bias[..., :64:3] = 2.0**124
+
+    out, lse, wanted, wanted_lse = run(
+        **{"dtype": "bf16", "q_len": 128, "kv_len": 192, "head_size": 32, "change": change, **BEYOND[name]}
+    )
+    for rows in (slice(0, 10), slice(10, None)):
+        assert relative_error(out[:, :, rows], wanted[:, :, rows]) < TOLERANCE["bf16"]
+    held = np.abs(wanted_lse) < 2.0**127
+    np.testing.assert_allclose(lse[held], wanted_lse[held], rtol=1e-4, atol=1e-4)
+    assert (lse[~held & np.isfinite(wanted_lse)] < -(2.0**127)).all()
+
+
 FAULTS_OF_LIMITS: dict[str, tuple[str, str, str]] = {
     "low products hide keys": ('"@low bra LOW;", "bra.uni DONE;"', '"bra.uni DONE;"', "bias"),
     "low products hide all keys of a row": ('COUNTED = "0fF149F2CA"', 'COUNTED = "0fFF7FFFFF"', "mask function"),

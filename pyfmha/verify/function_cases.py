@@ -31,11 +31,18 @@ class FunctionCase(BiasedCase):
         function: the user's.
         inputs_of: its inputs by name.
         run: the interpreter, as of :func:`pyfmha.functions.evaluate.evaluate`.
+        factor: of the usual scale.
     """
 
     function: Declared = field(kw_only=True)
     inputs_of: Mapping[str, Any] = field(kw_only=True, compare=False)
     run: Run = field(kw_only=True, compare=False, repr=False)
+    factor: float = field(kw_only=True, default=1.0)
+
+    @property
+    def scale(self) -> float:
+        """As of :class:`Case`, times the factor."""
+        return super().scale * self.factor
 
     @cached_property
     def evaluated(self) -> tuple[Any, Any]:
@@ -88,6 +95,9 @@ def function_cases(
         case("with a window", 64, left=30),
         case("with a soft cap", 64, softcap=4.0),
         case("values of half", 64, v_head_size=padded // 2),
+        case("with a scale below 0", 64, factor=-1.0),  # which Hopper's kernel does not take
+        case("with a mask", 64, mask=(2, 1, 64, 64)),
+        case("with a mask, odd rows of it", 64, mask=(2, 1, 64, 64), tensor_gap=1, tensor_shift=1),
         replace(several, name=f"{several.name}, misaligned", shift=1),
     ]
 

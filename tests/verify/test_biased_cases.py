@@ -11,7 +11,7 @@ from sanitize_gpu import Addresses
 from pyfmha.attention import biased_decode
 from pyfmha.attention.biased import ARGUMENTS, KERNEL, KERNEL_FILE, POINTERS, Biased
 from pyfmha.attention.forward import kernel_path
-from pyfmha.functions.family import file_of
+from pyfmha.functions.family import file_of, function_specs
 from pyfmha.interpreter.kernel import Null, Tensor, run_interpreted
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.verify.biased_cases import BiasedCase, biased_cases, biased_decode_cases
@@ -170,7 +170,7 @@ def test_the_families_of_a_library_are_in_its_plans() -> None:
 
     assert set(plans) == functions
     assert [case.name for case in plans["fmha_biased_d32_fp16"]] == list(NAMED)
-    assert len(plans["fmha_with_alibi_d32_fp16"]) == 8
+    assert len(plans["fmha_with_alibi_d32_fp16"]) == 11
 
 
 def tma_takes(spec: KernelSpec, given: dict[str, float], item: int) -> bool:
@@ -203,3 +203,32 @@ def test_each_variant_for_hopper_has_a_case(dtype: str, padded: int) -> None:
         )
         reached |= {next(kept, None)}
     assert reached >= set(range(len(specs))), [specs[i].requires for i in range(len(specs)) if i not in reached]
+
+
+@pytest.mark.parametrize("name", ["alibi", "prefix", "groups"])
+@pytest.mark.parametrize("padded", [64, 128])
+def test_each_variant_with_a_function_has_a_case(name: str, padded: int) -> None:
+    """Portable ones, too, and those that make lists: by the conditions and hints of their specs, as they are tried."""
+    ((declared, example),) = examples_in(file_of(name))
+    families: dict[str, list[KernelSpec]] = {}
+    for spec in function_specs([declared], ["bf16"], [padded]):
+        families.setdefault(spec.name, []).append(spec)
+    for specs in families.values():
+        names = [argument.name for argument in specs[0].arguments]
+        function = SimpleNamespace(manifest=SimpleNamespace(arguments=[(one, "") for one in names]))
+        reached = set()
+        for case in function_cases(declared, example, "bf16", padded):
+            given = dict(zip(names, _arguments([function], case, Addresses(case)), strict=True))
+            reached |= {next(i for i, spec in enumerate(specs) if serves(spec, given))}
+        assert reached == set(range(len(specs))), [specs[i].variant for i in range(len(specs)) if i not in reached]
+
+
+def serves(spec: KernelSpec, given: dict[str, float]) -> bool:
+    """Whether a variant takes a call with these arguments on Hopper."""
+    hints = {argument.name: argument.hint for argument in spec.arguments if argument.hint}
+    return (
+        all(eval(one, {}, given) for one in spec.requires)
+        and all(given[name] % hint == 0 if hint > 1 else given[name] == 1 for name, hint in hints.items())
+        and all(given[one.base] % 16 == 0 for one in spec.descriptors)
+        and tma_takes(spec, given, 2)
+    )

@@ -1,6 +1,11 @@
 """What compute-sanitizer says is told, with the variant that it says it of."""
 
-from sanitize_gpu import reports
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from sanitize_gpu import reports, sanitizers
 
 TEXT = """========= COMPUTE-SANITIZER
 right: fmha_a, bias; 0.5 s
@@ -26,3 +31,22 @@ def test_each_report_is_of_the_variant_whose_line_follows() -> None:
     assert told[3].startswith("========= Program hit")
     assert len(told) == 4
     assert list(reports("========= ERROR SUMMARY: 0 errors\nright: fmha_a, bias; 1 s\n")) == []
+
+
+def test_the_newest_program_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the package before the toolkit's, which is on the PATH; 2026.10 before 2026.4."""
+    places = {
+        "bin": "2025.3.1.0",
+        "a/nvidia/cu13/compute-sanitizer": "2026.4.0.0",
+        "b/nvidia/cu13/compute-sanitizer": "2026.10",
+    }
+    for folder, version in places.items():
+        program = tmp_path / folder / "compute-sanitizer"
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\necho 'NVIDIA (R) Compute Sanitizer'\necho 'Version {version} (build 1)'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b")])
+
+    mine = [one for one in sanitizers() if one[0].startswith(str(tmp_path))]
+    assert [version for _, version in mine] == ["2026.10", "2026.4.0.0", "2025.3.1.0"]

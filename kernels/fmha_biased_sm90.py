@@ -12,7 +12,7 @@ done (sm90_biased_slow.py); so Out must not overlap the inputs.
 """
 
 from fmha_sm90 import FAST_LIMIT, NOTE, NOTE_SMEM, NOTES, ONCE, _load_v, _make_whole, _wait_for_v
-from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_asm import hold, moved, pass_turn, take_turn, uniform, written
 from sm90_biased import (
     LEAST,
     OfV,
@@ -144,33 +144,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
             v_place = (batch, head // group, key)
             step += 1
-            if CONSUMERS == 1:
-                keep_up(step, 3, 13, 1)
-        if CONSUMERS == 1:
-            keep_up(step, tile_barriers(True, False), 13, 1)
     if step > 0:
         _load_v(v_work, v_place, step - 1, V_SHAPE)
-    if CONSUMERS == 1:
-        keep_up(step, 40, 13, 1)
-    else:
-        for _unused in gl.static_range(16):
-            gl.barrier()
-
-
-@gluon.jit
-def _idle(sizes, by_head, inputs, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
-    """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
-    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    barriers = 40
-    for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
-        batch, head = place_of(unit, sizes, by_head)
-        first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
-        barriers += 3 * (end_block - first_block) + tile_barriers(True, False)
-        if SHAPE.LIST > 0:  # padding may be in each piece of an entry
-            barriers += (SHAPE.LIST // SHAPE.BLOCK_N - 1) * 20
-    for i in range(0, barriers, 16):
-        keep_up(i, 16, NAME, WARPS)
 
 
 @gluon.jit
@@ -497,9 +472,6 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
     notes.index(CONSUMER).store(noted)
-    if CONSUMER > 0:
-        for _unused in gl.static_range(12):
-            gl.barrier()
 
 
 @gluon.jit
@@ -649,14 +621,9 @@ def fmha_biased_sm90(
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(
-            [
-                (_attend, (work, beside, out_smem, 0, SHAPE)),
-                (_load, (work, beside, SHAPE)),
-                (_idle, (sizes, by_head, inputs, SHAPE, 14, 1)),
-                (_idle, (sizes, by_head, inputs, SHAPE, 15, 2)),
-            ],
-            [1, 1, 2],
-            [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+            [(_attend, (work, beside, out_smem, 0, SHAPE)), (_load, (work, beside, SHAPE))],
+            [1],
+            [PRODUCER_REGISTERS],
         )
     elif CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

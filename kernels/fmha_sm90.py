@@ -24,7 +24,7 @@ inputs. That part stands outside the consumers, whose registers it would fill wi
 input takes the same path, hundreds of times slower.
 """
 
-from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, tile_barriers, uniform, written
+from sm90_asm import hold, moved, pass_turn, take_turn, uniform, written
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -180,38 +180,9 @@ def _load(work, SHAPE: gl.constexpr):
                 if block == gl.minimum(1, end_block - first_block - 1):
                     following = place_of_turn(turn + 1, sizes, SHAPE)
             step += 1
-            if CONSUMERS == 1:
-                keep_up(step, 2, 13, 1)
-        if CONSUMERS == 1:
-            keep_up(step, tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED), 13, 1)
     if not SHAPE.EARLY:
         if step > 0:
             _load_v(work, v_place, step - 1, SHAPE)
-    if CONSUMERS == 1:
-        keep_up(step, 40, 13, 1)
-    else:
-        for _unused in gl.static_range(16):  # as `keep_up`, for launches of few steps
-            gl.barrier()
-
-
-@gluon.jit
-def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
-    """Warps that only fill up the warpgroup of the producer: they keep up with the consumer."""
-    ORDER: gl.constexpr = SHAPE.ORDER
-    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    barriers = 40
-    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
-        if SHAPE.RAGGED and SHAPE.LENGTHS:
-            row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
-        elif SHAPE.RAGGED:
-            row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
-        else:
-            sequence = sequence_of(sizes, head, SHAPE)
-        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
-        barriers += 2 * (end_block - first_block) + tile_barriers(SHAPE.GENERAL, SHAPE.RAGGED)
-    for i in range(0, barriers, 16):
-        keep_up(i, 16, NAME, WARPS)
 
 
 @gluon.jit
@@ -611,9 +582,6 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
     notes[0].index(CONSUMER).store(noted)
-    if CONSUMER > 0:
-        for _unused in gl.static_range(12):  # as `keep_up`: the first consumer reads the notes after the others
-            gl.barrier()
 
 
 @gluon.jit
@@ -727,16 +695,7 @@ def compute(
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
     if CONSUMERS == 1:
-        gl.warp_specialize(
-            [
-                (_attend, (work, plain, 0, SHAPE)),
-                (_load, (work, SHAPE)),
-                (_idle, (sizes, SHAPE, 14, 1)),
-                (_idle, (sizes, SHAPE, 15, 2)),
-            ],
-            [1, 1, 2],
-            [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
-        )
+        gl.warp_specialize([(_attend, (work, plain, 0, SHAPE)), (_load, (work, SHAPE))], [1], [PRODUCER_REGISTERS])
     elif CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(
             [(_load, (work, SHAPE)), (_attend, (work, plain, 0, SHAPE)), (_attend, (work, plain, 1, SHAPE))],

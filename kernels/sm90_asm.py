@@ -23,27 +23,6 @@ def pass_turn(x, consumer: gl.constexpr):
     return gl.inline_asm_elementwise(asm, "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
 
 
-@gluon.constexpr_function
-def _barriers_asm(count, name, threads):
-    return f"bar.sync {name}, {threads}; " * count + "mov.b32 $0, $1;"
-
-
-@gluon.constexpr_function
-def tile_barriers(general, ragged):
-    """At least as many as a consumer passes for a tile besides those of its steps: with padding to drop, one for each
-    part of it; and where rows are stored without TMA, some more."""
-    return 24 if ragged else 20 if general else 8
-
-
-@gluon.jit
-def keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
-    """Barriers of a partition's own, for racecheck alone, which takes a warp that has passed fewer barriers than one it
-    waited for as not ordered behind it, though both met at a barrier since (compute-sanitizer 2025.3; 2026.4 does not).
-    So all warps pass as many as the consumer that tells the others to leave: two a step, and a few a tile."""
-    asm: gl.constexpr = _barriers_asm(COUNT, NAME, 32 * WARPS)
-    gl.inline_asm_elementwise(asm, "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
-
-
 @gluon.jit
 def hold(x):
     """Returns x, of at least 0 or NaN, two of which a thread holds; it is then computed before any wait that follows.

@@ -105,10 +105,21 @@ def place_of_turn(turn, sizes, SHAPE: gl.constexpr):
     return head, row_tile, q_start, kv_start, sequence
 
 
+@gluon.constexpr_function
+def _first_stores_asm(_outputs, inputs):
+    (place,), (thread,), (value,) = inputs
+    return f"{{ .reg .pred first; setp.eq.s32 first, {thread}, 0; @first st.shared.b32 [{place}], {value}; }}"
+
+
 @gluon.jit
 def _hand_one(places, index, value):
+    # By the thread that then arrives with the bytes to expect, which orders what it stored itself. Where all threads
+    # store and meet before that, racecheck of 2026 reports what the last one stored.
+    THREADS: gl.constexpr = 32 * gl.num_warps()
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    places.index(index).store(gl.full([1], value, gl.int32, layout=LAYOUT))
+    values = gl.full([THREADS], value, gl.int32, layout=LAYOUT)
+    threads = gl.arange(0, THREADS, layout=LAYOUT)
+    gl.inline_asm(_first_stores_asm, ("r", "r", "r"), [places.index(index), threads, values])
 
 
 @gluon.jit
@@ -120,7 +131,6 @@ def hand_on(sizes, slot, row_tile, q_start, sequence):
     _hand_one(places, slot * HANDED + 1, q_start)
     _hand_one(places, slot * HANDED + 2, sequence[0])
     _hand_one(places, slot * HANDED + 3, sequence[1])
-    gl.barrier()
 
 
 @gluon.jit
@@ -128,7 +138,6 @@ def hand_on_tile(places, slot, row_tile, head):
     """As `hand_on`, of a tile without a table."""
     _hand_one(places, slot * 2, row_tile)
     _hand_one(places, slot * 2 + 1, head)
-    gl.barrier()
 
 
 @gluon.jit

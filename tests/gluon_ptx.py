@@ -208,7 +208,7 @@ def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
     Args:
         asm: the text.
         registers: by name, of a value each or one for each thread; what it writes is added.
-        memory: float32, one axis; its first element has the address 0.
+        memory: 32-bit elements, one axis; its first has the address 0.
 
     Raises:
         NotImplementedError: it has an instruction that is not known here.
@@ -227,8 +227,12 @@ def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
             continue
         if found := re.fullmatch(r"add\.s32 (\S+), (\S+), (\S+)", text):
             registers[found[1]] = registers[found[2]] + registers[found[3]]
-        elif found := re.fullmatch(r"st\.shared\.f32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
-            memory[at(found[1], found[2], 4)] = registers[found[3]]
+        elif found := re.fullmatch(r"setp\.eq\.s32 (\S+), (\S+), (\d+)", text):
+            registers[found[1]] = registers[found[2]] == int(found[3])
+        elif found := re.fullmatch(r"(?:@(\S+) )?st\.shared\.[fb]32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
+            does = registers[found[1]] if found[1] else True
+            places, values, does = np.broadcast_arrays(at(found[2], found[3], 4), registers[found[4]], does)
+            memory[places[does]] = values[does]
         elif found := re.fullmatch(r"ld\.shared\.v2\.f32 \{(\S+), (\S+)\}, \[([^]+]+)(?:\+(\d+))?\]", text):
             place = at(found[3], found[4], 8)
             registers[found[1]], registers[found[2]] = memory[place].copy(), memory[place + 1].copy()

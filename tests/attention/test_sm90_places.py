@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gluon_emulator import Machine
 from gluon_language import load_kernel
+from gluon_ptx import run_by_thread
 from gluon_values import INT32, Pointer, Shared, tensor
 from helpers import examples, few_of, some_of
 from hypothesis import given
@@ -317,6 +318,15 @@ RANKS = {
     "ranks of a level are of the one above": ("rank - gl.sum(longer, 0)", "rank - gl.sum(as_long, 0)"),
     "tiles of a sequence are its first": ("tiles - as_long + index", "index"),
 }
+
+
+def test_the_thread_that_arrives_stores_places() -> None:
+    """The first of the producer: with it Triton tells a barrier how many bytes come. Others' stores, before a barrier
+    of the producer and that arrival, racecheck takes for races."""
+    store = load_kernel(PLACES, Machine(0))["_first_stores_asm"](None, (("$0",), ("$1",), ("$2",)))
+    threads, memory = np.arange(128), np.zeros(1, np.int32)
+    run_by_thread(store, {"$0": np.zeros(128, np.int32), "$1": threads, "$2": threads + 7}, memory)
+    assert memory == [7]
 
 
 @pytest.mark.parametrize("fault", some_of(FAULTS))

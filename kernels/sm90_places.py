@@ -107,37 +107,47 @@ def place_of_turn(turn, sizes, SHAPE: gl.constexpr):
 
 @gluon.constexpr_function
 def _first_stores_asm(_outputs, inputs):
-    (place,), (thread,), (value,) = inputs
-    return f"{{ .reg .pred first; setp.eq.s32 first, {thread}, 0; @first st.shared.b32 [{place}], {value}; }}"
+    (places,), (thread,), *values = inputs
+    stored = f"st.shared.v{len(values)}.b32 [{places}], {{{', '.join(value for (value,) in values)}}}"
+    return f"{{ .reg .pred first; setp.eq.u32 first, {thread}, 0; @first {stored}; }}"
 
 
 @gluon.jit
-def _hand_one(places, index, value):
-    # By the thread that then arrives with the bytes to expect, which orders what it stored itself. Where all threads
-    # store and meet before that, racecheck of 2026 reports what the last one stored.
-    THREADS: gl.constexpr = 32 * gl.num_warps()
+def _threads():
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    values = gl.full([THREADS], value, gl.int32, layout=LAYOUT)
-    threads = gl.arange(0, THREADS, layout=LAYOUT)
-    gl.inline_asm(_first_stores_asm, ("r", "r", "r"), [places.index(index), threads, values])
+    return gl.arange(0, 32 * gl.num_warps(), layout=LAYOUT)
+
+
+@gluon.jit
+def _of_each(value):
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    return gl.full([32 * gl.num_warps()], value, gl.int32, layout=LAYOUT)
 
 
 @gluon.jit
 def hand_on(sizes, slot, row_tile, q_start, sequence):
     """Write a tile's place where the consumer finds it when its queries have come, which must not be asked for
-    before."""
+    before.
+
+    The thread writes it that then arrives with the bytes to expect, which orders what it stored itself. Where all
+    threads store and meet before that, racecheck of 2026 reports what the last one stored.
+    """
     table, places = sizes[7][1]
-    _hand_one(places, slot * HANDED, row_tile)
-    _hand_one(places, slot * HANDED + 1, q_start)
-    _hand_one(places, slot * HANDED + 2, sequence[0])
-    _hand_one(places, slot * HANDED + 3, sequence[1])
+    gl.inline_asm(
+        _first_stores_asm,
+        ("r", "r", "r", "r", "r", "r"),
+        [
+            places.index(slot * HANDED), _threads(),
+            _of_each(row_tile), _of_each(q_start), _of_each(sequence[0]), _of_each(sequence[1]),
+        ],
+    )  # fmt: skip
 
 
 @gluon.jit
 def hand_on_tile(places, slot, row_tile, head):
     """As `hand_on`, of a tile without a table."""
-    _hand_one(places, slot * 2, row_tile)
-    _hand_one(places, slot * 2 + 1, head)
+    operands = [places.index(slot * 2), _threads(), _of_each(row_tile), _of_each(head)]
+    gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r"), operands)
 
 
 @gluon.jit

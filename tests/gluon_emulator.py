@@ -313,7 +313,7 @@ class Machine:
             inputs.append(tuple(next(names) for _ in range(columns.shape[1])))
             registers |= zip(inputs[-1], columns.T, strict=True)
         USES.exchange(shared.array, stored=result is None)
-        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, shared.array)
+        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, shared.words())
         self.switch()
         if result is None:
             return None

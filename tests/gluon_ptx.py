@@ -227,12 +227,14 @@ def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
             continue
         if found := re.fullmatch(r"add\.s32 (\S+), (\S+), (\S+)", text):
             registers[found[1]] = registers[found[2]] + registers[found[3]]
-        elif found := re.fullmatch(r"setp\.eq\.s32 (\S+), (\S+), (\d+)", text):
+        elif found := re.fullmatch(r"setp\.eq\.u32 (\S+), (\S+), (\d+)", text):
             registers[found[1]] = registers[found[2]] == int(found[3])
-        elif found := re.fullmatch(r"(?:@(\S+) )?st\.shared\.[fb]32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
-            does = registers[found[1]] if found[1] else True
-            places, values, does = np.broadcast_arrays(at(found[2], found[3], 4), registers[found[4]], does)
-            memory[places[does]] = values[does]
+        elif found := re.fullmatch(r"st\.shared\.f32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
+            memory[at(found[1], found[2], 4)] = registers[found[3]]
+        elif found := re.fullmatch(r"@(\S+) st\.shared\.v(\d)\.b32 \[(\S+)\], \{(.+)\}", text):
+            place, does = np.broadcast_arrays(at(found[3], None, 4 * int(found[2])), registers[found[1]])
+            for i, name in enumerate(found[4].split(", ")):
+                memory[place[does] + i] = np.broadcast_to(registers[name], does.shape)[does]
         elif found := re.fullmatch(r"ld\.shared\.v2\.f32 \{(\S+), (\S+)\}, \[([^]+]+)(?:\+(\d+))?\]", text):
             place = at(found[3], found[4], 8)
             registers[found[1]], registers[found[2]] = memory[place].copy(), memory[place + 1].copy()

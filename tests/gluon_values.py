@@ -293,6 +293,15 @@ class Shared:
     def reinterpret(self, dtype: DType, shape: Sequence[int], layout: Any) -> "Shared":
         return Shared(self.array.view(dtype.numpy).reshape(tuple(shape)), dtype)
 
+    def words(self) -> Any:
+        """What assembly reaches that is given this part: if that is one word, those behind it too."""
+        if self.array.size > 1:
+            return self.array
+        whole = self.array
+        while whole.base is not None:
+            whole = whole.base
+        return whole.reshape(-1)[(self.array.ctypes.data - whole.ctypes.data) // self.array.itemsize :]
+
     def store(self, value: Tensor) -> None:
         assert self.dtype not in LARGEST or value.element is self.dtype, "values are stored without conversion"
         USES.overwrite(self.array)

@@ -74,7 +74,7 @@ FAULTS = {
     "a place is read before it is there": (
         "mbarrier.wait(ready, phase)\n    return _take_one(places, slot * 2)", "return _take_one(places, slot * 2)"
     ),
-    "a place of another head": ("_hand_one(places, slot * 2 + 1, head)", "_hand_one(places, slot * 2 + 1, row_tile)"),
+    "a place of another head": ("_of_each(row_tile), _of_each(head)]", "_of_each(row_tile), _of_each(row_tile)]"),
 }  # fmt: skip
 
 

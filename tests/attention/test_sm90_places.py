@@ -323,10 +323,10 @@ RANKS = {
 def test_the_thread_that_arrives_stores_places() -> None:
     """The first of the producer: with it Triton tells a barrier how many bytes come. Others' stores, before a barrier
     of the producer and that arrival, racecheck takes for races."""
-    store = load_kernel(PLACES, Machine(0))["_first_stores_asm"](None, (("$0",), ("$1",), ("$2",)))
-    threads, memory = np.arange(128), np.zeros(1, np.int32)
-    run_by_thread(store, {"$0": np.zeros(128, np.int32), "$1": threads, "$2": threads + 7}, memory)
-    assert memory == [7]
+    store = load_kernel(PLACES, Machine(0))["_first_stores_asm"](None, (("$0",), ("$1",), ("$2",), ("$3",)))
+    threads, memory = np.arange(128), np.zeros(2, np.int32)
+    run_by_thread(store, {"$0": 0 * threads, "$1": threads, "$2": threads + 7, "$3": threads + 9}, memory)
+    assert list(memory) == [7, 9]
 
 
 @pytest.mark.parametrize("fault", some_of(FAULTS))

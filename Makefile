@@ -23,7 +23,9 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 demo: $(VENV)/.demo
 	$(BIN)/pyfmha demo
 
+# Compiled before, for tests start hundreds of processes that import it, and some environments tell Python to keep none.
 test: lint
+	$(BIN)/python -m compileall -q pyfmha tests/*.py
 	$(PYTEST)
 
 test-all: test

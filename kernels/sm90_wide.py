@@ -66,9 +66,9 @@ def _kind(dtype):
 
 
 @gluon.constexpr_function
-def _descriptor(name, lines, address, offset):
+def _descriptor(name, address, offset):
     """Of a matrix in shared memory with rows of 128 bytes, swizzled, 8 of them every 1024 bytes (PTX ISA, 9.7.15.5)."""
-    lines += [f"add.u32 low, {address}, {offset // 16};", f"mov.b64 {name}, {{low, high}};"]
+    return [f"add.u32 low, {address}, {offset // 16};", f"mov.b64 {name}, {{low, high}};"]
 
 
 @gluon.constexpr_function
@@ -92,8 +92,8 @@ def _keys_asm(block_n, panels, q_parts, dtype):
     for panel in range(panels):
         part, place = (0, panel) if panel < first_panels else (1, panel - first_panels)
         for piece in range(4):  # 16 columns each
-            _descriptor("a", lines, addresses[part], place * 64 * 128 + piece * 32)
-            _descriptor("b", lines, "k", panel * block_n * 128 + piece * 32)
+            lines += _descriptor("a", addresses[part], place * 64 * 128 + piece * 32)
+            lines += _descriptor("b", "k", panel * block_n * 128 + piece * 32)
             scale = "more" if panel + piece == 0 else "1"
             lines += [
                 f"wgmma.mma_async.sync.aligned.m64n{block_n}k16.f32.{kind}.{kind} {{{written}}}, a, b, {scale}, 1, 1, 0, 0;"
@@ -143,7 +143,7 @@ def _values_asm(columns, block_n, dtype):
     lines = [*_begun(["v"]), f"shr.u32 v, ${2 * count + len(weights)}, 4;", f"or.b32 v, v, {block_n * 8 << 16};"]
     lines += ["wgmma.fence.sync.aligned;"]
     for piece in range(block_n // 16):
-        _descriptor("b", lines, "v", piece * 16 * 128)
+        lines += _descriptor("b", "v", piece * 16 * 128)
         a = ", ".join(weights[4 * piece : 4 * piece + 4])
         lines += [
             f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} {{{sums}}}, {{{a}}}, b, 1, 1, 1, 1;"

@@ -158,13 +158,9 @@ def _values_constraints(columns, block_n):
 
 
 @gluon.constexpr_function
-def _one(a):
-    return (a,)
-
-
-@gluon.constexpr_function
-def _two(a, b):
-    return (a, b)
+def _sums_types(block_d, two_parts):
+    widths = (2 * block_d, block_d) if two_parts else (block_d,)
+    return tuple(gl.distributed_type(gl.float32, [64, n], layout_of(n)) for n in widths)
 
 
 @gluon.jit
@@ -175,14 +171,12 @@ def multiply_values_wide(p, v_smem, stage, acc, SHAPE: gl.constexpr):
     asm: gl.constexpr = _values_asm(PANELS * PANEL, SHAPE.BLOCK_N, v_smem[0].dtype)
     constraints: gl.constexpr = _values_constraints(PANELS * PANEL, SHAPE.BLOCK_N)
     v = v_smem[0].index(stage * BOXES)
+    types: gl.constexpr = _sums_types(SHAPE.BLOCK_D, SHAPE.TWO_PARTS)
     if len(acc) == 2:
-        types: gl.constexpr = _two(acc[0].type, acc[1].type)
-        first, second = gl.inline_asm(asm, constraints, [acc[0], acc[1], p[0], p[1], v], types, is_pure=False)
-        return (first, second), p
+        acc = gl.inline_asm(asm, constraints, [acc[0], acc[1], p[0], p[1], v], types, is_pure=False)
     else:
-        alone: gl.constexpr = _one(acc[0].type)
-        (first,) = gl.inline_asm(asm, constraints, [acc[0], p[0], p[1], v], alone, is_pure=False)
-        return (first,), p
+        acc = gl.inline_asm(asm, constraints, [acc[0], p[0], p[1], v], types, is_pure=False)
+    return acc, p
 
 
 @gluon.jit

@@ -70,6 +70,7 @@ from sm90_tiles import (
     tile_of,
 )
 from sm90_wide import (
+    all_moved,
     allocate_blocks,
     first_weights_wide,
     is_wide,
@@ -339,7 +340,7 @@ def _wide_step(
         m = take_turn(m, CONSUMER)
     scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
     _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
-    acc, p = multiply_values_wide(p, v_smem, before, acc, SHAPE)
+    acc = multiply_values_wide(p, v_smem, before, acc, SHAPE)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=scores)  # for all but those with V
@@ -571,7 +572,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             )  # fmt: skip
             to_left -= masked_count
             if WIDE:
-                p = (moved(p[0]), moved(p[1]))
+                p = all_moved(p)
             else:
                 p = moved(p)
         acc, p, m, row_sum, step, block = _steps(
@@ -590,7 +591,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 drop_rows(v_smem, last, BLOCK_N - kv_n, v_whole.index(0), dropped & 1, CONSUMER, SHAPE)
                 dropped += 1
         if WIDE:
-            acc, p = multiply_values_wide(p, v_smem, last, acc, SHAPE)
+            acc = multiply_values_wide(p, v_smem, last, acc, SHAPE)
         else:
             p = p.to(dtype) if LATE else unpack(p, dtype)
             acc, p = multiply_values(p, v_smem, last, acc, SHAPE)

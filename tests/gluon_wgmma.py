@@ -1,6 +1,6 @@
 """wgmma as a kernel's own text has it, for the emulator: what its descriptors say is what it multiplies.
 
-Known are operands with rows of 128 bytes, swizzled, as TMA writes them: columns of 64 elements beside each other one
+Known are operands with rows of 128 bytes or 64, swizzled, as TMA writes them: columns of as many beside each other one
 after the other. Shared memory of the emulator has rows of all columns, and no swizzle; here it is as the GPU has it.
 """
 
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from gluon_values import USES, Shared, Tensor, product_of, tensor
 
-ROW = 64
-"""Elements of 128 bytes."""
 ROWS_OF_PRODUCT, DEPTH = 64, 16
-SWIZZLED = 0x40000040
-"""The upper half of a descriptor: swizzled by 128 bytes, 8 rows every 1024 bytes."""
+SWIZZLED = {0x40000040: 64, 0x80000020: 32}
+"""Elements of a row, by the upper half of a descriptor: rows of 128 bytes, swizzled by as many, or of 64, 8 of them
+without a gap."""
 
 
 class Part:
@@ -65,8 +64,7 @@ class Products:
             base, low = registers[found[3]]
             registers[found[2]] = base, low + int(found[4], 0)
         elif found := re.fullmatch(r"mov\.b64 (\S+), \{(\S+), (\S+)\}", line):
-            assert registers[found[3]] == SWIZZLED
-            registers[found[1]] = registers[found[2]]
+            registers[found[1]] = *registers[found[2]], SWIZZLED[registers[found[3]]]
         elif line.startswith("wgmma.mma_async"):
             self._issue(line)
         else:
@@ -90,14 +88,14 @@ class Products:
 
     def complete(self) -> None:
         total = None
-        for left, (base, low), width, by_rows, adds in self.products:
+        for left, right, width, by_rows, adds in self.products:
             if isinstance(left, int):
                 bits = self.weights[:, 8 * left : 8 * left + 8]
                 halves = np.stack([bits & 0xFFFF, bits >> 16], 2).reshape(ROWS_OF_PRODUCT, DEPTH)
                 a = np.asarray(self.dtype.from_bits(halves), np.float32)
             else:
                 a = _by_columns(*left, ROWS_OF_PRODUCT)
-            b = _by_rows(base, low, width) if by_rows else _by_columns(base, low, width).T
+            b = _by_rows(*right, width) if by_rows else _by_columns(*right, width).T
             if total is None and adds:
                 total = self.sums
             total = product_of(a, b, total if adds else None)
@@ -106,39 +104,33 @@ class Products:
             part.value = tensor(total[:, part.columns], np.float32)
 
 
-def _memory(base: Shared) -> tuple[Any, int]:
+def _memory(base: Shared, row: int) -> tuple[Any, int]:
     """All of the buffer, as it lies in memory, and where in it a part begins."""
     whole = base.array
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
     begin = (base.array.ctypes.data - whole.ctypes.data) // whole.itemsize
     rows, columns = whole.shape[-2:]
-    assert columns % ROW == 0 and begin % (rows * columns) == 0
-    return whole.reshape(-1, rows, columns // ROW, ROW).transpose(0, 2, 1, 3).reshape(-1, ROW), begin
+    assert columns % row == 0 and begin % (rows * columns) == 0
+    return whole.reshape(-1, rows, columns // row, row).transpose(0, 2, 1, 3).reshape(-1, row), begin
 
 
-def _place(base: Shared, low: int) -> tuple[Any, int, int]:
-    memory, begin = _memory(base)
-    return memory, begin + (low & 0x3FFF) * 8, low >> 16
-
-
-def _by_columns(base: Shared, low: int, rows: int) -> Any:
-    """[rows, 16], of rows of 128 bytes."""
-    memory, place, _ = _place(base, low)
-    row, column = divmod(place, ROW)
+def _by_columns(base: Shared, low: int, width: int, rows: int) -> Any:
+    """[rows, 16], of rows of so many elements."""
+    memory, begin = _memory(base, width)
+    row, column = divmod(begin + (low & 0x3FFF) * 8, width)
     assert row % 8 == 0, "a matrix begins within what is swizzled together"
     found = memory[row : row + rows, column : column + DEPTH]
     assert found.shape == (rows, DEPTH), "a product reads past shared memory"
     return found.astype(np.float32)
 
 
-def _by_rows(base: Shared, low: int, columns: int) -> Any:
-    """[16, columns], of 64 columns each so many bytes further."""
-    memory, place, stride = _place(base, low)
-    row, column = divmod(place, ROW)
+def _by_rows(base: Shared, low: int, width: int, columns: int) -> Any:
+    """[16, columns], of rows of so many elements, the next ones as many bytes further as the descriptor says."""
+    memory, begin = _memory(base, width)
+    row, column = divmod(begin + (low & 0x3FFF) * 8, width)
     assert row % 8 == 0 and column == 0
-    each = stride * 8 // ROW
-    found = [memory[row + i * each : row + i * each + DEPTH] for i in range(columns // ROW)]
-    assert all(part.shape == (DEPTH, ROW) for part in found), "a product reads past shared memory"
+    each = (low >> 16) * 8 // width
+    found = [memory[row + i * each : row + i * each + DEPTH] for i in range(columns // width)]
+    assert all(part.shape == (DEPTH, width) for part in found), "a product reads past shared memory"
     return np.concatenate(found, 1).astype(np.float32)
-

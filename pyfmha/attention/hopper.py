@@ -359,7 +359,7 @@ def _descriptors(padded: int, block_n: int, batches: str = "batch_size") -> tupl
 
     def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        width = 64 if name in "kv" and unit != block_n else padded
+        width = min(padded, 64) if name in "kv" and unit != block_n else padded
         return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, width))
 
     return (

@@ -6,7 +6,7 @@ by the columns of a panel, so many that the keys of a panel lie without a gap.
 """
 
 from sm90_asm import after, moved
-from sm90_maxima import of_each_row
+from sm90_maxima import largest_of_parts_asm, of_each_row
 from sm90_softmax import added, pack
 from sm90_tiles import ROWS
 from triton.experimental import gluon
@@ -236,14 +236,38 @@ def _all_masked(scores, ends, key):
         return first, second
 
 
+@gluon.constexpr_function
+def _peaks(layout):
+    return gl.distributed_type(gl.float32, [64, 4], layout)
+
+
+@gluon.constexpr_function
+def _largest_constraints(block_n):
+    return ",".join(["=&f"] * 2 + ["f"] * (block_n // 2 + 2))
+
+
 @gluon.jit
-def maxima_wide(scores, m, scale, shift: gl.constexpr, ends, key, masked):
+def _largest_of_threads(scores, m, row_sum, shift: gl.constexpr, BLOCK_N: gl.constexpr):
+    """As `_of_threads` of all parts, by integers as in sm90_maxima.py."""
+    asm: gl.constexpr = largest_of_parts_asm(BLOCK_N // 2, shift)
+    constraints: gl.constexpr = _largest_constraints(BLOCK_N)
+    LAYOUT: gl.constexpr = row_sum.type.layout
+    m = gl.convert_layout(m, gl.SliceLayout(1, LAYOUT), assert_trivial=True)[:, None].broadcast_to([ROWS, 4])
+    return gl.inline_asm(asm, constraints, scores + (m,), _peaks(LAYOUT), is_pure=True)
+
+
+@gluon.jit
+def maxima_wide(scores, m, row_sum, scale, shift: gl.constexpr, ends, key, masked, SHAPE: gl.constexpr):
     """As `maxima`."""
     if masked:
         scores = _all_masked(scores, ends, key)
-    most = _of_threads(scores[0])
-    for part in gl.static_range(1, len(scores)):
-        most = gl.maximum(most, gl.convert_layout(_of_threads(scores[part]), most.type.layout, assert_trivial=True))
+    if SHAPE.THREES:
+        most = _largest_of_threads(scores, m, row_sum, shift, SHAPE.BLOCK_N)
+    else:
+        most = _of_threads(scores[0])
+        for part in gl.static_range(1, len(scores)):
+            of_part = gl.convert_layout(_of_threads(scores[part]), most.type.layout, assert_trivial=True)
+            most = gl.maximum(most, of_part)
     most = gl.convert_layout(gl.max(most, 1), m.type.layout, assert_trivial=True)
     m_new = gl.maximum(m, most * scale + shift)
     return scores, m_new, gl.exp2(m - m_new)
@@ -274,9 +298,11 @@ def _weigh(scores, m, row_sum, alpha, scale, dtype: gl.constexpr):
 
 
 @gluon.jit
-def first_weights_wide(scores, m, row_sum, scale, shift: gl.constexpr, ends, key, masked, dtype: gl.constexpr):
+def first_weights_wide(
+    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, masked, dtype: gl.constexpr, SHAPE: gl.constexpr
+):  # fmt: skip
     """As `weigh`, of the first block of a tile, and packed."""
-    scores, m, alpha = maxima_wide(scores, m, scale, shift, ends, key, masked)
+    scores, m, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
     LAYOUT: gl.constexpr = gl.SliceLayout(1, row_sum.type.layout)
     by_thread = gl.convert_layout(m, LAYOUT, assert_trivial=True)[:, None].broadcast_to([ROWS, 4])
     p, row_sum = _weigh(scores, by_thread, row_sum, alpha, scale, dtype)

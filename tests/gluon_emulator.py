@@ -310,6 +310,9 @@ class Machine:
     ) -> Any:
         """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there. Or,
         made already, products."""
+        if isinstance(asm, str) and "wgmma" not in asm:
+            values = [part for value in args for part in by_thread(value).T]
+            return tensor(of_threads(np.stack(run_ptx(asm, 2, values), 1), result[1]), np.float32)
         if isinstance(asm, str):
             products = Products(asm, args, result)
             self.local.products.append(products)

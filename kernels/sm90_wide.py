@@ -1,8 +1,8 @@
 """Blocks of keys of fmha_sm90.py that are no power of two, as 96: what FlashAttention-3 has, where 128 do not fit.
 
 wgmma takes any multiple of 8 keys, tensors of Gluon powers of two. So scores and weights of a block are tuples of two or
-three tensors, whose registers one wgmma writes or reads: its text stands here. TMA loads a block in boxes of `unit_keys`
-by the columns of a panel, so many that the keys of a panel lie without a gap.
+three tensors, whose registers one wgmma writes or reads: its text stands here. TMA loads all keys of a panel, see below, in
+one copy, of which the descriptor's type, and with it a buffer, has a part of `unit_keys`.
 """
 
 from sm90_asm import after, moved
@@ -22,7 +22,7 @@ def keys_of_parts(block_n):
 
 @gluon.constexpr_function
 def unit_keys(block_n):
-    """Keys of a box: the largest power of two of which a block is a multiple."""
+    """Keys of a part: the largest power of two of which a block is a multiple."""
     return block_n & -block_n
 
 
@@ -54,31 +54,29 @@ def panels_of(block_d, two_parts):
 
 
 @gluon.constexpr_function
-def boxes_of(block_d, block_n, two_parts):
+def parts_of_block(block_d, block_n, two_parts):
     return panels_of(block_d, two_parts) * (block_n // unit_keys(block_n))
 
 
 @gluon.jit
 def allocate_blocks(desc, count: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr, TWO_PARTS: gl.constexpr):
     """Shared memory for so many blocks."""
-    BOXES: gl.constexpr = count * boxes_of(BLOCK_D, BLOCK_N, TWO_PARTS)
+    COUNT: gl.constexpr = count * parts_of_block(BLOCK_D, BLOCK_N, TWO_PARTS)
     return (
-        gl.allocate_shared_memory(desc.dtype, [BOXES, 1, 1, unit_keys(BLOCK_N), panel_of(BLOCK_D)], desc.layout),
+        gl.allocate_shared_memory(desc.dtype, [COUNT, 1, 1, unit_keys(BLOCK_N), panel_of(BLOCK_D)], desc.layout),
     )
 
 
 @gluon.jit
 def load_block(desc, batch, head, key, ready, buffers, stage, SHAPE: gl.constexpr):
     """Have TMA load a block of keys, all columns."""
-    UNIT: gl.constexpr = unit_keys(SHAPE.BLOCK_N)
-    UNITS: gl.constexpr = SHAPE.BLOCK_N // UNIT
+    UNITS: gl.constexpr = SHAPE.BLOCK_N // unit_keys(SHAPE.BLOCK_N)
     PANEL: gl.constexpr = panel_of(SHAPE.BLOCK_D)
     PANELS: gl.constexpr = panels_of(SHAPE.BLOCK_D, SHAPE.TWO_PARTS)
     mbarrier.expect(ready, SHAPE.BLOCK_N * PANELS * PANEL * 2)
     for panel in gl.static_range(PANELS):
-        for unit in gl.static_range(UNITS):
-            to = buffers[0].index(stage * (PANELS * UNITS) + panel * UNITS + unit)
-            tma.async_load(desc, [batch, head, key + unit * UNIT, panel * PANEL], ready, to)
+        to = buffers[0].index((stage * PANELS + panel) * UNITS)
+        tma.async_load(desc, [batch, head, key, panel * PANEL], ready, to)
 
 
 @gluon.constexpr_function
@@ -154,7 +152,7 @@ def multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE: gl.constexpr):
     operands = ()
     for part in gl.static_range(PARTS):
         operands += (q_smem[part].index(slot),)
-    operands += (k_smem[0].index(stage * boxes_of(BLOCK_D, BLOCK_N, SHAPE.TWO_PARTS)),)
+    operands += (k_smem[0].index(stage * parts_of_block(BLOCK_D, BLOCK_N, SHAPE.TWO_PARTS)),)
     return gl.inline_asm(asm, constraints, operands, types, is_pure=False)
 
 
@@ -198,7 +196,7 @@ def multiply_values_wide(p, v_smem, stage, acc, SHAPE: gl.constexpr):
     asm: gl.constexpr = _values_asm(BLOCK_N, PANEL, PANELS, v_smem[0].dtype)
     constraints: gl.constexpr = _values_constraints(PANELS * PANEL, BLOCK_N)
     types: gl.constexpr = _types(_widths(BLOCK_D, SHAPE.TWO_PARTS))
-    v = v_smem[0].index(stage * boxes_of(BLOCK_D, BLOCK_N, SHAPE.TWO_PARTS))
+    v = v_smem[0].index(stage * parts_of_block(BLOCK_D, BLOCK_N, SHAPE.TWO_PARTS))
     return gl.inline_asm(asm, constraints, acc + p + (v,), types, is_pure=False)
 
 

@@ -208,7 +208,7 @@ class Machine:
         _check_policy(cache_policy)
         if not pred:
             return
-        assert target.array.shape == descriptor.box
+        target = target.reaching(descriptor.box)
         USES.load(target.array)
 
         def copy() -> None:

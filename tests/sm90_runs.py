@@ -121,7 +121,7 @@ def run(
         programs,
         Descriptor(out, element, 64, block_d),
         Descriptor(q, element, 64, block_d),
-        *(Descriptor(x, element, unit, block_d if unit == block_n else min(block_d, 64)) for x in (k, v)),
+        *(Descriptor(x, element, block_n, block_d if unit == block_n else min(block_d, 64)) for x in (k, v)),
         Pointer(out_memory, element, 16),
         Pointer(lse_memory if lse else None, FP32),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),

@@ -355,12 +355,13 @@ def _served(causal: bool, setting: Setting, padded: int) -> Sequence[str]:
 
 
 def _descriptors(padded: int, block_n: int, batches: str = "batch_size") -> tuple[Descriptor, ...]:
-    unit = block_n & -block_n  # blocks that are no power of two are loaded in several boxes, of 128 bytes a row
+    unit = block_n & -block_n  # of blocks that are no power of two, see kernels/sm90_wide.py
 
     def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
         width = min(padded, 64) if name in "kv" and unit != block_n else padded
-        return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, width))
+        parts = block_n // unit if name in "kv" else 1
+        return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, width), parts)
 
     return (
         tensor("out", "Out", "num_heads", "q_len", ROWS),

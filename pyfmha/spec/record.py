@@ -74,4 +74,5 @@ def _nested(data: Any) -> Any:
 
 
 def _descriptor(data: dict[str, Any]) -> Descriptor:
-    return Descriptor(data["name"], data["base"], *(tuple(data[name]) for name in ("shape", "strides", "block")))
+    sizes = (tuple(data[name]) for name in ("shape", "strides", "block"))
+    return Descriptor(data["name"], data["base"], *sizes, data.get("parts", 1))

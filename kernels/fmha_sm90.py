@@ -127,7 +127,6 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
     too, so that the first keys of a tile are asked for before the last values of the one before."""
-    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     ORDER: gl.constexpr = SHAPE.ORDER

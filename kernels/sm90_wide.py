@@ -1,8 +1,8 @@
 """Blocks of keys of fmha_sm90.py that are no power of two, as 96: what FlashAttention-3 has, where 128 do not fit.
 
-wgmma takes any multiple of 8 keys, tensors of Gluon powers of two. So scores and weights of a block are tuples of two or
-three tensors, whose registers one wgmma writes or reads: its text stands here. TMA loads all keys of a panel, see below, in
-one copy, of which the descriptor's type, and with it a buffer, has a part of `unit_keys`.
+wgmma takes any multiple of 8 keys, tensors of Gluon powers of two. So scores and weights of a block are tuples of two
+or three tensors, whose registers one wgmma writes or reads: its text stands here. TMA loads all keys of a panel, see
+below, in one copy, of which the descriptor's type, and with it a buffer, has a part of `unit_keys`.
 """
 
 from sm90_asm import after, moved
@@ -62,9 +62,7 @@ def parts_of_block(block_d, block_n, two_parts):
 def allocate_blocks(desc, count: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr, TWO_PARTS: gl.constexpr):
     """Shared memory for so many blocks."""
     COUNT: gl.constexpr = count * parts_of_block(BLOCK_D, BLOCK_N, TWO_PARTS)
-    return (
-        gl.allocate_shared_memory(desc.dtype, [COUNT, 1, 1, unit_keys(BLOCK_N), panel_of(BLOCK_D)], desc.layout),
-    )
+    return (gl.allocate_shared_memory(desc.dtype, [COUNT, 1, 1, unit_keys(BLOCK_N), panel_of(BLOCK_D)], desc.layout),)
 
 
 @gluon.jit
@@ -80,8 +78,9 @@ def load_block(desc, batch, head, key, ready, buffers, stage, SHAPE: gl.constexp
 
 
 @gluon.constexpr_function
-def _kind(dtype):
-    return "f16" if dtype == gl.float16 else "bf16"
+def _wgmma(columns, dtype):
+    kind = "f16" if dtype == gl.float16 else "bf16"
+    return f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind}"
 
 
 @gluon.constexpr_function
@@ -107,7 +106,6 @@ def _keys_asm(block_n, panel, panels, q_parts, dtype):
     """Scores of 64 rows and a block of keys. Operands: scores; addresses of each part of the queries, of which the
     first of two has two panels, and of the keys."""
     count = block_n // 2
-    kind = _kind(dtype)
     written = ", ".join(f"${i}" for i in range(count))
     addresses = [f"q{i}" for i in range(q_parts)]
     lines = [".reg .pred more;", *_begun([*addresses, "k"], panel)]
@@ -121,9 +119,7 @@ def _keys_asm(block_n, panel, panels, q_parts, dtype):
         for column in range(0, panel, 16):
             lines += _descriptor("a", addresses[part], (place * 64 * panel + column) * 2)
             lines += _descriptor("b", "k", (i * block_n * panel + column) * 2)
-            lines += [
-                f"wgmma.mma_async.sync.aligned.m64n{block_n}k16.f32.{kind}.{kind} {{{written}}}, a, b, {more}, 1, 1, 0, 0;"
-            ]
+            lines += [f"{_wgmma(block_n, dtype)} {{{written}}}, a, b, {more}, 1, 1, 0, 0;"]
             more = "1"
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
@@ -161,7 +157,6 @@ def _values_asm(block_n, panel, panels, dtype):
     """Operands: sums, written and read; weights, as `pack` gives them; the address of the values."""
     columns = panel * panels
     count = columns // 2
-    kind = _kind(dtype)
     sums = ", ".join(f"${i}" for i in range(count))
     weights = [f"${2 * count + i}" for i in range(block_n // 4)]
     lines = [*_begun(["v"], panel), f"shr.u32 v, ${2 * count + len(weights)}, 4;"]
@@ -170,7 +165,7 @@ def _values_asm(block_n, panel, panels, dtype):
         a = ", ".join(weights[first // 4 : first // 4 + 4])
         lines += [
             *_descriptor("b", "v", first * panel * 2),
-            f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} {{{sums}}}, {{{a}}}, b, 1, 1, 1, 1;",
+            f"{_wgmma(columns, dtype)} {{{sums}}}, {{{a}}}, b, 1, 1, 1, 1;",
         ]
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
@@ -251,7 +246,9 @@ def _largest_of_threads(scores, m, row_sum, shift: gl.constexpr, BLOCK_N: gl.con
     constraints: gl.constexpr = _largest_constraints(BLOCK_N)
     LAYOUT: gl.constexpr = row_sum.type.layout
     m = gl.convert_layout(m, gl.SliceLayout(1, LAYOUT), assert_trivial=True)[:, None].broadcast_to([ROWS, 4])
-    return gl.inline_asm(asm, constraints, scores + (m,), _peaks(LAYOUT), is_pure=True)
+    operands = scores
+    operands += (m,)
+    return gl.inline_asm(asm, constraints, operands, _peaks(LAYOUT), is_pure=True)
 
 
 @gluon.jit

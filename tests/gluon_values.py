@@ -285,7 +285,8 @@ class Shared:
     def reaching(self, box: tuple[int, ...]) -> "Shared":
         """So large a box: where it has more rows than this part, those behind it."""
         rows = self.array.shape[2]
-        assert self.array.shape == (*box[:2], rows, box[3]) and box[2] % rows == 0
+        assert self.array.shape == (*box[:2], rows, box[3])
+        assert box[2] % rows == 0
         if rows == box[2]:
             return self
         whole = self.array.base

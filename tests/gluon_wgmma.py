@@ -31,7 +31,7 @@ class Products:
     def __init__(self, asm: str, args: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
         self.products: list[tuple[Any, Any, int, int, bool]] = []  # a, b, keys or columns, whether b is by rows, adds
         self.shared = [value for value in args if isinstance(value, Shared)]
-        USES.visible(self.shared[-1].array)  # the others, where they are in shared memory, TMA loads over what was stored
+        USES.visible(self.shared[-1].array)  # the others TMA loads over what was stored
         self.dtype = self.shared[0].dtype
         widths = [shape[1] for shape in shapes]
         ends = np.cumsum(widths)
@@ -111,7 +111,8 @@ def _memory(base: Shared, row: int) -> tuple[Any, int]:
         whole = whole.base
     begin = (base.array.ctypes.data - whole.ctypes.data) // whole.itemsize
     rows, columns = whole.shape[-2:]
-    assert columns % row == 0 and begin % (rows * columns) == 0
+    assert columns % row == 0
+    assert begin % (rows * columns) == 0
     return whole.reshape(-1, rows, columns // row, row).transpose(0, 2, 1, 3).reshape(-1, row), begin
 
 
@@ -129,7 +130,8 @@ def _by_rows(base: Shared, low: int, width: int, columns: int) -> Any:
     """[16, columns], of rows of so many elements, the next ones as many bytes further as the descriptor says."""
     memory, begin = _memory(base, width)
     row, column = divmod(begin + (low & 0x3FFF) * 8, width)
-    assert row % 8 == 0 and column == 0
+    assert row % 8 == 0
+    assert column == 0
     each = (low >> 16) * 8 // width
     found = [memory[row + i * each : row + i * each + DEPTH] for i in range(columns // width)]
     assert all(part.shape == (DEPTH, width) for part in found), "a product reads past shared memory"

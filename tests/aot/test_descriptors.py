@@ -29,6 +29,7 @@ from helpers import (
 )
 
 from pyfmha.aot import Compiler, build
+from pyfmha.aot.descriptors import described_tensors
 from pyfmha.errors import SpecError
 from pyfmha.operators.tactics import tactics_of
 from pyfmha.spec.arch import parse_archs

@@ -74,5 +74,5 @@ def _nested(data: Any) -> Any:
 
 
 def _descriptor(data: dict[str, Any]) -> Descriptor:
-    sizes = (tuple(data[name]) for name in ("shape", "strides", "block"))
-    return Descriptor(data["name"], data["base"], *sizes, data.get("parts", 1))
+    shape, strides, block = (tuple(data[name]) for name in ("shape", "strides", "block"))
+    return Descriptor(data["name"], data["base"], shape, strides, block, data.get("parts", 1))

@@ -125,6 +125,9 @@ SERIAL_96 = replace(
     THREE_CONSUMERS, ping_pong=False, two_parts=True, lazy=True, serial=True, producer_first=True, threes=True
 )
 """Of head size 96: 192 queries a tile, for whose consumers there are registers one product at a time."""
+WIDE_96 = replace(
+    LAZY, block_n=192, v_stages=2, ping_pong=True, two_parts=True, longest_first=True, handed=True, masks=(True,)
+)
 LONGEST_96 = replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, masks=(True,), handed=True)
 
 RAGGED = replace(LAZY, consumer_registers=232, producer_registers=40, lengths=True, ragged=True, early=True)
@@ -157,6 +160,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
         replace(LONGEST_96, requires=("q_len > 6144",)),
+        replace(WIDE_96, requires=("q_len > 1536",)),
         Setting(
             128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True, threes=True, handed=True
         ),
@@ -166,6 +170,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 2, v_stages=3, requires=("q_len <= 4096", "num_heads < 32"), masks=(True,)),
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), handed=True),
         replace(LAZY, longest_first=True, masks=(True,)),
+        replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, requires=("q_len >= 8192",), masks=(False,)),
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
@@ -179,11 +184,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
-        replace(WIDE_192, masks=(False,)),
+        replace(WIDE_192, requires=("q_len > 384",), masks=(False,)),
+        replace(WIDE_192, block_n=80, q_slots=2, apart=False, masks=(False,)),
         replace(LONGEST_192, requires=("q_len > 4096",)),
-        replace(WIDE_192, requires=("q_len > 1536",), masks=(True,)),
+        replace(WIDE_192, requires=("q_len >= 1536",), masks=(True,)),
         replace(LAZY_256, q_slots=2, masks=(True,), two_parts=True, threes=True),
-        replace(LAZY_256, masks=(False,)),
+        replace(LAZY_256, block_n=80, masks=(False,), threes=True),
         replace(LONGEST_256, requires=("q_len > 2048",)),
         replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),

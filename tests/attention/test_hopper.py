@@ -635,7 +635,7 @@ def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> N
 def test_more_blocks_of_values_are_in_flight_where_there_is_room(
     head_size: int, right: int, blocks: tuple[int, int]
 ) -> None:
-    for q_len in (512, 8192):
+    for q_len in (512, 8191):
         found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
         assert (found["STAGES"], found["V_STAGES"]) == blocks
 
@@ -643,9 +643,10 @@ def test_more_blocks_of_values_are_in_flight_where_there_is_room(
 @pytest.mark.parametrize(
     ("head_size", "q_len", "right", "room"),
     [
-        *((192, q_len, -1, (2, 2, 1, True)) for q_len in (64, 8192)),
-        *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 1536)),
-        *((192, q_len, 0, (2, 2, 1, True)) for q_len in (1537, 4096)),
+        *((192, q_len, -1, (2, 2, 2, None)) for q_len in (64, 384)),
+        *((192, q_len, -1, (2, 2, 1, True)) for q_len in (385, 8192)),
+        *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 1535)),
+        *((192, q_len, 0, (2, 2, 1, True)) for q_len in (1536, 4096)),
         (192, 4097, 0, (2, 2, 1, None)),
         *((256, 2048, 0, (2, 3, 1, None)), (256, 2049, 0, (2, 2, 1, True))),
     ],
@@ -659,7 +660,10 @@ def test_where_the_queries_leave_their_slot_before_out_is_stored(
 
 @pytest.mark.parametrize(
     ("q_len", "right", "block_n", "part"),
-    [(64, -1, 96, 32), (8192, -1, 96, 32), (1536, 0, 64, 64), (1537, 0, 96, 32), (4096, 0, 96, 32), (4097, 0, 112, 16)],
+    [
+        *((384, -1, 80, 16), (385, -1, 96, 32), (8192, -1, 96, 32)),
+        *((1535, 0, 64, 64), (1536, 0, 96, 32), (4096, 0, 96, 32), (4097, 0, 112, 16)),
+    ],
 )
 def test_blocks_of_keys_of_192_columns(q_len: int, right: int, block_n: int, part: int) -> None:
     spec = served_by(192, q_len=q_len, window_right=right)
@@ -668,6 +672,17 @@ def test_blocks_of_keys_of_192_columns(q_len: int, right: int, block_n: int, par
         assert (queries.block, queries.parts) == ((1, 1, 64, 64), 1)
     for keys in spec.descriptors[2:]:
         assert (keys.block, keys.parts * part) == ((1, 1, part, 64), block_n)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "q_len", "right", "block_n"),
+    [
+        *((128, 8191, -1, 128), (128, 8192, -1, 176), (128, 8192, 0, 128), (256, 64, -1, 80), (256, 8192, 0, 64)),
+        *((96, 1536, 0, 128), (96, 1537, 0, 192), (96, 6144, 0, 192), (96, 6145, 0, 128)),
+    ],
+)
+def test_more_keys_a_step_where_that_pays(head_size: int, q_len: int, right: int, block_n: int) -> None:
+    assert dict(served_by(head_size, q_len=q_len, window_right=right).constants)["BLOCK_N"] == block_n
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)

@@ -86,7 +86,7 @@ SPILLED = {
         (128, "capped", 1): (32, 0),
         (128, "causal capped", 1): (16, 0),
         (128, "full capped", 2): (72, 2),
-        (128, "causal in two parts", 2): (48, 0),
+        (128, "causal in two parts", 2): (56, 0),
         (128, "causal in two parts", 3): (160, 0),
         (256, "full capped", 2): (352, 3),
         (256, "causal capped", 2): (456, 4),

@@ -69,6 +69,20 @@ from sm90_tiles import (
     tile_count,
     tile_of,
 )
+from sm90_wide import (
+    all_moved,
+    allocate_blocks,
+    first_weights_wide,
+    is_wide,
+    layout_of,
+    load_block,
+    maxima_wide,
+    multiply_keys_wide,
+    multiply_values_wide,
+    near_keys,
+    next_weights_wide,
+    wait_for_products_wide,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -88,6 +102,14 @@ NOTE_SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
+def _load_block(desc, batch, head, key, ready, buffers, stage, SHAPE: gl.constexpr):
+    if is_wide(SHAPE.BLOCK_N):
+        load_block(desc, batch, head, key, ready, buffers, stage, SHAPE)
+    else:
+        load_rows(desc, batch, head, key, ready, buffers, stage, SHAPE.BLOCK_N, SHAPE)
+
+
+@gluon.jit
 def _load_v(work, place, step, SHAPE: gl.constexpr):
     """The block of V of one step."""
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
@@ -98,14 +120,13 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
     batch, head, key = place
     stage = step % V_STAGES
     mbarrier.wait(v_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    load_rows(v_desc, batch, head, key, v_ready.index(stage), v_smem, stage, SHAPE.BLOCK_N, SHAPE)
+    _load_block(v_desc, batch, head, key, v_ready.index(stage), v_smem, stage, SHAPE)
 
 
 @gluon.jit
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
     too, so that the first keys of a tile are asked for before the last values of the one before."""
-    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     ORDER: gl.constexpr = SHAPE.ORDER
@@ -152,7 +173,7 @@ def _load(work, SHAPE: gl.constexpr):
                 if step == 1:
                     mbarrier.wait(q_ready.index(0), 0)
             mbarrier.wait(k_free.index(stage), phase)
-            load_rows(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, BLOCK_N, SHAPE)
+            _load_block(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, SHAPE)
             if SHAPE.EARLY:  # values not behind rows whose slot is free when those of the tile before are stored
                 if block > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
@@ -300,6 +321,39 @@ def _step(
 
 
 @gluon.jit
+def _wide_step(
+    acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, ends, key, masked, zero,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+):  # fmt: skip
+    """As `_step` of a kernel that is LAZY, of blocks as in sm90_wide.py."""
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    STAGES: gl.constexpr = SHAPE.STAGES
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    q_smem, k_smem, v_smem = shared
+    dtype: gl.constexpr = v_smem[0].dtype
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
+    stage = step % STAGES
+    before = (step - 1) % V_STAGES
+    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    if SHAPE.PING_PONG:
+        m = take_turn(m, CONSUMER)
+    scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
+    _wait_for_v(barriers, step - 1, CONSUMER, SHAPE)
+    acc = multiply_values_wide(p, v_smem, before, acc, SHAPE)
+    if SHAPE.PING_PONG:
+        m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+    scores = warpgroup_mma_wait(1, deps=scores)  # for all but those with V
+    mbarrier.arrive(k_free.index(stage), count=1)
+    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
+    m_new, due = kept(m, m_new)
+    alpha = hold(gl.exp2(m - m_new))
+    acc, p, scores = wait_for_products_wide(acc, p, scores)
+    mbarrier.arrive(v_free.index(before), count=1)
+    next_p, row_sum = next_weights_wide(acc, scores, m_new, row_sum, alpha, scale, zero, dtype)
+    return times_where(acc, alpha, due), next_p, m_new, row_sum
+
+
+@gluon.jit
 def _serial_step(
     acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked,
     CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
@@ -342,7 +396,12 @@ def _steps(
         if SHAPE.GENERAL:
             masked = masked | (block < unmasked_from)
         key = block * SHAPE.BLOCK_N
-        if SHAPE.SERIAL:
+        if is_wide(SHAPE.BLOCK_N):
+            acc, p, m, row_sum = _wide_step(
+                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, ends, key, masked, zero,
+                CONSUMER, SHAPE,
+            )  # fmt: skip
+        elif SHAPE.SERIAL:
             acc, p, m, row_sum = _serial_step(
                 acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, key, masked,
                 CONSUMER, SHAPE, S_LAYOUT,
@@ -377,7 +436,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     LENGTHS: gl.constexpr = SHAPE.LENGTHS
     HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
-    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    WIDE: gl.constexpr = is_wide(BLOCK_N)
+    NEAR: gl.constexpr = near_keys(BLOCK_N)
+    S_LAYOUT: gl.constexpr = layout_of(NEAR)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
@@ -450,11 +511,14 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             token = q_start + first_row
             count = q_n - first_row
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
-        row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
+        row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
+        if WIDE:
+            scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
+        else:
+            scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
         if SHAPE.APART:
             if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
                 tma.store_wait(0)
@@ -463,7 +527,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
-        scores = warpgroup_mma_wait(0, deps=(scores,))
+        scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
         key = first_key(block, sequence, SHAPE)
         if LENGTHS:  # of the last block, the keys that are no other's
@@ -473,7 +537,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if HALVES and LENGTHS:  # a last block's own keys need not be its first
             half = half & (key == block * BLOCK_N)
-        if half:
+        if WIDE:
+            p, m, row_sum = first_weights_wide(
+                scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
+            )  # fmt: skip
+        elif half:
             p, m, row_sum, alpha = weigh_half(
                 scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
             )
@@ -487,9 +555,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
-        if not LATE:
+        if not LATE and not WIDE:
             p = pack(p, dtype)
-        acc = no_values(len(v_smem), SHAPE)
+        acc = no_values(len(q_smem) if WIDE else len(v_smem), SHAPE)
         step += 1
         to_left = uniform(block - first_block)
         step = uniform(step)
@@ -502,7 +570,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
             to_left -= masked_count
-            p = moved(p)
+            if WIDE:
+                p = all_moved(p)
+            else:
+                p = moved(p)
         acc, p, m, row_sum, step, block = _steps(
             acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
             unmasked_from, values, zero, not SPLIT and CAUSAL,
@@ -518,8 +589,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if kv_n < BLOCK_N:  # then this is the only block, which begins within other sequences
                 drop_rows(v_smem, last, BLOCK_N - kv_n, v_whole.index(0), dropped & 1, CONSUMER, SHAPE)
                 dropped += 1
-        p = p.to(dtype) if LATE else unpack(p, dtype)
-        acc, p = multiply_values(p, v_smem, last, acc, SHAPE)
+        if WIDE:
+            acc = multiply_values_wide(p, v_smem, last, acc, SHAPE)
+        else:
+            p = p.to(dtype) if LATE else unpack(p, dtype)
+            acc, p = multiply_values(p, v_smem, last, acc, SHAPE)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
         if LENGTHS:
@@ -544,7 +618,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 gl.store(Lse + (head.to(gl.int64) * q_len + token) + own_rows, lse, mask=own_rows < count)
             else:
                 gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
-        acc, p, inverse = wait_for_products(acc, p, inverse)
+        if WIDE:
+            acc, near, inverse = wait_for_products(acc, p[0], inverse)
+        else:
+            acc, p, inverse = wait_for_products(acc, p, inverse)
         mbarrier.arrive(v_free.index(last), count=1)
         for part in gl.static_range(len(acc)):
             out = acc[part]
@@ -635,8 +712,12 @@ def compute(
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
-    k_smem = allocate(k_desc, STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
-    v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS, len(v_head_size) > 0)
+    if is_wide(BLOCK_N):
+        k_smem = allocate_blocks(k_desc, STAGES, BLOCK_D, BLOCK_N, TWO_PARTS)
+        v_smem = allocate_blocks(v_desc, V_STAGES, BLOCK_D, BLOCK_N, TWO_PARTS)
+    else:
+        k_smem = allocate(k_desc, STAGES, BLOCK_N, BLOCK_D, TWO_PARTS)
+        v_smem = allocate(v_desc, V_STAGES, BLOCK_N, BLOCK_D, TWO_PARTS, len(v_head_size) > 0)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -825,6 +906,9 @@ def fmha_fwd_sm90(
     kv_len of at most 2**28, as LENGTHS does.
     RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
     one, both cu_seqlens and elements of Out that go by eights; lengths do not count.
+    BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL,
+    LENGTHS nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
+    BLOCK_D if that is less], of which a box has as many as a block.
     STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns

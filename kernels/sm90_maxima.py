@@ -59,26 +59,38 @@ def written_to(first_register, count):
 
 
 @gluon.constexpr_function
-def _largest_asm(count, shift):
-    first, second = rows_of(count, count)
-    m, other_m = f"${2 * count}", f"${2 * count + 2}"
+def _largest_lines(count, first_register, m, other_m, shift, written):
+    """Finds `first` and `second`, the largest scores of a thread's two rows, and writes them with `written`."""
+    first, second = rows_of(first_register, count)
     lines = [
         ".reg .f32 first, second, least;",
         ".reg .pred below;",
-        *as_integers([*(f"${count + i}" for i in range(count))]),
+        *as_integers([*(f"${first_register + i}" for i in range(count))]),
         f"min.f32 least, {m}, {other_m};",
         f"setp.lt.f32 below, least, {float(shift)};",
         "vote.sync.any.pred below, below, 0xFFFFFFFF;",
         "@below bra BELOW;",
         *largest_integers(count),
-        *written_to(0, count),
+        *written,
         "bra.uni DONE;",
         "BELOW:",
         *largest_of("first", first, "max.f32"),
         *largest_of("second", second, "max.f32"),
-        *written_to(0, count),
+        *written,
     ]
     return "{ " + " ".join([*lines, "DONE:"]) + " }"
+
+
+@gluon.constexpr_function
+def _largest_asm(count, shift):
+    return _largest_lines(count, count, f"${2 * count}", f"${2 * count + 2}", shift, written_to(0, count))
+
+
+@gluon.constexpr_function
+def largest_of_parts_asm(count, shift):
+    """Operands: the largest scores of a thread's two rows; all `count` of them; m of the two."""
+    written = ["mov.b32 $0, first;", "mov.b32 $1, second;"]
+    return _largest_lines(count, 2, f"${2 + count}", f"${3 + count}", shift, written)
 
 
 @gluon.constexpr_function

@@ -60,6 +60,7 @@ from gluon_values import (
     of_element,
     tensor,
 )
+from gluon_wgmma import Part, Products
 from helpers import HANGS
 
 from pyfmha.e4m3 import e4m3_from_float
@@ -207,7 +208,7 @@ class Machine:
         _check_policy(cache_policy)
         if not pred:
             return
-        assert target.array.shape == descriptor.box
+        target = target.reaching(descriptor.box)
         USES.load(target.array)
 
         def copy() -> None:
@@ -263,7 +264,7 @@ class Machine:
         products = self.local.products
         while len(products) > outstanding:
             products.pop(0).complete()
-        values = [dep.value if isinstance(dep, Product) else dep for dep in deps]
+        values = [dep.value if isinstance(dep, Product | Part) else dep for dep in deps]
         assert all(value is not None for value in values), "a product is read before it is complete"
         return values[0] if len(values) == 1 else tuple(values)
 
@@ -300,9 +301,23 @@ class Machine:
         raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
 
     def inline_asm_of_threads(
-        self, asm: Callable[..., str], _constraints: Any, args: Sequence[Any], result: tuple[int, ...] | None = None
+        self,
+        asm: Callable[..., str] | str,
+        _constraints: Any,
+        args: Sequence[Any],
+        result: tuple[Any, ...] | None = None,
+        is_pure: bool = False,
     ) -> Any:
-        """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there."""
+        """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there. Or,
+        made already, products."""
+        if isinstance(asm, str) and "wgmma" not in asm:
+            values = [part for value in args for part in by_thread(value).T]
+            return tensor(of_threads(np.stack(run_ptx(asm, 2, values), 1), result[1]), np.float32)
+        if isinstance(asm, str):
+            products = Products(asm, args, result)
+            self.local.products.append(products)
+            self.switch()
+            return tuple(products.parts)
         (shared,) = (value for value in args if isinstance(value, Shared))
         names = (f"${i}" for i in itertools.count())
         outputs = [] if result is None else [next(names) for _ in range(np.prod(result) // 128)]

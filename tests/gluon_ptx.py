@@ -190,6 +190,8 @@ def by_thread(values: Any) -> Any:
     """The registers of the 128 threads of a warpgroup, [threads, registers]: of [n] or [1, n], dealt out one after the
     other, to several if there are fewer; and of [64, n] as wgmma leaves its result."""
     values = np.asarray(values)
+    if values.shape[1:] == (COLUMNS // 2,):  # one for each thread of those that share a row
+        return values.reshape(WARPS, 2, ROWS_OF_WARP, -1).transpose(0, 2, 3, 1).reshape(32 * WARPS, 2)
     if values.ndim == 1 or values.shape[0] == 1:
         return np.resize(values, (max(1, values.size // (32 * WARPS)), 32 * WARPS)).T
     parts = values.reshape(WARPS, 2, ROWS_OF_WARP, -1, COLUMNS // 2, 2)  # warp, row of two, row, block, thread, column
@@ -198,6 +200,9 @@ def by_thread(values: Any) -> Any:
 
 def of_threads(registers: Any, columns: int) -> Any:
     """What `by_thread` makes such registers of, [64, columns]."""
+    if columns == COLUMNS // 2:
+        parts = np.asarray(registers).reshape(WARPS, ROWS_OF_WARP, columns, 2)
+        return parts.transpose(0, 3, 1, 2).reshape(2 * ROWS_OF_WARP * WARPS, columns)
     parts = np.asarray(registers).reshape(WARPS, ROWS_OF_WARP, COLUMNS // 2, columns // COLUMNS, 2, 2)
     return parts.transpose(0, 4, 1, 3, 2, 5).reshape(2 * ROWS_OF_WARP * WARPS, columns)
 

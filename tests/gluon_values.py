@@ -282,6 +282,17 @@ class Shared:
         assert np.shares_memory(view, self.array)
         return Shared(view, self.dtype)
 
+    def reaching(self, box: tuple[int, ...]) -> "Shared":
+        """So large a box: where it has more rows than this part, those behind it."""
+        rows = self.array.shape[2]
+        assert self.array.shape == (*box[:2], rows, box[3])
+        assert box[2] % rows == 0
+        if rows == box[2]:
+            return self
+        whole = self.array.base
+        begin = (self.array.ctypes.data - whole.ctypes.data) // whole.strides[0]
+        return Shared(whole[begin : begin + box[2] // rows].reshape(box), self.dtype)
+
     def permute(self, order: Sequence[int]) -> "Shared":
         return Shared(self.array.transpose(order), self.dtype)
 

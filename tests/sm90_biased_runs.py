@@ -155,7 +155,7 @@ def run(
         programs,
         Descriptor(out, element, 64, block_v),
         Descriptor(q, element, 64, 64),
-        Descriptor(k, element, block_n, 64),
+        Descriptor(k, element, block_n, 64),  # as wide as a panel of blocks that are no power of two
         Descriptor(v, element, block_n, block_v),
         *(() if alone else (Descriptor(tile, tile_element, 64, block_n) if "tile" in kinds else None,)),
         Pointer(out_memory, element, 16),

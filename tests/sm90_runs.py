@@ -110,6 +110,7 @@ def run(
     machine = Machine(seed)
     kernel = load_kernel(source, machine)["fmha_fwd_sm90"]
     element = DTYPES[dtype]
+    unit = block_n & -block_n
 
     def strides(array: Any) -> list[Any]:
         return [np.int64(stride // 4) for stride in array.strides[:3]]
@@ -120,8 +121,7 @@ def run(
         programs,
         Descriptor(out, element, 64, block_d),
         Descriptor(q, element, 64, block_d),
-        Descriptor(k, element, block_n, block_d),
-        Descriptor(v, element, block_n, block_d),
+        *(Descriptor(x, element, block_n, block_d if unit == block_n else min(block_d, 64)) for x in (k, v)),
         Pointer(out_memory, element, 16),
         Pointer(lse_memory if lse else None, FP32),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),

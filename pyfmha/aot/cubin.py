@@ -309,7 +309,7 @@ class Compiler:
             "functions": [[f.parameter, str(check_source(f.source)), f.attribute] for f in spec.functions],
             "workspace": bool(spec.workspace),
             "descriptors": [
-                {key: getattr(tensor, key) for key in ("name", "element", "item_size", "rank", "block")}
+                {key: getattr(tensor, key) for key in ("name", "element", "item_size", "rank", "block", "parts")}
                 for tensor in spec.tensors
             ],
             "num_warps": spec.num_warps,

@@ -53,6 +53,8 @@ def described_tensors(metadata: Any, wanted: list[dict[str, Any]]) -> list[dict[
             raise UnsupportedDescriptor(f"descriptor {name} was compiled as {meta}, not as {asked}")
         if any(not 1 <= size <= 256 for size in box):
             raise UnsupportedDescriptor(f"descriptor {name} has the box {box}; TMA moves 1 to 256 a dimension")
+        if asked["parts"] != 1:  # in memory these lie as copies of one each do
+            box[-2] *= asked["parts"]
         tensors.append({"swizzle": meta["swizzle"], "data_type": _HOST_TYPES[meta["elem_type"]], "box": box})
     return tensors
 

@@ -39,7 +39,8 @@ class Setting:
     """How the kernel is cut.
 
     Attributes:
-        block_n: keys of one step.
+        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general, capped nor
+            for lengths another multiple of 16, as kernels/sm90_wide.py has it.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K in flight.
         v_stages: blocks of V in flight.
@@ -113,12 +114,21 @@ LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=Tr
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
 
+WIDE_192 = replace(LAZY_256, block_n=96, two_parts=True, threes=True, apart=True)
+"""Of head size 192: 354 instructions a step where no row grows, 3.7 a key; with 64 keys 4.8."""
+
+LONGEST_192 = replace(WIDE_192, block_n=112, apart=False, longest_first=True, handed=True, masks=(True,))
+
 LONGEST_256 = replace(LAZY_256, longest_first=True, masks=(True,), threes=True, handed=True, apart=True)
 
 SERIAL_96 = replace(
     THREE_CONSUMERS, ping_pong=False, two_parts=True, lazy=True, serial=True, producer_first=True, threes=True
 )
 """Of head size 96: 192 queries a tile, for whose consumers there are registers one product at a time."""
+WIDE_96 = replace(
+    LAZY, block_n=192, v_stages=2, ping_pong=True, two_parts=True, longest_first=True, handed=True, masks=(True,)
+)
+"""Of head size 96: tiles of 128 queries, of which there are more than of 192, and long steps for two consumers."""
 LONGEST_96 = replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, masks=(True,), handed=True)
 
 RAGGED = replace(LAZY, consumer_registers=232, producer_registers=40, lengths=True, ragged=True, early=True)
@@ -151,6 +161,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
         replace(LONGEST_96, requires=("q_len > 6144",)),
+        replace(WIDE_96, requires=("q_len > 1536",)),
         Setting(
             128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True, threes=True, handed=True
         ),
@@ -160,6 +171,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 2, v_stages=3, requires=("q_len <= 4096", "num_heads < 32"), masks=(True,)),
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), handed=True),
         replace(LAZY, longest_first=True, masks=(True,)),
+        replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, requires=("q_len >= 8192",), masks=(False,)),
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
@@ -173,9 +185,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
-        replace(LAZY_256, stages=3, masks=(False,), two_parts=True, threes=True, apart=True),
+        replace(WIDE_192, requires=("q_len > 384",), masks=(False,)),
+        replace(WIDE_192, block_n=80, q_slots=2, apart=False, masks=(False,)),
+        replace(LONGEST_192, requires=("q_len > 4096",)),
+        replace(WIDE_192, requires=("q_len >= 1536",), masks=(True,)),
         replace(LAZY_256, q_slots=2, masks=(True,), two_parts=True, threes=True),
-        replace(LAZY_256, masks=(False,)),
+        replace(LAZY_256, block_n=80, masks=(False,), threes=True),
         replace(LONGEST_256, requires=("q_len > 2048",)),
         replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
@@ -355,13 +370,17 @@ def _served(causal: bool, setting: Setting, padded: int) -> Sequence[str]:
 
 
 def _descriptors(padded: int, block_n: int, batches: str = "batch_size") -> tuple[Descriptor, ...]:
+    unit = block_n & -block_n  # of blocks that are no power of two, see kernels/sm90_wide.py
+
     def tensor(name: str, base: str, heads: str, seq: str, rows: int) -> Descriptor:
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, padded))
+        width = min(padded, 64) if name in "kv" and unit != block_n else padded
+        parts = block_n // unit if name in "kv" else 1
+        return Descriptor(f"{name}_desc", base, (batches, heads, seq, "head_size"), strides, (1, 1, rows, width), parts)
 
     return (
         tensor("out", "Out", "num_heads", "q_len", ROWS),
         tensor("q", "Q", "num_heads", "q_len", ROWS),
-        tensor("k", "K", "num_kv_heads", "kv_len", block_n),
-        tensor("v", "V", "num_kv_heads", "kv_len", block_n),
+        tensor("k", "K", "num_kv_heads", "kv_len", unit),
+        tensor("v", "V", "num_kv_heads", "kv_len", unit),
     )

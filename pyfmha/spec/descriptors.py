@@ -35,6 +35,8 @@ class Descriptor:
         shape: the tensor's sizes, one to five.
         strides: as many; the last is 1. That of a dimension of size 1 may be anything.
         block: the box that one copy moves: integers, or expressions in constants of the kernel.
+        parts: how many blocks one copy moves, for a Gluon kernel: behind each other in the last dimension but one, and
+            so in shared memory. Of block sizes Triton knows only powers of two, TMA any up to 256.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Descriptor:
     shape: tuple[Size, ...]
     strides: tuple[Size, ...]
     block: tuple[Size, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Tensor:
         item_size: bytes of one element.
         shape: the sizes' expressions.
         strides: the strides' expressions, less the last, which is 1.
-        block: the box.
+        block: the box, or a part of it.
+        parts: of the box, in the last dimension but one.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Tensor:
     shape: tuple[GridExpression, ...]
     strides: tuple[GridExpression, ...]
     block: tuple[int, ...]
+    parts: int = 1
 
     @property
     def rank(self) -> int:
@@ -73,7 +78,8 @@ class Tensor:
     def __str__(self) -> str:
         shape, strides = (", ".join(e.text for e in part) for part in (self.shape, self.strides))
         strides = f"{strides}, 1" if strides else "1"
-        return f"{self.name}: {self.base}[{shape}], strides [{strides}], block {list(self.block)}"
+        parts = f", {self.parts} at a time" if self.parts > 1 else ""
+        return f"{self.name}: {self.base}[{shape}], strides [{strides}], block {list(self.block)}{parts}"
 
 
 def parse_descriptor(
@@ -111,7 +117,9 @@ def parse_descriptor(
         tuple(parse_expression(str(size), integers, constants, said) for size in part)
         for part in (descriptor.shape, descriptor.strides[:-1])
     )
-    return Tensor(descriptor.name, descriptor.base, element, item_size, shape, strides, block)
+    if descriptor.parts != 1 and (rank < 2 or not 1 <= descriptor.parts * block[-2] <= 256):
+        raise SpecError(f"{said}: {descriptor.parts} parts of block {list(block)}; TMA moves 1 to 256 rows at a time")
+    return Tensor(descriptor.name, descriptor.base, element, item_size, shape, strides, block, descriptor.parts)
 
 
 def _block(said: str, size: Size, constants: Mapping[str, object]) -> int:

@@ -74,4 +74,5 @@ def _nested(data: Any) -> Any:
 
 
 def _descriptor(data: dict[str, Any]) -> Descriptor:
-    return Descriptor(data["name"], data["base"], *(tuple(data[name]) for name in ("shape", "strides", "block")))
+    shape, strides, block = (tuple(data[name]) for name in ("shape", "strides", "block"))
+    return Descriptor(data["name"], data["base"], shape, strides, block, data.get("parts", 1))

@@ -301,6 +301,11 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
             f"head size {three_quarters}, Sq 1030, causal",
             {**alone, "head_size": three_quarters, "q_len": 1030, "kv_len": 300, "right": 0},
         ),
+        ("Sq 8200", {**alone, "q_len": 8200, "kv_len": 300}),
+        (
+            f"head size {three_quarters}, Sq 1550, causal",
+            {**alone, "head_size": three_quarters, "q_len": 1550, "kv_len": 300, "right": 0, "bottom_right": True},
+        ),
         (
             f"head size {three_quarters}, 16 heads, Sq 1540",
             {"head_size": three_quarters, "q_len": 1540, "batch": 1, "heads": 16, "kv_heads": 1},

@@ -8,6 +8,8 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fake_cuda as fake
 import pytest
@@ -27,6 +29,7 @@ from helpers import (
 )
 
 from pyfmha.aot import Compiler, build
+from pyfmha.aot.descriptors import described_tensors
 from pyfmha.errors import SpecError
 from pyfmha.operators.tactics import tactics_of
 from pyfmha.spec.arch import parse_archs
@@ -506,9 +509,10 @@ class TestParsing:
             {"strides": ("s + 8", "1")},
             {"shape": ("n",), "strides": (1,), "block": (256,)},
             {"shape": ("n",) * 5, "strides": ("s",) * 4 + (1,), "block": (1, 1, 1, 1, 8)},
+            {"parts": 3},
         ],
     )
-    def test_what_is_allowed(self, changes: dict[str, tuple[int | str, ...]]) -> None:
+    def test_what_is_allowed(self, changes: dict[str, Any]) -> None:
         self.parse(replace(GOOD, **changes))
 
     @pytest.mark.parametrize(
@@ -529,9 +533,12 @@ class TestParsing:
             ({"shape": ("n", "x")}, "'x' is no integer argument"),
             ({"shape": ("n +", 64)}, "'n \\+' is not an expression"),
             ({"shape": ("num_sms", 64)}, "'num_sms' is no integer argument"),
+            ({"parts": 5}, r"5 parts of block \[64, 64\]; TMA moves 1 to 256 rows at a time"),
+            ({"parts": 0}, "0 parts of block"),
+            ({"shape": ("n",), "strides": (1,), "block": (64,), "parts": 2}, "2 parts of block"),
         ],
     )
-    def test_what_is_refused(self, changes: dict[str, tuple[int | str, ...]], said: str) -> None:
+    def test_what_is_refused(self, changes: dict[str, Any], said: str) -> None:
         with pytest.raises(SpecError, match=f"descriptor d.*{said}"):
             self.parse(replace(GOOD, **changes))
 
@@ -577,3 +584,14 @@ class TestSpecs:
         assert [spec.unconditional for spec in SPECS] == [False, False, True, False]
         assert "_tma_" in GLUON.variant
         assert "_special_" in changed[0].variant
+
+
+@pytest.mark.parametrize(("parts", "box"), [(1, [1, 1, 32, 64]), (3, [1, 1, 96, 64])])
+def test_a_copy_moves_all_parts_of_a_box(parts: int, box: list[int]) -> None:
+    meta = {"block_size": [1, 1, 32, 64], "elem_size": 2, "elem_type": 6, "swizzle": 3}
+    asked = {"name": "k_desc", "item_size": 2, "block": [1, 1, 32, 64], "parts": parts}
+
+    (found,) = described_tensors(SimpleNamespace(tensordesc_meta=[meta]), [asked])
+
+    assert found == {"swizzle": 3, "data_type": 6, "box": box}
+    assert meta["block_size"] == [1, 1, 32, 64], "Triton's own is left as it is"

@@ -408,7 +408,8 @@ def test_head_sizes_up_to_three_quarters_of_a_padded_one_have_two_parts(
         cut = dict(spec.constants)
         assert (spec.kernel, cut["TWO_PARTS"], cut["CAUSAL"]) == (HOPPER, two, right == 0)
         assert cut["BLOCK_D"] == (padded // 4 if two else padded)
-        assert [descriptor.block[-1] for descriptor in spec.descriptors] == [cut["BLOCK_D"]] * 4
+        keys = min(cut["BLOCK_D"], 64) if spec.descriptors[2].parts > 1 else cut["BLOCK_D"]
+        assert [one.block[-1] for one in spec.descriptors] == [cut["BLOCK_D"]] * 2 + [keys] * 2
     for other in ({"window_left": 128}, {"softcap": 30.0}):
         assert not dict(served_by(head_size, q_len=512, window_right=right, **other).constants)["TWO_PARTS"]
 
@@ -574,7 +575,7 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
-@pytest.mark.parametrize(("head_size", "longest"), [(64, 2048), (96, 1024), (128, 4096), (256, 2048)])
+@pytest.mark.parametrize(("head_size", "longest"), [(64, 2048), (96, 1024), (128, 4096), (192, 4096), (256, 2048)])
 def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> None:
     for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
         spec = served_by(head_size, q_len=q_len, window_right=right)
@@ -635,7 +636,7 @@ def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> N
 def test_more_blocks_of_values_are_in_flight_where_there_is_room(
     head_size: int, right: int, blocks: tuple[int, int]
 ) -> None:
-    for q_len in (512, 8192):
+    for q_len in (512, 8191):
         found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
         assert (found["STAGES"], found["V_STAGES"]) == blocks
 
@@ -643,8 +644,11 @@ def test_more_blocks_of_values_are_in_flight_where_there_is_room(
 @pytest.mark.parametrize(
     ("head_size", "q_len", "right", "room"),
     [
-        *((192, q_len, -1, (3, 2, 1, True)) for q_len in (64, 8192)),
-        *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 8192)),
+        *((192, q_len, -1, (2, 2, 2, None)) for q_len in (64, 384)),
+        *((192, q_len, -1, (2, 2, 1, True)) for q_len in (385, 8192)),
+        *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 1535)),
+        *((192, q_len, 0, (2, 2, 1, True)) for q_len in (1536, 4096)),
+        (192, 4097, 0, (2, 2, 1, None)),
         *((256, 2048, 0, (2, 3, 1, None)), (256, 2049, 0, (2, 2, 1, True))),
     ],
 )
@@ -653,6 +657,33 @@ def test_where_the_queries_leave_their_slot_before_out_is_stored(
 ) -> None:
     found = dict(served_by(head_size, q_len=q_len, window_right=right).constants)
     assert (found["STAGES"], found["V_STAGES"], found["Q_SLOTS"], found.get("APART")) == room
+
+
+@pytest.mark.parametrize(
+    ("q_len", "right", "block_n", "part"),
+    [
+        *((384, -1, 80, 16), (385, -1, 96, 32), (8192, -1, 96, 32)),
+        *((1535, 0, 64, 64), (1536, 0, 96, 32), (4096, 0, 96, 32), (4097, 0, 112, 16)),
+    ],
+)
+def test_blocks_of_keys_of_192_columns(q_len: int, right: int, block_n: int, part: int) -> None:
+    spec = served_by(192, q_len=q_len, window_right=right)
+    assert dict(spec.constants)["BLOCK_N"] == block_n
+    for queries in spec.descriptors[:2]:
+        assert (queries.block, queries.parts) == ((1, 1, 64, 64), 1)
+    for keys in spec.descriptors[2:]:
+        assert (keys.block, keys.parts * part) == ((1, 1, part, 64), block_n)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "q_len", "right", "block_n"),
+    [
+        *((128, 8191, -1, 128), (128, 8192, -1, 176), (128, 8192, 0, 128), (256, 64, -1, 80), (256, 8192, 0, 64)),
+        *((96, 1536, 0, 128), (96, 1537, 0, 192), (96, 6144, 0, 192), (96, 6145, 0, 128)),
+    ],
+)
+def test_more_keys_a_step_where_that_pays(head_size: int, q_len: int, right: int, block_n: int) -> None:
+    assert dict(served_by(head_size, q_len=q_len, window_right=right).constants)["BLOCK_N"] == block_n
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)

@@ -25,6 +25,10 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "q_len": 700, "sinks": "own", "causal": True, "consumers": 2, "longest_first": True, "programs": 2,
         "block_n": 128, "lazy": True, "threes": True, "handed": True, "producer_first": True, "ping_pong": False,
     },
+    "blocks that are no power of two": {
+        "q_len": 100, "kv_len": 200, "sinks": "own", "causal": False, "consumers": 2, "block_n": 80, "lazy": True,
+        "threes": True, "producer_first": True,
+    },
     "rows without keys": {"q_len": 150, "kv_len": 40, "sinks": "own", "causal": True, "bottom_right": True},
     "none": {"q_len": 70, "sinks": "", "causal": True},
 }  # fmt: skip

@@ -103,6 +103,19 @@ def test_a_faster_memory_is_read_by_both_launches(launched: Callable[..., list[s
     assert launched(batch=16, kv_heads=8, keys=32_768)[2:] == [DECODE_KERNEL]
 
 
+@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, False), (36, True), (64, False)])
+def test_a_short_last_wave_counts(
+    launched: Callable[..., list[str]], fake_cuda: FakeCuda, batch: int, in_one: bool
+) -> None:
+    """The plugin chooses as :func:`decoding_for` does: 128 programs are one wave, 136 two, and 288 three of one launch,
+    two of the pair."""
+    fake_cuda.set_bandwidth(0, *H200)
+
+    assert launched(batch=batch, kv_heads=8, keys=4096) == ([DECODE_KERNEL] if in_one else PAIR)
+    call = Call(batch, HEADS, 8, 1, 4096, SIZE, 0.1)
+    assert (decoding_for(call, in_one=Figures(132, *H200)) is None) == in_one
+
+
 def test_other_devices_split(launched: Callable[..., list[str]], fake_cuda: FakeCuda) -> None:
     fake_cuda.set_device(0, 100, 232448)
 

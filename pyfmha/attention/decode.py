@@ -47,16 +47,16 @@ LEAST_KEYS = 512
 KEYS_OF_SPLIT = 128
 """The fewest keys worth a program of their own."""
 
-PROGRAM_RATE = 80_000
-MULTIPROCESSOR_RATE = 31_000
+PROGRAM_RATE = 70_000
+MULTIPROCESSOR_RATE = 30_000
+SPLIT_RATE = 24_000
 READ_PERCENT = 88
 SECOND_LAUNCH_NS = 5_000
-"""Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 80,000 bytes/us, and a multiprocessor at
-31,000 where all have some; the pair reads at 88 % of what the memory's clock and width allow, and takes 5 us more. That
-tells which of the two was faster in all that was measured, split and in one, of 16 bits and head size 128. H100 (1, 2,
-4 key heads of 8192 keys; then 128 of 32768): 13.3 and 13.5 us, 14.9 and 14.1, 19.7 and 16.6; 714 and 701. H200 (8, 128,
-512 of 4096 keys; 8, 128, 512 of 32768): 15.2 and 11.9, 77.2 and 74.3, 262 and 270; 46.4 and 44.0, 497 and 523, 1940 and
-2091. The choice by these figures was not timed again."""
+"""Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
+has one at a time, at 30,000 where all have some; of the pair's programs, of which it has two, each reads at 24,000.
+Together they read at most 88 % of what the memory's clock and width allow, and the pair takes 5 us more. Programs come
+in waves, of which the last may be short: that tells which of both is the faster in 58 of the 59 problems measured on an
+H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one, whose waves overlap, to 6 %."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -285,12 +285,28 @@ def splits_of(call: Call) -> int | None:
 
 def one_launch_pays(call: Call, device: Figures) -> bool:
     """Whether a device decodes a problem, which ``fmha_fwd_*`` decodes in one launch, faster so than as a pair."""
+    group = call.num_heads // call.num_kv_heads
     key_heads = call.batch_size * call.num_kv_heads
-    clusters = key_heads * -(-(call.num_heads // call.num_kv_heads) // 8)
+    clusters = key_heads * -(-group // 8)
     ranks = 8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1  # as the launch has them
-    rate = min(device.memory_rate, PROGRAM_RATE * key_heads * ranks, MULTIPROCESSOR_RATE * device.multiprocessors)
-    read = key_heads * call.kv_len * 4 * call.head_size  # K and V of 16 bits
-    return rate <= 0 or 1000 * read // rate <= 1000 * read // device.memory_rate + SECOND_LAUNCH_NS
+    splits = splits_of(call) or 1
+    programs = key_heads * -(-call.q_len * group // ROWS) * splits
+    read = call.kv_len * 4 * call.head_size  # K and V of 16 bits, of one key head
+    memory, multiprocessors = device.memory_rate, device.multiprocessors
+    if memory <= 0 or multiprocessors <= 0:
+        return True
+    together = min(memory, MULTIPROCESSOR_RATE * multiprocessors)
+    one = _waves_ns(key_heads * ranks, multiprocessors, read // ranks, PROGRAM_RATE, together)
+    pair = _waves_ns(programs, 2 * multiprocessors, read // splits, SPLIT_RATE, memory)
+    return one <= pair + SECOND_LAUNCH_NS
+
+
+def _waves_ns(programs: int, at_once: int, read: int, rate: int, together: int) -> int:
+    """What programs take that read so many bytes each, one at such a rate and all at once at most `together`."""
+    full = programs // at_once * at_once
+    last = programs - full
+    in_full = 1000 * read * full // min(together, rate * at_once)
+    return in_full + (1000 * read * last // min(together, rate * last) if last else 0)
 
 
 def most_workspace_bytes(batch_size: int, num_heads: int, q_len: int, head_size: int) -> int:

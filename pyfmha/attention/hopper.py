@@ -111,6 +111,9 @@ LONE = Setting(128, 1, programs=2, maxnreg=128, threes=True)
 LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
 
+LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
+"""Of head size 128, soft caps."""
+
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
 
@@ -154,6 +157,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, lengths=True),
         replace(LONE, lengths=True, ragged=True, sections=True, early=True),
+        replace(LONE, longest_first=True, requires=("q_len > 1536",), masks=(True,), capped=True),
         replace(LONE, capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
@@ -179,7 +183,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
-        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True),
+        replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
+        LONE_128,
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),

@@ -20,6 +20,7 @@ from pyfmha.attention.decode import (
     PROGRAMS,
     READ_PERCENT,
     SECOND_LAUNCH_NS,
+    SPLIT_RATE,
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
@@ -94,6 +95,19 @@ def _length(tokens: str, seq: str) -> str:
     return f"(seq if not features else {in_one} else {tokens} if cu_seqlens else {seq})"
 
 
+def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int, together: str) -> dict[str, str]:
+    """Definitions of what programs take, as pyfmha.attention.decode has it."""
+    last = f"({programs} - {what}_full)"
+
+    def ns(some: str, most: str) -> str:
+        return f"1000 * ({read}) * {some} / max(min({together}, {rate} * {most}), 1)"
+
+    return {
+        f"{what}_full": f"{programs} / max({at_once}, 1) * ({at_once})",
+        f"{what}_ns": f"{ns(f'{what}_full', f'({at_once})')} + {ns(last, last)}",
+    }
+
+
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 DECODING = {
     "padded_split": _padded((64, 128, 256)),
@@ -106,13 +120,14 @@ DECODING = {
     "ranks": "8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1",
     "either": f"decodable and not biased and serves('forward', '{DECODE_KERNEL}')",
     "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100 if either else 0",
-    "cluster_rate": f"min(min(memory_rate, {PROGRAM_RATE} * key_heads * ranks),"
-    f" {MULTIPROCESSOR_RATE} * device(multiprocessors)) if memory_rate > 0 else 0",
-    "read": "key_heads * columns * 4 * head_size if either else 0",
-    "one_launch": "either and (cluster_rate <= 0"
-    f" or 1000 * read / cluster_rate <= 1000 * read / memory_rate + {SECOND_LAUNCH_NS})",
+    "multiprocessors": "device(multiprocessors) if either else 0",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
+    "read": "columns * 4 * head_size if either else 0",
+    "cluster_rate": f"min(memory_rate, {MULTIPROCESSOR_RATE} * multiprocessors)",
+    **_waves_ns("cluster", "key_heads * ranks", "multiprocessors", "read / ranks", PROGRAM_RATE, "cluster_rate"),
+    **_waves_ns("pair", "programs * splits", "2 * multiprocessors", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
+    "one_launch": f"either and (cluster_rate <= 0 or cluster_ns <= pair_ns + {SECOND_LAUNCH_NS})",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
     "queries": "batch * num_heads * rows",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.

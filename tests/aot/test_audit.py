@@ -72,7 +72,7 @@ SPILLED = {
         (64, "causal", 3): (216, 0),
         (64, "general", 1): (80, 16),
         (64, "capped", 1): (104, 20),
-        (64, "causal capped", 1): (88, 0),
+        (64, "causal capped", 1): (88, 1),
         (128, "causal", 2): (128, 12),
     },
     **{
@@ -84,7 +84,7 @@ SPILLED = {
         (256, "capped", 2): (264, 8),
         (128, "general", 1): (16, 0),
         (128, "capped", 1): (32, 0),
-        (128, "causal capped", 1): (16, 0),
+        (128, "causal capped", 1): (24, 0),
         (128, "full capped", 2): (72, 2),
         (128, "causal in two parts", 2): (56, 0),
         (128, "causal in two parts", 3): (160, 0),

@@ -32,6 +32,8 @@ class Setting:
         producer_first: whether the producer is the first partition; for two consumers.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         longest_first: as of plain attention.
+        tile_after: whether a bias or mask by tiles is loaded when the products are there, for three consumers, which
+            have no registers for it before.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
         requires: what it needs besides; elsewhere that of `PLAIN_SETTINGS` serves.
     """
@@ -53,6 +55,7 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     longest_first: bool = False
+    tile_after: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -103,10 +106,16 @@ PLAIN_SETTINGS = {
         MASK_TILE: _TWO,
     },
 }
-CAUSAL_SETTINGS = {64: {}, 128: {NEITHER: replace(_FREE, v_stages=3, longest_first=True)}}
+_KEYS = (BIAS_KEYS, MASK_KEYS)
+CAUSAL_SETTINGS = {
+    64: {},
+    128: {
+        NEITHER: replace(_FREE, v_stages=3, longest_first=True),
+        **dict.fromkeys(_KEYS, replace(_FREE, longest_first=True)),
+    },
+}
 """Of these, causal attention's."""
 # In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
-_KEYS = (BIAS_KEYS, MASK_KEYS)
 FP16_SETTINGS = {
     64: dict.fromkeys(_KEYS, replace(_THREE, in_product=True, requires=("q_len > 512",))),
     128: {**dict.fromkeys(_KEYS, replace(_TWO, in_product=True)), MASK_TILE: _FREE},
@@ -331,7 +340,7 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
-_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST")
+_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER")
 """Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""

@@ -175,8 +175,10 @@ class WithFunction(Biased):
         if listed:
             fast = biased_hopper.of_kind(base, self.padded, biased_hopper.NEITHER)
         else:
-            masked = "SEEN" in one.parts
-            fast = biased_hopper.of_function(base, self.padded, relative=one.relative, asked=one.asked, masked=masked)
+            fast = biased_hopper.of_function(
+                base, self.padded, relative=one.relative, asked=one.asked, masked="SEEN" in one.parts,
+                narrow=one.asked and one.parts == ("SEEN", "BOUNDS"),
+            )  # fmt: skip
         known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         made = tuple(map(self._with_function, (*fast, *portable)))

@@ -139,6 +139,10 @@ PROBLEMS |= {
     "plain, a window in blocks of 64": {
         **PLAIN, "block_n": 64, "q_len": 300, "seen": near, "bounds": near_bounds, "causal": False, "programs": 3,
     },
+    "plain, a window in blocks of 64, causal": {
+        "block_n": 64, "stages": 3, "v_stages": 3, "q_len": 300, "seen": near, "bounds": near_bounds, "causal": True,
+        "programs": 2,
+    },
     "plain, causal, longest first": {
         **PLAIN, **FIRST, "longest_first": True, "q_len": 700, "causal": True, "programs": 2, "threes": True,
     },

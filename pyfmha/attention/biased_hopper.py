@@ -32,8 +32,8 @@ class Setting:
         producer_first: whether the producer is the first partition; for two consumers.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         longest_first: as of plain attention.
-        tile_after: whether a bias or mask by tiles is loaded when the products are there, for three consumers, which
-            have no registers for it before.
+        tile_after: whether a bias or mask by tiles is loaded when the products are there, see Shape of
+            ``kernels/sm90_biased.py``.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
         requires: what it needs besides; elsewhere that of `PLAIN_SETTINGS` serves.
     """
@@ -117,8 +117,15 @@ CAUSAL_SETTINGS = {
 """Of these, causal attention's."""
 # In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
 FP16_SETTINGS = {
-    64: dict.fromkeys(_KEYS, replace(_THREE, in_product=True, requires=("q_len > 512",))),
-    128: {**dict.fromkeys(_KEYS, replace(_TWO, in_product=True)), MASK_TILE: _FREE},
+    64: {
+        **dict.fromkeys(_KEYS, replace(_THREE, in_product=True, requires=("q_len > 512",))),
+        MASK_TILE: replace(_ONE, tile_after=True),
+    },
+    128: {
+        **dict.fromkeys(_KEYS, replace(_TWO, in_product=True)),
+        BIAS_TILE: replace(_TWO, q_slots=1, tile_after=True),
+        MASK_TILE: _FREE,
+    },
 }
 """Full attention in fp16. Three consumers have 192 queries a tile: of one query they took 224 us, one takes 143."""
 FP16_CAUSAL_SETTINGS = {64: {}, 128: dict.fromkeys(_KEYS, replace(_FREE, in_product=True, longest_first=True))}

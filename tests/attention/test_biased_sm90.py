@@ -115,6 +115,10 @@ PROBLEMS |= {
         **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,
         "threes": True, "programs": 3, "ping_pong": False,
     },
+    "plain, bias loaded late, two consumers": {
+        **PLAIN, **TWO, "tile_after": True, "threes": True, "q_len": 200, "kv_len": 440, "bias": (1, 1, 200, 440),
+        "causal": False,
+    },
     "plain, mask loaded late": {
         **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "mask": (1, 1, 200, 440), "causal": False,
     },

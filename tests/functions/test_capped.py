@@ -122,17 +122,6 @@ def test_of_float64_it_is_exact_and_of_float32_nearly() -> None:
     np.testing.assert_allclose(rounded, exact, rtol=2**-22)
 
 
-def test_windows_walk_narrow_blocks(compiler: Compiler) -> None:
-    """A mask function alone, whose bounds do not tell what is seen whole."""
-    blocks = {}
-    for one in declared_in(OWN, compiler.collect):
-        specs = WithFunction("fp16", 64, function=one).specs()
-        plain = [s for s in specs if s.kernel == biased_hopper.KERNEL and not dict(s.constants)["GENERAL"]]
-        blocks[one.name] = [(dict(s.constants)["BLOCK_N"], "num_sms * 3" in s.grid) for s in plain]
-    assert blocks.pop("near") == [(64, True), (64, False)]
-    assert set(map(tuple, blocks.values())) == {((128, False), (128, False))}
-
-
 def test_only_the_hopper_kernel_is_told(compiler: Compiler) -> None:
     (function,) = (one for one in declared_in(OWN, compiler.collect) if one.name == "soft_cap")
     specs = WithFunction("fp16", 64, function=function).specs()

@@ -12,7 +12,7 @@ from test_functions import BASE, OWN, check, declared
 from pyfmha.aot.cubin import Compiler
 from pyfmha.attention import biased_hopper
 from pyfmha.functions.evaluate import evaluate
-from pyfmha.functions.family import WithFunction, declared_in
+from pyfmha.functions.family import WithFunction, declared_in, file_of
 from pyfmha.interpreter.kernel import _load_kernel, run_interpreted
 
 HEAD = """import triton.language as tl
@@ -104,7 +104,8 @@ def test_a_function_of_that_name_is_not_the_helper(tmp_path: Path) -> None:
 
 def test_the_kernel_under_the_interpreter() -> None:
     caps = np.float32([2.0, 5.0])
-    check(declared(OWN, "soft_cap"), {"caps": caps}, BASE, lambda s, b, h, i, j: caps[h] * np.tanh(s / caps[h]))
+    shipped = declared(file_of("soft_caps"), "soft_caps")
+    check(shipped, {"caps": caps}, BASE, lambda s, b, h, i, j: caps[h] * np.tanh(s / caps[h]))
 
 
 def test_of_float64_it_is_exact_and_of_float32_nearly() -> None:
@@ -123,7 +124,7 @@ def test_of_float64_it_is_exact_and_of_float32_nearly() -> None:
 
 
 def test_only_the_hopper_kernel_is_told(compiler: Compiler) -> None:
-    (function,) = (one for one in declared_in(OWN, compiler.collect) if one.name == "soft_cap")
+    (function,) = declared_in(file_of("soft_caps"), compiler.collect)
     specs = WithFunction("fp16", 64, function=function).specs()
     told: dict[bool, set[Any]] = {True: set(), False: set()}
     for spec in specs:

@@ -119,6 +119,16 @@ PROBLEMS |= {
         **PLAIN, **TWO, "tile_after": True, "threes": True, "q_len": 200, "kv_len": 440, "bias": (1, 1, 200, 440),
         "causal": False,
     },
+    "plain, bias loaded late, causal": {
+        **PLAIN, **TWO, "tile_after": True, "threes": True, "q_len": 330, "bias": (1, 2, 330, 330), "causal": True,
+    },
+    "plain, mask loaded late, causal": {
+        **PLAIN, "tile_after": True, "threes": True, "q_len": 200, "mask": (1, 2, 200, 200), "causal": True,
+    },
+    "plain, mask loaded late, the producer first": {
+        **PLAIN, **FIRST, "tile_after": True, "threes": True, "q_len": 200, "kv_len": 440, "mask": (1, 2, 200, 440),
+        "causal": False,
+    },
     "plain, mask loaded late": {
         **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "mask": (1, 1, 200, 440), "causal": False,
     },

@@ -28,8 +28,10 @@ from sm90_biased import (
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
+from sm90_powers import polynomials_of, tanh_factors
+from sm90_products import product_factors
 from sm90_sinks import NOTHING, finished, load_sink
-from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, shift_of
+from sm90_slow import FLOAT_MAX, LOG2_E, SLOW_ROWS, narrow, score_factors, shift_of
 from sm90_softmax import pack, partial_sums, unpack, weigh_after
 from sm90_terms import (
     OF_KEY,
@@ -244,8 +246,12 @@ def _step(
         m = pass_turn(m, (CONSUMER + 1) % SHAPE.CONSUMERS)
     if has_terms(SHAPE):  # the next block's
         vector = _share_terms(beside, work, step + 1, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
-    tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
-    scores = warpgroup_mma_wait(1, deps=(scores,))
+    if SHAPE.TILE_AFTER:
+        scores = warpgroup_mma_wait(1, deps=(scores,))
+        tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
+    else:
+        tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
+        scores = warpgroup_mma_wait(1, deps=(scores,))
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
     scores = bounded(scores, m, factors[2], shift, SHAPE)
     term = None
@@ -256,12 +262,14 @@ def _step(
         shift, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
-        next_p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
+        next_p, m, row_sum, alpha = weigh(
+            scores, m, row_sum, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE
+        )
         row_sum = hold(row_sum)
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        m, alpha = maxima(scores, m, to_log2, shift, SHAPE)
+        scores, m, alpha = maxima(scores, m, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
@@ -310,6 +318,23 @@ def _may_be_masked(shape):
 
 
 @gluon.jit
+def _capped(factors, place, inputs, dtype: gl.constexpr, SHAPE: gl.constexpr):
+    """Factors with those of the soft cap of a batch and head; that of scores in units of log2 is one of them."""
+    CAP: gl.constexpr = SHAPE.CAP
+    POLYNOMIALS: gl.constexpr = polynomials_of(True, SHAPE.CONSUMERS)
+    shift: gl.constexpr = shift_of(dtype)
+    if SHAPE.LIST > 0:
+        inputs = inputs[0]
+    cap = gl.abs(gl.to_tensor(CAP(place[0], place[1], *inputs)).to(gl.float32))
+    given = (factors[0], cap)
+    if SHAPE.THREES:
+        of_products = product_factors(given, score_factors(given, True), shift, POLYNOMIALS)
+    else:
+        of_products = tanh_factors(score_factors(given, True), shift, POLYNOMIALS)
+    return factors[0], of_products[0], factors[2], factors[3], of_products
+
+
+@gluon.jit
 def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
@@ -323,13 +348,12 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_V, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
-    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    descriptors, shared, barriers, notes, sizes, Lse, of_all, zero = work
     q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
-    to_log2 = factors[1]
     shift: gl.constexpr = shift_of(v_smem.dtype)
     BEGUN: gl.constexpr = begins_with_terms(v_smem.dtype, SHAPE)
     MASKED: gl.constexpr = _may_be_masked(SHAPE)
@@ -343,6 +367,10 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
         batch, head = place_of(unit, sizes, by_head)
         place = (batch, head)
+        factors = of_all
+        if SHAPE.CAP is not None:
+            factors = _capped(of_all, place, inputs, v_smem.dtype, SHAPE)
+        here = (descriptors, shared, barriers, notes, sizes, Lse, factors, zero)
         first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
         q_n, kv_n, oldest, newest = sequence
         first_row = row_tile * (ROWS * CONSUMERS) + CONSUMER * ROWS
@@ -383,7 +411,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         if of_keys(SHAPE) and not SHAPE.IN_PRODUCT:
             vector = load_keys(vectors, place, key, kv_n, SHAPE)
         if has_terms(SHAPE):
-            vector = _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
+            vector = _share_terms(beside, here, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
         tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
@@ -397,7 +425,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
             shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
-        p, m, row_sum, alpha = weigh(scores, m, row_sum, to_log2, shift, SHAPE)
+        p, m, row_sum, alpha = weigh(scores, m, row_sum, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
         if Q_SLOTS > 1:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
@@ -407,7 +435,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         acc = gl.zeros([ROWS, BLOCK_V], gl.float32, layout=O_LAYOUT)
         step = uniform(step + 1)
         if has_terms(SHAPE):
-            vector = _share_terms(beside, work, step, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
+            vector = _share_terms(beside, here, step, vector, place, key - BLOCK_N, queries, kv_n, CONSUMER, SHAPE)
             gl.barrier()
             if BEGUN:
                 begun = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
@@ -418,7 +446,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
                 to_mask = block - gl.maximum(whole_to, first_block) if part == 0 else to_left
                 to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
                 acc, p, m, row_sum, vector, begun, step, block, key = _steps(
-                    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                    acc, p, m, row_sum, vector, begun, q, here, beside, place, step, shift, queries, kv_n, begins, ends,
                     block, to_mask, whole, key, values, True,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
@@ -426,14 +454,14 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
                 to_left -= to_mask
                 to_show = gl.minimum(gl.maximum(block - gl.maximum(whole_from, first_block), 0), to_left)
                 acc, p, m, row_sum, vector, begun, step, block, key = _steps(
-                    acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                    acc, p, m, row_sum, vector, begun, q, here, beside, place, step, shift, queries, kv_n, begins, ends,
                     block, to_show, whole, key, values, False,
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 to_left -= to_show
         else:
             acc, p, m, row_sum, vector, begun, step, block, key = _steps(
-                acc, p, m, row_sum, vector, begun, q, work, beside, place, step, shift, queries, kv_n, begins, ends,
+                acc, p, m, row_sum, vector, begun, q, here, beside, place, step, shift, queries, kv_n, begins, ends,
                 block, to_left, whole, key, values, MASKED,
                 CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
@@ -491,6 +519,7 @@ def fmha_biased_sm90(
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
+    TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -505,8 +534,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. THREES: see sm90_maxima.py. LONGEST_FIRST and the rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has
-    shared memory of its own where V is of another width.
+    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP: see Shape. LONGEST_FIRST and the rest: as of fmha_fwd_sm90
+    of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -541,6 +570,9 @@ def fmha_biased_sm90(
         IN_PRODUCT,
         THREES,
         LONGEST_FIRST,
+        False,
+        TILE_AFTER,
+        CAP,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from sm90_lowest import limited
 from sm90_maxima import largest
+from sm90_powers import polynomials_of
+from sm90_softmax import maxima as maxima_of_capped
 from sm90_softmax import partial_sums
 from sm90_terms import has_terms
 from sm90_tiles import LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
@@ -20,7 +22,9 @@ class Shape(NamedTuple):
     "tile" (by TMA) or "keys" (one for all queries). LIST: keys of an entry of the lists of key_blocks.py, 0 for none;
     with lists `inputs` are two tuples, the function's and (Blocks, list_batches, list_heads). IN_PRODUCT: whether what
     is the same for all queries is added by a product of its own, see sm90_terms.py. THREES: see
-    sm90_maxima.py. LONGEST_FIRST: see sm90_tiles.py."""
+    sm90_maxima.py. LONGEST_FIRST: see sm90_tiles.py. TILE_AFTER: whether a bias or mask by TMA is loaded when the
+    products are there, rather than while they run, so that it takes few registers at a time. CAP:
+    of a SCORE that is a soft cap and nothing else a function (batch, head, *inputs) of the cap; SCORE is not asked."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -45,6 +49,8 @@ class Shape(NamedTuple):
     THREES: gl.constexpr = gl.constexpr(False)
     LONGEST_FIRST: gl.constexpr = gl.constexpr(False)
     LENGTHS: gl.constexpr = gl.constexpr(False)
+    TILE_AFTER: gl.constexpr = gl.constexpr(False)
+    CAP: gl.constexpr = gl.constexpr(None)
 
 
 class OfV(NamedTuple):
@@ -208,15 +214,21 @@ def by_functions(scores, place, queries, keys, inputs, masked, SCORED: gl.conste
 
 
 @gluon.constexpr_function
+def is_asked(shape):
+    """Whether SCORE is asked for each score."""
+    return shape.SCORE is not None and not shape.RELATIVE and shape.CAP is None
+
+
+@gluon.constexpr_function
 def is_natural(shape):
     """Whether scores are in natural units, rather than products."""
-    return shape.BIAS == "tile" or (shape.SCORE is not None and not shape.RELATIVE)
+    return shape.BIAS == "tile" or is_asked(shape)
 
 
 @gluon.jit
 def bounded(products, m, limit, shift: gl.constexpr, SHAPE: gl.constexpr):
     """Products, those of bf16 that may have overflowed as low as their limit. m: of the blocks before."""
-    if shift > 0:
+    if shift > 0 and SHAPE.CAP is None:
         products = limited(products, None if is_natural(SHAPE) or has_terms(SHAPE) else m, limit)
     return products
 
@@ -237,10 +249,10 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         last_key: of the sequence, at least 0.
         begins, ends: the keys that rows see if masked.
     """
-    SCORE: gl.constexpr = SHAPE.SCORE
     SEEN: gl.constexpr = SHAPE.SEEN
+    ASKED: gl.constexpr = is_asked(SHAPE)
     columns = gl.arange(0, SHAPE.BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-    sm_scale, to_log2, limit, undo = factors
+    sm_scale, to_log2, limit, undo = factors[:4]
     scores = products
     if is_natural(SHAPE):
         scores = scores * sm_scale
@@ -248,20 +260,19 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         scores += tile.to(gl.float32)
     if term is not None:
         scores += term
-    if SEEN is not None or (SCORE is not None and not SHAPE.RELATIVE):
+    if SEEN is not None or ASKED:
         keys = columns + key
         if masked:  # of other blocks all keys are there
             keys = gl.minimum(keys, last_key)
-        scores = by_functions(
-            scores, place, first_query[:, None], keys[None, :], inputs, masked, not SHAPE.RELATIVE, SHAPE
-        )
+        scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, masked, ASKED, SHAPE)
     if SHAPE.MASK == "tile":
         scores = shown(scores, tile)
-    if masked:
-        seen = columns[None, :] < (ends - key)[:, None]
-        if SHAPE.GENERAL:
-            seen = seen & (columns[None, :] >= (begins - key)[:, None])
-        scores = _hidden(scores, seen)
+    if SHAPE.CAP is None:  # with a soft cap `maxima` does
+        if masked:
+            seen = columns[None, :] < (ends - key)[:, None]
+            if SHAPE.GENERAL:
+                seen = seen & (columns[None, :] >= (begins - key)[:, None])
+            scores = _hidden(scores, seen)
     return scores
 
 
@@ -272,20 +283,30 @@ def may_be_least(shape, shift):
 
 
 @gluon.jit
-def maxima(scores, m, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
-    """The running maximum with these scores, in units of log2, plus shift, and the factor of what was summed up."""
-    top = largest(scores, m, shift) if SHAPE.THREES else gl.max(scores, 1)
-    if may_be_least(SHAPE, shift):
-        top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
-    m_new = gl.maximum(m, top * to_log2 + shift)
-    return m_new, gl.exp2(m - m_new)
+def maxima(scores, m, factors, begins, ends, key, masked, shift: gl.constexpr, S_LAYOUT: gl.constexpr,
+           SHAPE: gl.constexpr):  # fmt: skip
+    """Scores, the running maximum with them, in units of log2, plus shift, and the factor of what was summed up. Scores
+    are as they were, but of products with a soft cap what plain attention makes of them."""
+    if SHAPE.CAP is not None:
+        scores, m_new, alpha, _to_log2 = maxima_of_capped(
+            scores, m, factors[4], shift, begins, ends, key, masked, S_LAYOUT, SHAPE.BLOCK_N, SHAPE.GENERAL,
+            polynomials_of(True, SHAPE.CONSUMERS), SHAPE.THREES,
+        )  # fmt: skip
+    else:
+        top = largest(scores, m, shift) if SHAPE.THREES else gl.max(scores, 1)
+        if may_be_least(SHAPE, shift):
+            top = gl.where((top < LEAST) & (top != float("-inf")), LEAST, top)
+        m_new = gl.maximum(m, top * factors[1] + shift)
+        alpha = gl.exp2(m - m_new)
+    return scores, m_new, alpha
 
 
 @gluon.jit
-def weigh(scores, m, row_sum, to_log2, shift: gl.constexpr, SHAPE: gl.constexpr):
+def weigh(scores, m, row_sum, factors, begins, ends, key, masked, shift: gl.constexpr, S_LAYOUT: gl.constexpr,
+          SHAPE: gl.constexpr):  # fmt: skip
     """Weights of one block of keys, and the running maximum and sums with it."""
-    m_new, alpha = maxima(scores, m, to_log2, shift, SHAPE)
-    weights = gl.exp2(scores * to_log2 - m_new[:, None])
+    scores, m_new, alpha = maxima(scores, m, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
+    weights = gl.exp2(scores * factors[1] - m_new[:, None])
     parts = partial_sums(weights, SHAPE.BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + parts, alpha

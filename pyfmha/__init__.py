@@ -72,6 +72,7 @@ __all__ = [
     "save_engine",
     "score_and_mask",
     "score_function",
+    "soft_cap",
 ]
 
 # Imported at first use: they need numpy, which building and launching do without.
@@ -92,6 +93,7 @@ _LAZY = {
     "save_engine": "pyfmha.trt.attention.saved",
     "score_and_mask": "pyfmha.functions",
     "score_function": "pyfmha.functions",
+    "soft_cap": "pyfmha.functions.arithmetic",
 }
 
 # Rooms with names of their own: pyfmha.onnx.replace_attention, pyfmha.torch.attention. They need their extras.

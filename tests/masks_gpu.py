@@ -114,7 +114,7 @@ def cells(dtypes: list[str]) -> Iterator[Cell]:
             yield Cell("sinks, full", "sinks", size, dtype)
             yield Cell("sinks, causal, 8192", "sinks", size, dtype, 1, 8192, causal=True)
             yield Cell("ALiBi, causal", "alibi", size, dtype, function="alibi", causal=True)
-            yield Cell("soft cap by function, causal", "soft", size, dtype, function="soft", causal=True)
+            yield Cell("soft cap by function, causal", "soft", size, dtype, function="soft_cap", causal=True)
             yield Cell("causal by function", "causal", size, dtype, function="causal")
             yield Cell("T5", "t5", size, dtype, function="t5")
             yield Cell("window of 256 by function", "near", size, dtype, 1, 8192, function="near")
@@ -280,7 +280,7 @@ def ours(held: dict[str, Library], cell: Cell) -> Iterator[tuple[str, Callable[[
     call = BiasedCall(*common, window_right=right, v_head_size=v_size, **laid, **told(cell))
     inputs: dict[str, tuple[Any, ...]] = {
         "alibi": ("slopes",), "documents": ("begins", "ends", cell.tokens), "prefix": ("lengths",), "near": (WIDTH,),
-        "t5": ("table", cell.heads, 32, 128), "soft": ("caps",),
+        "t5": ("table", cell.heads, 32, 128), "soft_cap": ("caps",),
     }  # fmt: skip
     further = tuple(made[i].data_ptr() if isinstance(i, str) else i for i in inputs.get(cell.function, ()))
     padded = Biased(cell.dtype, max(size, v_size)).padded

@@ -91,6 +91,8 @@ def run(
     bounds: Callable[..., Any] | None = None,
     relative: bool = False,
     in_product: bool = False,
+    tile_after: bool = False,
+    cap: Callable[..., Any] | None = None,
     threes: bool = False,
     ping_pong: bool = True,
     producer_first: bool = False,
@@ -134,7 +136,7 @@ def run(
         "BLOCK_V": block_v, "X_STAGES": x_stages, "LATE": consumers == 1 if late is None else late, "BIAS": kinds[0],
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
-        "THREES": threes, "LONGEST_FIRST": longest_first,
+        "THREES": threes, "LONGEST_FIRST": longest_first, "TILE_AFTER": tile_after, "CAP": cap,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfmha.errors import SpecError
+from pyfmha.functions.capped import cap_of, scope_of
 from pyfmha.functions.digest import identity
 from pyfmha.functions.inputs import Inputs, Part, file_of, jitted, part_of, tree_of
 from pyfmha.functions.relative import trial_of
@@ -79,6 +80,19 @@ class AttentionFunction:
             return _jitted(f"{self.name}.bounds", parameters, function, scope)
         return _jitted(f"{self.name}.bounds", parameters, f"_of_user({', '.join(taken)})", {"_of_user": function})
 
+    @cached_property
+    def cap(self) -> Any:
+        """The ``@triton.jit`` function (batch, head, \\*inputs) of the soft cap that the score function is, or None."""
+        if self._cap is None or self._score is None:
+            return None
+        parameters = ["batch", "head", *(name for name, _ in self.inputs)]
+        return _jitted(f"{self.name}.cap", parameters, self._cap, scope_of(self._score.function))
+
+    @cached_property
+    def _cap(self) -> str | None:
+        """Where nothing else is to be asked for each score."""
+        return None if self._score is None or self._score.relative or self._seen else cap_of(self._score)
+
     def _adapt(self, what: str, first: Sequence[str], part: Part) -> Any:
         """A function that takes all inputs, and gives the user's those that it wants. Kernels get a
         score for each element, and of what is seen truth values: as of a mask that is a tensor, all but 0 is seen."""
@@ -124,6 +138,7 @@ class AttentionFunction:
             "score": None if self._score is None else identity(self._score),
             "mask": None if self._seen is None else identity(self._seen),
             "asked": self._asked(),
+            "capped": self._cap is not None,
             "trial": trial_of(self.name, self.example) if self._score is not None and self._score.relative else "",
         }
 

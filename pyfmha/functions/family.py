@@ -30,7 +30,8 @@ SHIPPED = tuple(
     sorted(
         path.stem
         for path in Path(__file__).parent.glob("*.py")
-        if path.stem not in ("__init__", "declare", "digest", "evaluate", "family", "inputs", "relative")
+        if path.stem
+        not in ("__init__", "arithmetic", "capped", "declare", "digest", "evaluate", "family", "inputs", "relative")
     )
 )
 """The files of functions that come with pyfmha."""
@@ -50,6 +51,7 @@ class Declared:
             bounds of what is seen whole.
         trial: of one that says it is relative, what it is to be tried with, see :mod:`pyfmha.functions.relative`.
         blocks: of lists of the blocks to visit; None: there are none.
+        capped: whether the score function is a soft cap and nothing else, which Hopper's kernel takes by itself.
     """
 
     source: Path
@@ -60,6 +62,7 @@ class Declared:
     asked: bool = True
     trial: str = ""
     blocks: KeyBlocks | None = None
+    capped: bool = False
 
     @property
     def relative(self) -> bool:
@@ -85,7 +88,8 @@ class Declared:
         cls, said: dict[str, Any], source: Path, function: UserFunction | None, blocks: KeyBlocks | None
     ) -> "Declared":
         inputs = tuple((name, kind) for name, kind in said["inputs"])
-        return cls(source, said["name"], inputs, tuple(said["parts"]), function, said["asked"], said["trial"], blocks)
+        told = said["asked"], said["trial"], blocks, said["capped"]
+        return cls(source, said["name"], inputs, tuple(said["parts"]), function, *told)
 
     @property
     def arguments(self) -> tuple[tuple[str, str], ...]:
@@ -171,8 +175,10 @@ class WithFunction(Biased):
         if listed:
             fast = biased_hopper.of_kind(base, self.padded, biased_hopper.NEITHER)
         else:
-            masked = "SEEN" in one.parts
-            fast = biased_hopper.of_function(base, self.padded, relative=one.relative, asked=one.asked, masked=masked)
+            fast = biased_hopper.of_function(
+                base, self.padded, relative=one.relative, asked=one.asked, masked="SEEN" in one.parts,
+                narrow=one.asked and one.parts == ("SEEN", "BOUNDS"),
+            )  # fmt: skip
         known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())
         made = tuple(map(self._with_function, (*fast, *portable)))
@@ -189,14 +195,17 @@ class WithFunction(Biased):
 
     def _with_function(self, spec: KernelSpec) -> KernelSpec:
         inputs = self.function.inputs
-        held = {*self.function.parts, *(("inputs",) if inputs else ())}
+        parts = {part: ATTRIBUTES[part] for part in self.function.parts}
+        if self.function.capped and spec.kernel == biased_hopper.KERNEL:
+            parts["CAP"] = "cap"
+        held = {*parts, *(("inputs",) if inputs else ())}
         return replace(
             spec,
             arguments=(*spec.arguments, *(Argument(name, kind) for name, kind in inputs)),
             constants=tuple((name, value) for name, value in spec.constants if name not in held),
             functions=tuple(
-                JitFunction(part, self.function.source, f"{self.function.name}.{ATTRIBUTES[part]}")
-                for part in self.function.parts
+                JitFunction(part, self.function.source, f"{self.function.name}.{attribute}")
+                for part, attribute in parts.items()
             ),
             tuples=(("inputs", tuple(name for name, _ in inputs)),) if inputs else (),
         )

@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from pyfmha.bfloat16 import exact_bfloat16
 from pyfmha.errors import InterpreterError, KernelSourceError
+from pyfmha.interpreter.constants import constants_beside_tensors
+from pyfmha.interpreter.libdevice import libdevice_by_numpy
 from pyfmha.interpreter.loading import load_module
 from pyfmha.interpreter.speed import less_work
 from pyfmha.spec.absent import compared_with_none
@@ -140,7 +142,10 @@ def run_interpreted(
     if unknown := [name for name in given if name not in expected]:
         raise InterpreterError(f"{kernel_name} has no parameter {', '.join(unknown)}: it takes {', '.join(expected)}")
     # Overflow to infinity and NaN are a kernel's business, as on the GPU; numpy would warn of each.
-    with exact_bfloat16(interpreter), less_work(interpreter), np.errstate(all="ignore"), warnings.catch_warnings():
+    with (
+        exact_bfloat16(interpreter), less_work(interpreter), libdevice_by_numpy(interpreter),
+        constants_beside_tensors(), np.errstate(all="ignore"), warnings.catch_warnings(),
+    ):  # fmt: skip
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             kernel[grid](**given)

@@ -111,6 +111,27 @@ PROBLEMS |= {
     "plain, bias, three consumers": {
         **PLAIN, **THREE, "q_len": 200, "kv_len": 140, "bias": (1, 2, 200, 140), "causal": False, "programs": 3,
     },
+    "plain, bias loaded late": {
+        **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,
+        "threes": True, "programs": 3, "ping_pong": False,
+    },
+    "plain, bias loaded late, two consumers": {
+        **PLAIN, **TWO, "tile_after": True, "threes": True, "q_len": 200, "kv_len": 440, "bias": (1, 1, 200, 440),
+        "causal": False,
+    },
+    "plain, bias loaded late, causal": {
+        **PLAIN, **TWO, "tile_after": True, "threes": True, "q_len": 330, "bias": (1, 2, 330, 330), "causal": True,
+    },
+    "plain, mask loaded late, causal": {
+        **PLAIN, "tile_after": True, "threes": True, "q_len": 200, "mask": (1, 2, 200, 200), "causal": True,
+    },
+    "plain, mask loaded late, the producer first": {
+        **PLAIN, **FIRST, "tile_after": True, "threes": True, "q_len": 200, "kv_len": 440, "mask": (1, 2, 200, 440),
+        "causal": False,
+    },
+    "plain, mask loaded late": {
+        **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "mask": (1, 1, 200, 440), "causal": False,
+    },
     "plain, bias of keys in a product, three consumers": {
         **PLAIN, **THREE, "in_product": True, "batch": 2, "kv_len": 300, "bias": (2, 1, 1, 300), "causal": False,
         "sm_scale": 0.0883883,
@@ -124,6 +145,17 @@ PROBLEMS |= {
     },
     "plain, mask, the producer first": {
         **PLAIN, **FIRST, "threes": True, "q_len": 200, "kv_len": 440, "mask": (1, 2, 200, 440), "causal": False,
+    },
+    "plain, bias of keys, longest first": {
+        **PLAIN, **FIRST, "longest_first": True, "threes": True, "batch": 2, "q_len": 300, "bias": (2, 1, 1, 300),
+        "causal": True, "programs": 2, "dtype": "bf16",
+    },
+    "plain, a window in blocks of 64": {
+        **PLAIN, "block_n": 64, "q_len": 300, "seen": near, "bounds": near_bounds, "causal": False, "programs": 3,
+    },
+    "plain, a window in blocks of 64, causal": {
+        "block_n": 64, "stages": 3, "v_stages": 3, "q_len": 300, "seen": near, "bounds": near_bounds, "causal": True,
+        "programs": 2,
     },
     "plain, causal, longest first": {
         **PLAIN, **FIRST, "longest_first": True, "q_len": 700, "causal": True, "programs": 2, "threes": True,
@@ -142,6 +174,20 @@ def by_bucket(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
     return score + np.where(distance % 11 == 3, -np.inf, term).astype(np.float32).view(type(score))
 
 
+def capped(score: Any, _batch: Any, head: Any, _query: Any, _key: Any) -> Any:
+    return (2 + head) * np.tanh(score / (2 + head))
+
+
+CAPPED = {"score": capped, "cap": lambda _batch, head: 2.0 + head}
+PROBLEMS |= {
+    "a soft cap of each head, lengths": {
+        **CAPPED, "batch": 2, "q_len": 70, "kv_len": 136, "q_lengths": (40, 0), "kv_lengths": (130, 60),
+        "window": (90, 3),
+    },
+    "plain, a soft cap of each head": {**PLAIN, **CAPPED, "threes": True, "q_len": 70, "kv_len": 300, "causal": False},
+    "plain, a soft cap, causal": {**PLAIN, **CAPPED, "threes": True, "q_len": 200, "causal": True, "dtype": "bf16"},
+    "plain, a soft cap, blocks of 64": {**CAPPED, "v_stages": 3, "q_len": 200, "causal": True, "sinks": "own"},
+}  # fmt: skip
 RELATIVE = {"score": by_bucket, "relative": True}
 PROBLEMS |= {
     "relative": {**RELATIVE, "q_len": 100, "kv_len": 300, "bottom_right": True},

@@ -13,6 +13,18 @@ def soft(score, batch, head, query, key, caps):
     return cap * (2 / (1 + power) - 1)
 
 
+@pyfmha.score_function
+def soft_cap(score, batch, head, query, key, caps):
+    cap = tl.load(caps + head)
+    return pyfmha.soft_cap(score, cap)
+
+
+@pyfmha.score_function
+def narrow_cap(score, batch, head, query, key, caps):
+    """In float32, wherever it is evaluated."""
+    return pyfmha.soft_cap(score.to(tl.float32), tl.load(caps + head))
+
+
 @pyfmha.mask_function(bounds=lambda first_query, last_query, width: (first_query - width + 1, last_query + 1))
 def near(batch, head, query, key, width):
     return (query - key < width) & (key <= query)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from pyfmha.aot import Compiler, build
 from pyfmha.aot.cache import Cache
 from pyfmha.aot.toolchain import toolchain
+from pyfmha.attention import biased_hopper
 from pyfmha.attention.biased import ARGUMENTS
 from pyfmha.cli.main import app
 from pyfmha.errors import CompileError, KernelSourceError, LibraryError, SpecError
@@ -65,6 +66,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     source = written(folder)
     specs = [spec for spec in function_specs(list(declared(source).values()), ["fp16"], [32]) if not spec.unconditional]
     return source, build(specs[:1] + specs[2:3], SM90, folder / "out", jobs=1).library
+
+
+def test_windows_walk_narrow_blocks(tmp_path: Path) -> None:
+    """A mask function alone, whose bounds do not tell what is seen whole."""
+    blocks = {}
+    for name, one in declared(written(tmp_path)).items():
+        specs = WithFunction("fp16", 64, function=one).specs()
+        plain = [s for s in specs if s.kernel == biased_hopper.KERNEL and not dict(s.constants)["GENERAL"]]
+        blocks[name] = [(dict(s.constants)["BLOCK_N"], "num_sms * 3" in s.grid) for s in plain]
+    wide = [(128, False), (128, False)]
+    assert blocks == {"near": [(64, True), (64, False)], "bent": wide, "both": wide}
 
 
 def test_functions_of_a_library_say_what_they_take(built: tuple[Path, Path]) -> None:

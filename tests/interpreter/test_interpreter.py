@@ -385,3 +385,23 @@ def test_the_language_is_replaced_once_a_run_and_for_each_file(monkeypatch: pyte
     assert len(files) > 100
     for one, other in zip(fast, usual, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("TWO * x", [2.0, 6.0]),
+        ("TWO - x", [1.0, -1.0]),
+        ("TWO / x", [2.0, 2 / 3]),
+        ("TWO + TWO * x", [4.0, 8.0]),
+        ("tl.where(TWO < x, 1.0, 0.0)", [0.0, 1.0]),
+    ],
+)
+def test_constants_of_a_file_on_the_left_of_tensors(expression: str, wanted: list[float], tmp_path: Path) -> None:
+    (tmp_path / "constant.py").write_text(
+        "import triton\nimport triton.language as tl\nTWO = tl.constexpr(2.0)\n\n@triton.jit\ndef of(X):\n"
+        f"    x = tl.load(X + tl.arange(0, 2))\n    tl.store(X + tl.arange(0, 2), {expression})\n"
+    )
+    x = np.float32([1, 3])
+    run_interpreted(tmp_path / "constant.py", "of", (1,), {"X": x})
+    np.testing.assert_allclose(x, wanted, rtol=1e-6)

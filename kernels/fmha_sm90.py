@@ -24,7 +24,7 @@ inputs. That part stands outside the consumers, whose registers it would fill wi
 input takes the same path, hundreds of times slower.
 """
 
-from sm90_asm import hold, moved, pass_turn, take_turn, uniform, written
+from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -127,6 +127,7 @@ def _load_v(work, place, step, SHAPE: gl.constexpr):
 def _load(work, SHAPE: gl.constexpr):
     """The producer, which loads what the consumers use in the order in which they do: V a step behind K, across tiles
     too, so that the first keys of a tile are asked for before the last values of the one before."""
+    LAGS: gl.constexpr = lags(SHAPE)
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     ORDER: gl.constexpr = SHAPE.ORDER
@@ -201,9 +202,35 @@ def _load(work, SHAPE: gl.constexpr):
                 if block == gl.minimum(1, end_block - first_block - 1):
                     following = place_of_turn(turn + 1, sizes, SHAPE)
             step += 1
+            if LAGS:
+                keep_up(step, 2, 13, 1)
+        if LAGS:
+            keep_up(step, 8, 13, 1)
     if not SHAPE.EARLY:
         if step > 0:
             _load_v(work, v_place, step - 1, SHAPE)
+    if LAGS:
+        keep_up(step, 40, 13, 1)
+
+
+@gluon.constexpr_function
+def lags(shape):
+    """Whether the other warps pass barriers of their own: one consumer that sees all keys is 1 to 3 % faster so where
+    sequences are short, as measured; they were there for racecheck (NOTES.md)."""
+    return shape.CONSUMERS == 1 and not (shape.CAUSAL or shape.GENERAL or shape.RAGGED)
+
+
+@gluon.jit
+def _idle(sizes, SHAPE: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
+    """Warps that only fill up the warpgroup of a producer that lags."""
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    barriers = 40
+    for turn in range(tile_count(row_tiles, heads, section, SHAPE.ORDER)):
+        row_tile, head = tile_of(turn, row_tiles, heads, section, SHAPE.ORDER)
+        first_block, end_block = tile_blocks(row_tile, sequence_of(sizes, head, SHAPE), SHAPE)
+        barriers += 2 * (end_block - first_block) + 8
+    for i in range(0, barriers, 16):
+        keep_up(i, 16, NAME, WARPS)
 
 
 @gluon.jit
@@ -775,7 +802,18 @@ def compute(
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
-    if CONSUMERS == 1:
+    if lags(SHAPE):
+        gl.warp_specialize(
+            [
+                (_attend, (work, plain, 0, SHAPE)),
+                (_load, (work, SHAPE)),
+                (_idle, (sizes, SHAPE, 14, 1)),
+                (_idle, (sizes, SHAPE, 15, 2)),
+            ],
+            [1, 1, 2],
+            [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    elif CONSUMERS == 1:
         gl.warp_specialize([(_attend, (work, plain, 0, SHAPE)), (_load, (work, SHAPE))], [1], [PRODUCER_REGISTERS])
     elif CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

@@ -23,6 +23,18 @@ def pass_turn(x, consumer: gl.constexpr):
     return gl.inline_asm_elementwise(asm, "=r,=r,0,1", [x], dtype=x.dtype, is_pure=False, pack=2)
 
 
+@gluon.constexpr_function
+def _barriers_asm(count, name, threads):
+    return f"bar.sync {name}, {threads}; " * count + "mov.b32 $0, $1;"
+
+
+@gluon.jit
+def keep_up(i, COUNT: gl.constexpr, NAME: gl.constexpr, WARPS: gl.constexpr):
+    """Barriers of a partition's own, by which it falls back a little."""
+    asm: gl.constexpr = _barriers_asm(COUNT, NAME, 32 * WARPS)
+    gl.inline_asm_elementwise(asm, "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
+
+
 @gluon.jit
 def hold(x):
     """Returns x, of at least 0 or NaN, two of which a thread holds; it is then computed before any wait that follows.

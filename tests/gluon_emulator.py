@@ -287,6 +287,8 @@ class Machine:
 
     def inline_asm(self, asm: str, constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
         asm = " ".join(asm.split())
+        if re.fullmatch(r"(bar\.sync 1[345], (32|64); )+mov\.b32 \$0, \$1;", asm):  # of one partition alone
+            return arguments[0]
         if found := re.fullmatch(r"bar\.(sync|arrive) (\d+), (\d+);", asm):
             self.named_barrier(int(found[2]), int(found[3]), found[1] == "sync")
             return arguments[0]

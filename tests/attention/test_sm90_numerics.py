@@ -582,13 +582,13 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         DIAGONAL,
     ),
     "the last V is not loaded": (
-        "        if step > 0:\n            _load_v(work, v_place, step - 1, SHAPE)\n\n",
-        "        pass\n\n",
+        "        if step > 0:\n            _load_v(work, v_place, step - 1, SHAPE)\n    if LAGS",
+        "        pass\n    if LAGS",
         SHORT,
     ),
     "a program without tiles loads V": (
-        "        if step > 0:\n            _load_v(work, v_place, step - 1, SHAPE)\n\n",
-        "        _load_v(work, v_place, step - 1, SHAPE)\n\n",
+        "        if step > 0:\n            _load_v(work, v_place, step - 1, SHAPE)\n    if LAGS",
+        "        _load_v(work, v_place, step - 1, SHAPE)\n    if LAGS",
         {"q_len": 64, "heads": 1, "programs": 2},
     ),
     "the first keys wait for the rows that come after them": ("if step == 1:", "if step == 0:", HALF),

@@ -214,6 +214,7 @@ def _sinks_alone(padded: int) -> list[tuple[str, dict[str, Any]]]:
         ("sinks, Sq 1030, causal", {**tall, "q_len": 1030, "right": 0}),
         ("sinks, Sq 2100, causal", {**tall, "q_len": 2100, "heads": 32, "right": 0}),
         ("sinks, Sq 4200, causal", {**tall, "q_len": 4200, "right": 0, "bottom_right": True}),
+        ("sinks, Sq 8200", {**tall, "q_len": 8200}),
     ]
 
 

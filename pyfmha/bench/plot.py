@@ -15,7 +15,7 @@ class Panel:
     """One diagram.
 
     Attributes:
-        title: dtype, head size and mask.
+        title: dtype, head size, mask, and what few serve: a soft cap, V of another head size.
         unit: ``"TFLOP/s"``, or ``"GB/s"`` where memory bounds.
         ticks: a label for each cell, ascending in length.
         lines: by contender's title, a value for each tick; None where there is none.
@@ -30,7 +30,7 @@ class Panel:
 
 
 def _group(cell: Cell) -> tuple[object, ...]:
-    return cell.bound_by_memory, cell.dtype, cell.head_size, cell.causal
+    return cell.bound_by_memory, cell.dtype, cell.head_size, cell.v_head_size, cell.softcap, cell.causal
 
 
 def panels_of(results: Results) -> list[Panel]:
@@ -51,8 +51,10 @@ def _panel(group: Sequence[Measured], results: Results) -> Panel:
             value = one.gigabytes(row) if cell.bound_by_memory else one.tflops(row)
             values.setdefault(row.title, [None] * len(ordered))[place] = value
     roof = results.roof.copy_gbps if cell.bound_by_memory else results.roof.matmul_tflops.get(cell.dtype)
+    values_of = f", V of {cell.v_head_size}" if cell.v_head_size else ""
+    cap = f", soft cap {cell.softcap:g}" if cell.softcap else ""
     return Panel(
-        f"{cell.dtype}, head size {cell.head_size}, {'causal' if cell.causal else 'full'}",
+        f"{cell.dtype}, head size {cell.head_size}{values_of}, {'causal' if cell.causal else 'full'}{cap}",
         "GB/s" if cell.bound_by_memory else "TFLOP/s",
         tuple(_tick(one.cell) for one in ordered),
         {title: tuple(line) for title, line in values.items() if any(value is not None for value in line)},
@@ -62,7 +64,8 @@ def _panel(group: Sequence[Measured], results: Results) -> Panel:
 
 def _tick(cell: Cell) -> str:
     heads = f"\n{cell.heads}/{cell.kv_heads} heads" if cell.heads != cell.kv_heads else ""
-    extra = f"\n{cell.beside or ', '.join(cell.asks.values())}" if cell.asks and cell.dtype != FP8 else ""
+    asked = ", ".join(said for word, said in cell.asks.items() if word != "values")  # that is in the panel's title
+    extra = f"\n{cell.beside or asked}" if asked and cell.dtype != FP8 else ""
     return f"{cell.kv_seq}\nbatch {cell.batch}{heads}{extra}"
 
 

@@ -362,6 +362,20 @@ def test_panels_have_lengths_in_order_and_a_roof() -> None:
     assert (panels[1].title, panels[1].ticks) == ("fp16, head size 128, full", ("4096\nbatch 16\n32/8 heads",))
 
 
+def test_soft_caps_and_other_values_have_panels_of_their_own() -> None:
+    cells = (SQUARE, replace(SQUARE, softcap=50.0), replace(SQUARE, head_size=192, v_head_size=128))
+    measured = tuple(Measured(cell, (Row("ours", "ours", 100.0, 0.01),)) for cell in cells)
+
+    panels = panels_of(results(measured=measured))
+
+    assert [panel.title for panel in panels] == [
+        "fp16, head size 64, full",
+        "fp16, head size 64, full, soft cap 50",
+        "fp16, head size 192, V of 128, full",
+    ]
+    assert {panel.ticks for panel in panels} == {("2048\nbatch 4",)}
+
+
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     path = tmp_path / "new" / "bench.png"
 

@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "the last block ends a key early": ("sequence[1] - SHAPE.BLOCK_N)", "sequence[1] - 1 - SHAPE.BLOCK_N)", FEW),
     "the producer loads the last block where it would begin": (
         "first_key(end_block - 1 - block, sequence, SHAPE)",
-        "(end_block - 1 - block) * BLOCK_N",
+        "(end_block - 1 - block) * SHAPE.BLOCK_N",
         {**FEW, **KEYS_ALONE},
     ),
     "consumers mask the last block where it would begin": (

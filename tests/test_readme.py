@@ -106,6 +106,7 @@ def test_a_network_and_the_library_compute_attention(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long  # as tests/onnx_models, which make test has much of
 def test_a_model_is_made_and_its_attention_replaced(tmp_path: Path, library: Path) -> None:
     made = run(sys.executable, "-c", block_of("onnx"), folder=tmp_path, driver=None, library=None)
     assert made.returncode == 0, made.stderr

@@ -223,7 +223,6 @@ QUICK = {
     "forward fp32 64",
     "split fp16 128",
     "hopper fp16 64 full 1x128",
-    "hopper fp16 64 general 1x128",
     "hopper fp16 64 full capped 1x128",
     "hopper bf16 128 causal 2x128",
 }

@@ -18,10 +18,21 @@ from pyfmha.bench.results import Measured, Row
 from pyfmha.errors import DriverError, PyfmhaError
 
 ROUNDS = 5
-ROUND_US = 30_000.0
-FEWEST, MOST = 5, 100
+TURNS = 5
+"""Of a contender in a round."""
+
+TURN_US = 3_000.0
+"""Of launches in a turn. Turns are short, and their order goes forth and back, because a GPU at its power limit leaves
+each contender a clock that depends on who ran in the 30 ms before: in blocks of so long, causal attention of 16384
+tokens took 0.92 or 1.00 of FlashAttention-3's time on an H200, by the place in the order alone."""
+
+FEWEST, MOST = 1, 20
+"""Launches of a turn."""
+
 HOST_ROUNDS = 3
-HOST_CALLS = 30
+HOST_US = 30_000.0
+HOST_FEWEST, HOST_CALLS = 5, 30
+"""Of a round: microseconds that its calls keep the GPU busy, and how many they are."""
 
 WHOLE = 1 << 24
 """Products of the scores up to which every row of the output is checked; beyond, a sample."""
@@ -112,9 +123,9 @@ def measure_cell(gpu: Gpu, cell: Cell, contenders: Sequence[Contender], progress
         stack.callback(inputs.close)
         check = _Check(gpu, inputs)
         contests = [_prepare(gpu, cell, contender, inputs, check, stack, progress) for contender in contenders]
-        for number in range(ROUNDS):
-            for contest in _running(contests):
-                _guarded(contest, partial(_round, gpu, contest, number))
+        for turn in range(ROUNDS * TURNS):
+            for contest in _running(contests if turn % 2 == 0 else contests[::-1]):
+                _guarded(contest, partial(_take_turn, gpu, contest, turn // TURNS))
         for contest in _running(contests):
             _guarded(contest, partial(_finish, gpu, contest, check))
         return Measured(cell, tuple(contest.row for contest in contests), _copy_us(gpu, cell))
@@ -187,18 +198,21 @@ def _prepare(
         if check.passes(contest, prepared, 0):
             with prepared.active():
                 first = statistics.median(gpu.cold_us(lambda: prepared.launch(0), prepared.stream, 3))
-            contest.count = launches_of(first, ROUND_US, FEWEST, MOST)
+            contest.count = launches_of(first, TURN_US, FEWEST, MOST)
 
     _guarded(contest, start)
     return contest
 
 
-def _round(gpu: Gpu, contest: _Contest, number: int) -> None:
+def _take_turn(gpu: Gpu, contest: _Contest, number: int) -> None:
+    """A turn of a round, all of whose launches read one set of inputs."""
     prepared = contest.prepared
     assert prepared is not None
     index = number % prepared.sets
+    if number == len(contest.rounds):
+        contest.rounds.append([])
     with prepared.active():
-        contest.rounds.append(gpu.cold_us(lambda: prepared.launch(index), prepared.stream, contest.count))
+        contest.rounds[number] += gpu.cold_us(lambda: prepared.launch(index), prepared.stream, contest.count)
 
 
 def _finish(gpu: Gpu, contest: _Contest, check: _Check) -> None:
@@ -213,13 +227,13 @@ def _finish(gpu: Gpu, contest: _Contest, check: _Check) -> None:
     with prepared.active():
         for _ in range(HOST_ROUNDS):
             gpu.synchronize()
-            host.append(gpu.host_us(lambda: prepared.launch(0), launches_of(us, ROUND_US, FEWEST, HOST_CALLS)))
+            host.append(gpu.host_us(lambda: prepared.launch(0), launches_of(us, HOST_US, HOST_FEWEST, HOST_CALLS)))
         gpu.synchronize()
     contest.row = replace(contest.row, us=us, noise=noise(contest.rounds), host_us=statistics.median(host))
     try:
         with prepared.active():
             replay = prepared.capture()
-            graph = statistics.median(gpu.cold_us(replay, prepared.stream, contest.count))
+            graph = statistics.median(gpu.cold_us(replay, prepared.stream, TURNS * contest.count))
     except FAILURES as error:
         contest.row = replace(contest.row, missing=f"no CUDA graph: {_first_line(error)}")
         return

@@ -165,3 +165,25 @@ def weigh_half(
     m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
     alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
     return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha
+
+
+@gluon.jit
+def weigh_near(
+    near, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
+    CAPPED: gl.constexpr, THREES: gl.constexpr,
+):  # fmt: skip
+    """As `weigh_half`, of the scores of the first half."""
+    HALF: gl.constexpr = BLOCK_N // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    zeros = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
+    before = partial_sums(zeros, HALF)
+    m = gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True)
+    ends = gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True)
+    before = gl.convert_layout(row_sum, before.type.layout, assert_trivial=True)
+    near, m, sums, alpha = weigh(near, m, before, scale, shift, 0, ends, key, True, LAYOUT, HALF, False, CAPPED, THREES)
+    weights = gl.join(near, zeros).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
+    weights = gl.convert_layout(weights, S_LAYOUT, assert_trivial=True)
+    m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
+    alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
+    return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha

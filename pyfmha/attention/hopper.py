@@ -100,6 +100,7 @@ class Setting:
     apart: bool = False
     sections: bool = False
     early: bool = False
+    ahead: int = 0
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -313,6 +314,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
         *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
+        *((("AHEAD", setting.ahead),) if setting.ahead else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -60,6 +60,9 @@ from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
 from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily, weigh_near
 from sm90_tiles import (
+    EVENLY,
+    even_begin,
+    even_place,
     ROWS,
     Shape,
     end_block_of,
@@ -147,14 +150,18 @@ def _load(work, SHAPE: gl.constexpr):
     v_place = (0, 0, 0)
     if HANDING:
         following = place_of_turn(0, sizes, SHAPE)
-    if SHAPE.AHEAD:
+    if ASKS or BRINGS[0]:
         next_tile = tile_of(0, row_tiles, heads, section, ORDER)
+    if ORDER == EVENLY:
+        state = even_begin()
     turns = tile_count(row_tiles, heads, section, ORDER)
     for turn in range(turns):
         if HANDING:
             head, row_tile, q_start, kv_start, sequence = following
-        elif SHAPE.AHEAD:
+        elif ASKS or BRINGS[0]:
             row_tile, head = next_tile
+        elif ORDER == EVENLY:
+            row_tile, head, state = even_place(state, row_tiles, heads, section)
         else:
             row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         batch = head // num_heads
@@ -207,7 +214,7 @@ def _load(work, SHAPE: gl.constexpr):
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
-            if SHAPE.AHEAD:
+            if ASKS or BRINGS[0]:
                 if block == gl.minimum(2, last):
                     next_tile = tile_of(turn + 1, row_tiles, heads, section, ORDER)
                     if turn + 1 < turns:
@@ -865,6 +872,7 @@ def compute(
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False, AHEAD: gl.constexpr = 0,
+    EVEN: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -901,8 +909,8 @@ def compute(
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
         plain = (out_smem, out_free, plain)
-    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS)
-    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN)
+    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST or EVEN else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
     if is_wide(BLOCK_N):
@@ -1019,9 +1027,16 @@ def compute(
     for part in range(CONSUMERS):
         noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
         if noted != 0:
+            if ORDER == EVENLY:
+                state = even_begin()
             for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
+                if ORDER == EVENLY:
+                    even_row_tile, even_head, state = even_place(state, row_tiles, all_heads, section)
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
+                    if ORDER == EVENLY:
+                        row_tile, head = even_row_tile, even_head
+                    else:
+                        row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
                     place = ()
                     if HANDING:
                         row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
@@ -1101,6 +1116,7 @@ def fmha_fwd_sm90(
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
     AHEAD: gl.constexpr = 0,
+    EVEN: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1141,5 +1157,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY, AHEAD=AHEAD,
+        EARLY=EARLY, AHEAD=AHEAD, EVEN=EVEN,
     )  # fmt: skip

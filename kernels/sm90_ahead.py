@@ -32,7 +32,7 @@ def rotates(ahead):
 @gluon.constexpr_function
 def sees_half(ahead, consumer, shape):
     """Whether a consumer multiplies half a first block, if its rows see no more."""
-    return ahead & 64 != 0 and consumer + 1 < shape.CONSUMERS
+    return ahead & 64 != 0 and consumer + 1 < (shape.CONSUMERS if shape.CONSUMERS == 2 else 4)
 
 
 @gluon.constexpr_function

@@ -101,6 +101,7 @@ class Setting:
     sections: bool = False
     early: bool = False
     ahead: int = 0
+    even: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -313,7 +314,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
+        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "EVEN") if getattr(setting, name.lower())),
         *((("AHEAD", setting.ahead),) if setting.ahead else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"

@@ -675,9 +675,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
         NEARS: gl.constexpr = sees_half(SHAPE.AHEAD, CONSUMER, SHAPE)
-        close = False
-        if NEARS:
-            close = gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2
+        close = gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2 if NEARS else False
         if close:
             mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
             mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)

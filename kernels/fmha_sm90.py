@@ -24,7 +24,6 @@ inputs. That part stands outside the consumers, whose registers it would fill wi
 input takes the same path, hundreds of times slower.
 """
 
-from sm90_ahead import asks_early, bring, brings, crosses, rotates, sees_half
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
@@ -144,22 +143,15 @@ def _load(work, SHAPE: gl.constexpr):
     q_smem, k_smem, v_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    ASKS: gl.constexpr = asks_early(SHAPE.AHEAD)
-    BRINGS: gl.constexpr = brings(SHAPE.AHEAD)
     step = 0
     v_place = (0, 0, 0)
     if HANDING:
         following = place_of_turn(0, sizes, SHAPE)
-    if ASKS or BRINGS[0]:
-        next_tile = tile_of(0, row_tiles, heads, section, ORDER)
     if ORDER == EVENLY:
         state = even_begin()
-    turns = tile_count(row_tiles, heads, section, ORDER)
-    for turn in range(turns):
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         if HANDING:
             head, row_tile, q_start, kv_start, sequence = following
-        elif ASKS or BRINGS[0]:
-            row_tile, head = next_tile
         elif ORDER == EVENLY:
             row_tile, head, state = even_place(state, row_tiles, heads, section)
         else:
@@ -199,8 +191,7 @@ def _load(work, SHAPE: gl.constexpr):
             elif Q_SLOTS == 1:  # the only slot is free when the tile before has had its last values
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
-            if block == (gl.where(turn == 0, 0, -1) if ASKS else rows_at):
-                # after the first keys, which need not wait for the rows of a tile before
+            if block == rows_at:  # after the first keys, which need not wait for the rows of a tile before
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
@@ -214,11 +205,6 @@ def _load(work, SHAPE: gl.constexpr):
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
-            if ASKS or BRINGS[0]:
-                if block == gl.minimum(2, last):
-                    next_tile = tile_of(turn + 1, row_tiles, heads, section, ORDER)
-                    if turn + 1 < turns:
-                        _look_ahead(work, turn + 1, next_tile, SHAPE)
             if HANDING:
                 # Where the consumers have been given work for as long as that takes: not where a tile ends.
                 if block == gl.minimum(1, end_block - first_block - 1):
@@ -233,40 +219,6 @@ def _load(work, SHAPE: gl.constexpr):
             _load_v(work, v_place, step - 1, SHAPE)
     if LAGS:
         keep_up(step, 40, 13, 1)
-
-
-@gluon.jit
-def _look_ahead(work, turn, tile, SHAPE: gl.constexpr):
-    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
-    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
-    BRINGS: gl.constexpr = brings(SHAPE.AHEAD)
-    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
-    q_desc, k_desc, v_desc, out_desc = descriptors
-    q_smem, k_smem, v_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    row_tile, head = tile
-    batch = head // num_heads
-    q_head = head % num_heads
-    kv_head = q_head // group
-    first_row = row_tile * (ROWS * CONSUMERS)
-    sequence = sequence_of(sizes, head, SHAPE)
-    first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
-    key = first_key(end_block - 1, sequence, SHAPE)
-    if BRINGS[0]:
-        bring(18, batch, kv_head, key, SHAPE)
-    if BRINGS[2]:
-        for c in gl.static_range(CONSUMERS):
-            bring(9, batch, q_head, first_row + c * ROWS, SHAPE)
-    if asks_early(SHAPE.AHEAD):
-        for c in gl.static_range(CONSUMERS):
-            slot = turn % Q_SLOTS * CONSUMERS + c
-            mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
-            if SHAPE.HANDED:
-                hand_on_tile(notes[1], slot, row_tile, head)
-            load_rows(q_desc, batch, q_head, first_row + c * ROWS, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
-    if BRINGS[1]:
-        bring(27, batch, kv_head, key, SHAPE)
 
 
 @gluon.constexpr_function
@@ -499,70 +451,97 @@ def _steps(
     return acc, p, m, row_sum, step, block
 
 
+@gluon.constexpr_function
+def tries(bits, bit):
+    return bits & bit != 0
+
+
 @gluon.jit
-def _begin(work, turn, there, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
-    """Issue the first scores of a tile, or if it is not there of anything; returns its place, its first step, and the
-    scores."""
-    STAGES: gl.constexpr = SHAPE.STAGES
+def _give_back(work, plain, turn, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    q_free = barriers[1]
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
-    V_STAGES: gl.constexpr = SHAPE.V_STAGES
-    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
-    q_smem, k_smem, v_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    slot = turn % Q_SLOTS * SHAPE.CONSUMERS + CONSUMER
-    if SHAPE.HANDED:
-        row_tile, head = taken_tile(notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1, there)
-    else:
-        row_tile, head = tile_of(turn, row_tiles, heads, section, SHAPE.ORDER)
-    if SHAPE.CAUSAL:
-        sequence = sequence_of(sizes, head, SHAPE)
-        first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
-        first_row = row_tile * (ROWS * SHAPE.CONSUMERS) + CONSUMER * ROWS
-        own_end = gl.minimum(end_block_of(first_row + ROWS, sequence, SHAPE), end_block)
-        own_end = gl.maximum(own_end, first_block + 1)
-        for _unused in range(gl.where(there, end_block - own_end, 0)):
-            mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
-            mbarrier.arrive(k_free.index(step % STAGES), count=1)
-            _wait_for_v(barriers, step, CONSUMER, SHAPE)
-            mbarrier.arrive(v_free.index(step % V_STAGES), count=1)
-            step += 1
-    if not SHAPE.HANDED:
-        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1, pred=there)
-    mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1, pred=there)
-    if is_wide(SHAPE.BLOCK_N):
-        scores = multiply_keys_wide(q_smem, slot, k_smem, step % STAGES, SHAPE)
-    else:
-        scores = multiply_keys(q_smem, slot, k_smem, step % STAGES, S_LAYOUT, SHAPE)
-    return (row_tile, head), step, scores
+    if SHAPE.APART:
+        if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
+            tma.store_wait(0)
+            mbarrier.arrive(plain[1].index(0), count=1)
+    elif (SHAPE.EARLY or tries(SHAPE.TRY, 128)) and Q_SLOTS > 1:
+        if turn > 0:  # the rows of the tile before leave their slot beside that product
+            tma.store_wait(0)
+            mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * SHAPE.CONSUMERS + CONSUMER), count=1)
 
 
 @gluon.jit
-def _all_there(scores, step, there, barriers, SHAPE: gl.constexpr):
-    """Wait for the scores that `_begin` issued."""
-    q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
-    scores = warpgroup_mma_wait(0, deps=scores if is_wide(SHAPE.BLOCK_N) else (scores,))
-    mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1, pred=there)
-    return scores
+def _first_half(
+    work, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, ends, key, CONSUMER: gl.constexpr,
+    SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    q_smem, k_smem, v_smem = shared
+    k_free = barriers[3]
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, SHAPE.CONSUMERS)
+    near = multiply_near_keys(q_smem, slot, k_smem, step % SHAPE.STAGES, SHAPE)
+    _give_back(work, (), turn, CONSUMER, SHAPE)
+    near = warpgroup_mma_wait(0, deps=(near,))
+    mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
+    p, m, row_sum, alpha = weigh_near(
+        near, m, row_sum, scale, shift, ends, key, S_LAYOUT, SHAPE.BLOCK_N, CAPPED, SHAPE.CAPPED and SHAPE.THREES
+    )
+    return pack(p, v_smem[0].dtype), m, row_sum
 
 
 @gluon.jit
-def _store(work, tile, turn, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """Have TMA store the rows of a tile."""
+def _first_block(
+    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, where, sequence, CONSUMER: gl.constexpr,
+    SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    LENGTHS: gl.constexpr = SHAPE.LENGTHS
+    LATE: gl.constexpr = SHAPE.LATE
+    WIDE: gl.constexpr = is_wide(BLOCK_N)
+    HALVES: gl.constexpr = SHAPE.CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, SHAPE.CONSUMERS)
+    PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
-    q_desc, k_desc, v_desc, out_desc = descriptors
     q_smem, k_smem, v_smem = shared
-    acc, inverse, first_row, head = tile
-    num_heads = sizes[0]
-    slot = turn % SHAPE.Q_SLOTS * SHAPE.CONSUMERS + CONSUMER
-    for part in gl.static_range(len(acc)):
-        out = acc[part]
-        factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
-        if SHAPE.CAUSAL:
-            out = gl.where((factor != 0)[:, None], out, 0.0)
-        matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], v_smem[0].dtype))
-    fence_async_shared()
-    store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, len(acc), SHAPE)
+    dtype: gl.constexpr = v_smem[0].dtype
+    k_free = barriers[3]
+    first_row, block, unmasked, unmasked_from, rows, begins, ends = where
+    q_n, kv_n, oldest, newest = sequence
+    stage = step % SHAPE.STAGES
+    if WIDE:
+        scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
+    else:
+        scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
+    _give_back(work, plain, turn, CONSUMER, SHAPE)
+    scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
+    mbarrier.arrive(k_free.index(stage), count=1)
+    key = first_key(block, sequence, SHAPE)
+    if LENGTHS:  # of the last block, the keys that are no other's
+        own_keys = rows * 0 + block * BLOCK_N
+    else:
+        own_keys = begins
+    half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
+    if HALVES and LENGTHS:  # a last block's own keys need not be its first
+        half = half & (key == block * BLOCK_N)
+    if WIDE:
+        p, m, row_sum = first_weights_wide(
+            scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
+        )  # fmt: skip
+    elif half:
+        p, m, row_sum, alpha = weigh_half(
+            scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
+        )
+    else:
+        masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
+        p, m, row_sum, alpha = weigh(
+            scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
+            CAPPED, PRODUCTS,
+        )  # fmt: skip
+    if not LATE and not WIDE:
+        p = pack(p, dtype)
+    return p, m, row_sum
 
 
 @gluon.jit
@@ -608,20 +587,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     dropped = 0
     step = 0
-    CROSS: gl.constexpr = crosses(SHAPE.AHEAD)
-    ROTATES: gl.constexpr = rotates(SHAPE.AHEAD)
-    turns = tile_count(row_tiles, heads, section, ORDER)
-    if CROSS:
-        next_tile, step, next_scores = _begin(work, 0, turns > 0, step, CONSUMER, SHAPE, S_LAYOUT)
-        next_scores = _all_there(next_scores, step, turns > 0, barriers, SHAPE)
-    if ROTATES:
-        nothing = gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT)
-        finished_tile = (no_values(len(q_smem) if WIDE else len(v_smem), SHAPE), nothing, step, step)
-    for turn in range(turns):
+    for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
-        if CROSS:
-            row_tile, head = next_tile
-        elif SHAPE.HANDED:
+        if SHAPE.HANDED:
             row_tile, head = taken_tile(notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1)
         else:
             row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
@@ -650,8 +618,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             unmasked = gl.maximum(gl.minimum(first_row + newest + 1, kv_n), 0) // BLOCK_N
             if GENERAL:
                 unmasked = gl.where(first_row + ROWS <= q_n, unmasked, 0)
-            passed = 0 if CROSS else end_block - own_end
-            for _unused in range(passed):  # keys only for the rows of the consumers below
+            for _unused in range(end_block - own_end):  # keys only for the rows of the consumers below
                 if PING_PONG:
                     turn_taken = take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
                     pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
@@ -674,72 +641,30 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
-        NEARS: gl.constexpr = sees_half(SHAPE.AHEAD, CONSUMER, SHAPE)
-        close = gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2 if NEARS else False
-        if close:
-            mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
-            mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-            near = multiply_near_keys(q_smem, slot, k_smem, stage, SHAPE)
-            if ROTATES:
-                if turn > 0:
-                    _store(work, finished_tile, turn - 1, CONSUMER, SHAPE)
-            near = warpgroup_mma_wait(0, deps=(near,))
-            mbarrier.arrive(k_free.index(stage), count=1)
-            p, m, row_sum, alpha = weigh_near(
-                near, m, row_sum, scale, shift, ends, block * BLOCK_N, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
-            )
-            p = pack(p, dtype)
-        else:
-            if CROSS:
-                scores = next_scores
-            else:
-                mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
-                mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-                if WIDE:
-                    scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
-                else:
-                    scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
-            if ROTATES:
-                if turn > 0:
-                    _store(work, finished_tile, turn - 1, CONSUMER, SHAPE)
-            if SHAPE.APART:
-                if (
-                    turn > 0
-                ):  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
-                    tma.store_wait(0)
-                    mbarrier.arrive(plain[1].index(0), count=1)
-            elif SHAPE.EARLY and Q_SLOTS > 1:  # the rows of the tile before leave their slot beside that product
-                if turn > 0:
-                    tma.store_wait(0)
-                    mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
-            if not CROSS:
-                scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
-                mbarrier.arrive(k_free.index(stage), count=1)
-            key = first_key(block, sequence, SHAPE)
-            if LENGTHS:  # of the last block, the keys that are no other's
-                own_keys = rows * 0 + block * BLOCK_N
-            else:
-                own_keys = begins
-            half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
-            if HALVES and LENGTHS:  # a last block's own keys need not be its first
-                half = half & (key == block * BLOCK_N)
-            if WIDE:
-                p, m, row_sum = first_weights_wide(
-                    scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
-                )  # fmt: skip
-            elif half:
-                p, m, row_sum, alpha = weigh_half(
-                    scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
+        NEARS: gl.constexpr = (
+            tries(SHAPE.TRY, 64)
+            and CAUSAL
+            and not LATE
+            and BLOCK_N == 2 * ROWS
+            and (CONSUMERS == 3 or CONSUMER + 1 < CONSUMERS)
+        )
+        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
+        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+        where = (first_row, block, unmasked, unmasked_from, rows, begins, ends)
+        if NEARS:
+            if gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2:
+                p, m, row_sum = _first_half(
+                    work, slot, turn, step, m, row_sum, scale, shift, ends, block * BLOCK_N, CONSUMER, SHAPE, S_LAYOUT
                 )
             else:
-                masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
-                p, m, row_sum, alpha = weigh(
-                    scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
-                    CAPPED, PRODUCTS,
-                )  # fmt: skip
-            if not LATE and not WIDE:
-                p = pack(p, dtype)
-        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY:
+                p, m, row_sum = _first_block(
+                    work, plain, slot, turn, step, m, row_sum, scale, shift, where, sequence, CONSUMER, SHAPE, S_LAYOUT
+                )
+        else:
+            p, m, row_sum = _first_block(
+                work, plain, slot, turn, step, m, row_sum, scale, shift, where, sequence, CONSUMER, SHAPE, S_LAYOUT
+            )
+        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not tries(SHAPE.TRY, 128):
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -780,9 +705,6 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         else:
             p = p.to(dtype) if LATE else unpack(p, dtype)
             acc, p = multiply_values(p, v_smem, last, acc, SHAPE)
-        if CROSS:
-            more = turn + 1 < turns
-            next_tile, step, next_scores = _begin(work, turn + 1, more, step, CONSUMER, SHAPE, S_LAYOUT)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total > 0
         if LENGTHS:
@@ -807,49 +729,43 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 gl.store(Lse + (head.to(gl.int64) * q_len + token) + own_rows, lse, mask=own_rows < count)
             else:
                 gl.store(Lse + head.to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
-        PENDING: gl.constexpr = (1 if WIDE else len(k_smem)) if CROSS else 0
         if WIDE:
-            acc, near, inverse = wait_for_products(acc, p[0], inverse, PENDING)
+            acc, near, inverse = wait_for_products(acc, p[0], inverse)
         else:
-            acc, p, inverse = wait_for_products(acc, p, inverse, PENDING)
+            acc, p, inverse = wait_for_products(acc, p, inverse)
         mbarrier.arrive(v_free.index(last), count=1)
-        if ROTATES:
-            finished_tile = (acc, inverse, first_row, head)
-        else:
-            for part in gl.static_range(len(acc)):
-                out = acc[part]
-                factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
-                if CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+        for part in gl.static_range(len(acc)):
+            out = acc[part]
+            factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
+            if tries(SHAPE.TRY, 256) and not LENGTHS:
+                if first_row + newest < 0:
                     out = gl.where((factor != 0)[:, None], out, 0.0)
-                if SHAPE.APART:
-                    mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
-                    matrix(plain[0], 0, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
-                else:
-                    matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
-            fence_async_shared()
-            if RAGGED:
-                if SHAPE.APART:
-                    out_part = plain[0][0].index(0)
-                else:
-                    out_part = q_smem[0].index(slot)
-                if count >= ROWS:
-                    tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
-                else:  # the next sequence's rows are behind
-                    Out, stride_h, stride_s, head_size = plain[2] if SHAPE.APART else plain
-                    Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
-                    store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
-            elif SHAPE.APART:
-                store_tile(out_desc, head // num_heads, head % num_heads, first_row, plain[0], 0, len(acc), SHAPE)
+            elif CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+                out = gl.where((factor != 0)[:, None], out, 0.0)
+            if SHAPE.APART:
+                mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
+                matrix(plain[0], 0, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
             else:
-                store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, len(acc), SHAPE)
+                matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
+        fence_async_shared()
+        if RAGGED:
+            if SHAPE.APART:
+                out_part = plain[0][0].index(0)
+            else:
+                out_part = q_smem[0].index(slot)
+            if count >= ROWS:
+                tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
+            else:  # the next sequence's rows are behind
+                Out, stride_h, stride_s, head_size = plain[2] if SHAPE.APART else plain
+                Out += head.to(gl.int64) * stride_h + token.to(gl.int64) * stride_s
+                store_rows(out_part.reshape([ROWS, BLOCK_D]), Out, stride_s, count, head_size, SHAPE)
+        elif SHAPE.APART:
+            store_tile(out_desc, head // num_heads, head % num_heads, first_row, plain[0], 0, len(acc), SHAPE)
+        else:
+            store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, len(acc), SHAPE)
         if Q_SLOTS == 1 and not SHAPE.APART:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
-        if CROSS:
-            next_scores = _all_there(next_scores, step, more, barriers, SHAPE)
-    if ROTATES:
-        if turns > 0:
-            _store(work, finished_tile, turns - 1, CONSUMER, SHAPE)
     tma.store_wait(0)
     if SHAPE.APART and CONSUMER < CONSUMERS - 1:  # whom the other still waits for, if there was a tile
         if step > 0:
@@ -869,8 +785,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
-    EARLY: gl.constexpr = False, AHEAD: gl.constexpr = 0,
-    EVEN: gl.constexpr = False,
+    EARLY: gl.constexpr = False, EVEN: gl.constexpr = False, TRY: gl.constexpr = 0,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -971,7 +886,7 @@ def compute(
         THREES,
         HANDED_ON,
         EARLY,
-        AHEAD,
+        TRY,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -1113,8 +1028,8 @@ def fmha_fwd_sm90(
     APART: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
-    AHEAD: gl.constexpr = 0,
     EVEN: gl.constexpr = False,
+    TRY: gl.constexpr = 0,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1155,5 +1070,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY, AHEAD=AHEAD, EVEN=EVEN,
+        EARLY=EARLY, EVEN=EVEN, TRY=TRY,
     )  # fmt: skip

@@ -123,13 +123,13 @@ def multiply_values(p, v_smem, stage, acc, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def wait_for_products(acc, p, other, PENDING: gl.constexpr = 0):
-    """Wait for all products but so many; returns the arguments."""
+def wait_for_products(acc, p, other):
+    """Wait for all products; returns the arguments."""
     if len(acc) == 2:
-        first, second, p, other = warpgroup_mma_wait(PENDING, deps=(acc[0], acc[1], p, other))
+        first, second, p, other = warpgroup_mma_wait(0, deps=(acc[0], acc[1], p, other))
         return (first, second), p, other
     else:
-        first, p, other = warpgroup_mma_wait(PENDING, deps=(acc[0], p, other))
+        first, p, other = warpgroup_mma_wait(0, deps=(acc[0], p, other))
         return (first,), p, other
 
 

@@ -171,9 +171,9 @@ def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def taken_tile(places, slot, ready, phase, there=True):
+def taken_tile(places, slot, ready, phase):
     """What `hand_on_tile` was given, once the queries are there."""
-    mbarrier.wait(ready, phase, pred=there)
+    mbarrier.wait(ready, phase)
     return _take_one(places, slot * 2), _take_one(places, slot * 2 + 1)
 
 

@@ -58,7 +58,7 @@ class Shape(NamedTuple):
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
-    AHEAD: gl.constexpr = gl.constexpr(0)
+    TRY: gl.constexpr = gl.constexpr(0)
 
 
 @gluon.constexpr_function

@@ -100,7 +100,7 @@ class Setting:
     apart: bool = False
     sections: bool = False
     early: bool = False
-    ahead: int = 0
+    attempt: int = 0
     even: bool = False
 
 
@@ -315,7 +315,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
         *((name, True) for name in ("APART", "SECTIONS", "EARLY", "EVEN") if getattr(setting, name.lower())),
-        *((("AHEAD", setting.ahead),) if setting.ahead else ()),
+        *((("TRY", setting.attempt),) if setting.attempt else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -57,7 +57,7 @@ from sm90_products import product_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily, weigh_near
+from sm90_softmax import mask_all, mask_far, maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily, weigh_near
 from sm90_tiles import (
     EVENLY,
     even_begin,
@@ -535,6 +535,13 @@ def _first_block(
         )
     else:
         masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
+        if tries(SHAPE.TRY, 512):
+            if masked:
+                if first_row + newest + 1 >= key + BLOCK_N // 2:
+                    scores = mask_far(scores, ends, key, S_LAYOUT, BLOCK_N)
+                else:
+                    scores = mask_all(scores, ends, key, S_LAYOUT, BLOCK_N)
+            masked = False
         p, m, row_sum, alpha = weigh(
             scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
             CAPPED, PRODUCTS,
@@ -785,7 +792,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
-    EARLY: gl.constexpr = False, EVEN: gl.constexpr = False, TRY: gl.constexpr = 0,
+    EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, TRY: gl.constexpr = 0,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -822,8 +829,11 @@ def compute(
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
         plain = (out_smem, out_free, plain)
-    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN)
-    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST or EVEN else all_heads
+    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN > 0)
+    if EVEN:
+        section = section_heads(row_tiles, all_heads, EVEN)
+    else:
+        section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
     if is_wide(BLOCK_N):
@@ -1028,7 +1038,7 @@ def fmha_fwd_sm90(
     APART: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
-    EVEN: gl.constexpr = False,
+    EVEN: gl.constexpr = 0,
     TRY: gl.constexpr = 0,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to

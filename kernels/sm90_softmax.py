@@ -81,6 +81,26 @@ def maxima(
 
 
 @gluon.jit
+def mask_all(scores, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
+    columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+    return gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+
+
+@gluon.jit
+def mask_far(scores, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
+    """As `mask_all`, of a block whose first half all rows see."""
+    HALF: gl.constexpr = BLOCK_N // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
+    near = gl.convert_layout(near, LAYOUT, assert_trivial=True)
+    far = gl.convert_layout(far, LAYOUT, assert_trivial=True)
+    ends = gl.convert_layout(ends, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
+    far = mask_all(far, ends, key + HALF, LAYOUT, HALF)
+    scores = gl.join(near, far).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
+    return gl.convert_layout(scores, S_LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
 def added(row_sum, alpha, parts):
     """Sums before, times the factors of their rows, and those of a block."""
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)

@@ -74,10 +74,10 @@ def order_of(causal, two_heads, longest_first, sections, evenly=False):
 
 
 @gluon.jit
-def section_heads(row_tiles, heads):
+def section_heads(row_tiles, heads, ROUNDS: gl.constexpr = SECTION_ROUNDS):
     """Heads of a section, if LONGEST_FIRST: so many that their tiles are SECTION_ROUNDS for each program, or just
     fewer; at least one, whose tiles may be more."""
-    return gl.minimum(gl.maximum(SECTION_ROUNDS * gl.num_programs(0) // row_tiles, 1), heads)
+    return gl.minimum(gl.maximum(ROUNDS * gl.num_programs(0) // row_tiles, 1), heads)
 
 
 @gluon.jit

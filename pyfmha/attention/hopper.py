@@ -101,7 +101,7 @@ class Setting:
     sections: bool = False
     early: bool = False
     attempt: int = 0
-    even: bool = False
+    even: int = 0
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -314,8 +314,9 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "EVEN") if getattr(setting, name.lower())),
+        *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
         *((("TRY", setting.attempt),) if setting.attempt else ()),
+        *((("EVEN", setting.even),) if setting.even else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -57,14 +57,26 @@ from sm90_products import product_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import mask_all, mask_far, maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily, weigh_near
+from sm90_softmax import (
+    mask_all,
+    mask_far,
+    maxima,
+    pack,
+    partial_sums,
+    unpack,
+    weigh,
+    weigh_after,
+    weigh_half,
+    weigh_lazily,
+    weigh_near,
+)
 from sm90_tiles import (
     EVENLY,
-    even_begin,
-    even_place,
     ROWS,
     Shape,
     end_block_of,
+    even_begin,
+    even_place,
     first_key,
     order_of,
     section_heads,
@@ -452,62 +464,66 @@ def _steps(
 
 
 @gluon.constexpr_function
-def tries(bits, bit):
-    return bits & bit != 0
+def may_see_half(shape, consumer):
+    """Whether a consumer looks for first blocks of whose keys its rows see the first half at most, if HALVED: of two
+    consumers the last, whose rows end with a block of 128 keys where masks begin with one, has none."""
+    return shape.HALVED and (shape.CONSUMERS > 2 or consumer + 1 < shape.CONSUMERS)
 
 
 @gluon.jit
 def _give_back(work, plain, turn, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
-    q_free = barriers[1]
+    """Beside the first product of a tile, give back what the rows of the tile before were stored from."""
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    q_free = work[2][1]
     if SHAPE.APART:
         if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
             tma.store_wait(0)
             mbarrier.arrive(plain[1].index(0), count=1)
-    elif (SHAPE.EARLY or tries(SHAPE.TRY, 128)) and Q_SLOTS > 1:
-        if turn > 0:  # the rows of the tile before leave their slot beside that product
+    elif (SHAPE.EARLY or SHAPE.BRIEF) and Q_SLOTS > 1:
+        if turn > 0:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * SHAPE.CONSUMERS + CONSUMER), count=1)
 
 
 @gluon.jit
-def _first_half(
-    work, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, ends, key, CONSUMER: gl.constexpr,
+def _half_first_block(
+    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, ends, key, CONSUMER: gl.constexpr,
     SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
-    q_smem, k_smem, v_smem = shared
-    k_free = barriers[3]
+    """As `_first_block`, where the rows see no more than the first half of its keys, which alone are multiplied."""
     CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, SHAPE.CONSUMERS)
-    near = multiply_near_keys(q_smem, slot, k_smem, step % SHAPE.STAGES, SHAPE)
-    _give_back(work, (), turn, CONSUMER, SHAPE)
+    q_smem, k_smem, v_smem = work[1]
+    k_free = work[2][3]
+    stage = step % SHAPE.STAGES
+    near = multiply_near_keys(q_smem, slot, k_smem, stage, SHAPE)
+    _give_back(work, plain, turn, CONSUMER, SHAPE)
     near = warpgroup_mma_wait(0, deps=(near,))
-    mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
+    mbarrier.arrive(k_free.index(stage), count=1)
     p, m, row_sum, alpha = weigh_near(
         near, m, row_sum, scale, shift, ends, key, S_LAYOUT, SHAPE.BLOCK_N, CAPPED, SHAPE.CAPPED and SHAPE.THREES
     )
-    return pack(p, v_smem[0].dtype), m, row_sum
+    return p, m, row_sum
 
 
 @gluon.jit
 def _first_block(
-    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, where, sequence, CONSUMER: gl.constexpr,
-    SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, seen, block, sequence,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
+    """Weights of a tile's first block, with the maxima and sums; queries and keys are there. seen: the first row, the
+    rows, where the keys that each sees begin and end, and the blocks of which all rows see all keys."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     GENERAL: gl.constexpr = SHAPE.GENERAL
     LENGTHS: gl.constexpr = SHAPE.LENGTHS
-    LATE: gl.constexpr = SHAPE.LATE
     WIDE: gl.constexpr = is_wide(BLOCK_N)
-    HALVES: gl.constexpr = SHAPE.CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS
+    # blocks wide enough, and registers
+    HALVES: gl.constexpr = SHAPE.CAUSAL and not GENERAL and SHAPE.LATE and BLOCK_N > ROWS
     CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, SHAPE.CONSUMERS)
     PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_smem, k_smem, v_smem = shared
-    dtype: gl.constexpr = v_smem[0].dtype
     k_free = barriers[3]
-    first_row, block, unmasked, unmasked_from, rows, begins, ends = where
+    first_row, rows, begins, ends, unmasked_from, unmasked = seen
     q_n, kv_n, oldest, newest = sequence
     stage = step % SHAPE.STAGES
     if WIDE:
@@ -527,7 +543,7 @@ def _first_block(
         half = half & (key == block * BLOCK_N)
     if WIDE:
         p, m, row_sum = first_weights_wide(
-            scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
+            scores, m, row_sum, scale, shift, ends, key, block >= unmasked, v_smem[0].dtype, SHAPE
         )  # fmt: skip
     elif half:
         p, m, row_sum, alpha = weigh_half(
@@ -535,7 +551,7 @@ def _first_block(
         )
     else:
         masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
-        if tries(SHAPE.TRY, 512):
+        if SHAPE.HALVED:
             if masked:
                 if first_row + newest + 1 >= key + BLOCK_N // 2:
                     scores = mask_far(scores, ends, key, S_LAYOUT, BLOCK_N)
@@ -546,8 +562,6 @@ def _first_block(
             scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
             CAPPED, PRODUCTS,
         )  # fmt: skip
-    if not LATE and not WIDE:
-        p = pack(p, dtype)
     return p, m, row_sum
 
 
@@ -569,7 +583,6 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     RAGGED: gl.constexpr = SHAPE.RAGGED
     CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
     LENGTHS: gl.constexpr = SHAPE.LENGTHS
-    HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     WIDE: gl.constexpr = is_wide(BLOCK_N)
     NEAR: gl.constexpr = near_keys(BLOCK_N)
@@ -648,33 +661,31 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
-        NEARS: gl.constexpr = (
-            tries(SHAPE.TRY, 64)
-            and CAUSAL
-            and not LATE
-            and BLOCK_N == 2 * ROWS
-            and (CONSUMERS == 3 or CONSUMER + 1 < CONSUMERS)
-        )
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        where = (first_row, block, unmasked, unmasked_from, rows, begins, ends)
-        if NEARS:
+        seen = (first_row, rows, begins, ends, unmasked_from, unmasked)
+        if may_see_half(SHAPE, CONSUMER):
             if gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2:
-                p, m, row_sum = _first_half(
-                    work, slot, turn, step, m, row_sum, scale, shift, ends, block * BLOCK_N, CONSUMER, SHAPE, S_LAYOUT
-                )
+                p, m, row_sum = _half_first_block(
+                    work, plain, slot, turn, step, m, row_sum, scale, shift, ends, block * BLOCK_N,
+                    CONSUMER, SHAPE, S_LAYOUT,
+                )  # fmt: skip
             else:
                 p, m, row_sum = _first_block(
-                    work, plain, slot, turn, step, m, row_sum, scale, shift, where, sequence, CONSUMER, SHAPE, S_LAYOUT
-                )
+                    work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
+                    CONSUMER, SHAPE, S_LAYOUT,
+                )  # fmt: skip
         else:
             p, m, row_sum = _first_block(
-                work, plain, slot, turn, step, m, row_sum, scale, shift, where, sequence, CONSUMER, SHAPE, S_LAYOUT
-            )
-        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not tries(SHAPE.TRY, 128):
+                work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
+                CONSUMER, SHAPE, S_LAYOUT,
+            )  # fmt: skip
+        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not SHAPE.BRIEF:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
+        if not LATE and not WIDE:
+            p = pack(p, dtype)
         acc = no_values(len(q_smem) if WIDE else len(v_smem), SHAPE)
         step += 1
         to_left = uniform(block - first_block)
@@ -744,7 +755,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         for part in gl.static_range(len(acc)):
             out = acc[part]
             factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
-            if tries(SHAPE.TRY, 256) and not LENGTHS:
+            if SHAPE.BRIEF:
                 if first_row + newest < 0:
                     out = gl.where((factor != 0)[:, None], out, 0.0)
             elif CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
@@ -792,7 +803,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
-    EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, TRY: gl.constexpr = 0,
+    EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -896,7 +907,8 @@ def compute(
         THREES,
         HANDED_ON,
         EARLY,
-        TRY,
+        BRIEF,
+        HALVED,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -1039,7 +1051,8 @@ def fmha_fwd_sm90(
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
     EVEN: gl.constexpr = 0,
-    TRY: gl.constexpr = 0,
+    BRIEF: gl.constexpr = False,
+    HALVED: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1080,5 +1093,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY, EVEN=EVEN, TRY=TRY,
+        EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED,
     )  # fmt: skip

@@ -58,7 +58,8 @@ class Shape(NamedTuple):
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
-    TRY: gl.constexpr = gl.constexpr(0)
+    BRIEF: gl.constexpr = gl.constexpr(False)
+    HALVED: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -100,8 +100,9 @@ class Setting:
     apart: bool = False
     sections: bool = False
     early: bool = False
-    attempt: int = 0
     even: int = 0
+    brief: bool = False
+    halved: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -314,8 +315,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
-        *((("TRY", setting.attempt),) if setting.attempt else ()),
+        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "BRIEF", "HALVED") if getattr(setting, name.lower())),
         *((("EVEN", setting.even),) if setting.even else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"

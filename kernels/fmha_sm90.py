@@ -1079,6 +1079,12 @@ def fmha_fwd_sm90(
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
     batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
     and where there is one slot for queries, its second keys and first values before its queries.
+    EVEN: causal tiles from the longest in sections of so many rounds for each program, from which all programs get as
+    much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON. BRIEF: the slot of the rows
+    before is given back beside a tile's first product, and rows without keys are looked for once a tile; not LENGTHS.
+    HALVED: a consumer whose rows see no more than the first half of a tile's first block multiplies that alone, and
+    masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,
+    LENGTHS or CAPPED.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

@@ -70,6 +70,11 @@ class Setting:
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
         sections: whether tiles of a ragged batch are paired among four heads, instead of one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
+        even: causal tiles from the longest, in sections of so many rounds, from which all programs get as much to do;
+            for a kernel that is handed and not longest_first. 0 for another order.
+        brief: whether ends of tiles take fewer instructions, as the kernel says; not for lengths.
+        halved: whether half a first block is multiplied where rows see no more of it; of 128 keys, for several
+            consumers that serve neither lengths nor soft caps.
     """
 
     block_n: int

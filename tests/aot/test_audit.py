@@ -142,6 +142,8 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
         for causal, spec in zip(setting.masks, made, strict=True):
             mask = kind_of(setting, causal)
             order = " in pairs of heads" if setting.two_heads else " longest first" if setting.longest_first else ""
+            order = " evenly" if setting.even else order
+            halved = setting.halved * (setting.consumers if setting.consumers > 2 else 1)  # products of half a block
             any_order = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
             spilled, loop = SPILLED.get((head_size, mask + order, setting.consumers), any_order)
             loops = 2 if causal and not setting.general and setting.consumers > 1 else 1
@@ -154,8 +156,8 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
             budget = Budget(
                 blocks=max(setting.programs, 1),
                 multiply="HGMMA",
-                count=setting.consumers * (1 + loops) * (columns + parts * setting.block_n) // 16,
-                batches=setting.consumers * (1 + loops) * 2 * parts,
+                count=(setting.consumers * (1 + loops) * (columns + parts * setting.block_n) + halved * columns) // 16,
+                batches=(setting.consumers * (1 + loops) * 2 + halved) * parts,
                 spilled=spilled,
                 loop=loop,
                 exponentials=exponentials,

@@ -61,7 +61,8 @@ def dealt(row_tiles: int, heads: int, rounds: int, programs: int, source: Path =
         last = max(heads // section - 1, 0)
         assert own == sorted(own, key=lambda tile: (min(tile[1] // section, last), -tile[0]))
         found.append(own)
-    assert sorted(sum(found, [])) == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
+    taken = sorted(tile for own in found for tile in own)
+    assert taken == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
     return found
 
 

@@ -6,12 +6,13 @@ from itertools import product
 from pyfmha.attention.hopper import ROWS, SETTINGS, SHARED_OF_SM, Setting, variants
 from pyfmha.spec.kernel import KernelSpec
 
+_ENDS = {"even": 0, "brief": False, "halved": False}
 # What is built, for every call, and what else is worth trying.
 _BUILT = {
     size: tuple(
         dict.fromkeys(
             replace(
-                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False),
+                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False, **_ENDS),
                 requires=(),
                 masks=(False, True),
             )

@@ -6,15 +6,16 @@ from itertools import product
 from pyfmha.attention.hopper import ROWS, SETTINGS, SHARED_OF_SM, Setting, variants
 from pyfmha.spec.kernel import KernelSpec
 
-_ENDS = {"even": 0, "brief": False, "halved": False}
 # What is built, for every call, and what else is worth trying.
 _BUILT = {
     size: tuple(
         dict.fromkeys(
             replace(
-                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False, **_ENDS),
+                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False, even=0),
                 requires=(),
                 masks=(False, True),
+                brief=False,
+                halved=False,
             )
             for s in made
             if not (s.general or s.capped or s.two_parts or s.lengths)

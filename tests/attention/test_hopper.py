@@ -153,9 +153,7 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
     assert [launch.grid[0] for launch in launches] == [16, 128, SMS, 8 * 8 * 5 // 2, 2 * SMS, SMS, 2 * 128]
 
 
-def test_the_grid_of_long_causal_rows_has_one_row_of_programs(
-    loaded: CLibrary, fake_cuda: FakeCuda
-) -> None:
+def test_the_grid_of_long_causal_rows_has_one_row_of_programs(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
     launches = [
         launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=1, window_right=0))
         for q_len in (2048, 4096, 4097, 192 * SMS * 3)

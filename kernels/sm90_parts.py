@@ -88,7 +88,7 @@ def multiply_near_keys(q_smem, slot, k_smem, stage, SHAPE: gl.constexpr):
     for part in gl.static_range(len(k_smem)):
         q = matrix(q_smem, slot, part, ROWS, SHAPE)
         k_t = matrix(k_smem, stage, part, SHAPE.BLOCK_N, SHAPE).slice(0, HALF).permute((1, 0))
-        scores = warpgroup_mma(q, k_t, scores, use_acc=part > 0, is_async=True)
+        scores = warpgroup_mma(q, k_t, scores, use_acc=part != 0, is_async=True)
     return scores
 
 

@@ -32,6 +32,7 @@ from sm90_parts import (
     load_rows,
     matrix,
     multiply_keys,
+    multiply_near_keys,
     multiply_values,
     no_values,
     store_tile,
@@ -56,11 +57,26 @@ from sm90_products import product_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily
+from sm90_softmax import (
+    mask_all,
+    mask_far,
+    maxima,
+    pack,
+    partial_sums,
+    unpack,
+    weigh,
+    weigh_after,
+    weigh_half,
+    weigh_lazily,
+    weigh_near,
+)
 from sm90_tiles import (
+    EVENLY,
     ROWS,
     Shape,
     end_block_of,
+    even_begin,
+    even_place,
     first_key,
     order_of,
     section_heads,
@@ -143,9 +159,13 @@ def _load(work, SHAPE: gl.constexpr):
     v_place = (0, 0, 0)
     if HANDING:
         following = place_of_turn(0, sizes, SHAPE)
+    if ORDER == EVENLY:
+        state = even_begin()
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         if HANDING:
             head, row_tile, q_start, kv_start, sequence = following
+        elif ORDER == EVENLY:
+            row_tile, head, state = even_place(state, row_tiles, heads, section)
         else:
             row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         batch = head // num_heads
@@ -443,6 +463,108 @@ def _steps(
     return acc, p, m, row_sum, step, block
 
 
+@gluon.constexpr_function
+def may_see_half(shape, consumer):
+    """Whether a consumer looks for first blocks of whose keys its rows see the first half at most, if HALVED: of two
+    consumers the last, whose rows end with a block of 128 keys where masks begin with one, has none."""
+    return shape.HALVED and (shape.CONSUMERS > 2 or consumer + 1 < shape.CONSUMERS)
+
+
+@gluon.jit
+def _give_back(work, plain, turn, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """Beside the first product of a tile, give back what the rows of the tile before were stored from."""
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    q_free = work[2][1]
+    if SHAPE.APART:
+        if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
+            tma.store_wait(0)
+            mbarrier.arrive(plain[1].index(0), count=1)
+    elif (SHAPE.EARLY or SHAPE.BRIEF) and Q_SLOTS > 1:
+        if turn > 0:
+            tma.store_wait(0)
+            mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * SHAPE.CONSUMERS + CONSUMER), count=1)
+
+
+@gluon.jit
+def _half_first_block(
+    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, ends, key, CONSUMER: gl.constexpr,
+    SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """As `_first_block`, where the rows see no more than the first half of its keys, which alone are multiplied."""
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, SHAPE.CONSUMERS)
+    q_smem, k_smem, v_smem = work[1]
+    k_free = work[2][3]
+    stage = step % SHAPE.STAGES
+    near = multiply_near_keys(q_smem, slot, k_smem, stage, SHAPE)
+    _give_back(work, plain, turn, CONSUMER, SHAPE)
+    near = warpgroup_mma_wait(0, deps=(near,))
+    mbarrier.arrive(k_free.index(stage), count=1)
+    p, m, row_sum, alpha = weigh_near(
+        near, m, row_sum, scale, shift, ends, key, S_LAYOUT, SHAPE.BLOCK_N, CAPPED, SHAPE.CAPPED and SHAPE.THREES
+    )
+    return p, m, row_sum
+
+
+@gluon.jit
+def _first_block(
+    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, seen, block, sequence,
+    CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Weights of a tile's first block, with the maxima and sums; queries and keys are there. seen: the first row, the
+    rows, where the keys that each sees begin and end, and the blocks of which all rows see all keys."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    GENERAL: gl.constexpr = SHAPE.GENERAL
+    LENGTHS: gl.constexpr = SHAPE.LENGTHS
+    WIDE: gl.constexpr = is_wide(BLOCK_N)
+    # blocks wide enough, and registers
+    HALVES: gl.constexpr = SHAPE.CAUSAL and not GENERAL and SHAPE.LATE and BLOCK_N > ROWS
+    CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, SHAPE.CONSUMERS)
+    PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
+    descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
+    q_smem, k_smem, v_smem = shared
+    k_free = barriers[3]
+    first_row, rows, begins, ends, unmasked_from, unmasked = seen
+    q_n, kv_n, oldest, newest = sequence
+    stage = step % SHAPE.STAGES
+    if WIDE:
+        scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
+    else:
+        scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
+    _give_back(work, plain, turn, CONSUMER, SHAPE)
+    scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
+    mbarrier.arrive(k_free.index(stage), count=1)
+    key = first_key(block, sequence, SHAPE)
+    if LENGTHS:  # of the last block, the keys that are no other's
+        own_keys = rows * 0 + block * BLOCK_N
+    else:
+        own_keys = begins
+    half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
+    if HALVES and LENGTHS:  # a last block's own keys need not be its first
+        half = half & (key == block * BLOCK_N)
+    if WIDE:
+        p, m, row_sum = first_weights_wide(
+            scores, m, row_sum, scale, shift, ends, key, block >= unmasked, v_smem[0].dtype, SHAPE
+        )  # fmt: skip
+    elif half:
+        p, m, row_sum, alpha = weigh_half(
+            scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
+        )
+    else:
+        masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
+        if SHAPE.HALVED:
+            if masked:
+                if first_row + newest + 1 >= key + BLOCK_N // 2:
+                    scores = mask_far(scores, ends, key, S_LAYOUT, BLOCK_N)
+                else:
+                    scores = mask_all(scores, ends, key, S_LAYOUT, BLOCK_N)
+            masked = False
+        p, m, row_sum, alpha = weigh(
+            scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
+            CAPPED, PRODUCTS,
+        )  # fmt: skip
+    return p, m, row_sum
+
+
 @gluon.jit
 def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles. `plain` is how Out is stored without TMA, if RAGGED, the
@@ -461,7 +583,6 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     RAGGED: gl.constexpr = SHAPE.RAGGED
     CAPPED: gl.constexpr = polynomials_of(SHAPE.CAPPED, CONSUMERS)
     LENGTHS: gl.constexpr = SHAPE.LENGTHS
-    HALVES: gl.constexpr = CAUSAL and not GENERAL and LATE and BLOCK_N > ROWS  # blocks wide enough, and registers
     SPLIT: gl.constexpr = CAUSAL and not GENERAL and not LATE
     WIDE: gl.constexpr = is_wide(BLOCK_N)
     NEAR: gl.constexpr = near_keys(BLOCK_N)
@@ -542,43 +663,24 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        if WIDE:
-            scores = multiply_keys_wide(q_smem, slot, k_smem, stage, SHAPE)
+        seen = (first_row, rows, begins, ends, unmasked_from, unmasked)
+        if may_see_half(SHAPE, CONSUMER):
+            if gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2:
+                p, m, row_sum = _half_first_block(
+                    work, plain, slot, turn, step, m, row_sum, scale, shift, ends, block * BLOCK_N,
+                    CONSUMER, SHAPE, S_LAYOUT,
+                )  # fmt: skip
+            else:
+                p, m, row_sum = _first_block(
+                    work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
+                    CONSUMER, SHAPE, S_LAYOUT,
+                )  # fmt: skip
         else:
-            scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
-        if SHAPE.APART:
-            if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
-                tma.store_wait(0)
-                mbarrier.arrive(plain[1].index(0), count=1)
-        elif SHAPE.EARLY and Q_SLOTS > 1:  # the rows of the tile before leave their slot beside that product
-            if turn > 0:
-                tma.store_wait(0)
-                mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
-        scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
-        mbarrier.arrive(k_free.index(stage), count=1)
-        key = first_key(block, sequence, SHAPE)
-        if LENGTHS:  # of the last block, the keys that are no other's
-            own_keys = rows * 0 + block * BLOCK_N
-        else:
-            own_keys = begins
-        half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
-        if HALVES and LENGTHS:  # a last block's own keys need not be its first
-            half = half & (key == block * BLOCK_N)
-        if WIDE:
-            p, m, row_sum = first_weights_wide(
-                scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
+            p, m, row_sum = _first_block(
+                work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
+                CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
-        elif half:
-            p, m, row_sum, alpha = weigh_half(
-                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
-            )
-        else:
-            masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
-            p, m, row_sum, alpha = weigh(
-                scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
-                CAPPED, PRODUCTS,
-            )  # fmt: skip
-        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY:
+        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not SHAPE.BRIEF:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -653,7 +755,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         for part in gl.static_range(len(acc)):
             out = acc[part]
             factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
-            if CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+            if SHAPE.BRIEF:
+                if first_row + newest < 0:
+                    out = gl.where((factor != 0)[:, None], out, 0.0)
+            elif CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
                 out = gl.where((factor != 0)[:, None], out, 0.0)
             if SHAPE.APART:
                 mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
@@ -698,7 +803,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
-    EARLY: gl.constexpr = False,
+    EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -735,8 +840,11 @@ def compute(
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
         plain = (out_smem, out_free, plain)
-    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS)
-    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN > 0)
+    if EVEN:
+        section = section_heads(row_tiles, all_heads, EVEN)
+    else:
+        section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
     if is_wide(BLOCK_N):
@@ -799,6 +907,8 @@ def compute(
         THREES,
         HANDED_ON,
         EARLY,
+        BRIEF,
+        HALVED,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -852,9 +962,16 @@ def compute(
     for part in range(CONSUMERS):
         noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
         if noted != 0:
+            if ORDER == EVENLY:
+                state = even_begin()
             for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
+                if ORDER == EVENLY:
+                    even_row_tile, even_head, state = even_place(state, row_tiles, all_heads, section)
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
+                    if ORDER == EVENLY:
+                        row_tile, head = even_row_tile, even_head
+                    else:
+                        row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
                     place = ()
                     if HANDING:
                         row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
@@ -933,6 +1050,9 @@ def fmha_fwd_sm90(
     APART: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
+    EVEN: gl.constexpr = 0,
+    BRIEF: gl.constexpr = False,
+    HALVED: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -959,6 +1079,12 @@ def fmha_fwd_sm90(
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
     batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
     and where there is one slot for queries, its second keys and first values before its queries.
+    EVEN: causal tiles from the longest in sections of so many rounds for each program, from which all programs get as
+    much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON. BRIEF: the slot of the rows
+    before is given back beside a tile's first product, and rows without keys are looked for once a tile; not LENGTHS.
+    HALVED: a consumer whose rows see no more than the first half of a tile's first block multiplies that alone, and
+    masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,
+    LENGTHS or CAPPED.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -973,5 +1099,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY,
+        EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED,
     )  # fmt: skip

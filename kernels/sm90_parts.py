@@ -80,6 +80,19 @@ def multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT: gl.constexpr, SHAPE: gl
 
 
 @gluon.jit
+def multiply_near_keys(q_smem, slot, k_smem, stage, SHAPE: gl.constexpr):
+    """As `multiply_keys`, of the first half of a block."""
+    HALF: gl.constexpr = SHAPE.BLOCK_N // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    scores = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
+    for part in gl.static_range(len(k_smem)):
+        q = matrix(q_smem, slot, part, ROWS, SHAPE)
+        k_t = matrix(k_smem, stage, part, SHAPE.BLOCK_N, SHAPE).slice(0, HALF).permute((1, 0))
+        scores = warpgroup_mma(q, k_t, scores, use_acc=part != 0, is_async=True)
+    return scores
+
+
+@gluon.jit
 def no_values(PARTS: gl.constexpr, SHAPE: gl.constexpr):
     """The accumulator of Out, zeros, in as many parts as the values have."""
     SECOND: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SHAPE.BLOCK_D, 16])

@@ -81,6 +81,33 @@ def maxima(
 
 
 @gluon.jit
+def halves(scores, BLOCK_N: gl.constexpr):
+    """The scores of the first half of a block's keys, and of the second."""
+    HALF: gl.constexpr = BLOCK_N // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
+    return gl.convert_layout(near, LAYOUT, assert_trivial=True), gl.convert_layout(far, LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
+def mask_all(scores, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
+    columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+    return gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+
+
+@gluon.jit
+def mask_far(scores, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr):
+    """As `mask_all`, of a block whose first half all rows see."""
+    HALF: gl.constexpr = BLOCK_N // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    near, far = halves(scores, BLOCK_N)
+    ends = gl.convert_layout(ends, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
+    far = mask_all(far, ends, key + HALF, LAYOUT, HALF)
+    scores = gl.join(near, far).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
+    return gl.convert_layout(scores, S_LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
 def added(row_sum, alpha, parts):
     """Sums before, times the factors of their rows, and those of a block."""
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, parts.type.layout), assert_trivial=True)
@@ -144,16 +171,14 @@ def weigh_after(
 
 
 @gluon.jit
-def weigh_half(
-    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
+def weigh_near(
+    near, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
     CAPPED: gl.constexpr, THREES: gl.constexpr,
 ):  # fmt: skip
-    """As `weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
+    """As `weigh` of a masked block of which no row sees the second half, of the scores of the first."""
     HALF: gl.constexpr = BLOCK_N // 2
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    near, far = gl.split(scores.reshape([ROWS, 2, HALF]).permute((0, 2, 1)))
-    near = gl.convert_layout(near, LAYOUT, assert_trivial=True)
     zeros = gl.zeros([ROWS, HALF], gl.float32, layout=LAYOUT)
     before = partial_sums(zeros, HALF)
     m = gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True)
@@ -165,3 +190,13 @@ def weigh_half(
     m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
     alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
     return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha
+
+
+@gluon.jit
+def weigh_half(
+    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr,
+    CAPPED: gl.constexpr, THREES: gl.constexpr,
+):  # fmt: skip
+    """As `weigh` of a masked block of which no row sees the second half, whose weights take no arithmetic."""
+    near, far = halves(scores, BLOCK_N)
+    return weigh_near(near, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, THREES)

@@ -18,6 +18,8 @@ PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 LONGEST_FIRST: gl.constexpr = gl.constexpr(3)
 # Pairs of the tiles of several heads, sorted by length, every other section from its last pair: see `tile_of`.
 PAIRS_OF_SECTIONS: gl.constexpr = gl.constexpr(4)
+# From the longest, section by section, each from another program on: see `even_place`.
+EVENLY: gl.constexpr = gl.constexpr(5)
 HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS
 # Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
 # that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
@@ -56,11 +58,15 @@ class Shape(NamedTuple):
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
+    BRIEF: gl.constexpr = gl.constexpr(False)
+    HALVED: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads, longest_first, sections):
+def order_of(causal, two_heads, longest_first, sections, evenly=False):
     """How the tiles of a kernel compiled so are dealt out."""
+    if evenly:
+        return EVENLY.value
     if longest_first:
         return LONGEST_FIRST.value
     if sections:
@@ -69,10 +75,10 @@ def order_of(causal, two_heads, longest_first, sections):
 
 
 @gluon.jit
-def section_heads(row_tiles, heads):
+def section_heads(row_tiles, heads, ROUNDS: gl.constexpr = SECTION_ROUNDS):
     """Heads of a section, if LONGEST_FIRST: so many that their tiles are SECTION_ROUNDS for each program, or just
     fewer; at least one, whose tiles may be more."""
-    return gl.minimum(gl.maximum(SECTION_ROUNDS * gl.num_programs(0) // row_tiles, 1), heads)
+    return gl.minimum(gl.maximum(ROUNDS * gl.num_programs(0) // row_tiles, 1), heads)
 
 
 @gluon.jit
@@ -110,6 +116,8 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
         else:
             count = (_last_place() < (heads - first) * row_tiles).to(gl.int32)
         return count
+    if ORDER == EVENLY:
+        return _even_count(row_tiles, heads, section)
     count = _share(tiles)
     if ORDER == PAIRS_OF_SECTIONS:
         count = _paired(tiles)
@@ -125,6 +133,59 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
         else:
             count = (gl.program_id(0) < tiles).to(gl.int32)
     return count
+
+
+@gluon.jit
+def _even_sections(row_tiles, heads, section):
+    """Of EVENLY, sections before the last, rounds of each, and how many programs lack a tile in the last of these."""
+    programs = gl.num_programs(0)
+    tiles = row_tiles * section
+    rounds = (tiles + programs - 1) // programs
+    return gl.maximum(heads // section - 1, 0), rounds, rounds * programs - tiles
+
+
+@gluon.jit
+def _even_count(row_tiles, heads, section):
+    """How many tiles this program gets of EVENLY."""
+    programs = gl.num_programs(0)
+    before, rounds, lacking = _even_sections(row_tiles, heads, section)
+    first = gl.where(rounds % 2 == 0, gl.program_id(0), (gl.program_id(0) + lacking) % programs)
+    lacked = gl.maximum(before * lacking - first + programs - 1, 0) // programs
+    tiles = (heads - before * section) * row_tiles
+    place = (gl.program_id(0) + before * (programs - lacking)) % programs
+    place = gl.where(tiles // programs % 2 == 0, place, programs - 1 - place)
+    return before * rounds - lacked + tiles // programs + (place < tiles % programs).to(gl.int32)
+
+
+@gluon.jit
+def even_begin():
+    """Of EVENLY, where a program begins: its section, round, and place among programs there."""
+    return gl.program_id(0) * 0, gl.program_id(0) * 0, gl.program_id(0)
+
+
+@gluon.jit
+def even_place(state, row_tiles, heads, section):
+    """Of EVENLY, a tile, its head of batch * heads, and the state of the next one of this program.
+
+    Tiles of a section, sorted by length, are dealt out to the programs forth and back, from the longest. The last round
+    may have less of them than programs; those that lack one, which have had the longest before, are other ones in each
+    section, whose first program is as many further on. So every program gets as much to do.
+    """
+    programs = gl.num_programs(0)
+    index, lap, place = state
+    before, rounds, lacking = _even_sections(row_tiles, heads, section)
+    side_by_side = gl.where(index < before, section, heads - before * section)
+    tile = lap * programs + gl.where(lap % 2 == 0, place, programs - 1 - place)
+    lap += 1
+    following = lap * programs + gl.where(lap % 2 == 0, place, programs - 1 - place)
+    if (index < before) & (following >= row_tiles * section):
+        index += 1
+        lap = lap * 0
+        place -= lacking
+        place = gl.where(place < 0, place + programs, place)
+    # the head of the section that the tile was of
+    first_head = gl.where(lap == 0, index - 1, index) * section
+    return row_tiles - 1 - tile // side_by_side, first_head + tile % side_by_side, (index, lap, place)
 
 
 @gluon.jit

@@ -83,6 +83,9 @@ def run(
     apart: bool = False,
     sections: bool = False,
     early: bool = False,
+    even: int = 0,
+    brief: bool = False,
+    halved: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -170,6 +173,9 @@ def run(
         APART=apart,
         SECTIONS=sections,
         EARLY=early,
+        EVEN=even,
+        BRIEF=brief,
+        HALVED=halved,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -11,9 +11,11 @@ _BUILT = {
     size: tuple(
         dict.fromkeys(
             replace(
-                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False),
+                replace(s, v_stages=2, two_heads=False, longest_first=False, handed=False, apart=False, even=0),
                 requires=(),
                 masks=(False, True),
+                brief=False,
+                halved=False,
             )
             for s in made
             if not (s.general or s.capped or s.two_parts or s.lengths)

@@ -18,7 +18,7 @@ from pyfmha.aot.cache import Cache
 from pyfmha.aot.toolchain import toolchain
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.forward import Call, Forward, strides
-from pyfmha.attention.hopper import HEAD_SIZES, SETTINGS, variants
+from pyfmha.attention.hopper import HEAD_SIZES, LAZY, SETTINGS, variants
 from pyfmha.attention.hopper_sweep import sweep, sweep_specs
 from pyfmha.errors import SpecError
 from pyfmha.spec.arch import parse_archs
@@ -153,15 +153,13 @@ def test_the_grid_of_causal_rows_is_a_pair_of_tiles_for_each_program(loaded: CLi
     assert [launch.grid[0] for launch in launches] == [16, 128, SMS, 8 * 8 * 5 // 2, 2 * SMS, SMS, 2 * 128]
 
 
-def test_the_grid_of_long_causal_rows_has_rows_of_its_own_for_the_last_tiles(
-    loaded: CLibrary, fake_cuda: FakeCuda
-) -> None:
+def test_the_grid_of_long_causal_rows_has_one_row_of_programs(loaded: CLibrary, fake_cuda: FakeCuda) -> None:
     launches = [
         launched(loaded, fake_cuda, arguments(q_len=q_len, kv_len=64, batch_size=1, window_right=0))
         for q_len in (2048, 4096, 4097, 192 * SMS * 3)
     ]
 
-    assert [launch.grid for launch in launches] == [(SMS, 1, 1), (2 * 128, 5, 1), (SMS, 5, 1), (SMS, 7, 1)]
+    assert [launch.grid for launch in launches] == [(SMS, 1, 1), (2 * 128, 1, 1), (SMS, 1, 1), (SMS, 1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -575,23 +573,22 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
-@pytest.mark.parametrize(("head_size", "longest"), [(64, 2048), (96, 1024), (128, 4096), (192, 4096), (256, 2048)])
-def test_long_causal_rows_go_from_the_longest(head_size: int, longest: int) -> None:
+@pytest.mark.parametrize(("head_size", "longest"), [(64, 512), (96, 1536), (128, 2048), (192, 1535), (256, 2047)])
+def test_long_causal_rows_are_dealt_out_evenly(head_size: int, longest: int) -> None:
     for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
         spec = served_by(head_size, q_len=q_len, window_right=right)
         found = dict(spec.constants)
-        assert found["LONGEST_FIRST"] == (right == 0 and q_len > longest)
-        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"]
+        assert bool(found.get("EVEN")) == (right == 0 and q_len > longest)
+        assert found.get("HANDED_ON", False) or not found.get("EVEN")
+        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"] == (head_size == 96 and q_len == 1536)
 
 
 @pytest.mark.parametrize(
-    ("q_len", "heads", "longest_first"), [(1024, 32, False), (1025, 32, True), (4096, 31, False), (4097, 1, True)]
+    ("q_len", "heads", "evenly"), [(1024, 32, False), (1025, 32, True), (2048, 31, False), (2049, 1, True)]
 )
-def test_causal_rows_of_128_go_from_the_longest_where_heads_are_many(
-    q_len: int, heads: int, longest_first: bool
-) -> None:
+def test_causal_rows_of_128_are_dealt_out_evenly_where_heads_are_many(q_len: int, heads: int, evenly: bool) -> None:
     found = dict(served_by(128, q_len=q_len, window_right=0, num_heads=heads, num_kv_heads=1).constants)
-    assert (found["LONGEST_FIRST"], found["LAZY"]) == (longest_first, longest_first)
+    assert (found.get("EVEN", 0) > 0, found["LAZY"], found.get("HALVED", False)) == (evenly, evenly, evenly)
 
 
 @pytest.mark.parametrize(
@@ -609,7 +606,9 @@ def test_long_rows_of_96_are_computed_by_three_consumers(q_len: int, heads: int,
 )
 def test_the_grid_of_tiles_from_the_longest(q_len: int, heads: int, batch: int, grid: tuple[int, int]) -> None:
     """A row of persistent programs, and rows for the tiles of the last section, or of one head."""
-    spec = served_by(128, q_len=q_len, window_right=0)
+    (spec,) = variants(
+        Forward("fp16", 128).specs()[-1], 128, [replace(LAZY, longest_first=True, masks=(True,), handed=True)]
+    )
     values = {"q_len": q_len, "num_heads": heads, "batch_size": batch, "num_sms": 132}
 
     found = tuple(e.evaluate({name: values[name] for name in e.names()}) for e in spec.grid_expressions)

@@ -100,8 +100,8 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**FEW, **KEYS_ALONE},
     ),
     "consumers mask the last block where it would begin": (
-        "key = first_key(block, sequence, SHAPE)\n        if LENGTHS",
-        "key = block * BLOCK_N\n        if LENGTHS",
+        "key = first_key(block, sequence, SHAPE)\n    if LENGTHS",
+        "key = block * BLOCK_N\n    if LENGTHS",
         FEW,
     ),
     "keys of two blocks count twice": ("rows * 0 + block * BLOCK_N", "rows * 0", FEW),

@@ -489,8 +489,8 @@ FREE_SLOT = (
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "the first K is not waited for": (
-        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        if WIDE",
-        "        if WIDE",
+        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        seen = (",
+        "        seen = (",
         DIAGONAL,
     ),
     "K is not waited for": (
@@ -520,10 +520,10 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**DIAGONAL, "stages": 3},
     ),
     "the first K is freed before its product is complete": (
-        "        scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))\n"
-        "        mbarrier.arrive(k_free.index(stage), count=1)\n",
-        "        mbarrier.arrive(k_free.index(stage), count=1)\n"
-        "        scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))\n",
+        "    scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))\n"
+        "    mbarrier.arrive(k_free.index(stage), count=1)\n",
+        "    mbarrier.arrive(k_free.index(stage), count=1)\n"
+        "    scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))\n",
         SHORT,
     ),
     "V is not waited for": (

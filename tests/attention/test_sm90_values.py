@@ -78,8 +78,8 @@ FAULTS = {
         "turn += 0",
     ),
     "the buffer is free before Out has left it": (
-        "                tma.store_wait(0)\n                mbarrier.arrive(plain[1]",
-        "                mbarrier.arrive(plain[1]",
+        "            tma.store_wait(0)\n            mbarrier.arrive(plain[1]",
+        "            mbarrier.arrive(plain[1]",
     ),
     "the buffer is never free again": ("if turn > 0:  # the other consumer may wait", "if turn < 0:  # the other"),
     "Out is stored from the slot of its rows": (

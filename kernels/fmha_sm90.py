@@ -371,7 +371,7 @@ def _wide_step(
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=scores)  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
+    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, (), ends, key, masked, SHAPE)
     m_new, due = kept(m, m_new)
     alpha = hold(gl.exp2(m - m_new))
     acc, p, scores = wait_for_products_wide(acc, p, scores)
@@ -566,7 +566,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             half = half & (key == block * BLOCK_N)
         if WIDE:
             p, m, row_sum = first_weights_wide(
-                scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
+                scores, m, row_sum, scale, shift, (own_keys,) if LENGTHS else (), ends, key, block >= unmasked, dtype,
+                SHAPE,
             )  # fmt: skip
         elif half:
             p, m, row_sum, alpha = weigh_half(

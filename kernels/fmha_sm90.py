@@ -25,6 +25,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
+from sm90_direct import store_direct
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -161,7 +162,7 @@ def _load(work, SHAPE: gl.constexpr):
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         last = end_block - first_block - 1
         rows_at = 0  # the block after whose keys the queries are asked for
-        if SHAPE.EARLY and Q_SLOTS == 1:
+        if SHAPE.EARLY and Q_SLOTS == 1 and not SHAPE.DIRECT:
             rows_at = gl.where(turn > 0, gl.minimum(1, last), 0)
         for block in range(end_block - first_block):
             key = first_key(end_block - 1 - block, sequence, SHAPE)  # from right to left: the masked blocks first
@@ -550,7 +551,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
                 tma.store_wait(0)
                 mbarrier.arrive(plain[1].index(0), count=1)
-        elif SHAPE.EARLY and Q_SLOTS > 1:  # the rows of the tile before leave their slot beside that product
+        elif SHAPE.EARLY and Q_SLOTS > 1 and not SHAPE.DIRECT:  # the rows of the tile before leave their slot beside that product
             if turn > 0:
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -579,7 +580,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
                 CAPPED, PRODUCTS,
             )  # fmt: skip
-        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY:
+        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not SHAPE.DIRECT:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -607,7 +608,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             unmasked_from, values, zero, not SPLIT and CAUSAL,
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
-        if SHAPE.APART:
+        if SHAPE.APART or SHAPE.DIRECT:
             mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES
         if GENERAL:
@@ -656,13 +657,20 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             factor = gl.convert_layout(inverse, gl.SliceLayout(1, out.type.layout), assert_trivial=True)
             if CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
                 out = gl.where((factor != 0)[:, None], out, 0.0)
-            if SHAPE.APART:
+            if SHAPE.DIRECT:
+                own_count = count if RAGGED else q_len - first_row
+                own_token = token if RAGGED else first_row
+                store_direct(out * factor[:, None], head, own_token, own_count, plain, dtype)
+            elif SHAPE.APART:
                 mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
                 matrix(plain[0], 0, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
             else:
                 matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
-        fence_async_shared()
-        if RAGGED:
+        if not SHAPE.DIRECT:
+            fence_async_shared()
+        if SHAPE.DIRECT:
+            pass
+        elif RAGGED:
             if SHAPE.APART:
                 out_part = plain[0][0].index(0)
             else:
@@ -677,10 +685,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             store_tile(out_desc, head // num_heads, head % num_heads, first_row, plain[0], 0, len(acc), SHAPE)
         else:
             store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, len(acc), SHAPE)
-        if Q_SLOTS == 1 and not SHAPE.APART:
+        if Q_SLOTS == 1 and not SHAPE.APART and not SHAPE.DIRECT:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
-    tma.store_wait(0)
+    if not SHAPE.DIRECT:
+        tma.store_wait(0)
     if SHAPE.APART and CONSUMER < CONSUMERS - 1:  # whom the other still waits for, if there was a tile
         if step > 0:
             mbarrier.arrive(plain[1].index(0), count=1)
@@ -699,7 +708,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
-    EARLY: gl.constexpr = False,
+    EARLY: gl.constexpr = False, DIRECT: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -731,6 +740,8 @@ def compute(
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
         plain = sinks
+    if DIRECT:
+        plain = (Out, strides[3][0], strides[3][1], strides[3][2], num_heads, head_size)
     if APART:
         out_smem = allocate(out_desc, 1, ROWS, BLOCK_D, TWO_PARTS, len(v_head_size) > 0)
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
@@ -800,6 +811,7 @@ def compute(
         THREES,
         HANDED_ON,
         EARLY,
+        DIRECT,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -934,6 +946,7 @@ def fmha_fwd_sm90(
     APART: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
+    DIRECT: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -959,7 +972,8 @@ def fmha_fwd_sm90(
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
     batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
-    and where there is one slot for queries, its second keys and first values before its queries.
+    and where there is one slot for queries, its second keys and first values before its queries, unless DIRECT: Out is
+    stored from registers (sm90_direct.py), elements of which then go by eights; neither APART nor TWO_PARTS.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -974,5 +988,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY,
+        EARLY=EARLY, DIRECT=DIRECT,
     )  # fmt: skip

@@ -70,6 +70,7 @@ class Setting:
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
         sections: whether tiles of a ragged batch are paired among four heads, instead of one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
+        direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
     """
 
     block_n: int
@@ -100,6 +101,7 @@ class Setting:
     apart: bool = False
     sections: bool = False
     early: bool = False
+    direct: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -312,7 +314,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
+        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "DIRECT") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"
@@ -324,7 +326,8 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         kernel=KERNEL,
         name=base.name,
         arguments=tuple(
-            Argument(a.name, a.type, _ragged_hint(a.name) if setting.ragged else None) for a in base.arguments
+            Argument(a.name, a.type, _out_hint(a.name, setting) if setting.ragged or setting.direct else None)
+            for a in base.arguments
         ),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
@@ -349,9 +352,10 @@ def grid_of(tiles: str, row_tiles: str, most: str, *, longest_first: bool) -> st
     return f"{programs}, 1 + max(4, cdiv({row_tiles} * 2, {most}))" if longest_first else programs
 
 
-def _ragged_hint(name: str) -> int | None:
-    """Rows that TMA cannot store go by 16 bytes."""
-    return 16 if name == "Out" else 8 if name in ("out_stride_h", "out_stride_s", "head_size") else None
+def _out_hint(name: str, setting: Setting) -> int | None:
+    """Rows that TMA cannot store, or does not, go by 16 bytes."""
+    strides = ("out_stride_h", "out_stride_s", *(("out_stride_b",) if setting.direct else ()))
+    return 16 if name == "Out" else 8 if name in (*strides, "head_size") else None
 
 
 def _served(causal: bool, setting: Setting, padded: int) -> Sequence[str]:

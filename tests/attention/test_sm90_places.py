@@ -38,6 +38,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "v_stages": 3, "dtype": "bf16", "lazy": True},
         **{"threes": True, "early": True},
     },
+    "head size 256, 80 keys": {
+        **{"block_d": 256, "block_n": 80, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
+        **{"threes": True, "early": True, "direct": True},
+    },
+    "head size 128, 96 keys": {
+        **{"block_d": 128, "block_n": 96, "head_size": 120, "q_slots": 1, "dtype": "bf16", "lazy": True},
+        **{"producer_first": True},
+    },
 }
 
 

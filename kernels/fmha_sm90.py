@@ -707,7 +707,7 @@ def compute(
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
-    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
+    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False, DIRECT: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
@@ -944,7 +944,7 @@ def fmha_fwd_sm90(
     THREES: gl.constexpr = False,
     HANDED_ON: gl.constexpr = False,
     APART: gl.constexpr = False,
-    SECTIONS: gl.constexpr = False,
+    SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False,
     DIRECT: gl.constexpr = False,
 ):
@@ -970,8 +970,8 @@ def fmha_fwd_sm90(
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
-    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
-    batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
+    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: of how many
+    heads the tiles of ragged batches are dealt out together, 2 or 4, see `tile_of`, or 0. EARLY: the last values of a tile are asked for before the keys of the next,
     and where there is one slot for queries, its second keys and first values before its queries, unless DIRECT: Out is
     stored from registers (sm90_direct.py), elements of which then go by eights; neither APART nor TWO_PARTS.
     """

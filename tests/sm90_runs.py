@@ -81,7 +81,7 @@ def run(
     threes: bool = False,
     handed: bool = False,
     apart: bool = False,
-    sections: bool = False,
+    sections: int = 0,
     early: bool = False,
     direct: bool = False,
 ) -> tuple[Any, Any, Any, Any]:

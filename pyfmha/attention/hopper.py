@@ -68,7 +68,7 @@ class Setting:
             kernels/sm90_products.py.
         handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
-        sections: whether tiles of a ragged batch are paired among four heads, instead of one.
+        sections: of how many heads the tiles of a ragged batch are paired, 2 or 4, or 0 for one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
         direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
     """
@@ -99,7 +99,7 @@ class Setting:
     threes: bool = False
     handed: bool = False
     apart: bool = False
-    sections: bool = False
+    sections: int = 0
     early: bool = False
     direct: bool = False
 
@@ -158,7 +158,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
         replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, lengths=True),
-        replace(LONE, lengths=True, ragged=True, sections=True, early=True),
+        replace(LONE, lengths=True, ragged=True, sections=4, early=True),
         replace(LONE, longest_first=True, requires=("q_len > 1536",), masks=(True,), capped=True),
         replace(LONE, capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -314,7 +314,8 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "DIRECT") if getattr(setting, name.lower())),
+        *((("SECTIONS", setting.sections),) if setting.sections else ()),
+        *((name, True) for name in ("APART", "EARLY", "DIRECT") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

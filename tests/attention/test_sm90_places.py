@@ -28,7 +28,7 @@ MOST = 126
 
 # What the kernel is compiled with.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "head size 64": {"consumers": 1, "block_n": 128, "threes": True, "sections": True, "early": True},
+    "head size 64": {"consumers": 1, "block_n": 128, "threes": True, "sections": 4, "early": True},
     "two consumers": {},
     "head size 128": {
         **{"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True, "producer_first": True},
@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "head size 256, 80 keys": {
         **{"block_d": 256, "block_n": 80, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
-        **{"threes": True, "early": True, "direct": True},
+        **{"threes": True, "early": True, "direct": True, "sections": 2},
     },
     "head size 128, 96 keys": {
         **{"block_d": 128, "block_n": 96, "head_size": 120, "q_slots": 1, "dtype": "bf16", "lazy": True},
@@ -145,13 +145,13 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
 
 
 @examples(40)
-@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40))
-def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int) -> None:
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.sampled_from(["", "SMALL_"]))
+def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, small: str) -> None:
     """Each once, and no program has two more than another."""
     machine = Machine(0)
     kernel = load_kernel(TILES, machine)
     machine.programs = programs
-    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel["PAIRS_OF_SECTIONS"]
+    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel[f"PAIRS_OF_{small}SECTIONS"]
     taken = []
     counts = []
     for machine.program in range(programs):

@@ -958,8 +958,8 @@ def fmha_fwd_sm90(
     kv_len of at most 2**28, as LENGTHS does.
     RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
     one, both cu_seqlens and elements of Out that go by eights; lengths do not count.
-    BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL,
-    LENGTHS nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
+    BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL
+    nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
     BLOCK_D if that is less], of which a box has as many as a block.
     STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
@@ -970,9 +970,9 @@ def fmha_fwd_sm90(
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
-    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: of how many
-    heads the tiles of ragged batches are dealt out together, 2 or 4, see `tile_of`, or 0. EARLY: the last values of a tile are asked for before the keys of the next,
-    and where there is one slot for queries, its second keys and first values before its queries, unless DIRECT: Out is
+    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: of how many heads the
+    tiles of ragged batches are paired, 2 or 4, see `tile_of`; 0 for one. EARLY: the last values of a tile are asked for
+    before the keys of the next, and where there is one slot for queries, its second keys and first values before its queries, unless DIRECT: Out is
     stored from registers (sm90_direct.py), elements of which then go by eights; neither APART nor TWO_PARTS.
     """
     compute(

@@ -39,8 +39,8 @@ class Setting:
     """How the kernel is cut.
 
     Attributes:
-        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general, capped nor
-            for lengths another multiple of 16, as kernels/sm90_wide.py has it.
+        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general nor capped
+            another multiple of 16, as kernels/sm90_wide.py has it.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K in flight.
         v_stages: blocks of V in flight.
@@ -113,6 +113,9 @@ LONE = Setting(128, 1, programs=2, maxnreg=128, threes=True)
 LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
 
+WIDE_128 = replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, masks=(False,))
+"""Of head size 128: 658 instructions a step of 176 keys, of which 64 less are executed where no row grows."""
+
 LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
 """Of head size 128, soft caps."""
 
@@ -138,7 +141,7 @@ LONGEST_96 = replace(SERIAL_96, stages=3, v_stages=3, longest_first=True, masks=
 
 RAGGED = replace(LAZY, consumer_registers=232, producer_registers=40, lengths=True, ragged=True, early=True)
 """Of head size 128: the producer, which looks for tiles, has registers for that."""
-RAGGED_256 = replace(RAGGED, block_n=64, q_slots=1, ping_pong=True, producer_first=False)
+RAGGED_256 = replace(RAGGED, block_n=80, v_stages=2, q_slots=1, ping_pong=True, producer_first=False)
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
@@ -177,11 +180,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 2, v_stages=3, requires=("q_len <= 4096", "num_heads < 32"), masks=(True,)),
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), handed=True),
         replace(LAZY, longest_first=True, masks=(True,)),
-        replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, requires=("q_len >= 8192",), masks=(False,)),
+        replace(WIDE_128, requires=("q_len >= 8192",)),
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
+        replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
@@ -201,7 +205,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LONGEST_256, requires=("q_len > 2048",)),
         replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
-        Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
+        replace(LAZY_256, block_n=80, masks=(False,), threes=True, lengths=True, early=True, direct=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
         RAGGED_256,
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),

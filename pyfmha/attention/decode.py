@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pyfmha.attention import forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Call, Forward
+from pyfmha.attention.hopper import MANY_BLOCKS, MANY_CLUSTERS, MANY_PROGRAMS
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile
 from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.arch import ARCHS
@@ -49,11 +50,13 @@ KEYS_OF_SPLIT = 128
 
 PROGRAM_RATE = 70_000
 MULTIPROCESSOR_RATE = 30_000
+MANY_RATE = 30_000
 SPLIT_RATE = 24_000
 READ_PERCENT = 88
 SECOND_LAUNCH_NS = 5_000
 """Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
-has one at a time, at 30,000 where all have some; of the pair's programs, of which it has two, each reads at 24,000.
+has one at a time, at 30,000 where all have some; where there are many, of which it has three, each of these at 30,000,
+too. Of the pair's programs, of which it has two, each reads at 24,000.
 Together they read at most 88 % of what the memory's clock and width allow, and the pair takes 5 us more. Programs come
 in waves, of which the last may be short: that tells which of both is the faster in 58 of the 59 problems measured on an
 H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one, whose waves overlap, to 6 %."""
@@ -296,7 +299,9 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     if memory <= 0 or multiprocessors <= 0:
         return True
     together = min(memory, MULTIPROCESSOR_RATE * multiprocessors)
-    one = _waves_ns(key_heads * ranks, multiprocessors, read // ranks, PROGRAM_RATE, together)
+    many = clusters > MANY_CLUSTERS and Decode("fp16", call.head_size).padded in MANY_BLOCKS
+    at_once, rate = (MANY_PROGRAMS * multiprocessors, MANY_RATE) if many else (multiprocessors, PROGRAM_RATE)
+    one = _waves_ns(key_heads * ranks, at_once, read // ranks, rate, together)
     pair = _waves_ns(programs, 2 * multiprocessors, read // splits, SPLIT_RATE, memory)
     return one <= pair + SECOND_LAUNCH_NS
 

@@ -222,6 +222,13 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
 
 # Keys of one block of decoding, by padded head size, and blocks in flight: 128 KiB of K and V, once an SM.
 DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (64, 2)}
+# The same where there are more clusters than multiprocessors: 64 KiB, of which an SM holds three. wgmma takes no less
+# than 64 keys, which leaves out 256.
+MANY_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 2), 128: (64, 2)}
+MANY_CLUSTERS = 128
+"""Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, whatever the device."""
+MANY_PROGRAMS = 3
+"""Of these, at a time on a multiprocessor."""
 
 
 SHARED_OF_SM = 227 * 1024
@@ -243,13 +250,14 @@ def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None =
     if dtype not in DTYPES or padded not in HEAD_SIZES:
         return ()
     if settings is None:
-        return (_decode(base, padded), *variants(base, padded, SETTINGS[padded]))
+        many = (_decode(base, padded, many=True),) if padded in MANY_BLOCKS else ()
+        return (*many, _decode(base, padded), *variants(base, padded, SETTINGS[padded]))
     return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in setting.masks)
 
 
-def _decode(base: KernelSpec, padded: int) -> KernelSpec:
+def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
     """One query a sequence. A cluster computes up to 8 heads that share a key head; few clusters are larger ones."""
-    block_n, stages = DECODE_BLOCKS[padded]
+    block_n, stages = (MANY_BLOCKS if many else DECODE_BLOCKS)[padded]
     heads = "num_kv_heads * cdiv(num_heads / num_kv_heads, 8)"
     clusters = f"max(1, batch_size * {heads})"
     ranks = f"1 + min(1, 64 / {clusters}) + 2 * min(1, 16 / {clusters}) + 4 * min(1, 8 / {clusters})"
@@ -268,6 +276,7 @@ def _decode(base: KernelSpec, padded: int) -> KernelSpec:
         requires=(
             *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
             *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
+            *((f"batch_size * {heads} > {MANY_CLUSTERS}",) if many else ()),
         ),
         nullable=base.nullable,
         descriptors=_descriptors(padded, block_n)[2:],

@@ -14,6 +14,7 @@ from pyfmha.attention.decode import (
     ARGUMENTS,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
+    MANY_RATE,
     MOST_QUERIES,
     MULTIPROCESSOR_RATE,
     PROGRAM_RATE,
@@ -24,7 +25,7 @@ from pyfmha.attention.decode import (
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
-from pyfmha.attention.hopper import DECODE_KERNEL
+from pyfmha.attention.hopper import DECODE_KERNEL, MANY_BLOCKS, MANY_CLUSTERS, MANY_PROGRAMS
 from pyfmha.operators.description import Attribute, Check, Launch, Operator, Option, Part, Tensor, Types
 
 NAME = "TritonFlashAttention"
@@ -95,7 +96,7 @@ def _length(tokens: str, seq: str) -> str:
     return f"(seq if not features else {in_one} else {tokens} if cu_seqlens else {seq})"
 
 
-def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int, together: str) -> dict[str, str]:
+def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int | str, together: str) -> dict[str, str]:
     """Definitions of what programs take, as pyfmha.attention.decode has it."""
     last = f"({programs} - {what}_full)"
 
@@ -125,7 +126,10 @@ DECODING = {
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
     "read": "columns * 4 * head_size if either else 0",
     "cluster_rate": f"min(memory_rate, {MULTIPROCESSOR_RATE} * multiprocessors)",
-    **_waves_ns("cluster", "key_heads * ranks", "multiprocessors", "read / ranks", PROGRAM_RATE, "cluster_rate"),
+    "many": f"clusters > {MANY_CLUSTERS} and padded_split <= {max(MANY_BLOCKS)}",
+    "clusters_at_once": f"({MANY_PROGRAMS} if many else 1) * multiprocessors",
+    "program_rate": f"{MANY_RATE} if many else {PROGRAM_RATE}",
+    **_waves_ns("cluster", "key_heads * ranks", "clusters_at_once", "read / ranks", "program_rate", "cluster_rate"),
     **_waves_ns("pair", "programs * splits", "2 * multiprocessors", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
     "one_launch": f"either and (cluster_rate <= 0 or cluster_ns <= pair_ns + {SECOND_LAUNCH_NS})",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",

@@ -345,10 +345,16 @@ def test_enough_blocks_fit_a_multiprocessor(name: str, cubins: dict[str, Cubin])
 def test_the_hopper_kernel_loads_by_tma_and_shares_registers_out(
     name: str, cubins: dict[str, Cubin], tmp_path: Path
 ) -> None:
-    found = opcodes(disassembled(cubins[name], tmp_path))
+    listing = disassembled(cubins[name], tmp_path)
+    found, constants = opcodes(listing), dict(PRODUCTION[name][0].constants)
 
     assert found["UTMALDG"] >= 3, "Q, K and V are loaded by TMA"
-    assert found["UTMASTG"] >= 1, "Out is stored by TMA"
+    if constants.get("DIRECT"):
+        rows = len(re.findall(r"STG\.E\.EF\.128 ", listing))
+        assert rows == constants["CONSUMERS"] * constants["BLOCK_D"] // 16, "Out is stored by 16 bytes, once"
+        assert found["UTMASTG"] == 0
+    else:
+        assert found["UTMASTG"] >= 1, "Out is stored by TMA"
     assert found["USETMAXREG"] >= 2, "the producer gives registers to the consumers"
 
 

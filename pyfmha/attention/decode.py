@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyfmha.attention import forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Call, Forward
-from pyfmha.attention.hopper import MANY_BLOCKS, MANY_CLUSTERS, MANY_PROGRAMS
+from pyfmha.attention.hopper import MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile
 from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.arch import ARCHS
@@ -35,7 +35,7 @@ ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
 """Those of :data:`pyfmha.attention.forward.ARGUMENTS`, with the workspace for the ragged batch's arrays and ``splits``
 last."""
 
-SPLIT_NULLABLE = ("Out", "Lse", "q_lengths", "kv_lengths", "K if kv_len == 0", "V if kv_len == 0")
+SPLIT_NULLABLE = ("Out if splits != 1", "Lse", "q_lengths", "kv_lengths", "K if kv_len == 0", "V if kv_len == 0")
 COMBINE_NULLABLE = ("Lse", "Q", "K", "V", "q_lengths", "kv_lengths")
 """The pointers that may be 0: what the other launch uses, what was not asked for or not given, empty tensors."""
 
@@ -57,13 +57,19 @@ SECOND_LAUNCH_NS = 5_000
 """Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
 has one at a time, at 30,000 where all have some; where there are many, of which it has three, each of these at 30,000,
 too. Of the pair's programs, of which it has two, each reads at 24,000.
-Together they read at most 88 % of what the memory's clock and width allow, and the pair takes 5 us more. Programs come
+Together they read at most 88 % of what the memory's clock and width allow, and the second launch takes 5 us more. Programs come
 in waves, of which the last may be short: that tells which of both is the faster in 58 of the 59 problems measured on an
 H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one, whose waves overlap, to 6 %."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
 every device, so that the workspace that an engine is built with will do wherever it runs, and results do not change."""
+
+BUSY = 177
+"""Programs that together read as fast as the memory of an H200 gives: fewer, in a last wave, take as long."""
+
+PARTS_PERCENT = 103
+"""What more parts must gain, since their results are then combined by a second launch."""
 
 WORKSPACE_RULE = 1
 """The number of :func:`most_workspace_bytes` together with :func:`decoding_for`. An engine keeps what the former said
@@ -108,6 +114,10 @@ class Decode:
         """The head size that blocks are cut for: 64, 128 or 256."""
         return next(size for size in HEAD_SIZES if size >= self.head_size)
 
+    def names(self, splits: int) -> tuple[str, ...]:
+        """The C functions of so many parts: of one there is nothing to combine."""
+        return (self.split_name, self.combine_name)[: min(splits, 2)]
+
     @property
     def split_name(self) -> str:
         """The C function that is launched first."""
@@ -142,7 +152,8 @@ class Decode:
             ("PREFETCH", 0),
             ("PDL", False),
         )
-        prefetch = tile.block_n * (tile.num_stages - 1) if hinted else 0  # what the loop starts with
+        # What the loop starts with; a power of two.
+        prefetch = 1 << (tile.block_n * (tile.num_stages - 1)).bit_length() - 1 if hinted else 0
         return KernelSpec(
             source=forward.kernel_path().with_name(KERNEL_FILE),
             kernel=SPLIT_KERNEL,
@@ -271,19 +282,42 @@ def decoding_for(call: Call, *, in_one: Figures | None = None) -> Decoding | Non
     Raises:
         SpecError: the head size is not served.
     """
-    splits = splits_of(call)
+    splits = parts_of(call)
     if splits is None or (in_one is not None and one_launch_pays(call, in_one)):
         return None
     return Decoding(call, Decode("fp16", call.head_size).padded, splits)
 
 
 def splits_of(call: Call) -> int | None:
-    """Into how many parts the keys of a problem are split; None where they are not."""
+    """Into how many parts the keys of a problem are split, so that there are enough programs; None where they are not.
+    """
     queries = call.q_len * (call.num_heads // call.num_kv_heads)
     if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
         return None
     programs = call.batch_size * call.num_kv_heads * -(-queries // ROWS)
     return min(max(PROGRAMS // programs, 1), -(-call.kv_len // KEYS_OF_SPLIT))
+
+
+def parts_of(call: Call) -> int | None:
+    """The same, and where there are more programs than half of what a device holds, into how many parts so that the
+    last wave of them is not short. They ask for no more room than :func:`most_workspace_bytes` gives to any problem."""
+    splits = splits_of(call)
+    if splits is None or splits > 1:
+        return splits
+    programs = call.batch_size * call.num_kv_heads * -(-call.q_len * (call.num_heads // call.num_kv_heads) // ROWS)
+    queries = call.batch_size * call.num_heads * call.q_len
+    for parts in (2, 3):
+        gains = 100 * _waves(programs) * parts > PARTS_PERCENT * _waves(programs * parts)
+        better = _waves(programs * splits) * parts > _waves(programs * parts) * splits
+        if gains and better and parts * queries <= PROGRAMS * ROWS and parts <= -(-call.kv_len // KEYS_OF_SPLIT):
+            splits = parts
+    return splits
+
+
+def _waves(programs: int) -> int:
+    """How long so many programs take, in what one of a full wave takes of the memory's time."""
+    full = programs // PROGRAMS * PROGRAMS
+    return full + (max(programs - full, BUSY) if programs > full else 0)
 
 
 def one_launch_pays(call: Call, device: Figures) -> bool:
@@ -292,18 +326,18 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     key_heads = call.batch_size * call.num_kv_heads
     clusters = key_heads * -(-group // 8)
     ranks = 8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1  # as the launch has them
-    splits = splits_of(call) or 1
+    splits = parts_of(call) or 1
     programs = key_heads * -(-call.q_len * group // ROWS) * splits
     read = call.kv_len * 4 * call.head_size  # K and V of 16 bits, of one key head
     memory, multiprocessors = device.memory_rate, device.multiprocessors
     if memory <= 0 or multiprocessors <= 0:
         return True
     together = min(memory, MULTIPROCESSOR_RATE * multiprocessors)
-    many = clusters > MANY_CLUSTERS and Decode("fp16", call.head_size).padded in MANY_BLOCKS
+    many = key_heads > MANY_KEY_HEADS and Decode("fp16", call.head_size).padded in MANY_BLOCKS
     at_once, rate = (MANY_PROGRAMS * multiprocessors, MANY_RATE) if many else (multiprocessors, PROGRAM_RATE)
     one = _waves_ns(key_heads * ranks, at_once, read // ranks, rate, together)
     pair = _waves_ns(programs, 2 * multiprocessors, read // splits, SPLIT_RATE, memory)
-    return one <= pair + SECOND_LAUNCH_NS
+    return one <= pair + (SECOND_LAUNCH_NS if splits > 1 else 0)
 
 
 def _waves_ns(programs: int, at_once: int, read: int, rate: int, together: int) -> int:

@@ -222,10 +222,10 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
 
 # Keys of one block of decoding, by padded head size, and blocks in flight: 128 KiB of K and V, once an SM.
 DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (64, 2)}
-# The same where there are more clusters than multiprocessors: 64 KiB, of which an SM holds three. wgmma takes no less
+# The same where there are more key heads than multiprocessors: 64 KiB, of which an SM holds three. wgmma takes no less
 # than 64 keys, which leaves out 256.
 MANY_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 2), 128: (64, 2)}
-MANY_CLUSTERS = 128
+MANY_KEY_HEADS = 128
 """Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, whatever the device."""
 MANY_PROGRAMS = 3
 """Of these, at a time on a multiprocessor."""
@@ -276,7 +276,7 @@ def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
         requires=(
             *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
             *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
-            *((f"batch_size * {heads} > {MANY_CLUSTERS}",) if many else ()),
+            *((f"batch_size * num_kv_heads > {MANY_KEY_HEADS}",) if many else ()),
         ),
         nullable=base.nullable,
         descriptors=_descriptors(padded, block_n)[2:],

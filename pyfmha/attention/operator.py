@@ -12,11 +12,13 @@ from pyfmha.attention import biased_decode, biased_operator, forward, fp8_operat
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
+    BUSY,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
     MANY_RATE,
     MOST_QUERIES,
     MULTIPROCESSOR_RATE,
+    PARTS_PERCENT,
     PROGRAM_RATE,
     PROGRAMS,
     READ_PERCENT,
@@ -25,7 +27,7 @@ from pyfmha.attention.decode import (
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
-from pyfmha.attention.hopper import DECODE_KERNEL, MANY_BLOCKS, MANY_CLUSTERS, MANY_PROGRAMS
+from pyfmha.attention.hopper import DECODE_KERNEL, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
 from pyfmha.operators.description import Attribute, Check, Launch, Operator, Option, Part, Tensor, Types
 
 NAME = "TritonFlashAttention"
@@ -109,12 +111,31 @@ def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int | str
     }
 
 
+def _parts() -> dict[str, str]:
+    """Definitions of pyfmha.attention.decode.parts_of, where splits_of gives one: waves of 1 to 3 parts, and the best
+    up to so many."""
+    found = {}
+    for parts in (1, 2, 3):
+        full = f"programs * {parts} / {PROGRAMS} * {PROGRAMS}"
+        last = f"(programs * {parts} - {full})"
+        found[f"waves_{parts}"] = f"{full} + (max({last}, {BUSY}) if {last} > 0 else 0)"
+    for parts, before in ((2, "1"), (3, "parts_2")):
+        waves = "waves_1" if parts == 2 else "(waves_2 if parts_2 == 2 else waves_1)"
+        found[f"parts_{parts}"] = (
+            f"{parts} if 100 * waves_1 * {parts} > {PARTS_PERCENT} * waves_{parts}"
+            f" and {waves} * {parts} > waves_{parts} * {before}"
+            f" and {parts} * queries <= {PROGRAMS * _ROWS} and {parts} <= cdiv(columns, {KEYS_OF_SPLIT}) else {before}"
+        )
+    return found
+
+
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 DECODING = {
     "padded_split": _padded((64, 128, 256)),
     "most_rows": f"{MOST_QUERIES} / (num_heads / num_kv_heads)",
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
+    "queries": "batch * num_heads * rows",
     "decodable": f"not eight and (has({BIASED_DECODE}) if biased else has({DECODE})) and {_QUERIES} > 0"
     f" and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS} and batch > 0",
     "clusters": "key_heads * cdiv(num_heads / num_kv_heads, 8)",
@@ -123,17 +144,19 @@ DECODING = {
     "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100 if either else 0",
     "multiprocessors": "device(multiprocessors) if either else 0",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
-    "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
+    "least_splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
+    **_parts(),
+    "splits": "least_splits if biased or least_splits > 1 else parts_3",
     "read": "columns * 4 * head_size if either else 0",
     "cluster_rate": f"min(memory_rate, {MULTIPROCESSOR_RATE} * multiprocessors)",
-    "many": f"clusters > {MANY_CLUSTERS} and padded_split <= {max(MANY_BLOCKS)}",
+    "many": f"key_heads > {MANY_KEY_HEADS} and padded_split <= {max(MANY_BLOCKS)}",
     "clusters_at_once": f"({MANY_PROGRAMS} if many else 1) * multiprocessors",
     "program_rate": f"{MANY_RATE} if many else {PROGRAM_RATE}",
     **_waves_ns("cluster", "key_heads * ranks", "clusters_at_once", "read / ranks", "program_rate", "cluster_rate"),
     **_waves_ns("pair", "programs * splits", "2 * multiprocessors", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
-    "one_launch": f"either and (cluster_rate <= 0 or cluster_ns <= pair_ns + {SECOND_LAUNCH_NS})",
+    "one_launch": "either and (cluster_rate <= 0 or"
+    f" cluster_ns <= pair_ns + ({SECOND_LAUNCH_NS} if splits > 1 else 0))",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
-    "queries": "batch * num_heads * rows",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.
     "most_decoded": "min(Sq, most_rows)",
     "profile_rows": f"max({PROGRAMS * _ROWS}, batch * num_heads * min(most_decoded, {MOST_QUERIES}))",
@@ -326,11 +349,11 @@ _LAUNCHES = (
     *(
         Launch(
             sources(ARGUMENTS),
-            "features and not biased and not eight and split",
+            f"features and not biased and not eight and split{more}",
             f"fmha_{step}_d{{padded_split}}_{{T}}",
             option=DECODE,
         )
-        for step in ("split", "combine")
+        for step, more in (("split", ""), ("combine", " and splits > 1"))
     ),
     *(
         Launch(

@@ -99,7 +99,7 @@ def decode(problem: Problem, splits: int, factor: float = 1.0, pdl: bool = False
     for spec, kernel, smaller, word in (
         (split, SPLIT_KERNEL, {"BLOCK_N": 16}, "gdc_launch_dependents"),
         (combine, COMBINE_KERNEL, {"SPLITS": 2}, "gdc_wait"),
-    ):
+    )[: len(Decode(p.dtype, p.head_size).names(splits))]:
         grid = tuple(expression.evaluate(integers) for expression in spec.grid_expressions)
         path = kernel_path().with_name(KERNEL_FILE)
         with dependent_launch(word) if pdl else nullcontext([int(np.prod(grid))]) as said:

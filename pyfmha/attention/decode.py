@@ -6,12 +6,12 @@ what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyfmha.attention import forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Call, Forward
-from pyfmha.attention.hopper import MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
+from pyfmha.attention.hopper import ARCH, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile
 from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.arch import ARCHS
@@ -56,7 +56,7 @@ READ_PERCENT = 88
 SECOND_LAUNCH_NS = 5_000
 """Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
 has one at a time, at 30,000 where all have some; where there are many, of which it has three, each of these at 30,000,
-too. Of the pair's programs, of which it has two, each reads at 24,000.
+too. Of the pair's programs, of which it has two, or three of some, each reads at 24,000.
 Together they read at most 88 % of what the memory's clock and width allow, and the second launch takes 5 us more. Programs come
 in waves, of which the last may be short: that tells which of both is the faster in 58 of the 59 problems measured on an
 H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one, whose waves overlap, to 6 %."""
@@ -64,12 +64,6 @@ H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one,
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
 every device, so that the workspace that an engine is built with will do wherever it runs, and results do not change."""
-
-BUSY = 177
-"""Programs that together read as fast as the memory of an H200 gives: fewer, in a last wave, take as long."""
-
-PARTS_PERCENT = 103
-"""What more parts must gain, since their results are then combined by a second launch."""
 
 WORKSPACE_RULE = 1
 """The number of :func:`most_workspace_bytes` together with :func:`decoding_for`. An engine keeps what the former said
@@ -129,8 +123,10 @@ class Decode:
         return f"fmha_combine_d{self.padded}_{self.dtype}"
 
     def specs(self) -> tuple[KernelSpec, ...]:
-        """What to compile: the split for aligned tensors and for any, and what combines."""
+        """What to compile: the split for aligned tensors, where there are many key heads and elsewhere, and for any; and
+        what combines."""
         return (
+            *((self._many(),) if self.dtype != "fp32" and self.padded in MANY_BLOCKS else ()),
             self._split(self.tile(), hinted=True),
             self._split(Tile(ROWS, 16, self.tile().num_warps, 1), hinted=False),
             self._combine(),
@@ -141,6 +137,14 @@ class Decode:
         # Three products of tf32 for one of fp32 hold their operands three times: with 4 warps they would spill.
         warps = 8 if self.dtype == "fp32" and self.padded > HEAD_SIZES[0] else 4
         return Tile(ROWS, _BLOCK_BYTES // (self.padded * ELEMENT_SIZES[self.dtype]), warps, 3)
+
+    def _many(self) -> KernelSpec:
+        """On Hopper, with more programs than three a multiprocessor: a block more in flight leaves room for two, whose
+        last wave is not as short."""
+        made = self._split(replace(self.tile(), num_stages=self.tile().num_stages + 1), hinted=True)
+        condition = f"batch_size * num_kv_heads > {MANY_PROGRAMS * PROGRAMS // 2}"
+        tunings = tuple(tuning for tuning in made.tunings if tuning.arch == ARCH)
+        return replace(made, archs=(ARCH,), tunings=tunings, requires=(condition,))
 
     def _split(self, tile: Tile, *, hinted: bool) -> KernelSpec:
         heads = "batch_size * num_kv_heads"
@@ -282,42 +286,19 @@ def decoding_for(call: Call, *, in_one: Figures | None = None) -> Decoding | Non
     Raises:
         SpecError: the head size is not served.
     """
-    splits = parts_of(call)
+    splits = splits_of(call)
     if splits is None or (in_one is not None and one_launch_pays(call, in_one)):
         return None
     return Decoding(call, Decode("fp16", call.head_size).padded, splits)
 
 
 def splits_of(call: Call) -> int | None:
-    """Into how many parts the keys of a problem are split, so that there are enough programs; None where they are not.
-    """
+    """Into how many parts the keys of a problem are split; None where they are not."""
     queries = call.q_len * (call.num_heads // call.num_kv_heads)
     if call.ragged or not 0 < queries <= MOST_QUERIES or call.kv_len < LEAST_KEYS or not call.batch_size:
         return None
     programs = call.batch_size * call.num_kv_heads * -(-queries // ROWS)
     return min(max(PROGRAMS // programs, 1), -(-call.kv_len // KEYS_OF_SPLIT))
-
-
-def parts_of(call: Call) -> int | None:
-    """The same, and where there are more programs than half of what a device holds, into how many parts so that the
-    last wave of them is not short. They ask for no more room than :func:`most_workspace_bytes` gives to any problem."""
-    splits = splits_of(call)
-    if splits is None or splits > 1:
-        return splits
-    programs = call.batch_size * call.num_kv_heads * -(-call.q_len * (call.num_heads // call.num_kv_heads) // ROWS)
-    queries = call.batch_size * call.num_heads * call.q_len
-    for parts in (2, 3):
-        gains = 100 * _waves(programs) * parts > PARTS_PERCENT * _waves(programs * parts)
-        better = _waves(programs * splits) * parts > _waves(programs * parts) * splits
-        if gains and better and parts * queries <= PROGRAMS * ROWS and parts <= -(-call.kv_len // KEYS_OF_SPLIT):
-            splits = parts
-    return splits
-
-
-def _waves(programs: int) -> int:
-    """How long so many programs take, in what one of a full wave takes of the memory's time."""
-    full = programs // PROGRAMS * PROGRAMS
-    return full + (max(programs - full, BUSY) if programs > full else 0)
 
 
 def one_launch_pays(call: Call, device: Figures) -> bool:
@@ -326,7 +307,7 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     key_heads = call.batch_size * call.num_kv_heads
     clusters = key_heads * -(-group // 8)
     ranks = 8 if clusters <= 8 else 4 if clusters <= 16 else 2 if clusters <= 64 else 1  # as the launch has them
-    splits = parts_of(call) or 1
+    splits = splits_of(call) or 1
     programs = key_heads * -(-call.q_len * group // ROWS) * splits
     read = call.kv_len * 4 * call.head_size  # K and V of 16 bits, of one key head
     memory, multiprocessors = device.memory_rate, device.multiprocessors
@@ -336,7 +317,8 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     many = key_heads > MANY_KEY_HEADS and Decode("fp16", call.head_size).padded in MANY_BLOCKS
     at_once, rate = (MANY_PROGRAMS * multiprocessors, MANY_RATE) if many else (multiprocessors, PROGRAM_RATE)
     one = _waves_ns(key_heads * ranks, at_once, read // ranks, rate, together)
-    pair = _waves_ns(programs, 2 * multiprocessors, read // splits, SPLIT_RATE, memory)
+    three = many and key_heads <= MANY_PROGRAMS * PROGRAMS // 2
+    pair = _waves_ns(programs, (3 if three else 2) * multiprocessors, read // splits, SPLIT_RATE, memory)
     return one <= pair + (SECOND_LAUNCH_NS if splits > 1 else 0)
 
 

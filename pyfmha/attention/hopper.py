@@ -68,7 +68,8 @@ class Setting:
             kernels/sm90_products.py.
         handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
-        sections: of how many heads the tiles of a ragged batch are paired, 2 or 4, or 0 for one.
+        sections: of how many heads the tiles of a ragged batch are paired: 4, 2 where sequences are not alike, 0 for
+            one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
         direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
     """
@@ -187,7 +188,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
         replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
-        RAGGED,
+        replace(RAGGED, masks=(False,)),
+        replace(RAGGED, masks=(True,), sections=2),
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
         replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
         LONE_128,
@@ -207,7 +209,9 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
         replace(LAZY_256, block_n=80, masks=(False,), threes=True, lengths=True, early=True, direct=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
-        RAGGED_256,
+        replace(RAGGED_256, masks=(False,), sections=2, direct=True),
+        replace(RAGGED_256, masks=(True,), sections=2, producer_first=True, requires=("batch_size * 700 <= q_len",)),
+        replace(RAGGED_256, masks=(True,), block_n=64, v_stages=3),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True

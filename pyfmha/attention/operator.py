@@ -12,13 +12,11 @@ from pyfmha.attention import biased_decode, biased_operator, forward, fp8_operat
 from pyfmha.attention.decode import (
     ALIGNMENT,
     ARGUMENTS,
-    BUSY,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
     MANY_RATE,
     MOST_QUERIES,
     MULTIPROCESSOR_RATE,
-    PARTS_PERCENT,
     PROGRAM_RATE,
     PROGRAMS,
     READ_PERCENT,
@@ -111,24 +109,6 @@ def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int | str
     }
 
 
-def _parts() -> dict[str, str]:
-    """Definitions of pyfmha.attention.decode.parts_of, where splits_of gives one: waves of 1 to 3 parts, and the best
-    up to so many."""
-    found = {}
-    for parts in (1, 2, 3):
-        full = f"programs * {parts} / {PROGRAMS} * {PROGRAMS}"
-        last = f"(programs * {parts} - {full})"
-        found[f"waves_{parts}"] = f"{full} + (max({last}, {BUSY}) if {last} > 0 else 0)"
-    for parts, before in ((2, "1"), (3, "parts_2")):
-        waves = "waves_1" if parts == 2 else "(waves_2 if parts_2 == 2 else waves_1)"
-        found[f"parts_{parts}"] = (
-            f"{parts} if 100 * waves_1 * {parts} > {PARTS_PERCENT} * waves_{parts}"
-            f" and {waves} * {parts} > waves_{parts} * {before}"
-            f" and {parts} * queries <= {PROGRAMS * _ROWS} and {parts} <= cdiv(columns, {KEYS_OF_SPLIT}) else {before}"
-        )
-    return found
-
-
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 DECODING = {
     "padded_split": _padded((64, 128, 256)),
@@ -144,16 +124,16 @@ DECODING = {
     "memory_rate": f"device(memory_clock) * device(memory_bus) / 4000 * {READ_PERCENT} / 100 if either else 0",
     "multiprocessors": "device(multiprocessors) if either else 0",
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
-    "least_splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
-    **_parts(),
-    "splits": "least_splits if biased or least_splits > 1 else parts_3",
+    "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
     "read": "columns * 4 * head_size if either else 0",
     "cluster_rate": f"min(memory_rate, {MULTIPROCESSOR_RATE} * multiprocessors)",
     "many": f"key_heads > {MANY_KEY_HEADS} and padded_split <= {max(MANY_BLOCKS)}",
     "clusters_at_once": f"({MANY_PROGRAMS} if many else 1) * multiprocessors",
     "program_rate": f"{MANY_RATE} if many else {PROGRAM_RATE}",
     **_waves_ns("cluster", "key_heads * ranks", "clusters_at_once", "read / ranks", "program_rate", "cluster_rate"),
-    **_waves_ns("pair", "programs * splits", "2 * multiprocessors", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
+    "three": f"many and key_heads <= {MANY_PROGRAMS * PROGRAMS // 2}",
+    "splits_at_once": "(3 if three else 2) * multiprocessors",
+    **_waves_ns("pair", "programs * splits", "splits_at_once", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
     "one_launch": "either and (cluster_rate <= 0 or"
     f" cluster_ns <= pair_ns + ({SECOND_LAUNCH_NS} if splits > 1 else 0))",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",

@@ -68,7 +68,7 @@ def check_ranks(
     queries, keys = (Pointer(np.array(cu, np.int64).astype(np.int32), INT32) for cu in (cu_q, cu_kv))
     table = Shared(np.zeros((2, int(kernel["SEGMENTS"])), np.int32), INT32)
     total = (tensor(q_len, np.int32), tensor(kv_len, np.int32))
-    tiles, most = kernel["write_table"](table, queries, keys, tensor(batch, np.int32), *total, height, 64)
+    tiles, most, _ = kernel["write_table"](table, queries, keys, tensor(batch, np.int32), *total, height, 64)
     bottom_right = tensor(int(causal == "bottom-right"), np.int32)
     window = tensor(-1, np.int32), tensor(0 if causal else -1, np.int32)
     sizes = (1, 1, *total, tiles, 1, 1, (bottom_right, (table, None), most, *window))
@@ -131,7 +131,7 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
     queries, keys = (Pointer(np.array(cu, np.int64).astype(np.int32), INT32) for cu in (cu_q, cu_kv))
     table = Shared(np.zeros((2, 128), np.int32), INT32)
     total = (tensor(2**28, np.int32), tensor(2**28, np.int32))
-    tiles, most = kernel["write_table"](table, queries, keys, tensor(len(cu_q) - 1, np.int32), *total, 64, 64)
+    tiles, most, _ = kernel["write_table"](table, queries, keys, tensor(len(cu_q) - 1, np.int32), *total, 64, 64)
     window = tensor(-1, np.int32), tensor(0 if causal else -1, np.int32)
     flag = tensor(int(causal == "bottom-right"), np.int32)
     sizes = (1, 1, *total, tiles, 1, 1, (flag, (table, None), most, *window))
@@ -145,13 +145,14 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
 
 
 @examples(40)
-@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.sampled_from(["", "SMALL_"]))
-def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, small: str) -> None:
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.integers(0, 2))
+def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, together: int) -> None:
     """Each once, and no program has two more than another."""
     machine = Machine(0)
     kernel = load_kernel(TILES, machine)
     machine.programs = programs
-    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel[f"PAIRS_OF_{small}SECTIONS"]
+    order = kernel["PAIRS_AS_SEQUENCES" if together else "PAIRS_OF_SECTIONS"]
+    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, together or heads)), order
     taken = []
     counts = []
     for machine.program in range(programs):

@@ -551,7 +551,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
                 tma.store_wait(0)
                 mbarrier.arrive(plain[1].index(0), count=1)
-        elif SHAPE.EARLY and Q_SLOTS > 1 and not SHAPE.DIRECT:  # the rows of the tile before leave their slot beside that product
+        elif (
+            SHAPE.EARLY and Q_SLOTS > 1 and not SHAPE.DIRECT
+        ):  # the rows of the tile before leave their slot beside that product
             if turn > 0:
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -973,9 +975,10 @@ def fmha_fwd_sm90(
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: of how many heads the
-    tiles of ragged batches are paired: 4, 2 where sequences are not alike, see `write_table`, or 0 for one. EARLY: the last values of a tile are asked for
-    before the keys of the next, and where there is one slot for queries, its second keys and first values before its queries, unless DIRECT: Out is
-    stored from registers (sm90_direct.py), elements of which then go by eights; neither APART nor TWO_PARTS.
+    tiles of ragged batches are paired: 4, 2 where sequences are not alike, see `write_table`, or 0 for one. EARLY: the
+    last values of a tile are asked for before the keys of the next, and where there is one slot for queries, its second
+    keys and first values before its queries, unless DIRECT: Out is stored from registers (sm90_direct.py), elements of
+    which then go by eights; neither APART nor TWO_PARTS.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

@@ -55,11 +55,11 @@ SPLIT_RATE = 24_000
 READ_PERCENT = 88
 SECOND_LAUNCH_NS = 5_000
 """Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
-has one at a time, at 30,000 where all have some; where there are many, of which it has three, each of these at 30,000,
-too. Of the pair's programs, of which it has two, or three of some, each reads at 24,000.
-Together they read at most 88 % of what the memory's clock and width allow, and the second launch takes 5 us more. Programs come
-in waves, of which the last may be short: that tells which of both is the faster in 58 of the 59 problems measured on an
-H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one, whose waves overlap, to 6 %."""
+has one at a time, at 30,000 where all have some; where there are many, of which it has three, each at 30,000, too. Of
+the pair's programs, of which it has two, or three of some, each reads at 24,000. Together they read at most 88 % of
+what the memory's clock and width allow, and the second launch, where there are parts to combine, takes 5 us more.
+Programs come in waves, of which the last may be short: that tells which of both is the faster in the problems measured
+on an H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to some 2 %."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -123,8 +123,7 @@ class Decode:
         return f"fmha_combine_d{self.padded}_{self.dtype}"
 
     def specs(self) -> tuple[KernelSpec, ...]:
-        """What to compile: the split for aligned tensors, where there are many key heads and elsewhere, and for any; and
-        what combines."""
+        """What to compile: the split for aligned tensors, of many key heads and others, and for any; and what combines."""
         return (
             *((self._many(),) if self.dtype != "fp32" and self.padded in MANY_BLOCKS else ()),
             self._split(self.tile(), hinted=True),

@@ -2,8 +2,8 @@
 
 A variant with conditions serves only the calls that meet them all; the dispatcher passes over it at the others. A
 condition compares an argument, or a product of two of 32 bits, with an integer or with another argument, by ``== != <
-<= > >=``, or the remainder of an integer or pointer with an integer, by ``==``. A pointer that is 0 is one that was not given. NaN meets no condition but
-``!=``.
+<= > >=``, or the remainder of an integer or pointer with an integer, by ``==``. A pointer that is 0 is one that was not
+given. NaN meets no condition but ``!=``.
 """
 
 import ast
@@ -15,8 +15,8 @@ from pyfmha.errors import SpecError
 from pyfmha.spec.abi import CType, ctype
 
 ALLOWED = (
-    '"name op value" or "name * factor op value" (op: == != < <= > >=; value, factor: an integer or another argument) or'
-    ' "name % integer == integer"'
+    '"name op value" or "name * factor op value" (op: == != < <= > >=; value, factor: an integer or another argument)'
+    ' or "name % integer == integer"'
 )
 
 _OPERATORS: dict[type[ast.cmpop], str] = {

@@ -208,7 +208,9 @@ PRODUCTION = {
     "forward fp32 128 capped": (Forward("fp32", 128).specs()[1], Budget(2, "HGMMA", 2 * 30, batches=18, spilled=32)),
     # The sums alone take 128 registers, a product of 64 columns 32, V 32 while its largest element is looked for.
     "forward fp32 256": (forward("fp32", 256), Budget(1, "HGMMA", 2 * 72, batches=30, spilled=432, loop=111)),
-    "split fp16 128": (Decode("fp16", 128).specs()[0], Budget(2, "HMMA", 16)),
+    "split fp16 128": (Decode("fp16", 128).specs()[1], Budget(2, "HMMA", 16)),
+    "split bf16 128": (Decode("bf16", 128).specs()[1], Budget(3, "HMMA", 16)),
+    "split bf16 128 many": (Decode("bf16", 128).specs()[0], Budget(2, "HMMA", 16)),
     **hopper_kernels("fp16", 64, (False, True)),
     **hopper_kernels("bf16", 128, (False, True)),
     **hopper_kernels("fp16", 256, (False, True)),

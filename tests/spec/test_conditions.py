@@ -48,7 +48,11 @@ def test_what_is_allowed(text: str, parts: tuple[object, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "parts"),
-    [("n * m > 128", ("n", "m", ">", 128)), ("n*600 <= m", ("n", 600, "<=", "m")), ("n * -3 != m", ("n", -3, "!=", "m"))],
+    [
+        ("n * m > 128", ("n", "m", ">", 128)),
+        ("n*600 <= m", ("n", 600, "<=", "m")),
+        ("n * -3 != m", ("n", -3, "!=", "m")),
+    ],
 )
 def test_products_of_32_bits_are_compared(text: str, parts: tuple[object, ...]) -> None:
     found = parse_condition(text, TYPES)

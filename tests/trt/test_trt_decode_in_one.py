@@ -34,10 +34,10 @@ INT32 = 3
 @pytest.fixture(scope="module")
 def library_path(shared: Shared) -> Path:
     """fmha_fwd_d128_fp16 with the variant that decodes, and stand-ins for everything else."""
-    decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
-    assert decoder.kernel == DECODE_KERNEL
-    others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoder.algorithm_name)
-    specs = [decoder, others, others.generic(), *pair_standins(DECODES[-1])]
+    decoders = [spec for spec in Forward("fp16", SIZE).specs(hopper=True) if spec.kernel == DECODE_KERNEL]
+    assert len(decoders) == 2
+    others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoders[0].algorithm_name)
+    specs = [*decoders, others, others.generic(), *pair_standins(DECODES[-1])]
     archs = parse_archs(["sm_90", "sm_100"])
     return shared.once("in_one", lambda folder: build(specs, archs, folder, jobs=2).library)
 
@@ -103,15 +103,15 @@ def test_a_faster_memory_is_read_by_both_launches(launched: Callable[..., list[s
     assert launched(batch=16, kv_heads=8, keys=32_768)[2:] == [DECODE_KERNEL]
 
 
-@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, False), (36, True), (64, False)])
+@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, True), (36, False), (64, False)])
 def test_a_short_last_wave_counts(
     launched: Callable[..., list[str]], fake_cuda: FakeCuda, batch: int, in_one: bool
 ) -> None:
-    """The plugin chooses as :func:`decoding_for` does: 128 programs are one wave, 136 two, and 288 three of one launch,
-    two of the pair."""
+    """The plugin chooses as :func:`decoding_for` does. Of more than 128 programs a multiprocessor has several; what is
+    not split into parts is done by the first of the pair."""
     fake_cuda.set_bandwidth(0, *H200)
 
-    assert launched(batch=batch, kv_heads=8, keys=4096) == ([DECODE_KERNEL] if in_one else PAIR)
+    assert launched(batch=batch, kv_heads=8, keys=4096) == ([DECODE_KERNEL] if in_one else PAIR[:1])
     call = Call(batch, HEADS, 8, 1, 4096, SIZE, 0.1)
     assert (decoding_for(call, in_one=Figures(132, *H200)) is None) == in_one
 
@@ -177,9 +177,9 @@ def test_the_faster_of_both_is_chosen_wherever_they_were_measured() -> None:
 def test_ranks_are_those_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the choice takes for programs is what the grid has."""
     monkeypatch.setattr(decode, "SPLIT_RATE", 10**9)  # the pair reads as much as the memory gives
-    decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
+    _, decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
     rows = parse_grid(decoder.grid, frozenset(dict(decoder.prototype)), {})[0]
-    for batch in (*range(1, 20), 63, 64, 65, 200):
+    for batch in (*range(1, 20), 63, 64, 65, 128):
         values = {"num_heads": 8, "num_kv_heads": 1, "batch_size": batch}
         # One program reads as much as the memory gives, another half as much: told apart by which is chosen.
         ranks = rows.evaluate(values)

@@ -551,10 +551,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
                 tma.store_wait(0)
                 mbarrier.arrive(plain[1].index(0), count=1)
-        elif (
-            SHAPE.EARLY and Q_SLOTS > 1 and not SHAPE.DIRECT
-        ):  # the rows of the tile before leave their slot beside that product
-            if turn > 0:
+        elif SHAPE.EARLY and Q_SLOTS > 1 and not SHAPE.DIRECT:
+            if turn > 0:  # the rows of the tile before leave their slot beside that product
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
         scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))

@@ -302,9 +302,8 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**FEW, **SETTINGS["head size 256"], "early": False},
     ),
     "early: a slot is given away before its rows are stored": (
-        "rows of the tile before leave their slot beside that product\n            if turn > 0:\n"
-        "                tma.store_wait(0)\n",
-        "rows\n            if turn > 0:\n",
+        "rows of the tile before leave their slot beside that product\n                tma.store_wait(0)\n",
+        "rows\n",
         {**FEW, **SETTINGS["head size 128"], "causal": True, "programs": 1},
     ),
     "early: the last values are left out": (

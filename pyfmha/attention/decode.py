@@ -123,7 +123,7 @@ class Decode:
         return f"fmha_combine_d{self.padded}_{self.dtype}"
 
     def specs(self) -> tuple[KernelSpec, ...]:
-        """What to compile: the split of aligned tensors, for many key heads and others, and of any; the other kernel."""
+        """What to compile: the split of aligned tensors, for many key heads and others, and of any; what combines."""
         return (
             *((self._many(),) if self.dtype != "fp32" and self.padded in MANY_BLOCKS else ()),
             self._split(self.tile(), hinted=True),

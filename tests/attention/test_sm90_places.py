@@ -144,6 +144,30 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
         assert 0 <= int(kv_start) <= int(kv_start) + int(kv_n) <= 2**28
 
 
+@pytest.mark.parametrize(
+    ("queries", "together"),
+    [
+        ((1024,) * 8, 1),
+        ((512, 480, 400), 1),
+        ((64, 2048, 1391, 640), 2),
+        ((0, 0, 700, 700, 0), 1),
+        ((1,), 1),
+        ((1, 900), 2),
+    ],
+)
+def test_tiles_of_two_heads_are_sorted_together_where_sequences_are_not_alike(
+    queries: Sequence[int], together: int
+) -> None:
+    kernel = load_kernel(PLACES, Machine(0))
+    ends = Pointer(np.cumsum((0, *queries)).astype(np.int32), INT32)
+    total = tensor(sum(queries), np.int32)
+    table = Shared(np.zeros((2, kernel["SEGMENTS"]), np.int32), INT32)
+
+    found = kernel["write_table"](table, ends, ends, tensor(len(queries), np.int32), total, total, 128, 64)
+
+    assert int(found[2]) == together
+
+
 @examples(40)
 @given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.integers(0, 2))
 def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, together: int) -> None:

@@ -728,7 +728,7 @@ def compute(
     if HANDING:
         table = gl.allocate_shared_memory(gl.int32, [2, SEGMENTS], SMEM)
         places = gl.allocate_shared_memory(gl.int32, [HANDED * Q_SLOTS * CONSUMERS, 1], SMEM)
-        row_tiles, most, together = write_table(
+        row_tiles, most = write_table(
             table, cu_seqlens_q, cu_seqlens_kv, batch_size, q_len, kv_len, ROWS * CONSUMERS, BLOCK_N
         )
         bounds = (bottom_right, (table, places), most, window_left, window_right)
@@ -749,8 +749,6 @@ def compute(
         plain = (out_smem, out_free, plain)
     ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS)
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
-    if SECTIONS == 2:
-        section = together
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     q_smem = allocate(q_desc, Q_SLOTS * CONSUMERS, ROWS, BLOCK_D, TWO_PARTS)
     if is_wide(BLOCK_N):
@@ -973,10 +971,10 @@ def fmha_fwd_sm90(
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: of how many heads the
-    tiles of ragged batches are paired: 4, 2 where sequences are not alike, see `write_table`, or 0 for one. EARLY: the
-    last values of a tile are asked for before the keys of the next, and where there is one slot for queries, its second
-    keys and first values before its queries, unless DIRECT: Out is stored from registers (sm90_direct.py), elements of
-    which then go by eights; neither APART nor TWO_PARTS.
+    tiles of ragged batches are paired, 2 or 4, see `tile_of`; 0 for one. EARLY: the last values of a tile are asked for
+    before the keys of the next, and where there is one slot for queries, its second keys and first values before its
+    queries, unless DIRECT: Out is stored from registers (sm90_direct.py), elements of which then go by eights; neither
+    APART nor TWO_PARTS.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

@@ -21,8 +21,7 @@ HEIGHT: gl.constexpr = gl.constexpr(16)
 def write_table(
     table, cu_seqlens_q, cu_seqlens_kv, batch_size, q_len, kv_len, TILE: gl.constexpr, BLOCK_N: gl.constexpr
 ):  # fmt: skip
-    """Write what a program must know of the sequences; returns how many tiles there are, the most blocks of one, and
-    of how many heads tiles are best sorted together: 2 where some sequences have far more than others, else 1.
+    """Write what a program must know of the sequences; returns how many tiles there are, and the most blocks of one.
 
     As find_tile of sm90_ragged.py has it: sequence s is segment s + 1; segments 0 and batch_size + 1 are the rows
     before and after all sequences, which have no keys. Rows of the table: queries; keys, of the first segment the
@@ -47,9 +46,7 @@ def write_table(
     tiles = (q_n + (TILE - 1)) // TILE
     kv_n = gl.where(segment == 0, 0, kv_n)
     blocks = gl.max(gl.where(tiles > 0, (kv_n + (BLOCK_N - 1)) // BLOCK_N, 0), 0)
-    count = gl.sum(tiles, 0)
-    alike = 4 * gl.max(tiles, 0).to(gl.int64) * gl.sum((tiles > 0).to(gl.int32), 0) <= 5 * count.to(gl.int64)
-    return count, gl.maximum(blocks, 1), gl.where(alike, 1, 2)
+    return gl.sum(tiles, 0), gl.maximum(blocks, 1)
 
 
 @gluon.jit

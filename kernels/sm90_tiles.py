@@ -18,9 +18,8 @@ PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 LONGEST_FIRST: gl.constexpr = gl.constexpr(3)
 # Pairs of the tiles of several heads, sorted by length, every other section from its last pair: see `tile_of`.
 PAIRS_OF_SECTIONS: gl.constexpr = gl.constexpr(4)
-HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS
-# One or the other of pairs of a head and those of sections of two heads, as the sequences are.
-PAIRS_AS_SEQUENCES: gl.constexpr = gl.constexpr(5)
+PAIRS_OF_SMALL_SECTIONS: gl.constexpr = gl.constexpr(5)
+HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS; of small ones half as many
 # Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
 # that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
 # more, for the last section, of up to two.
@@ -67,7 +66,7 @@ def order_of(causal, two_heads, longest_first, sections):
     if longest_first:
         return LONGEST_FIRST.value
     if sections:
-        return PAIRS_AS_SEQUENCES.value if sections == 2 else PAIRS_OF_SECTIONS.value
+        return PAIRS_OF_SMALL_SECTIONS.value if sections == 2 else PAIRS_OF_SECTIONS.value
     return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
 
 
@@ -114,17 +113,14 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
             count = (_last_place() < (heads - first) * row_tiles).to(gl.int32)
         return count
     count = _share(tiles)
-    if ORDER == PAIRS_OF_SECTIONS:
+    if ORDER == PAIRS_OF_SECTIONS or ORDER == PAIRS_OF_SMALL_SECTIONS:
         count = _paired(tiles)
-    if ORDER == PAIRS_OF_A_HEAD or ORDER == PAIRS_AS_SEQUENCES:
+    if ORDER == PAIRS_OF_A_HEAD:
         if tiles > gl.num_programs(0):
             units = tiles - tiles // 2
             count = 2 * _share(units)
             # The last unit may be a single tile.
             count -= ((tiles % 2 != 0) & (gl.program_id(0) == (units - 1) % gl.num_programs(0))).to(gl.int32)
-    if ORDER == PAIRS_AS_SEQUENCES:
-        if section == 2:
-            count = _paired(tiles)
     if ORDER == PAIRS_OF_TWO_HEADS:
         if tiles > gl.num_programs(0):
             count = _share(heads // 2 * row_tiles) + _share((heads - heads // 2) * row_tiles)
@@ -196,9 +192,8 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
     which goes with that of the next head. Or of two heads side by side; of an odd number of heads the last one's
     tiles come last, one by one.
 
-    PAIRS_AS_SEQUENCES: where `section` is 2, as PAIRS_OF_SECTIONS of two heads each; where it is 1, as pairs of a head.
-
-    PAIRS_OF_SECTIONS: as pairs of a head, but of HEADS_OF_SECTION heads at a time, whose tiles are sorted together, and
+    PAIRS_OF_SECTIONS: as pairs of a head, but of HEADS_OF_SECTION heads at a time (of small ones two), whose tiles are
+    sorted together, and
     every other section from its last pair: of lengths that do not fall evenly, the first pairs are the longest. Where
     what is left at the end is no more tiles than programs, these are a program each.
 
@@ -221,10 +216,12 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
         return row_tiles - 1 - place // side_by_side, first_head + place % side_by_side
     if ORDER == PAIRS_OF_SECTIONS:
         return _of_sections(turn, row_tiles, heads, HEADS_OF_SECTION)
+    if ORDER == PAIRS_OF_SMALL_SECTIONS:
+        return _of_sections(turn, row_tiles, heads, HEADS_OF_SECTION // 2)
     unit = turn * programs + gl.program_id(0)
     head = unit // row_tiles
     row_tile = unit % row_tiles
-    if ORDER == PAIRS_OF_A_HEAD or ORDER == PAIRS_AS_SEQUENCES:
+    if ORDER == PAIRS_OF_A_HEAD:
         if row_tiles * heads > programs:
             unit = turn // 2 * programs + gl.program_id(0)
             odd = row_tiles % 2  # then two heads share their units
@@ -236,9 +233,6 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
                 index = (row_tiles << shared) - 1 - index
             row_tile = row_tiles - 1 - (index >> shared)
             head = first_head + (index & shared)
-    if ORDER == PAIRS_AS_SEQUENCES:
-        if section == 2:
-            row_tile, head = _of_sections(turn, row_tiles, heads, 2)
     if ORDER == PAIRS_OF_TWO_HEADS:
         pairs = heads // 2
         program = gl.program_id(0)

@@ -52,14 +52,15 @@ PROGRAM_RATE = 70_000
 MULTIPROCESSOR_RATE = 30_000
 MANY_RATE = 30_000
 SPLIT_RATE = 24_000
+THREE_RATE = 39_000
 READ_PERCENT = 88
 SECOND_LAUNCH_NS = 5_000
 """Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
 has one at a time, at 30,000 where all have some; where there are many, of which it has three, each at 30,000, too. Of
-the pair's programs, of which it has two, or three of some, each reads at 24,000. Together they read at most 88 % of
-what the memory's clock and width allow, and the second launch, where there are parts to combine, takes 5 us more.
-Programs come in waves, of which the last may be short: that tells which of both is the faster in the problems measured
-on an H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to some 2 %."""
+the pair's programs, of which it has two, or three of some, each reads at 24,000, and three at 39,000. Together they
+read at most 88 % of what the memory's clock and width allow, and the second launch, where there are parts to combine,
+takes 5 us more. Programs come in waves, of which the last may be short: that tells which of both is the faster in the
+problems measured on an H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to some 2 %."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -318,6 +319,8 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     one = _waves_ns(key_heads * ranks, at_once, read // ranks, rate, together)
     three = many and key_heads <= MANY_PROGRAMS * PROGRAMS // 2
     pair = _waves_ns(programs, (3 if three else 2) * multiprocessors, read // splits, SPLIT_RATE, memory)
+    if three and programs > 2 * multiprocessors:  # some have three
+        pair = max(pair, 1000 * MANY_PROGRAMS * read // THREE_RATE)
     return one <= pair + (SECOND_LAUNCH_NS if splits > 1 else 0)
 
 

@@ -68,8 +68,7 @@ class Setting:
             kernels/sm90_products.py.
         handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
-        sections: of how many heads the tiles of a ragged batch are paired: 4, 2 where sequences are not alike, 0 for
-            one.
+        sections: of how many heads the tiles of a ragged batch are paired, 2 or 4, or 0 for one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
         direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
     """
@@ -188,8 +187,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
         replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
-        replace(RAGGED, masks=(False,)),
-        replace(RAGGED, masks=(True,), sections=2),
+        RAGGED,
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
         replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
         LONE_128,

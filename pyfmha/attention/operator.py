@@ -22,6 +22,7 @@ from pyfmha.attention.decode import (
     READ_PERCENT,
     SECOND_LAUNCH_NS,
     SPLIT_RATE,
+    THREE_RATE,
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
@@ -134,8 +135,9 @@ DECODING = {
     "three": f"many and key_heads <= {MANY_PROGRAMS * PROGRAMS // 2}",
     "splits_at_once": "(3 if three else 2) * multiprocessors",
     **_waves_ns("pair", "programs * splits", "splits_at_once", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
+    "three_ns": f"1000 * {MANY_PROGRAMS} * read / {THREE_RATE} if three and programs > 2 * multiprocessors else 0",
     "one_launch": "either and (cluster_rate <= 0 or"
-    f" cluster_ns <= pair_ns + ({SECOND_LAUNCH_NS} if splits > 1 else 0))",
+    f" cluster_ns <= max(pair_ns, three_ns) + ({SECOND_LAUNCH_NS} if splits > 1 else 0))",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.
     "most_decoded": "min(Sq, most_rows)",

@@ -68,7 +68,7 @@ def check_ranks(
     queries, keys = (Pointer(np.array(cu, np.int64).astype(np.int32), INT32) for cu in (cu_q, cu_kv))
     table = Shared(np.zeros((2, int(kernel["SEGMENTS"])), np.int32), INT32)
     total = (tensor(q_len, np.int32), tensor(kv_len, np.int32))
-    tiles, most, _ = kernel["write_table"](table, queries, keys, tensor(batch, np.int32), *total, height, 64)
+    tiles, most = kernel["write_table"](table, queries, keys, tensor(batch, np.int32), *total, height, 64)
     bottom_right = tensor(int(causal == "bottom-right"), np.int32)
     window = tensor(-1, np.int32), tensor(0 if causal else -1, np.int32)
     sizes = (1, 1, *total, tiles, 1, 1, (bottom_right, (table, None), most, *window))
@@ -131,7 +131,7 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
     queries, keys = (Pointer(np.array(cu, np.int64).astype(np.int32), INT32) for cu in (cu_q, cu_kv))
     table = Shared(np.zeros((2, 128), np.int32), INT32)
     total = (tensor(2**28, np.int32), tensor(2**28, np.int32))
-    tiles, most, _ = kernel["write_table"](table, queries, keys, tensor(len(cu_q) - 1, np.int32), *total, 64, 64)
+    tiles, most = kernel["write_table"](table, queries, keys, tensor(len(cu_q) - 1, np.int32), *total, 64, 64)
     window = tensor(-1, np.int32), tensor(0 if causal else -1, np.int32)
     flag = tensor(int(causal == "bottom-right"), np.int32)
     sizes = (1, 1, *total, tiles, 1, 1, (flag, (table, None), most, *window))
@@ -144,39 +144,14 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
         assert 0 <= int(kv_start) <= int(kv_start) + int(kv_n) <= 2**28
 
 
-@pytest.mark.parametrize(
-    ("queries", "together"),
-    [
-        ((1024,) * 8, 1),
-        ((512, 480, 400), 1),
-        ((64, 2048, 1391, 640), 2),
-        ((0, 0, 700, 700, 0), 1),
-        ((1,), 1),
-        ((1, 900), 2),
-    ],
-)
-def test_tiles_of_two_heads_are_sorted_together_where_sequences_are_not_alike(
-    queries: Sequence[int], together: int
-) -> None:
-    kernel = load_kernel(PLACES, Machine(0))
-    ends = Pointer(np.cumsum((0, *queries)).astype(np.int32), INT32)
-    total = tensor(sum(queries), np.int32)
-    table = Shared(np.zeros((2, kernel["SEGMENTS"]), np.int32), INT32)
-
-    found = kernel["write_table"](table, ends, ends, tensor(len(queries), np.int32), total, total, 128, 64)
-
-    assert int(found[2]) == together
-
-
 @examples(40)
-@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.integers(0, 2))
-def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, together: int) -> None:
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.sampled_from(["", "SMALL_"]))
+def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, small: str) -> None:
     """Each once, and no program has two more than another."""
     machine = Machine(0)
     kernel = load_kernel(TILES, machine)
     machine.programs = programs
-    order = kernel["PAIRS_AS_SEQUENCES" if together else "PAIRS_OF_SECTIONS"]
-    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, together or heads)), order
+    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel[f"PAIRS_OF_{small}SECTIONS"]
     taken = []
     counts = []
     for machine.program in range(programs):

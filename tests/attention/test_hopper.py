@@ -703,6 +703,24 @@ def test_more_keys_a_step_where_that_pays(head_size: int, q_len: int, right: int
     assert dict(served_by(head_size, q_len=q_len, window_right=right).constants)["BLOCK_N"] == block_n
 
 
+@pytest.mark.parametrize(
+    ("head_size", "q_len", "right", "block_n"),
+    [(128, 8191, -1, 128), (128, 8192, -1, 176), (256, 64, -1, 80), (256, 8192, 0, 64)],
+)
+def test_more_keys_a_step_of_sequences_with_lengths(head_size: int, q_len: int, right: int, block_n: int) -> None:
+    found = dict(served_by(head_size, {"kv_lengths": 1 << 20}, q_len=q_len, window_right=right).constants)
+    assert (found["LENGTHS"], found["BLOCK_N"]) == (True, block_n)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "right", "keys"), [(8, 5600, 0, 80), (8, 5599, 0, 64), (8, 8, -1, 80), (100, 70_000, 0, 80)]
+)
+def test_more_keys_a_step_of_ragged_batches(batch: int, tokens: int, right: int, keys: int) -> None:
+    given = {"batch_size": batch, "q_len": tokens, "kv_len": tokens, "window_right": right, "ragged": True}
+    found = dict(served_by(256, RAGGED, **given).constants)
+    assert (found["RAGGED"], found["LENGTHS"], found["BLOCK_N"]) == (True, True, keys)
+
+
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("right", [-1, 0])
 def test_every_length_is_served(head_size: int, right: int) -> None:

@@ -58,6 +58,28 @@ def _prefetch(base, row, stride, end, head_size, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _finished(acc, row_sum, dtype: tl.constexpr):
+    """Sums of weight * v, of all keys, divided by the sums of weights."""
+    if dtype == tl.float16:
+        most: tl.constexpr = 65504.0
+    elif dtype == tl.bfloat16:
+        most: tl.constexpr = BFLOAT16_MAX
+    else:
+        most: tl.constexpr = FLOAT_MAX
+    if dtype != tl.float16:
+        acc *= 2.0  # V was halved
+    out = tl.clamp(acc * (1.0 / row_sum), -most, most, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(row_sum != 0, out, 0.0).to(dtype)
+
+
+@triton.jit
+def _lse(m, row_sum, factor, shift: tl.constexpr):
+    """The logarithm of the sum of exponentials of all scores."""
+    score = tl.minimum(tl.maximum(m * factor, -FLOAT_MAX), FLOAT_MAX)
+    return tl.where(row_sum != 0, (score + tl.log2(row_sum) + shift) * LN_2, float("-inf"))
+
+
+@triton.jit
 def fused_attention_split(
     Out,
     Lse,
@@ -100,7 +122,8 @@ def fused_attention_split(
     PDL: tl.constexpr = False,
 ):
     """Grid: (splits * tiles, a, b), a * b at least batch_size * num_kv_heads, tiles of BLOCK_M of the q_len * group
-    queries that share a key head. Writes Partial and Statistics; Out and Lse are the other kernel's.
+    queries that share a key head. Writes Partial and Statistics, and Out and Lse are the other kernel's; but if splits
+    is 1, Out and Lse, and there is no other.
 
     The first PREFETCH keys, a power of two, are asked for before it waits for the queries.
     """
@@ -185,13 +208,20 @@ def fused_attention_split(
 
     queries = tl.cast(batch_size, tl.int64) * num_heads * q_len
     query = (wide_batch * num_heads + head) * q_len + i
-    place = query * splits + split
-    partial = place[:, None] * BLOCK_D + columns[None, :]
-    tl.store(Partial + partial, acc, mask=(i < q_len)[:, None] & in_columns[None, :])
-    tl.store(Statistics + place, m, mask=i < q_len)
-    tl.store(Statistics + splits * queries + place, row_sum, mask=i < q_len)
-    if split == 0:
-        tl.store(Statistics + 2 * splits * queries + query, last_factor, mask=i < q_len)
+    if splits == 1:  # there is nothing to combine
+        rows = wide_batch * out_stride_b + head.to(tl.int64) * out_stride_h + i.to(tl.int64) * out_stride_s
+        out = _finished(acc, row_sum[:, None], Out.dtype.element_ty)
+        tl.store(Out + rows[:, None] + columns[None, :], out, mask=(i < q_len)[:, None] & in_columns[None, :])
+        if tl.cast(Lse, tl.int64) != 0:
+            tl.store(Lse + query, _lse(m, row_sum, last_factor, shift), mask=i < q_len)
+    else:
+        place = query * splits + split
+        partial = place[:, None] * BLOCK_D + columns[None, :]
+        tl.store(Partial + partial, acc, mask=(i < q_len)[:, None] & in_columns[None, :])
+        tl.store(Statistics + place, m, mask=i < q_len)
+        tl.store(Statistics + splits * queries + place, row_sum, mask=i < q_len)
+        if split == 0:
+            tl.store(Statistics + 2 * splits * queries + query, last_factor, mask=i < q_len)
 
 
 @triton.jit
@@ -236,12 +266,6 @@ def fused_attention_combine(
     """Grid: (batch_size * num_heads * q_len): one program a query, which takes SPLITS partial results at a time."""
     WIDE: tl.constexpr = Out.dtype.element_ty != tl.float16
     shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
-    if Out.dtype.element_ty == tl.float16:
-        most: tl.constexpr = 65504.0
-    elif Out.dtype.element_ty == tl.bfloat16:
-        most: tl.constexpr = BFLOAT16_MAX
-    else:
-        most: tl.constexpr = FLOAT_MAX
     program = tl.program_id(0).to(tl.uint32)  # 32 bits, in which a division costs a fraction of that in 64
     row = program // tl.cast(q_len, tl.uint32)
     batch = row // tl.cast(num_heads, tl.uint32)
@@ -286,12 +310,6 @@ def fused_attention_combine(
             row_sum = row_sum * alpha + tl.sum(weight * split_sum, 0)
             acc = acc * alpha + tl.sum(weight[:, None] * split_acc, 0)
             m = m_new
-        if WIDE:
-            acc *= 2.0  # V was halved
-        out = tl.clamp(acc * (1.0 / row_sum), -most, most, propagate_nan=tl.PropagateNan.ALL)
-        out = tl.where(row_sum != 0, out, 0.0)
-        tl.store(Out + columns, out.to(Out.dtype.element_ty), mask=in_columns)
+        tl.store(Out + columns, _finished(acc, row_sum, Out.dtype.element_ty), mask=in_columns)
         if tl.cast(Lse, tl.int64) != 0:
-            score = tl.minimum(tl.maximum(m * factor, -FLOAT_MAX), FLOAT_MAX)
-            lse = tl.where(row_sum != 0, (score + tl.log2(row_sum) + shift) * LN_2, float("-inf"))
-            tl.store(Lse + query, lse, mask=counts)
+            tl.store(Lse + query, _lse(m, row_sum, factor, shift), mask=counts)

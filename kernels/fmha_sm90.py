@@ -25,6 +25,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
+from sm90_direct import store_direct
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -181,7 +182,7 @@ def _load(work, SHAPE: gl.constexpr):
         first_block, end_block = tile_blocks(row_tile, sequence, SHAPE)
         last = end_block - first_block - 1
         rows_at = 0  # the block after whose keys the queries are asked for
-        if SHAPE.EARLY and Q_SLOTS == 1:
+        if SHAPE.EARLY and Q_SLOTS == 1 and not SHAPE.DIRECT:
             rows_at = gl.where(turn > 0, gl.minimum(1, last), 0)
         for block in range(end_block - first_block):
             key = first_key(end_block - 1 - block, sequence, SHAPE)  # from right to left: the masked blocks first
@@ -391,7 +392,7 @@ def _wide_step(
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = warpgroup_mma_wait(1, deps=scores)  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
+    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, (), ends, key, masked, SHAPE)
     m_new, due = kept(m, m_new)
     alpha = hold(gl.exp2(m - m_new))
     acc, p, scores = wait_for_products_wide(acc, p, scores)
@@ -479,7 +480,7 @@ def _give_back(work, plain, turn, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if turn > 0:  # the other consumer may wait for it, but for blocks of keys that this one passes over, one
             tma.store_wait(0)
             mbarrier.arrive(plain[1].index(0), count=1)
-    elif (SHAPE.EARLY or SHAPE.BRIEF) and Q_SLOTS > 1:
+    elif (SHAPE.EARLY or SHAPE.BRIEF) and Q_SLOTS > 1 and not SHAPE.DIRECT:
         if turn > 0:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * SHAPE.CONSUMERS + CONSUMER), count=1)
@@ -543,7 +544,8 @@ def _first_block(
         half = half & (key == block * BLOCK_N)
     if WIDE:
         p, m, row_sum = first_weights_wide(
-            scores, m, row_sum, scale, shift, ends, key, block >= unmasked, v_smem[0].dtype, SHAPE
+            scores, m, row_sum, scale, shift, (own_keys,) if LENGTHS else (), ends, key, block >= unmasked,
+            v_smem[0].dtype, SHAPE,
         )  # fmt: skip
     elif half:
         p, m, row_sum, alpha = weigh_half(
@@ -680,7 +682,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
-        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not SHAPE.BRIEF:
+        if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not SHAPE.BRIEF and not SHAPE.DIRECT:
             if turn > 0:  # the rows of the tile before have left their slot by now
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
@@ -708,7 +710,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             unmasked_from, values, zero, not SPLIT and CAUSAL,
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
-        if SHAPE.APART:
+        if SHAPE.APART or SHAPE.DIRECT:
             mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES
         if GENERAL:
@@ -760,13 +762,20 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                     out = gl.where((factor != 0)[:, None], out, 0.0)
             elif CAUSAL or LENGTHS:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
                 out = gl.where((factor != 0)[:, None], out, 0.0)
-            if SHAPE.APART:
+            if SHAPE.DIRECT:
+                own_count = count if RAGGED else q_len - first_row
+                own_token = token if RAGGED else first_row
+                store_direct(out * factor[:, None], head, own_token, own_count, plain, dtype)
+            elif SHAPE.APART:
                 mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
                 matrix(plain[0], 0, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
             else:
                 matrix(q_smem, slot, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
-        fence_async_shared()
-        if RAGGED:
+        if not SHAPE.DIRECT:
+            fence_async_shared()
+        if SHAPE.DIRECT:
+            pass
+        elif RAGGED:
             if SHAPE.APART:
                 out_part = plain[0][0].index(0)
             else:
@@ -781,10 +790,11 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             store_tile(out_desc, head // num_heads, head % num_heads, first_row, plain[0], 0, len(acc), SHAPE)
         else:
             store_tile(out_desc, head // num_heads, head % num_heads, first_row, q_smem, slot, len(acc), SHAPE)
-        if Q_SLOTS == 1 and not SHAPE.APART:
+        if Q_SLOTS == 1 and not SHAPE.APART and not SHAPE.DIRECT:
             tma.store_wait(0)
             mbarrier.arrive(q_free.index(slot), count=1)
-    tma.store_wait(0)
+    if not SHAPE.DIRECT:
+        tma.store_wait(0)
     if SHAPE.APART and CONSUMER < CONSUMERS - 1:  # whom the other still waits for, if there was a tile
         if step > 0:
             mbarrier.arrive(plain[1].index(0), count=1)
@@ -802,8 +812,9 @@ def compute(
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
-    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
+    THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
+    DIRECT: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -835,6 +846,8 @@ def compute(
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
         plain = sinks
+    if DIRECT:
+        plain = (Out, strides[3][0], strides[3][1], strides[3][2], num_heads, head_size)
     if APART:
         out_smem = allocate(out_desc, 1, ROWS, BLOCK_D, TWO_PARTS, len(v_head_size) > 0)
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
@@ -909,6 +922,7 @@ def compute(
         EARLY,
         BRIEF,
         HALVED,
+        DIRECT,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -1048,11 +1062,12 @@ def fmha_fwd_sm90(
     THREES: gl.constexpr = False,
     HANDED_ON: gl.constexpr = False,
     APART: gl.constexpr = False,
-    SECTIONS: gl.constexpr = False,
+    SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False,
     EVEN: gl.constexpr = 0,
     BRIEF: gl.constexpr = False,
     HALVED: gl.constexpr = False,
+    DIRECT: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1064,8 +1079,8 @@ def fmha_fwd_sm90(
     kv_len of at most 2**28, as LENGTHS does.
     RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
     one, both cu_seqlens and elements of Out that go by eights; lengths do not count.
-    BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL,
-    LENGTHS nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
+    BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL
+    nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
     BLOCK_D if that is less], of which a box has as many as a block.
     STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
@@ -1076,9 +1091,11 @@ def fmha_fwd_sm90(
     and neither GENERAL nor PING_PONG. PRODUCER_FIRST: which partition the first warps are.
     THREES: maxima are taken of three scores at a time (sm90_maxima.py; of soft caps sm90_products.py). HANDED_ON: the
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
-    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
-    batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
-    and where there is one slot for queries, its second keys and first values before its queries.
+    APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: of how many heads the
+    tiles of ragged batches are paired, 2 or 4, see `tile_of`; 0 for one. EARLY: the last values of a tile are asked for
+    before the keys of the next, and where there is one slot for queries, its second keys and first values before its
+    queries, unless DIRECT: Out is stored from registers (sm90_direct.py), elements of which then go by eights; neither
+    APART nor TWO_PARTS.
     EVEN: causal tiles from the longest in sections of so many rounds for each program, from which all programs get as
     much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON. BRIEF: the slot of the rows
     before is given back beside a tile's first product, and rows without keys are looked for once a tile; not LENGTHS.
@@ -1099,5 +1116,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED,
+        EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED, DIRECT=DIRECT,
     )  # fmt: skip

@@ -4,6 +4,7 @@ that are cut as plain attention is, from a table of the sequences; and others, i
 from sm90_asm import uniform
 from sm90_ragged import _at_most, _larger, _sum
 from sm90_tiles import ROWS, seen_from, tile_of
+from sm90_wide import is_wide, panel_of, parts_of_block, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
@@ -178,19 +179,32 @@ def taken_tile(places, slot, ready, phase):
 
 
 @gluon.jit
+def _without(part, first, count, HEIGHT: gl.constexpr, WIDTH: gl.constexpr):
+    """Set to zero rows before the count-th of a block, of HEIGHT in shared memory that begin with the first-th."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
+    if count > first:
+        rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
+        part.store(gl.where((rows < count - first)[:, None], 0.0, part.load(LAYOUT)))
+
+
+@gluon.jit
 def drop_rows(v_smem, stage, count, whole, phase, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """Set to zero the first `count` rows of a block of V, which are of other sequences: they may be NaN, which a weight
     of 0 does not undo. The last consumer does; all of them meet behind it."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     if CONSUMER == SHAPE.CONSUMERS - 1:
-        LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])
-        rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
-        v = v_smem[0].index(stage).reshape([BLOCK_N, BLOCK_D])
-        for first in gl.static_range(0, BLOCK_N, HEIGHT):
-            if count > first:
-                part = v.slice(first, HEIGHT)
-                part.store(gl.where((rows < count - first)[:, None], 0.0, part.load(LAYOUT)))
+        if is_wide(BLOCK_N):
+            UNIT: gl.constexpr = unit_keys(BLOCK_N)
+            PANEL: gl.constexpr = panel_of(BLOCK_D)
+            PARTS: gl.constexpr = parts_of_block(BLOCK_D, BLOCK_N, SHAPE.TWO_PARTS)
+            for part in gl.static_range(PARTS):  # those of a panel follow each other
+                rows = v_smem[0].index(stage * PARTS + part).reshape([UNIT, PANEL])
+                _without(rows, part % (BLOCK_N // UNIT) * UNIT, count, UNIT, PANEL)
+        else:
+            v = v_smem[0].index(stage).reshape([BLOCK_N, BLOCK_D])
+            for first in gl.static_range(0, BLOCK_N, HEIGHT):
+                _without(v.slice(first, HEIGHT), first, count, HEIGHT, BLOCK_D)
         fence_async_shared()
         gl.barrier()
     mbarrier.arrive(whole, count=1)

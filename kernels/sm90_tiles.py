@@ -18,9 +18,10 @@ PAIRS_OF_TWO_HEADS: gl.constexpr = gl.constexpr(2)
 LONGEST_FIRST: gl.constexpr = gl.constexpr(3)
 # Pairs of the tiles of several heads, sorted by length, every other section from its last pair: see `tile_of`.
 PAIRS_OF_SECTIONS: gl.constexpr = gl.constexpr(4)
+PAIRS_OF_SMALL_SECTIONS: gl.constexpr = gl.constexpr(5)
+HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS; of small ones half as many
 # From the longest, section by section, each from another program on: see `even_place`.
-EVENLY: gl.constexpr = gl.constexpr(5)
-HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS
+EVENLY: gl.constexpr = gl.constexpr(6)
 # Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
 # that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
 # more, for the last section, of up to two.
@@ -60,6 +61,7 @@ class Shape(NamedTuple):
     EARLY: gl.constexpr = gl.constexpr(False)
     BRIEF: gl.constexpr = gl.constexpr(False)
     HALVED: gl.constexpr = gl.constexpr(False)
+    DIRECT: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function
@@ -70,7 +72,7 @@ def order_of(causal, two_heads, longest_first, sections, evenly=False):
     if longest_first:
         return LONGEST_FIRST.value
     if sections:
-        return PAIRS_OF_SECTIONS.value
+        return PAIRS_OF_SMALL_SECTIONS.value if sections == 2 else PAIRS_OF_SECTIONS.value
     return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
 
 
@@ -119,7 +121,7 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
     if ORDER == EVENLY:
         return _even_count(row_tiles, heads, section)
     count = _share(tiles)
-    if ORDER == PAIRS_OF_SECTIONS:
+    if ORDER == PAIRS_OF_SECTIONS or ORDER == PAIRS_OF_SMALL_SECTIONS:
         count = _paired(tiles)
     if ORDER == PAIRS_OF_A_HEAD:
         if tiles > gl.num_programs(0):
@@ -212,8 +214,8 @@ def _paired(tiles):
 
 
 @gluon.jit
-def _of_sections(turn, row_tiles, heads):
-    """`tile_of` of PAIRS_OF_SECTIONS."""
+def _of_sections(turn, row_tiles, heads, MOST: gl.constexpr):
+    """`tile_of` of PAIRS_OF_SECTIONS, of so many heads each."""
     program = gl.program_id(0)
     programs = gl.num_programs(0)
     rounds, left, singly = _last_units(row_tiles * heads)
@@ -224,12 +226,12 @@ def _of_sections(turn, row_tiles, heads):
         second = (program >= left).to(gl.int32)
         place = gl.where(program < left, program, programs - 1 - program)
     unit = lap * programs + place
-    each = 2 * row_tiles  # units of a whole section: HEADS_OF_SECTION / 2 for each row of tiles
+    each = MOST // 2 * row_tiles  # units of a whole section
     section = unit // each
-    first_head = section * HEADS_OF_SECTION
-    heads_here = gl.maximum(gl.minimum(heads - first_head, HEADS_OF_SECTION), 1)  # 1, where there is no such turn
+    first_head = section * MOST
+    heads_here = gl.maximum(gl.minimum(heads - first_head, MOST), 1)  # 1, where there is no such turn
     index = unit % each
-    if (section % 2 != 0) & (heads_here == HEADS_OF_SECTION):
+    if (section % 2 != 0) & (heads_here == MOST):
         index = each - 1 - index
     if second != 0:
         index = row_tiles * heads_here - 1 - index
@@ -251,7 +253,8 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
     which goes with that of the next head. Or of two heads side by side; of an odd number of heads the last one's
     tiles come last, one by one.
 
-    PAIRS_OF_SECTIONS: as pairs of a head, but of HEADS_OF_SECTION heads at a time, whose tiles are sorted together, and
+    PAIRS_OF_SECTIONS: as pairs of a head, but of HEADS_OF_SECTION heads at a time (of small ones two), whose tiles are
+    sorted together, and
     every other section from its last pair: of lengths that do not fall evenly, the first pairs are the longest. Where
     what is left at the end is no more tiles than programs, these are a program each.
 
@@ -273,7 +276,9 @@ def tile_of(turn, row_tiles, heads, section, ORDER: gl.constexpr):
             place = _last_place()
         return row_tiles - 1 - place // side_by_side, first_head + place % side_by_side
     if ORDER == PAIRS_OF_SECTIONS:
-        return _of_sections(turn, row_tiles, heads)
+        return _of_sections(turn, row_tiles, heads, HEADS_OF_SECTION)
+    if ORDER == PAIRS_OF_SMALL_SECTIONS:
+        return _of_sections(turn, row_tiles, heads, HEADS_OF_SECTION // 2)
     unit = turn * programs + gl.program_id(0)
     head = unit // row_tiles
     row_tile = unit % row_tiles

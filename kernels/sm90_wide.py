@@ -212,19 +212,22 @@ def _of_threads(x):
 
 
 @gluon.jit
-def _masked(scores, ends, key):
-    columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, scores.type.layout))
-    ends = gl.convert_layout(ends, gl.SliceLayout(1, scores.type.layout), assert_trivial=True)
-    return gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+def _masked(scores, begins, ends, key):
+    LAYOUT: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
+    columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, scores.type.layout))[None, :]
+    visible = columns < (gl.convert_layout(ends, LAYOUT, assert_trivial=True) - key)[:, None]
+    if len(begins) == 1:
+        visible = visible & (columns >= (gl.convert_layout(begins[0], LAYOUT, assert_trivial=True) - key)[:, None])
+    return gl.where(visible, scores, float("-inf"))
 
 
 @gluon.jit
-def _all_masked(scores, ends, key):
-    first = _masked(scores[0], ends, key)
+def _all_masked(scores, begins, ends, key):
+    first = _masked(scores[0], begins, ends, key)
     key += scores[0].shape[1]
-    second = _masked(scores[1], ends, key)
+    second = _masked(scores[1], begins, ends, key)
     if len(scores) == 3:
-        return first, second, _masked(scores[2], ends, key + scores[1].shape[1])
+        return first, second, _masked(scores[2], begins, ends, key + scores[1].shape[1])
     else:
         return first, second
 
@@ -252,10 +255,10 @@ def _largest_of_threads(scores, m, row_sum, shift: gl.constexpr, BLOCK_N: gl.con
 
 
 @gluon.jit
-def maxima_wide(scores, m, row_sum, scale, shift: gl.constexpr, ends, key, masked, SHAPE: gl.constexpr):
-    """As `maxima`."""
+def maxima_wide(scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, SHAPE: gl.constexpr):
+    """As `maxima`; begins: () where a row sees all keys below its end, else of one tensor."""
     if masked:
-        scores = _all_masked(scores, ends, key)
+        scores = _all_masked(scores, begins, ends, key)
     if SHAPE.THREES:
         most = _largest_of_threads(scores, m, row_sum, shift, SHAPE.BLOCK_N)
     else:
@@ -294,10 +297,10 @@ def _weigh(scores, m, row_sum, alpha, scale, dtype: gl.constexpr):
 
 @gluon.jit
 def first_weights_wide(
-    scores, m, row_sum, scale, shift: gl.constexpr, ends, key, masked, dtype: gl.constexpr, SHAPE: gl.constexpr
+    scores, m, row_sum, scale, shift: gl.constexpr, begins, ends, key, masked, dtype: gl.constexpr, SHAPE: gl.constexpr
 ):  # fmt: skip
-    """As `weigh`, of the first block of a tile, and packed."""
-    scores, m, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
+    """As `weigh`, of the first block of a tile, and packed; begins as for `maxima_wide`."""
+    scores, m, alpha = maxima_wide(scores, m, row_sum, scale, shift, begins, ends, key, masked, SHAPE)
     LAYOUT: gl.constexpr = gl.SliceLayout(1, row_sum.type.layout)
     by_thread = gl.convert_layout(m, LAYOUT, assert_trivial=True)[:, None].broadcast_to([ROWS, 4])
     p, row_sum = _weigh(scores, by_thread, row_sum, alpha, scale, dtype)

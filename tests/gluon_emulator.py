@@ -341,7 +341,8 @@ class Machine:
         mask, offset = pointer.at(mask)
         return of_element(np.where(mask, pointer.array[offset], other), pointer.dtype.element_ty)
 
-    def store(self, pointer: Pointer, value: Any, mask: Any = True) -> None:
+    def store(self, pointer: Pointer, value: Any, mask: Any = True, eviction_policy: str = "") -> None:
+        assert eviction_policy in ("", "evict_first", "evict_last")
         self._lag()
         mask, offset = pointer.at(mask)
         pointer.array[offset[mask]] = np.broadcast_to(np.asarray(value), mask.shape)[mask]
@@ -376,6 +377,12 @@ def _unpack(_found: Any, dtypes: tuple[DType, DType], packed: Tensor) -> tuple[T
     return low, high
 
 
+def _of_other_threads(found: Any, _dtype: Any, x: Tensor) -> Tensor:
+    """What the thread holds that has another bit of its number: the last axis are the four that share a row."""
+    assert x.shape[-1] == 4, "threads are not the last axis"
+    return tensor(np.asarray(x)[..., np.arange(4) ^ int(found[1])], np.int32)
+
+
 def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
     """Straight-line PTX of four values, which a thread holds, for four: here any four beside each other will do."""
     assert dtype is FP32
@@ -403,14 +410,14 @@ def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) ->
     """Two values to 16 bits; the first operand goes to the upper half, which is the second value. Of two tensors, to
     integers that hold both."""
     wanted = FP16 if found[2] == "f16x2" else BF16
+    largest = LARGEST[wanted] if found[1] else np.inf
     if other is not None:
-        assert (dtype, found[1]) == (INT32, None)
-        operands = {"1": x, "2": other}
+        assert dtype is INT32
+        operands = {name: np.clip(np.asarray(half), -largest, largest) for name, half in (("1", x), ("2", other))}
         high, low = (wanted.bits(operands[found[i]]).astype(np.uint32) for i in (3, 4))
         return tensor((high << 16 | low).view(np.int32), np.int32)
     assert dtype is wanted
     pairs = np.asarray(x).reshape(-1, 2)[:, [int(found[4]) - 1, int(found[3]) - 1]].reshape(x.shape)
-    largest = LARGEST[wanted] if found[1] else np.inf
     return converted(np.clip(pairs, -largest, largest), wanted)  # NaN stays NaN
 
 
@@ -453,6 +460,7 @@ def _bytes(_found: Any, _dtype: Any, near: Tensor, far: Tensor) -> tuple[Tensor,
 ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
+    r"shfl\.sync\.bfly\.b32 \$0, \$1, ([12]), 31, -1;": _of_other_threads,
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
     r"\{ \.reg \.f32 [^{}]*\}": _four_at_a_time,
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,

@@ -81,11 +81,12 @@ def run(
     threes: bool = False,
     handed: bool = False,
     apart: bool = False,
-    sections: bool = False,
+    sections: int = 0,
     early: bool = False,
     even: int = 0,
     brief: bool = False,
     halved: bool = False,
+    direct: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -176,6 +177,7 @@ def run(
         EVEN=even,
         BRIEF=brief,
         HALVED=halved,
+        DIRECT=direct,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

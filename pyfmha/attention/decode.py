@@ -6,11 +6,12 @@ what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyfmha.attention import forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Call, Forward
+from pyfmha.attention.hopper import ARCH, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile
 from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.arch import ARCHS
@@ -34,7 +35,7 @@ ARGUMENTS: tuple[tuple[str, str], ...] = tuple(
 """Those of :data:`pyfmha.attention.forward.ARGUMENTS`, with the workspace for the ragged batch's arrays and ``splits``
 last."""
 
-SPLIT_NULLABLE = ("Out", "Lse", "q_lengths", "kv_lengths", "K if kv_len == 0", "V if kv_len == 0")
+SPLIT_NULLABLE = ("Out if splits != 1", "Lse", "q_lengths", "kv_lengths", "K if kv_len == 0", "V if kv_len == 0")
 COMBINE_NULLABLE = ("Lse", "Q", "K", "V", "q_lengths", "kv_lengths")
 """The pointers that may be 0: what the other launch uses, what was not asked for or not given, empty tensors."""
 
@@ -49,14 +50,17 @@ KEYS_OF_SPLIT = 128
 
 PROGRAM_RATE = 70_000
 MULTIPROCESSOR_RATE = 30_000
+MANY_RATE = 30_000
 SPLIT_RATE = 24_000
+THREE_RATE = 39_000
 READ_PERCENT = 88
 SECOND_LAUNCH_NS = 5_000
 """Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
-has one at a time, at 30,000 where all have some; of the pair's programs, of which it has two, each reads at 24,000.
-Together they read at most 88 % of what the memory's clock and width allow, and the pair takes 5 us more. Programs come
-in waves, of which the last may be short: that tells which of both is the faster in 58 of the 59 problems measured on an
-H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to 2 %, and in one, whose waves overlap, to 6 %."""
+has one at a time, at 30,000 where all have some; where there are many, of which it has three, each at 30,000, too. Of
+the pair's programs, of which it has two, or three of some, each reads at 24,000, and three at 39,000. Together they
+read at most 88 % of what the memory's clock and width allow, and the second launch, where there are parts to combine,
+takes 5 us more. Programs come in waves, of which the last may be short: that tells which of both is the faster in the
+problems measured on an H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to some 2 %."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -105,6 +109,10 @@ class Decode:
         """The head size that blocks are cut for: 64, 128 or 256."""
         return next(size for size in HEAD_SIZES if size >= self.head_size)
 
+    def names(self, splits: int) -> tuple[str, ...]:
+        """The C functions of so many parts: of one there is nothing to combine."""
+        return (self.split_name, self.combine_name)[: min(splits, 2)]
+
     @property
     def split_name(self) -> str:
         """The C function that is launched first."""
@@ -116,8 +124,9 @@ class Decode:
         return f"fmha_combine_d{self.padded}_{self.dtype}"
 
     def specs(self) -> tuple[KernelSpec, ...]:
-        """What to compile: the split for aligned tensors and for any, and what combines."""
+        """What to compile: the split of aligned tensors, for many key heads and others, and of any; what combines."""
         return (
+            *((self._many(),) if self.dtype != "fp32" and self.padded in MANY_BLOCKS else ()),
             self._split(self.tile(), hinted=True),
             self._split(Tile(ROWS, 16, self.tile().num_warps, 1), hinted=False),
             self._combine(),
@@ -129,6 +138,14 @@ class Decode:
         warps = 8 if self.dtype == "fp32" and self.padded > HEAD_SIZES[0] else 4
         return Tile(ROWS, _BLOCK_BYTES // (self.padded * ELEMENT_SIZES[self.dtype]), warps, 3)
 
+    def _many(self) -> KernelSpec:
+        """On Hopper, with more programs than three a multiprocessor: a block more in flight leaves room for two, whose
+        last wave is not as short."""
+        made = self._split(replace(self.tile(), num_stages=self.tile().num_stages + 1), hinted=True)
+        condition = f"batch_size * num_kv_heads > {MANY_PROGRAMS * PROGRAMS // 2}"
+        tunings = tuple(tuning for tuning in made.tunings if tuning.arch == ARCH)
+        return replace(made, archs=(ARCH,), tunings=tunings, requires=(condition,))
+
     def _split(self, tile: Tile, *, hinted: bool) -> KernelSpec:
         heads = "batch_size * num_kv_heads"
         constants = (
@@ -139,7 +156,8 @@ class Decode:
             ("PREFETCH", 0),
             ("PDL", False),
         )
-        prefetch = tile.block_n * (tile.num_stages - 1) if hinted else 0  # what the loop starts with
+        # What the loop starts with; a power of two.
+        prefetch = 1 << (tile.block_n * (tile.num_stages - 1)).bit_length() - 1 if hinted else 0
         return KernelSpec(
             source=forward.kernel_path().with_name(KERNEL_FILE),
             kernel=SPLIT_KERNEL,
@@ -296,9 +314,14 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     if memory <= 0 or multiprocessors <= 0:
         return True
     together = min(memory, MULTIPROCESSOR_RATE * multiprocessors)
-    one = _waves_ns(key_heads * ranks, multiprocessors, read // ranks, PROGRAM_RATE, together)
-    pair = _waves_ns(programs, 2 * multiprocessors, read // splits, SPLIT_RATE, memory)
-    return one <= pair + SECOND_LAUNCH_NS
+    many = key_heads > MANY_KEY_HEADS and Decode("fp16", call.head_size).padded in MANY_BLOCKS
+    at_once, rate = (MANY_PROGRAMS * multiprocessors, MANY_RATE) if many else (multiprocessors, PROGRAM_RATE)
+    one = _waves_ns(key_heads * ranks, at_once, read // ranks, rate, together)
+    three = many and key_heads <= MANY_PROGRAMS * PROGRAMS // 2
+    pair = _waves_ns(programs, (3 if three else 2) * multiprocessors, read // splits, SPLIT_RATE, memory)
+    if three and programs > 2 * multiprocessors:  # some have three
+        pair = max(pair, 1000 * MANY_PROGRAMS * read // THREE_RATE)
+    return one <= pair + (SECOND_LAUNCH_NS if splits > 1 else 0)
 
 
 def _waves_ns(programs: int, at_once: int, read: int, rate: int, together: int) -> int:

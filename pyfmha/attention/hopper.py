@@ -39,8 +39,8 @@ class Setting:
     """How the kernel is cut.
 
     Attributes:
-        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general, capped nor
-            for lengths another multiple of 16, as kernels/sm90_wide.py has it.
+        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general nor capped
+            another multiple of 16, as kernels/sm90_wide.py has it.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K in flight.
         v_stages: blocks of V in flight.
@@ -68,13 +68,14 @@ class Setting:
             kernels/sm90_products.py.
         handed: whether the producer hands the places of tiles on to the consumers; not for ragged batches.
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
-        sections: whether tiles of a ragged batch are paired among four heads, instead of one.
+        sections: of how many heads the tiles of a ragged batch are paired, 2 or 4, or 0 for one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
         even: causal tiles from the longest, in sections of so many rounds, from which all programs get as much to do;
             for a kernel that is handed and not longest_first. 0 for another order.
         brief: whether ends of tiles take fewer instructions, as the kernel says; not for lengths.
         halved: whether half a first block is multiplied where rows see no more of it; of 128 keys, for several
             consumers that serve neither lengths nor soft caps.
+        direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
     """
 
     block_n: int
@@ -103,11 +104,12 @@ class Setting:
     threes: bool = False
     handed: bool = False
     apart: bool = False
-    sections: bool = False
+    sections: int = 0
     early: bool = False
     even: int = 0
     brief: bool = False
     halved: bool = False
+    direct: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -118,6 +120,9 @@ LONE = Setting(128, 1, programs=2, maxnreg=128, threes=True)
 
 LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
+
+WIDE_128 = replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, masks=(False,))
+"""Of head size 128: 658 instructions a step of 176 keys, of which 64 less are executed where no row grows."""
 
 LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
 """Of head size 128, soft caps."""
@@ -146,7 +151,7 @@ LONG_96 = replace(SERIAL_96, stages=3, v_stages=3, even=2, masks=(True,), handed
 
 RAGGED = replace(LAZY, consumer_registers=232, producer_registers=40, lengths=True, ragged=True, early=True)
 """Of head size 128: the producer, which looks for tiles, has registers for that."""
-RAGGED_256 = replace(RAGGED, block_n=64, q_slots=1, ping_pong=True, producer_first=False)
+RAGGED_256 = replace(RAGGED, block_n=80, v_stages=2, q_slots=1, ping_pong=True, producer_first=False)
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
@@ -167,7 +172,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
         replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, lengths=True),
-        replace(LONE, lengths=True, ragged=True, sections=True, early=True),
+        replace(LONE, lengths=True, ragged=True, sections=4, early=True),
         replace(LONE, longest_first=True, requires=("q_len > 1536",), masks=(True,), capped=True),
         replace(LONE, capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -185,11 +190,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
         Setting(128, 2, v_stages=3, requires=("q_len <= 2048", "num_heads < 32"), masks=(True,)),
         replace(LAZY, handed=True, even=2, brief=True, halved=True, masks=(True,)),
-        replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, requires=("q_len >= 8192",), masks=(False,)),
+        replace(WIDE_128, requires=("q_len >= 8192",)),
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
+        replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
@@ -209,9 +215,11 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(EVEN_256, requires=("q_len >= 2048",)),
         replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
-        Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
+        replace(LAZY_256, block_n=80, masks=(False,), threes=True, lengths=True, early=True, direct=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
-        RAGGED_256,
+        replace(RAGGED_256, masks=(False,), sections=2, direct=True),
+        replace(RAGGED_256, masks=(True,), sections=2, producer_first=True, requires=("batch_size * 700 <= q_len",)),
+        replace(RAGGED_256, masks=(True,), block_n=64, v_stages=3),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
@@ -226,6 +234,13 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
 
 # Keys of one block of decoding, by padded head size, and blocks in flight: 128 KiB of K and V, once an SM.
 DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (64, 2)}
+# The same where there are more key heads than multiprocessors: 64 KiB, of which an SM holds three. wgmma takes no less
+# than 64 keys, which leaves out 256.
+MANY_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 2), 128: (64, 2)}
+MANY_KEY_HEADS = 128
+"""Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, whatever the device."""
+MANY_PROGRAMS = 3
+"""Of these, at a time on a multiprocessor."""
 
 
 SHARED_OF_SM = 227 * 1024
@@ -247,13 +262,14 @@ def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None =
     if dtype not in DTYPES or padded not in HEAD_SIZES:
         return ()
     if settings is None:
-        return (_decode(base, padded), *variants(base, padded, SETTINGS[padded]))
+        many = (_decode(base, padded, many=True),) if padded in MANY_BLOCKS else ()
+        return (*many, _decode(base, padded), *variants(base, padded, SETTINGS[padded]))
     return tuple(_variant(base, padded, setting, causal) for setting in settings for causal in setting.masks)
 
 
-def _decode(base: KernelSpec, padded: int) -> KernelSpec:
+def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
     """One query a sequence. A cluster computes up to 8 heads that share a key head; few clusters are larger ones."""
-    block_n, stages = DECODE_BLOCKS[padded]
+    block_n, stages = (MANY_BLOCKS if many else DECODE_BLOCKS)[padded]
     heads = "num_kv_heads * cdiv(num_heads / num_kv_heads, 8)"
     clusters = f"max(1, batch_size * {heads})"
     ranks = f"1 + min(1, 64 / {clusters}) + 2 * min(1, 16 / {clusters}) + 4 * min(1, 8 / {clusters})"
@@ -272,6 +288,7 @@ def _decode(base: KernelSpec, padded: int) -> KernelSpec:
         requires=(
             *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
             *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
+            *((f"batch_size * num_kv_heads > {MANY_KEY_HEADS}",) if many else ()),
         ),
         nullable=base.nullable,
         descriptors=_descriptors(padded, block_n)[2:],
@@ -322,7 +339,8 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "BRIEF", "HALVED") if getattr(setting, name.lower())),
+        *((("SECTIONS", setting.sections),) if setting.sections else ()),
+        *((name, True) for name in ("APART", "EARLY", "BRIEF", "HALVED", "DIRECT") if getattr(setting, name.lower())),
         *((("EVEN", setting.even),) if setting.even else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
@@ -335,7 +353,8 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         kernel=KERNEL,
         name=base.name,
         arguments=tuple(
-            Argument(a.name, a.type, _ragged_hint(a.name) if setting.ragged else None) for a in base.arguments
+            Argument(a.name, a.type, _out_hint(a.name, setting) if setting.ragged or setting.direct else None)
+            for a in base.arguments
         ),
         constants=constants,
         # Programs are persistent: as many as the device holds at a time, or fewer where there are fewer tiles.
@@ -360,9 +379,10 @@ def grid_of(tiles: str, row_tiles: str, most: str, *, longest_first: bool) -> st
     return f"{programs}, 1 + max(4, cdiv({row_tiles} * 2, {most}))" if longest_first else programs
 
 
-def _ragged_hint(name: str) -> int | None:
-    """Rows that TMA cannot store go by 16 bytes."""
-    return 16 if name == "Out" else 8 if name in ("out_stride_h", "out_stride_s", "head_size") else None
+def _out_hint(name: str, setting: Setting) -> int | None:
+    """Rows that TMA cannot store, or does not, go by 16 bytes."""
+    strides = ("out_stride_h", "out_stride_s", *(("out_stride_b",) if setting.direct else ()))
+    return 16 if name == "Out" else 8 if name in (*strides, "head_size") else None
 
 
 def _served(causal: bool, setting: Setting, padded: int) -> Sequence[str]:

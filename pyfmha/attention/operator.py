@@ -14,6 +14,7 @@ from pyfmha.attention.decode import (
     ARGUMENTS,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
+    MANY_RATE,
     MOST_QUERIES,
     MULTIPROCESSOR_RATE,
     PROGRAM_RATE,
@@ -21,10 +22,11 @@ from pyfmha.attention.decode import (
     READ_PERCENT,
     SECOND_LAUNCH_NS,
     SPLIT_RATE,
+    THREE_RATE,
     WORKSPACE_RULE,
 )
 from pyfmha.attention.first import DTYPES, HEAD_SIZES
-from pyfmha.attention.hopper import DECODE_KERNEL
+from pyfmha.attention.hopper import DECODE_KERNEL, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
 from pyfmha.operators.description import Attribute, Check, Launch, Operator, Option, Part, Tensor, Types
 
 NAME = "TritonFlashAttention"
@@ -95,7 +97,7 @@ def _length(tokens: str, seq: str) -> str:
     return f"(seq if not features else {in_one} else {tokens} if cu_seqlens else {seq})"
 
 
-def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int, together: str) -> dict[str, str]:
+def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int | str, together: str) -> dict[str, str]:
     """Definitions of what programs take, as pyfmha.attention.decode has it."""
     last = f"({programs} - {what}_full)"
 
@@ -114,6 +116,7 @@ DECODING = {
     "most_rows": f"{MOST_QUERIES} / (num_heads / num_kv_heads)",
     # The rule of pyfmha.attention.decode.decoding_for.
     "key_heads": "batch * num_kv_heads",
+    "queries": "batch * num_heads * rows",
     "decodable": f"not eight and (has({BIASED_DECODE}) if biased else has({DECODE})) and {_QUERIES} > 0"
     f" and {_QUERIES} <= {MOST_QUERIES} and columns >= {LEAST_KEYS} and batch > 0",
     "clusters": "key_heads * cdiv(num_heads / num_kv_heads, 8)",
@@ -125,11 +128,17 @@ DECODING = {
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
     "read": "columns * 4 * head_size if either else 0",
     "cluster_rate": f"min(memory_rate, {MULTIPROCESSOR_RATE} * multiprocessors)",
-    **_waves_ns("cluster", "key_heads * ranks", "multiprocessors", "read / ranks", PROGRAM_RATE, "cluster_rate"),
-    **_waves_ns("pair", "programs * splits", "2 * multiprocessors", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
-    "one_launch": f"either and (cluster_rate <= 0 or cluster_ns <= pair_ns + {SECOND_LAUNCH_NS})",
+    "many": f"key_heads > {MANY_KEY_HEADS} and padded_split <= {max(MANY_BLOCKS)}",
+    "clusters_at_once": f"({MANY_PROGRAMS} if many else 1) * multiprocessors",
+    "program_rate": f"{MANY_RATE} if many else {PROGRAM_RATE}",
+    **_waves_ns("cluster", "key_heads * ranks", "clusters_at_once", "read / ranks", "program_rate", "cluster_rate"),
+    "three": f"many and key_heads <= {MANY_PROGRAMS * PROGRAMS // 2}",
+    "splits_at_once": "(3 if three else 2) * multiprocessors",
+    **_waves_ns("pair", "programs * splits", "splits_at_once", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
+    "three_ns": f"1000 * {MANY_PROGRAMS} * read / {THREE_RATE} if three and programs > 2 * multiprocessors else 0",
+    "one_launch": "either and (cluster_rate <= 0 or"
+    f" cluster_ns <= max(pair_ns, three_ns) + ({SECOND_LAUNCH_NS} if splits > 1 else 0))",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
-    "queries": "batch * num_heads * rows",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.
     "most_decoded": "min(Sq, most_rows)",
     "profile_rows": f"max({PROGRAMS * _ROWS}, batch * num_heads * min(most_decoded, {MOST_QUERIES}))",
@@ -322,11 +331,11 @@ _LAUNCHES = (
     *(
         Launch(
             sources(ARGUMENTS),
-            "features and not biased and not eight and split",
+            f"features and not biased and not eight and split{more}",
             f"fmha_{step}_d{{padded_split}}_{{T}}",
             option=DECODE,
         )
-        for step in ("split", "combine")
+        for step, more in (("split", ""), ("combine", " and splits > 1"))
     ),
     *(
         Launch(

@@ -155,7 +155,7 @@ class Decoded:
         if decoding is None:
             raise MissingError("splitting over keys is for few queries over many keys")
         pair = Decode(cell.dtype, cell.head_size)
-        functions = [_find(self._library, name, _sizes(cell)) for name in (pair.split_name, pair.combine_name)]
+        functions = [_find(self._library, name, _sizes(cell)) for name in pair.names(decoding.splits)]
         sizes = decoding.partial_bytes, decoding.statistics_bytes
         out, *workspace = _allocate(cell, *sizes)
         arguments: list[Arguments] = [

@@ -1,9 +1,9 @@
 """Conditions on a function's arguments: ``kv_len >= q_len``, ``head_size == 64``, ``q_stride_s % 8 == 0``.
 
 A variant with conditions serves only the calls that meet them all; the dispatcher passes over it at the others. A
-condition compares an argument with an integer or with another argument, by ``== != < <= > >=``, or the remainder of an
-integer or pointer with an integer, by ``==``. A pointer that is 0 is one that was not given. NaN meets no condition but
-``!=``.
+condition compares an argument, or a product of two of 32 bits, with an integer or with another argument, by ``== != <
+<= > >=``, or the remainder of an integer or pointer with an integer, by ``==``. A pointer that is 0 is one that was not
+given. NaN meets no condition but ``!=``.
 """
 
 import ast
@@ -14,7 +14,10 @@ from typing import Any
 from pyfmha.errors import SpecError
 from pyfmha.spec.abi import CType, ctype
 
-ALLOWED = '"name op value" (op: == != < <= > >=; value: an integer or another argument) or "name % integer == integer"'
+ALLOWED = (
+    '"name op value" or "name * factor op value" (op: == != < <= > >=; value, factor: an integer or another argument)'
+    ' or "name % integer == integer"'
+)
 
 _OPERATORS: dict[type[ast.cmpop], str] = {
     ast.Eq: "==",
@@ -37,6 +40,7 @@ class Condition:
         modulus: what it is divided by, to compare the remainder; None to compare the argument itself.
         operator: ``"=="``, ``"!="``, ``"<"``, ``"<="``, ``">"`` or ``">="``.
         value: an integer, or the name of another argument.
+        factor: what the argument on the left is multiplied with: the same; 1 for nothing.
     """
 
     text: str
@@ -44,15 +48,18 @@ class Condition:
     modulus: int | None
     operator: str
     value: int | str
+    factor: int | str = 1
 
     @property
     def names(self) -> tuple[str, ...]:
         """The arguments it reads."""
-        return (self.name, self.value) if isinstance(self.value, str) else (self.name,)
+        return (self.name, *(other for other in (self.factor, self.value) if isinstance(other, str)))
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether it is met by these values of the arguments."""
         left = values[self.name] if self.modulus is None else values[self.name] % self.modulus
+        if self.factor != 1:
+            left *= values[self.factor] if isinstance(self.factor, str) else self.factor
         right = values[self.value] if isinstance(self.value, str) else self.value
         answers: dict[str, bool] = {
             "==": left == right,
@@ -73,6 +80,9 @@ class Condition:
         """
         common = _common(types[self.name], types[self.value] if isinstance(self.value, str) else None)
         left = f"({common}){spelled[self.name]}"
+        if self.factor != 1:
+            factor = f"({common}){spelled[self.factor]}" if isinstance(self.factor, str) else self.factor
+            left = f"{left} * {factor if isinstance(factor, str) else _literal(factor, common)}"
         if self.modulus is not None:
             modulus = _literal(self.modulus, common)
             left = f"{left} % {modulus}"
@@ -126,6 +136,12 @@ def parse_condition(text: str, types: Mapping[str, str]) -> Condition:
             comparators=[ast.Constant(value=int(rest))],
         ):
             found = Condition(ast.unparse(tree), name, modulus, "==", rest)
+        case ast.Compare(
+            left=ast.BinOp(left=ast.Name(id=name), op=ast.Mult(), right=factor), ops=[operator], comparators=[right]
+        ) if type(operator) in _OPERATORS:
+            found = Condition(
+                ast.unparse(tree), name, None, _OPERATORS[type(operator)], _value(right, text), _value(factor, text)
+            )
         case ast.Compare(left=ast.Name(id=name), ops=[operator], comparators=[right]) if type(operator) in _OPERATORS:
             found = Condition(ast.unparse(tree), name, None, _OPERATORS[type(operator)], _value(right, text))
         case _:
@@ -182,6 +198,9 @@ def _check(condition: Condition, types: Mapping[str, str]) -> None:
         if type(condition.value) is not int or not 0 <= condition.value < condition.modulus:
             raise SpecError(f"{said}: the remainder is {condition.value}, allowed is 0 to {condition.modulus - 1}")
         return
+    if condition.factor != 1:
+        _check_product(said, condition, types)
+        return
     if isinstance(condition.value, str):
         _check_pair(said, condition.name, condition.value, kinds)
         return
@@ -193,6 +212,16 @@ def _check(condition: Condition, types: Mapping[str, str]) -> None:
         raise SpecError(f"{said}: {condition.value} is no value of {condition.name}; {held}")
     if (condition.operator, condition.value) in (("<", 0), (">=", 0)) and low == 0:
         raise SpecError(f"{said}: {condition.name} is never negative, so the condition says nothing")
+
+
+def _check_product(said: str, condition: Condition, types: Mapping[str, str]) -> None:
+    """Of 32 bits each, products fit 64."""
+    wide = [name for name in condition.names if types[name] != "i32"]
+    if wide:
+        raise SpecError(f"{said}: {wide[0]} is {types[wide[0]]}; products are of i32, and compared with such")
+    for number in (condition.factor, condition.value):
+        if isinstance(number, int) and not -(1 << 31) <= number < 1 << 31:
+            raise SpecError(f"{said}: {number} does not fit 32 bits")
 
 
 def _check_pair(said: str, left: str, right: str, kinds: Mapping[str, CType]) -> None:

@@ -213,7 +213,9 @@ PRODUCTION = {
     "forward fp32 128 capped": (Forward("fp32", 128).specs()[1], Budget(2, "HGMMA", 2 * 30, batches=18, spilled=32)),
     # The sums alone take 128 registers, a product of 64 columns 32, V 32 while its largest element is looked for.
     "forward fp32 256": (forward("fp32", 256), Budget(1, "HGMMA", 2 * 72, batches=30, spilled=432, loop=111)),
-    "split fp16 128": (Decode("fp16", 128).specs()[0], Budget(2, "HMMA", 16)),
+    "split fp16 128": (Decode("fp16", 128).specs()[1], Budget(2, "HMMA", 16)),
+    "split bf16 128": (Decode("bf16", 128).specs()[1], Budget(3, "HMMA", 16)),
+    "split bf16 128 many": (Decode("bf16", 128).specs()[0], Budget(2, "HMMA", 16)),
     **hopper_kernels("fp16", 64, (False, True)),
     **hopper_kernels("bf16", 128, (False, True)),
     **hopper_kernels("fp16", 256, (False, True)),
@@ -350,10 +352,16 @@ def test_enough_blocks_fit_a_multiprocessor(name: str, cubins: dict[str, Cubin])
 def test_the_hopper_kernel_loads_by_tma_and_shares_registers_out(
     name: str, cubins: dict[str, Cubin], tmp_path: Path
 ) -> None:
-    found = opcodes(disassembled(cubins[name], tmp_path))
+    listing = disassembled(cubins[name], tmp_path)
+    found, constants = opcodes(listing), dict(PRODUCTION[name][0].constants)
 
     assert found["UTMALDG"] >= 3, "Q, K and V are loaded by TMA"
-    assert found["UTMASTG"] >= 1, "Out is stored by TMA"
+    if constants.get("DIRECT"):
+        rows = len(re.findall(r"STG\.E\.EF\.128 ", listing))
+        assert rows == constants["CONSUMERS"] * constants["BLOCK_D"] // 16, "Out is stored by 16 bytes, once"
+        assert found["UTMASTG"] == 0
+    else:
+        assert found["UTMASTG"] >= 1, "Out is stored by TMA"
     assert found["USETMAXREG"] >= 2, "the producer gives registers to the consumers"
 
 

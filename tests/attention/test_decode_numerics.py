@@ -95,11 +95,11 @@ def decode(problem: Problem, splits: int, factor: float = 1.0, pdl: bool = False
         args[name] = Null("i32") if values is None else np.array(values, np.int32)
     args |= dict(zip([name for name, _ in ARGUMENTS][9:], decoding.scalars(), strict=True))
     integers = {name: value for name, value in args.items() if isinstance(value, int)}
-    split, _, combine = Decode(p.dtype, p.head_size).specs()
+    *_, split, _, combine = Decode(p.dtype, p.head_size).specs()
     for spec, kernel, smaller, word in (
         (split, SPLIT_KERNEL, {"BLOCK_N": 16}, "gdc_launch_dependents"),
         (combine, COMBINE_KERNEL, {"SPLITS": 2}, "gdc_wait"),
-    ):
+    )[: len(Decode(p.dtype, p.head_size).names(splits))]:
         grid = tuple(expression.evaluate(integers) for expression in spec.grid_expressions)
         path = kernel_path().with_name(KERNEL_FILE)
         with dependent_launch(word) if pdl else nullcontext([int(np.prod(grid))]) as said:

@@ -213,8 +213,11 @@ def test_every_variant_of_the_function_refuses_the_same_null_pointers(hopper: bo
 
 
 def test_the_other_functions_need_their_tensors() -> None:
-    split, _, combine = Decode("fp16", 64).specs()
+    *_, split, _, combine = Decode("fp16", 64).specs()
     needed = [{argument.name for argument, _ in spec.needed_pointers()} for spec in (split, combine)]
-    assert needed == [{"Q", "K", "V", "Partial", "Statistics"}, {"Out", "Partial", "Statistics"}]
+    assert needed == [{"Out", "Q", "K", "V", "Partial", "Statistics"}, {"Out", "Partial", "Statistics"}]
+    (given,) = (condition for argument, condition in split.needed_pointers() if argument.name == "Out")
+    assert given is not None
+    assert given.text == "splits != 1"
     for spec in Attention("fp16", 64).specs():
         assert [argument.name for argument, _ in spec.needed_pointers()] == ["Out", "L", "M", "Q", "K", "V"]

@@ -18,7 +18,7 @@ from pyfmha.aot.cache import Cache
 from pyfmha.aot.toolchain import toolchain
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.forward import Call, Forward, strides
-from pyfmha.attention.hopper import HEAD_SIZES, LAZY, SETTINGS, variants
+from pyfmha.attention.hopper import HEAD_SIZES, LAZY, MANY_BLOCKS, SETTINGS, variants
 from pyfmha.attention.hopper_sweep import sweep, sweep_specs
 from pyfmha.errors import SpecError
 from pyfmha.spec.arch import parse_archs
@@ -458,6 +458,20 @@ def test_one_query_is_computed_by_clusters_of_which_few_are_larger(
 
 
 @pytest.mark.parametrize(
+    ("batch", "kv_heads", "keys"), [(16, 8, (128, 2)), (17, 8, (64, 2)), (1, 128, (128, 2)), (1, 129, (64, 2))]
+)
+def test_one_query_has_small_blocks_where_key_heads_are_more_than_multiprocessors(
+    batch: int, kv_heads: int, keys: tuple[int, int]
+) -> None:
+    found = served_by(128, batch_size=batch, num_heads=4 * kv_heads, num_kv_heads=kv_heads, q_len=1)
+    constants = dict(found.constants)
+    assert (found.kernel, (constants["BLOCK_N"], constants["STAGES"])) == (DECODE, keys)
+    assert [descriptor.block[2] for descriptor in found.descriptors] == [keys[0]] * 2
+    spec = served_by(256, batch_size=batch, num_heads=4 * kv_heads, num_kv_heads=kv_heads, q_len=1)
+    assert dict(spec.constants)["BLOCK_N"] == 64
+
+
+@pytest.mark.parametrize(
     ("pointers", "changes"),
     [
         ({"kv_lengths": 1 << 20}, {}),
@@ -527,15 +541,18 @@ def test_a_library_holds_hopper_variants_only_if_asked() -> None:
 def test_settings_fit_their_kernels() -> None:
     assert set(SETTINGS) == set(HEAD_SIZES)
     for size, settings in SETTINGS.items():
-        decoding, *made = variants(Forward("bf16", size).specs()[-1], size)
-        assert (decoding.kernel, decoding.cluster) == (DECODE, True)
+        found = variants(Forward("bf16", size).specs()[-1], size)
+        decoding = [spec for spec in found if spec.kernel == DECODE]
+        made = found[len(decoding) :]
+        assert all(spec.cluster for spec in decoding)
+        assert len(decoding) == (2 if size in MANY_BLOCKS else 1)
         assert len(made) == sum(len(setting.masks) for setting in settings)
         for causal in (False, True):
             *_, last = (setting for setting in settings if causal in setting.masks and not setting.ragged)
             assert last.requires == (), "the last one serves the rest"
             *_, last = (setting for setting in settings if causal in setting.masks and not setting.general)
             assert last.requires == (), "and of what is not general, another"
-        for spec in (decoding, *made):
+        for spec in found:
             assert spec.archs == ("sm_90",)
 
 
@@ -683,6 +700,24 @@ def test_blocks_of_keys_of_192_columns(q_len: int, right: int, block_n: int, par
 )
 def test_more_keys_a_step_where_that_pays(head_size: int, q_len: int, right: int, block_n: int) -> None:
     assert dict(served_by(head_size, q_len=q_len, window_right=right).constants)["BLOCK_N"] == block_n
+
+
+@pytest.mark.parametrize(
+    ("head_size", "q_len", "right", "block_n"),
+    [(128, 8191, -1, 128), (128, 8192, -1, 176), (256, 64, -1, 80), (256, 8192, 0, 64)],
+)
+def test_more_keys_a_step_of_sequences_with_lengths(head_size: int, q_len: int, right: int, block_n: int) -> None:
+    found = dict(served_by(head_size, {"kv_lengths": 1 << 20}, q_len=q_len, window_right=right).constants)
+    assert (found["LENGTHS"], found["BLOCK_N"]) == (True, block_n)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "right", "keys"), [(8, 5600, 0, 80), (8, 5599, 0, 64), (8, 8, -1, 80), (100, 70_000, 0, 80)]
+)
+def test_more_keys_a_step_of_ragged_batches(batch: int, tokens: int, right: int, keys: int) -> None:
+    given = {"batch_size": batch, "q_len": tokens, "kv_len": tokens, "window_right": right, "ragged": True}
+    found = dict(served_by(256, RAGGED, **given).constants)
+    assert (found["RAGGED"], found["LENGTHS"], found["BLOCK_N"]) == (True, True, keys)
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)

@@ -22,6 +22,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
         **{"threes": True, "apart": True, "early": True},
     },
+    "head size 256, 80 keys": {
+        **{"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
+        **{"block_n": 80, "threes": True, "producer_first": True, "direct": True},
+    },
+    "head size 96, 112 keys": {
+        **{"block_d": 32, "head_size": 96, "block_n": 112, "two_parts": True, "dtype": "bf16", "lazy": True},
+        **{"producer_first": True},
+    },
 }
 # Lengths of a batch of 70 queries and 200 keys each: none, one, the borders of blocks, all, and beyond.
 ODD: dict[str, Any] = {

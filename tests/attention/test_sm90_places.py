@@ -28,7 +28,7 @@ MOST = 126
 
 # What the kernel is compiled with.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "head size 64": {"consumers": 1, "block_n": 128, "threes": True, "sections": True, "early": True},
+    "head size 64": {"consumers": 1, "block_n": 128, "threes": True, "sections": 4, "early": True},
     "two consumers": {},
     "head size 128": {
         **{"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True, "producer_first": True},
@@ -37,6 +37,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "head size 256": {
         **{"block_d": 256, "head_size": 136, "q_slots": 1, "v_stages": 3, "dtype": "bf16", "lazy": True},
         **{"threes": True, "early": True},
+    },
+    "head size 256, 80 keys": {
+        **{"block_d": 256, "block_n": 80, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
+        **{"threes": True, "early": True, "direct": True, "sections": 2},
+    },
+    "head size 128, 96 keys": {
+        **{"block_d": 128, "block_n": 96, "head_size": 120, "q_slots": 1, "dtype": "bf16", "lazy": True},
+        **{"producer_first": True},
     },
 }
 
@@ -137,13 +145,13 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
 
 
 @examples(40)
-@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40))
-def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int) -> None:
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 40), st.sampled_from(["", "SMALL_"]))
+def test_pairs_of_sections_are_all_tiles(row_tiles: int, heads: int, programs: int, small: str) -> None:
     """Each once, and no program has two more than another."""
     machine = Machine(0)
     kernel = load_kernel(TILES, machine)
     machine.programs = programs
-    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel["PAIRS_OF_SECTIONS"]
+    sizes = *(tensor(x, np.int32) for x in (row_tiles, heads, heads)), kernel[f"PAIRS_OF_{small}SECTIONS"]
     taken = []
     counts = []
     for machine.program in range(programs):
@@ -205,7 +213,8 @@ def test_any_ragged_problem(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("sequence", few_of([0, 2, 4, 6], (2).__eq__))
-def test_nan_stays_in_its_sequence(sequence: int) -> None:
+@pytest.mark.parametrize("setting", ["two consumers", "head size 256, 80 keys"])
+def test_nan_stays_in_its_sequence(sequence: int, setting: str) -> None:
     """Queries, keys and values of others, and what is of no sequence; in half of the cases infinity."""
     wrong = (np.nan, np.inf)[sequence // 4]
     q_rows, k_rows = slice(*FEW["cu_q"][sequence : sequence + 2]), slice(*FEW["cu_kv"][sequence : sequence + 2])
@@ -218,9 +227,10 @@ def test_nan_stays_in_its_sequence(sequence: int) -> None:
 
     for causal in (False, "bottom-right"):
         with np.errstate(invalid="ignore"):  # of the reference
-            out, lse, wanted, wanted_lse = run(**FEW, causal=causal, change=change)
+            out, lse, wanted, wanted_lse = run(**{**FEW, **SETTINGS[setting]}, causal=causal, change=change)
 
-        assert relative_error(out[:, :, q_rows], wanted[:, :, q_rows]) < TOLERANCE["fp16"]
+        dtype = SETTINGS[setting].get("dtype", "fp16")
+        assert relative_error(out[:, :, q_rows], wanted[:, :, q_rows]) < TOLERANCE[dtype]
         np.testing.assert_allclose(lse[:, :, q_rows], wanted_lse[:, :, q_rows], rtol=1e-4, atol=1e-4)
         for rows in (slice(0, 3), slice(280, None)):
             assert (out[:, :, rows] == 0).all()
@@ -244,6 +254,10 @@ def test_slow_rows_are_ragged_too(causal: bool | str) -> None:
     check(**LOUD_FEW, causal=causal)
 
 
+OF_OTHERS: dict[str, Any] = {
+    **{"cu_q": (3, 3, 5, 69, 70, 200, 265, 280), "change": lambda q, k, v: v[:, :, 7:130].fill(np.nan)},
+}
+"""Values that are NaN and behind which sequences of less than a block lie."""
 # What is replaced by what, and the problem that shows it.
 FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "values of sequences before are kept": (
@@ -255,6 +269,31 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "(rows < count - first)[:, None], 0.0",
         "(rows < count - first - 1)[:, None], 0.0",
         {**FEW, "cu_q": (3, 3, 5, 69, 70, 200, 265, 280), "change": lambda q, k, v: v[:, :, 7:130].fill(np.nan)},
+    ),
+    "wide: a value of the sequence before is kept": (
+        "(rows < count - first)[:, None], 0.0",
+        "(rows < count - first - 1)[:, None], 0.0",
+        {**FEW, **SETTINGS["head size 256, 80 keys"], **OF_OTHERS},
+    ),
+    "wide: values are kept but in the first columns": (
+        "for part in gl.static_range(PARTS):  # those",
+        "for part in gl.static_range(BLOCK_N // UNIT):  # those",
+        {**FEW, **SETTINGS["head size 256, 80 keys"], **OF_OTHERS},
+    ),
+    "wide: parts of a block have the same keys": (
+        "part % (BLOCK_N // UNIT) * UNIT",
+        "0",
+        {**FEW, **SETTINGS["head size 256, 80 keys"], **OF_OTHERS},
+    ),
+    "wide: keys of two blocks count twice": (
+        "(own_keys,) if LENGTHS else ()",
+        "()",
+        {**FEW, **SETTINGS["head size 256, 80 keys"]},
+    ),
+    "wide: the second tensor begins with the first": (
+        "second = _masked(scores[1], begins, ends, key)",
+        "second = _masked(scores[1], begins, ends, key - scores[0].shape[1])",
+        {**FEW, **SETTINGS["head size 256, 80 keys"]},
     ),
     "rows of the last values are given away": (
         "            elif Q_SLOTS == 1:  # the only",

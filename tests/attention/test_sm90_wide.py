@@ -69,8 +69,8 @@ FAULTS = {
         "or.b32 v, v, {0 * panel * 2 // 16 << 16:#x}",
     ),
     "the second tensor is masked as the first": (
-        "second = _masked(scores[1], ends, key)",
-        "second = _masked(scores[1], ends, key - scores[0].shape[1])",
+        "second = _masked(scores[1], begins, ends, key)",
+        "second = _masked(scores[1], begins, ends, key - scores[0].shape[1])",
     ),
     "the second tensor has no sums": (
         "sums += gl.convert_layout(of_part,",

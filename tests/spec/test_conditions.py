@@ -47,6 +47,22 @@ def test_what_is_allowed(text: str, parts: tuple[object, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("n * m > 128", ("n", "m", ">", 128)),
+        ("n*600 <= m", ("n", 600, "<=", "m")),
+        ("n * -3 != m", ("n", -3, "!=", "m")),
+    ],
+)
+def test_products_of_32_bits_are_compared(text: str, parts: tuple[object, ...]) -> None:
+    found = parse_condition(text, TYPES)
+
+    assert (found.name, found.factor, found.operator, found.value) == parts
+    assert set(found.names) == {part for part in parts[:2] + parts[3:] if isinstance(part, str)}
+    assert parse_condition(found.text, TYPES) == found
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "is not an expression"),
@@ -56,6 +72,12 @@ def test_what_is_allowed(text: str, parts: tuple[object, ...]) -> None:
         ("0 < n < 3", "is not allowed"),
         ("n in m", "is not allowed"),
         ("n + 1 == 3", "is not allowed"),
+        ("3 * n == 3", "is not allowed"),
+        ("n * m * n == 3", "is not allowed"),
+        ("n * wide == 3", "wide is i64; products are of i32"),
+        ("n * m < x", "x is fp32; products are of i32"),
+        ("n * 3 < p", "products are of i32"),
+        ("n * 2147483648 == 3", "2147483648 does not fit 32 bits"),
         ("n % 8 != 0", "is not allowed"),
         ("n % m == 0", "is not allowed"),
         ("n == 3 and m == 3", "is not allowed"),
@@ -94,6 +116,9 @@ def interesting(kind: str) -> list[float]:
     return [v for v in (low, low + 1, -17, -16, -8, -5, -1, 0, 1, 3, 8, 16, 19, 64, high - 1, high) if low <= v <= high]
 
 
+_PRODUCTS = (("n * m", "64"), ("n * 600", "m"), ("m * -5", "n"), ("n * m", "-2147483648"))
+
+
 def test_c_and_python_agree(tmp_path: Path) -> None:
     """Every condition, compiled, at every interesting value of its arguments."""
     literals = [
@@ -104,7 +129,8 @@ def test_c_and_python_agree(tmp_path: Path) -> None:
     remainders = [f"{name} % {m} == {r}" for name in TYPES for m, r in ((1, 0), (8, 0), (8, 3), (16, 15), (5, 2))]
     pairs = [f"{a} {op} {b}" for a, b in itertools.permutations(TYPES, 2) for op in ("==", "<", ">=")]
     conditions = []
-    for text in [*literals, *remainders, *pairs]:
+    products = [f"{left} {op} {right}" for left, right in _PRODUCTS for op in ("==", "<", ">=", "<=", ">", "!=")]
+    for text in [*literals, *remainders, *pairs, *products]:
         try:
             conditions.append(parse_condition(text, TYPES))
         except SpecError:

@@ -34,10 +34,10 @@ INT32 = 3
 @pytest.fixture(scope="module")
 def library_path(shared: Shared) -> Path:
     """fmha_fwd_d128_fp16 with the variant that decodes, and stand-ins for everything else."""
-    decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
-    assert decoder.kernel == DECODE_KERNEL
-    others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoder.algorithm_name)
-    specs = [decoder, others, others.generic(), *pair_standins(DECODES[-1])]
+    decoders = [spec for spec in Forward("fp16", SIZE).specs(hopper=True) if spec.kernel == DECODE_KERNEL]
+    assert len(decoders) == 2
+    others = replace(standin(FORWARDS[-1], 256), algorithm_name=decoders[0].algorithm_name)
+    specs = [*decoders, others, others.generic(), *pair_standins(DECODES[-1])]
     archs = parse_archs(["sm_90", "sm_100"])
     return shared.once("in_one", lambda folder: build(specs, archs, folder, jobs=2).library)
 
@@ -103,15 +103,15 @@ def test_a_faster_memory_is_read_by_both_launches(launched: Callable[..., list[s
     assert launched(batch=16, kv_heads=8, keys=32_768)[2:] == [DECODE_KERNEL]
 
 
-@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, False), (36, True), (64, False)])
+@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, True), (36, True), (64, False)])
 def test_a_short_last_wave_counts(
     launched: Callable[..., list[str]], fake_cuda: FakeCuda, batch: int, in_one: bool
 ) -> None:
-    """The plugin chooses as :func:`decoding_for` does: 128 programs are one wave, 136 two, and 288 three of one launch,
-    two of the pair."""
+    """The plugin chooses as :func:`decoding_for` does. Of more than 128 programs a multiprocessor has several; what is
+    not split into parts is done by the first of the pair."""
     fake_cuda.set_bandwidth(0, *H200)
 
-    assert launched(batch=batch, kv_heads=8, keys=4096) == ([DECODE_KERNEL] if in_one else PAIR)
+    assert launched(batch=batch, kv_heads=8, keys=4096) == ([DECODE_KERNEL] if in_one else PAIR[:1])
     call = Call(batch, HEADS, 8, 1, 4096, SIZE, 0.1)
     assert (decoding_for(call, in_one=Figures(132, *H200)) is None) == in_one
 
@@ -142,25 +142,17 @@ MEASURED: dict[tuple[int, int], dict[tuple[int, int, int, int], tuple[float, flo
         **{(128, 16, 8, 32768): (713.6, 701.1)},
     },
     H200: {
-        **{(64, 16, 8, 4096): (50.8, 46.6), (64, 20, 8, 4096): (64.1, 66.9), (64, 32, 8, 4096): (82.6, 81.3)},
-        **{(64, 33, 8, 4096): (82.6, 81.7), (64, 48, 8, 4096): (117.1, 112.1), (64, 16, 8, 8192): (84.7, 78.8)},
-        **{(64, 20, 8, 8192): (114.1, 118.0), (64, 33, 8, 8192): (143.4, 145.9), (64, 24, 8, 2048): (43.0, 41.1)},
-        **{(128, 16, 8, 4096): (78.7, 76.6), (128, 17, 8, 4096): (93.2, 99.9), (128, 20, 8, 4096): (98.4, 105.3)},
-        **{(128, 24, 8, 4096): (109.2, 118.3), (128, 28, 8, 4096): (127.2, 134.5), (128, 33, 8, 4096): (141.8, 146.4)},
-        **{(128, 40, 8, 4096): (213.5, 178.6), (128, 12, 8, 4096): (65.2, 60.9), (128, 36, 8, 4096): (210.4, 169.1)},
-        **{(128, 48, 8, 4096): (222.2, 205.4), (128, 20, 8, 8192): (180.3, 195.4), (128, 24, 8, 8192): (199.3, 225.7)},
-        **{(128, 33, 8, 8192): (263.6, 281.1), (128, 12, 8, 8192): (109.4, 112.4), (128, 8, 8, 8192): (79.6, 75.6)},
-        **{(128, 16, 8, 2048): (48.3, 45.4), (128, 32, 8, 2048): (80.0, 78.4), (128, 33, 8, 1024): (50.4, 47.2)},
+        **{(64, 16, 8, 4096): (50.8, 46.6), (64, 20, 8, 4096): (59.8, 54.1), (64, 32, 8, 4096): (77.4, 76.7)},
+        **{(64, 16, 8, 8192): (84.7, 78.8), (128, 16, 8, 4096): (78.7, 76.6), (128, 20, 8, 4096): (97.6, 93.8)},
+        **{(128, 22, 8, 4096): (101.9, 102.8), (128, 24, 8, 4096): (108.5, 113.0), (128, 28, 8, 4096): (122.6, 126.0)},
+        **{(128, 32, 8, 4096): (136.6, 141.6), (128, 36, 8, 4096): (168.4, 159.0), (128, 40, 8, 4096): (178.9, 176.4)},
+        **{(128, 48, 8, 4096): (197.9, 203.7), (128, 64, 8, 4096): (253.5, 278.7), (128, 20, 8, 8192): (179.7, 174.0)},
+        **{(128, 12, 8, 4096): (65.2, 60.9), (128, 12, 8, 8192): (109.4, 112.4), (128, 8, 8, 8192): (79.6, 75.6)},
         **{(128, 1, 8, 4096): (16.3, 12.4), (128, 4, 8, 4096): (30.3, 28.0), (128, 1, 8, 32768): (48.7, 44.7)},
         **{(128, 2, 8, 32768): (78.1, 75.3), (128, 4, 8, 32768): (138.1, 140.1), (128, 8, 8, 32768): (257.9, 270.4)},
-        **{
-            (128, 16, 8, 32768): (497.3, 518.6),
-            (128, 20, 8, 32768): (657.8, 753.6),
-            (128, 64, 8, 4096): (261.9, 269.7),
-        },
-        **{(256, 12, 8, 4096): (111.7, 112.9), (256, 16, 8, 4096): (141.2, 140.3), (256, 20, 8, 4096): (189.7, 191.7)},
-        **{(256, 33, 8, 4096): (268.1, 273.6), (256, 16, 8, 2048): (81.3, 77.1), (256, 20, 8, 2048): (104.5, 103.5)},
-        **{(256, 33, 8, 2048): (146.9, 145.0)},
+        **{(128, 16, 8, 2048): (48.3, 45.4), (128, 16, 8, 32768): (497.3, 518.6)},
+        **{(256, 12, 8, 4096): (111.7, 112.9), (256, 16, 8, 4096): (141.2, 140.3), (256, 20, 8, 4096): (182.4, 192.6)},
+        **{(256, 16, 8, 2048): (81.3, 77.1)},
     },
 }
 
@@ -177,9 +169,9 @@ def test_the_faster_of_both_is_chosen_wherever_they_were_measured() -> None:
 def test_ranks_are_those_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the choice takes for programs is what the grid has."""
     monkeypatch.setattr(decode, "SPLIT_RATE", 10**9)  # the pair reads as much as the memory gives
-    decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
+    _, decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
     rows = parse_grid(decoder.grid, frozenset(dict(decoder.prototype)), {})[0]
-    for batch in (*range(1, 20), 63, 64, 65, 200):
+    for batch in (*range(1, 20), 63, 64, 65, 128):
         values = {"num_heads": 8, "num_kv_heads": 1, "batch_size": batch}
         # One program reads as much as the memory gives, another half as much: told apart by which is chosen.
         ranks = rows.evaluate(values)

@@ -25,6 +25,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
+from sm90_capped import WORD, capped_factors, exponents, reach, reach_next, seen
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -56,7 +57,18 @@ from sm90_products import product_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily
+from sm90_softmax import (
+    added,
+    maxima,
+    pack,
+    partial_sums,
+    unpack,
+    weigh,
+    weigh_after,
+    weigh_capped,
+    weigh_half,
+    weigh_lazily,
+)
 from sm90_tiles import (
     ROWS,
     Shape,
@@ -310,9 +322,15 @@ def _step(
     acc, p = multiply_values(p, v_smem, before, acc, SHAPE)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+    if SHAPE.LEVELS:
+        level = seen(scale[1])
     scores = warpgroup_mma_wait(len(acc), deps=(scores,))  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    if LATE and SHAPE.LAZY:
+    if LATE and SHAPE.LEVELS:
+        next_p, m, row_sum, alpha, due = weigh_capped(
+            scores, m, row_sum, scale, shift, level, ends, key, masked, S_LAYOUT, SHAPE.LAZY, False
+        )
+    elif LATE and SHAPE.LAZY:
         next_p, m, row_sum, alpha, due = weigh_lazily(
             scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
             SHAPE.THREES,
@@ -326,6 +344,18 @@ def _step(
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
+    elif SHAPE.LEVELS:
+        scores, m_new, due, reached = exponents(
+            scores, m, level, scale[0], shift, ends, key, masked, S_LAYOUT, SHAPE.LAZY, False
+        )
+        reach(scale[1], scale[2], reached)
+        alpha = hold(gl.exp2(m - m_new))
+        m = m_new
+        acc, p, scores = wait_for_products(acc, p, scores)
+        mbarrier.arrive(v_free.index(before), count=1)
+        weights = gl.exp2(scores)
+        row_sum = added(row_sum, alpha, partial_sums(weights, BLOCK_N))
+        next_p = pack(weights, dtype)
     else:
         scores, m_new, alpha, to_log2 = maxima(
             scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, SHAPE.THREES
@@ -340,7 +370,7 @@ def _step(
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc[len(acc) - 1], scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)
         next_p = pack(next_p, dtype)
-    if SHAPE.LAZY:
+    if SHAPE.LAZY or SHAPE.LEVELS:
         acc = times_where(acc, alpha, due)
     else:
         acc = times(acc, alpha)
@@ -476,7 +506,9 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     shift: gl.constexpr = shift_of(dtype) + room_for(dtype, SHAPE.LAZY)
     scale = score_factors(factors, SHAPE.CAPPED)
     PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
-    if PRODUCTS:
+    if SHAPE.LEVELS:
+        scale = capped_factors(factors, scale, shift)
+    elif PRODUCTS:
         scale = product_factors(factors, scale, shift, CAPPED)
     elif SHAPE.CAPPED:
         scale = tanh_factors(scale, shift, CAPPED)
@@ -488,6 +520,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+        if SHAPE.LEVELS:
+            scaling = (scale, notes[len(notes) - 1].index(0), turn)
+        else:
+            scaling = scale
         if SHAPE.HANDED:
             row_tile, head = taken_tile(notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1)
         else:
@@ -554,6 +590,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             if turn > 0:
                 tma.store_wait(0)
                 mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
+        if SHAPE.LEVELS:
+            level = seen(scaling[1])
         scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
         mbarrier.arrive(k_free.index(stage), count=1)
         key = first_key(block, sequence, SHAPE)
@@ -566,16 +604,20 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             half = half & (key == block * BLOCK_N)
         if WIDE:
             p, m, row_sum = first_weights_wide(
-                scores, m, row_sum, scale, shift, ends, key, block >= unmasked, dtype, SHAPE
+                scores, m, row_sum, scaling, shift, ends, key, block >= unmasked, dtype, SHAPE
             )  # fmt: skip
+        elif SHAPE.LEVELS:
+            p, m, row_sum, alpha, due = weigh_capped(
+                scores, m, row_sum, scaling, shift, level, ends, key, block >= unmasked, S_LAYOUT, SHAPE.LAZY, True
+            )
         elif half:
             p, m, row_sum, alpha = weigh_half(
-                scores, m, row_sum, scale, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
+                scores, m, row_sum, scaling, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS
             )
         else:
             masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
             p, m, row_sum, alpha = weigh(
-                scores, m, row_sum, scale, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
+                scores, m, row_sum, scaling, shift, own_keys, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL or LENGTHS,
                 CAPPED, PRODUCTS,
             )  # fmt: skip
         if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY:
@@ -592,7 +634,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if SPLIT:  # two loops: the second, which has most of the blocks, needs no registers to mask them
             masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
             acc, p, m, row_sum, step, block = _steps(
-                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, masked_count,
+                acc, p, m, row_sum, slot, shared, barriers, step, scaling, shift, begins, ends, block, masked_count,
                 unmasked, unmasked_from, values, zero, True,
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
@@ -602,10 +644,12 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             else:
                 p = moved(p)
         acc, p, m, row_sum, step, block = _steps(
-            acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
+            acc, p, m, row_sum, slot, shared, barriers, step, scaling, shift, begins, ends, block, to_left, unmasked,
             unmasked_from, values, zero, not SPLIT and CAUSAL,
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
+        if SHAPE.LEVELS:
+            reach_next(scaling[1], turn, m, scaling[0], shift)
         if SHAPE.APART:
             mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES
@@ -698,7 +742,7 @@ def compute(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr = False, SERIAL: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = False,
-    EARLY: gl.constexpr = False,
+    EARLY: gl.constexpr = False, LEVELS: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -771,6 +815,10 @@ def compute(
     notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
     if HANDED_ON:
         notes = (notes[0], gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS * CONSUMERS, 1], SMEM))
+    if LEVELS:
+        level = gl.allocate_shared_memory(gl.int32, [1, 1], WORD)
+        level.index(0).store(gl.zeros([1], gl.int32, layout=NOTE))
+        notes += (level,)
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     factors = factors if CAPPED else sm_scale
@@ -799,6 +847,7 @@ def compute(
         THREES,
         HANDED_ON,
         EARLY,
+        LEVELS,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -933,6 +982,7 @@ def fmha_fwd_sm90(
     APART: gl.constexpr = False,
     SECTIONS: gl.constexpr = False,
     EARLY: gl.constexpr = False,
+    LEVELS: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -973,5 +1023,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY,
+        EARLY=EARLY, LEVELS=LEVELS,
     )  # fmt: skip

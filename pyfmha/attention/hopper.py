@@ -70,6 +70,8 @@ class Setting:
         apart: whether Out is stored from a buffer of its own, so that the slot of its queries is free sooner.
         sections: whether tiles of a ragged batch are paired among four heads, instead of one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
+        levels: whether soft caps go the same way in all warps of a program, as kernels/sm90_capped.py has it; neither
+            general, ragged nor for lengths.
     """
 
     block_n: int
@@ -100,6 +102,7 @@ class Setting:
     apart: bool = False
     sections: bool = False
     early: bool = False
+    levels: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -312,7 +315,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         ("LENGTHS", setting.lengths),
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
-        *((name, True) for name in ("APART", "SECTIONS", "EARLY") if getattr(setting, name.lower())),
+        *((name, True) for name in ("APART", "SECTIONS", "EARLY", "LEVELS") if getattr(setting, name.lower())),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

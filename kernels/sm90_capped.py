@@ -1,0 +1,390 @@
+"""Soft caps in few instructions, where all warps of a program take the same way.
+
+A score's exponent is x R(x**2) - m of the product x as it is: R is of even degree with its last coefficient above 0, so
+that x R(x**2) grows with x everywhere. What is far below a row's largest score then has a weight of next to nothing
+whichever R is taken, and only the largest score of a warp's rows says which. Of degree 5 (to FIVE of the cap), of
+degree 9 (to NINE), or beyond that powers and reciprocals.
+
+Where warps of a multiprocessor take different ways, the instruction cache does not hold them all. So the highest way
+that one has had to take in a tile is noted in shared memory (`seen`, `reach`), where the others see it at their next
+step; a way above what a warp needs is as exact. The next tile starts with what the rows of this one came to, see
+`reach_next`.
+"""
+
+from sm90_lazy import ROOM
+from sm90_maxima import as_integers, largest_in_chains, largest_of, rows_of
+from sm90_products import COEFFICIENTS, _rounded_by, _slope
+from sm90_powers import BEND, TANH_UNIT, of_kernel
+from sm90_sinks import LOG2_E
+from sm90_tiles import ROWS
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+FIVE: gl.constexpr = gl.constexpr(0.17)
+NINE: gl.constexpr = gl.constexpr(0.536)
+# Of tanh(u) = u (1 + ...): relative error 2**-24.6 up to FIVE.
+R_FIVE: gl.constexpr = gl.constexpr((0.9999999600392722, -0.3333084135379764, 0.13102466210136926))
+TANH_FIVE: gl.constexpr = gl.constexpr(0.16838)
+TANH_NINE: gl.constexpr = gl.constexpr(0.4899)
+# Rows whose largest score is below this share of the cap, or not known, take powers.
+LOWEST: gl.constexpr = gl.constexpr(-0.05)
+# Caps below which weights of scores as far below 0 as a polynomial reaches are not small enough.
+SMALLEST_CAP: gl.constexpr = gl.constexpr(24.0)
+# Of the cap: how far below the end of a way the rows of a tile must stay for the next tile to begin with it.
+MARGIN: gl.constexpr = gl.constexpr(0.9)
+BESIDE_ALL: gl.constexpr = gl.constexpr(-1e-30)  # as an integer below all products that are not below it as floats
+WORD: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.constexpr_function
+def _evaluated(x, way):
+    """`all` is what x is multiplied by."""
+    if way == 5:
+        return [f"mul.f32 u, {x}, a5;", f"fma.rn.f32 z, u, {x}, s5;", "fma.rn.f32 all, z, z, c5;"]
+    return [
+        f"mul.f32 u, {x}, a9;",
+        f"fma.rn.f32 z, u, {x}, s9;",
+        "fma.rn.f32 even, z, z, b9;",
+        "fma.rn.f32 all, z, k9, even;",
+        "fma.rn.f32 all, all, even, c9;",
+    ]
+
+
+@gluon.constexpr_function
+def _grown(way, lazily):
+    """References of a thread's rows, grown to ref0 and ref1 if that is due, which the threads that share a row must
+    agree on."""
+    lines = [
+        "sub.f32 u, ref0, m0;",
+        "sub.f32 z, ref1, m1;",
+        "max.f32 u, u, z;",
+        f"setp.gt.f32 grown, u, {ROOM if lazily else 0.0};",
+        "vote.sync.any.pred grown, grown, 0xFFFFFFFF;",
+        f"@!grown bra KEPT{way};",
+        "mov.b32 due, 1;",
+    ]
+    for distance in (1, 2):
+        for row in range(2):
+            lines += [f"shfl.sync.bfly.b32 u, ref{row}, {distance}, 31, -1;", f"max.f32 ref{row}, ref{row}, u;"]
+    return [*lines, "max.f32 m0, m0, ref0;", "max.f32 m1, m1, ref1;", f"KEPT{way}:"]
+
+
+@gluon.constexpr_function
+def _polynomial(names, way, shift, lazily):
+    lines = []
+    for row in range(2):
+        lines += [*_evaluated(f"first{row}", way), f"fma.rn.f32 ref{row}, first{row}, all, {float(shift)};"]
+    lines += _grown(way, lazily)
+    lines += ["neg.f32 n0, m0;", "neg.f32 n1, m1;"]
+    for i, x in enumerate(names):
+        lines += [*_evaluated(x, way), f"fma.rn.f32 {x}, {x}, all, n{i % 4 // 2};"]
+    return lines
+
+
+@gluon.constexpr_function
+def _raised(x, y):
+    """y = 1 + 2**x, of x as far as it counts."""
+    return [
+        f"mul.f32 {y}, {x}, bend;",
+        f"min.f32 {y}, {y}, 0f41F80000;",
+        f"ex2.approx.ftz.f32 {y}, {y};",
+        f"add.f32 {y}, {y}, 0f3F800000;",
+    ]
+
+
+@gluon.constexpr_function
+def _powers(names, shift, lazily, known):
+    """The score is the cap less twice the cap / (1 + 2**y): of large ones, which count, that is small. Four share a
+    reciprocal. NaN of what is no finite number."""
+    lines = []
+    if not known:
+        first, second = ([x for i, x in enumerate(names) if i % 4 // 2 == row] for row in range(2))
+        lines += [
+            "min.f32 u, m0, m1;",
+            "setp.lt.f32 way, u, lowest;",
+            "vote.sync.any.pred way, way, 0xFFFFFFFF;",
+            "@!way bra FOUND;",
+            *largest_of("first0", first, "max.f32"),
+            *largest_of("first1", second, "max.f32"),
+            "FOUND:",
+        ]
+    for row in range(2):
+        lines += [
+            *_raised(f"first{row}", "a"),
+            "rcp.approx.ftz.f32 a, a;",
+            f"add.f32 u, cap, {float(shift)};",
+            f"fma.rn.f32 ref{row}, a, twice, u;",
+        ]
+    lines += _grown(0, lazily)
+    for row in range(2):  # so that nothing is lost where the cap less m is rounded
+        lines += [f"sub.f32 n{row}, cap, m{row};", f"sub.f32 m{row}, cap, n{row};"]
+    powers = ("a", "b", "c", "d")
+    for first in range(0, len(names), 8):
+        for row in range(2):
+            four = [names[first + 2 * row + i] for i in (0, 1, 4, 5)]
+            for x, y in zip(four, powers, strict=True):
+                lines += _raised(x, y)
+            lines += [
+                "mul.f32 ab, a, b;",
+                "mul.f32 cd, c, d;",
+                "mul.f32 all, ab, cd;",
+                "rcp.approx.ftz.f32 all, all;",
+                "mul.f32 cd, cd, all;",
+                "mul.f32 ab, ab, all;",
+            ]
+            for x, (half, other) in zip(four, (("cd", "b"), ("cd", "a"), ("ab", "d"), ("ab", "c")), strict=True):
+                lines += [
+                    f"mul.f32 u, {half}, {other};",
+                    f"fma.rn.f32 {x}, {x}, 0f00000000, n{row};",
+                    f"fma.rn.f32 {x}, u, twice, {x};",
+                ]
+    return lines
+
+
+SCALARS = (
+    "limit5", "limit9", "most5", "most9", "lowest", "least", "hidden", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
+    "bend", "cap", "twice",
+)  # fmt: skip
+
+
+@gluon.constexpr_function
+def _ways_asm(count, shift, lazily, begins):
+    """Outputs: exponents, references of two rows, whether they have grown, which way had to be taken. Inputs:
+    products, of which there are so many, references, the level of the program, scalars."""
+    names = [f"${i}" for i in range(count)]
+    out_m, out_due, out_reached = (count, count + 1), (count + 2, count + 3), count + 4
+    first_input = 2 * count + 5
+    lines = [
+        ".reg .f32 u, z, even, all, ref0, ref1, m0, m1, n0, n1, first0, first1, a, b, c, d, ab, cd;",
+        ".reg .b32 limit5, limit9;",
+        f".reg .f32 {', '.join(SCALARS[2:])};",
+        ".reg .pred way, grown;",
+        ".reg .b32 most, due, level, reached;",
+        f"mov.b32 m0, ${first_input};",
+        f"mov.b32 m1, ${first_input + 1};",
+        f"mov.b32 level, ${first_input + 2};",
+        *(f"mov.b32 {name}, ${first_input + 3 + i};" for i, name in enumerate(SCALARS)),
+        "mov.b32 due, 0;",
+        "mov.b32 reached, 0;",
+    ]
+    rows = [[x for i, x in enumerate(names) if i % 4 // 2 == row] for row in range(2)]
+    if begins:
+        for row in range(2):
+            lines += largest_of(f"first{row}", rows[row], "max.f32")
+        for distance in (1, 2):
+            for row in range(2):
+                lines += [
+                    f"shfl.sync.bfly.b32 u, first{row}, {distance}, 31, -1;",
+                    f"max.f32 first{row}, first{row}, u;",
+                ]
+        lines += [
+            "setp.lt.f32 way, first0, least;",
+            "setp.gt.and.f32 way, first0, hidden, way;",
+            "setp.lt.f32 grown, first1, least;",
+            "setp.gt.and.f32 grown, first1, hidden, grown;",
+            "or.pred way, way, grown;",
+            "max.f32 u, first0, first1;",
+            "mov.b32 most, u;",
+            "setp.gt.or.s32 way, most, limit9, way;",
+        ]
+    else:
+        lines += as_integers(names)
+        bits = [[f"i{i}" for i in range(count) if i % 4 // 2 == row] for row in range(2)]
+        lines += largest_in_chains("bits", bits[0], "max.s32", 2)
+        lines += largest_in_chains("other_bits", bits[1], "max.s32", 2)
+        lines += [
+            "mov.b32 first0, bits;",
+            "mov.b32 first1, other_bits;",
+            "max.s32 most, bits, other_bits;",
+            "max.f32 u, m0, m1;",
+            "min.f32 z, m0, m1;",
+            "setp.gt.s32 way, most, limit9;",
+            "setp.gt.or.f32 way, u, most9, way;",
+            "setp.lt.or.f32 way, z, lowest, way;",
+        ]
+    lines += [
+        "setp.gt.or.s32 way, level, 1, way;",
+        "vote.sync.any.pred way, way, 0xFFFFFFFF;",
+        "@way bra POWERS;",
+        "setp.gt.s32 way, most, limit5;",
+    ]
+    if not begins:
+        lines += ["setp.gt.or.f32 way, u, most5, way;"]
+    lines += [
+        "setp.gt.or.s32 way, level, 0, way;",
+        "vote.sync.any.pred way, way, 0xFFFFFFFF;",
+        "@way bra NINTH;",
+        *_polynomial(names, 5, shift, lazily),
+        "bra.uni DONE;",
+        "NINTH:",
+        "setp.gt.s32 way, most, limit5;",
+        "vote.sync.any.pred way, way, 0xFFFFFFFF;",
+        "selp.b32 reached, 1, 0, way;",
+        *_polynomial(names, 9, shift, lazily),
+        "bra.uni DONE;",
+        "POWERS:",
+        "setp.gt.s32 way, most, limit9;",
+        "vote.sync.any.pred way, way, 0xFFFFFFFF;",
+        "selp.b32 reached, 2, 0, way;",
+        *_powers(names, shift, lazily, begins),
+        "DONE:",
+        f"mov.b32 ${out_m[0]}, m0;",
+        f"mov.b32 ${out_m[1]}, m1;",
+        f"mov.b32 ${out_due[0]}, due;",
+        f"mov.b32 ${out_due[1]}, due;",
+        f"mov.b32 ${out_reached}, reached;",
+    ]
+    return "{ " + " ".join(lines) + " }"
+
+
+@gluon.constexpr_function
+def _constraints(count):
+    outputs = ["=&f"] * (count + 2) + ["=&r"] * 3
+    return ",".join([*outputs, *(str(i) for i in range(count)), "f", "f", "r"] + ["f"] * len(SCALARS))
+
+
+@gluon.constexpr_function
+def _of_threads():
+    return gl.distributed_type(gl.int32, [128], gl.BlockedLayout([1], [32], [4], [0]))
+
+
+@gluon.constexpr_function
+def _types(columns, layout):
+    rows = gl.SliceLayout(1, layout)
+    return (
+        gl.distributed_type(gl.float32, [64, columns], layout),
+        gl.distributed_type(gl.float32, [64], rows),
+        gl.distributed_type(gl.int32, [64], rows),
+        _of_threads(),
+    )
+
+
+@gluon.jit
+def exponents(
+    products, m, level, factors, shift: gl.constexpr, ends, key, masked, S_LAYOUT: gl.constexpr,
+    LAZILY: gl.constexpr, BEGINS: gl.constexpr,
+):  # fmt: skip
+    """Powers of two that weights are, and references that they are less than; whether references have grown, which of
+    a warp's rows agree on; and the way that the warp itself had to take.
+
+    Args:
+        products: [ROWS, keys].
+        m: [ROWS], references before.
+        level: what `seen` gives.
+        factors: what `capped_factors` gives.
+        masked: whether a row sees only the keys below its end.
+        LAZILY: whether references stay that have grown by no more than ROOM.
+        BEGINS: whether nothing came before, in a tile.
+    """
+    BLOCK_N: gl.constexpr = products.shape[1]
+    asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, BEGINS)
+    constraints: gl.constexpr = _constraints(BLOCK_N // 2)
+    types: gl.constexpr = _types(BLOCK_N, S_LAYOUT)
+    columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+    if masked:
+        products = gl.where(columns[None, :] < (ends - key)[:, None], products, factors[6] * 2.0)
+    operands = (products, m, level)
+    operands += factors
+    found, m, due, reached = gl.inline_asm(asm, constraints, operands, types, is_pure=True)
+    if masked:  # powers do not make nothing of them
+        found = gl.where(columns[None, :] < (ends - key)[:, None], found, float("-inf"))
+    return found, m, due, reached
+
+
+@gluon.jit
+def capped_factors(given, factors, shift: gl.constexpr):
+    """From the factor of scores, the soft cap and what `score_factors` gives of them, what `exponents` takes."""
+    SLOPE_FIVE: gl.constexpr = R_FIVE[0]
+    SLOPE_NINE: gl.constexpr = _slope(of_kernel(COEFFICIENTS, 1), 1)
+    C: gl.constexpr = of_kernel(COEFFICIENTS, 1)
+    UNIT: gl.constexpr = of_kernel(TANH_UNIT, 1)
+    to_log2, bend = factors
+    sm_scale, softcap = given
+    k = gl.div_rn(sm_scale, softcap)
+    served = (k >= 1e-5) & (k <= 100.0) & (softcap >= SMALLEST_CAP)
+    k = gl.where(served, k, 1.0)
+    # Degree 5: (a x x + s)**2 + c.
+    small = sm_scale * (LOG2_E * SLOPE_FIVE)
+    missing = _rounded_by(sm_scale, LOG2_E * SLOPE_FIVE, small)
+    a5 = gl.exp2(0.5 * gl.log2(small * (k * k) * (k * k) * (R_FIVE[2] / SLOPE_FIVE)))
+    s5 = gl.div_rn(small * (k * k) * (R_FIVE[1] / SLOPE_FIVE), 2.0 * a5)
+    c5 = gl.fma(0.0 - s5, s5, small) + missing
+    # Degree 9, as sm90_products.py has it for products times `per`.
+    small = sm_scale * (LOG2_E * SLOPE_NINE)
+    missing = _rounded_by(sm_scale, LOG2_E * SLOPE_NINE, small)
+    per = gl.where(served, bend * of_kernel(BEND, 1), 1.0)
+    last = gl.where(served, to_log2 / UNIT, 1.0) * per
+    fourth = gl.exp2(0.25 * gl.log2(last))
+    square = fourth * fourth
+    fourth += fourth * (0.25 * gl.div_rn(last - square * square, last))
+    square = fourth * fourth
+    a9 = fourth * (per * per)
+    s9 = fourth * C[0]
+    b9 = square * C[1]
+    k9 = fourth * C[2]
+    even = gl.fma(s9, s9, b9)
+    c9 = gl.fma(0.0 - gl.fma(s9, k9, even), even, small) + missing
+    limit5 = gl.where(served, gl.div_rn(FIVE, k), BESIDE_ALL)
+    limit9 = gl.where(served, gl.div_rn(NINE, k), BESIDE_ALL)
+    most5 = gl.where(served, to_log2 * TANH_FIVE + shift, float("-inf"))
+    most9 = gl.where(served, to_log2 * TANH_NINE + shift, float("-inf"))
+    lowest = to_log2 * LOWEST + shift
+    least = gl.div_rn(LOWEST, k)
+    hidden = gl.div_rn(-1024.0, k)
+    return (
+        limit5, limit9, most5, most9, lowest, least, hidden, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
+        to_log2 * -2.0,
+    )  # fmt: skip
+
+
+@gluon.constexpr_function
+def _seen_asm(outputs, inputs):
+    """One lane asks, so that the others' level is 0."""
+    ((level,),), ((word,),) = outputs, inputs
+    return (
+        f"{{ .reg .pred one; mov.b32 {level}, 0; elect.sync _|one, -1;"
+        f" @one atom.shared.or.b32 {level}, [{word}], 0; and.b32 {level}, {level}, 3; }}"
+    )
+
+
+@gluon.jit
+def seen(word):
+    """The level of the program: the way that one of its warps has had to take in this tile; of one thread a warp, the
+    others have 0."""
+    TYPE: gl.constexpr = _of_threads()
+    return gl.inline_asm(_seen_asm, ("=&r", "r"), [word], TYPE, is_pure=False)
+
+
+@gluon.constexpr_function
+def _reach_asm(_outputs, inputs):
+    (word,), (turn,), (way,) = inputs
+    return (
+        f"{{ .reg .pred one, had; .reg .b32 value; elect.sync _|one, -1; setp.ne.and.s32 had, {way}, 0, one;"
+        f" shl.b32 value, {turn}, 2; add.s32 value, value, {way}; @had red.shared.max.s32 [{word}], value; }}"
+    )
+
+
+@gluon.jit
+def reach(word, turn, reached):
+    """Raise the level of the program to the way that a warp has had to take."""
+    gl.inline_asm(_reach_asm, ("r", "r", "r"), [word, turn, reached], is_pure=False)
+
+
+@gluon.constexpr_function
+def _next_asm(_outputs, inputs):
+    (word,), (turn,), m, (most5,), (most9,) = inputs
+    return (
+        "{ .reg .pred one, had; .reg .f32 largest; .reg .b32 value;"
+        f" max.f32 largest, {m[0]}, {m[1]}; shl.b32 value, {turn}, 2; add.s32 value, value, 4;"
+        f" setp.gt.f32 had, largest, {most5}; vote.sync.any.pred had, had, -1; @had add.s32 value, value, 1;"
+        f" setp.gt.f32 had, largest, {most9}; vote.sync.any.pred had, had, -1; @had add.s32 value, value, 1;"
+        f" elect.sync _|one, -1; @one red.shared.max.s32 [{word}], value; }}"
+    )
+
+
+@gluon.jit
+def reach_next(word, turn, m, factors, shift: gl.constexpr):
+    """Let the next tile begin with the way that rows of this one came to, or came near."""
+    most5 = (factors[2] - shift) * MARGIN + shift
+    most9 = (factors[3] - shift) * MARGIN + shift
+    gl.inline_asm(_next_asm, ("r", "r", "f", "f", "f"), [word, turn, m, most5, most9], is_pure=False)

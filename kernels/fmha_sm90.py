@@ -649,7 +649,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
         if SHAPE.LEVELS:
-            reach_next(scaling[1], turn, m, scaling[0], shift)
+            reach_next(scaling[1], turn, m, row_sum, scaling[0], shift)
         if SHAPE.APART:
             mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES

@@ -383,8 +383,10 @@ def _next_asm(_outputs, inputs):
 
 
 @gluon.jit
-def reach_next(word, turn, m, factors, shift: gl.constexpr):
-    """Let the next tile begin with the way that rows of this one came to, or came near."""
+def reach_next(word, turn, m, row_sum, factors, shift: gl.constexpr):
+    """Let the next tile begin with the way that rows of this one came to, or came near. row_sum: of threads."""
+    m = gl.convert_layout(m, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
+    m = m[:, None].broadcast_to([ROWS, 4])
     most5 = (factors[2] - shift) * MARGIN + shift
     most9 = (factors[3] - shift) * MARGIN + shift
     gl.inline_asm(_next_asm, ("r", "r", "f", "f", "f"), [word, turn, m, most5, most9], is_pure=False)

@@ -83,6 +83,7 @@ def run(
     apart: bool = False,
     sections: bool = False,
     early: bool = False,
+    levels: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -170,6 +171,7 @@ def run(
         APART=apart,
         SECTIONS=sections,
         EARLY=early,
+        LEVELS=levels,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -116,8 +116,8 @@ def _powers(names, shift, lazily, known):
             f"fma.rn.f32 ref{row}, a, twice, u;",
         ]
     lines += _grown(0, lazily)
-    for row in range(2):  # so that nothing is lost where the cap less m is rounded
-        lines += [f"sub.f32 n{row}, cap, m{row};", f"sub.f32 m{row}, cap, n{row};"]
+    for row in range(2):  # so that nothing is lost where the cap less m is rounded; nor what the cap is rounded by
+        lines += [f"sub.f32 n{row}, cap, m{row};", f"sub.f32 m{row}, cap, n{row};", f"add.f32 n{row}, n{row}, rest;"]
     powers = ("a", "b", "c", "d")
     for first in range(0, len(names), 8):
         for row in range(2):
@@ -143,7 +143,7 @@ def _powers(names, shift, lazily, known):
 
 SCALARS = (
     "limit5", "limit9", "most5", "most9", "lowest", "least", "hidden", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
-    "bend", "cap", "twice",
+    "bend", "cap", "twice", "rest",
 )  # fmt: skip
 
 
@@ -294,8 +294,8 @@ def exponents(
 @gluon.jit
 def capped_factors(given, factors, shift: gl.constexpr):
     """From the factor of scores, the soft cap and what `score_factors` gives of them, what `exponents` takes."""
-    SLOPE_FIVE: gl.constexpr = R_FIVE[0]
-    SLOPE_NINE: gl.constexpr = _slope(of_kernel(COEFFICIENTS, 1), 1)
+    SLOPE_FIVE: gl.constexpr = R_FIVE[0] * (1 + 0.5 * 2.0**-24)  # so that errors are 0 in the mean
+    SLOPE_NINE: gl.constexpr = _slope(of_kernel(COEFFICIENTS, 1), 1) * (1 - 1.4 * 2.0**-24)
     C: gl.constexpr = of_kernel(COEFFICIENTS, 1)
     UNIT: gl.constexpr = of_kernel(TANH_UNIT, 1)
     to_log2, bend = factors
@@ -333,7 +333,7 @@ def capped_factors(given, factors, shift: gl.constexpr):
     hidden = gl.div_rn(-1024.0, k)
     return (
         limit5, limit9, most5, most9, lowest, least, hidden, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
-        to_log2 * -2.0,
+        to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
-from sm90_capped import WORD, capped_factors, exponents, reach, reach_next, seen
+from sm90_capped import WORD, capped_factors, reach_next, seen, weigh_capped
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -57,18 +57,7 @@ from sm90_products import product_factors
 from sm90_ragged import find_tile, store_rows
 from sm90_sinks import NOTHING, finished, load_sink
 from sm90_slow import LN_2, SLOW_ROWS, compute_slowly, narrow, score_factors, shift_of
-from sm90_softmax import (
-    added,
-    maxima,
-    pack,
-    partial_sums,
-    unpack,
-    weigh,
-    weigh_after,
-    weigh_capped,
-    weigh_half,
-    weigh_lazily,
-)
+from sm90_softmax import maxima, pack, partial_sums, unpack, weigh, weigh_after, weigh_half, weigh_lazily
 from sm90_tiles import (
     ROWS,
     Shape,
@@ -289,7 +278,7 @@ def _wait_for_v(barriers, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
 @gluon.jit
 def _step(
     acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked, values,
-    zero, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+    zero, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`. If LATE, exponentials run beside that product;
     else beside those of the other consumers, in registers that the weights before them have left."""
@@ -326,9 +315,9 @@ def _step(
         level = seen(scale[1])
     scores = warpgroup_mma_wait(len(acc), deps=(scores,))  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    if LATE and SHAPE.LEVELS:
+    if SHAPE.LEVELS:
         next_p, m, row_sum, alpha, due = weigh_capped(
-            scores, m, row_sum, scale, shift, level, ends, key, masked, S_LAYOUT, SHAPE.LAZY, False
+            scores, m, row_sum, scale, shift, level, ends, key, masked, S_LAYOUT, SHAPE.LAZY, False, MASKED
         )
     elif LATE and SHAPE.LAZY:
         next_p, m, row_sum, alpha, due = weigh_lazily(
@@ -340,22 +329,12 @@ def _step(
             scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
             SHAPE.THREES,
         )  # fmt: skip
-    if LATE:
+    if LATE or SHAPE.LEVELS:
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
-    elif SHAPE.LEVELS:
-        scores, m_new, due, reached = exponents(
-            scores, m, level, scale[0], shift, ends, key, masked, S_LAYOUT, SHAPE.LAZY, False
-        )
-        reach(scale[1], scale[2], reached)
-        alpha = hold(gl.exp2(m - m_new))
-        m = m_new
-        acc, p, scores = wait_for_products(acc, p, scores)
-        mbarrier.arrive(v_free.index(before), count=1)
-        weights = gl.exp2(scores)
-        row_sum = added(row_sum, alpha, partial_sums(weights, BLOCK_N))
-        next_p = pack(weights, dtype)
+        if not LATE:
+            next_p = pack(next_p, dtype)
     else:
         scores, m_new, alpha, to_log2 = maxima(
             scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, SHAPE.THREES
@@ -466,7 +445,7 @@ def _steps(
         else:
             acc, p, m, row_sum = _step(
                 acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, key, masked,
-                values, zero,
+                values, zero, MASKED,
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
         step += 1
@@ -608,7 +587,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             )  # fmt: skip
         elif SHAPE.LEVELS:
             p, m, row_sum, alpha, due = weigh_capped(
-                scores, m, row_sum, scaling, shift, level, ends, key, block >= unmasked, S_LAYOUT, SHAPE.LAZY, True
+                scores, m, row_sum, scaling, shift, level, ends, key, block >= unmasked, S_LAYOUT, SHAPE.LAZY, True, True
             )
         elif half:
             p, m, row_sum, alpha = weigh_half(

@@ -53,7 +53,7 @@ def _evaluated(x, way):
 @gluon.constexpr_function
 def _grown(way, lazily):
     """References of a thread's rows, grown to ref0 and ref1 if that is due, which the threads that share a row must
-    agree on."""
+    agree on; and what sums before are to be multiplied by."""
     lines = [
         "sub.f32 u, ref0, m0;",
         "sub.f32 z, ref1, m1;",
@@ -66,7 +66,18 @@ def _grown(way, lazily):
     for distance in (1, 2):
         for row in range(2):
             lines += [f"shfl.sync.bfly.b32 u, ref{row}, {distance}, 31, -1;", f"max.f32 ref{row}, ref{row}, u;"]
-    return [*lines, "max.f32 m0, m0, ref0;", "max.f32 m1, m1, ref1;", f"KEPT{way}:"]
+    for row in range(2):
+        lines += [f"mov.b32 u, m{row};", f"max.f32 m{row}, m{row}, ref{row};"]
+        lines += ([f"sub.f32 z, cap, m{row};", f"sub.f32 m{row}, cap, z;"] if way == 0 else [])
+        lines += [f"sub.f32 u, u, m{row};", f"ex2.approx.ftz.f32 alpha{row}, u;"]
+    return [*lines, f"KEPT{way}:"]
+
+
+@gluon.constexpr_function
+def _weight(x, i):
+    """2**x, which is added to one of two sums of its row."""
+    total = f"sum{i % 4 // 2}{i % 2}"
+    return [f"ex2.approx.ftz.f32 {x}, {x};", f"add.f32 {total}, {total}, {x};" if i > 3 else f"mov.b32 {total}, {x};"]
 
 
 @gluon.constexpr_function
@@ -77,7 +88,7 @@ def _polynomial(names, way, shift, lazily):
     lines += _grown(way, lazily)
     lines += ["neg.f32 n0, m0;", "neg.f32 n1, m1;"]
     for i, x in enumerate(names):
-        lines += [*_evaluated(x, way), f"fma.rn.f32 {x}, {x}, all, n{i % 4 // 2};"]
+        lines += [*_evaluated(x, way), f"fma.rn.f32 {x}, {x}, all, n{i % 4 // 2};", *_weight(x, i)]
     return lines
 
 
@@ -93,7 +104,7 @@ def _raised(x, y):
 
 
 @gluon.constexpr_function
-def _powers(names, shift, lazily, known):
+def _powers(names, shift, lazily, known, masked):
     """The score is the cap less twice the cap / (1 + 2**y): of large ones, which count, that is small. Four share a
     reciprocal. NaN of what is no finite number."""
     lines = []
@@ -116,12 +127,13 @@ def _powers(names, shift, lazily, known):
             f"fma.rn.f32 ref{row}, a, twice, u;",
         ]
     lines += _grown(0, lazily)
-    for row in range(2):  # so that nothing is lost where the cap less m is rounded; nor what the cap is rounded by
-        lines += [f"sub.f32 n{row}, cap, m{row};", f"sub.f32 m{row}, cap, n{row};", f"add.f32 n{row}, n{row}, rest;"]
+    for row in range(2):  # with what the cap is rounded by
+        lines += [f"sub.f32 n{row}, cap, m{row};", f"add.f32 n{row}, n{row}, rest;"]
     powers = ("a", "b", "c", "d")
     for first in range(0, len(names), 8):
         for row in range(2):
-            four = [names[first + 2 * row + i] for i in (0, 1, 4, 5)]
+            places = [first + 2 * row + i for i in (0, 1, 4, 5)]
+            four = [names[i] for i in places]
             for x, y in zip(four, powers, strict=True):
                 lines += _raised(x, y)
             lines += [
@@ -132,12 +144,13 @@ def _powers(names, shift, lazily, known):
                 "mul.f32 cd, cd, all;",
                 "mul.f32 ab, ab, all;",
             ]
-            for x, (half, other) in zip(four, (("cd", "b"), ("cd", "a"), ("ab", "d"), ("ab", "c")), strict=True):
-                lines += [
-                    f"mul.f32 u, {half}, {other};",
-                    f"fma.rn.f32 {x}, {x}, 0f00000000, n{row};",
-                    f"fma.rn.f32 {x}, u, twice, {x};",
-                ]
+            others = (("cd", "b"), ("cd", "a"), ("ab", "d"), ("ab", "c"))
+            for i, x, (half, other) in zip(places, four, others, strict=True):
+                lines += [f"mul.f32 u, {half}, {other};", f"fma.rn.f32 z, {x}, 0f00000000, n{row};"]
+                lines += [f"fma.rn.f32 z, u, twice, z;"]
+                if masked:
+                    lines += [f"setp.lt.f32 way, {x}, hidden;", "selp.f32 z, 0fFF800000, z, way;"]
+                lines += [f"mov.b32 {x}, z;", *_weight(x, i)]
     return lines
 
 
@@ -148,24 +161,26 @@ SCALARS = (
 
 
 @gluon.constexpr_function
-def _ways_asm(count, shift, lazily, begins):
-    """Outputs: exponents, references of two rows, whether they have grown, which way had to be taken. Inputs:
-    products, of which there are so many, references, the level of the program, scalars."""
+def _ways_asm(count, shift, lazily, begins, masked):
+    """Outputs: weights; references, sums, factors of sums of two rows; whether they have grown; which way had to be
+    taken. Inputs: products, of which there are so many, references, sums, the level of the program, scalars."""
     names = [f"${i}" for i in range(count)]
-    out_m, out_due, out_reached = (count, count + 1), (count + 2, count + 3), count + 4
-    first_input = 2 * count + 5
+    first_input = 2 * count + 9
     lines = [
         ".reg .f32 u, z, even, all, ref0, ref1, m0, m1, n0, n1, first0, first1, a, b, c, d, ab, cd;",
+        ".reg .f32 sum00, sum01, sum10, sum11, alpha0, alpha1;",
         ".reg .b32 limit5, limit9;",
         f".reg .f32 {', '.join(SCALARS[2:])};",
         ".reg .pred way, grown;",
         ".reg .b32 most, due, level, reached;",
         f"mov.b32 m0, ${first_input};",
         f"mov.b32 m1, ${first_input + 1};",
-        f"mov.b32 level, ${first_input + 2};",
-        *(f"mov.b32 {name}, ${first_input + 3 + i};" for i, name in enumerate(SCALARS)),
+        f"mov.b32 level, ${first_input + 4};",
+        *(f"mov.b32 {name}, ${first_input + 5 + i};" for i, name in enumerate(SCALARS)),
         "mov.b32 due, 0;",
         "mov.b32 reached, 0;",
+        "mov.b32 alpha0, 0f3F800000;",
+        "mov.b32 alpha1, 0f3F800000;",
     ]
     rows = [[x for i, x in enumerate(names) if i % 4 // 2 == row] for row in range(2)]
     if begins:
@@ -226,21 +241,25 @@ def _ways_asm(count, shift, lazily, begins):
         "setp.gt.s32 way, most, limit9;",
         "vote.sync.any.pred way, way, 0xFFFFFFFF;",
         "selp.b32 reached, 2, 0, way;",
-        *_powers(names, shift, lazily, begins),
+        *_powers(names, shift, lazily, begins, masked),
         "DONE:",
-        f"mov.b32 ${out_m[0]}, m0;",
-        f"mov.b32 ${out_m[1]}, m1;",
-        f"mov.b32 ${out_due[0]}, due;",
-        f"mov.b32 ${out_due[1]}, due;",
-        f"mov.b32 ${out_reached}, reached;",
     ]
+    for row in range(2):
+        lines += [
+            f"mov.b32 ${count + row}, m{row};",
+            f"add.f32 sum{row}0, sum{row}0, sum{row}1;",
+            f"fma.rn.f32 ${count + 2 + row}, ${first_input + 2 + row}, alpha{row}, sum{row}0;",
+            f"mov.b32 ${count + 4 + row}, alpha{row};",
+            f"mov.b32 ${count + 6 + row}, due;",
+        ]
+    lines += [f"mov.b32 ${count + 8}, reached;"]
     return "{ " + " ".join(lines) + " }"
 
 
 @gluon.constexpr_function
 def _constraints(count):
-    outputs = ["=&f"] * (count + 2) + ["=&r"] * 3
-    return ",".join([*outputs, *(str(i) for i in range(count)), "f", "f", "r"] + ["f"] * len(SCALARS))
+    outputs = ["=&f"] * (count + 6) + ["=&r"] * 3
+    return ",".join([*outputs, *(str(i) for i in range(count)), *["f"] * 4, "r"] + ["f"] * len(SCALARS))
 
 
 @gluon.constexpr_function
@@ -249,10 +268,12 @@ def _of_threads():
 
 
 @gluon.constexpr_function
-def _types(columns, layout):
+def _types(columns, layout, by_thread):
     rows = gl.SliceLayout(1, layout)
     return (
         gl.distributed_type(gl.float32, [64, columns], layout),
+        gl.distributed_type(gl.float32, [64], rows),
+        gl.distributed_type(gl.float32, [64, 4], by_thread),
         gl.distributed_type(gl.float32, [64], rows),
         gl.distributed_type(gl.int32, [64], rows),
         _of_threads(),
@@ -260,35 +281,35 @@ def _types(columns, layout):
 
 
 @gluon.jit
-def exponents(
-    products, m, level, factors, shift: gl.constexpr, ends, key, masked, S_LAYOUT: gl.constexpr,
-    LAZILY: gl.constexpr, BEGINS: gl.constexpr,
+def weigh_capped(
+    products, m, row_sum, scale, shift: gl.constexpr, level, ends, key, masked, S_LAYOUT: gl.constexpr,
+    LAZILY: gl.constexpr, BEGINS: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Powers of two that weights are, and references that they are less than; whether references have grown, which of
-    a warp's rows agree on; and the way that the warp itself had to take.
+    """Weights, references, and sums with them; the factors of what was summed up before, and whether there are any but
+    1, which all rows of a warp agree on. The level of the program rises to the way that a warp has had to take.
 
     Args:
         products: [ROWS, keys].
-        m: [ROWS], references before.
+        m, row_sum: references and sums before.
+        scale: what `capped_factors` gives, the word of the level, and the turn.
         level: what `seen` gives.
-        factors: what `capped_factors` gives.
-        masked: whether a row sees only the keys below its end.
+        masked: whether a row sees only the keys below its end; never, if not MASKED.
         LAZILY: whether references stay that have grown by no more than ROOM.
         BEGINS: whether nothing came before, in a tile.
     """
+    factors, word, turn = scale
     BLOCK_N: gl.constexpr = products.shape[1]
-    asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, BEGINS)
+    asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, BEGINS, MASKED)
     constraints: gl.constexpr = _constraints(BLOCK_N // 2)
-    types: gl.constexpr = _types(BLOCK_N, S_LAYOUT)
-    columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+    types: gl.constexpr = _types(BLOCK_N, S_LAYOUT, row_sum.type.layout)
     if masked:
+        columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
         products = gl.where(columns[None, :] < (ends - key)[:, None], products, factors[6] * 2.0)
-    operands = (products, m, level)
+    operands = (products, m, row_sum, level)
     operands += factors
-    found, m, due, reached = gl.inline_asm(asm, constraints, operands, types, is_pure=True)
-    if masked:  # powers do not make nothing of them
-        found = gl.where(columns[None, :] < (ends - key)[:, None], found, float("-inf"))
-    return found, m, due, reached
+    weights, m, row_sum, alpha, due, reached = gl.inline_asm(asm, constraints, operands, types, is_pure=True)
+    reach(word, turn, reached)
+    return weights, m, row_sum, alpha, due
 
 
 @gluon.jit

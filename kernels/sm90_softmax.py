@@ -1,7 +1,6 @@
 """The softmax of fmha_sm90.py: scores of one block of keys become weights."""
 
 from sm90_asm import after
-from sm90_capped import exponents, reach
 from sm90_lazy import kept
 from sm90_maxima import largest, largest_of_rows, of_each_row
 from sm90_powers import tanh_of
@@ -166,20 +165,3 @@ def weigh_half(
     m = gl.convert_layout(m, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
     alpha = gl.convert_layout(alpha, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
     return weights, m, gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True), alpha
-
-
-@gluon.jit
-def weigh_capped(
-    products, m, row_sum, scale, shift: gl.constexpr, level, ends, key, masked, S_LAYOUT: gl.constexpr,
-    LAZILY: gl.constexpr, BEGINS: gl.constexpr,
-):  # fmt: skip
-    """As `weigh_lazily` of soft caps, see sm90_capped.py; where not LAZILY, sums are to be rescaled where a row of a
-    warp has grown. `scale`: factors, the word of the level, and the turn."""
-    factors, word, turn = scale
-    scores, m_new, due, reached = exponents(
-        products, m, level, factors, shift, ends, key, masked, S_LAYOUT, LAZILY, BEGINS
-    )
-    reach(word, turn, reached)
-    alpha = gl.exp2(m - m_new)
-    weights = gl.exp2(scores)
-    return weights, m_new, added(row_sum, alpha, partial_sums(weights, products.shape[1])), alpha, due

@@ -411,17 +411,20 @@ THREADS = 128
 
 def _ways(asm: str, args: Sequence[Any], result: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
     """PTX of whole warps, of products in place, two rows of a thread and scalars: products, two of rows, and one."""
-    products, rows, level, *scalars = args
-    values = [*by_thread(products).T, *_of_rows(rows)]
+    products, rows, sums, level, *scalars = args
+    values = [*by_thread(products).T, *_of_rows(rows), *by_thread(sums).T]
     values += [np.asarray(level, np.int32).view(np.float32), *(np.full(THREADS, x, np.float32) for x in scalars)]
     count = np.shape(products)[1] // 2
-    found = run_ptx(asm, count + 5, values, warps=count)
-    integers = [np.asarray(x, np.float32).view(np.int32) for x in found[count + 2 :]]
+    found = run_ptx(asm, count + 9, values, warps=count)
+    m, sums, alpha, due = (found[count + i : count + i + 2] for i in range(0, 8, 2))
+    bits = [np.asarray(x, np.float32).view(np.int32) for x in (*due, found[-1])]
     return (
         tensor(of_threads(np.stack(found[:count], 1), result[0][1]), np.float32),
-        tensor(_by_rows(found[count : count + 2]), np.float32),
-        tensor(_by_rows(integers[:2]), np.int32),
-        tensor(integers[2], np.int32),
+        tensor(_by_rows(m), np.float32),
+        tensor(of_threads(np.stack(sums, 1), 4), np.float32),
+        tensor(_by_rows(alpha), np.float32),
+        tensor(_by_rows(bits[:2]), np.int32),
+        tensor(bits[2], np.int32),
     )
 
 

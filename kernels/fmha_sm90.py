@@ -72,6 +72,7 @@ from sm90_tiles import (
 )
 from sm90_wide import (
     all_moved,
+    all_packed,
     allocate_blocks,
     first_weights_wide,
     is_wide,
@@ -316,8 +317,8 @@ def _step(
     scores = warpgroup_mma_wait(len(acc), deps=(scores,))  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
     if SHAPE.LEVELS:
-        next_p, m, row_sum, alpha, due = weigh_capped(
-            scores, m, row_sum, scale, shift, level, ends, key, masked, S_LAYOUT, SHAPE.LAZY, False, MASKED
+        (next_p,), m, row_sum, alpha, due = weigh_capped(
+            (scores,), m, row_sum, scale, shift, level, ends, key, masked, BLOCK_N, SHAPE.LAZY, False, MASKED
         )
     elif LATE and SHAPE.LAZY:
         next_p, m, row_sum, alpha, due = weigh_lazily(
@@ -359,7 +360,7 @@ def _step(
 @gluon.jit
 def _wide_step(
     acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, ends, key, masked, zero,
-    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
 ):  # fmt: skip
     """As `_step` of a kernel that is LAZY, of blocks as in sm90_wide.py."""
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
@@ -378,14 +379,25 @@ def _wide_step(
     acc = multiply_values_wide(p, v_smem, before, acc, SHAPE)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+    if SHAPE.LEVELS:
+        level = seen(scale[1])
     scores = warpgroup_mma_wait(1, deps=scores)  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
-    m_new, due = kept(m, m_new)
-    alpha = hold(gl.exp2(m - m_new))
-    acc, p, scores = wait_for_products_wide(acc, p, scores)
-    mbarrier.arrive(v_free.index(before), count=1)
-    next_p, row_sum = next_weights_wide(acc, scores, m_new, row_sum, alpha, scale, zero, dtype)
+    if SHAPE.LEVELS:
+        weights, m_new, row_sum, alpha, due = weigh_capped(
+            scores, m, row_sum, scale, shift, level, ends, key, masked, SHAPE.BLOCK_N, True, False, MASKED
+        )
+        row_sum = hold(row_sum)
+        acc, p, weights = wait_for_products_wide(acc, p, weights)
+        mbarrier.arrive(v_free.index(before), count=1)
+        next_p = all_packed(weights, dtype)
+    else:
+        scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, ends, key, masked, SHAPE)
+        m_new, due = kept(m, m_new)
+        alpha = hold(gl.exp2(m - m_new))
+        acc, p, scores = wait_for_products_wide(acc, p, scores)
+        mbarrier.arrive(v_free.index(before), count=1)
+        next_p, row_sum = next_weights_wide(acc, scores, m_new, row_sum, alpha, scale, zero, dtype)
     return times_where(acc, alpha, due), next_p, m_new, row_sum
 
 
@@ -434,7 +446,7 @@ def _steps(
         key = block * SHAPE.BLOCK_N
         if is_wide(SHAPE.BLOCK_N):
             acc, p, m, row_sum = _wide_step(
-                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, ends, key, masked, zero,
+                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, ends, key, masked, zero, MASKED,
                 CONSUMER, SHAPE,
             )  # fmt: skip
         elif SHAPE.SERIAL:
@@ -486,7 +498,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     scale = score_factors(factors, SHAPE.CAPPED)
     PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
     if SHAPE.LEVELS:
-        scale = capped_factors(factors, scale, shift)
+        scale = capped_factors(factors, scale, zero, shift)
     elif PRODUCTS:
         scale = product_factors(factors, scale, shift, CAPPED)
     elif SHAPE.CAPPED:
@@ -581,14 +593,19 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
         if HALVES and LENGTHS:  # a last block's own keys need not be its first
             half = half & (key == block * BLOCK_N)
-        if WIDE:
+        if SHAPE.LEVELS:
+            p, m, row_sum, alpha, due = weigh_capped(
+                scores if WIDE else (scores,), m, row_sum, scaling, shift, level, ends, key, block >= unmasked,
+                BLOCK_N, SHAPE.LAZY, True, True,
+            )  # fmt: skip
+            if WIDE:
+                p = all_packed(p, dtype)
+            else:
+                p = p[0]
+        elif WIDE:
             p, m, row_sum = first_weights_wide(
                 scores, m, row_sum, scaling, shift, ends, key, block >= unmasked, dtype, SHAPE
             )  # fmt: skip
-        elif SHAPE.LEVELS:
-            p, m, row_sum, alpha, due = weigh_capped(
-                scores, m, row_sum, scaling, shift, level, ends, key, block >= unmasked, S_LAYOUT, SHAPE.LAZY, True, True
-            )
         elif half:
             p, m, row_sum, alpha = weigh_half(
                 scores, m, row_sum, scaling, shift, ends, key, S_LAYOUT, BLOCK_N, CAPPED, PRODUCTS

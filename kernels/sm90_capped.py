@@ -17,6 +17,7 @@ from sm90_products import COEFFICIENTS, _rounded_by, _slope
 from sm90_powers import BEND, TANH_UNIT, of_kernel
 from sm90_sinks import LOG2_E
 from sm90_tiles import ROWS
+from sm90_wide import keys_of_parts, layout_of, near_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -88,6 +89,11 @@ def _polynomial(names, way, shift, lazily):
     lines += _grown(way, lazily)
     lines += ["neg.f32 n0, m0;", "neg.f32 n1, m1;"]
     for i, x in enumerate(names):
+        if i % GROUP == 0 and i >= 2 * GROUP:
+            tied = (f"a{way}", f"s{way}", f"c{way}", "n0")
+            lines += [f"lop3.b32 {x_}, was{j}, zero, {x_}, 0xEA;" for j, x_ in enumerate(tied)]
+        if i % GROUP == 0 and i >= GROUP:
+            lines += [f"mov.b32 was{j}, sum{j // 2}{j % 2};" for j in range(4)]
         lines += [*_evaluated(x, way), f"fma.rn.f32 {x}, {x}, all, n{i % 4 // 2};", *_weight(x, i)]
     return lines
 
@@ -154,9 +160,11 @@ def _powers(names, shift, lazily, known, masked):
     return lines
 
 
+GROUP = 16
+"""Scores whose powers are taken beside the polynomials of those that follow: ptxas else takes most at the end."""
 SCALARS = (
     "limit5", "limit9", "most5", "most9", "lowest", "least", "hidden", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
-    "bend", "cap", "twice", "rest",
+    "bend", "cap", "twice", "rest", "zero",
 )  # fmt: skip
 
 
@@ -168,7 +176,7 @@ def _ways_asm(count, shift, lazily, begins, masked):
     first_input = 2 * count + 9
     lines = [
         ".reg .f32 u, z, even, all, ref0, ref1, m0, m1, n0, n1, first0, first1, a, b, c, d, ab, cd;",
-        ".reg .f32 sum00, sum01, sum10, sum11, alpha0, alpha1;",
+        ".reg .f32 was0, was1, was2, was3, sum00, sum01, sum10, sum11, alpha0, alpha1;",
         ".reg .b32 limit5, limit9;",
         f".reg .f32 {', '.join(SCALARS[2:])};",
         ".reg .pred way, grown;",
@@ -268,10 +276,10 @@ def _of_threads():
 
 
 @gluon.constexpr_function
-def _types(columns, layout, by_thread):
-    rows = gl.SliceLayout(1, layout)
+def _types(block_n, by_thread):
+    rows = gl.SliceLayout(1, layout_of(near_keys(block_n)))
     return (
-        gl.distributed_type(gl.float32, [64, columns], layout),
+        *(gl.distributed_type(gl.float32, [64, n], layout_of(n)) for n in keys_of_parts(block_n)),
         gl.distributed_type(gl.float32, [64], rows),
         gl.distributed_type(gl.float32, [64, 4], by_thread),
         gl.distributed_type(gl.float32, [64], rows),
@@ -281,15 +289,36 @@ def _types(columns, layout, by_thread):
 
 
 @gluon.jit
+def _hidden(products, ends, key, value):
+    columns = gl.arange(0, products.shape[1], layout=gl.SliceLayout(0, products.type.layout))
+    ends = gl.convert_layout(ends, gl.SliceLayout(1, products.type.layout), assert_trivial=True)
+    return gl.where(columns[None, :] < (ends - key)[:, None], products, value)
+
+
+@gluon.jit
+def _all_hidden(products, ends, key, value):
+    first = _hidden(products[0], ends, key, value)
+    if len(products) == 1:
+        return (first,)
+    else:
+        key += products[0].shape[1]
+        second = _hidden(products[1], ends, key, value)
+        if len(products) == 3:
+            return first, second, _hidden(products[2], ends, key + products[1].shape[1], value)
+        else:
+            return first, second
+
+
+@gluon.jit
 def weigh_capped(
-    products, m, row_sum, scale, shift: gl.constexpr, level, ends, key, masked, S_LAYOUT: gl.constexpr,
+    products, m, row_sum, scale, shift: gl.constexpr, level, ends, key, masked, BLOCK_N: gl.constexpr,
     LAZILY: gl.constexpr, BEGINS: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Weights, references, and sums with them; the factors of what was summed up before, and whether there are any but
     1, which all rows of a warp agree on. The level of the program rises to the way that a warp has had to take.
 
     Args:
-        products: [ROWS, keys].
+        products: of BLOCK_N keys, in parts as sm90_wide.py has them.
         m, row_sum: references and sums before.
         scale: what `capped_factors` gives, the word of the level, and the turn.
         level: what `seen` gives.
@@ -298,22 +327,22 @@ def weigh_capped(
         BEGINS: whether nothing came before, in a tile.
     """
     factors, word, turn = scale
-    BLOCK_N: gl.constexpr = products.shape[1]
+    PARTS: gl.constexpr = len(products)
     asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, BEGINS, MASKED)
     constraints: gl.constexpr = _constraints(BLOCK_N // 2)
-    types: gl.constexpr = _types(BLOCK_N, S_LAYOUT, row_sum.type.layout)
+    types: gl.constexpr = _types(BLOCK_N, row_sum.type.layout)
     if masked:
-        columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-        products = gl.where(columns[None, :] < (ends - key)[:, None], products, factors[6] * 2.0)
-    operands = (products, m, row_sum, level)
+        products = _all_hidden(products, ends, key, factors[6] * 2.0)
+    operands = products
+    operands += (m, row_sum, level)
     operands += factors
-    weights, m, row_sum, alpha, due, reached = gl.inline_asm(asm, constraints, operands, types, is_pure=True)
-    reach(word, turn, reached)
-    return weights, m, row_sum, alpha, due
+    found = gl.inline_asm(asm, constraints, operands, types, is_pure=True)
+    reach(word, turn, found[PARTS + 4])
+    return found[:PARTS], found[PARTS], found[PARTS + 1], found[PARTS + 2], found[PARTS + 3]
 
 
 @gluon.jit
-def capped_factors(given, factors, shift: gl.constexpr):
+def capped_factors(given, factors, zero, shift: gl.constexpr):
     """From the factor of scores, the soft cap and what `score_factors` gives of them, what `exponents` takes."""
     SLOPE_FIVE: gl.constexpr = R_FIVE[0] * (1 + 0.5 * 2.0**-24)  # so that errors are 0 in the mean
     SLOPE_NINE: gl.constexpr = _slope(of_kernel(COEFFICIENTS, 1), 1) * (1 - 1.4 * 2.0**-24)
@@ -354,7 +383,7 @@ def capped_factors(given, factors, shift: gl.constexpr):
     hidden = gl.div_rn(-1024.0, k)
     return (
         limit5, limit9, most5, most9, lowest, least, hidden, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
-        to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2),
+        to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2), zero.to(gl.float32, bitcast=True),
     )  # fmt: skip
 
 

@@ -410,16 +410,24 @@ THREADS = 128
 
 
 def _ways(asm: str, args: Sequence[Any], result: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-    """PTX of whole warps, of products in place, two rows of a thread and scalars: products, two of rows, and one."""
-    products, rows, sums, level, *scalars = args
-    values = [*by_thread(products).T, *_of_rows(rows), *by_thread(sums).T]
-    values += [np.asarray(level, np.int32).view(np.float32), *(np.full(THREADS, x, np.float32) for x in scalars)]
-    count = np.shape(products)[1] // 2
+    """PTX of whole warps, of parts of products in place, two rows of a thread and scalars: parts, two of rows, and
+    one."""
+    parts = len(result) - 5
+    products, (rows, sums, level, *scalars) = args[:parts], args[parts:]
+    values = [register for part in products for register in by_thread(part).T]
+    count = len(values)
+    values += [*_of_rows(rows), *by_thread(sums).T, np.asarray(level, np.int32).view(np.float32)]
+    values += [np.full(THREADS, x, np.float32) for x in scalars]
     found = run_ptx(asm, count + 9, values, warps=count)
     m, sums, alpha, due = (found[count + i : count + i + 2] for i in range(0, 8, 2))
     bits = [np.asarray(x, np.float32).view(np.int32) for x in (*due, found[-1])]
+    ends = np.cumsum([shape[1] // 2 for shape in result[:parts]])
+    weights = [
+        of_threads(np.stack(found[end - shape[1] // 2 : end], 1), shape[1])
+        for end, shape in zip(ends, result[:parts], strict=True)
+    ]
     return (
-        tensor(of_threads(np.stack(found[:count], 1), result[0][1]), np.float32),
+        *(tensor(part, np.float32) for part in weights),
         tensor(_by_rows(m), np.float32),
         tensor(of_threads(np.stack(sums, 1), 4), np.float32),
         tensor(_by_rows(alpha), np.float32),

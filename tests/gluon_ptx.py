@@ -40,8 +40,10 @@ def _power(a: Any) -> Any:
 
 
 def _of_three(a: Any, b: Any, c: Any, table: Any) -> Any:
-    if _bits(table) != 0xFE:
-        raise NotImplementedError("the emulator knows no other operation of three than their `or`")
+    if _integers(table) == 0xEA:
+        return ((_bits(a) & _bits(b)) | _bits(c)).view(np.float32)
+    if _integers(table) != 0xFE:
+        raise NotImplementedError("the emulator does not know this operation of three")
     return (_bits(a) | _bits(b) | _bits(c)).view(np.float32)
 
 

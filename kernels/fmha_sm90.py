@@ -318,7 +318,7 @@ def _step(
     mbarrier.arrive(k_free.index(stage), count=1)
     if SHAPE.LEVELS:
         (next_p,), m, row_sum, alpha, due = weigh_capped(
-            (scores,), m, row_sum, scale, shift, level, ends, key, masked, BLOCK_N, SHAPE.LAZY, False, MASKED
+            (scores,), m, row_sum, scale, shift, level, ends, key, masked, BLOCK_N, SHAPE.LAZY, MASKED and not LATE, MASKED
         )
     elif LATE and SHAPE.LAZY:
         next_p, m, row_sum, alpha, due = weigh_lazily(
@@ -385,7 +385,7 @@ def _wide_step(
     mbarrier.arrive(k_free.index(stage), count=1)
     if SHAPE.LEVELS:
         weights, m_new, row_sum, alpha, due = weigh_capped(
-            scores, m, row_sum, scale, shift, level, ends, key, masked, SHAPE.BLOCK_N, True, False, MASKED
+            scores, m, row_sum, scale, shift, level, ends, key, masked, SHAPE.BLOCK_N, True, MASKED, MASKED
         )
         row_sum = hold(row_sum)
         acc, p, weights = wait_for_products_wide(acc, p, weights)

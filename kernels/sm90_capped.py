@@ -27,8 +27,9 @@ NINE: gl.constexpr = gl.constexpr(0.536)
 R_FIVE: gl.constexpr = gl.constexpr((0.9999999600392722, -0.3333084135379764, 0.13102466210136926))
 TANH_FIVE: gl.constexpr = gl.constexpr(0.16838)
 TANH_NINE: gl.constexpr = gl.constexpr(0.4899)
-# Rows whose largest score is below this share of the cap, or not known, take powers.
-LOWEST: gl.constexpr = gl.constexpr(-0.05)
+# Of the cap: rows whose largest score is below that, or not known, take a higher way.
+LOWEST_FIVE: gl.constexpr = gl.constexpr(-0.05)
+LOWEST_NINE: gl.constexpr = gl.constexpr(-0.2)
 # Caps below which weights of scores as far below 0 as a polynomial reaches are not small enough.
 SMALLEST_CAP: gl.constexpr = gl.constexpr(24.0)
 # Of the cap: how far below the end of a way the rows of a tile must stay for the next tile to begin with it.
@@ -118,7 +119,7 @@ def _powers(names, shift, lazily, known, masked):
         first, second = ([x for i, x in enumerate(names) if i % 4 // 2 == row] for row in range(2))
         lines += [
             "min.f32 u, m0, m1;",
-            "setp.lt.f32 way, u, lowest;",
+            "setp.lt.f32 way, u, lowest9;",
             "vote.sync.any.pred way, way, 0xFFFFFFFF;",
             "@!way bra FOUND;",
             *largest_of("first0", first, "max.f32"),
@@ -163,13 +164,13 @@ def _powers(names, shift, lazily, known, masked):
 GROUP = 16
 """Scores whose powers are taken beside the polynomials of those that follow: ptxas else takes most at the end."""
 SCALARS = (
-    "limit5", "limit9", "most5", "most9", "lowest", "least", "hidden", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
+    "limit5", "limit9", "most5", "most9", "lowest5", "lowest9", "least5", "least9", "hidden", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
     "bend", "cap", "twice", "rest", "zero",
 )  # fmt: skip
 
 
 @gluon.constexpr_function
-def _ways_asm(count, shift, lazily, begins, masked):
+def _ways_asm(count, shift, lazily, exactly, masked):
     """Outputs: weights; references, sums, factors of sums of two rows; whether they have grown; which way had to be
     taken. Inputs: products, of which there are so many, references, sums, the level of the program, scalars."""
     names = [f"${i}" for i in range(count)]
@@ -191,7 +192,7 @@ def _ways_asm(count, shift, lazily, begins, masked):
         "mov.b32 alpha1, 0f3F800000;",
     ]
     rows = [[x for i, x in enumerate(names) if i % 4 // 2 == row] for row in range(2)]
-    if begins:
+    if exactly:
         for row in range(2):
             lines += largest_of(f"first{row}", rows[row], "max.f32")
         for distance in (1, 2):
@@ -200,15 +201,20 @@ def _ways_asm(count, shift, lazily, begins, masked):
                     f"shfl.sync.bfly.b32 u, first{row}, {distance}, 31, -1;",
                     f"max.f32 first{row}, first{row}, u;",
                 ]
+        for row in range(2):  # rows that are known not to be low, or have no keys, count as if they had large ones
+            lines += [
+                f"setp.gt.f32 way, first{row}, hidden;",
+                f"setp.lt.and.f32 way, m{row}, lowest5, way;",
+                f"selp.f32 n{row}, first{row}, 0f7F7FFFFF, way;",
+            ]
         lines += [
-            "setp.lt.f32 way, first0, least;",
-            "setp.gt.and.f32 way, first0, hidden, way;",
-            "setp.lt.f32 grown, first1, least;",
-            "setp.gt.and.f32 grown, first1, hidden, grown;",
-            "or.pred way, way, grown;",
+            "min.f32 z, n0, n1;",
+            "setp.lt.f32 way, z, least9;",
             "max.f32 u, first0, first1;",
             "mov.b32 most, u;",
+            "max.f32 u, m0, m1;",
             "setp.gt.or.s32 way, most, limit9, way;",
+            "setp.gt.or.f32 way, u, most9, way;",
         ]
     else:
         lines += as_integers(names)
@@ -223,17 +229,15 @@ def _ways_asm(count, shift, lazily, begins, masked):
             "min.f32 z, m0, m1;",
             "setp.gt.s32 way, most, limit9;",
             "setp.gt.or.f32 way, u, most9, way;",
-            "setp.lt.or.f32 way, z, lowest, way;",
+            "setp.lt.or.f32 way, z, lowest9, way;",
         ]
     lines += [
         "setp.gt.or.s32 way, level, 1, way;",
         "vote.sync.any.pred way, way, 0xFFFFFFFF;",
         "@way bra POWERS;",
         "setp.gt.s32 way, most, limit5;",
-    ]
-    if not begins:
-        lines += ["setp.gt.or.f32 way, u, most5, way;"]
-    lines += [
+        "setp.gt.or.f32 way, u, most5, way;",
+        f"setp.lt.or.f32 way, z, {'least5' if exactly else 'lowest5'}, way;",
         "setp.gt.or.s32 way, level, 0, way;",
         "vote.sync.any.pred way, way, 0xFFFFFFFF;",
         "@way bra NINTH;",
@@ -249,7 +253,7 @@ def _ways_asm(count, shift, lazily, begins, masked):
         "setp.gt.s32 way, most, limit9;",
         "vote.sync.any.pred way, way, 0xFFFFFFFF;",
         "selp.b32 reached, 2, 0, way;",
-        *_powers(names, shift, lazily, begins, masked),
+        *_powers(names, shift, lazily, exactly, masked),
         "DONE:",
     ]
     for row in range(2):
@@ -312,7 +316,7 @@ def _all_hidden(products, ends, key, value):
 @gluon.jit
 def weigh_capped(
     products, m, row_sum, scale, shift: gl.constexpr, level, ends, key, masked, BLOCK_N: gl.constexpr,
-    LAZILY: gl.constexpr, BEGINS: gl.constexpr, MASKED: gl.constexpr,
+    LAZILY: gl.constexpr, EXACTLY: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Weights, references, and sums with them; the factors of what was summed up before, and whether there are any but
     1, which all rows of a warp agree on. The level of the program rises to the way that a warp has had to take.
@@ -324,15 +328,17 @@ def weigh_capped(
         level: what `seen` gives.
         masked: whether a row sees only the keys below its end; never, if not MASKED.
         LAZILY: whether references stay that have grown by no more than ROOM.
-        BEGINS: whether nothing came before, in a tile.
+        EXACTLY: whether the largest product of each row is looked for as what it is, and by the four threads that share
+            it; else that of a thread, as sm90_maxima.py does it, which does not know of rows whose references are not
+            known, and has them take powers.
     """
     factors, word, turn = scale
     PARTS: gl.constexpr = len(products)
-    asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, BEGINS, MASKED)
+    asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, EXACTLY, MASKED)
     constraints: gl.constexpr = _constraints(BLOCK_N // 2)
     types: gl.constexpr = _types(BLOCK_N, row_sum.type.layout)
     if masked:
-        products = _all_hidden(products, ends, key, factors[6] * 2.0)
+        products = _all_hidden(products, ends, key, factors[8] * 2.0)
     operands = products
     operands += (m, row_sum, level)
     operands += factors
@@ -378,11 +384,13 @@ def capped_factors(given, factors, zero, shift: gl.constexpr):
     limit9 = gl.where(served, gl.div_rn(NINE, k), BESIDE_ALL)
     most5 = gl.where(served, to_log2 * TANH_FIVE + shift, float("-inf"))
     most9 = gl.where(served, to_log2 * TANH_NINE + shift, float("-inf"))
-    lowest = to_log2 * LOWEST + shift
-    least = gl.div_rn(LOWEST, k)
+    lowest5 = gl.where(served, to_log2 * LOWEST_FIVE + shift, float("inf"))
+    lowest9 = gl.where(served, to_log2 * LOWEST_NINE + shift, float("inf"))
+    least5 = gl.div_rn(LOWEST_FIVE, k)
+    least9 = gl.div_rn(LOWEST_NINE, k)
     hidden = gl.div_rn(-1024.0, k)
     return (
-        limit5, limit9, most5, most9, lowest, least, hidden, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
+        limit5, limit9, most5, most9, lowest5, lowest9, least5, least9, hidden, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
         to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2), zero.to(gl.float32, bitcast=True),
     )  # fmt: skip
 

@@ -84,6 +84,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setp.gt.or.f32": _or(np.greater),
     "setp.lt.or.f32": _or(np.less),
     "setp.gt.and.f32": _and(np.greater),
+    "setp.lt.and.f32": _and(np.less),
     "setp.gt.s32": _above,
     "setp.gt.or.s32": _or(_above),
     "or.pred": lambda a, b: (np.asarray(a) != 0) | (np.asarray(b) != 0),

@@ -70,22 +70,25 @@ def arrays(softcap: float) -> tuple[dict[str, Any], dict[str, Any]]:
     given_factors = tensor(1.0, np.float32), tensor(softcap, np.float32)
     kernel = load_kernel(CAPPED, Machine(0))
     factors = load_kernel(SLOW, Machine(0))["score_factors"](given_factors, True)
-    return kernel, kernel["capped_factors"](given_factors, factors, 0.0)
+    return kernel, kernel["capped_factors"](given_factors, factors, tensor(0, np.int32), 0.0)
 
 
 def exponents(
     products: Any, softcap: float, m: float = -1e6, level: int = 0, *, begins: bool = True
 ) -> tuple[Any, ...]:
-    """Scores in natural units, less nothing, of a warpgroup; and references, in log2; whether grown; and the way."""
+    """Scores in natural units of a warpgroup, from weights; and references, in log2; sums; and the word of the level,
+    which no tile has had before."""
     kernel, factors = arrays(softcap)
-    found, references, due, reached = kernel["exponents"](
-        tensor(products, np.float32), tensor(np.full(64, m), np.float32),
-        tensor(np.where(np.arange(128) % 32 == 0, level, 0), np.int32), factors, 0.0, None, 0, False, "layout", True,
-        begins,
+    word = word_of(kernel, 0)
+    weights, references, sums, _, _ = kernel["weigh_capped"](
+        (tensor(products, np.float32),), tensor(np.full(64, m), np.float32), tensor(np.zeros((64, 4)), np.float32),
+        (factors, word, tensor(0, np.int32)), 0.0, tensor(np.where(np.arange(128) % 32 == 0, level, 0), np.int32),
+        None, 0, False, products.shape[1], True, begins, False,
     )  # fmt: skip
     references = np.asarray(references, np.float64)
-    scores = (np.asarray(found, np.float64) + references[:, None]) * np.log(2)
-    return scores, references, np.asarray(due), np.asarray(reached)
+    with np.errstate(divide="ignore"):
+        scores = (np.log2(np.asarray(weights[0], np.float64)) + references[:, None]) * np.log(2)
+    return scores, references, np.asarray(sums), int(np.asarray(kernel["seen"](word)).max())
 
 
 def spread(largest: float, lowest: float = 0.0) -> Any:

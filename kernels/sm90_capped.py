@@ -164,7 +164,7 @@ def _powers(names, shift, lazily, known, masked):
 GROUP = 16
 """Scores whose powers are taken beside the polynomials of those that follow: ptxas else takes most at the end."""
 SCALARS = (
-    "limit5", "limit9", "most5", "most9", "lowest5", "lowest9", "least5", "least9", "hidden", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
+    "hidden", "limit5", "limit9", "most5", "most9", "lowest5", "lowest9", "least5", "least9", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
     "bend", "cap", "twice", "rest", "zero",
 )  # fmt: skip
 
@@ -179,7 +179,7 @@ def _ways_asm(count, shift, lazily, exactly, masked):
         ".reg .f32 u, z, even, all, ref0, ref1, m0, m1, n0, n1, first0, first1, a, b, c, d, ab, cd;",
         ".reg .f32 was0, was1, was2, was3, sum00, sum01, sum10, sum11, alpha0, alpha1;",
         ".reg .b32 limit5, limit9;",
-        f".reg .f32 {', '.join(SCALARS[2:])};",
+        f".reg .f32 {', '.join(name for name in SCALARS if 'limit' not in name)};",
         ".reg .pred way, grown;",
         ".reg .b32 most, due, level, reached;",
         f"mov.b32 m0, ${first_input};",
@@ -296,6 +296,7 @@ def _types(block_n, by_thread):
 def _hidden(products, ends, key, value):
     columns = gl.arange(0, products.shape[1], layout=gl.SliceLayout(0, products.type.layout))
     ends = gl.convert_layout(ends, gl.SliceLayout(1, products.type.layout), assert_trivial=True)
+    products = gl.where(products < value * 0.25, value * 0.25, products)  # which is as far below, but not hidden
     return gl.where(columns[None, :] < (ends - key)[:, None], products, value)
 
 
@@ -337,11 +338,14 @@ def weigh_capped(
     asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, EXACTLY, MASKED)
     constraints: gl.constexpr = _constraints(BLOCK_N // 2)
     types: gl.constexpr = _types(BLOCK_N, row_sum.type.layout)
-    if masked:
-        products = _all_hidden(products, ends, key, factors[8] * 2.0)
+    hidden = float("-inf")
+    if MASKED:
+        if masked:
+            products = _all_hidden(products, ends, key, factors[0] * 2.0)
+        hidden = gl.where(masked, factors[0], hidden)
     operands = products
-    operands += (m, row_sum, level)
-    operands += factors
+    operands += (m, row_sum, level, hidden)
+    operands += factors[1:]
     found = gl.inline_asm(asm, constraints, operands, types, is_pure=True)
     reach(word, turn, found[PARTS + 4])
     return found[:PARTS], found[PARTS], found[PARTS + 1], found[PARTS + 2], found[PARTS + 3]
@@ -388,9 +392,9 @@ def capped_factors(given, factors, zero, shift: gl.constexpr):
     lowest9 = gl.where(served, to_log2 * LOWEST_NINE + shift, float("inf"))
     least5 = gl.div_rn(LOWEST_FIVE, k)
     least9 = gl.div_rn(LOWEST_NINE, k)
-    hidden = gl.div_rn(-1024.0, k)
+    hidden = gl.where(served, gl.div_rn(-1024.0, k), -1e38)
     return (
-        limit5, limit9, most5, most9, lowest5, lowest9, least5, least9, hidden, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
+        hidden, limit5, limit9, most5, most9, lowest5, lowest9, least5, least9, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
         to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2), zero.to(gl.float32, bitcast=True),
     )  # fmt: skip
 
@@ -445,6 +449,6 @@ def reach_next(word, turn, m, row_sum, factors, shift: gl.constexpr):
     """Let the next tile begin with the way that rows of this one came to, or came near. row_sum: of threads."""
     m = gl.convert_layout(m, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
     m = m[:, None].broadcast_to([ROWS, 4])
-    most5 = (factors[2] - shift) * MARGIN + shift
-    most9 = (factors[3] - shift) * MARGIN + shift
+    most5 = (factors[3] - shift) * MARGIN + shift
+    most9 = (factors[4] - shift) * MARGIN + shift
     gl.inline_asm(_next_asm, ("r", "r", "f", "f", "f"), [word, turn, m, most5, most9], is_pure=False)

@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lazy": True, "dtype": "bf16",
     },
     "head size 256": {"block_d": 256, "head_size": 136, "q_slots": 1, "dtype": "bf16", "lazy": True},
+    "80 keys": {"block_n": 80, "block_d": 256, "head_size": 192, "q_slots": 1, "dtype": "bf16", "lazy": True},
 }  # fmt: skip
 WAYS = {"five": 0, "nine": 1, "powers": 2}
 
@@ -105,9 +106,9 @@ def test_each_way_is_the_cap(way: str, level: int, softcap: float) -> None:
     products = np.where(np.arange(64)[:, None] % 2 == 0, products, products * 0.9).astype(np.float32)
     scores, _, _, reached = exponents(products, softcap, level=level)
     exact = softcap * np.tanh(products.astype(np.float64) / softcap)
-    error = scores - exact
+    error = (scores - exact)[exact > exact.max() - 80]  # whose weights are numbers
 
-    assert (reached == (WAYS[way] if WAYS[way] >= level else reached)).all()
+    assert reached == WAYS[way] or WAYS[way] < level
     limit = 2.0**-22 * softcap if way == "powers" or level == 2 else 2.0**-23 * np.abs(exact).max()
     assert np.abs(error).max() <= 3 * limit
     assert np.sqrt(np.mean(error**2)) <= limit
@@ -120,11 +121,12 @@ def test_scores_far_below_weigh_what_they_should(way: str, softcap: float) -> No
     kernel, _ = arrays(softcap)
     bound = {"five": kernel["FIVE"], "nine": kernel["NINE"], "powers": 2.5}[way] * softcap * 0.999
     below = -np.geomspace(bound, 1e4 * softcap, 64 * 63).reshape(64, 63)
-    for largest in (bound, 0.0, kernel["LOWEST"] * softcap * 0.99):
+    for largest in (bound, 0.0, kernel["LOWEST_FIVE"] * softcap * 0.99, kernel["LOWEST_NINE"] * softcap * 0.99):
         products = np.concatenate([np.full((64, 1), largest), below], 1).astype(np.float32)
         scores, *_ = exponents(products, softcap)
         exact = softcap * np.tanh(products.astype(np.float64) / softcap)
-        error = np.exp(scores - exact[:, :1]) - np.exp(exact - exact[:, :1])
+        most = exact.max(1, keepdims=True)
+        error = np.exp(scores - most) - np.exp(exact - most)
         assert np.abs(error).max() <= 1.5e-6
 
 
@@ -153,7 +155,7 @@ def test_rows_whose_scores_are_all_far_below_take_powers(begins: bool) -> None:
 
     np.testing.assert_allclose(scores, exact, rtol=0, atol=50 * 2.0**-20)
     np.testing.assert_allclose(references * np.log(2), exact.max(1), rtol=0, atol=1e-4)
-    assert (reached == 0).all(), "others need not do as they do"
+    assert reached == 0, "others need not do as they do"
 
 
 @pytest.mark.parametrize("largest", [1.0, 15.0, 60.0])
@@ -238,7 +240,7 @@ FAULTS = {
         '"setp.gt.f32 way, u, most9;",',
     ),
     "large scores of a first block by degree 9": ('"setp.gt.or.s32 way, most, limit9, way;"', '"mov.b32 most, u;"'),
-    "low rows by a polynomial": ('"setp.lt.f32 way, first0, least;"', '"setp.lt.f32 way, first0, hidden;"'),
+    "low rows by a polynomial": ('"setp.lt.f32 way, z, least9;"', '"setp.lt.f32 way, z, hidden;"'),
     "a power of another score": ('(("cd", "b"), ("cd", "a")', '(("cd", "a"), ("cd", "b")'),
     "references that the threads of a row do not share": ("for distance in (1, 2):\n        for row in range(2):\n            lines += [f\"shfl.sync.bfly.b32 u, ref", "for distance in (1,):\n        for row in range(2):\n            lines += [f\"shfl.sync.bfly.b32 u, ref"),
     "no growth": ('"max.f32 m1, m1, ref1;"', '"mov.b32 u, u;"'),

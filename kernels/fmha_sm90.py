@@ -25,7 +25,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
-from sm90_capped import WORD, capped_factors, reach_next, seen, weigh_capped
+from sm90_capped import WORD, capped_factors, not_held, reach_next, seen, weigh_capped
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
     ONCE,
@@ -499,6 +499,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
     if SHAPE.LEVELS:
         scale = capped_factors(factors, scale, zero, shift)
+        held = not_held()
     elif PRODUCTS:
         scale = product_factors(factors, scale, shift, CAPPED)
     elif SHAPE.CAPPED:
@@ -645,7 +646,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
         if SHAPE.LEVELS:
-            reach_next(scaling[1], turn, m, row_sum, scaling[0], shift)
+            held = reach_next(scaling[1], turn, held, m, row_sum, scaling[0], shift)
         if SHAPE.APART:
             mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES

@@ -32,8 +32,10 @@ LOWEST_FIVE: gl.constexpr = gl.constexpr(-0.05)
 LOWEST_NINE: gl.constexpr = gl.constexpr(-0.2)
 # Caps below which weights of scores as far below 0 as a polynomial reaches are not small enough.
 SMALLEST_CAP: gl.constexpr = gl.constexpr(24.0)
-# Of the cap: how far below the end of a way the rows of a tile must stay for the next tile to begin with it.
+# How far below the end of degree 5 the rows of a tile must stay for the next tile to begin with that.
 MARGIN: gl.constexpr = gl.constexpr(0.9)
+HELD = 4
+"""Tiles that begin with powers after one that has needed them."""
 BESIDE_ALL: gl.constexpr = gl.constexpr(-1e-30)  # as an integer below all products that are not below it as floats
 WORD: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
@@ -156,7 +158,7 @@ def _powers(names, shift, lazily, known, masked):
                 lines += [f"mul.f32 u, {half}, {other};", f"fma.rn.f32 z, {x}, 0f00000000, n{row};"]
                 lines += [f"fma.rn.f32 z, u, twice, z;"]
                 if masked:
-                    lines += [f"setp.lt.f32 way, {x}, hidden;", "selp.f32 z, 0fFF800000, z, way;"]
+                    lines += [f"setp.eq.f32 way, {x}, hidden;", "selp.f32 z, 0fFF800000, z, way;"]
                 lines += [f"mov.b32 {x}, z;", *_weight(x, i)]
     return lines
 
@@ -203,9 +205,9 @@ def _ways_asm(count, shift, lazily, exactly, masked):
                 ]
         for row in range(2):  # rows that are known not to be low, or have no keys, count as if they had large ones
             lines += [
-                f"setp.gt.f32 way, first{row}, hidden;",
-                f"setp.lt.and.f32 way, m{row}, lowest5, way;",
-                f"selp.f32 n{row}, first{row}, 0f7F7FFFFF, way;",
+                f"setp.eq.f32 way, first{row}, hidden;",
+                f"setp.ge.or.f32 way, m{row}, lowest5, way;",
+                f"selp.f32 n{row}, 0f7F7FFFFF, first{row}, way;",
             ]
         lines += [
             "min.f32 z, n0, n1;",
@@ -296,7 +298,6 @@ def _types(block_n, by_thread):
 def _hidden(products, ends, key, value):
     columns = gl.arange(0, products.shape[1], layout=gl.SliceLayout(0, products.type.layout))
     ends = gl.convert_layout(ends, gl.SliceLayout(1, products.type.layout), assert_trivial=True)
-    products = gl.where(products < value * 0.25, value * 0.25, products)  # which is as far below, but not hidden
     return gl.where(columns[None, :] < (ends - key)[:, None], products, value)
 
 
@@ -338,10 +339,10 @@ def weigh_capped(
     asm: gl.constexpr = _ways_asm(BLOCK_N // 2, shift, LAZILY, EXACTLY, MASKED)
     constraints: gl.constexpr = _constraints(BLOCK_N // 2)
     types: gl.constexpr = _types(BLOCK_N, row_sum.type.layout)
-    hidden = float("-inf")
+    hidden = float("nan")
     if MASKED:
         if masked:
-            products = _all_hidden(products, ends, key, factors[0] * 2.0)
+            products = _all_hidden(products, ends, key, factors[0])
         hidden = gl.where(masked, factors[0], hidden)
     operands = products
     operands += (m, row_sum, level, hidden)
@@ -392,7 +393,7 @@ def capped_factors(given, factors, zero, shift: gl.constexpr):
     lowest9 = gl.where(served, to_log2 * LOWEST_NINE + shift, float("inf"))
     least5 = gl.div_rn(LOWEST_FIVE, k)
     least9 = gl.div_rn(LOWEST_NINE, k)
-    hidden = gl.where(served, gl.div_rn(-1024.0, k), -1e38)
+    hidden = gl.where(served, gl.div_rn(-8192.0, k), -1e38)  # far below all products that count, of finite powers
     return (
         hidden, limit5, limit9, most5, most9, lowest5, lowest9, least5, least9, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
         to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2), zero.to(gl.float32, bitcast=True),
@@ -433,22 +434,31 @@ def reach(word, turn, reached):
 
 
 @gluon.constexpr_function
-def _next_asm(_outputs, inputs):
-    (word,), (turn,), m, (most5,), (most9,) = inputs
+def _next_asm(outputs, inputs):
+    ((held,),), ((word,), (turn,), (before,), m, (most5,), (most9,)) = outputs, inputs
     return (
-        "{ .reg .pred one, had; .reg .f32 largest; .reg .b32 value;"
-        f" max.f32 largest, {m[0]}, {m[1]}; shl.b32 value, {turn}, 2; add.s32 value, value, 4;"
-        f" setp.gt.f32 had, largest, {most5}; vote.sync.any.pred had, had, -1; @had add.s32 value, value, 1;"
-        f" setp.gt.f32 had, largest, {most9}; vote.sync.any.pred had, had, -1; @had add.s32 value, value, 1;"
+        "{ .reg .pred one, had; .reg .f32 largest; .reg .b32 value, way; mov.b32 way, 0;"
+        f" max.f32 largest, {m[0]}, {m[1]}; shl.b32 value, {turn}, 2; add.s32 value, value, 4; mov.b32 {held}, {before};"
+        f" setp.gt.f32 had, largest, {most5}; vote.sync.any.pred had, had, -1; @had mov.b32 way, 1;"
+        f" setp.gt.f32 had, largest, {most9}; vote.sync.any.pred had, had, -1; @had add.s32 {held}, {turn}, {HELD};"
+        f" setp.gt.s32 had, {held}, {turn}; @had mov.b32 way, 2; add.s32 value, value, way;"
         f" elect.sync _|one, -1; @one red.shared.max.s32 [{word}], value; }}"
     )
 
 
 @gluon.jit
-def reach_next(word, turn, m, row_sum, factors, shift: gl.constexpr):
-    """Let the next tile begin with the way that rows of this one came to, or came near. row_sum: of threads."""
+def reach_next(word, turn, held, m, row_sum, factors, shift: gl.constexpr):
+    """Let the next tile begin with the way that rows of this one came to, or came near. row_sum: of threads. Returns
+    the turn until which the warp begins with powers, which `held` was before."""
+    TYPE: gl.constexpr = _of_threads()
     m = gl.convert_layout(m, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
     m = m[:, None].broadcast_to([ROWS, 4])
     most5 = (factors[3] - shift) * MARGIN + shift
-    most9 = (factors[4] - shift) * MARGIN + shift
-    gl.inline_asm(_next_asm, ("r", "r", "f", "f", "f"), [word, turn, m, most5, most9], is_pure=False)
+    operands = [word, turn, held, m, most5, factors[4]]
+    return gl.inline_asm(_next_asm, ("=&r", "r", "r", "r", "f", "f", "f"), operands, TYPE, is_pure=False)
+
+
+@gluon.jit
+def not_held():
+    """What `reach_next` takes at first."""
+    return gl.zeros([128], gl.int32, layout=gl.BlockedLayout([1], [32], [4], [0]))

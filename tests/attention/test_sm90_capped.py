@@ -191,13 +191,21 @@ def test_warps_agree_on_the_highest_way() -> None:
         assert seen() == expected
     m = np.full(64, 0.3 * 50, np.float32)
     row_sum = tensor(np.zeros((64, 4)), np.float32)
-    kernel["reach_next"](word, turn, tensor(m, np.float32), row_sum, factors, 0.0)
-    assert seen() == 1, "the next tile begins with what this one came to"
-    kernel["reach_next"](word, tensor(4, np.int32), tensor(m * 0.1, np.float32), row_sum, factors, 0.0)
-    assert seen() == 0
-    m[37] = 70.0
-    kernel["reach_next"](word, tensor(4, np.int32), tensor(m, np.float32), row_sum, factors, 0.0)
-    assert seen() == 2
+
+    def ended(turn: int, m: Any, held: Any) -> tuple[int, Any]:
+        held = kernel["reach_next"](word, tensor(turn, np.int32), held, tensor(m, np.float32), row_sum, factors, 0.0)
+        return seen(), held
+
+    level, held = ended(3, m, kernel["not_held"]())
+    assert level == 1, "the next tile begins with what this one came to"
+    level, held = ended(4, m * 0.1, held)
+    assert level == 0
+    large = np.where(np.arange(64) == 37, 70.0, m)
+    levels = []
+    for turn in range(5, 12):
+        level, held = ended(turn, large if turn == 5 else m, held)
+        levels.append(level)
+    assert levels == [2] * kernel["HELD"] + [1] * (7 - kernel["HELD"])
 
 
 @pytest.mark.parametrize("scale", [1.0, 6.0])

@@ -117,8 +117,15 @@ LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=Tr
 LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
 """Of head size 128, soft caps."""
 
+LEVELS = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, capped=True, levels=True)
+"""Of head size 128, soft caps of which kernels/sm90_capped.py has polynomials."""
+SERVED_CAP = "softcap >= 24"
+
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
+
+LEVELS_256 = replace(LAZY_256, block_n=80, capped=True, levels=True)
+"""Of head size 256, as LEVELS."""
 
 WIDE_192 = replace(LAZY_256, block_n=96, two_parts=True, threes=True, apart=True)
 """Of head size 192: 354 instructions a step where no row grows, 3.7 a key; with 64 keys 4.8."""
@@ -185,7 +192,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
-        Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
+        replace(LEVELS, ping_pong=True, requires=("q_len > 1024", SERVED_CAP), masks=(False,)),
         replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
         LONE_128,
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -205,6 +212,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
         RAGGED_256,
+        replace(LEVELS_256, requires=(SERVED_CAP,), masks=(False,)),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True

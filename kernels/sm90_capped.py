@@ -5,10 +5,10 @@ that x R(x**2) grows with x everywhere. What is far below a row's largest score 
 whichever R is taken, and only the largest score of a warp's rows says which. Of degree 5 (to FIVE of the cap), of
 degree 9 (to NINE), or beyond that powers and reciprocals.
 
-Where warps of a multiprocessor take different ways, the instruction cache does not hold them all. So the highest way
-that one has had to take in a tile is noted in shared memory (`seen`, `reach`), where the others see it at their next
-step; a way above what a warp needs is as exact. The next tile starts with what the rows of this one came to, see
-`reach_next`.
+Where warps of a multiprocessor take different ways, the instruction cache does not hold them all. So a warp that has
+had to leave the first way in a tile notes that in shared memory (`reach`), where the others see it at their next step
+(`seen`); a way above what a warp needs is as exact. The next tile starts with what the rows of this one came to, see
+`reach_next`. Powers are taken by a warp that has had a score beyond, and by all where two have.
 """
 
 from sm90_lazy import ROOM
@@ -37,7 +37,7 @@ SMALLEST_OF_NINE: gl.constexpr = gl.constexpr(24.0)
 # How far below the end of degree 5 the rows of a tile must stay for the next tile to begin with that.
 MARGIN: gl.constexpr = gl.constexpr(0.9)
 HELD = 4
-"""Tiles that begin with powers after one that has needed them."""
+"""Tiles from one on whose rows of two warps have needed powers in which all warps take them."""
 BESIDE_ALL: gl.constexpr = gl.constexpr(-1e-30)  # as an integer below all products that are not below it as floats
 WORD: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
@@ -236,7 +236,7 @@ def _ways_asm(count, shift, lazily, exactly, masked):
             "setp.lt.or.f32 way, z, lowest9, way;",
         ]
     lines += [
-        "setp.gt.or.s32 way, level, 1, way;",
+        "setp.gt.or.s32 way, level, 2, way;",
         "vote.sync.any.pred way, way, 0xFFFFFFFF;",
         "@way bra POWERS;",
         "setp.gt.s32 way, most, limit5;",
@@ -256,7 +256,7 @@ def _ways_asm(count, shift, lazily, exactly, masked):
         "POWERS:",
         "setp.gt.s32 way, most, limit9;",
         "vote.sync.any.pred way, way, 0xFFFFFFFF;",
-        "selp.b32 reached, 2, 0, way;",
+        "selp.b32 reached, 1, 0, way;",
         *_powers(names, shift, lazily, exactly, masked),
         "DONE:",
     ]
@@ -415,8 +415,8 @@ def _seen_asm(outputs, inputs):
 
 @gluon.jit
 def seen(word):
-    """The level of the program: the way that one of its warps has had to take in this tile; of one thread a warp, the
-    others have 0."""
+    """The level of the program: 1 or 2 where one of its warps has had to take another than the first way in this tile,
+    3 where all are to take powers; of one thread a warp, the others have 0."""
     TYPE: gl.constexpr = _of_threads()
     return gl.inline_asm(_seen_asm, ("=&r", "r"), [word], TYPE, is_pure=False)
 
@@ -440,19 +440,24 @@ def reach(word, turn, reached):
 def _next_asm(outputs, inputs):
     ((held,),), ((word,), (turn,), (before,), m, (most5,), (most9,)) = outputs, inputs
     return (
-        "{ .reg .pred one, had; .reg .f32 largest; .reg .b32 value, way; mov.b32 way, 0;"
+        "{ .reg .pred one, had, second; .reg .f32 largest; .reg .b32 value, way, told; mov.b32 way, 0; mov.b32 told, 0;"
         f" max.f32 largest, {m[0]}, {m[1]}; shl.b32 value, {turn}, 2; add.s32 value, value, 4; mov.b32 {held}, {before};"
         f" setp.gt.f32 had, largest, {most5}; vote.sync.any.pred had, had, -1; @had mov.b32 way, 1;"
-        f" setp.gt.f32 had, largest, {most9}; vote.sync.any.pred had, had, -1; @had add.s32 {held}, {turn}, {HELD};"
-        f" setp.gt.s32 had, {held}, {turn}; @had mov.b32 way, 2; add.s32 value, value, way;"
-        f" elect.sync _|one, -1; @one red.shared.max.s32 [{word}], value; }}"
+        f" setp.gt.f32 had, largest, {most9}; vote.sync.any.pred had, had, -1; @had mov.b32 way, 2;"
+        f" setp.gt.s32 second, {held}, {turn}; @second mov.b32 way, 3; add.s32 way, way, value;"
+        f" elect.sync _|one, -1; @one atom.shared.max.s32 told, [{word}], way;"
+        # The second warp, to which the first one's word comes back.
+        " add.s32 value, value, 1; setp.gt.and.s32 had, told, value, had; vote.sync.any.pred had, had, -1;"
+        f" @had add.s32 {held}, {turn}, {HELD}; add.s32 value, value, 2; setp.ne.and.s32 had, {held}, {before}, one;"
+        f" @had red.shared.max.s32 [{word}], value; }}"
     )
 
 
 @gluon.jit
 def reach_next(word, turn, held, m, row_sum, factors, shift: gl.constexpr):
-    """Let the next tile begin with the way that rows of this one came to, or came near. row_sum: of threads. Returns
-    the turn until which the warp begins with powers, which `held` was before."""
+    """Let the next tile begin with degree 9 if rows of this one came to it, or came near; and with powers if rows of two
+    warps did, that one and some more, since a lone warp costs less by its own way than all by it. row_sum: of threads.
+    Returns the turn until which the warp has others take powers, which `held` was before."""
     TYPE: gl.constexpr = _of_threads()
     m = gl.convert_layout(m, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
     m = m[:, None].broadcast_to([ROWS, 4])

@@ -274,6 +274,12 @@ def shared_word(text: str, registers: dict[str, Any], memory: Any) -> bool:
     elif operation == "atom.shared.or.b32":
         assert values[1] == 0
         registers[target] = np.where(does, memory[values[0] // 4], registers[target]).astype(np.int32)
+    elif operation == "atom.shared.max.s32":  # one thread a warp, of which one comes after the other
+        found = np.zeros(does.shape, np.int32)
+        for thread in np.flatnonzero(does):
+            found[thread] = memory[values[0] // 4].flat[0]
+            memory[values[0] // 4] = max(found[thread], np.broadcast_to(values[1], does.shape)[thread])
+        registers[target] = np.where(does, found, registers[target]).astype(np.int32)
     elif operation == "red.shared.max.s32":
         place, value = np.broadcast_arrays(registers[target] // 4, values[0])
         chosen = np.broadcast_to(value, does.shape)[does]
@@ -292,6 +298,7 @@ WORDS: dict[str, Callable[..., Any]] = {
     "shl.b32": lambda a, b: a << b,
     "add.s32": lambda a, b: a + b,
     "setp.ne.and.s32": lambda a, b, other: (a != b) & other,
+    "setp.gt.and.s32": lambda a, b, other: (a > b) & other,
     "setp.gt.s32": np.greater,
     "setp.gt.f32": np.greater,
     "max.f32": np.fmax,

@@ -318,7 +318,19 @@ def _step(
     mbarrier.arrive(k_free.index(stage), count=1)
     if SHAPE.LEVELS:
         (next_p,), m, row_sum, alpha, due = weigh_capped(
-            (scores,), m, row_sum, scale, shift, level, ends, key, masked, BLOCK_N, SHAPE.LAZY, MASKED and not LATE, MASKED
+            (scores,),
+            m,
+            row_sum,
+            scale,
+            shift,
+            level,
+            ends,
+            key,
+            masked,
+            BLOCK_N,
+            SHAPE.LAZY,
+            MASKED and not LATE,
+            MASKED,
         )
     elif LATE and SHAPE.LAZY:
         next_p, m, row_sum, alpha, due = weigh_lazily(
@@ -992,8 +1004,8 @@ def fmha_fwd_sm90(
     RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
     one, both cu_seqlens and elements of Out that go by eights; lengths do not count.
     BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL,
-    LENGTHS nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
-    BLOCK_D if that is less], of which a box has as many as a block.
+    LENGTHS nor, without LEVELS, CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power
+    of two, 64 or BLOCK_D if that is less], of which a box has as many as a block.
     STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
@@ -1005,7 +1017,8 @@ def fmha_fwd_sm90(
     producer finds tiles, and hands their places on (sm90_places.py); not for RAGGED.
     APART: Out is stored from a buffer of its own, see Shape; not with three consumers. SECTIONS: how tiles of ragged
     batches are dealt out, see `tile_of`. EARLY: the last values of a tile are asked for before the keys of the next,
-    and where there is one slot for queries, its second keys and first values before its queries.
+    and where there is one slot for queries, its second keys and first values before its queries. LEVELS: soft caps go
+    the same way in all warps of a program (sm90_capped.py); CAPPED and neither GENERAL, RAGGED nor LENGTHS.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

@@ -12,9 +12,9 @@ had to leave the first way in a tile notes that in shared memory (`reach`), wher
 """
 
 from sm90_lazy import ROOM
-from sm90_maxima import as_integers, largest_in_chains, largest_of, rows_of
-from sm90_products import COEFFICIENTS, _rounded_by, _slope
+from sm90_maxima import as_integers, largest_in_chains, largest_of
 from sm90_powers import BEND, TANH_UNIT, of_kernel
+from sm90_products import COEFFICIENTS, _rounded_by, _slope
 from sm90_sinks import LOG2_E
 from sm90_tiles import ROWS
 from sm90_wide import keys_of_parts, layout_of, near_keys
@@ -74,7 +74,7 @@ def _grown(way, lazily):
             lines += [f"shfl.sync.bfly.b32 u, ref{row}, {distance}, 31, -1;", f"max.f32 ref{row}, ref{row}, u;"]
     for row in range(2):
         lines += [f"mov.b32 u, m{row};", f"max.f32 m{row}, m{row}, ref{row};"]
-        lines += ([f"sub.f32 z, cap, m{row};", f"sub.f32 m{row}, cap, z;"] if way == 0 else [])
+        lines += [f"sub.f32 z, cap, m{row};", f"sub.f32 m{row}, cap, z;"] if way == 0 else []
         lines += [f"sub.f32 u, u, m{row};", f"ex2.approx.ftz.f32 alpha{row}, u;"]
     return [*lines, f"KEPT{way}:"]
 
@@ -158,7 +158,7 @@ def _powers(names, shift, lazily, known, masked):
             others = (("cd", "b"), ("cd", "a"), ("ab", "d"), ("ab", "c"))
             for i, x, (half, other) in zip(places, four, others, strict=True):
                 lines += [f"mul.f32 u, {half}, {other};", f"fma.rn.f32 z, {x}, 0f00000000, n{row};"]
-                lines += [f"fma.rn.f32 z, u, twice, z;"]
+                lines += ["fma.rn.f32 z, u, twice, z;"]
                 if masked:
                     lines += [f"setp.eq.f32 way, {x}, hidden;", "selp.f32 z, 0fFF800000, z, way;"]
                 lines += [f"mov.b32 {x}, z;", *_weight(x, i)]
@@ -168,7 +168,8 @@ def _powers(names, shift, lazily, known, masked):
 GROUP = 16
 """Scores whose powers are taken beside the polynomials of those that follow: ptxas else takes most at the end."""
 SCALARS = (
-    "hidden", "limit5", "limit9", "most5", "most9", "lowest5", "lowest9", "least5", "least9", "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
+    "hidden", "limit5", "limit9", "most5", "most9", "lowest5", "lowest9", "least5", "least9",
+    "a5", "s5", "c5", "a9", "s9", "b9", "k9", "c9",
     "bend", "cap", "twice", "rest", "zero",
 )  # fmt: skip
 
@@ -398,8 +399,8 @@ def capped_factors(given, factors, zero, shift: gl.constexpr):
     least9 = gl.div_rn(LOWEST_NINE, k)
     hidden = gl.where(served, gl.div_rn(-8192.0, k), -1e38)  # far below all products that count, of finite powers
     return (
-        hidden, limit5, limit9, most5, most9, lowest5, lowest9, least5, least9, a5, s5, c5, a9, s9, b9, k9, c9, bend, to_log2,
-        to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2), zero.to(gl.float32, bitcast=True),
+        hidden, limit5, limit9, most5, most9, lowest5, lowest9, least5, least9, a5, s5, c5, a9, s9, b9, k9, c9, bend,
+        to_log2, to_log2 * -2.0, _rounded_by(softcap, LOG2_E, to_log2), zero.to(gl.float32, bitcast=True),
     )  # fmt: skip
 
 
@@ -441,7 +442,8 @@ def _next_asm(outputs, inputs):
     ((held,),), ((word,), (turn,), (before,), m, (most5,), (most9,)) = outputs, inputs
     return (
         "{ .reg .pred one, had, second; .reg .f32 largest; .reg .b32 value, way, told; mov.b32 way, 0; mov.b32 told, 0;"
-        f" max.f32 largest, {m[0]}, {m[1]}; shl.b32 value, {turn}, 2; add.s32 value, value, 4; mov.b32 {held}, {before};"
+        f" max.f32 largest, {m[0]}, {m[1]}; shl.b32 value, {turn}, 2; add.s32 value, value, 4;"
+        f" mov.b32 {held}, {before};"
         f" setp.gt.f32 had, largest, {most5}; vote.sync.any.pred had, had, -1; @had mov.b32 way, 1;"
         f" setp.gt.f32 had, largest, {most9}; vote.sync.any.pred had, had, -1; @had mov.b32 way, 2;"
         f" setp.gt.s32 second, {held}, {turn}; @second mov.b32 way, 3; add.s32 way, way, value;"
@@ -455,9 +457,9 @@ def _next_asm(outputs, inputs):
 
 @gluon.jit
 def reach_next(word, turn, held, m, row_sum, factors, shift: gl.constexpr):
-    """Let the next tile begin with degree 9 if rows of this one came to it, or came near; and with powers if rows of two
-    warps did, that one and some more, since a lone warp costs less by its own way than all by it. row_sum: of threads.
-    Returns the turn until which the warp has others take powers, which `held` was before."""
+    """Let the next tile begin with degree 9 if rows of this one came to it, or came near; and with powers, that one and
+    some more, if rows of two warps came to them, since a lone one costs less than all. row_sum: of threads. Returns the
+    turn until which the warp has others take powers, which `held` was before."""
     TYPE: gl.constexpr = _of_threads()
     m = gl.convert_layout(m, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
     m = m[:, None].broadcast_to([ROWS, 4])

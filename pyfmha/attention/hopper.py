@@ -39,8 +39,8 @@ class Setting:
     """How the kernel is cut.
 
     Attributes:
-        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general, capped nor
-            for lengths another multiple of 16, as kernels/sm90_wide.py has it.
+        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general, for lengths
+            nor, without levels, capped another multiple of 16, as kernels/sm90_wide.py has it.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K in flight.
         v_stages: blocks of V in flight.
@@ -117,9 +117,9 @@ LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=Tr
 LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
 """Of head size 128, soft caps."""
 
-LEVELS = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, capped=True, levels=True)
-"""Of head size 128, soft caps of which kernels/sm90_capped.py has polynomials."""
-SERVED_CAP = "softcap >= 24"
+LEVELS = replace(LAZY, producer_first=False, threes=False, capped=True, levels=True)
+"""Of head size 128, soft caps from SERVED_CAP on, for which kernels/sm90_capped.py has two polynomials."""
+SERVED_CAP = "softcap >= 45"
 
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
@@ -192,7 +192,11 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
-        replace(LEVELS, ping_pong=True, requires=("q_len > 1024", SERVED_CAP), masks=(False,)),
+        replace(LEVELS, requires=("q_len > 1024", SERVED_CAP), masks=(False,)),
+        replace(
+            LEVELS, block_n=112, longest_first=True, handed=True, requires=("q_len >= 4096", SERVED_CAP), masks=(True,)
+        ),
+        Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
         replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
         LONE_128,
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -212,7 +216,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
         RAGGED_256,
-        replace(LEVELS_256, requires=(SERVED_CAP,), masks=(False,)),
+        replace(LEVELS_256, requires=("q_len > 1024", SERVED_CAP), masks=(False,)),
+        replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len >= 2048", SERVED_CAP), masks=(True,)),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True

@@ -41,9 +41,7 @@ def loops(listing: str, products: int) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_powers_run_beside_the_polynomials_and_the_product(
-    name: str, cubins: dict[str, Cubin], tmp_path: Path
-) -> None:
+def test_powers_run_beside_the_polynomials_and_the_product(name: str, cubins: dict[str, Cubin], tmp_path: Path) -> None:
     size, spec = KERNELS[name]
     cut = dict(spec.constants)
     consumers, held, causal = int(cut["CONSUMERS"]), int(cut["BLOCK_N"]) // 2, bool(cut["CAUSAL"])

@@ -192,7 +192,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
-        replace(LEVELS, requires=("q_len > 1024", SERVED_CAP), masks=(False,)),
+        replace(LEVELS, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
         replace(
             LEVELS, block_n=112, longest_first=True, handed=True, requires=("q_len >= 4096", SERVED_CAP), masks=(True,)
         ),
@@ -216,8 +216,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(64, 2, q_slots=1, masks=(False,), lazy=True, lengths=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
         RAGGED_256,
-        replace(LEVELS_256, requires=("q_len > 1024", SERVED_CAP), masks=(False,)),
-        replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len >= 2048", SERVED_CAP), masks=(True,)),
+        replace(LEVELS_256, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
+        replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len > 2048", SERVED_CAP), masks=(True,)),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True

@@ -25,6 +25,7 @@ input takes the same path, hundreds of times slower.
 """
 
 from sm90_asm import hold, keep_up, moved, pass_turn, take_turn, uniform, written
+from sm90_capped import WORD, capped_factors, not_held, reach_next, seen, weigh_capped
 from sm90_direct import store_direct
 from sm90_lazy import kept, room_for, times_where
 from sm90_parts import (
@@ -88,6 +89,7 @@ from sm90_tiles import (
 )
 from sm90_wide import (
     all_moved,
+    all_packed,
     allocate_blocks,
     first_weights_wide,
     is_wide,
@@ -298,7 +300,7 @@ def _wait_for_v(barriers, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
 @gluon.jit
 def _step(
     acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, begins, ends, key, masked, values,
-    zero, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
+    zero, MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of block `step` beside the product of block `step - 1`. If LATE, exponentials run beside that product;
     else beside those of the other consumers, in registers that the weights before them have left."""
@@ -331,9 +333,27 @@ def _step(
     acc, p = multiply_values(p, v_smem, before, acc, SHAPE)
     if PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+    if SHAPE.LEVELS:
+        level = seen(scale[1])
     scores = warpgroup_mma_wait(len(acc), deps=(scores,))  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    if LATE and SHAPE.LAZY:
+    if SHAPE.LEVELS:
+        (next_p,), m, row_sum, alpha, due = weigh_capped(
+            (scores,),
+            m,
+            row_sum,
+            scale,
+            shift,
+            level,
+            ends,
+            key,
+            masked,
+            BLOCK_N,
+            SHAPE.LAZY,
+            MASKED and not LATE,
+            MASKED,
+        )
+    elif LATE and SHAPE.LAZY:
         next_p, m, row_sum, alpha, due = weigh_lazily(
             scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
             SHAPE.THREES,
@@ -343,10 +363,12 @@ def _step(
             scores, m, row_sum, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED,
             SHAPE.THREES,
         )  # fmt: skip
-    if LATE:
+    if LATE or SHAPE.LEVELS:
         row_sum = hold(row_sum)
         acc, p, next_p = wait_for_products(acc, p, next_p)
         mbarrier.arrive(v_free.index(before), count=1)
+        if not LATE:
+            next_p = pack(next_p, dtype)
     else:
         scores, m_new, alpha, to_log2 = maxima(
             scores, m, scale, shift, begins, ends, key, masked, S_LAYOUT, BLOCK_N, GENERAL, CAPPED, SHAPE.THREES
@@ -361,7 +383,7 @@ def _step(
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc[len(acc) - 1], scores, m, row_sum, alpha, to_log2, zero, BLOCK_D, BLOCK_N)
         next_p = pack(next_p, dtype)
-    if SHAPE.LAZY:
+    if SHAPE.LAZY or SHAPE.LEVELS:
         acc = times_where(acc, alpha, due)
     else:
         acc = times(acc, alpha)
@@ -371,7 +393,7 @@ def _step(
 @gluon.jit
 def _wide_step(
     acc, p, m, row_sum, slot, shared, barriers, step, scale, shift: gl.constexpr, ends, key, masked, zero,
-    CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
+    MASKED: gl.constexpr, CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
 ):  # fmt: skip
     """As `_step` of a kernel that is LAZY, of blocks as in sm90_wide.py."""
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
@@ -390,14 +412,25 @@ def _wide_step(
     acc = multiply_values_wide(p, v_smem, before, acc, SHAPE)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
+    if SHAPE.LEVELS:
+        level = seen(scale[1])
     scores = warpgroup_mma_wait(1, deps=scores)  # for all but those with V
     mbarrier.arrive(k_free.index(stage), count=1)
-    scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, (), ends, key, masked, SHAPE)
-    m_new, due = kept(m, m_new)
-    alpha = hold(gl.exp2(m - m_new))
-    acc, p, scores = wait_for_products_wide(acc, p, scores)
-    mbarrier.arrive(v_free.index(before), count=1)
-    next_p, row_sum = next_weights_wide(acc, scores, m_new, row_sum, alpha, scale, zero, dtype)
+    if SHAPE.LEVELS:
+        weights, m_new, row_sum, alpha, due = weigh_capped(
+            scores, m, row_sum, scale, shift, level, ends, key, masked, SHAPE.BLOCK_N, True, MASKED, MASKED
+        )
+        row_sum = hold(row_sum)
+        acc, p, weights = wait_for_products_wide(acc, p, weights)
+        mbarrier.arrive(v_free.index(before), count=1)
+        next_p = all_packed(weights, dtype)
+    else:
+        scores, m_new, alpha = maxima_wide(scores, m, row_sum, scale, shift, (), ends, key, masked, SHAPE)
+        m_new, due = kept(m, m_new)
+        alpha = hold(gl.exp2(m - m_new))
+        acc, p, scores = wait_for_products_wide(acc, p, scores)
+        mbarrier.arrive(v_free.index(before), count=1)
+        next_p, row_sum = next_weights_wide(acc, scores, m_new, row_sum, alpha, scale, zero, dtype)
     return times_where(acc, alpha, due), next_p, m_new, row_sum
 
 
@@ -446,7 +479,7 @@ def _steps(
         key = block * SHAPE.BLOCK_N
         if is_wide(SHAPE.BLOCK_N):
             acc, p, m, row_sum = _wide_step(
-                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, ends, key, masked, zero,
+                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, ends, key, masked, zero, MASKED,
                 CONSUMER, SHAPE,
             )  # fmt: skip
         elif SHAPE.SERIAL:
@@ -457,7 +490,7 @@ def _steps(
         else:
             acc, p, m, row_sum = _step(
                 acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, key, masked,
-                values, zero,
+                values, zero, MASKED,
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
         step += 1
@@ -508,11 +541,11 @@ def _half_first_block(
 
 @gluon.jit
 def _first_block(
-    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, seen, block, sequence,
+    work, plain, slot, turn, step, m, row_sum, scale, shift: gl.constexpr, visible, block, sequence,
     CONSUMER: gl.constexpr, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Weights of a tile's first block, with the maxima and sums; queries and keys are there. seen: the first row, the
-    rows, where the keys that each sees begin and end, and the blocks of which all rows see all keys."""
+    """Weights of a tile's first block, with the maxima and sums; queries and keys are there. visible: the first row,
+    the rows, where the keys that each sees begin and end, and the blocks of which all rows see all keys."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     GENERAL: gl.constexpr = SHAPE.GENERAL
     LENGTHS: gl.constexpr = SHAPE.LENGTHS
@@ -524,7 +557,7 @@ def _first_block(
     descriptors, shared, barriers, notes, sizes, Lse, factors, zero = work
     q_smem, k_smem, v_smem = shared
     k_free = barriers[3]
-    first_row, rows, begins, ends, unmasked_from, unmasked = seen
+    first_row, rows, begins, ends, unmasked_from, unmasked = visible
     q_n, kv_n, oldest, newest = sequence
     stage = step % SHAPE.STAGES
     if WIDE:
@@ -532,6 +565,8 @@ def _first_block(
     else:
         scores = multiply_keys(q_smem, slot, k_smem, stage, S_LAYOUT, SHAPE)
     _give_back(work, plain, turn, CONSUMER, SHAPE)
+    if SHAPE.LEVELS:
+        level = seen(scale[1])
     scores = warpgroup_mma_wait(0, deps=scores if WIDE else (scores,))
     mbarrier.arrive(k_free.index(stage), count=1)
     key = first_key(block, sequence, SHAPE)
@@ -542,7 +577,16 @@ def _first_block(
     half = gl.minimum(first_row + ROWS + newest, kv_n) - key <= BLOCK_N // 2 if HALVES else False
     if HALVES and LENGTHS:  # a last block's own keys need not be its first
         half = half & (key == block * BLOCK_N)
-    if WIDE:
+    if SHAPE.LEVELS:
+        p, m, row_sum, alpha, due = weigh_capped(
+            scores if WIDE else (scores,), m, row_sum, scale, shift, level, ends, key, block >= unmasked,
+            BLOCK_N, SHAPE.LAZY, True, True,
+        )  # fmt: skip
+        if WIDE:
+            p = all_packed(p, v_smem[0].dtype)
+        else:
+            p = p[0]
+    elif WIDE:
         p, m, row_sum = first_weights_wide(
             scores, m, row_sum, scale, shift, (own_keys,) if LENGTHS else (), ends, key, block >= unmasked,
             v_smem[0].dtype, SHAPE,
@@ -599,7 +643,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     shift: gl.constexpr = shift_of(dtype) + room_for(dtype, SHAPE.LAZY)
     scale = score_factors(factors, SHAPE.CAPPED)
     PRODUCTS: gl.constexpr = SHAPE.CAPPED and SHAPE.THREES
-    if PRODUCTS:
+    if SHAPE.LEVELS:
+        scale = capped_factors(factors, scale, zero, shift)
+        held = not_held()
+    elif PRODUCTS:
         scale = product_factors(factors, scale, shift, CAPPED)
     elif SHAPE.CAPPED:
         scale = tanh_factors(scale, shift, CAPPED)
@@ -611,6 +658,10 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+        if SHAPE.LEVELS:
+            scaling = (scale, notes[len(notes) - 1].index(0), turn)
+        else:
+            scaling = scale
         if SHAPE.HANDED:
             row_tile, head = taken_tile(notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1)
         else:
@@ -665,21 +716,21 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        seen = (first_row, rows, begins, ends, unmasked_from, unmasked)
+        visible = (first_row, rows, begins, ends, unmasked_from, unmasked)
         if may_see_half(SHAPE, CONSUMER):
             if gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= BLOCK_N // 2:
                 p, m, row_sum = _half_first_block(
-                    work, plain, slot, turn, step, m, row_sum, scale, shift, ends, block * BLOCK_N,
+                    work, plain, slot, turn, step, m, row_sum, scaling, shift, ends, block * BLOCK_N,
                     CONSUMER, SHAPE, S_LAYOUT,
                 )  # fmt: skip
             else:
                 p, m, row_sum = _first_block(
-                    work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
+                    work, plain, slot, turn, step, m, row_sum, scaling, shift, visible, block, sequence,
                     CONSUMER, SHAPE, S_LAYOUT,
                 )  # fmt: skip
         else:
             p, m, row_sum = _first_block(
-                work, plain, slot, turn, step, m, row_sum, scale, shift, seen, block, sequence,
+                work, plain, slot, turn, step, m, row_sum, scaling, shift, visible, block, sequence,
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
         if Q_SLOTS > 1 and not SHAPE.APART and not SHAPE.EARLY and not SHAPE.BRIEF and not SHAPE.DIRECT:
@@ -696,7 +747,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         if SPLIT:  # two loops: the second, which has most of the blocks, needs no registers to mask them
             masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
             acc, p, m, row_sum, step, block = _steps(
-                acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, masked_count,
+                acc, p, m, row_sum, slot, shared, barriers, step, scaling, shift, begins, ends, block, masked_count,
                 unmasked, unmasked_from, values, zero, True,
                 CONSUMER, SHAPE, S_LAYOUT,
             )  # fmt: skip
@@ -706,10 +757,12 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             else:
                 p = moved(p)
         acc, p, m, row_sum, step, block = _steps(
-            acc, p, m, row_sum, slot, shared, barriers, step, scale, shift, begins, ends, block, to_left, unmasked,
+            acc, p, m, row_sum, slot, shared, barriers, step, scaling, shift, begins, ends, block, to_left, unmasked,
             unmasked_from, values, zero, not SPLIT and CAUSAL,
             CONSUMER, SHAPE, S_LAYOUT,
         )  # fmt: skip
+        if SHAPE.LEVELS:
+            held = reach_next(scaling[1], turn, held, m, row_sum, scaling[0], shift)
         if SHAPE.APART or SHAPE.DIRECT:
             mbarrier.arrive(q_free.index(slot), count=1)
         last = (step - 1) % V_STAGES
@@ -814,7 +867,7 @@ def compute(
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
-    DIRECT: gl.constexpr = False,
+    DIRECT: gl.constexpr = False, LEVELS: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -892,6 +945,10 @@ def compute(
     notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
     if HANDED_ON:
         notes = (notes[0], gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS * CONSUMERS, 1], SMEM))
+    if LEVELS:
+        level = gl.allocate_shared_memory(gl.int32, [1, 1], WORD)
+        level.index(0).store(gl.zeros([1], gl.int32, layout=NOTE))
+        notes += (level,)
     shared = (q_smem, k_smem, v_smem)
     barriers = (q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole)
     factors = factors if CAPPED else sm_scale
@@ -923,6 +980,7 @@ def compute(
         BRIEF,
         HALVED,
         DIRECT,
+        LEVELS,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -1068,6 +1126,7 @@ def fmha_fwd_sm90(
     BRIEF: gl.constexpr = False,
     HALVED: gl.constexpr = False,
     DIRECT: gl.constexpr = False,
+    LEVELS: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1080,8 +1139,8 @@ def fmha_fwd_sm90(
     RAGGED wants GENERAL or LENGTHS, the latter a batch_size of at most 126, ragged to be 1, descriptors of a batch of
     one, both cu_seqlens and elements of Out that go by eights; lengths do not count.
     BLOCK_N: 64 or 128; or another multiple of 16 (sm90_wide.py) for a kernel that is LAZY, and neither SERIAL, GENERAL
-    nor CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two, 64 or
-    BLOCK_D if that is less], of which a box has as many as a block.
+    nor, without LEVELS, CAPPED. The descriptors of K and V then are of parts, [1, 1, what of BLOCK_N is a power of two,
+    64 or BLOCK_D if that is less], of which a box has as many as a block.
     STAGES and V_STAGES: blocks of K and of V in flight. TWO_HEADS: how causal tiles are
     paired, see `tile_of`. LONGEST_FIRST: they are not, see there; the grid then has rows besides the first,
     2 * SECTION_ROUNDS or as many as the tiles of two heads fill; not for RAGGED. TWO_PARTS: boxes have BLOCK_D columns
@@ -1101,7 +1160,8 @@ def fmha_fwd_sm90(
     before is given back beside a tile's first product, and rows without keys are looked for once a tile; not LENGTHS.
     HALVED: a consumer whose rows see no more than the first half of a tile's first block multiplies that alone, and
     masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,
-    LENGTHS or CAPPED.
+    LENGTHS or CAPPED. LEVELS: soft caps go the same way in all warps of a program (sm90_capped.py); CAPPED and neither
+    GENERAL, RAGGED nor LENGTHS.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -1116,5 +1176,5 @@ def fmha_fwd_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
-        EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED, DIRECT=DIRECT,
+        EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED, DIRECT=DIRECT, LEVELS=LEVELS,
     )  # fmt: skip

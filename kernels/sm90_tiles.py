@@ -62,6 +62,7 @@ class Shape(NamedTuple):
     BRIEF: gl.constexpr = gl.constexpr(False)
     HALVED: gl.constexpr = gl.constexpr(False)
     DIRECT: gl.constexpr = gl.constexpr(False)
+    LEVELS: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

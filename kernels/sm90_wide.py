@@ -318,6 +318,15 @@ def next_weights_wide(acc, scores, m, row_sum, alpha, scale, zero, dtype: gl.con
 
 
 @gluon.jit
+def all_packed(weights, dtype: gl.constexpr):
+    """As `pack` of each part."""
+    made = ()
+    for part in gl.static_range(len(weights)):
+        made += (pack(weights[part], dtype),)
+    return made
+
+
+@gluon.jit
 def all_moved(p):
     """As `moved`."""
     made = ()

@@ -312,6 +312,8 @@ class Machine:
     ) -> Any:
         """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there. Or,
         made already, products."""
+        if isinstance(asm, str) and "shfl" in asm:
+            return _ways(asm, args, result)
         if isinstance(asm, str) and "wgmma" not in asm:
             values = [part for value in args for part in by_thread(value).T]
             return tensor(of_threads(np.stack(run_ptx(asm, 2, values), 1), result[1]), np.float32)
@@ -329,11 +331,15 @@ class Machine:
             columns = np.zeros((1, 1), np.int32) if isinstance(value, Shared) else by_thread(value)
             inputs.append(tuple(next(names) for _ in range(columns.shape[1])))
             registers |= zip(inputs[-1], columns.T, strict=True)
-        USES.exchange(shared.array, stored=result is None)
-        run_by_thread(asm(() if result is None else (tuple(outputs),), tuple(inputs)), registers, shared.words())
+        text = asm(() if result is None else (tuple(outputs),), tuple(inputs))
+        if "atom" not in text and "red" not in text:
+            USES.exchange(shared.array, stored=result is None)
+        run_by_thread(text, registers, shared.words())
         self.switch()
         if result is None:
             return None
+        if len(result) == 1:  # a number for each thread
+            return tensor(registers[outputs[0]], np.int32)
         return tensor(of_threads(np.stack([registers[name] for name in outputs], 1), result[1]), np.float32)
 
     def load(self, pointer: Pointer, mask: Any = True, other: float = 0.0) -> Tensor:
@@ -404,6 +410,49 @@ def _all_of_a_thread(asm: str, count: int, dtype: Any, x: Tensor, *others: Tenso
     made = [of_threads(result, 2 * held) if of_wgmma else result.reshape(x.shape) for result in results]
     found = tuple(tensor(result, np.float32) for result in made)
     return found if isinstance(dtype, tuple) else found[0]
+
+
+THREADS = 128
+"""Of a warpgroup."""
+
+
+def _ways(asm: str, args: Sequence[Any], result: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """PTX of whole warps, of parts of products in place, two rows of a thread and scalars: parts, two of rows, and
+    one."""
+    parts = len(result) - 5
+    products, (rows, sums, level, *scalars) = args[:parts], args[parts:]
+    values = [register for part in products for register in by_thread(part).T]
+    count = len(values)
+    values += [*_of_rows(rows), *by_thread(sums).T, np.asarray(level, np.int32).view(np.float32)]
+    values += [np.full(THREADS, x, np.float32) for x in scalars]
+    found = run_ptx(asm, count + 9, values, warps=count)
+    m, sums, alpha, due = (found[count + i : count + i + 2] for i in range(0, 8, 2))
+    bits = [np.asarray(x, np.float32).view(np.int32) for x in (*due, found[-1])]
+    ends = np.cumsum([shape[1] // 2 for shape in result[:parts]])
+    weights = [
+        of_threads(np.stack(found[end - shape[1] // 2 : end], 1), shape[1])
+        for end, shape in zip(ends, result[:parts], strict=True)
+    ]
+    return (
+        *(tensor(part, np.float32) for part in weights),
+        tensor(_by_rows(m), np.float32),
+        tensor(of_threads(np.stack(sums, 1), 4), np.float32),
+        tensor(_by_rows(alpha), np.float32),
+        tensor(_by_rows(bits[:2]), np.int32),
+        tensor(bits[2], np.int32),
+    )
+
+
+def _of_rows(rows: Any) -> Any:
+    """The two registers of each thread that has a number of each of its rows."""
+    return by_thread(np.repeat(np.asarray(rows)[:, None], 4, 1)).T
+
+
+def _by_rows(registers: Sequence[Any]) -> Any:
+    """The opposite; threads that share a row must have the same."""
+    found = of_threads(np.stack(registers, 1), 4)
+    assert (found == found[:, :1]).all() | np.isnan(found).any(), "threads that share a row have different numbers"
+    return found[:, 0]
 
 
 def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) -> Tensor:

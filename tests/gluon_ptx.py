@@ -17,14 +17,33 @@ def _bits(a: Any) -> Any:
     return np.asarray(a, np.float32).view(np.int32)
 
 
+def _integers(a: Any) -> Any:
+    """The bits of a register, or a number that stands in the text."""
+    return np.int32(a) if isinstance(a, int) else _bits(a)
+
+
+def _and(operation: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, b, other: operation(a, b) & (np.asarray(other) != 0)
+
+
+def _or(operation: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, b, other: operation(a, b) | (np.asarray(other) != 0)
+
+
+def _above(a: Any, b: Any) -> Any:
+    return np.greater(_integers(a), _integers(b))
+
+
 def _power(a: Any) -> Any:
     result = np.exp2(np.asarray(a, np.float64)).astype(np.float32)
     return np.where(np.abs(result) < np.finfo(np.float32).tiny, np.float32(0), result)
 
 
 def _of_three(a: Any, b: Any, c: Any, table: Any) -> Any:
-    if _bits(table) != 0xFE:
-        raise NotImplementedError("the emulator knows no other operation of three than their `or`")
+    if _integers(table) == 0xEA:
+        return ((_bits(a) & _bits(b)) | _bits(c)).view(np.float32)
+    if _integers(table) != 0xFE:
+        raise NotImplementedError("the emulator does not know this operation of three")
     return (_bits(a) | _bits(b) | _bits(c)).view(np.float32)
 
 
@@ -50,7 +69,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "mul.f32": np.multiply,
     "neg.f32": np.negative,
     "fma.rn.f32": lambda a, b, c: (np.float64(a) * b + c).astype(np.float32),
-    "mov.b32": lambda a: a,
+    "mov.b32": lambda a: _integers(a).view(np.float32),
     "shl.b32": lambda a, places: (_bits(a) << places).view(np.float32),
     "and.b32": lambda a, b: (_bits(a) & _bits(b)).view(np.float32),
     "or.b32": lambda a, b: (_bits(a) | _bits(b)).view(np.float32),
@@ -62,11 +81,36 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setp.lt.f32": np.less,
     "setp.gt.u32": lambda a, b: _of_integers(np.greater, np.uint32)(a, b, False),
     "setp.gt.or.u32": _of_integers(np.greater, np.uint32),
-    "setp.gt.or.f32": lambda a, b, other: np.greater(a, b) | (np.asarray(other) != 0),
+    "setp.gt.or.f32": _or(np.greater),
+    "setp.lt.or.f32": _or(np.less),
+    "setp.gt.and.f32": _and(np.greater),
+    "setp.lt.and.f32": _and(np.less),
+    "setp.eq.f32": np.equal,
+    "setp.ge.or.f32": _or(np.greater_equal),
+    "setp.gt.s32": _above,
+    "setp.gt.or.s32": _or(_above),
+    "or.pred": lambda a, b: (np.asarray(a) != 0) | (np.asarray(b) != 0),
+    "selp.f32": lambda a, b, of: np.where(np.asarray(of) != 0, a, b),
+    "selp.b32": lambda a, b, of: np.where(np.asarray(of) != 0, _integers(a), _integers(b)).view(np.float32),
     "setp.geu.f32": lambda a, b: ~np.less(a, b),
     "vote.sync.any.pred": lambda a, _threads: a,  # a thread votes alone
 }
 
+
+THREADS = 32
+"""Of a warp."""
+
+
+def _any(a: Any, _threads: Any) -> Any:
+    return np.repeat(np.asarray(a).reshape(-1, THREADS).any(1), THREADS)
+
+
+def _beside(a: Any, distance: int, _range: Any, _threads: Any) -> Any:
+    return np.asarray(a).reshape(-1, THREADS)[:, np.arange(THREADS) ^ distance].reshape(-1)
+
+
+OF_WARPS = OPERATIONS | {"vote.sync.any.pred": _any, "shfl.sync.bfly.b32": _beside}
+"""Where values are those of all threads of some warps, one after the other."""
 
 ROWS_OF_A_WARP = 16
 
@@ -102,7 +146,9 @@ def products_where(asm: str, x: Any, factor: Any, due: Any) -> Any:
         return np.where(np.asarray(due) != 0, np.asarray(x) * factor, x).astype(np.float32)
 
 
-def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = False) -> list[Any]:
+def run_ptx(
+    asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = False, warps: int | None = None
+) -> list[Any]:
     """The outputs $0, $1, ... of a block of PTX whose inputs are $outputs and those that follow.
 
     Args:
@@ -111,23 +157,26 @@ def run_ptx(asm: str, outputs: int, inputs: Sequence[Any], *, in_place: bool = F
         outputs: how many.
         inputs: arrays of one shape.
         in_place: whether the outputs have the inputs to begin with.
+        warps: as in_place of so many outputs; and threads of whole warps vote together, and see each other's registers.
 
     Raises:
         NotImplementedError: it has an instruction that is not known here.
     """
     values: dict[str, Any] = {f"${outputs + i}": np.asarray(value, np.float32) for i, value in enumerate(inputs)}
-    if in_place:
-        values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs[:outputs])}
+    if in_place or warps is not None:
+        tied = outputs if warps is None else warps
+        values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs[:tied])}
     lines = _parsed(asm)
     for constant in {operand for line in lines for operand in line.operands} - values.keys():
         if constant.startswith(("0f", "0x")):
             values[constant] = np.uint32(int(constant[2:], 16)).view(np.float32)
-        elif constant.isdecimal():
+        elif re.fullmatch(r"-?\d+", constant):
             values[constant] = int(constant)
         elif re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", constant):
             values[constant] = np.float32(constant)
     with np.errstate(all="ignore"):
-        return _run(lines, [f"${i}" for i in range(outputs)], values)
+        known = OPERATIONS if warps is None else OF_WARPS
+        return _run(lines, [f"${i}" for i in range(outputs)], values, known)
 
 
 class _Line(NamedTuple):
@@ -148,31 +197,33 @@ def _parsed(asm: str) -> list[_Line]:
         label, operation, operands = re.fullmatch(r"\s*(?:(\w+):)?\s*(\S*)\s*(.*?)\s*", text, re.DOTALL).groups()
         if operation.startswith("@"):
             operands = operands.split()[1]
-        elif operation not in ("", ".reg", "bra.uni", *OPERATIONS):
+        elif operation not in ("", ".reg", "bra.uni", *OF_WARPS):
             raise NotImplementedError(f"the emulator does not know this instruction: {text}")
         if operation != ".reg":
             lines.append(_Line(label or "", operation, re.split(r",\s*", operands)))
     return lines
 
 
-def _run(lines: Sequence[_Line], outputs: Sequence[str], values: dict[str, Any]) -> list[Any]:
+def _run(
+    lines: Sequence[_Line], outputs: Sequence[str], values: dict[str, Any], known: dict[str, Callable[..., Any]]
+) -> list[Any]:
     for index, (_, operation, operands) in enumerate(lines):
         if operation == "bra.uni":
-            return _run(_from(lines, operands[0]), outputs, values)
+            return _run(_from(lines, operands[0]), outputs, values, known)
         if operation.startswith("@"):
-            jumps = values[operation[1:]] != 0
+            jumps = (values[operation[1:].removeprefix("!")] != 0) ^ operation.startswith("@!")
             ways = (lines[index + 1 :], _from(lines, operands[0]))
             results = [np.zeros(jumps.shape, np.float32) for _ in outputs]
             for way, here in zip(ways, (~jumps, jumps), strict=True):
                 if not here.any():
                     continue
                 there = {name: value[here] if np.ndim(value) else value for name, value in values.items()}
-                for whole, part in zip(results, _run(way, outputs, there), strict=True):
+                for whole, part in zip(results, _run(way, outputs, there, known), strict=True):
                     whole[here] = part
             return results
         if operation:
             target, *sources = operands
-            values[target] = np.asarray(OPERATIONS[operation](*(values[source] for source in sources)), np.float32)
+            values[target] = np.asarray(known[operation](*(values[source] for source in sources)), np.float32)
     return [values[name] for name in outputs]
 
 
@@ -189,7 +240,7 @@ WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8
 def by_thread(values: Any) -> Any:
     """The registers of the 128 threads of a warpgroup, [threads, registers]: of [n] or [1, n], dealt out one after the
     other, to several if there are fewer; and of [64, n] as wgmma leaves its result."""
-    values = np.asarray(values)
+    values = np.atleast_1d(np.asarray(values))
     if values.shape[1:] == (COLUMNS // 2,):  # one for each thread of those that share a row
         return values.reshape(WARPS, 2, ROWS_OF_WARP, -1).transpose(0, 2, 3, 1).reshape(32 * WARPS, 2)
     if values.ndim == 1 or values.shape[0] == 1:
@@ -205,6 +256,54 @@ def of_threads(registers: Any, columns: int) -> Any:
         return parts.transpose(0, 3, 1, 2).reshape(2 * ROWS_OF_WARP * WARPS, columns)
     parts = np.asarray(registers).reshape(WARPS, ROWS_OF_WARP, COLUMNS // 2, columns // COLUMNS, 2, 2)
     return parts.transpose(0, 4, 1, 3, 2, 5).reshape(2 * ROWS_OF_WARP * WARPS, columns)
+
+
+def _first_of_warps() -> Any:
+    return np.arange(WARPS * THREADS) % THREADS == 0
+
+
+def shared_word(text: str, registers: dict[str, Any], memory: Any) -> bool:
+    """Whether it is an instruction around a word that warps change at once; it is then carried out."""
+    conditional = re.fullmatch(r"@(\w+) (.*)", text)
+    does = np.broadcast_to(registers[conditional[1]] if conditional else True, WARPS * THREADS)
+    operation, operands = re.fullmatch(r"(\S+) (.*)", conditional[2] if conditional else text).groups()
+    target, *sources = (operand.strip("[]") for operand in re.split(r",\s*", operands))
+    values = [int(x) if re.fullmatch(r"-?\d+", x) else registers.get(x) for x in sources]
+    if operation == "elect.sync":
+        registers[target.removeprefix("_|")] = _first_of_warps()
+    elif operation == "atom.shared.or.b32":
+        assert values[1] == 0
+        registers[target] = np.where(does, memory[values[0] // 4], registers[target]).astype(np.int32)
+    elif operation == "atom.shared.max.s32":  # one thread a warp, of which one comes after the other
+        found = np.zeros(does.shape, np.int32)
+        for thread in np.flatnonzero(does):
+            found[thread] = memory[values[0] // 4].flat[0]
+            memory[values[0] // 4] = max(found[thread], np.broadcast_to(values[1], does.shape)[thread])
+        registers[target] = np.where(does, found, registers[target]).astype(np.int32)
+    elif operation == "red.shared.max.s32":
+        place, value = np.broadcast_arrays(registers[target] // 4, values[0])
+        chosen = np.broadcast_to(value, does.shape)[does]
+        memory[place.flat[0]] = np.max(chosen, initial=memory[place.flat[0]])
+    elif operation in WORDS:
+        found = np.broadcast_to(WORDS[operation](*values), WARPS * THREADS)
+        registers[target] = np.where(does, found, registers.get(target, found))
+    else:
+        return False
+    return True
+
+
+WORDS: dict[str, Callable[..., Any]] = {
+    "mov.b32": lambda a: np.asarray(a),
+    "and.b32": lambda a, b: a & b,
+    "shl.b32": lambda a, b: a << b,
+    "add.s32": lambda a, b: a + b,
+    "setp.ne.and.s32": lambda a, b, other: (a != b) & other,
+    "setp.gt.and.s32": lambda a, b, other: (a > b) & other,
+    "setp.gt.s32": np.greater,
+    "setp.gt.f32": np.greater,
+    "max.f32": np.fmax,
+    "vote.sync.any.pred": _any,
+}
 
 
 def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
@@ -229,6 +328,8 @@ def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
     for line in re.findall(r"[^{};]+(?:\{[^{}]*\}[^;]*)?;", asm.strip()[1:-1]):
         text = line.strip(" ;")
         if text.startswith(".reg"):
+            continue
+        if shared_word(text, registers, memory):
             continue
         if found := re.fullmatch(r"add\.s32 (\S+), (\S+), (\S+)", text):
             registers[found[1]] = registers[found[2]] + registers[found[3]]

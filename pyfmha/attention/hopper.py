@@ -39,8 +39,8 @@ class Setting:
     """How the kernel is cut.
 
     Attributes:
-        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general nor capped
-            another multiple of 16, as kernels/sm90_wide.py has it.
+        block_n: keys of one step: a power of two, or for a kernel that is lazy and neither serial, general nor, without
+            levels, capped another multiple of 16, as kernels/sm90_wide.py has it.
         consumers: warpgroups that compute, 1 to 3, of 64 queries each.
         stages: blocks of K in flight.
         v_stages: blocks of V in flight.
@@ -76,6 +76,8 @@ class Setting:
         halved: whether half a first block is multiplied where rows see no more of it; of 128 keys, for several
             consumers that serve neither lengths nor soft caps.
         direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
+        levels: whether soft caps go the same way in all warps of a program, as kernels/sm90_capped.py has it; neither
+            general, ragged nor for lengths.
     """
 
     block_n: int
@@ -110,6 +112,7 @@ class Setting:
     brief: bool = False
     halved: bool = False
     direct: bool = False
+    levels: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -127,8 +130,15 @@ WIDE_128 = replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, mas
 LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
 """Of head size 128, soft caps."""
 
+LEVELS = replace(LAZY, producer_first=False, threes=False, capped=True, levels=True)
+"""Of head size 128, soft caps from SERVED_CAP on, for which kernels/sm90_capped.py has two polynomials."""
+SERVED_CAP = "softcap >= 45"
+
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
+
+LEVELS_256 = replace(LAZY_256, block_n=80, capped=True, levels=True)
+"""Of head size 256, as LEVELS."""
 
 WIDE_192 = replace(LAZY_256, block_n=96, two_parts=True, threes=True, apart=True)
 """Of head size 192: 354 instructions a step where no row grows, 3.7 a key; with 64 keys 4.8."""
@@ -198,6 +208,10 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
+        replace(LEVELS, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
+        replace(
+            LEVELS, block_n=112, longest_first=True, handed=True, requires=("q_len >= 4096", SERVED_CAP), masks=(True,)
+        ),
         Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
         replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
         LONE_128,
@@ -220,6 +234,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(RAGGED_256, masks=(False,), sections=2, direct=True),
         replace(RAGGED_256, masks=(True,), sections=2, producer_first=True, requires=("batch_size * 700 <= q_len",)),
         replace(RAGGED_256, masks=(True,), block_n=64, v_stages=3),
+        replace(LEVELS_256, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
+        replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len > 2048", SERVED_CAP), masks=(True,)),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(
             64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
@@ -340,7 +356,11 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         *((("THREES", True),) if setting.threes else ()),
         *((("HANDED_ON", True),) if setting.handed else ()),
         *((("SECTIONS", setting.sections),) if setting.sections else ()),
-        *((name, True) for name in ("APART", "EARLY", "BRIEF", "HALVED", "DIRECT") if getattr(setting, name.lower())),
+        *(
+            (name, True)
+            for name in ("APART", "EARLY", "BRIEF", "HALVED", "DIRECT", "LEVELS")
+            if getattr(setting, name.lower())
+        ),
         *((("EVEN", setting.even),) if setting.even else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"

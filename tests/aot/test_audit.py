@@ -140,6 +140,8 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
     """
     kernels = {}
     for setting in hopper.SETTINGS[head_size]:
+        if setting.levels:  # test_audit_capped.py
+            continue
         made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))
         for causal, spec in zip(setting.masks, made, strict=True):
             mask = kind_of(setting, causal)

@@ -25,9 +25,13 @@ from sm90_biased import (
     maxima,
     order_of,
     place_of,
+    sequence_at,
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
+from sm90_ends import is_broken, scaled
+from sm90_lazy import kept, part_times_where
+from sm90_places import KEYS_HANDED, hand_on_keys, taken_keys
 from sm90_powers import polynomials_of, tanh_factors
 from sm90_products import product_factors
 from sm90_sinks import NOTHING, finished, load_sink
@@ -136,6 +140,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
+                    if SHAPE.HANDED:
+                        hand_on_keys(notes[1], slot, (row_tile, batch, head), (first_block, end_block), whole)
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
@@ -186,7 +192,7 @@ def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER
     """Store a step's terms, of keys from `key` on. vector: what `load_keys` gave of them; returns that of the next
     step, which then has a step to come."""
     factors = work[6]
-    first_query, newest, lag = queries
+    first_query, newest, lag, reach = queries
     vectors = beside[6]
     inputs = beside[9]
     own = terms_of(beside[10], step, CONSUMER, SHAPE)
@@ -216,7 +222,7 @@ def _step(
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
     terms = beside[10]
-    first_query, newest, lag = queries
+    first_query, newest, lag, reach = queries
     last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
@@ -258,8 +264,8 @@ def _step(
     if has_terms(SHAPE) and not BEGUN:
         term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     scores = counted(
-        scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-        shift, S_LAYOUT, SHAPE,
+        scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, queries[3], key,
+        masked, shift, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
         next_p, m, row_sum, alpha = weigh(
@@ -269,13 +275,20 @@ def _step(
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        scores, m, alpha = maxima(scores, m, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
+        scores, m_new, alpha = maxima(scores, m, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
+        if SHAPE.LAZY:
+            m_new, due = kept(m, m_new)
+            alpha = gl.exp2(m - m_new)
+        m = m_new
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
-    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    if SHAPE.LAZY:
+        acc = part_times_where(acc, alpha, due)
+    else:
+        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
         begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
@@ -364,14 +377,25 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
-        batch, head = place_of(unit, sizes, by_head)
+        if SHAPE.HANDED:
+            slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+            row_tile, batch, head, first_block, end_block, whole = taken_keys(
+                notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1
+            )
+        else:
+            row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
+            batch, head = place_of(unit, sizes, by_head)
         place = (batch, head)
         factors = of_all
         if SHAPE.CAP is not None:
             factors = _capped(of_all, place, inputs, v_smem.dtype, SHAPE)
         here = (descriptors, shared, barriers, notes, sizes, Lse, factors, zero)
-        first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
+        if SHAPE.HANDED:
+            sequence, position = sequence_at(batch, head, sizes, SHAPE)
+        else:
+            first_block, end_block, whole, sequence, position = keys_of_tile(
+                row_tile, batch, head, sizes, inputs, SHAPE
+            )
         q_n, kv_n, oldest, newest = sequence
         first_row = row_tile * (ROWS * CONSUMERS) + CONSUMER * ROWS
         rows = gl.arange(0, ROWS, layout=ROW_LAYOUT) + first_row
@@ -385,7 +409,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
         last_key = gl.maximum(kv_n - 1, 0)
         newest_query = gl.maximum(gl.minimum(first_row + (ROWS - 1), q_n - 1) + position, 0)
-        queries = (first_query, newest_query, newest_query - first_query)
+        reach = gl.minimum(first_row + newest + 1, kv_n) if SHAPE.CAUSAL else kv_n
+        queries = (first_query, newest_query, newest_query - first_query, reach)
         whole_from = whole[0]
         whole_to = whole[1]
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
@@ -422,8 +447,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
-            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-            shift, S_LAYOUT, SHAPE,
+            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, queries[3], key,
+            masked, shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
         p, m, row_sum, alpha = weigh(scores, m, row_sum, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
         if Q_SLOTS > 1:
@@ -475,20 +500,21 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
         acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
-        factor, lse = finished(m, total, load_sink(sinks, head), shift)
-        if SHAPE.GENERAL:
-            lse = gl.where(rows < q_n, lse, float("-inf"))
+        sink = load_sink(sinks, head)
+        factor, _unused = finished(m, total, sink, shift)
         if Lse.to(gl.int64) != 0:
+            _unused, lse = finished(m, total, sink, shift)
+            if SHAPE.GENERAL:
+                lse = gl.where(rows < q_n, lse, float("-inf"))
             gl.store(Lse + (batch * num_heads + head).to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_free.index(last), count=1)
-        broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
+        broken = is_broken(acc, ROW_LAYOUT)
         sees = (m != NOTHING) | (total != 0)
         in_range = (total > 0) & (gl.abs(m - shift) < FAST_LIMIT) & (broken == 0)
         leaving = sees & (rows < q_n) & (ends > begins) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
-        factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
-        acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)
+        acc = scaled(acc, factor)
         out_part = out_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_V]).store(narrow(acc, v_smem.dtype))
         fence_async_shared()
@@ -499,7 +525,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     tma.store_wait(0)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
-    notes.index(CONSUMER).store(noted)
+    notes[0].index(CONSUMER).store(noted)
 
 
 @gluon.jit
@@ -519,7 +545,8 @@ def fmha_biased_sm90(
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
-    TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None,
+    TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None, HANDED_ON: gl.constexpr = False,
+    LAZY: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -573,6 +600,8 @@ def fmha_biased_sm90(
         False,
         TILE_AFTER,
         CAP,
+        HANDED_ON,
+        LAZY,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -612,7 +641,9 @@ def fmha_biased_sm90(
         for s in gl.static_range(BLOCKS):
             mbarrier.init(x_ready.index(s), count=1)
             mbarrier.init(x_free.index(s), count=1)
-    notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
+    notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
+    if HANDED_ON:
+        notes = (notes[0], gl.allocate_shared_memory(gl.int32, [KEYS_HANDED * Q_SLOTS * CONSUMERS, 1], NOTE_SMEM))
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
     if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
         sm_scale = gl.maximum(sm_scale, LEAST_SCALE)
@@ -689,7 +720,7 @@ def fmha_biased_sm90(
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
-        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
+        noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
         if noted != 0:
             tensors = (Out, Lse, Q, K, V)
             strides = (

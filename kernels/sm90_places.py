@@ -13,6 +13,7 @@ SEGMENTS: gl.constexpr = gl.constexpr(128)
 SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # What is handed on of a tile: its place among those of its sequence, where its queries begin, how many there are, keys.
 HANDED: gl.constexpr = gl.constexpr(4)
+KEYS_HANDED: gl.constexpr = gl.constexpr(8)  # words of what `hand_on_keys` writes
 HEIGHT: gl.constexpr = gl.constexpr(16)
 
 
@@ -151,6 +152,23 @@ def hand_on_tile(places, slot, row_tile, head):
 
 
 @gluon.jit
+def hand_on_keys(places, slot, place, blocks, whole):
+    """As `hand_on_tile`, with what a bounds function said of a tile: the blocks of keys that are loaded, and those that
+    are seen whole."""
+    row_tile, batch, head = place
+    operands = [
+        places.index(slot * KEYS_HANDED), _threads(), _of_each(row_tile), _of_each(batch), _of_each(head),
+        _of_each(blocks[0]),
+    ]  # fmt: skip
+    gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r", "r", "r"), operands)
+    operands = [
+        places.index(slot * KEYS_HANDED + 4), _threads(), _of_each(blocks[1]), _of_each(whole[0]), _of_each(whole[1]),
+        _of_each(whole[1]),
+    ]  # fmt: skip
+    gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r", "r", "r"), operands)
+
+
+@gluon.jit
 def _take_one(places, index):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     return uniform(gl.max(places.index(index).load(LAYOUT), 0))
@@ -175,6 +193,20 @@ def taken_tile(places, slot, ready, phase):
     """What `hand_on_tile` was given, once the queries are there."""
     mbarrier.wait(ready, phase)
     return _take_one(places, slot * 2), _take_one(places, slot * 2 + 1)
+
+
+@gluon.jit
+def taken_keys(places, slot, ready, phase):
+    """What `hand_on_keys` was given, once the queries are there: place of the tile, batch, head, first and end of the
+    blocks, and of those seen whole."""
+    mbarrier.wait(ready, phase)
+    at = slot * KEYS_HANDED
+    row_tile = _take_one(places, at)
+    batch = _take_one(places, at + 1)
+    head = _take_one(places, at + 2)
+    first_block = _take_one(places, at + 3)
+    end_block = _take_one(places, at + 4)
+    return row_tile, batch, head, first_block, end_block, (_take_one(places, at + 5), _take_one(places, at + 6))
 
 
 @gluon.jit

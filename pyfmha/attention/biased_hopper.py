@@ -56,6 +56,8 @@ class Setting:
     threes: bool = False
     longest_first: bool = False
     tile_after: bool = False
+    handed_on: bool = False
+    lazy: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -365,7 +367,7 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
-_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER")
+_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "LAZY")
 """Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""

@@ -53,6 +53,7 @@ class Shape(NamedTuple):
     CAP: gl.constexpr = gl.constexpr(None)
     HANDED: gl.constexpr = gl.constexpr(False)
     LAZY: gl.constexpr = gl.constexpr(False)
+    TILE_PRODUCT: gl.constexpr = gl.constexpr(False)
 
 
 class OfV(NamedTuple):
@@ -238,7 +239,7 @@ def _is_seen_alone(shape):
 @gluon.constexpr_function
 def is_natural(shape):
     """Whether scores are in natural units, rather than products."""
-    return shape.BIAS == "tile" or is_asked(shape)
+    return (shape.BIAS == "tile" and not shape.TILE_PRODUCT) or is_asked(shape)
 
 
 @gluon.jit
@@ -284,7 +285,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
     scores = products
     if is_natural(SHAPE):
         scores = scores * sm_scale
-    if SHAPE.BIAS == "tile":
+    if SHAPE.BIAS == "tile" and not SHAPE.TILE_PRODUCT:
         scores += tile.to(gl.float32)
     if term is not None:
         scores += term

@@ -92,6 +92,7 @@ def run(
     relative: bool = False,
     in_product: bool = False,
     tile_after: bool = False,
+    tile_product: bool = False,
     cap: Callable[..., Any] | None = None,
     threes: bool = False,
     ping_pong: bool = True,
@@ -137,7 +138,7 @@ def run(
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
         "THREES": threes, "LONGEST_FIRST": longest_first, "TILE_AFTER": tile_after, "CAP": cap,
-        "HANDED_ON": handed, "LAZY": lazy,
+        "HANDED_ON": handed, "LAZY": lazy, "TILE_PRODUCT": tile_product,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}

@@ -58,6 +58,7 @@ class Setting:
     tile_after: bool = False
     handed_on: bool = False
     lazy: bool = False
+    tile_product: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -367,7 +368,7 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
-_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "LAZY")
+_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "LAZY", "TILE_PRODUCT")
 """Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""

@@ -111,6 +111,13 @@ PROBLEMS |= {
     "plain, bias, three consumers": {
         **PLAIN, **THREE, "q_len": 200, "kv_len": 140, "bias": (1, 2, 200, 140), "causal": False, "programs": 3,
     },
+    "plain, bias in a product": {
+        **PLAIN, **THREE, "tile_product": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,
+        "threes": True, "programs": 3, "ping_pong": False,
+    },
+    "plain, bias in a product, causal": {
+        **PLAIN, "tile_product": True, "q_len": 330, "bias": (1, 1, 330, 330), "causal": True, "threes": True,
+    },
     "plain, bias loaded late": {
         **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,
         "threes": True, "programs": 3, "ping_pong": False,
@@ -268,6 +275,9 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
     "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
     "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
+    "plain, bias in a product": {
+        **PLAIN, **SMALL, "tile_product": True, "bias": (1, 1, 32, 136), "causal": False, "threes": True,
+    },
     "plain, bias of keys in a product": {
         **PLAIN, **SMALL, "consumers": 2, "in_product": True, "bias": (1, 1, 1, 136), "causal": False,
     },

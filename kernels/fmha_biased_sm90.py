@@ -31,7 +31,6 @@ from sm90_biased import (
 from sm90_biased_slow import compute_biased_slowly
 from sm90_clean import WORD, clean_tiles, hide_marked, ideal
 from sm90_ends import is_broken, scaled
-from sm90_lazy import kept, part_times_where
 from sm90_places import KEYS_HANDED, hand_on_keys, take_one, taken_keys
 from sm90_powers import polynomials_of, tanh_factors
 from sm90_products import product_factors
@@ -298,20 +297,13 @@ def _step(
         acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
         mbarrier.arrive(v_free.index(before), count=1)
     else:
-        scores, m_new, alpha = maxima(scores, m, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
-        if SHAPE.LAZY:
-            m_new, due = kept(m, m_new)
-            alpha = gl.exp2(m - m_new)
-        m = m_new
+        scores, m, alpha = maxima(scores, m, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
         alpha = hold(alpha)
         acc, p, scores = warpgroup_mma_wait(0, deps=(acc, p, scores))
         mbarrier.arrive(v_free.index(before), count=1)
         next_p, row_sum = weigh_after(acc, scores, m, row_sum, alpha, to_log2, zero, BLOCK_V, BLOCK_N)
         next_p = pack(next_p, v_smem.dtype)
-    if SHAPE.LAZY:
-        acc = part_times_where(acc, alpha, due)
-    else:
-        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
+    acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     if BEGUN:
         begun = load_terms(terms_of(terms, step + 1, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     return acc, next_p, m, row_sum, vector, begun
@@ -434,6 +426,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         newest_query = gl.maximum(gl.minimum(first_row + (ROWS - 1), q_n - 1) + position, 0)
         reach = gl.minimum(first_row + newest + 1, kv_n) if SHAPE.CAUSAL else kv_n
         queries = (first_query, newest_query, newest_query - first_query, reach)
+        if SHAPE.FROM_FIRST:
+            whole = (0, whole[1])
         whole_from = whole[0]
         whole_to = whole[1]
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
@@ -491,7 +485,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         to_left = uniform(block - first_block)
         block = uniform(block)
         if SPLIT:  # loops without masks need no registers for them; what follows on the left only bounds can mask
-            for part in range(2 if SHAPE.BOUNDS is not None else 1):
+            for part in range(2 if SHAPE.BOUNDS is not None and not SHAPE.FROM_FIRST else 1):
                 to_mask = block - gl.maximum(whole_to, first_block) if part == 0 else to_left
                 to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
                 acc, p, m, row_sum, vector, begun, step, block, key = _steps(
@@ -570,7 +564,8 @@ def fmha_biased_sm90(
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
     TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None, HANDED_ON: gl.constexpr = False,
-    LAZY: gl.constexpr = False, TILE_PRODUCT: gl.constexpr = False,
+    TILE_PRODUCT: gl.constexpr = False,
+    FROM_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -625,8 +620,8 @@ def fmha_biased_sm90(
         TILE_AFTER,
         CAP,
         HANDED_ON,
-        LAZY,
         TILE_PRODUCT,
+        FROM_FIRST,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)

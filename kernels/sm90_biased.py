@@ -52,8 +52,8 @@ class Shape(NamedTuple):
     TILE_AFTER: gl.constexpr = gl.constexpr(False)
     CAP: gl.constexpr = gl.constexpr(None)
     HANDED: gl.constexpr = gl.constexpr(False)
-    LAZY: gl.constexpr = gl.constexpr(False)
     TILE_PRODUCT: gl.constexpr = gl.constexpr(False)
+    FROM_FIRST: gl.constexpr = gl.constexpr(False)
 
 
 class OfV(NamedTuple):

@@ -138,7 +138,7 @@ def run(
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
         "THREES": threes, "LONGEST_FIRST": longest_first, "TILE_AFTER": tile_after, "CAP": cap,
-        "HANDED_ON": handed, "LAZY": lazy, "TILE_PRODUCT": tile_product,
+        "HANDED_ON": handed, "TILE_PRODUCT": tile_product,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}

@@ -57,8 +57,8 @@ class Setting:
     longest_first: bool = False
     tile_after: bool = False
     handed_on: bool = False
-    lazy: bool = False
     tile_product: bool = False
+    from_first: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -93,9 +93,9 @@ GENERAL_SETTINGS = {
         **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, q_slots=1, programs=2, maxnreg=128)),
     },
 }
-_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True)
-_TWO = Setting(128, 2, late=False, threes=True)
-_THREE = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32, late=False, threes=True)
+_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True, handed_on=True)
+_TWO = Setting(128, 2, late=False, threes=True, handed_on=True)
+_THREE = replace(_TWO, consumers=3, maxnreg=128, consumer_registers=160, producer_registers=32)
 _FREE = replace(_TWO, producer_first=True, ping_pong=False)
 # Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
 # for each element: that would keep the other one waiting.
@@ -139,8 +139,8 @@ FP16_CAUSAL_SETTINGS = {
     },
 }
 NARROW_SETTINGS = (
-    Setting(64, 1, programs=3, maxnreg=80, late=False),
-    Setting(64, 1, stages=3, v_stages=3, programs=2, maxnreg=128),
+    Setting(64, 1, programs=3, maxnreg=80, late=False, handed_on=True),
+    Setting(64, 1, stages=3, v_stages=3, programs=2, maxnreg=128, handed_on=True),
 )
 """At 64, of full and of causal attention with a mask function alone that is asked for every block between its bounds:
 windows and documents, of whose blocks half may be seen in part. In causal attention three programs are 6 % faster with
@@ -178,7 +178,8 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
 
 
 def of_function(
-    base: KernelSpec, padded: int, *, relative: bool, asked: bool, masked: bool, narrow: bool = False
+    base: KernelSpec, padded: int, *, relative: bool, asked: bool, masked: bool, narrow: bool = False,
+    from_first: bool = False,
 ) -> tuple[KernelSpec, ...]:
     """The Hopper variants for a user's functions, without bias and mask.
 
@@ -194,15 +195,19 @@ def of_function(
         return ()
     general = GENERAL_SETTINGS[padded][NEITHER]
     full, causal = settings_of(_dtype(base), padded, NEITHER)
-    if masked and padded == HEAD_SIZES[0]:
-        full = replace(full, threes=False)
+    if padded == HEAD_SIZES[0]:
         if narrow:
             full, causal = NARROW_SETTINGS
-    if padded == HEAD_SIZES[-1]:
-        if asked:
-            full = causal = general
-        elif relative and _dtype(base) == "bf16":
-            causal = BF16_RELATIVE
+        elif masked and asked:
+            full = replace(full, threes=False)
+    elif asked or narrow:
+        full = causal = replace(general, handed_on=True)
+    elif relative and _dtype(base) == "bf16":
+        causal = BF16_RELATIVE
+    elif from_first:
+        full = causal
+    if from_first and not asked:
+        full, causal = (replace(setting, from_first=True) for setting in (full, causal))
     if relative:  # terms take some of the shared memory
         general, full, causal = (replace(setting, v_stages=2) for setting in (general, full, causal))
     return (
@@ -368,7 +373,7 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
-_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "LAZY", "TILE_PRODUCT")
+_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "TILE_PRODUCT", "FROM_FIRST")
 """Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""

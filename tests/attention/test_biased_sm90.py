@@ -175,10 +175,6 @@ PROBLEMS |= {
         **PLAIN, **TWO, "handed": True, "tile_after": True, "threes": True, "batch": 3, "q_len": 200, "kv_len": 440,
         "bias": (1, 2, 200, 440), "causal": False, "programs": 2,
     },
-    "plain, a bias, its sums rescaled where that is due": {
-        **PLAIN, **FIRST, "lazy": True, "threes": True, "q_len": 200, "kv_len": 700, "bias": (1, 2, 200, 700),
-        "causal": False,
-    },
     "plain, bounds, longest first": {
         **PLAIN, **TWO, "longest_first": True, "q_len": 700, "causal": False, "programs": 2, "threes": True,
         "seen": prefix, "bounds": prefix_bounds,
@@ -573,11 +569,6 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "the place of another tile": ("hand_on_keys(notes[1], slot, (row", "hand_on_keys(notes[1], 0, (row", HANDED),
     "the bounds of nothing": ("(first_block, end_block), whole)", "(end_block, end_block), whole)", HANDED),
     "all seen whole": ("_of_each(whole[1]),\n        _of_each", "_of_each(blocks[1]),\n        _of_each", HANDED),
-    "sums of the maxima before": (
-        "acc = part_times_where(acc, alpha, due)",
-        "pass",
-        "plain, a bias, its sums rescaled where that is due",
-    ),
     "one place for all terms": ("step % 2 * SHAPE.CONSUMERS + CONSUMER", "CONSUMER", "plain, relative"),
     "terms of the first consumer": (
         "step % 2 * SHAPE.CONSUMERS + CONSUMER",

@@ -77,16 +77,25 @@ def _by_tiles(shape):
     return shape.BIAS == "tile" or shape.MASK == "tile"
 
 
+@gluon.constexpr_function
+def _freed_with_keys(shape):
+    """Whether a consumer that has no more use for a block of keys has none for its tile of a bias or mask: another
+    arrival would be another barrier of all its threads."""
+    return shape.X_STAGES == shape.STAGES
+
+
 @gluon.jit
 def _load_tiles(beside, batch, head, first_row, key, step, SHAPE: gl.constexpr):
     """Ask for the bias or mask of a step, of each consumer's rows."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.X_STAGES
+    if not _freed_with_keys(SHAPE):
+        for c in gl.static_range(CONSUMERS):
+            mbarrier.wait(x_free.index(step % STAGES * CONSUMERS + c), ((step // STAGES) & 1) ^ 1)
+    fence_async_shared()  # here rather than in the consumer, where it would wait for its product
     for c in gl.static_range(CONSUMERS):
         stage = step % STAGES * CONSUMERS + c
-        mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)
-        fence_async_shared()  # here rather than in the consumer, where it would wait for its product
         mbarrier.expect(x_ready.index(stage), ROWS * SHAPE.BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1))
         place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
         tma.async_load(x_desc, place, x_ready.index(stage), x_smem.index(stage))
@@ -174,8 +183,7 @@ def _tile(beside, step, row_sum, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr,
 def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
-    if _by_tiles(SHAPE):
-        gl.barrier()
+    if _by_tiles(SHAPE) and not _freed_with_keys(SHAPE):
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
 
@@ -657,10 +665,13 @@ def fmha_biased_sm90(
         BLOCKS: gl.constexpr = X_STAGES * CONSUMERS
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
-        x_free = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
+        x_free = x_ready
         for s in gl.static_range(BLOCKS):
             mbarrier.init(x_ready.index(s), count=1)
-            mbarrier.init(x_free.index(s), count=1)
+        if not _freed_with_keys(SHAPE):
+            x_free = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
+            for s in gl.static_range(BLOCKS):
+                mbarrier.init(x_free.index(s), count=1)
     notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
     if HANDED_ON:
         notes = (notes[0], gl.allocate_shared_memory(gl.int32, [KEYS_HANDED * Q_SLOTS * CONSUMERS, 1], NOTE_SMEM))

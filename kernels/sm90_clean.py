@@ -51,12 +51,12 @@ def _marked(values):
 
 
 @gluon.jit
-def _depth(tile, LAYOUT: gl.constexpr):
-    """How far its lowest element is below zero."""
+def _has_least(tile, LAYOUT: gl.constexpr):
+    """Of 16 rows, whether one of four rows has minus infinity."""
     least = tile.slice(0, HEIGHT).load(LAYOUT)
     for first in gl.static_range(16, ROWS, 16):
         least = _least_of(least, tile.slice(first, HEIGHT).load(LAYOUT))
-    return gl.max(gl.max(-least.to(gl.float32), 1), 0)
+    return (gl.max(-least.to(gl.float32), 1) == float("inf")).to(gl.int32)
 
 
 @gluon.jit
@@ -66,17 +66,20 @@ def clean_tiles(x_smem, x_ready, x_clean, words, step, SHAPE: gl.constexpr):
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     stage = step % SHAPE.X_STAGES
-    word = 0
+    bits = gl.zeros([HEIGHT], gl.int32, layout=gl.SliceLayout(1, LAYOUT))
     for c in gl.static_range(CONSUMERS):
         mbarrier.wait(x_ready.index(stage * CONSUMERS + c), (step // SHAPE.X_STAGES) & 1)
-        tile = x_smem.index(stage * CONSUMERS + c).reshape([ROWS, BLOCK_N])
-        if _depth(tile, LAYOUT) == float("inf"):
-            word += 1 << c
-            for first in gl.static_range(0, ROWS, 16):
-                part = tile.slice(first, HEIGHT)
-                part.store(_marked(part.load(LAYOUT)))
+        bits = bits | (_has_least(x_smem.index(stage * CONSUMERS + c).reshape([ROWS, BLOCK_N]), LAYOUT) << c)
+    word = gl.reduce_or(bits, 0)
+    if word != 0:
+        for c in gl.static_range(CONSUMERS):
+            if (word >> c) & 1 != 0:
+                tile = x_smem.index(stage * CONSUMERS + c).reshape([ROWS, BLOCK_N])
+                for first in gl.static_range(0, ROWS, 16):
+                    part = tile.slice(first, HEIGHT)
+                    part.store(_marked(part.load(LAYOUT)))
+        fence_async_shared()
     words.index(stage).store(gl.full([1], word, gl.int32, layout=gl.BlockedLayout([1], [32], [4], [0])))
-    fence_async_shared()
     gl.barrier()
     for c in gl.static_range(CONSUMERS):
         mbarrier.arrive(x_clean.index(stage * CONSUMERS + c), count=1)

@@ -116,7 +116,7 @@ PROBLEMS |= {
         "threes": True, "programs": 3, "ping_pong": False,
     },
     "plain, bias in a product, causal": {
-        **PLAIN, "tile_product": True, "q_len": 330, "bias": (1, 1, 330, 330), "causal": True, "threes": True,
+        **PLAIN, **TWO, "tile_product": True, "q_len": 330, "bias": (1, 1, 330, 330), "causal": True, "threes": True,
     },
     "plain, bias loaded late": {
         **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,

@@ -541,8 +541,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "plain, bias of keys in a product, three consumers",
     ),
     "no fence between a load and TMA": (
-        "        fence_async_shared()  # here rather",
-        "        pass  # here rather",
+        "    fence_async_shared()  # here rather",
+        "    pass  # here rather",
         "plain, bias, three consumers, blocks used again",
     ),
     "the bias twice": ("scores += tile.to(gl.float32)", "scores += 2 * tile.to(gl.float32)", "bias"),
@@ -605,7 +605,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias",
     ),
     "the place of a bias taken before it was given back": (
-        "mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)\n",
+        "mbarrier.wait(x_free.index(step % STAGES * CONSUMERS + c), ((step // STAGES) & 1) ^ 1)\n",
         "pass\n",
         "bias, one block in flight",
     ),

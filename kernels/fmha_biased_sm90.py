@@ -29,9 +29,8 @@ from sm90_biased import (
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
-from sm90_clean import WORD, clean_tiles, hide_marked, ideal
 from sm90_ends import is_broken, scaled
-from sm90_places import KEYS_HANDED, hand_on_keys, take_one, taken_keys
+from sm90_places import KEYS_HANDED, hand_on_keys, taken_keys
 from sm90_powers import polynomials_of, tanh_factors
 from sm90_products import product_factors
 from sm90_sinks import NOTHING, finished, load_sink
@@ -159,8 +158,6 @@ def _load(work, beside, SHAPE: gl.constexpr):
             if Q_SLOTS > 1:
                 if step > 0:
                     _load_v(v_work, v_place, step - 1, V_SHAPE)
-            if SHAPE.TILE_PRODUCT:
-                clean_tiles(x_smem, x_ready, terms[1], terms[2], step, SHAPE)
             v_place = (batch, head // group, key)
             step += 1
     if step > 0:
@@ -172,7 +169,7 @@ def _tile(beside, step, row_sum, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr,
     """The bias or mask of a step's block of keys that comes by TMA, [rows, keys]; else 0."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     tile = 0
-    if _by_tiles(SHAPE) and not SHAPE.TILE_PRODUCT:
+    if _by_tiles(SHAPE):
         stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
         mbarrier.wait(x_ready.index(stage), (step // SHAPE.X_STAGES) & 1)
         tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(S_LAYOUT)
@@ -189,30 +186,11 @@ def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr
 
 
 @gluon.jit
-def _with_terms(scores, beside, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """Products in flight, and the terms of the block of keys of a step, if these are a product, too."""
+def _with_terms(scores, beside, stage, SHAPE: gl.constexpr):
+    """Products in flight, and the terms of the block of keys of a stage, if these are a product, too."""
     if SHAPE.IN_PRODUCT:
         factor, terms = beside[10]
-        scores = warpgroup_mma(factor, terms.index(step % SHAPE.STAGES).permute((1, 0)), scores, is_async=True)
-    if SHAPE.TILE_PRODUCT:
-        x_smem = beside[1]
-        factor, x_clean, words = beside[10]
-        stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
-        mbarrier.wait(x_clean.index(stage), (step // SHAPE.X_STAGES) & 1)
-        tile = x_smem.index(stage).reshape([ROWS, SHAPE.BLOCK_N])
-        scores = warpgroup_mma(factor, tile, scores, is_async=True)
-    return scores
-
-
-@gluon.jit
-def _hide_marked(scores, beside, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
-    """Scores whose products have begun with a tile, without those for which it had minus infinity."""
-    if SHAPE.TILE_PRODUCT:
-        factor, x_clean, words = beside[10]
-        if (take_one(words, step % SHAPE.X_STAGES) >> CONSUMER) & 1 != 0:
-            stage = step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER
-            tile = beside[1].index(stage).reshape([ROWS, SHAPE.BLOCK_N]).load(scores.type.layout)
-            scores = hide_marked(scores, tile)
+        scores = warpgroup_mma(factor, terms.index(stage).permute((1, 0)), scores, is_async=True)
     return scores
 
 
@@ -269,7 +247,7 @@ def _step(
         scores = warpgroup_mma(
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
-    scores = _with_terms(scores, beside, step, CONSUMER, SHAPE)
+    scores = _with_terms(scores, beside, stage, SHAPE)
     _wait_for_v(barriers, step - 1, CONSUMER, V_SHAPE)
     if SHAPE.LATE:
         p = p.to(v_smem.dtype)
@@ -287,7 +265,6 @@ def _step(
     else:
         tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(1, deps=(scores,))
-    scores = _hide_marked(scores, beside, step, CONSUMER, SHAPE)
     _give_back(beside, k_free, step, CONSUMER, SHAPE)
     scores = bounded(scores, m, factors[2], shift, SHAPE)
     term = None
@@ -453,7 +430,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         scores = warpgroup_mma(
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
-        scores = _with_terms(scores, beside, step, CONSUMER, SHAPE)
+        scores = _with_terms(scores, beside, stage, SHAPE)
         key = block * BLOCK_N
         if SHAPE.LIST > 0:
             key = key_of(block, whole, SHAPE)
@@ -464,7 +441,6 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             vector = _share_terms(beside, here, step, vector, place, key, queries, kv_n, CONSUMER, SHAPE)
         tile = _tile(beside, step, row_sum, CONSUMER, S_LAYOUT, SHAPE)
         scores = warpgroup_mma_wait(0, deps=(scores,))
-        scores = _hide_marked(scores, beside, step, CONSUMER, SHAPE)
         _give_back(beside, k_free, step, CONSUMER, SHAPE)
         scores = bounded(scores, m, factors[2], shift, SHAPE)
         term = None
@@ -572,7 +548,7 @@ def fmha_biased_sm90(
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
     TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None, HANDED_ON: gl.constexpr = False,
-    TILE_PRODUCT: gl.constexpr = False,
+   
     FROM_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
@@ -628,7 +604,6 @@ def fmha_biased_sm90(
         TILE_AFTER,
         CAP,
         HANDED_ON,
-        TILE_PRODUCT,
         FROM_FIRST,
     )
     dtype: gl.constexpr = q_desc.dtype
@@ -712,14 +687,6 @@ def fmha_biased_sm90(
         factor.store(split_factor(undo, OF_KEY))
         fence_async_shared()
         terms = (factor, gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, WIDTH], T_LAYOUT))
-    if TILE_PRODUCT:
-        factor = gl.allocate_shared_memory(dtype, [ROWS, ROWS], gl.NVMMASharedLayout(128, 16, 2))
-        factor.store(ideal(undo, OF_KEY))
-        fence_async_shared()
-        x_clean = gl.allocate_shared_memory(gl.int64, [X_STAGES * CONSUMERS, 1], mbarrier.MBarrierLayout())
-        for s in gl.static_range(X_STAGES * CONSUMERS):
-            mbarrier.init(x_clean.index(s), count=1)
-        terms = (factor, x_clean, gl.allocate_shared_memory(gl.int32, [X_STAGES, 1], WORD))
     beside = (x_desc, x_smem, x_ready, x_free, of_batch, of_head, vectors, sinks, by_head, inputs, terms)
     if CONSUMERS == 1:
         gl.warp_specialize(

@@ -52,7 +52,6 @@ class Shape(NamedTuple):
     TILE_AFTER: gl.constexpr = gl.constexpr(False)
     CAP: gl.constexpr = gl.constexpr(None)
     HANDED: gl.constexpr = gl.constexpr(False)
-    TILE_PRODUCT: gl.constexpr = gl.constexpr(False)
     FROM_FIRST: gl.constexpr = gl.constexpr(False)
 
 
@@ -239,7 +238,7 @@ def _is_seen_alone(shape):
 @gluon.constexpr_function
 def is_natural(shape):
     """Whether scores are in natural units, rather than products."""
-    return (shape.BIAS == "tile" and not shape.TILE_PRODUCT) or is_asked(shape)
+    return shape.BIAS == "tile" or is_asked(shape)
 
 
 @gluon.jit
@@ -285,7 +284,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
     scores = products
     if is_natural(SHAPE):
         scores = scores * sm_scale
-    if SHAPE.BIAS == "tile" and not SHAPE.TILE_PRODUCT:
+    if SHAPE.BIAS == "tile":
         scores += tile.to(gl.float32)
     if term is not None:
         scores += term
@@ -293,14 +292,10 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         if masked:
             keys = _keys_from(key, columns, SHAPE.BLOCK_N)
             if key + SHAPE.BLOCK_N <= reach:
-                scores = by_functions(
-                    scores, place, first_query[:, None], keys[None, :], inputs, True, False, SHAPE
-                )
+                scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, True, False, SHAPE)
             else:
                 keys = gl.minimum(keys, last_key)
-                scores = by_functions(
-                    scores, place, first_query[:, None], keys[None, :], inputs, True, False, SHAPE
-                )
+                scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, True, False, SHAPE)
                 scores = _hidden(scores, columns[None, :] < (ends - key)[:, None])
     elif SEEN is not None or ASKED:
         keys = columns + key

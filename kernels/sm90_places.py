@@ -169,8 +169,7 @@ def hand_on_keys(places, slot, place, blocks, whole):
 
 
 @gluon.jit
-def take_one(places, index):
-    """A word that all threads have."""
+def _take_one(places, index):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     return uniform(gl.max(places.index(index).load(LAYOUT), 0))
 
@@ -182,10 +181,10 @@ def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
     mbarrier.wait(ready, phase)
     bottom_right, shared, most, window_left, window_right = sizes[7]
     table, places = shared
-    row_tile = take_one(places, slot * HANDED)
-    q_start = take_one(places, slot * HANDED + 1)
-    q_n = take_one(places, slot * HANDED + 2)
-    kv_n = take_one(places, slot * HANDED + 3)
+    row_tile = _take_one(places, slot * HANDED)
+    q_start = _take_one(places, slot * HANDED + 1)
+    q_n = _take_one(places, slot * HANDED + 2)
+    kv_n = _take_one(places, slot * HANDED + 3)
     return row_tile, q_start, seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
 
 
@@ -193,7 +192,7 @@ def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
 def taken_tile(places, slot, ready, phase):
     """What `hand_on_tile` was given, once the queries are there."""
     mbarrier.wait(ready, phase)
-    return take_one(places, slot * 2), take_one(places, slot * 2 + 1)
+    return _take_one(places, slot * 2), _take_one(places, slot * 2 + 1)
 
 
 @gluon.jit
@@ -202,12 +201,12 @@ def taken_keys(places, slot, ready, phase):
     blocks, and of those seen whole."""
     mbarrier.wait(ready, phase)
     at = slot * KEYS_HANDED
-    row_tile = take_one(places, at)
-    batch = take_one(places, at + 1)
-    head = take_one(places, at + 2)
-    first_block = take_one(places, at + 3)
-    end_block = take_one(places, at + 4)
-    return row_tile, batch, head, first_block, end_block, (take_one(places, at + 5), take_one(places, at + 6))
+    row_tile = _take_one(places, at)
+    batch = _take_one(places, at + 1)
+    head = _take_one(places, at + 2)
+    first_block = _take_one(places, at + 3)
+    end_block = _take_one(places, at + 4)
+    return row_tile, batch, head, first_block, end_block, (_take_one(places, at + 5), _take_one(places, at + 6))
 
 
 @gluon.jit

@@ -399,17 +399,6 @@ def _all_of_a_thread(asm: str, count: int, dtype: Any, x: Tensor, *others: Tenso
     return found if isinstance(dtype, tuple) else found[0]
 
 
-def _is_minus_zero(x: Any) -> Any:
-    x = np.asarray(x)
-    return (x == 0) & np.signbit(x)
-
-
-def _marked(_found: Any, dtype: DType, x: Tensor) -> Tensor:
-    """Minus zero for minus infinity, zero for minus zero."""
-    found = np.where(np.isneginf(x), -0.0, np.where(np.asarray(x) == 0, 0.0, x))
-    return of_element(found.astype(np.float32), dtype)
-
-
 def _narrow(found: Any, dtype: DType, x: Tensor, other: Tensor | None = None) -> Tensor:
     """Two values to 16 bits; the first operand goes to the upper half, which is the second value. Of two tensors, to
     integers that hold both."""
@@ -481,13 +470,6 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
         " and.b32 one, both, 0x00FF; setp.ne.u32 p, one, 0; selp.f32 $0, $3, 0fFF800000, p;"
         " and.b32 one, both, 0xFF00; setp.ne.u32 p, one, 0; selp.f32 $1, $4, 0fFF800000, p; }"
     ): lambda _found, _dtype, mask, x: tensor(np.where(np.asarray(mask) != 0, x, -np.inf), np.float32),
-    r"min\.f16x2 \$0, \$1, \$2;": lambda _found, _dtype, a, b: tensor(np.fmin(np.asarray(a), b), np.float32),
-    r"\{ \.reg \.pred p; \.reg \.b16 low, high; mov\.b32 \{low, high\}, \$1; setp\.eq\.u16 p, low, 0x8000;"
-    r" selp\.b16 low, 0, low, p; setp\.eq\.u16 p, low, 0xFC00; selp\.b16 low, 0x8000, low, p; .*\}": _marked,
-    r"\{ \.reg \.pred p; \.reg \.b16 low, high; mov\.b32 \{low, high\}, \$2; setp\.eq\.u16 p, low, 0x8000;"
-    r" selp\.f32 \$0, 0fFF800000, \$3, p; setp\.eq\.u16 p, high, 0x8000; selp\.f32 \$1, 0fFF800000, \$4, p; \}": (
-        lambda _found, _dtype, tile, x: tensor(np.where(_is_minus_zero(tile), -np.inf, x), np.float32)
-    ),
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }
 

@@ -111,13 +111,6 @@ PROBLEMS |= {
     "plain, bias, three consumers": {
         **PLAIN, **THREE, "q_len": 200, "kv_len": 140, "bias": (1, 2, 200, 140), "causal": False, "programs": 3,
     },
-    "plain, bias in a product": {
-        **PLAIN, **THREE, "tile_product": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,
-        "threes": True, "programs": 3, "ping_pong": False,
-    },
-    "plain, bias in a product, causal": {
-        **PLAIN, **TWO, "tile_product": True, "q_len": 330, "bias": (1, 1, 330, 330), "causal": True, "threes": True,
-    },
     "plain, bias loaded late": {
         **PLAIN, **THREE, "tile_after": True, "q_len": 200, "kv_len": 440, "bias": (1, 2, 200, 440), "causal": False,
         "threes": True, "programs": 3, "ping_pong": False,
@@ -170,6 +163,10 @@ PROBLEMS |= {
     "plain, places handed on": {
         **PLAIN, **FIRST, "handed": True, "longest_first": True, "batch": 2, "q_len": 700, "causal": False,
         "programs": 2, "threes": True, "seen": wide, "bounds": wide_bounds, "block_n": 64,
+    },
+    "plain, bounds that begin with the first key": {
+        **PLAIN, **FIRST, "handed": True, "from_first": True, "longest_first": True, "q_len": 700, "kv_len": 730,
+        "causal": False, "programs": 2, "threes": True, "seen": prefix, "bounds": prefix_bounds,
     },
     "plain, places handed on, bias": {
         **PLAIN, **TWO, "handed": True, "tile_after": True, "threes": True, "batch": 3, "q_len": 200, "kv_len": 440,
@@ -271,9 +268,6 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "plain, bias": {**PLAIN, **SMALL, "bias": (1, 1, 32, 136), "causal": False},
     "plain, bias of keys": {**PLAIN, **SMALL, "bias": (1, 1, 1, 136), "causal": False},
     "plain, mask": {**PLAIN, **SMALL, "mask": (1, 1, 32, 136), "causal": False},
-    "plain, bias in a product": {
-        **PLAIN, **SMALL, "tile_product": True, "bias": (1, 1, 32, 136), "causal": False, "threes": True,
-    },
     "plain, bias of keys in a product": {
         **PLAIN, **SMALL, "consumers": 2, "in_product": True, "bias": (1, 1, 1, 136), "causal": False,
     },
@@ -553,7 +547,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "plain, relative",
     ),
     "terms of another row": (
-        "newest_query, newest_query - first_query,", "newest_query, (newest_query - first_query) // 2,",
+        "newest_query, newest_query - first_query,",
+        "newest_query, (newest_query - first_query) // 2,",
         "plain, relative",
     ),
     "keys past the end that a mask function shows": (

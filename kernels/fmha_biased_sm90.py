@@ -511,12 +511,20 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             gl.store(Lse + (batch * num_heads + head).to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_free.index(last), count=1)
-        broken = is_broken(acc, ROW_LAYOUT)
+        PLAIN_ENDS: gl.constexpr = SHAPE.RELATIVE and not BEGUN  # ptxas else loads terms of T5 where nothing hides it
+        if PLAIN_ENDS:
+            broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
+        else:
+            broken = is_broken(acc, ROW_LAYOUT)
         sees = (m != NOTHING) | (total != 0)
         in_range = (total > 0) & (gl.abs(m - shift) < FAST_LIMIT) & (broken == 0)
         leaving = sees & (rows < q_n) & (ends > begins) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
-        acc = scaled(acc, factor)
+        if PLAIN_ENDS:
+            factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
+            acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)
+        else:
+            acc = scaled(acc, factor)
         out_part = out_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_V]).store(narrow(acc, v_smem.dtype))
         fence_async_shared()
@@ -548,7 +556,7 @@ def fmha_biased_sm90(
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
     TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None, HANDED_ON: gl.constexpr = False,
-   
+
     FROM_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.

@@ -572,8 +572,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP: see Shape. LONGEST_FIRST and the rest: as of fmha_fwd_sm90
-    of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP, HANDED_ON, FROM_FIRST: see Shape. LONGEST_FIRST and the
+    rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()

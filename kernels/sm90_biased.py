@@ -24,7 +24,10 @@ class Shape(NamedTuple):
     is the same for all queries is added by a product of its own, see sm90_terms.py. THREES: see
     sm90_maxima.py. LONGEST_FIRST: see sm90_tiles.py. TILE_AFTER: whether a bias or mask by TMA is loaded when the
     products are there, rather than while they run, so that it takes few registers at a time. CAP:
-    of a SCORE that is a soft cap and nothing else a function (batch, head, *inputs) of the cap; SCORE is not asked."""
+    of a SCORE that is a soft cap and nothing else a function (batch, head, *inputs) of the cap; SCORE is not asked.
+    HANDED: whether the producer hands on the places of tiles, with what bounds say of them (sm90_places.py), neither
+    for lists nor if GENERAL. FROM_FIRST: whether BOUNDS say that what is seen, and what is seen whole, begin with the
+    first key."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr

@@ -145,9 +145,9 @@ NARROW_SETTINGS = (
     Setting(64, 1, programs=3, maxnreg=80, late=False, handed_on=True),
     Setting(64, 1, stages=3, v_stages=3, programs=2, maxnreg=128, handed_on=True),
 )
-"""At 64, of full and of causal attention with a mask function alone that is asked for every block between its bounds:
-windows and documents, of whose blocks half may be seen in part. In causal attention three programs are 6 % faster with
-windows, but 4 % slower with documents."""
+"""At 64, of full and of causal attention with a mask function alone whose bounds begin anywhere: windows and documents,
+of whose blocks half may be seen in part. In causal attention three programs are 6 % faster with windows, but 1 % slower
+with documents."""
 BF16_SETTINGS = {
     64: {},
     128: {kind: replace(PLAIN_SETTINGS[128][kind], handed_on=False) for kind in (BIAS_TILE, *_KEYS)},
@@ -206,7 +206,9 @@ def of_function(
         asked: whether a function is asked for each element, rather than for few blocks or once for each distance.
         masked: whether there is a mask function. In the blocks that it is asked for, maxima of three take more
             instructions than they spare elsewhere: a window of 256 took 142 us at head size 64, and 123 without.
-        narrow: whether there is a mask function alone, which is asked for every block between its bounds.
+        narrow: whether there is a mask function alone, whose bounds begin anywhere.
+        from_first: whether bounds say that what is seen, and what is seen whole, begin with the first key: tiles then
+            are as long as those of causal attention.
     """
     if padded not in HEAD_SIZES:
         return ()

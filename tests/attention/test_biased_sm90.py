@@ -455,6 +455,13 @@ def test_blocks_outside_of_bounds_are_not_loaded() -> None:
     assert np.isfinite(out).all()
 
 
+def test_bounds_that_begin_elsewhere_are_no_bounds_from_the_first_key() -> None:
+    problem = PROBLEMS["plain, window, two consumers"]
+    check(**problem)
+    with pytest.raises(AssertionError):
+        check(**problem, from_first=True)
+
+
 def striped(batch: Any, head: Any, query: Any, key: Any) -> Any:
     """Of another pattern for each head, with holes and with whole blocks."""
     return (query // 100 + key // 140 + head) % 2 == 0

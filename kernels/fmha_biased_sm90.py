@@ -25,9 +25,12 @@ from sm90_biased import (
     maxima,
     order_of,
     place_of,
+    sequence_at,
     weigh,
 )
 from sm90_biased_slow import compute_biased_slowly
+from sm90_ends import is_broken, scaled
+from sm90_places import KEYS_HANDED, hand_on_keys, taken_keys
 from sm90_powers import polynomials_of, tanh_factors
 from sm90_products import product_factors
 from sm90_sinks import NOTHING, finished, load_sink
@@ -73,16 +76,25 @@ def _by_tiles(shape):
     return shape.BIAS == "tile" or shape.MASK == "tile"
 
 
+@gluon.constexpr_function
+def _freed_with_keys(shape):
+    """Whether a consumer that has no more use for a block of keys has none for its tile of a bias or mask: another
+    arrival would be another barrier of all its threads."""
+    return shape.X_STAGES == shape.STAGES
+
+
 @gluon.jit
 def _load_tiles(beside, batch, head, first_row, key, step, SHAPE: gl.constexpr):
     """Ask for the bias or mask of a step, of each consumer's rows."""
     x_desc, x_smem, x_ready, x_free, x_of_batch, x_of_head, vectors, sinks, by_head, inputs, terms = beside
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.X_STAGES
+    if not _freed_with_keys(SHAPE):
+        for c in gl.static_range(CONSUMERS):
+            mbarrier.wait(x_free.index(step % STAGES * CONSUMERS + c), ((step // STAGES) & 1) ^ 1)
+    fence_async_shared()  # here rather than in the consumer, where it would wait for its product
     for c in gl.static_range(CONSUMERS):
         stage = step % STAGES * CONSUMERS + c
-        mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)
-        fence_async_shared()  # here rather than in the consumer, where it would wait for its product
         mbarrier.expect(x_ready.index(stage), ROWS * SHAPE.BLOCK_N * (2 if SHAPE.BIAS == "tile" else 1))
         place = [batch * x_of_batch, head * x_of_head, first_row + c * ROWS, key]
         tma.async_load(x_desc, place, x_ready.index(stage), x_smem.index(stage))
@@ -136,6 +148,8 @@ def _load(work, beside, SHAPE: gl.constexpr):
                 for c in gl.static_range(CONSUMERS):
                     slot = turn % Q_SLOTS * CONSUMERS + c
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
+                    if SHAPE.HANDED:
+                        hand_on_keys(notes[1], slot, (row_tile, batch, head), (first_block, end_block), whole)
                     mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D * 2)
                     place = [batch, head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
@@ -166,8 +180,7 @@ def _tile(beside, step, row_sum, CONSUMER: gl.constexpr, S_LAYOUT: gl.constexpr,
 def _give_back(beside, k_free, step, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """A step's keys, and what came beside them, have been read."""
     x_free = beside[3]
-    if _by_tiles(SHAPE):
-        gl.barrier()
+    if _by_tiles(SHAPE) and not _freed_with_keys(SHAPE):
         mbarrier.arrive(x_free.index(step % SHAPE.X_STAGES * SHAPE.CONSUMERS + CONSUMER), count=1)
     mbarrier.arrive(k_free.index(step % SHAPE.STAGES), count=1)
 
@@ -186,7 +199,7 @@ def _share_terms(beside, work, step, vector, place, key, queries, kv_n, CONSUMER
     """Store a step's terms, of keys from `key` on. vector: what `load_keys` gave of them; returns that of the next
     step, which then has a step to come."""
     factors = work[6]
-    first_query, newest, lag = queries
+    first_query, newest, lag, reach = queries
     vectors = beside[6]
     inputs = beside[9]
     own = terms_of(beside[10], step, CONSUMER, SHAPE)
@@ -216,7 +229,7 @@ def _step(
     q_ready, q_free, k_ready, k_free, v_ready, v_free, v_whole = barriers
     inputs = beside[9]
     terms = beside[10]
-    first_query, newest, lag = queries
+    first_query, newest, lag, reach = queries
     last_key = gl.maximum(kv_n - 1, 0)
     stage = step % SHAPE.STAGES
     before = (step - 1) % SHAPE.V_STAGES
@@ -258,8 +271,8 @@ def _step(
     if has_terms(SHAPE) and not BEGUN:
         term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), lag, S_LAYOUT, SHAPE)
     scores = counted(
-        scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-        shift, S_LAYOUT, SHAPE,
+        scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, queries[3], key,
+        masked, shift, S_LAYOUT, SHAPE,
     )  # fmt: skip
     if SHAPE.LATE:
         next_p, m, row_sum, alpha = weigh(
@@ -364,14 +377,25 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     noted = gl.zeros([ROWS], gl.int32, layout=ROW_LAYOUT)
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
-        batch, head = place_of(unit, sizes, by_head)
+        if SHAPE.HANDED:
+            slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+            row_tile, batch, head, first_block, end_block, whole = taken_keys(
+                notes[1], slot, q_ready.index(slot), (turn // Q_SLOTS) & 1
+            )
+        else:
+            row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
+            batch, head = place_of(unit, sizes, by_head)
         place = (batch, head)
         factors = of_all
         if SHAPE.CAP is not None:
             factors = _capped(of_all, place, inputs, v_smem.dtype, SHAPE)
         here = (descriptors, shared, barriers, notes, sizes, Lse, factors, zero)
-        first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
+        if SHAPE.HANDED:
+            sequence, position = sequence_at(batch, head, sizes, SHAPE)
+        else:
+            first_block, end_block, whole, sequence, position = keys_of_tile(
+                row_tile, batch, head, sizes, inputs, SHAPE
+            )
         q_n, kv_n, oldest, newest = sequence
         first_row = row_tile * (ROWS * CONSUMERS) + CONSUMER * ROWS
         rows = gl.arange(0, ROWS, layout=ROW_LAYOUT) + first_row
@@ -385,7 +409,10 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         first_query = gl.maximum(gl.minimum(rows, q_n - 1) + position, 0)
         last_key = gl.maximum(kv_n - 1, 0)
         newest_query = gl.maximum(gl.minimum(first_row + (ROWS - 1), q_n - 1) + position, 0)
-        queries = (first_query, newest_query, newest_query - first_query)
+        reach = gl.minimum(first_row + newest + 1, kv_n) if SHAPE.CAUSAL else kv_n
+        queries = (first_query, newest_query, newest_query - first_query, reach)
+        if SHAPE.FROM_FIRST:
+            whole = (0, whole[1])
         whole_from = whole[0]
         whole_to = whole[1]
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
@@ -422,8 +449,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             term = load_terms(terms_of(terms, step, CONSUMER, SHAPE), queries[2], S_LAYOUT, SHAPE)
         masked = (block >= whole_to) | (block < whole_from)
         scores = counted(
-            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
-            shift, S_LAYOUT, SHAPE,
+            scores, tile, term, factors, place, first_query, last_key, inputs, begins, ends, queries[3], key,
+            masked, shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
         p, m, row_sum, alpha = weigh(scores, m, row_sum, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
         if Q_SLOTS > 1:
@@ -442,7 +469,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         to_left = uniform(block - first_block)
         block = uniform(block)
         if SPLIT:  # loops without masks need no registers for them; what follows on the left only bounds can mask
-            for part in range(2 if SHAPE.BOUNDS is not None else 1):
+            for part in range(2 if SHAPE.BOUNDS is not None and not SHAPE.FROM_FIRST else 1):
                 to_mask = block - gl.maximum(whole_to, first_block) if part == 0 else to_left
                 to_mask = gl.minimum(gl.maximum(to_mask, 0), to_left)
                 acc, p, m, row_sum, vector, begun, step, block, key = _steps(
@@ -475,20 +502,29 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
         p = gl.convert_layout(p, P_LAYOUT, assert_trivial=True)
         acc = warpgroup_mma(p, v_smem.index(last).reshape([BLOCK_N, BLOCK_V]), acc, is_async=True)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
-        factor, lse = finished(m, total, load_sink(sinks, head), shift)
-        if SHAPE.GENERAL:
-            lse = gl.where(rows < q_n, lse, float("-inf"))
+        sink = load_sink(sinks, head)
+        factor, _unused = finished(m, total, sink, shift)
         if Lse.to(gl.int64) != 0:
+            _unused, lse = finished(m, total, sink, shift)
+            if SHAPE.GENERAL:
+                lse = gl.where(rows < q_n, lse, float("-inf"))
             gl.store(Lse + (batch * num_heads + head).to(gl.int64) * q_len + rows, lse, mask=rows < q_len)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_free.index(last), count=1)
-        broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
+        PLAIN_ENDS: gl.constexpr = SHAPE.RELATIVE and not BEGUN  # ptxas else loads terms of T5 where nothing hides it
+        if PLAIN_ENDS:
+            broken = gl.convert_layout(gl.sum(acc * 0.0, 1), ROW_LAYOUT, assert_trivial=True) != 0
+        else:
+            broken = is_broken(acc, ROW_LAYOUT)
         sees = (m != NOTHING) | (total != 0)
         in_range = (total > 0) & (gl.abs(m - shift) < FAST_LIMIT) & (broken == 0)
         leaving = sees & (rows < q_n) & (ends > begins) & (in_range == 0)
         noted = noted | gl.where(leaving, 1 << (turn % NOTES), 0)
-        factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
-        acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)
+        if PLAIN_ENDS:
+            factor = gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
+            acc = gl.where((factor != 0)[:, None], acc * factor[:, None], 0.0)
+        else:
+            acc = scaled(acc, factor)
         out_part = out_smem.index(slot)
         out_part.reshape([ROWS, BLOCK_V]).store(narrow(acc, v_smem.dtype))
         fence_async_shared()
@@ -499,7 +535,7 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
     tma.store_wait(0)
     if gl.max((noted != 0).to(gl.int32), 0) != 0:
         noted = written(noted)
-    notes.index(CONSUMER).store(noted)
+    notes[0].index(CONSUMER).store(noted)
 
 
 @gluon.jit
@@ -519,7 +555,9 @@ def fmha_biased_sm90(
     RELATIVE: gl.constexpr = False,
     Blocks=None, list_batches=None, list_heads=None, LIST: gl.constexpr = 0, IN_PRODUCT: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
-    TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None,
+    TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None, HANDED_ON: gl.constexpr = False,
+
+    FROM_FIRST: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -534,8 +572,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP: see Shape. LONGEST_FIRST and the rest: as of fmha_fwd_sm90
-    of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP, HANDED_ON, FROM_FIRST: see Shape. LONGEST_FIRST and the
+    rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -573,6 +611,8 @@ def fmha_biased_sm90(
         False,
         TILE_AFTER,
         CAP,
+        HANDED_ON,
+        FROM_FIRST,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -608,11 +648,16 @@ def fmha_biased_sm90(
         BLOCKS: gl.constexpr = X_STAGES * CONSUMERS
         x_smem = gl.allocate_shared_memory(x_desc.dtype, [BLOCKS, 1, 1, ROWS, BLOCK_N], x_desc.layout)
         x_ready = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
-        x_free = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
+        x_free = x_ready
         for s in gl.static_range(BLOCKS):
             mbarrier.init(x_ready.index(s), count=1)
-            mbarrier.init(x_free.index(s), count=1)
-    notes = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM)
+        if not _freed_with_keys(SHAPE):
+            x_free = gl.allocate_shared_memory(gl.int64, [BLOCKS, 1], mbarrier.MBarrierLayout())
+            for s in gl.static_range(BLOCKS):
+                mbarrier.init(x_free.index(s), count=1)
+    notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
+    if HANDED_ON:
+        notes = (notes[0], gl.allocate_shared_memory(gl.int32, [KEYS_HANDED * Q_SLOTS * CONSUMERS, 1], NOTE_SMEM))
     begun: gl.constexpr = begins_with_terms(dtype, SHAPE)
     if begun:  # so that terms stay finite: fp16 products count for nothing where it is less
         sm_scale = gl.maximum(sm_scale, LEAST_SCALE)
@@ -689,7 +734,7 @@ def fmha_biased_sm90(
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
-        noted = gl.reduce_or(notes.index(part).load(NOTE), 0)
+        noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
         if noted != 0:
             tensors = (Out, Lse, Q, K, V)
             strides = (

@@ -24,7 +24,10 @@ class Shape(NamedTuple):
     is the same for all queries is added by a product of its own, see sm90_terms.py. THREES: see
     sm90_maxima.py. LONGEST_FIRST: see sm90_tiles.py. TILE_AFTER: whether a bias or mask by TMA is loaded when the
     products are there, rather than while they run, so that it takes few registers at a time. CAP:
-    of a SCORE that is a soft cap and nothing else a function (batch, head, *inputs) of the cap; SCORE is not asked."""
+    of a SCORE that is a soft cap and nothing else a function (batch, head, *inputs) of the cap; SCORE is not asked.
+    HANDED: whether the producer hands on the places of tiles, with what bounds say of them (sm90_places.py), neither
+    for lists nor if GENERAL. FROM_FIRST: whether BOUNDS say that what is seen, and what is seen whole, begin with the
+    first key."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -51,6 +54,8 @@ class Shape(NamedTuple):
     LENGTHS: gl.constexpr = gl.constexpr(False)
     TILE_AFTER: gl.constexpr = gl.constexpr(False)
     CAP: gl.constexpr = gl.constexpr(None)
+    HANDED: gl.constexpr = gl.constexpr(False)
+    FROM_FIRST: gl.constexpr = gl.constexpr(False)
 
 
 class OfV(NamedTuple):
@@ -104,6 +109,15 @@ def _on_list(batch, head, first_row, q_n, q_len, kv_len, lists, SHAPE: gl.conste
 
 
 @gluon.jit
+def sequence_at(batch, head, sizes, SHAPE: gl.constexpr):
+    """The sequence of a batch and head, and the position of its first query."""
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    sequence = sequence_of(sizes, batch * num_heads + head, SHAPE)
+    q_n, kv_n, oldest, newest = sequence
+    return sequence, (bounds[0] != 0).to(gl.int32) * (kv_n - q_n)
+
+
+@gluon.jit
 def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     """The blocks of keys that a tile loads, their first and the one past the last, at least one; those of which its
     rows see every key, likewise, of which there may be none; the sequence, and the position of its first query.
@@ -115,9 +129,8 @@ def keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE: gl.constexpr):
     BOUNDS: gl.constexpr = SHAPE.BOUNDS
     SEEN: gl.constexpr = SHAPE.SEEN
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    sequence = sequence_of(sizes, batch * num_heads + head, SHAPE)
+    sequence, position = sequence_at(batch, head, sizes, SHAPE)
     q_n, kv_n, oldest, newest = sequence
-    position = (bounds[0] != 0).to(gl.int32) * (kv_n - q_n)
     first_row = row_tile * TILE
     if SHAPE.LIST > 0:
         first_block = first_row * 0
@@ -220,6 +233,12 @@ def is_asked(shape):
 
 
 @gluon.constexpr_function
+def _is_seen_alone(shape):
+    """Whether most blocks that SEEN is asked for need no other mask, and none of their keys is past the last one."""
+    return shape.SEEN is not None and not (shape.GENERAL or is_asked(shape)) and shape.CAP is None
+
+
+@gluon.constexpr_function
 def is_natural(shape):
     """Whether scores are in natural units, rather than products."""
     return shape.BIAS == "tile" or is_asked(shape)
@@ -234,7 +253,18 @@ def bounded(products, m, limit, shift: gl.constexpr, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def counted(products, tile, term, factors, place, first_query, last_key, inputs, begins, ends, key, masked,
+def _keys_from(key, columns, BLOCK_N: gl.constexpr):
+    """`columns` from `key` on, by one sum for each, of what is a thread's own and a constant."""
+    blocks = columns.reshape([BLOCK_N // 8, 8])
+    LAYOUT: gl.constexpr = blocks.type.layout
+    near = gl.arange(0, 8, layout=gl.SliceLayout(0, LAYOUT)) + key
+    far = 8 * gl.arange(0, BLOCK_N // 8, layout=gl.SliceLayout(1, LAYOUT))
+    keys = (near[None, :] + far[:, None]).reshape([BLOCK_N])
+    return gl.convert_layout(keys, columns.type.layout, assert_trivial=True)
+
+
+@gluon.jit
+def counted(products, tile, term, factors, place, first_query, last_key, inputs, begins, ends, reach, key, masked,
             shift: gl.constexpr, S_LAYOUT: gl.constexpr, SHAPE: gl.constexpr):  # fmt: skip
     """Scores of one block of keys that count, from `key` on; minus infinity where a key is not seen.
 
@@ -248,6 +278,7 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         first_query: positions of the queries, [rows].
         last_key: of the sequence, at least 0.
         begins, ends: the keys that rows see if masked.
+        reach: the least of the ends.
     """
     SEEN: gl.constexpr = SHAPE.SEEN
     ASKED: gl.constexpr = is_asked(SHAPE)
@@ -260,14 +291,23 @@ def counted(products, tile, term, factors, place, first_query, last_key, inputs,
         scores += tile.to(gl.float32)
     if term is not None:
         scores += term
-    if SEEN is not None or ASKED:
+    if _is_seen_alone(SHAPE):
+        if masked:
+            keys = _keys_from(key, columns, SHAPE.BLOCK_N)
+            if key + SHAPE.BLOCK_N <= reach:
+                scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, True, False, SHAPE)
+            else:
+                keys = gl.minimum(keys, last_key)
+                scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, True, False, SHAPE)
+                scores = _hidden(scores, columns[None, :] < (ends - key)[:, None])
+    elif SEEN is not None or ASKED:
         keys = columns + key
         if masked:  # of other blocks all keys are there
             keys = gl.minimum(keys, last_key)
         scores = by_functions(scores, place, first_query[:, None], keys[None, :], inputs, masked, ASKED, SHAPE)
     if SHAPE.MASK == "tile":
         scores = shown(scores, tile)
-    if SHAPE.CAP is None:  # with a soft cap `maxima` does
+    if SHAPE.CAP is None and not _is_seen_alone(SHAPE):  # with a soft cap `maxima` does
         if masked:
             seen = columns[None, :] < (ends - key)[:, None]
             if SHAPE.GENERAL:

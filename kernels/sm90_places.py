@@ -14,6 +14,7 @@ SEGMENTS: gl.constexpr = gl.constexpr(128)
 SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # What is handed on of a tile: its place among those of its sequence, where its queries begin, how many there are, keys.
 HANDED: gl.constexpr = gl.constexpr(4)
+KEYS_HANDED: gl.constexpr = gl.constexpr(8)  # words of what `hand_on_keys` writes
 HEIGHT: gl.constexpr = gl.constexpr(16)
 
 
@@ -152,6 +153,23 @@ def hand_on_tile(places, slot, row_tile, head):
 
 
 @gluon.jit
+def hand_on_keys(places, slot, place, blocks, whole):
+    """As `hand_on_tile`, with what a bounds function said of a tile: the blocks of keys that are loaded, and those that
+    are seen whole."""
+    row_tile, batch, head = place
+    operands = [
+        places.index(slot * KEYS_HANDED), _threads(), _of_each(row_tile), _of_each(batch), _of_each(head),
+        _of_each(blocks[0]),
+    ]  # fmt: skip
+    gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r", "r", "r"), operands)
+    operands = [
+        places.index(slot * KEYS_HANDED + 4), _threads(), _of_each(blocks[1]), _of_each(whole[0]), _of_each(whole[1]),
+        _of_each(whole[1]),
+    ]  # fmt: skip
+    gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r", "r", "r"), operands)
+
+
+@gluon.jit
 def _take_one(places, index):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     return uniform(gl.max(places.index(index).load(LAYOUT), 0))
@@ -185,6 +203,20 @@ def _without(part, first, count, HEIGHT: gl.constexpr, WIDTH: gl.constexpr):
     if count > first:
         rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
         part.store(gl.where((rows < count - first)[:, None], 0.0, part.load(LAYOUT)))
+
+
+@gluon.jit
+def taken_keys(places, slot, ready, phase):
+    """What `hand_on_keys` was given, once the queries are there: place of the tile, batch, head, first and end of the
+    blocks, and of those seen whole."""
+    mbarrier.wait(ready, phase)
+    at = slot * KEYS_HANDED
+    row_tile = _take_one(places, at)
+    batch = _take_one(places, at + 1)
+    head = _take_one(places, at + 2)
+    first_block = _take_one(places, at + 3)
+    end_block = _take_one(places, at + 4)
+    return row_tile, batch, head, first_block, end_block, (_take_one(places, at + 5), _take_one(places, at + 6))
 
 
 @gluon.jit

@@ -79,6 +79,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "max.u32": _of_integers(np.maximum, np.uint32),
     "setp.gt.f32": np.greater,
     "setp.lt.f32": np.less,
+    "setp.neu.f32": np.not_equal,
+    "selp.f32": lambda a, b, chosen: np.where(np.asarray(chosen) != 0, a, b),
     "setp.gt.u32": lambda a, b: _of_integers(np.greater, np.uint32)(a, b, False),
     "setp.gt.or.u32": _of_integers(np.greater, np.uint32),
     "setp.gt.or.f32": _or(np.greater),

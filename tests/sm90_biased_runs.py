@@ -92,6 +92,7 @@ def run(
     relative: bool = False,
     in_product: bool = False,
     tile_after: bool = False,
+    from_first: bool = False,
     cap: Callable[..., Any] | None = None,
     threes: bool = False,
     ping_pong: bool = True,
@@ -137,6 +138,7 @@ def run(
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
         "THREES": threes, "LONGEST_FIRST": longest_first, "TILE_AFTER": tile_after, "CAP": cap,
+        "HANDED_ON": handed, "FROM_FIRST": from_first,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}
@@ -147,7 +149,7 @@ def run(
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
         constants["LAZY"] = lazy
     if sinks_alone:
-        constants |= {"THREES": threes, "HANDED_ON": handed, "PRODUCER_FIRST": producer_first}
+        constants |= {"THREES": threes, "HANDED_ON": handed, "FROM_FIRST": from_first, "PRODUCER_FIRST": producer_first}
     if values_alone:
         constants["APART"] = apart
     kernel = alone or KERNEL

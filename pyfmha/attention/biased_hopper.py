@@ -5,6 +5,7 @@ with sinks, lengths and windows. Biases of FLOAT, soft caps, ragged batches, a b
 misaligned fall through to the portable variants.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pyfmha.attention import hopper
@@ -34,6 +35,9 @@ class Setting:
         longest_first: as of plain attention.
         tile_after: whether a bias or mask by tiles is loaded when the products are there, see Shape of
             ``kernels/sm90_biased.py``.
+        handed_on: whether the producer hands the places of tiles on to the consumers, with what bounds say of them;
+            without lengths and windows.
+        from_first: whether bounds say that what is seen, and what is seen whole, begin with the first key.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
         requires: what it needs besides; elsewhere that of `PLAIN_SETTINGS` serves.
     """
@@ -56,6 +60,8 @@ class Setting:
     threes: bool = False
     longest_first: bool = False
     tile_after: bool = False
+    handed_on: bool = False
+    from_first: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -90,9 +96,9 @@ GENERAL_SETTINGS = {
         **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, q_slots=1, programs=2, maxnreg=128)),
     },
 }
-_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True)
-_TWO = Setting(128, 2, late=False, threes=True)
-_THREE = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32, late=False, threes=True)
+_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True, handed_on=True)
+_TWO = Setting(128, 2, late=False, threes=True, handed_on=True)
+_THREE = replace(_TWO, consumers=3, maxnreg=128, consumer_registers=160, producer_registers=32)
 _FREE = replace(_TWO, producer_first=True, ping_pong=False)
 # Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
 # for each element: that would keep the other one waiting.
@@ -136,14 +142,22 @@ FP16_CAUSAL_SETTINGS = {
     },
 }
 NARROW_SETTINGS = (
-    Setting(64, 1, programs=3, maxnreg=80, late=False),
-    Setting(64, 1, stages=3, v_stages=3, programs=2, maxnreg=128),
+    Setting(64, 1, programs=3, maxnreg=80, late=False, handed_on=True),
+    Setting(64, 1, stages=3, v_stages=3, programs=2, maxnreg=128, handed_on=True),
 )
-"""At 64, of full and of causal attention with a mask function alone that is asked for every block between its bounds:
-windows and documents, of whose blocks half may be seen in part. In causal attention three programs are 6 % faster with
-windows, but 4 % slower with documents."""
-BF16_RELATIVE = replace(_TWO, threes=False)
-"""Causal attention in bf16 with a relative function, at 128."""
+"""At 64, of full and of causal attention with a mask function alone whose bounds begin anywhere: windows and documents,
+of whose blocks half may be seen in part. In causal attention three programs are 6 % faster with windows, but 1 % slower
+with documents."""
+BF16_SETTINGS = {
+    64: {},
+    128: {kind: replace(PLAIN_SETTINGS[128][kind], handed_on=False) for kind in (BIAS_TILE, *_KEYS)},
+}
+"""Full attention in bf16, at 128: where something is added to scores, consumers that find tiles themselves are 1 to 5 %
+faster."""
+BF16_RELATIVE = (replace(_TWO, handed_on=False), replace(_TWO, threes=False, handed_on=False))
+"""Full and causal attention in bf16 with a relative function, at 128."""
+SHORT = replace(GENERAL_SETTINGS[128][NEITHER], handed_on=True, requires=("q_len <= 1024",))
+"""At 128, of functions with tiles as those of causal attention: 35 us for 62 at 512 queries, 92 for 108 at 1024."""
 SINKS_KERNEL = "fmha_sinks_sm90"
 
 _PAIR = hopper.Setting(128, 2, q_slots=1, two_parts=True)
@@ -175,7 +189,14 @@ def variants(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
 
 
 def of_function(
-    base: KernelSpec, padded: int, *, relative: bool, asked: bool, masked: bool, narrow: bool = False
+    base: KernelSpec,
+    padded: int,
+    *,
+    relative: bool,
+    asked: bool,
+    masked: bool,
+    narrow: bool = False,
+    from_first: bool = False,
 ) -> tuple[KernelSpec, ...]:
     """The Hopper variants for a user's functions, without bias and mask.
 
@@ -185,25 +206,37 @@ def of_function(
         asked: whether a function is asked for each element, rather than for few blocks or once for each distance.
         masked: whether there is a mask function. In the blocks that it is asked for, maxima of three take more
             instructions than they spare elsewhere: a window of 256 took 142 us at head size 64, and 123 without.
-        narrow: whether there is a mask function alone, which is asked for every block between its bounds.
+        narrow: whether there is a mask function alone, whose bounds begin anywhere.
+        from_first: whether bounds say that what is seen, and what is seen whole, begin with the first key: tiles then
+            are as long as those of causal attention.
     """
     if padded not in HEAD_SIZES:
         return ()
     general = GENERAL_SETTINGS[padded][NEITHER]
     full, causal = settings_of(_dtype(base), padded, NEITHER)
-    if masked and padded == HEAD_SIZES[0]:
-        full = replace(full, threes=False)
+    short: tuple[Setting, ...] = ()
+    if padded == HEAD_SIZES[0]:
         if narrow:
             full, causal = NARROW_SETTINGS
-    if padded == HEAD_SIZES[-1]:
-        if asked:
-            full = causal = general
-        elif relative and _dtype(base) == "bf16":
-            causal = BF16_RELATIVE
+        elif masked and asked:
+            full = replace(full, threes=False)
+    elif asked or narrow:
+        full = causal = replace(general, handed_on=True)
+    else:
+        short = (SHORT,)
+        if relative and _dtype(base) == "bf16":
+            full, causal = BF16_RELATIVE
+        elif from_first:
+            full = causal
+    fulls, causals = (*(short if from_first else ()), full), (*short, causal)
+    if from_first and not asked:
+        fulls, causals = (tuple(replace(one, from_first=True) for one in cut) for cut in (fulls, causals))
     if relative:  # terms take some of the shared memory
-        general, full, causal = (replace(setting, v_stages=2) for setting in (general, full, causal))
+        (general,), fulls, causals = (
+            tuple(replace(one, v_stages=2) for one in cut) for cut in ((general,), fulls, causals)
+        )
     return (
-        *plain(base, padded, NEITHER, (full, causal), relative=relative),
+        *plain(base, padded, NEITHER, (fulls, causals), relative=relative),
         *of_kind(base, padded, NEITHER, general, relative=relative),
     )
 
@@ -212,6 +245,8 @@ def settings_of(dtype: str, padded: int, beside: Beside) -> tuple[Setting, Setti
     """Of full and of causal attention with one kind of bias or mask, without lengths and windows."""
     full = PLAIN_SETTINGS[padded][beside]
     causal = CAUSAL_SETTINGS[padded].get(beside, full)
+    if dtype == "bf16":
+        full = BF16_SETTINGS[padded].get(beside, full)
     if dtype == "fp16":
         full = FP16_SETTINGS[padded].get(beside, full)
         causal = FP16_CAUSAL_SETTINGS[padded].get(beside, causal)
@@ -222,7 +257,7 @@ def plain(
     base: KernelSpec,
     padded: int,
     beside: Beside,
-    cut: tuple[Setting, Setting] | None = None,
+    cut: tuple[Sequence[Setting], Sequence[Setting]] | None = None,
     *,
     relative: bool = False,
 ) -> tuple[KernelSpec, ...]:
@@ -231,14 +266,15 @@ def plain(
     Args:
         base, padded: as of :func:`variants`.
         beside: the kind.
-        cut: how the two are cut, if not as `settings_of` says.
+        cut: how the two are cut, if not as `settings_of` says: settings in the order in which they are tried.
         relative: as of :func:`of_kind`.
     """
     if padded not in HEAD_SIZES:
         return ()
-    full, causal = cut or settings_of(_dtype(base), padded, beside)
-    elsewhere = (PLAIN_SETTINGS[padded][beside],) if full.requires else ()
-    settings = (*(replace(one, causal=False) for one in (full, *elsewhere)), replace(causal, causal=True))
+    if cut is None:
+        full, causal = settings_of(_dtype(base), padded, beside)
+        cut = (full, *((PLAIN_SETTINGS[padded][beside],) if full.requires else ())), (causal,)
+    settings = (replace(one, causal=causal) for causal in (False, True) for one in cut[causal])
     return tuple(v for one in settings for v in of_kind(base, padded, beside, one, relative=relative))
 
 
@@ -365,7 +401,7 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
-_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER")
+_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "FROM_FIRST")
 """Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""

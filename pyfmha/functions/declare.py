@@ -139,6 +139,7 @@ class AttentionFunction:
             "mask": None if self._seen is None else identity(self._seen),
             "asked": self._asked(),
             "capped": self._cap is not None,
+            "from_first": self._bounds is not None and _begins_with_the_first_key(self._bounds[1]),
             "trial": trial_of(self.name, self.example) if self._score is not None and self._score.relative else "",
         }
 
@@ -280,11 +281,23 @@ def _bounds_of(bounds: Any, name: str, inputs: dict[str, str]) -> tuple[tuple[st
     return taken, ast.unparse(tree.body)
 
 
-def _tells_what_is_whole(bounds: Any) -> bool:
-    """Whether bounds, the expression of a lambda or a function, are four numbers."""
+def _values_of(bounds: Any) -> list[list[Any]]:
+    """The numbers that bounds, the expression of a lambda or a function, may be; none where that cannot be read."""
     tree = ast.parse(bounds, mode="eval") if isinstance(bounds, str) else tree_of(bounds)
     values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)] or [getattr(tree, "body", None)]
-    return all(isinstance(value, ast.Tuple) and len(value.elts) == 4 for value in values)
+    return [value.elts if isinstance(value, ast.Tuple) else [] for value in values]
+
+
+def _tells_what_is_whole(bounds: Any) -> bool:
+    """Whether bounds are four numbers."""
+    return all(len(values) == 4 for values in _values_of(bounds))
+
+
+def _begins_with_the_first_key(bounds: Any) -> bool:
+    """Whether both what is seen at all and what is seen whole do, by a 0 that is written there."""
+    return _tells_what_is_whole(bounds) and all(
+        isinstance(first, ast.Constant) and first.value == 0 for values in _values_of(bounds) for first in values[::2]
+    )
 
 
 def _jitted(

@@ -27,6 +27,8 @@ def example(batch, heads, q_len, kv_len):
     bounds=lambda batch, first_query, last_query, kv_len, begins, ends, tokens: (
         tl.load(begins + batch * tokens + first_query),
         tl.load(ends + batch * tokens + last_query),
+        tl.load(begins + batch * tokens + last_query),
+        tl.load(ends + batch * tokens + first_query),
     ),
 )
 def documents(batch, head, query, key, begins, ends, tokens):

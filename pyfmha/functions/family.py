@@ -52,6 +52,7 @@ class Declared:
         trial: of one that says it is relative, what it is to be tried with, see :mod:`pyfmha.functions.relative`.
         blocks: of lists of the blocks to visit; None: there are none.
         capped: whether the score function is a soft cap and nothing else, which Hopper's kernel takes by itself.
+        from_first: whether bounds say that what is seen begins with the first key, as in causal attention.
     """
 
     source: Path
@@ -63,6 +64,7 @@ class Declared:
     trial: str = ""
     blocks: KeyBlocks | None = None
     capped: bool = False
+    from_first: bool = False
 
     @property
     def relative(self) -> bool:
@@ -88,7 +90,7 @@ class Declared:
         cls, said: dict[str, Any], source: Path, function: UserFunction | None, blocks: KeyBlocks | None
     ) -> "Declared":
         inputs = tuple((name, kind) for name, kind in said["inputs"])
-        told = said["asked"], said["trial"], blocks, said["capped"]
+        told = said["asked"], said["trial"], blocks, said["capped"], said["from_first"]
         return cls(source, said["name"], inputs, tuple(said["parts"]), function, *told)
 
     @property
@@ -177,7 +179,7 @@ class WithFunction(Biased):
         else:
             fast = biased_hopper.of_function(
                 base, self.padded, relative=one.relative, asked=one.asked, masked="SEEN" in one.parts,
-                narrow=one.asked and one.parts == ("SEEN", "BOUNDS"),
+                narrow=one.parts == ("SEEN", "BOUNDS") and not one.from_first, from_first=one.from_first,
             )  # fmt: skip
         known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())

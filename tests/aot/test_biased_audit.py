@@ -132,6 +132,23 @@ def test_consumers_leave_the_fence_to_the_producer(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", [*OF_TILES, "bias 128"])
+def test_all_threads_meet_before_one_gives_a_tile_back(
+    name: str, compiler: Compiler, shared: Shared, tmp_path: Path
+) -> None:
+    """Nothing in the kernel's text says so: Gluon has them do it before an arrival."""
+    listing = disassembled(shared.compile(compiler, KERNELS[name], parse_arch("sm_90")), tmp_path)
+    for step in steps(listing):
+        code = step.before + step.after
+        loads, meetings, arrivals = (
+            [at.start() for at in re.finditer(what, code)] for what in (r"\bLDSM?\b", r"\bBAR\.SYNC", r"SYNCS\.ARRIVE")
+        )
+        assert len(loads) >= 8
+        assert len(arrivals) == 2, "of the keys with the tile, and of values"
+        assert any(max(loads) < at < arrivals[0] for at in meetings)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("beside", [biased_hopper.NEITHER, biased_hopper.BIAS_TILE])
 def test_products_of_bf16_are_compared_where_it_may_matter(
     beside: biased_hopper.Beside, compiler: Compiler, shared: Shared, tmp_path: Path

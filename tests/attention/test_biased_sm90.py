@@ -160,9 +160,36 @@ PROBLEMS |= {
     "plain, causal, longest first": {
         **PLAIN, **FIRST, "longest_first": True, "q_len": 700, "causal": True, "programs": 2, "threes": True,
     },
+    "plain, places handed on": {
+        **PLAIN, **FIRST, "handed": True, "longest_first": True, "batch": 2, "q_len": 700, "causal": False,
+        "programs": 2, "threes": True, "seen": wide, "bounds": wide_bounds, "block_n": 64,
+    },
+    "plain, bounds that begin with the first key": {
+        **PLAIN, **FIRST, "handed": True, "from_first": True, "longest_first": True, "q_len": 700, "kv_len": 730,
+        "causal": False, "programs": 2, "threes": True, "seen": prefix, "bounds": prefix_bounds,
+    },
+    "plain, places handed on, bias": {
+        **PLAIN, **TWO, "handed": True, "tile_after": True, "threes": True, "batch": 3, "q_len": 200, "kv_len": 440,
+        "bias": (1, 2, 200, 440), "causal": False, "programs": 2,
+    },
     "plain, bounds, longest first": {
         **PLAIN, **TWO, "longest_first": True, "q_len": 700, "causal": False, "programs": 2, "threes": True,
         "seen": prefix, "bounds": prefix_bounds,
+    },
+}  # fmt: skip
+
+
+def unlike_neighbours(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+    """A mask function that shows keys which causal attention hides, and keys past the end."""
+    return (query // 3 + key // 5) % 4 != 0
+
+
+PROBLEMS |= {
+    "plain, a mask function alone, keys past the end": {
+        **PLAIN, "q_len": 70, "kv_len": 300, "seen": unlike_neighbours, "causal": False, "threes": True,
+    },
+    "plain, a mask function alone, causal": {
+        **PLAIN, **TWO, "q_len": 330, "seen": unlike_neighbours, "causal": True, "bottom_right": True, "kv_len": 400,
     },
 }  # fmt: skip
 
@@ -253,6 +280,41 @@ HIDDEN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("problem", HIDDEN)
 def test_nan_in_what_is_masked_has_no_effect(problem: str) -> None:
     check(**HIDDEN[problem], change=nan_where_unseen)
+
+
+def nan_in_one_column(*, v: Any, mask: Any, **_: Any) -> None:
+    v[:, :, 10:14, 37] = np.nan
+    mask[..., 10:14] = 0
+
+
+def nan_where_nothing_is_seen(*, v: Any, mask: Any, **_: Any) -> None:
+    """Of rows that all see nothing none is computed again."""
+    v[:, :, 10:14] = np.nan
+    mask[...] = 0
+
+
+def a_row_without_keys(*, mask: Any, **_: Any) -> None:
+    mask[:, :, 14] = 0
+
+
+FAULTS_OF_ENDS: dict[str, tuple[str, str, Any]] = {
+    "half of the sums are not looked at": (
+        "add.f32 {name}, {name}, {further};", "mov.b32 {name}, {name};", nan_in_one_column,
+    ),
+    "rows without keys have what NaN makes": ('"@all bra DONE;"', '"bra.uni DONE;"', nan_where_nothing_is_seen),
+    "rows beside one without keys are zeros": (
+        "{factors[place][0]}, {NONE};", "{factors[1][0]}, {NONE};", a_row_without_keys,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAULTS_OF_ENDS)
+def test_a_fault_at_the_end_of_a_tile_is_noticed(name: str, tmp_path: Any) -> None:
+    right, wrong, change = FAULTS_OF_ENDS[name]
+    problem = {**PLAIN, "heads": 1, "q_len": 32, "kv_len": 136, "mask": (1, 1, 32, 136), "causal": False}
+    check(**problem, change=change)
+    assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), {**problem, "change": change})
 
 
 def lowest_of_bf16(*, bias: Any, **_: Any) -> None:
@@ -393,6 +455,13 @@ def test_blocks_outside_of_bounds_are_not_loaded() -> None:
     assert np.isfinite(out).all()
 
 
+def test_bounds_that_begin_elsewhere_are_no_bounds_from_the_first_key() -> None:
+    problem = PROBLEMS["plain, window, two consumers"]
+    check(**problem)
+    with pytest.raises(AssertionError):
+        check(**problem, from_first=True)
+
+
 def striped(batch: Any, head: Any, query: Any, key: Any) -> Any:
     """Of another pattern for each head, with holes and with whole blocks."""
     return (query // 100 + key // 140 + head) % 2 == 0
@@ -460,6 +529,7 @@ def test_terms_in_a_product_keep_infinity(sm_scale: float) -> None:
     check(**problem, sm_scale=sm_scale, change=infinite)
 
 
+HANDED = "plain, places handed on"
 FAULTS: dict[str, tuple[str, str, str]] = {
     "a product of nothing": (
         "columns < 3, part, 0.0",
@@ -472,8 +542,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "plain, bias of keys in a product, three consumers",
     ),
     "no fence between a load and TMA": (
-        "        fence_async_shared()  # here rather",
-        "        pass  # here rather",
+        "    fence_async_shared()  # here rather",
+        "    pass  # here rather",
         "plain, bias, three consumers, blocks used again",
     ),
     "the bias twice": ("scores += tile.to(gl.float32)", "scores += 2 * tile.to(gl.float32)", "bias"),
@@ -483,7 +553,24 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "terms, step, CONSUMER, SHAPE), lag",
         "plain, relative",
     ),
-    "terms of another row": ("newest_query - first_query)", "(newest_query - first_query) // 2)", "plain, relative"),
+    "terms of another row": (
+        "newest_query, newest_query - first_query,",
+        "newest_query, (newest_query - first_query) // 2,",
+        "plain, relative",
+    ),
+    "keys past the end that a mask function shows": (
+        "if key + SHAPE.BLOCK_N <= reach:",
+        "if key <= reach:",
+        "plain, a mask function alone, keys past the end",
+    ),
+    "keys that causal attention hides and a mask function shows": (
+        "reach = gl.minimum(first_row + newest + 1, kv_n)",
+        "reach = kv_n",
+        "plain, a mask function alone, causal",
+    ),
+    "the place of another tile": ("hand_on_keys(notes[1], slot, (row", "hand_on_keys(notes[1], 0, (row", HANDED),
+    "the bounds of nothing": ("(first_block, end_block), whole)", "(end_block, end_block), whole)", HANDED),
+    "all seen whole": ("_of_each(whole[1]),\n        _of_each", "_of_each(blocks[1]),\n        _of_each", HANDED),
     "one place for all terms": ("step % 2 * SHAPE.CONSUMERS + CONSUMER", "CONSUMER", "plain, relative"),
     "terms of the first consumer": (
         "step % 2 * SHAPE.CONSUMERS + CONSUMER",
@@ -520,7 +607,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "bias",
     ),
     "the place of a bias taken before it was given back": (
-        "mbarrier.wait(x_free.index(stage), ((step // STAGES) & 1) ^ 1)\n",
+        "mbarrier.wait(x_free.index(step % STAGES * CONSUMERS + c), ((step // STAGES) & 1) ^ 1)\n",
         "pass\n",
         "bias, one block in flight",
     ),

@@ -132,24 +132,29 @@ OWN = Path(__file__).with_name("functions_of_tests.py")
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "asked"),
+    ("source", "name", "asked", "from_first"),
     [
-        (file_of("alibi"), "alibi", False),
-        (OWN, "soft", True),
-        (OWN, "near", True),
-        (OWN, "causal", False),
-        (OWN, "even", True),
-        (OWN, "soft_near", True),
-        (file_of("prefix"), "prefix", False),
-        (file_of("documents"), "documents", True),
+        (file_of("alibi"), "alibi", False, False),
+        (OWN, "soft", True, False),
+        (OWN, "near", True, False),
+        (OWN, "causal", False, True),
+        (OWN, "even", True, False),
+        (OWN, "soft_near", True, False),
+        (file_of("prefix"), "prefix", False, True),
+        (file_of("documents"), "documents", False, False),
     ],
 )
-def test_what_is_asked_for_each_element_has_one_consumer_of_few_keys(source: Path, name: str, asked: bool) -> None:
-    """At head size 128, where two consumers else take turns; at 64 of few keys where bounds are all that is known."""
+def test_what_is_asked_for_each_element_has_one_consumer_of_few_keys(
+    source: Path, name: str, asked: bool, from_first: bool
+) -> None:
+    """At head size 128, and where tiles see few keys, beside two consumers else; at 64 of few keys where bounds are all
+    that is known."""
     (function,) = [function for function in functions_of(source) if function.name == name]
-    assert function.asked == asked
-    first = dict(WithFunction("fp16", 128, function=function).specs()[0].constants)
-    assert (first["CONSUMERS"], first["BLOCK_N"]) == ((1, 64) if asked else (2, 128))
+    assert (function.asked, function.from_first) == (asked, from_first)
+    long = [s for s in WithFunction("fp16", 128, function=function).specs() if "q_len <= 1024" not in s.requires]
+    first = dict(long[0].constants)
+    assert (first["CONSUMERS"], first["BLOCK_N"]) == ((1, 64) if asked or name == "documents" else (2, 128))
+    assert ("FROM_FIRST" in first) == from_first
     first = dict(WithFunction("fp16", 64, function=function).specs()[0].constants)
     assert (first["CONSUMERS"], first["BLOCK_N"]) == (1, 64 if name in ("near", "documents") else 128)
 
@@ -168,7 +173,7 @@ def own(batch, head, query, key):
 @pytest.mark.parametrize(("values", "asked"), [("0, last_query + 1", True), ("0, kv_len, 0, first_query + 1", False)])
 def test_bounds_may_be_a_function(values: str, asked: bool, tmp_path: Path) -> None:
     (function,) = written(tmp_path, BOUNDS.format(name="of_own", values=values), "import triton\n" + HEADER)
-    assert function.asked == asked
+    assert (function.asked, function.from_first) == (asked, not asked)
 
 
 @pytest.mark.long

@@ -22,6 +22,19 @@ cores add products of e4m3 with 13 bits of fraction or so (not documented by NVI
 blocks hold it, whether they see its key or not, except behind kv_lengths and in other sequences of a ragged batch.
 """
 
+from fp8_wide import (
+    allocate_blocks,
+    allocate_turned,
+    largest_wide,
+    layout_of,
+    load_block,
+    masked_wide,
+    multiply_keys_wide,
+    multiply_values_wide,
+    panel_of,
+    turned_layout,
+    weights_wide,
+)
 from sm90_asm import hold, moved, pass_turn, take_turn, uniform
 from sm90_lazy import grown, part_times_where
 from sm90_maxima import largest as largest_score
@@ -39,6 +52,7 @@ from sm90_tiles import (
     tile_count,
     tile_of,
 )
+from sm90_wide import all_moved, is_wide, near_keys, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -155,13 +169,8 @@ def unpacked(integers, KEYS: gl.constexpr):
 @gluon.jit
 def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     """A step's block of V transposed, without the keys from `count` on, when there is room for it."""
-    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
-    KEYS: gl.constexpr = min(BLOCK_N, TURN_AT_ONCE // BLOCK_D)
-    PAIRS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 16, 2)
-    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 16, 2)
-    LAYOUT: gl.constexpr = pairs_layout(KEYS, BLOCK_D // 2)
     q_smem, k_smem, v_smem, t_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % V_STAGES
@@ -170,7 +179,43 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
         mbarrier.wait(k_free.index((step + 2) % V_STAGES), (((step + 2) // V_STAGES) & 1) ^ 1)
     else:
         mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    pairs = v_smem.index(step % RAW).reshape([BLOCK_N, BLOCK_D]).reinterpret(gl.int16, [BLOCK_N, BLOCK_D // 2], PAIRS)
+    if is_wide(BLOCK_N):
+        _transpose_units(v_smem, t_smem, step % RAW, stage, SHAPE)
+    else:
+        _transpose_block(v_smem, t_smem, step % RAW, stage, count, SHAPE)
+    fence_async_shared()
+    gl.barrier()
+    mbarrier.arrive(t_ready.index(stage), count=1)
+
+
+@gluon.jit
+def _transpose_units(v_smem, t_smem, raw, stage, SHAPE: gl.constexpr):
+    """As `_transpose_block`, of a block as in fp8_wide.py."""
+    UNIT: gl.constexpr = unit_keys(SHAPE.BLOCK_N)
+    UNITS: gl.constexpr = SHAPE.BLOCK_N // UNIT
+    PANEL: gl.constexpr = panel_of(SHAPE.BLOCK_D)
+    PANELS: gl.constexpr = SHAPE.BLOCK_D // PANEL
+    PAIRS: gl.constexpr = gl.NVMMASharedLayout(PANEL, 16, 2)
+    LAYOUT: gl.constexpr = pairs_layout(UNIT, PANEL // 2)
+    for unit in gl.static_range(UNITS):
+        turned = t_smem.index(stage * UNITS + unit)
+        turned = turned.reinterpret(gl.int16, [SHAPE.BLOCK_D, UNIT // 2], turned_layout(SHAPE.BLOCK_N, 16))
+        for panel in gl.static_range(PANELS):
+            pairs = v_smem.index((raw * PANELS + panel) * UNITS + unit).reshape([UNIT, PANEL])
+            part = pairs.reinterpret(gl.int16, [UNIT, PANEL // 2], PAIRS).load(LAYOUT)
+            turned.slice(panel * PANEL, PANEL).store(_turned(part, UNIT, PANEL))
+
+
+@gluon.jit
+def _transpose_block(v_smem, t_smem, raw, stage, count, SHAPE: gl.constexpr):
+    """A block of V, without the keys from `count` on."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    KEYS: gl.constexpr = min(BLOCK_N, TURN_AT_ONCE // BLOCK_D)
+    PAIRS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 16, 2)
+    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 16, 2)
+    LAYOUT: gl.constexpr = pairs_layout(KEYS, BLOCK_D // 2)
+    pairs = v_smem.index(raw).reshape([BLOCK_N, BLOCK_D]).reinterpret(gl.int16, [BLOCK_N, BLOCK_D // 2], PAIRS)
     turned = t_smem.index(stage).reinterpret(gl.int16, [BLOCK_D, BLOCK_N // 2], TURNED)
     for first in gl.static_range(0, BLOCK_N, KEYS):
         part = pairs.slice(first, KEYS).load(LAYOUT)
@@ -179,9 +224,6 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
                 keys = gl.arange(0, KEYS, layout=gl.SliceLayout(1, LAYOUT))
                 part = gl.where((keys < count - first)[:, None], part, part & 0)
         turned.slice(first // 2, KEYS // 2, dim=1).store(_turned(part, KEYS, BLOCK_D))
-    fence_async_shared()
-    gl.barrier()
-    mbarrier.arrive(t_ready.index(stage), count=1)
 
 
 @gluon.jit
@@ -221,8 +263,11 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
-            mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
-            tma.async_load(k_desc, [batch, kv_head, kv_start + key, 0], k_ready.index(stage), k_smem.index(stage))
+            if is_wide(BLOCK_N):
+                load_block(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, SHAPE)
+            else:
+                mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
+                tma.async_load(k_desc, [batch, kv_head, kv_start + key, 0], k_ready.index(stage), k_smem.index(stage))
             if RAW == 1:  # the only block of V has to be transposed before the next one comes
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
@@ -233,9 +278,12 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D)
                     place = [batch, q_head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
-            place = [batch, kv_head, kv_start + key, 0]
-            tma.async_load(v_desc, place, v_ready.index(step % RAW), v_smem.index(step % RAW))
+            if is_wide(BLOCK_N):
+                load_block(v_desc, batch, kv_head, key, v_ready.index(step % RAW), v_smem, step % RAW, SHAPE)
+            else:
+                mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
+                place = [batch, kv_head, kv_start + key, 0]
+                tma.async_load(v_desc, place, v_ready.index(step % RAW), v_smem.index(step % RAW))
             if RAW > 1:
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
@@ -246,16 +294,32 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
 
 
 @gluon.jit
+def _packed(weights, BLOCK_N: gl.constexpr):
+    if is_wide(BLOCK_N):
+        made = ()
+        for part in gl.static_range(len(weights)):
+            made += (packed(weights[part]),)
+        return made
+    else:
+        return packed(weights)
+
+
+@gluon.jit
 def _weigh(
     scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr,
     THREES: gl.constexpr,
 ):  # fmt: skip
-    """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, the factor of what
+    """Weights of one block of keys, packed, the running maximum (in units of log2, less 8) and sums with it, the factor of what
     was summed up before, and, if DUE, where that is due. Where masked, a row sees only the keys below its end."""
     if masked:
-        columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-        scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
-    if THREES:
+        if is_wide(BLOCK_N):
+            scores = masked_wide(scores, ends, key)
+        else:
+            columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+            scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+    if is_wide(BLOCK_N):
+        largest = largest_wide(scores, m, row_sum, OF_ZERO, BLOCK_N, THREES) * to_log2 - LARGEST_WEIGHT
+    elif THREES:
         largest = largest_score(scores, m, OF_ZERO) * to_log2 - LARGEST_WEIGHT
     else:
         largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
@@ -264,25 +328,73 @@ def _weigh(
     if DUE:
         due = grown(m, m_new)
     alpha = gl.exp2(m - m_new)
-    weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    sums = partial_sums(weights, BLOCK_N)
+    if is_wide(BLOCK_N):
+        weights, sums = weights_wide(scores, m_new, to_log2)
+    else:
+        weights = gl.exp2(scores * to_log2 - m_new[:, None])
+        sums = partial_sums(weights, BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout), assert_trivial=True)
-    return weights, m_new, row_sum * factor[:, None] + sums, alpha, due
+    row_sum = gl.convert_layout(row_sum, sums.type.layout, assert_trivial=True)
+    return _packed(weights, BLOCK_N), m_new, row_sum * factor[:, None] + sums, alpha, due
 
 
 @gluon.jit
 def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
-    k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
-    zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
-    return warpgroup_mma(q, k_t, zeros, use_acc=False, is_async=True)
+    if is_wide(SHAPE.BLOCK_N):
+        return multiply_keys_wide(q, k_smem, stage, SHAPE)
+    else:
+        k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
+        zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
+        return warpgroup_mma(q, k_t, zeros, use_acc=False, is_async=True)
 
 
 @gluon.jit
 def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.constexpr):
     """Issue the product of packed weights and a block of V."""
-    weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
-    return warpgroup_mma(weights, t_smem.index(stage).permute((1, 0)), acc, is_async=True)
+    if is_wide(SHAPE.BLOCK_N):
+        return multiply_values_wide(p, t_smem, stage, acc, SHAPE)
+    else:
+        weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
+        return warpgroup_mma(weights, t_smem.index(stage).permute((1, 0)), acc, is_async=True)
+
+
+@gluon.jit
+def _wait_for_scores(scores, left: gl.constexpr, SHAPE: gl.constexpr):
+    """Scores when all products but `left` are there."""
+    if is_wide(SHAPE.BLOCK_N):
+        return warpgroup_mma_wait(left, deps=scores)
+    else:
+        return warpgroup_mma_wait(left, deps=(scores,))
+
+
+@gluon.jit
+def _wait_for_sums(acc, p, next_p, SHAPE: gl.constexpr):
+    """Sums when all products are there, with the weights that they read and those that were computed meanwhile."""
+    if is_wide(SHAPE.BLOCK_N):
+        PARTS: gl.constexpr = len(p)
+        deps = (acc,)
+        deps += p
+        deps += next_p
+        done = warpgroup_mma_wait(0, deps=deps)
+        return done[0], done[1 : 1 + PARTS], done[1 + PARTS :]
+    else:
+        return warpgroup_mma_wait(0, deps=(acc, p, next_p))
+
+
+@gluon.jit
+def _wait_for_all(acc, scores, p, next_p, SHAPE: gl.constexpr):
+    """As `_wait_for_sums`, with the scores of the block ahead."""
+    if is_wide(SHAPE.BLOCK_N):
+        PARTS: gl.constexpr = len(p)
+        deps = (acc,)
+        deps += scores
+        deps += p
+        deps += next_p
+        done = warpgroup_mma_wait(0, deps=deps)
+        return done[0], done[1 : 1 + PARTS], done[1 + PARTS : 1 + 2 * PARTS], done[1 + 2 * PARTS :]
+    else:
+        return warpgroup_mma_wait(0, deps=(acc, scores, p, next_p))
 
 
 @gluon.jit
@@ -308,14 +420,13 @@ def _step(
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
-    scores = warpgroup_mma_wait(1, deps=(scores,))
+    scores = _wait_for_scores(scores, 1, SHAPE)
     mbarrier.arrive(k_free.index(stage), count=1)
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
     )
-    next_p = packed(next_p)
     row_sum = hold(row_sum)
-    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+    acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
     mbarrier.arrive(t_free.index(before), count=1)
     if SHAPE.LAZY:
         acc = part_times_where(acc, alpha, due)
@@ -344,9 +455,8 @@ def _step_ahead(
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES
     )
-    next_p = packed(next_p)
     row_sum = hold(row_sum)
-    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))
+    acc, scores, p, next_p = _wait_for_all(acc, next_scores, p, next_p, SHAPE)
     mbarrier.arrive(k_free.index(stage), count=1)
     return part_times_where(acc, alpha, due), next_p, scores, m, row_sum
 
@@ -364,7 +474,7 @@ def _steps_ahead(
     if to_left > 0:
         stage = step % STAGES
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
+        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
         mbarrier.arrive(k_free.index(stage), count=1)
         step += 1
     block = first_block + to_left - 1  # whose scores are there
@@ -379,7 +489,7 @@ def _steps_ahead(
             step += 1
             block -= 1
         to_come -= masked_count
-        p = moved(p)
+        p = all_moved(p) if is_wide(SHAPE.BLOCK_N) else moved(p)
     for _unused in range(to_come):
         acc, p, scores, m, row_sum = _step_ahead(
             acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, 0, 0, False,
@@ -395,9 +505,8 @@ def _steps_ahead(
             scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
             SHAPE.BLOCK_N, True, SHAPE.THREES,
         )  # fmt: skip
-        next_p = packed(next_p)
         row_sum = hold(row_sum)
-        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
         acc = part_times_where(acc, alpha, due)
         p = next_p
     return acc, p, m, row_sum, step
@@ -426,7 +535,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     ORDER: gl.constexpr = SHAPE.ORDER
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
-    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 32])
+    S_LAYOUT: gl.constexpr = layout_of(near_keys(BLOCK_N))
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 32])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=4)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
@@ -484,17 +593,16 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             ends = rows * 0 + kv_n
             unmasked = kv_n // BLOCK_N
         m = gl.full([ROWS], LOWEST, gl.float32, layout=ROW_LAYOUT)
-        row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
+        row_sum = partial_sums(gl.zeros([ROWS, near_keys(BLOCK_N)], gl.float32, layout=S_LAYOUT), near_keys(BLOCK_N))
         stage = step % STAGES
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
+        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
         mbarrier.arrive(k_free.index(stage), count=1)
         p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
             False,  # the maximum before is below all scores
         )  # fmt: skip
-        p = packed(p)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
         to_left = uniform(block - first_block)
@@ -516,7 +624,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                     )  # fmt: skip
                     step += 1
                 to_left -= masked_count
-                p = moved(p)
+                p = all_moved(p) if is_wide(BLOCK_N) else moved(p)
             for _unused in range(to_left):
                 acc, p, m, row_sum = _step(
                     acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False,
@@ -534,7 +642,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m + gl.log2(total)) * LN_2, float("-inf"))
             gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < out_rows)
-        acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+        acc, p, p = _wait_for_sums(acc, p, p, SHAPE)
         if not AHEAD:
             mbarrier.arrive(t_free.index(last), count=1)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
@@ -644,9 +752,15 @@ def fmha_fp8_sm90(
     dtype: gl.constexpr = q_desc.dtype
     TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 8, 2)
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
-    k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
-    v_smem = gl.allocate_shared_memory(dtype, [RAW, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
-    t_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_D, BLOCK_N], TURNED)
+    if is_wide(BLOCK_N):
+        gl.static_assert(not GENERAL, "blocks that are no power of two go without lengths")
+        k_smem = allocate_blocks(k_desc, STAGES, BLOCK_D, BLOCK_N)
+        v_smem = allocate_blocks(v_desc, RAW, BLOCK_D, BLOCK_N)
+        t_smem = allocate_turned(dtype, V_STAGES, BLOCK_D, BLOCK_N)
+    else:
+        k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
+        v_smem = gl.allocate_shared_memory(dtype, [RAW, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+        t_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_D, BLOCK_N], TURNED)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

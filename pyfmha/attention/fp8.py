@@ -230,12 +230,15 @@ def _served(causal: bool, setting: Setting) -> Sequence[str]:
 
 
 def _descriptors(padded: int, setting: Setting) -> tuple[Descriptor, ...]:
+    unit = setting.block_n & -setting.block_n  # of blocks that are no power of two, see kernels/fp8_wide.py
+
     def tensor(name: str, heads: str, seq: str, rows: int) -> Descriptor:
+        wide = rows != ROWS and unit != setting.block_n
         batches = "1" if setting.ragged else "batch_size"
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        return Descriptor(
-            f"{name}_desc", name.upper(), (batches, heads, seq, "head_size"), strides, (1, 1, rows, padded)
-        )
+        block = (1, 1, unit, min(padded, 128)) if wide else (1, 1, rows, padded)
+        parts = rows // unit if wide else 1
+        return Descriptor(f"{name}_desc", name.upper(), (batches, heads, seq, "head_size"), strides, block, parts)
 
     return (
         tensor("q", "num_heads", "q_len", ROWS),

@@ -35,7 +35,7 @@ from fp8_wide import (
     turned_layout,
     weights_wide,
 )
-from sm90_asm import hold, moved, pass_turn, take_turn, uniform
+from sm90_asm import arrive_by_warps, hold, moved, pass_turn, take_turn, uniform, wait_by_warps
 from sm90_lazy import grown, part_times_where
 from sm90_maxima import largest as largest_score
 from sm90_ragged import find_tile
@@ -335,7 +335,25 @@ def _weigh(
         sums = partial_sums(weights, BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout), assert_trivial=True)
     row_sum = gl.convert_layout(row_sum, sums.type.layout, assert_trivial=True)
-    return _packed(weights, BLOCK_N), m_new, row_sum * factor[:, None] + sums, alpha, due
+    return weights, m_new, row_sum * factor[:, None] + sums, alpha, due
+
+
+@gluon.jit
+def _await(barrier, phase, SHAPE: gl.constexpr):
+    """A consumer waits for a buffer."""
+    if SHAPE.BY_WARPS:
+        wait_by_warps(barrier, phase)
+    else:
+        mbarrier.wait(barrier, phase)
+
+
+@gluon.jit
+def _give_back(barrier, SHAPE: gl.constexpr):
+    """Say that a consumer has read a buffer, by tensor cores that it has waited for."""
+    if SHAPE.BY_WARPS:
+        arrive_by_warps(barrier)
+    else:
+        mbarrier.arrive(barrier, count=1)
 
 
 @gluon.jit
@@ -412,22 +430,26 @@ def _step(
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % STAGES
     before = (step - 1) % V_STAGES
-    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     if SHAPE.PING_PONG:
         m = take_turn(m, CONSUMER)
     scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
-    mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)
+    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
     scores = _wait_for_scores(scores, 1, SHAPE)
-    mbarrier.arrive(k_free.index(stage), count=1)
+    _give_back(k_free.index(stage), SHAPE)
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
     )
+    if not is_wide(BLOCK_N):
+        next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
     acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
-    mbarrier.arrive(t_free.index(before), count=1)
+    if is_wide(BLOCK_N):  # then they can have the registers of the weights before
+        next_p = _packed(next_p, BLOCK_N)
+    _give_back(t_free.index(before), SHAPE)
     if SHAPE.LAZY:
         acc = part_times_where(acc, alpha, due)
     else:
@@ -448,16 +470,17 @@ def _step_ahead(
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % STAGES
     before = (step - 2) % STAGES
-    mbarrier.wait(t_ready.index(before), ((step - 2) // STAGES) & 1)
+    _await(t_ready.index(before), ((step - 2) // STAGES) & 1, SHAPE)
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
-    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES
     )
+    next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
     acc, scores, p, next_p = _wait_for_all(acc, next_scores, p, next_p, SHAPE)
-    mbarrier.arrive(k_free.index(stage), count=1)
+    _give_back(k_free.index(stage), SHAPE)
     return part_times_where(acc, alpha, due), next_p, scores, m, row_sum
 
 
@@ -473,9 +496,9 @@ def _steps_ahead(
     _q_ready, _q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     if to_left > 0:
         stage = step % STAGES
-        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+        _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
         scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
-        mbarrier.arrive(k_free.index(stage), count=1)
+        _give_back(k_free.index(stage), SHAPE)
         step += 1
     block = first_block + to_left - 1  # whose scores are there
     to_come = to_left - 1
@@ -496,15 +519,16 @@ def _steps_ahead(
             SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
         )  # fmt: skip
         step += 1
-    mbarrier.arrive(q_free, count=1)
+    _give_back(q_free, SHAPE)
     if to_left > 0:
         before = (step - 2) % STAGES
-        mbarrier.wait(t_ready.index(before), ((step - 2) // STAGES) & 1)
+        _await(t_ready.index(before), ((step - 2) // STAGES) & 1, SHAPE)
         acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
         next_p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
             SHAPE.BLOCK_N, True, SHAPE.THREES,
         )  # fmt: skip
+        next_p = _packed(next_p, SHAPE.BLOCK_N)
         row_sum = hold(row_sum)
         acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
         acc = part_times_where(acc, alpha, due)
@@ -582,11 +606,11 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 if SHAPE.PING_PONG:
                     turn_taken = take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
                     pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
-                mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
-                mbarrier.arrive(k_free.index(step % STAGES), count=1)
-                mbarrier.wait(t_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
+                _await(k_ready.index(step % STAGES), (step // STAGES) & 1, SHAPE)
+                _give_back(k_free.index(step % STAGES), SHAPE)
+                _await(t_ready.index(step % V_STAGES), (step // V_STAGES) & 1, SHAPE)
                 if not AHEAD:
-                    mbarrier.arrive(t_free.index(step % V_STAGES), count=1)
+                    _give_back(t_free.index(step % V_STAGES), SHAPE)
                 step += 1
             block = own_end - 1
         else:
@@ -595,14 +619,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         m = gl.full([ROWS], LOWEST, gl.float32, layout=ROW_LAYOUT)
         row_sum = partial_sums(gl.zeros([ROWS, near_keys(BLOCK_N)], gl.float32, layout=S_LAYOUT), near_keys(BLOCK_N))
         stage = step % STAGES
-        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
-        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+        _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+        _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
         scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
-        mbarrier.arrive(k_free.index(stage), count=1)
+        _give_back(k_free.index(stage), SHAPE)
         p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
             False,  # the maximum before is below all scores
         )  # fmt: skip
+        p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
         to_left = uniform(block - first_block)
@@ -631,9 +656,9 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                     CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 step += 1
-            mbarrier.arrive(q_free.index(slot), count=1)
+            _give_back(q_free.index(slot), SHAPE)
         last = (step - 1) % V_STAGES
-        mbarrier.wait(t_ready.index(last), ((step - 1) // V_STAGES) & 1)
+        _await(t_ready.index(last), ((step - 1) // V_STAGES) & 1, SHAPE)
         acc = _multiply_values(p, t_smem, last, acc, SHAPE, P_LAYOUT)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total != 0  # NaN too
@@ -644,7 +669,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < out_rows)
         acc, p, p = _wait_for_sums(acc, p, p, SHAPE)
         if not AHEAD:
-            mbarrier.arrive(t_free.index(last), count=1)
+            _give_back(t_free.index(last), SHAPE)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
         if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
             acc = gl.where((factor != 0)[:, None], acc, 0.0)
@@ -722,6 +747,7 @@ def fmha_fp8_sm90(
     LAZY: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False,
     THREES: gl.constexpr = False,
+    BY_WARPS: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -750,7 +776,6 @@ def fmha_fp8_sm90(
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype
-    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 8, 2)
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
     if is_wide(BLOCK_N):
         gl.static_assert(not GENERAL, "blocks that are no power of two go without lengths")
@@ -760,6 +785,7 @@ def fmha_fp8_sm90(
     else:
         k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
         v_smem = gl.allocate_shared_memory(dtype, [RAW, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+        TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 8, 2)
         t_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_D, BLOCK_N], TURNED)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
@@ -773,18 +799,19 @@ def fmha_fp8_sm90(
         t_free = k_free
     else:
         t_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    ARRIVALS: gl.constexpr = 4 if BY_WARPS else 1  # of a consumer
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
-        mbarrier.init(q_free.index(c), count=1)
+        mbarrier.init(q_free.index(c), count=ARRIVALS)
     for s in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(s), count=1)
-        mbarrier.init(k_free.index(s), count=CONSUMERS)
+        mbarrier.init(k_free.index(s), count=CONSUMERS * ARRIVALS)
     for s in gl.static_range(RAW):
         mbarrier.init(v_ready.index(s), count=1)
     for s in gl.static_range(V_STAGES):
         mbarrier.init(t_ready.index(s), count=1)
         if not AHEAD:
-            mbarrier.init(t_free.index(s), count=CONSUMERS)
+            mbarrier.init(t_free.index(s), count=CONSUMERS * ARRIVALS)
     factors = (
         sm_scale,
         (q_descale, q_descale_stride_b, q_descale_stride_h),
@@ -801,7 +828,7 @@ def fmha_fp8_sm90(
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY, THREES=THREES,
+        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

@@ -56,6 +56,7 @@ class Shape(NamedTuple):
     THREES: gl.constexpr = gl.constexpr(False)
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
+    BY_WARPS: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

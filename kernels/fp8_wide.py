@@ -179,8 +179,30 @@ def masked_wide(scores, ends, key):
 
 
 @gluon.constexpr_function
-def _peaks(layout):
-    return gl.distributed_type(gl.float32, [64, 4], layout)
+def _of_quads():
+    """The largest of what each of the four threads that share two rows holds of them."""
+    lines = []
+    for lanes in (2, 1):
+        for name in ("first", "second"):
+            lines += [f"shfl.sync.bfly.b32 of_{name}, {name}, {lanes}, 31, 0xFFFFFFFF;"]
+        for name in ("first", "second"):
+            lines += [f"max.f32 {name}, {name}, of_{name};"]
+    return [*lines, "mov.b32 $0, first;", "mov.b32 $1, second;"]
+
+
+@gluon.constexpr_function
+def _largest_asm(count, shift):
+    """As `largest_of_parts_asm`, of whole rows: both rows' shuffles come before anything that follows, which ptxas else
+    puts between the two."""
+    asm = largest_of_parts_asm(count, shift)
+    written = "mov.b32 $0, first; mov.b32 $1, second;"
+    asm = asm.replace(written, " ".join(_of_quads()))
+    return asm.replace("{ ", "{ .reg .f32 of_first, of_second; ", 1)
+
+
+@gluon.constexpr_function
+def _rows(layout):
+    return gl.distributed_type(gl.float32, [64], layout)
 
 
 @gluon.constexpr_function
@@ -200,18 +222,18 @@ def largest_wide(scores, m, row_sum, shift: gl.constexpr, BLOCK_N: gl.constexpr,
     """The largest score of each row, [rows]; if THREES, as `largest` of sm90_maxima.py has it."""
     LAYOUT: gl.constexpr = row_sum.type.layout
     if THREES:
-        asm: gl.constexpr = largest_of_parts_asm(BLOCK_N // 2, shift)
+        asm: gl.constexpr = _largest_asm(BLOCK_N // 2, shift)
         constraints: gl.constexpr = _largest_constraints(BLOCK_N)
         m_of = gl.convert_layout(m, gl.SliceLayout(1, LAYOUT), assert_trivial=True)[:, None].broadcast_to([ROWS, 4])
         operands = scores
         operands += (m_of,)
-        most = gl.inline_asm(asm, constraints, operands, _peaks(LAYOUT), is_pure=True)
+        return gl.inline_asm(asm, constraints, operands, _rows(m.type.layout), is_pure=True)
     else:
         most = _of_threads(scores[0])
         for part in gl.static_range(1, len(scores)):
             of_part = gl.convert_layout(_of_threads(scores[part]), most.type.layout, assert_trivial=True)
             most = gl.maximum(most, of_part)
-    return gl.convert_layout(gl.max(most, 1), m.type.layout, assert_trivial=True)
+        return gl.convert_layout(gl.max(most, 1), m.type.layout, assert_trivial=True)
 
 
 @gluon.jit

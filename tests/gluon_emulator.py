@@ -196,6 +196,14 @@ class Machine:
         barrier.array[0].settle()
         self.switch()
 
+    def arrive_by_warps(self, barrier: Any) -> None:
+        """Each of a partition's warps for itself: what others have loaded is not said."""
+        USES.arrive(barrier.array[0])
+        barrier.array[0].pending -= 4
+        assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"
+        barrier.array[0].settle()
+        self.switch()
+
     def load_box(
         self,
         descriptor: Descriptor,
@@ -311,10 +319,19 @@ class Machine:
         is_pure: bool = False,
     ) -> Any:
         """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there. Or,
-        made already, products."""
+        made already, products, and what warps do at a barrier by themselves."""
+        if isinstance(asm, str) and "mbarrier.arrive" in asm:
+            return self.arrive_by_warps(*args)
+        if isinstance(asm, str) and "mbarrier.try_wait" in asm:
+            return self.wait(*args)
         if isinstance(asm, str) and "wgmma" not in asm:
             values = [part for value in args for part in by_thread(value).T]
-            return tensor(of_threads(np.stack(run_ptx(asm, 2, values), 1), result[1]), np.float32)
+            found = np.stack(run_ptx(asm, 2, values), 1)
+            if len(result) == 1:  # rows, of which all threads that share one have the same
+                rows = of_threads(found, 4)
+                assert (rows == rows[:, :1]).all() or np.isnan(rows).any()
+                return tensor(rows[:, 0], np.float32)
+            return tensor(of_threads(found, result[1]), np.float32)
         if isinstance(asm, str):
             products = Products(asm, args, result)
             self.local.products.append(products)

@@ -443,11 +443,11 @@ def _step(
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
     )
-    if not is_wide(BLOCK_N):
+    if not SHAPE.BY_WARPS:
         next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
     acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
-    if is_wide(BLOCK_N):  # then they can have the registers of the weights before
+    if SHAPE.BY_WARPS:  # then they can have the registers of the weights before
         next_p = _packed(next_p, BLOCK_N)
     _give_back(t_free.index(before), SHAPE)
     if SHAPE.LAZY:

@@ -25,6 +25,7 @@ blocks hold it, whether they see its key or not, except behind kv_lengths and in
 from fp8_wide import (
     allocate_blocks,
     allocate_turned,
+    held,
     largest_wide,
     layout_of,
     load_block,
@@ -620,6 +621,9 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         row_sum = partial_sums(gl.zeros([ROWS, near_keys(BLOCK_N)], gl.float32, layout=S_LAYOUT), near_keys(BLOCK_N))
         stage = step % STAGES
         _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+        if SHAPE.HELD:
+            q = held(q, BLOCK_D)
+            fence_async_shared()
         _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
         scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
         _give_back(k_free.index(stage), SHAPE)
@@ -748,6 +752,7 @@ def fmha_fp8_sm90(
     PRODUCER_FIRST: gl.constexpr = False,
     THREES: gl.constexpr = False,
     BY_WARPS: gl.constexpr = False,
+    HELD: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -828,7 +833,7 @@ def fmha_fp8_sm90(
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS,
+        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, HELD=HELD,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

@@ -84,28 +84,51 @@ def _descriptor(name, address, offset):
 
 
 @gluon.constexpr_function
-def _keys_asm(block_n, block_d):
-    """Scores of 64 rows and a block of keys. Operands: scores; addresses of the queries and the keys."""
+def held_layout(block_d):
+    """Queries as an operand in registers, four columns of 8 bits to an integer, [64, head size / 4]: a thread has
+    columns 4i to 4i + 3 and those 16 further of 32, of rows j and j + 8."""
+    registers = [[8, 0], [0, 4]] + [[0, column] for column in (8, 16, 32) if column < block_d // 4]
+    lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, block_d // 4])
+
+
+@gluon.jit
+def held(q, BLOCK_D: gl.constexpr):
+    """Queries of a slot in registers, which tensor cores then need not read from shared memory for every block."""
+    WORDS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 32, 2)
+    return q.reinterpret(gl.int32, [ROWS, BLOCK_D // 4], WORDS).load(held_layout(BLOCK_D))
+
+
+@gluon.constexpr_function
+def _keys_asm(block_n, block_d, in_registers):
+    """Scores of 64 rows and a block of keys. Operands: scores; the queries, an address or as `held` gives them; the
+    address of the keys."""
     panel = min(block_d, 128)
     count = block_n // 2
+    queries = [f"${count + i}" for i in range(block_d // 8 if in_registers else 1)]
     written = ", ".join(f"${i}" for i in range(count))
     lines = [".reg .pred more;", *_begun(["q", "k"], panel)]
-    for i, name in enumerate(["q", "k"]):
-        lines += [f"shr.u32 {name}, ${count + i}, 4;", f"or.b32 {name}, {name}, 0x10000;"]
+    places = {"k": f"${count + len(queries)}"} if in_registers else {"q": queries[0], "k": f"${count + 1}"}
+    for name, place in places.items():
+        lines += [f"shr.u32 {name}, {place}, 4;", f"or.b32 {name}, {name}, 0x10000;"]
     lines += ["setp.ne.b32 more, high, high;", "wgmma.fence.sync.aligned;"]
     more = "more"
     for i in range(block_d // panel):
         for column in range(0, panel, 32):
-            lines += _descriptor("a", "q", i * 64 * panel + column)
+            first = (i * panel + column) // 8
+            left = f"{{{', '.join(queries[first : first + 4])}}}"
+            if not in_registers:
+                left = "a"
+                lines += _descriptor("a", "q", i * 64 * panel + column)
             lines += _descriptor("b", "k", i * block_n * panel + column)
-            lines += [f"{_wgmma(block_n)} {{{written}}}, a, b, {more}, 1, 1;"]
+            lines += [f"{_wgmma(block_n)} {{{written}}}, {left}, b, {more}, 1, 1;"]
             more = "1"
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
 
 @gluon.constexpr_function
-def _keys_constraints(block_n):
-    return ",".join(["=&f"] * (block_n // 2) + ["r"] * 2)
+def _keys_constraints(block_n, block_d, in_registers):
+    return ",".join(["=&f"] * (block_n // 2) + ["r"] * ((block_d // 8 if in_registers else 1) + 1))
 
 
 @gluon.constexpr_function
@@ -116,8 +139,8 @@ def _types(widths):
 @gluon.jit
 def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
-    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D)
-    constraints: gl.constexpr = _keys_constraints(SHAPE.BLOCK_N)
+    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.HELD)
+    constraints: gl.constexpr = _keys_constraints(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.HELD)
     types: gl.constexpr = _types(keys_of_parts(SHAPE.BLOCK_N))
     k = k_smem.index(stage * parts_of_block(SHAPE.BLOCK_D, SHAPE.BLOCK_N))
     return gl.inline_asm(asm, constraints, (q, k), types, is_pure=False)

@@ -57,6 +57,7 @@ class Shape(NamedTuple):
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
     BY_WARPS: gl.constexpr = gl.constexpr(False)
+    HELD: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -57,6 +57,7 @@ def run(
     producer_first: bool = False,
     threes: bool = False,
     by_warps: bool = False,
+    held: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -151,6 +152,7 @@ def run(
         PRODUCER_FIRST=producer_first,
         THREES=threes,
         BY_WARPS=by_warps,
+        HELD=held,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -41,13 +41,14 @@ class Products:
         self.parts = [Part(slice(end - width, end)) for end, width in zip(ends, widths, strict=True)]
         self.width = sum(widths)
         tensors = [value for value in args if not isinstance(value, Shared)]
-        self.sums = np.concatenate(tensors[: len(widths)], 1) if tensors else None
+        reads_sums = len(tensors) > len(widths)  # else a lone tensor, where there is one, is the first operand
+        self.sums = np.concatenate(tensors[: len(widths)], 1) if reads_sums else None
         # Two 16-bit weights to an integer, as `pack` gives them, or four of 8 bits, a fourth of the integers of each row
         # to a thread.
-        weights = [np.asarray(value).reshape(ROWS_OF_PRODUCT, -1) for value in tensors[len(widths) :]]
+        weights = [np.asarray(value).reshape(ROWS_OF_PRODUCT, -1) for value in tensors[len(widths) * reads_sums :]]
         self.weights = np.concatenate(weights, 1).view(np.uint32) if tensors else np.zeros((0, 0))
         written = self.width // 2
-        self.first_weight = written * (2 if tensors else 1)
+        self.first_weight = written * (2 if reads_sums else 1)
         self.registers: dict[str, Any] = {}
         first_address = self.first_weight + self.weights.shape[1] // 2
         for i, value in enumerate(self.shared):

@@ -82,6 +82,7 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     by_warps: bool = False
+    held: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -186,7 +187,7 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
-            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS") if getattr(setting, name.lower())),
+            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "HELD") if getattr(setting, name.lower())),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

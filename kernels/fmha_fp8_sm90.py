@@ -308,7 +308,7 @@ def _packed(weights, BLOCK_N: gl.constexpr):
 @gluon.jit
 def _weigh(
     scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr,
-    THREES: gl.constexpr,
+    THREES: gl.constexpr, POLYNOMIALS: gl.constexpr,
 ):  # fmt: skip
     """Weights of one block of keys, packed, the running maximum (in units of log2, less 8) and sums with it, the factor of what
     was summed up before, and, if DUE, where that is due. Where masked, a row sees only the keys below its end."""
@@ -330,7 +330,7 @@ def _weigh(
         due = grown(m, m_new)
     alpha = gl.exp2(m - m_new)
     if is_wide(BLOCK_N):
-        weights, sums = weights_wide(scores, m_new, to_log2)
+        weights, sums = weights_wide(scores, m_new, to_log2, POLYNOMIALS)
     else:
         weights = gl.exp2(scores * to_log2 - m_new[:, None])
         sums = partial_sums(weights, BLOCK_N)
@@ -442,8 +442,9 @@ def _step(
     scores = _wait_for_scores(scores, 1, SHAPE)
     _give_back(k_free.index(stage), SHAPE)
     next_p, m, row_sum, alpha, due = _weigh(
-        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
-    )
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES,
+        0 if masked else SHAPE.POLYNOMIALS,
+    )  # fmt: skip
     if not SHAPE.BY_WARPS:
         next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
@@ -476,7 +477,7 @@ def _step_ahead(
     _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
     next_p, m, row_sum, alpha, due = _weigh(
-        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES, 0
     )
     next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
@@ -527,7 +528,7 @@ def _steps_ahead(
         acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
         next_p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
-            SHAPE.BLOCK_N, True, SHAPE.THREES,
+            SHAPE.BLOCK_N, True, SHAPE.THREES, 0,
         )  # fmt: skip
         next_p = _packed(next_p, SHAPE.BLOCK_N)
         row_sum = hold(row_sum)
@@ -629,7 +630,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         _give_back(k_free.index(stage), SHAPE)
         p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
-            False,  # the maximum before is below all scores
+            False, 0,  # the maximum before is below all scores
         )  # fmt: skip
         p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
@@ -753,6 +754,7 @@ def fmha_fp8_sm90(
     THREES: gl.constexpr = False,
     BY_WARPS: gl.constexpr = False,
     HELD: gl.constexpr = False,
+    POLYNOMIALS: gl.constexpr = 0,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -834,6 +836,7 @@ def fmha_fp8_sm90(
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
         LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, HELD=HELD,
+        POLYNOMIALS=POLYNOMIALS,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

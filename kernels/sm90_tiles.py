@@ -58,6 +58,7 @@ class Shape(NamedTuple):
     EARLY: gl.constexpr = gl.constexpr(False)
     BY_WARPS: gl.constexpr = gl.constexpr(False)
     HELD: gl.constexpr = gl.constexpr(False)
+    POLYNOMIALS: gl.constexpr = gl.constexpr(0)
 
 
 @gluon.constexpr_function

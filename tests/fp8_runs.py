@@ -58,6 +58,7 @@ def run(
     threes: bool = False,
     by_warps: bool = False,
     held: bool = False,
+    polynomials: int = 0,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -153,6 +154,7 @@ def run(
         THREES=threes,
         BY_WARPS=by_warps,
         HELD=held,
+        POLYNOMIALS=polynomials,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -83,6 +83,7 @@ class Setting:
     threes: bool = False
     by_warps: bool = False
     held: bool = False
+    polynomials: int = 0
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -188,6 +189,7 @@ class Fp8:
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
             *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "HELD") if getattr(setting, name.lower())),
+            *((("POLYNOMIALS", setting.polynomials),) if setting.polynomials else ()),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

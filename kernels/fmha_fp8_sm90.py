@@ -360,8 +360,12 @@ def _give_back(barrier, SHAPE: gl.constexpr):
 @gluon.jit
 def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
-    if is_wide(SHAPE.BLOCK_N):
-        return multiply_keys_wide(q, k_smem, stage, SHAPE)
+    if SHAPE.SPLIT:  # whose registers are those of the products in its loop
+        NEAR: gl.constexpr = near_keys(SHAPE.BLOCK_N)
+        near = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, NEAR)
+        return near + multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, SHAPE.BLOCK_N - NEAR)
+    elif is_wide(SHAPE.BLOCK_N):
+        return multiply_keys_wide(q, k_smem, stage, SHAPE, 0, SHAPE.BLOCK_N)
     else:
         k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
         zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
@@ -484,6 +488,69 @@ def _step_ahead(
     acc, scores, p, next_p = _wait_for_all(acc, next_scores, p, next_p, SHAPE)
     _give_back(k_free.index(stage), SHAPE)
     return part_times_where(acc, alpha, due), next_p, scores, m, row_sum
+
+
+@gluon.jit
+def _rescaled(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N: gl.constexpr, THREES: gl.constexpr):
+    """Scores of a block, of which hidden ones are -inf where masked; the running maximum with them, and the sums by it;
+    the factor of what was summed up before, and where that is due. See `_weigh`."""
+    if masked:
+        scores = masked_wide(scores, ends, key)
+    largest = largest_wide(scores, m, row_sum, OF_ZERO, BLOCK_N, THREES) * to_log2 - LARGEST_WEIGHT
+    m_new = gl.maximum(m, largest + gl.abs(largest) * ROUNDING)
+    due = grown(m, m_new)
+    alpha = gl.exp2(m - m_new)
+    factor = gl.convert_layout(alpha, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
+    return scores, m_new, row_sum * factor[:, None], alpha, due
+
+
+@gluon.jit
+def _weights_of(parts, m, row_sum, to_log2):
+    """Weights of some parts of a block, and the sums with them."""
+    weights, sums = weights_wide(parts, m, to_log2, 0)
+    return weights, row_sum + gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True)
+
+
+@gluon.jit
+def _split_first(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N: gl.constexpr):
+    """Of a tile's first block: weights of the first part, packed, scores of the others, and what goes with them."""
+    scores, m, row_sum, alpha, due = _rescaled(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N, False)
+    near, row_sum = _weights_of(scores[:1], m, row_sum, to_log2)
+    return (packed(near[0]),), scores[1:], m, row_sum
+
+
+@gluon.jit
+def _split_step(
+    acc, p, rest, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked, SHAPE: gl.constexpr
+):  # fmt: skip
+    """Scores of block `step` in two products: that of its first part runs beside the exponentials of the rest of block
+    `step - 1`, whose registers it leaves alone, and which come late for that. A consumer waits for the second part."""
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    NEAR: gl.constexpr = near_keys(BLOCK_N)
+    STAGES: gl.constexpr = SHAPE.STAGES
+    V_STAGES: gl.constexpr = SHAPE.V_STAGES
+    q_smem, k_smem, v_smem, t_smem = shared
+    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
+    stage = step % STAGES
+    before = (step - 1) % V_STAGES
+    _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
+    near = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, NEAR)
+    weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
+    p += _packed(weights, BLOCK_N)
+    row_sum = hold(row_sum)
+    far = multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, BLOCK_N - NEAR)
+    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)
+    acc = multiply_values_wide(p, t_smem, before, acc, SHAPE)
+    scores = warpgroup_mma_wait(1, deps=near + far)
+    _give_back(k_free.index(stage), SHAPE)
+    scores, m, row_sum, alpha, due = _rescaled(
+        scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N, SHAPE.THREES
+    )  # fmt: skip
+    weights, row_sum = _weights_of(scores[:1], m, row_sum, to_log2)
+    row_sum = hold(row_sum)
+    acc, p, weights = _wait_for_sums(acc, p, weights, SHAPE)
+    _give_back(t_free.index(before), SHAPE)
+    return part_times_where(acc, alpha, due), (packed(weights[0]),), scores[1:], m, row_sum
 
 
 @gluon.jit
@@ -628,11 +695,16 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
         scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
         _give_back(k_free.index(stage), SHAPE)
-        p, m, row_sum, alpha, due = _weigh(
-            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
-            False, 0,  # the maximum before is below all scores
-        )  # fmt: skip
-        p = _packed(p, BLOCK_N)
+        if SHAPE.SPLIT:
+            p, rest, m, row_sum = _split_first(
+                scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, BLOCK_N
+            )  # fmt: skip
+        else:
+            p, m, row_sum, alpha, due = _weigh(
+                scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
+                False, 0,  # the maximum before is below all scores
+            )  # fmt: skip
+            p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
         to_left = uniform(block - first_block)
@@ -643,6 +715,24 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 acc, p, scores, m, row_sum, q, q_free.index(slot), shared, barriers, step, to_log2, ends, first_block,
                 to_left, unmasked, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
+        elif SHAPE.SPLIT:
+            if CAUSAL:  # two loops, as below
+                masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
+                for _unused in range(masked_count):
+                    block -= 1
+                    acc, p, rest, m, row_sum = _split_step(
+                        acc, p, rest, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True, SHAPE
+                    )  # fmt: skip
+                    step += 1
+                to_left -= masked_count
+            for _unused in range(to_left):
+                acc, p, rest, m, row_sum = _split_step(
+                    acc, p, rest, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False, SHAPE
+                )  # fmt: skip
+                step += 1
+            _give_back(q_free.index(slot), SHAPE)
+            weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
+            p += _packed(weights, BLOCK_N)
         else:
             if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
                 masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
@@ -755,6 +845,7 @@ def fmha_fp8_sm90(
     BY_WARPS: gl.constexpr = False,
     HELD: gl.constexpr = False,
     POLYNOMIALS: gl.constexpr = 0,
+    SPLIT: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -836,7 +927,7 @@ def fmha_fp8_sm90(
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
         LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, HELD=HELD,
-        POLYNOMIALS=POLYNOMIALS,
+        POLYNOMIALS=POLYNOMIALS, SPLIT=SPLIT,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

@@ -100,11 +100,11 @@ def held(q, BLOCK_D: gl.constexpr):
 
 
 @gluon.constexpr_function
-def _keys_asm(block_n, block_d, in_registers):
-    """Scores of 64 rows and a block of keys. Operands: scores; the queries, an address or as `held` gives them; the
-    address of the keys."""
+def _keys_asm(block_n, block_d, in_registers, first_key, keys):
+    """Scores of 64 rows and so many keys of a block. Operands: scores; the queries, an address or as `held` gives them;
+    the address of the block."""
     panel = min(block_d, 128)
-    count = block_n // 2
+    count = keys // 2
     queries = [f"${count + i}" for i in range(block_d // 8 if in_registers else 1)]
     written = ", ".join(f"${i}" for i in range(count))
     lines = [".reg .pred more;", *_begun(["q", "k"], panel)]
@@ -120,15 +120,15 @@ def _keys_asm(block_n, block_d, in_registers):
             if not in_registers:
                 left = "a"
                 lines += _descriptor("a", "q", i * 64 * panel + column)
-            lines += _descriptor("b", "k", i * block_n * panel + column)
-            lines += [f"{_wgmma(block_n)} {{{written}}}, {left}, b, {more}, 1, 1;"]
+            lines += _descriptor("b", "k", (i * block_n + first_key) * panel + column)
+            lines += [f"{_wgmma(keys)} {{{written}}}, {left}, b, {more}, 1, 1;"]
             more = "1"
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
 
 @gluon.constexpr_function
-def _keys_constraints(block_n, block_d, in_registers):
-    return ",".join(["=&f"] * (block_n // 2) + ["r"] * ((block_d // 8 if in_registers else 1) + 1))
+def _keys_constraints(keys, block_d, in_registers):
+    return ",".join(["=&f"] * (keys // 2) + ["r"] * ((block_d // 8 if in_registers else 1) + 1))
 
 
 @gluon.constexpr_function
@@ -137,11 +137,11 @@ def _types(widths):
 
 
 @gluon.jit
-def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr):
-    """Issue the product of a consumer's rows and a block of keys."""
-    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.HELD)
-    constraints: gl.constexpr = _keys_constraints(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.HELD)
-    types: gl.constexpr = _types(keys_of_parts(SHAPE.BLOCK_N))
+def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr, FIRST: gl.constexpr, KEYS: gl.constexpr):
+    """Issue the product of a consumer's rows and so many keys of a block."""
+    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.HELD, FIRST, KEYS)
+    constraints: gl.constexpr = _keys_constraints(KEYS, SHAPE.BLOCK_D, SHAPE.HELD)
+    types: gl.constexpr = _types(keys_of_parts(KEYS))
     k = k_smem.index(stage * parts_of_block(SHAPE.BLOCK_D, SHAPE.BLOCK_N))
     return gl.inline_asm(asm, constraints, (q, k), types, is_pure=False)
 
@@ -202,30 +202,8 @@ def masked_wide(scores, ends, key):
 
 
 @gluon.constexpr_function
-def _of_quads():
-    """The largest of what each of the four threads that share two rows holds of them."""
-    lines = []
-    for lanes in (2, 1):
-        for name in ("first", "second"):
-            lines += [f"shfl.sync.bfly.b32 of_{name}, {name}, {lanes}, 31, 0xFFFFFFFF;"]
-        for name in ("first", "second"):
-            lines += [f"max.f32 {name}, {name}, of_{name};"]
-    return [*lines, "mov.b32 $0, first;", "mov.b32 $1, second;"]
-
-
-@gluon.constexpr_function
-def _largest_asm(count, shift):
-    """As `largest_of_parts_asm`, of whole rows: both rows' shuffles come before anything that follows, which ptxas else
-    puts between the two."""
-    asm = largest_of_parts_asm(count, shift)
-    written = "mov.b32 $0, first; mov.b32 $1, second;"
-    asm = asm.replace(written, " ".join(_of_quads()))
-    return asm.replace("{ ", "{ .reg .f32 of_first, of_second; ", 1)
-
-
-@gluon.constexpr_function
-def _rows(layout):
-    return gl.distributed_type(gl.float32, [64], layout)
+def _peaks(layout):
+    return gl.distributed_type(gl.float32, [64, 4], layout)
 
 
 @gluon.constexpr_function
@@ -245,18 +223,18 @@ def largest_wide(scores, m, row_sum, shift: gl.constexpr, BLOCK_N: gl.constexpr,
     """The largest score of each row, [rows]; if THREES, as `largest` of sm90_maxima.py has it."""
     LAYOUT: gl.constexpr = row_sum.type.layout
     if THREES:
-        asm: gl.constexpr = _largest_asm(BLOCK_N // 2, shift)
+        asm: gl.constexpr = largest_of_parts_asm(BLOCK_N // 2, shift)
         constraints: gl.constexpr = _largest_constraints(BLOCK_N)
         m_of = gl.convert_layout(m, gl.SliceLayout(1, LAYOUT), assert_trivial=True)[:, None].broadcast_to([ROWS, 4])
         operands = scores
         operands += (m_of,)
-        return gl.inline_asm(asm, constraints, operands, _rows(m.type.layout), is_pure=True)
+        most = gl.inline_asm(asm, constraints, operands, _peaks(LAYOUT), is_pure=True)
     else:
         most = _of_threads(scores[0])
         for part in gl.static_range(1, len(scores)):
             of_part = gl.convert_layout(_of_threads(scores[part]), most.type.layout, assert_trivial=True)
             most = gl.maximum(most, of_part)
-        return gl.convert_layout(gl.max(most, 1), m.type.layout, assert_trivial=True)
+    return gl.convert_layout(gl.max(most, 1), m.type.layout, assert_trivial=True)
 
 
 @gluon.constexpr_function

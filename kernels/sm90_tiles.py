@@ -59,6 +59,7 @@ class Shape(NamedTuple):
     BY_WARPS: gl.constexpr = gl.constexpr(False)
     HELD: gl.constexpr = gl.constexpr(False)
     POLYNOMIALS: gl.constexpr = gl.constexpr(0)
+    SPLIT: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

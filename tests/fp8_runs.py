@@ -59,6 +59,7 @@ def run(
     by_warps: bool = False,
     held: bool = False,
     polynomials: int = 0,
+    split: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -155,6 +156,7 @@ def run(
         BY_WARPS=by_warps,
         HELD=held,
         POLYNOMIALS=polynomials,
+        SPLIT=split,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

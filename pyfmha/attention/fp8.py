@@ -84,6 +84,7 @@ class Setting:
     by_warps: bool = False
     held: bool = False
     polynomials: int = 0
+    split: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -188,7 +189,7 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
-            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "HELD") if getattr(setting, name.lower())),
+            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "HELD", "SPLIT") if getattr(setting, name.lower())),
             *((("POLYNOMIALS", setting.polynomials),) if setting.polynomials else ()),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"

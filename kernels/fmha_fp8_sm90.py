@@ -25,6 +25,7 @@ blocks hold it, whether they see its key or not, except behind kv_lengths and in
 from fp8_wide import (
     allocate_blocks,
     allocate_turned,
+    by_parts,
     held,
     largest_wide,
     layout_of,
@@ -32,7 +33,9 @@ from fp8_wide import (
     masked_wide,
     multiply_keys_wide,
     multiply_values_wide,
+    near_of,
     panel_of,
+    turned_at_once,
     turned_layout,
     weights_wide,
 )
@@ -53,7 +56,7 @@ from sm90_tiles import (
     tile_count,
     tile_of,
 )
-from sm90_wide import all_moved, is_wide, near_keys, unit_keys
+from sm90_wide import all_moved, is_wide, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -180,7 +183,7 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
         mbarrier.wait(k_free.index((step + 2) % V_STAGES), (((step + 2) // V_STAGES) & 1) ^ 1)
     else:
         mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    if is_wide(BLOCK_N):
+    if by_parts(BLOCK_N, SHAPE.SPLIT):
         _transpose_units(v_smem, t_smem, step % RAW, stage, SHAPE)
     else:
         _transpose_block(v_smem, t_smem, step % RAW, stage, count, SHAPE)
@@ -197,14 +200,17 @@ def _transpose_units(v_smem, t_smem, raw, stage, SHAPE: gl.constexpr):
     PANEL: gl.constexpr = panel_of(SHAPE.BLOCK_D)
     PANELS: gl.constexpr = SHAPE.BLOCK_D // PANEL
     PAIRS: gl.constexpr = gl.NVMMASharedLayout(PANEL, 16, 2)
-    LAYOUT: gl.constexpr = pairs_layout(UNIT, PANEL // 2)
+    KEYS: gl.constexpr = turned_at_once(SHAPE.BLOCK_N, SHAPE.BLOCK_D)
+    LAYOUT: gl.constexpr = pairs_layout(KEYS, PANEL // 2)
     for unit in gl.static_range(UNITS):
         turned = t_smem.index(stage * UNITS + unit)
         turned = turned.reinterpret(gl.int16, [SHAPE.BLOCK_D, UNIT // 2], turned_layout(SHAPE.BLOCK_N, 16))
         for panel in gl.static_range(PANELS):
             pairs = v_smem.index((raw * PANELS + panel) * UNITS + unit).reshape([UNIT, PANEL])
-            part = pairs.reinterpret(gl.int16, [UNIT, PANEL // 2], PAIRS).load(LAYOUT)
-            turned.slice(panel * PANEL, PANEL).store(_turned(part, UNIT, PANEL))
+            pairs = pairs.reinterpret(gl.int16, [UNIT, PANEL // 2], PAIRS)
+            for first in gl.static_range(0, UNIT, KEYS):
+                part = _turned(pairs.slice(first, KEYS).load(LAYOUT), KEYS, PANEL)
+                turned.slice(panel * PANEL, PANEL).slice(first // 2, KEYS // 2, dim=1).store(part)
 
 
 @gluon.jit
@@ -264,7 +270,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
-            if is_wide(BLOCK_N):
+            if by_parts(BLOCK_N, SHAPE.SPLIT):
                 load_block(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, SHAPE)
             else:
                 mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
@@ -279,7 +285,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D)
                     place = [batch, q_head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if is_wide(BLOCK_N):
+            if by_parts(BLOCK_N, SHAPE.SPLIT):
                 load_block(v_desc, batch, kv_head, key, v_ready.index(step % RAW), v_smem, step % RAW, SHAPE)
             else:
                 mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
@@ -295,14 +301,16 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
 
 
 @gluon.jit
+def _all_packed(weights):
+    made = ()
+    for part in gl.static_range(len(weights)):
+        made += (packed(weights[part]),)
+    return made
+
+
+@gluon.jit
 def _packed(weights, BLOCK_N: gl.constexpr):
-    if is_wide(BLOCK_N):
-        made = ()
-        for part in gl.static_range(len(weights)):
-            made += (packed(weights[part]),)
-        return made
-    else:
-        return packed(weights)
+    return _all_packed(weights) if is_wide(BLOCK_N) else packed(weights)
 
 
 @gluon.jit
@@ -361,10 +369,10 @@ def _give_back(barrier, SHAPE: gl.constexpr):
 def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
     if SHAPE.SPLIT:  # whose registers are those of the products in its loop
-        NEAR: gl.constexpr = near_keys(SHAPE.BLOCK_N)
+        NEAR: gl.constexpr = near_of(SHAPE.BLOCK_N, True)
         near = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, NEAR)
         return near + multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, SHAPE.BLOCK_N - NEAR)
-    elif is_wide(SHAPE.BLOCK_N):
+    elif by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
         return multiply_keys_wide(q, k_smem, stage, SHAPE, 0, SHAPE.BLOCK_N)
     else:
         k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
@@ -375,7 +383,7 @@ def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr
 @gluon.jit
 def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.constexpr):
     """Issue the product of packed weights and a block of V."""
-    if is_wide(SHAPE.BLOCK_N):
+    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
         return multiply_values_wide(p, t_smem, stage, acc, SHAPE)
     else:
         weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
@@ -385,7 +393,7 @@ def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.co
 @gluon.jit
 def _wait_for_scores(scores, left: gl.constexpr, SHAPE: gl.constexpr):
     """Scores when all products but `left` are there."""
-    if is_wide(SHAPE.BLOCK_N):
+    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
         return warpgroup_mma_wait(left, deps=scores)
     else:
         return warpgroup_mma_wait(left, deps=(scores,))
@@ -394,7 +402,7 @@ def _wait_for_scores(scores, left: gl.constexpr, SHAPE: gl.constexpr):
 @gluon.jit
 def _wait_for_sums(acc, p, next_p, SHAPE: gl.constexpr):
     """Sums when all products are there, with the weights that they read and those that were computed meanwhile."""
-    if is_wide(SHAPE.BLOCK_N):
+    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
         PARTS: gl.constexpr = len(p)
         deps = (acc,)
         deps += p
@@ -408,7 +416,7 @@ def _wait_for_sums(acc, p, next_p, SHAPE: gl.constexpr):
 @gluon.jit
 def _wait_for_all(acc, scores, p, next_p, SHAPE: gl.constexpr):
     """As `_wait_for_sums`, with the scores of the block ahead."""
-    if is_wide(SHAPE.BLOCK_N):
+    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
         PARTS: gl.constexpr = len(p)
         deps = (acc,)
         deps += scores
@@ -526,7 +534,7 @@ def _split_step(
     """Scores of block `step` in two products: that of its first part runs beside the exponentials of the rest of block
     `step - 1`, whose registers it leaves alone, and which come late for that. A consumer waits for the second part."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
-    NEAR: gl.constexpr = near_keys(BLOCK_N)
+    NEAR: gl.constexpr = near_of(BLOCK_N, True)
     STAGES: gl.constexpr = SHAPE.STAGES
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
     q_smem, k_smem, v_smem, t_smem = shared
@@ -536,7 +544,7 @@ def _split_step(
     _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     near = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, NEAR)
     weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
-    p += _packed(weights, BLOCK_N)
+    p += _all_packed(weights)
     row_sum = hold(row_sum)
     far = multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, BLOCK_N - NEAR)
     _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)
@@ -581,7 +589,7 @@ def _steps_ahead(
             step += 1
             block -= 1
         to_come -= masked_count
-        p = all_moved(p) if is_wide(SHAPE.BLOCK_N) else moved(p)
+        p = all_moved(p) if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT) else moved(p)
     for _unused in range(to_come):
         acc, p, scores, m, row_sum = _step_ahead(
             acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, 0, 0, False,
@@ -628,7 +636,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     ORDER: gl.constexpr = SHAPE.ORDER
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
-    S_LAYOUT: gl.constexpr = layout_of(near_keys(BLOCK_N))
+    S_LAYOUT: gl.constexpr = layout_of(near_of(BLOCK_N, SHAPE.SPLIT))
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 32])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=4)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
@@ -686,7 +694,8 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             ends = rows * 0 + kv_n
             unmasked = kv_n // BLOCK_N
         m = gl.full([ROWS], LOWEST, gl.float32, layout=ROW_LAYOUT)
-        row_sum = partial_sums(gl.zeros([ROWS, near_keys(BLOCK_N)], gl.float32, layout=S_LAYOUT), near_keys(BLOCK_N))
+        NEAR: gl.constexpr = near_of(BLOCK_N, SHAPE.SPLIT)
+        row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
         _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
         if SHAPE.HELD:
@@ -732,7 +741,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 step += 1
             _give_back(q_free.index(slot), SHAPE)
             weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
-            p += _packed(weights, BLOCK_N)
+            p += _all_packed(weights)
         else:
             if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
                 masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
@@ -875,7 +884,7 @@ def fmha_fp8_sm90(
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
-    if is_wide(BLOCK_N):
+    if by_parts(BLOCK_N, SPLIT):
         gl.static_assert(not GENERAL, "blocks that are no power of two go without lengths")
         k_smem = allocate_blocks(k_desc, STAGES, BLOCK_D, BLOCK_N)
         v_smem = allocate_blocks(v_desc, RAW, BLOCK_D, BLOCK_N)

@@ -6,10 +6,32 @@ a unit at a time, see `unit_keys`: each is a panel of its own in shared memory, 
 
 from sm90_maxima import largest_of_parts_asm
 from sm90_tiles import ROWS
-from sm90_wide import keys_of_parts, unit_keys
+from sm90_wide import is_wide, keys_of_parts, near_keys, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+
+# Values transposed at a time, by a warpgroup: 16 registers.
+TURN_AT_ONCE = 8192
+
+
+@gluon.constexpr_function
+def by_parts(block_n, split):
+    """Whether scores and weights of a block are tuples of tensors, and buffers of panels."""
+    return is_wide(block_n) or split
+
+
+@gluon.constexpr_function
+def near_of(block_n, split):
+    """Keys of the first tensor."""
+    return near_keys(block_n) if is_wide(block_n) or not split else block_n // 2
+
+
+@gluon.constexpr_function
+def turned_at_once(block_n, block_d):
+    """Keys of a unit that are transposed together."""
+    return min(unit_keys(block_n), TURN_AT_ONCE // panel_of(block_d))
 
 
 @gluon.constexpr_function

@@ -111,7 +111,7 @@ def run(
         load_kernel(source, machine)["fmha_fp8_sm90"],
         programs,
         Descriptor(q, E4M3, 64, block_d),
-        *(Descriptor(x, E4M3, block_n, block_d if unit == block_n else min(block_d, 128)) for x in (k, v)),
+        *(Descriptor(x, E4M3, block_n, block_d if unit == block_n and not split else min(block_d, 128)) for x in (k, v)),
         Pointer(out_memory, DTYPES[dtype], 16),
         Pointer(lse_memory, FP32),
         *(Pointer(memory, E4M3, 16) for memory in (q_memory, k_memory, v_memory)),

@@ -238,7 +238,7 @@ def _descriptors(padded: int, setting: Setting) -> tuple[Descriptor, ...]:
     unit = setting.block_n & -setting.block_n  # of blocks that are no power of two, see kernels/fp8_wide.py
 
     def tensor(name: str, heads: str, seq: str, rows: int) -> Descriptor:
-        wide = rows != ROWS and unit != setting.block_n
+        wide = rows != ROWS and (unit != setting.block_n or setting.split)
         batches = "1" if setting.ragged else "batch_size"
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
         block = (1, 1, unit, min(padded, 128)) if wide else (1, 1, rows, padded)

@@ -26,7 +26,6 @@ from fp8_wide import (
     allocate_blocks,
     allocate_turned,
     by_parts,
-    held,
     largest_wide,
     layout_of,
     load_block,
@@ -316,9 +315,9 @@ def _packed(weights, BLOCK_N: gl.constexpr):
 @gluon.jit
 def _weigh(
     scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr,
-    THREES: gl.constexpr, POLYNOMIALS: gl.constexpr,
+    THREES: gl.constexpr,
 ):  # fmt: skip
-    """Weights of one block of keys, packed, the running maximum (in units of log2, less 8) and sums with it, the factor of what
+    """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, the factor of what
     was summed up before, and, if DUE, where that is due. Where masked, a row sees only the keys below its end."""
     if masked:
         if is_wide(BLOCK_N):
@@ -338,7 +337,7 @@ def _weigh(
         due = grown(m, m_new)
     alpha = gl.exp2(m - m_new)
     if is_wide(BLOCK_N):
-        weights, sums = weights_wide(scores, m_new, to_log2, POLYNOMIALS)
+        weights, sums = weights_wide(scores, m_new, to_log2)
     else:
         weights = gl.exp2(scores * to_log2 - m_new[:, None])
         sums = partial_sums(weights, BLOCK_N)
@@ -454,9 +453,8 @@ def _step(
     scores = _wait_for_scores(scores, 1, SHAPE)
     _give_back(k_free.index(stage), SHAPE)
     next_p, m, row_sum, alpha, due = _weigh(
-        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES,
-        0 if masked else SHAPE.POLYNOMIALS,
-    )  # fmt: skip
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
+    )
     if not SHAPE.BY_WARPS:
         next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
@@ -489,7 +487,7 @@ def _step_ahead(
     _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
     next_p, m, row_sum, alpha, due = _weigh(
-        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES, 0
+        scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES
     )
     next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
@@ -515,7 +513,7 @@ def _rescaled(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N: gl.conste
 @gluon.jit
 def _weights_of(parts, m, row_sum, to_log2):
     """Weights of some parts of a block, and the sums with them."""
-    weights, sums = weights_wide(parts, m, to_log2, 0)
+    weights, sums = weights_wide(parts, m, to_log2)
     return weights, row_sum + gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True)
 
 
@@ -603,7 +601,7 @@ def _steps_ahead(
         acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
         next_p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
-            SHAPE.BLOCK_N, True, SHAPE.THREES, 0,
+            SHAPE.BLOCK_N, True, SHAPE.THREES,
         )  # fmt: skip
         next_p = _packed(next_p, SHAPE.BLOCK_N)
         row_sum = hold(row_sum)
@@ -698,9 +696,6 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
         _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
-        if SHAPE.HELD:
-            q = held(q, BLOCK_D)
-            fence_async_shared()
         _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
         scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
         _give_back(k_free.index(stage), SHAPE)
@@ -711,7 +706,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         else:
             p, m, row_sum, alpha, due = _weigh(
                 scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
-                False, 0,  # the maximum before is below all scores
+                False,  # the maximum before is below all scores
             )  # fmt: skip
             p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
@@ -852,8 +847,6 @@ def fmha_fp8_sm90(
     PRODUCER_FIRST: gl.constexpr = False,
     THREES: gl.constexpr = False,
     BY_WARPS: gl.constexpr = False,
-    HELD: gl.constexpr = False,
-    POLYNOMIALS: gl.constexpr = 0,
     SPLIT: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
@@ -935,8 +928,7 @@ def fmha_fp8_sm90(
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, HELD=HELD,
-        POLYNOMIALS=POLYNOMIALS, SPLIT=SPLIT,
+        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, SPLIT=SPLIT,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

@@ -11,7 +11,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-
 # Values transposed at a time, by a warpgroup: 16 registers.
 TURN_AT_ONCE = 8192
 
@@ -106,51 +105,28 @@ def _descriptor(name, address, offset):
 
 
 @gluon.constexpr_function
-def held_layout(block_d):
-    """Queries as an operand in registers, four columns of 8 bits to an integer, [64, head size / 4]: a thread has
-    columns 4i to 4i + 3 and those 16 further of 32, of rows j and j + 8."""
-    registers = [[8, 0], [0, 4]] + [[0, column] for column in (8, 16, 32) if column < block_d // 4]
-    lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, block_d // 4])
-
-
-@gluon.jit
-def held(q, BLOCK_D: gl.constexpr):
-    """Queries of a slot in registers, which tensor cores then need not read from shared memory for every block."""
-    WORDS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 32, 2)
-    return q.reinterpret(gl.int32, [ROWS, BLOCK_D // 4], WORDS).load(held_layout(BLOCK_D))
-
-
-@gluon.constexpr_function
-def _keys_asm(block_n, block_d, in_registers, first_key, keys):
-    """Scores of 64 rows and so many keys of a block. Operands: scores; the queries, an address or as `held` gives them;
-    the address of the block."""
+def _keys_asm(block_n, block_d, first_key, keys):
+    """Scores of 64 rows and so many keys of a block. Operands: scores; the addresses of the queries and the block."""
     panel = min(block_d, 128)
     count = keys // 2
-    queries = [f"${count + i}" for i in range(block_d // 8 if in_registers else 1)]
     written = ", ".join(f"${i}" for i in range(count))
     lines = [".reg .pred more;", *_begun(["q", "k"], panel)]
-    places = {"k": f"${count + len(queries)}"} if in_registers else {"q": queries[0], "k": f"${count + 1}"}
-    for name, place in places.items():
-        lines += [f"shr.u32 {name}, {place}, 4;", f"or.b32 {name}, {name}, 0x10000;"]
+    for i, name in enumerate(["q", "k"]):
+        lines += [f"shr.u32 {name}, ${count + i}, 4;", f"or.b32 {name}, {name}, 0x10000;"]
     lines += ["setp.ne.b32 more, high, high;", "wgmma.fence.sync.aligned;"]
     more = "more"
     for i in range(block_d // panel):
         for column in range(0, panel, 32):
-            first = (i * panel + column) // 8
-            left = f"{{{', '.join(queries[first : first + 4])}}}"
-            if not in_registers:
-                left = "a"
-                lines += _descriptor("a", "q", i * 64 * panel + column)
+            lines += _descriptor("a", "q", i * 64 * panel + column)
             lines += _descriptor("b", "k", (i * block_n + first_key) * panel + column)
-            lines += [f"{_wgmma(keys)} {{{written}}}, {left}, b, {more}, 1, 1;"]
+            lines += [f"{_wgmma(keys)} {{{written}}}, a, b, {more}, 1, 1;"]
             more = "1"
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
 
 @gluon.constexpr_function
-def _keys_constraints(keys, block_d, in_registers):
-    return ",".join(["=&f"] * (keys // 2) + ["r"] * ((block_d // 8 if in_registers else 1) + 1))
+def _keys_constraints(keys):
+    return ",".join(["=&f"] * (keys // 2) + ["r"] * 2)
 
 
 @gluon.constexpr_function
@@ -161,8 +137,8 @@ def _types(widths):
 @gluon.jit
 def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr, FIRST: gl.constexpr, KEYS: gl.constexpr):
     """Issue the product of a consumer's rows and so many keys of a block."""
-    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.HELD, FIRST, KEYS)
-    constraints: gl.constexpr = _keys_constraints(KEYS, SHAPE.BLOCK_D, SHAPE.HELD)
+    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, FIRST, KEYS)
+    constraints: gl.constexpr = _keys_constraints(KEYS)
     types: gl.constexpr = _types(keys_of_parts(KEYS))
     k = k_smem.index(stage * parts_of_block(SHAPE.BLOCK_D, SHAPE.BLOCK_N))
     return gl.inline_asm(asm, constraints, (q, k), types, is_pure=False)
@@ -259,58 +235,22 @@ def largest_wide(scores, m, row_sum, shift: gl.constexpr, BLOCK_N: gl.constexpr,
     return gl.convert_layout(gl.max(most, 1), m.type.layout, assert_trivial=True)
 
 
-@gluon.constexpr_function
-def _powers_asm(polynomials):
-    """Powers of two of eight scores times a factor less m, of which so many by polynomials, whose relative error is at
-    most 0.002. Where they are below 2**-30, these are 2**-30, of which e4m3 makes 0."""
-    lines = [".reg .f32 t, n, of, m;"]
-    for i in range(8):
-        lines += [f"neg.f32 m, ${16 + i};", f"fma.rn.f32 t, ${8 + i}, $24, m;"]
-        if i % (8 // polynomials) != 8 // polynomials - 1:
-            lines += [f"ex2.approx.ftz.f32 ${i}, t;"]
-            continue
-        lines += [
-            "max.NaN.f32 t, t, -30.0;",
-            "add.f32 n, t, 12583039.0;",  # 2**23 * 1.5 + 127: the whole number is in the lowest bits
-            "add.f32 of, n, -12583039.0;",
-            "sub.f32 t, t, of;",
-            "fma.rn.f32 of, t, 0f3E759DBF, 0f3F33F39C;",
-            "fma.rn.f32 of, of, t, 0f3F800000;",
-            "shl.b32 n, n, 23;",
-            f"mul.f32 ${i}, of, n;",
-        ]
-    return "{ " + " ".join(lines) + " }"
-
-
-@gluon.constexpr_function
-def _powers_constraints():
-    return ",".join(["=&f"] * 8 + ["f"] * 24)
-
-
 @gluon.jit
-def _exponentials(scores, m, scale, POLYNOMIALS: gl.constexpr):
-    """Weights of a part and their sums by thread. POLYNOMIALS: of eight weights."""
+def _exponentials(scores, m, scale):
+    """Weights of a part and their sums by thread."""
     own = gl.convert_layout(m, gl.SliceLayout(1, scores.type.layout), assert_trivial=True)
-    if POLYNOMIALS > 0:
-        asm: gl.constexpr = _powers_asm(POLYNOMIALS)
-        constraints: gl.constexpr = _powers_constraints()
-        zeros = gl.zeros(scores.shape, gl.float32, layout=scores.type.layout)
-        weights = gl.inline_asm_elementwise(
-            asm, constraints, [scores, zeros + own[:, None], zeros + scale], dtype=gl.float32, is_pure=True, pack=8
-        )
-    else:
-        weights = gl.exp2(scores * scale - own[:, None])
+    weights = gl.exp2(scores * scale - own[:, None])
     parts = weights.reshape([ROWS, scores.shape[1] // 8, 4, 2])
     return weights, gl.sum(gl.sum(parts, 3), 1)
 
 
 @gluon.jit
-def weights_wide(scores, m, scale, POLYNOMIALS: gl.constexpr):
+def weights_wide(scores, m, scale):
     """Weights of all parts and their sums by thread."""
-    first, sums = _exponentials(scores[0], m, scale, POLYNOMIALS)
+    first, sums = _exponentials(scores[0], m, scale)
     made = (first,)
     for part in gl.static_range(1, len(scores)):
-        other, of_part = _exponentials(scores[part], m, scale, POLYNOMIALS)
+        other, of_part = _exponentials(scores[part], m, scale)
         made += (other,)
         sums += gl.convert_layout(of_part, sums.type.layout, assert_trivial=True)
     return made, sums

@@ -115,10 +115,7 @@ def arrive_by_warps(barrier):
 
 @gluon.constexpr_function
 def _wait_asm():
-    return (
-        "{ .reg .pred done; AGAIN: mbarrier.try_wait.parity.shared.b64 done, [$0], $1;"
-        " @!done bra.uni AGAIN; }"
-    )
+    return "{ .reg .pred done; AGAIN: mbarrier.try_wait.parity.shared.b64 done, [$0], $1; @!done bra.uni AGAIN; }"
 
 
 @gluon.jit

@@ -57,8 +57,6 @@ class Shape(NamedTuple):
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
     BY_WARPS: gl.constexpr = gl.constexpr(False)
-    HELD: gl.constexpr = gl.constexpr(False)
-    POLYNOMIALS: gl.constexpr = gl.constexpr(0)
     SPLIT: gl.constexpr = gl.constexpr(False)
 
 

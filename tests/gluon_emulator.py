@@ -326,12 +326,7 @@ class Machine:
             return self.wait(*args)
         if isinstance(asm, str) and "wgmma" not in asm:
             values = [part for value in args for part in by_thread(value).T]
-            found = np.stack(run_ptx(asm, 2, values), 1)
-            if len(result) == 1:  # rows, of which all threads that share one have the same
-                rows = of_threads(found, 4)
-                assert (rows == rows[:, :1]).all() or np.isnan(rows).any()
-                return tensor(rows[:, 0], np.float32)
-            return tensor(of_threads(found, result[1]), np.float32)
+            return tensor(of_threads(np.stack(run_ptx(asm, 2, values), 1), result[1]), np.float32)
         if isinstance(asm, str):
             products = Products(asm, args, result)
             self.local.products.append(products)
@@ -393,13 +388,11 @@ def _unpack(_found: Any, dtypes: tuple[DType, DType], packed: Tensor) -> tuple[T
     return low, high
 
 
-def _some_at_a_time(found: Any, dtype: DType, *arguments: Tensor) -> Any:
-    """Straight-line PTX of a few values, which a thread holds, for as many, four or eight: here any beside each other
-    will do."""
+def _four_at_a_time(found: Any, dtype: DType, x: Tensor) -> Tensor:
+    """Straight-line PTX of four values, which a thread holds, for four: here any four beside each other will do."""
     assert dtype is FP32
-    count = 4 if len(arguments) == 1 else 8
-    inputs = [part for x in arguments for part in np.asarray(x).reshape(-1, count).T]
-    return tensor(np.stack(run_ptx(found[0], count, inputs), 1).reshape(arguments[0].shape), np.float32)
+    parts = run_ptx(found[0], 4, list(np.asarray(x).reshape(-1, 4).T))
+    return tensor(np.stack(parts, 1).reshape(x.shape), np.float32)
 
 
 def _all_of_a_thread(asm: str, count: int, dtype: Any, x: Tensor, *others: Tensor) -> Any:
@@ -473,7 +466,7 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"rcp\.approx\.ftz\.f32 \$0, \$1;": lambda _found, _dtype, x: tensor(1 / np.asarray(x), np.float32),
-    r"\{ \.reg \.f32 [^{}]*\}": _some_at_a_time,
+    r"\{ \.reg \.f32 [^{}]*\}": _four_at_a_time,
     r"lop3\.b32 \$0, \$1, \$2, \$3, 0xEA;": _after,
     r"mov\.b32 \{\$0, \$1\}, \$2;": _unpack,
     r"mov\.b32 \$0, \$1;": _moved,

@@ -65,7 +65,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setp.gt.or.f32": lambda a, b, other: np.greater(a, b) | (np.asarray(other) != 0),
     "setp.geu.f32": lambda a, b: ~np.less(a, b),
     "vote.sync.any.pred": lambda a, _threads: a,  # a thread votes alone
-    "shfl.sync.bfly.b32": lambda a, lanes, _last, _threads: a.reshape(-1, 4)[:, np.arange(4) ^ lanes].reshape(-1),
 }
 
 

@@ -1,7 +1,8 @@
 """wgmma as a kernel's own text has it, for the emulator: what its descriptors say is what it multiplies.
 
 Known are operands of 16 bits, and of e4m3 by columns, with rows of 128, 64 or 32 bytes, swizzled, as TMA writes them:
-columns of as many beside each other one after the other. Shared memory of the emulator has rows of all columns, and no swizzle; here it is as the GPU has it.
+columns of as many beside each other one after the other. Shared memory of the emulator has rows of all columns, and no
+swizzle; here it is as the GPU has it.
 """
 
 import re
@@ -41,14 +42,13 @@ class Products:
         self.parts = [Part(slice(end - width, end)) for end, width in zip(ends, widths, strict=True)]
         self.width = sum(widths)
         tensors = [value for value in args if not isinstance(value, Shared)]
-        reads_sums = len(tensors) > len(widths)  # else a lone tensor, where there is one, is the first operand
-        self.sums = np.concatenate(tensors[: len(widths)], 1) if reads_sums else None
-        # Two 16-bit weights to an integer, as `pack` gives them, or four of 8 bits, a fourth of the integers of each row
-        # to a thread.
-        weights = [np.asarray(value).reshape(ROWS_OF_PRODUCT, -1) for value in tensors[len(widths) * reads_sums :]]
+        self.sums = np.concatenate(tensors[: len(widths)], 1) if tensors else None
+        # Two 16-bit weights to an integer, as `pack` gives them, or four of 8 bits; a fourth of the integers of each
+        # row to a thread.
+        weights = [np.asarray(value).reshape(ROWS_OF_PRODUCT, -1) for value in tensors[len(widths) :]]
         self.weights = np.concatenate(weights, 1).view(np.uint32) if tensors else np.zeros((0, 0))
         written = self.width // 2
-        self.first_weight = written * (2 if reads_sums else 1)
+        self.first_weight = written * (2 if tensors else 1)
         self.registers: dict[str, Any] = {}
         first_address = self.first_weight + self.weights.shape[1] // 2
         for i, value in enumerate(self.shared):
@@ -108,7 +108,6 @@ class Products:
         for part in self.parts:
             part.value = tensor(total[:, part.columns], np.float32)
 
-
     def _numbers(self, bits: Any) -> Any:
         return float_from_e4m3(bits) if self.item == 1 else np.asarray(self.dtype.from_bits(bits), np.float32)
 
@@ -137,7 +136,8 @@ def _by_columns(base: Shared, low: int, width: int, rows: int) -> Any:
 
 
 def _by_rows(base: Shared, low: int, width: int, columns: int) -> Any:
-    """[16, columns] of 16 bits, of rows of so many elements, the next ones as many bytes further as the descriptor says."""
+    """[16, columns] of 16 bits, of rows of so many elements, the next ones as many bytes further as the descriptor
+    says."""
     memory, begin = _memory(base, width)
     row, column = divmod(begin + (low & 0x3FFF) * 8, width)
     assert row % 8 == 0

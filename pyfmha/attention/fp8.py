@@ -82,8 +82,6 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     by_warps: bool = False
-    held: bool = False
-    polynomials: int = 0
     split: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
@@ -189,8 +187,11 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
-            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "HELD", "SPLIT") if getattr(setting, name.lower())),
-            *((("POLYNOMIALS", setting.polynomials),) if setting.polynomials else ()),
+            *(
+                (name, True)
+                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "SPLIT")
+                if getattr(setting, name.lower())
+            ),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

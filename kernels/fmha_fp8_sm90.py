@@ -26,6 +26,7 @@ from fp8_wide import (
     allocate_blocks,
     allocate_turned,
     by_parts,
+    half_packed,
     largest_wide,
     layout_of,
     load_block,
@@ -33,6 +34,7 @@ from fp8_wide import (
     multiply_keys_wide,
     multiply_values_wide,
     near_of,
+    packed_into,
     panel_of,
     turned_at_once,
     turned_layout,
@@ -429,11 +431,12 @@ def _wait_for_all(acc, scores, p, next_p, SHAPE: gl.constexpr):
 
 @gluon.jit
 def _step(
-    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked,
+    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked, now,
     CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores of block `step` and their exponentials beside the product of block `step - 1`."""
+    """Scores of block `step` and their exponentials beside the product of block `step - 1`. now: not 0, which the
+    compiler does not know."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
@@ -457,10 +460,16 @@ def _step(
     )
     if not SHAPE.BY_WARPS:
         next_p = _packed(next_p, BLOCK_N)
-    row_sum = hold(row_sum)
-    acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
-    if SHAPE.BY_WARPS:  # then they can have the registers of the weights before
-        next_p = _packed(next_p, BLOCK_N)
+    if SHAPE.CAUSAL and is_wide(BLOCK_N):
+        halves = half_packed(next_p)
+        row_sum = hold(row_sum)
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
+        next_p = packed_into(p, next_p, halves, now)
+    else:
+        row_sum = hold(row_sum)
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
+        if SHAPE.BY_WARPS:  # then they can have the registers of the weights before
+            next_p = _packed(next_p, BLOCK_N)
     _give_back(t_free.index(before), SHAPE)
     if SHAPE.LAZY:
         acc = part_times_where(acc, alpha, due)
@@ -737,6 +746,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             _give_back(q_free.index(slot), SHAPE)
             weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
             p += _all_packed(weights)
+        elif CAUSAL and is_wide(BLOCK_N):  # one loop: between two, weights would be moved in each round of the second
+            for _unused in range(to_left):
+                block -= 1
+                acc, p, m, row_sum = _step(
+                    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, block >= unmasked,
+                    num_heads, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                )  # fmt: skip
+                step += 1
+            _give_back(q_free.index(slot), SHAPE)
         else:
             if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
                 masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
@@ -744,15 +762,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                     block -= 1
                     acc, p, m, row_sum = _step(
                         acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True,
-                        CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                        num_heads, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                     )  # fmt: skip
                     step += 1
                 to_left -= masked_count
-                p = all_moved(p) if is_wide(BLOCK_N) else moved(p)
+                p = moved(p)
             for _unused in range(to_left):
                 acc, p, m, row_sum = _step(
                     acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False,
-                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                    num_heads, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 step += 1
             _give_back(q_free.index(slot), SHAPE)

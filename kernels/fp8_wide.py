@@ -254,3 +254,74 @@ def weights_wide(scores, m, scale):
         made += (other,)
         sums += gl.convert_layout(of_part, sums.type.layout, assert_trivial=True)
     return made, sums
+
+
+@gluon.jit
+def _fours(weights):
+    """Those of keys 2i, 2i + 1, 2i + 8 and 2i + 9, as `packed` has them."""
+    even, odd = gl.split(weights.reshape([ROWS, weights.shape[1] // 16, 2, 4, 2]).permute((0, 1, 3, 2, 4)))
+    first, third = gl.split(even)
+    second, fourth = gl.split(odd)
+    return first, second, third, fourth
+
+
+@gluon.jit
+def _half_packed(weights):
+    first, second, third, fourth = _fours(weights)
+    asm: gl.constexpr = """
+    {
+        .reg .b16 high, none;
+        cvt.rn.satfinite.e4m3x2.f32 high, $2, $1;
+        mov.b16 none, 0;
+        mov.b32 $0, {high, none};
+    }"""
+    return gl.inline_asm_elementwise(asm, "=r,f,f", [third, fourth], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def half_packed(weights):
+    """The later two of each four weights, packed."""
+    made = ()
+    for part in gl.static_range(len(weights)):
+        made += (_half_packed(weights[part]),)
+    return made
+
+
+@gluon.constexpr_function
+def _into_asm(count):
+    lines = [".reg .pred now;", ".reg .b16 low, high, none;", f"setp.ne.b32 now, ${5 * count}, 0;"]
+    lines += ["@!now bra.uni LATER;"]
+    for i in range(count):
+        lines += [
+            f"cvt.rn.satfinite.e4m3x2.f32 low, ${2 * count + i}, ${count + i};",
+            f"mov.b32 {{high, none}}, ${3 * count + i};",
+            f"mov.b32 ${i}, {{low, high}};",
+        ]
+    return "{ " + " ".join([*lines, "LATER:"]) + " }"
+
+
+@gluon.constexpr_function
+def _into_constraints(count):
+    return ",".join(["=r"] * count + ["f"] * 2 * count + ["r"] * count + [f"{i}" for i in range(count)] + ["r"] * count)
+
+
+@gluon.jit
+def _packed_into(p, weights, half, now):
+    COUNT: gl.constexpr = weights.shape[1] // 8
+    asm: gl.constexpr = _into_asm(COUNT)
+    constraints: gl.constexpr = _into_constraints(COUNT)
+    first, second, third, fourth = _fours(weights)
+    flags = gl.full(half.shape, now, gl.int32, layout=half.type.layout)
+    old = gl.convert_layout(p, half.type.layout, assert_trivial=True)
+    operands = [first, second, half, old, flags]
+    return gl.inline_asm_elementwise(asm, constraints, operands, dtype=gl.int32, is_pure=False, pack=COUNT)
+
+
+@gluon.jit
+def packed_into(p, weights, halves, now):
+    """Weights, packed, in the registers of those before, whose product is complete: ptxas else packs them ahead of the
+    wait, beside each other, and moves them. For that it must not know that the jump is never taken: now is not 0."""
+    made = ()
+    for part in gl.static_range(len(weights)):
+        made += (_packed_into(p[part], weights[part], halves[part], now),)
+    return made

@@ -451,6 +451,20 @@ def _four(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
     return tensor(np.asarray(bits, np.uint32).view(np.int32), np.int32)
 
 
+def _two(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
+    """Two values as e4m3, the first in the lowest byte."""
+    return _four(_found, dtype, *weights)
+
+
+def _two_and_two(
+    _found: Any, dtype: DType, first: Tensor, second: Tensor, half: Tensor, old: Tensor, now: Tensor
+) -> Tensor:
+    """Two values and two that `_two` gives, where a flag says so, which it always does."""
+    assert np.shape(old) == np.shape(half)
+    assert (np.asarray(now) != 0).all(), "weights are left as they were"
+    return tensor(np.asarray(_four(_found, dtype, first, second)) | np.asarray(half) << 16, np.int32)
+
+
 def _bytes(_found: Any, _dtype: Any, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
     """Of two keys side by side (the axis before the last) in each of two tensors: the lower bytes, the upper ones."""
     keys = [np.asarray(x).view(np.uint16)[:, first::2] for x in (near, far) for first in (0, 1)]
@@ -474,6 +488,8 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r" vote\.sync\.any\.pred grown, grown, -1; .* \}": _kept,
     r"\{ \.reg \.pred due; .* SAME: \}": lambda found, _dtype, *x: tensor(products_where(found[0], *x), np.float32),
     r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
+    r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 high, \$2, \$1; mov\.b16 none, 0; mov\.b32 \$0, \{high, none\}; \}": _two,
+    r"\{ \.reg \.pred now; .* @!now bra\.uni LATER; .* LATER: \}": _two_and_two,
     r"\{ \.reg \.pred first, second; setp\.gt\.f32 first, \$4, \$2; setp\.gt\.or\.f32 second, \$5, \$3, first; "
     r"vote\.sync\.any\.pred second, second, -1; .* \}": _grown,
     r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,

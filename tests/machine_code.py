@@ -43,3 +43,21 @@ def fits(cubin: Cubin, blocks: int) -> bool:
     """Whether so many blocks have room on a multiprocessor."""
     registers = -(-cubin.registers // 8) * 8 * cubin.threads  # handed out in eights a thread
     return blocks * registers <= REGISTERS_OF_SM and blocks * (cubin.shared + 1024) <= SHARED_OF_SM
+
+
+def innermost_loops(listing: str) -> list[str]:
+    """The instructions, one a line, of each loop that has no other in it; loops that wait for a barrier aside, which
+    are two instructions."""
+    labels, lines, loops = {}, [], []
+    for text in listing.splitlines():
+        if found := re.match(r"(\.L_\w+):", text.strip()):
+            labels[found[1]] = len(lines)
+        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?) *;", text):
+            lines.append(found[1])
+    for end, line in enumerate(lines):
+        if line.startswith("BRA") and (found := re.search(r"`\((\.L_\w+)\)", line)):
+            begin = labels.get(found[1], len(lines))
+            if begin < end - 2:
+                loops.append((begin, end))
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    return ["\n".join(lines[a : b + 1]) for a, b in inner]

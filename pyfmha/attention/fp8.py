@@ -60,6 +60,8 @@ class Setting:
         lazy: whether products of the sums are left out where no row of a warp has grown; so with `ahead`, too.
         producer_first: whether the producer is the first partition.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
+        by_warps: whether each warp of a consumer waits and gives back by itself, without barriers of all four.
+        split: whether scores come in two products (`_split_step` of the kernel); so with neither turns nor `ahead`.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -99,10 +101,11 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of dense batches without lengths: scores a block ahead, by three consumers of 64 keys, whose chains of maximum and
-# exponentials hide each other.
-_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True)
+# Of dense batches without lengths, from 1025 queries and keys on: blocks that are no power of two (kernels/fp8_wide.py),
+# and no barrier in the loop of a consumer.
+_PARTS = replace(_WIDE, block_n=192, raw=2, ping_pong=False, lazy=True, threes=True, by_warps=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
+_LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)
 # Of dense batches without lengths, in the order in which they are tried; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
     64: (
@@ -110,12 +113,13 @@ _DENSE: dict[int, tuple[Setting, ...]] = {
         replace(_BASE[64], ping_pong=False, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     128: (
-        replace(_AHEAD, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_PARTS, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_BASE[128], masks=(False,)),
-        replace(_AHEAD, longest_first=True, requires=("q_len > 8192",), masks=(True,)),
+        replace(_PARTS, split=True, longest_first=True, requires=("q_len > 3072",), masks=(True,)),
         replace(_BASE[128], stages=3, v_stages=3, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     256: (
+        replace(_LONG_WIDE, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_FIRST_WIDE, masks=(False,)),
         replace(_FIRST_WIDE, lazy=True, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),

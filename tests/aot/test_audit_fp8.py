@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machine_code import Compiled, disassembled, fits, opcodes
+from machine_code import Compiled, disassembled, fits, innermost_loops, opcodes
 from shared import Shared
 
 from pyfmha.aot.cubin import Compiler, Cubin
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.long
 SPILLED = {
     **{(64, "full"): 8, (64, "longest first"): 56, (64, "causal"): 56, (64, "lengths"): 168, (64, "ragged"): 184},
     **{(128, "full"): 8, (128, "longest first"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
-    **{(128, "full, ahead"): 8, (128, "longest first, ahead"): 8},
-    (256, "full, producer first"): 24,
+    **{(128, "full, parts"): 24, (128, "longest first, parts"): 64},
+    **{(256, "full, producer first"): 24, (256, "full, each warp"): 24},
     (256, "longest first, lazy"): 168,
     **{(256, "causal"): 208, (256, "lengths"): 200, (256, "ragged"): 200},
 }
@@ -41,8 +41,18 @@ class Kernel:
     def loops(self) -> int:
         """Over keys, of each consumer: causal ones have a loop of their own for blocks that are masked. Where scores
         are ahead, what comes before and after the loop is a second step."""
-        masked = self.setting.masks == (True,)
+        masked = self.setting.masks == (True,) and (self.setting.split or not self.parts)
         return 1 + masked + self.setting.ahead
+
+    @property
+    def parts(self) -> bool:
+        """Whether a block is no power of two keys (kernels/fp8_wide.py)."""
+        return self.setting.block_n & (self.setting.block_n - 1) != 0
+
+    @property
+    def products(self) -> int:
+        """Of a step, one with V."""
+        return 3 if self.setting.split else 2
 
 
 def kind_of(setting: Setting) -> str:
@@ -50,10 +60,11 @@ def kind_of(setting: Setting) -> str:
         return "ragged" if setting.ragged else "lengths"
     if setting.longest_first:
         kind = "longest first"
-        how = "ahead" if setting.ahead else "lazy" if setting.lazy else ""
+        how = "ahead" if setting.ahead else "parts" if setting.block_n == 192 else "lazy" if setting.lazy else ""
     else:
         kind = "causal" if setting.masks == (True,) else "full"
-        how = "ahead" if setting.ahead else "producer first" if setting.producer_first else ""
+        how = "ahead" if setting.ahead else "parts" if setting.block_n == 192 else ""
+        how = how or ("each warp" if setting.by_warps else "producer first" if setting.producer_first else "")
     return f"{kind}, {how}" if how else kind
 
 
@@ -85,10 +96,13 @@ def test_tensor_cores_are_used_without_waiting_for_each_product(
     kernel = KERNELS[name]
     listing, consumers = disassembled(cubins[name], tmp_path), kernel.setting.consumers
     found = opcodes(listing)
-    assert found["QGMMA"] == consumers * (1 + kernel.loops) * (kernel.size + kernel.setting.block_n) // 32
+    columns = (kernel.products - 1) * kernel.size
+    assert found["QGMMA"] == consumers * (1 + kernel.loops) * (columns + kernel.setting.block_n) // 32
     assert found["HGMMA"] == 0
     # ptxas ends a batch of wgmma with "gsb0"; where it cannot keep them asynchronous, it ends every one so.
-    assert len(re.findall(r"QGMMA.*gsb0", listing)) == consumers * (1 + kernel.loops) * 2, "wgmma runs one at a time"
+    assert len(re.findall(r"QGMMA.*gsb0", listing)) == (consumers * (1 + kernel.loops) * kernel.products), (
+        "wgmma runs one at a time"
+    )
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -105,6 +119,17 @@ def test_it_loads_by_tma_transposes_by_ldmatrix_and_shares_registers_out(
     assert found["PRMT"] >= 1
     weights = kernel.setting.consumers * (1 + kernel.loops) * kernel.setting.block_n // 2
     assert found["MUFU"] >= weights, "128 threads take the exponentials of 64 rows"
+
+
+@pytest.mark.parametrize("name", [name for name, kernel in KERNELS.items() if kernel.setting.by_warps])
+def test_no_barrier_holds_the_warps_of_a_consumer_together(name: str, cubins: dict[str, Cubin], tmp_path: Path) -> None:
+    kernel = KERNELS[name]
+    steps = [text for text in innermost_loops(disassembled(cubins[name], tmp_path)) if "QGMMA" in text]
+    assert len(steps) == kernel.setting.consumers * (kernel.loops - kernel.setting.ahead)
+    for step in steps:
+        assert "BAR." not in step
+        assert len(re.findall(r"^\S*F2FP", step, re.MULTILINE)) == kernel.setting.block_n // 4
+        assert len(re.findall(r"^IMAD\.MOV", step, re.MULTILINE)) <= 12, "weights are moved"
 
 
 @pytest.mark.parametrize("name", KERNELS)

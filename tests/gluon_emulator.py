@@ -456,13 +456,16 @@ def _two(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
     return _four(_found, dtype, *weights)
 
 
-def _two_and_two(
-    _found: Any, dtype: DType, first: Tensor, second: Tensor, half: Tensor, old: Tensor, now: Tensor
-) -> Tensor:
+def _two_and_two(found: Any, dtype: DType, *arguments: Tensor) -> Tensor:
     """Two values and two that `_two` gives, where a flag says so, which it always does."""
+    first, second, half, old, now = arguments
     assert np.shape(old) == np.shape(half)
     assert (np.asarray(now) != 0).all(), "weights are left as they were"
-    return tensor(np.asarray(_four(_found, dtype, first, second)) | np.asarray(half) << 16, np.int32)
+    count = np.size(half) // 128
+    for i in range(count):
+        low, high = f"low, ${2 * count + i}, ${count + i};", f"mov.b32 {{high, none}}, ${3 * count + i};"
+        assert f"{low} {high} mov.b32 ${i}, {{low, high}};" in found[0], "other weights are packed"
+    return tensor(np.asarray(_four(found, dtype, first, second)) | np.asarray(half) << 16, np.int32)
 
 
 def _bytes(_found: Any, _dtype: Any, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,19 +45,20 @@ def fits(cubin: Cubin, blocks: int) -> bool:
     return blocks * registers <= REGISTERS_OF_SM and blocks * (cubin.shared + 1024) <= SHARED_OF_SM
 
 
-def innermost_loops(listing: str) -> list[str]:
-    """The instructions, one a line, of each loop that has no other in it; loops that wait for a barrier aside, which
-    are two instructions."""
-    labels, lines, loops = {}, [], []
+def steps_of(listing: str) -> list[str]:
+    """The instructions, one a line, of each loop over keys: from a jump's target to the jump, which depends on a
+    predicate, with products and no other such loop in it."""
+    labels: dict[str, int] = {}
+    lines: list[str] = []
+    loops = []
     for text in listing.splitlines():
         if found := re.match(r"(\.L_\w+):", text.strip()):
             labels[found[1]] = len(lines)
-        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?) *;", text):
+        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?) *;", text):
             lines.append(found[1])
-    for end, line in enumerate(lines):
-        if line.startswith("BRA") and (found := re.search(r"`\((\.L_\w+)\)", line)):
-            begin = labels.get(found[1], len(lines))
-            if begin < end - 2:
-                loops.append((begin, end))
+            jump = re.match(r"@!?U?P\w+ BRA\b.*`\((\.L_\w+)\)", found[1])
+            if jump and jump[1] in labels and any("QGMMA" in line for line in lines[labels[jump[1]] :]):
+                loops.append((labels[jump[1]], len(lines)))
     inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
-    return ["\n".join(lines[a : b + 1]) for a, b in inner]
+    bare = [re.sub(r"^@!?U?P\w+\s+", "", line) for line in lines]
+    return ["\n".join(bare[a:b]) for a, b in inner]

@@ -101,8 +101,8 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of dense batches without lengths, from 1025 queries and keys on: blocks that are no power of two (kernels/fp8_wide.py),
-# and no barrier in the loop of a consumer.
+# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), and no barrier in the
+# loop of a consumer.
 _PARTS = replace(_WIDE, block_n=192, raw=2, ping_pong=False, lazy=True, threes=True, by_warps=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
 _LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)

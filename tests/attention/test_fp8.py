@@ -72,6 +72,18 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "wide blocks, two maxima at a time": {**WIDE, "block_n": 192, "threes": False, "kv_len": 500, "causal": True},
     "wide blocks, all scores are below 0": {**WIDE, "block_n": 96, "kv_len": 300, "change": below_zero},
     "wide blocks, head size 64": {**WIDE, "block_n": 192, "block_d": 64, "head_size": 64, "kv_len": 400},
+    "wide blocks, in two products": {
+        **{**WIDE, "block_n": 96, "kv_len": 400, "q_len": 130, "scale": 2.0, "split": True, "ping_pong": False},
+        **{"dtype": "fp16", "layout": "bshd"},
+    },
+    "wide blocks, in two products, causal": {
+        **{**WIDE, "block_n": 192, "split": True, "ping_pong": False, "causal": True, "longest_first": True},
+        **{"q_len": 650, "heads": 3, "kv_heads": 1, "programs": 2, "scale": 2.0},
+    },
+    "halves, head size 256, causal": {
+        **{**WIDE, "block_n": 128, "block_d": 256, "head_size": 256, "split": True, "ping_pong": False},
+        **{"q_len": 300, "raw": 1, "q_slots": 1, "causal": True, "longest_first": True, "producer_first": True},
+    },
     "each warp by itself": {"by_warps": True, "kv_len": 300, "q_len": 130},
     "each warp by itself, ahead": {**AHEAD, "by_warps": True, "block_n": 96, "kv_len": 500, "q_len": 130},
     "factors": {
@@ -108,12 +120,12 @@ def test_nan_shows() -> None:
 
 
 _WAIT, _GIVE_BACK = (
-    "    acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)\n"
-    "    if SHAPE.BY_WARPS:  # then they can have the registers of the weights before\n"
-    "        next_p = _packed(next_p, BLOCK_N)\n",
+    "        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)\n"
+    "        if SHAPE.BY_WARPS:  # then they can have the registers of the weights before\n"
+    "            next_p = _packed(next_p, BLOCK_N)\n",
     "    _give_back(t_free.index(before), SHAPE)\n",
 )
-GIVEN_TOO_EARLY = (_WAIT + _GIVE_BACK, _GIVE_BACK + _WAIT)
+GIVEN_TOO_EARLY = (_WAIT + _GIVE_BACK, "    " + _GIVE_BACK + _WAIT)
 FAULTS: dict[str, tuple[str, str, str]] = {
     "rows of V are left in pairs": ("(1, 3, 2, 0)", "(1, 2, 3, 0)", "one tile"),
     "keys are left in their order": ("permute((0, 1, 3, 2, 4))", "permute((0, 1, 2, 3, 4))", "one tile"),
@@ -159,6 +171,33 @@ FAULTS |= {
                                                          "wide blocks, causal"),
     "wide: the sums of the last part are left out": ("sums += gl.convert_layout(of_part",
                                                      "sums += 0 * gl.convert_layout(of_part", "wide blocks"),
+    "wide: the later two of four weights are those before": ("mov.b32 {{high, none}}, ${3 * count + i};",
+                                                             "mov.b32 {{high, none}}, ${4 * count + i};",
+                                                             "wide blocks, causal"),
+    "split: the rest of a block comes with the maximum after it": (
+        "    weights, row_sum = _weights_of(rest, m, row_sum, to_log2)\n    p +=",
+        "    weights, row_sum = _weights_of(rest, m + 1.0, row_sum, to_log2)\n    p +=", "wide blocks, in two products",
+    ),
+    "split: the last block's rest is left out": (
+        "            weights, row_sum = _weights_of(rest, m, row_sum, to_log2)\n",
+        "            weights, row_sum = _weights_of(rest, m + 30.0, row_sum, to_log2)\n", "wide blocks, in two products",
+    ),
+    "split: the second product is of the first keys": (
+        "    far = multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, ",
+        "    far = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, ", "wide blocks, in two products",
+    ),
+    "split: K is given away before it is multiplied": (
+        "    scores = warpgroup_mma_wait(1, deps=near + far)\n    _give_back(k_free.index(stage), SHAPE)\n",
+        "    _give_back(k_free.index(stage), SHAPE)\n    scores = warpgroup_mma_wait(1, deps=near + far)\n",
+        "wide blocks, in two products",
+    ),
+    "split: V is given away before it is multiplied": (
+        "    acc, p, weights = _wait_for_sums(acc, p, weights, SHAPE)\n    _give_back(t_free.index(before), SHAPE)\n",
+        "    _give_back(t_free.index(before), SHAPE)\n    acc, p, weights = _wait_for_sums(acc, p, weights, SHAPE)\n",
+        "wide blocks, in two products",
+    ),
+    "split: sums stay where maxima grow": ("return part_times_where(acc, alpha, due), (packed(weights[0]),)",
+                                           "return acc, (packed(weights[0]),)", "wide blocks, in two products"),
     "a warp arrives for all": ("ARRIVALS: gl.constexpr = 4 if BY_WARPS", "ARRIVALS: gl.constexpr = 1 if BY_WARPS",
                                "each warp by itself"),
     "each warp: V is given away before it is read": (*GIVEN_TOO_EARLY, "wide blocks"),
@@ -179,7 +218,8 @@ FAULTS |= {
         "    mbarrier.wait(v_ready.index(step % RAW), (step // RAW) & 1)\n", "", "ends of blocks"
     ),
     "V is multiplied before it is transposed": (
-        "    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)\n", "", "ends of blocks"
+        "    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)\n    acc = _multiply_values(",
+        "    acc = _multiply_values(", "ends of blocks"
     ),
     "a block that others need is kept": (
         "                    _give_back(t_free.index(step % V_STAGES), SHAPE)\n",

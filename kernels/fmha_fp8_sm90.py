@@ -25,7 +25,6 @@ blocks hold it, whether they see its key or not, except behind kv_lengths and in
 from fp8_wide import (
     allocate_blocks,
     allocate_turned,
-    by_parts,
     half_packed,
     largest_wide,
     layout_of,
@@ -33,10 +32,8 @@ from fp8_wide import (
     masked_wide,
     multiply_keys_wide,
     multiply_values_wide,
-    near_of,
     packed_into,
     panel_of,
-    turned_at_once,
     turned_layout,
     weights_wide,
 )
@@ -57,7 +54,7 @@ from sm90_tiles import (
     tile_count,
     tile_of,
 )
-from sm90_wide import all_moved, is_wide, unit_keys
+from sm90_wide import all_moved, is_wide, near_keys, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -184,7 +181,7 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
         mbarrier.wait(k_free.index((step + 2) % V_STAGES), (((step + 2) // V_STAGES) & 1) ^ 1)
     else:
         mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    if by_parts(BLOCK_N, SHAPE.SPLIT):
+    if is_wide(BLOCK_N):
         _transpose_units(v_smem, t_smem, step % RAW, stage, SHAPE)
     else:
         _transpose_block(v_smem, t_smem, step % RAW, stage, count, SHAPE)
@@ -201,17 +198,14 @@ def _transpose_units(v_smem, t_smem, raw, stage, SHAPE: gl.constexpr):
     PANEL: gl.constexpr = panel_of(SHAPE.BLOCK_D)
     PANELS: gl.constexpr = SHAPE.BLOCK_D // PANEL
     PAIRS: gl.constexpr = gl.NVMMASharedLayout(PANEL, 16, 2)
-    KEYS: gl.constexpr = turned_at_once(SHAPE.BLOCK_N, SHAPE.BLOCK_D)
-    LAYOUT: gl.constexpr = pairs_layout(KEYS, PANEL // 2)
+    LAYOUT: gl.constexpr = pairs_layout(UNIT, PANEL // 2)
     for unit in gl.static_range(UNITS):
         turned = t_smem.index(stage * UNITS + unit)
         turned = turned.reinterpret(gl.int16, [SHAPE.BLOCK_D, UNIT // 2], turned_layout(SHAPE.BLOCK_N, 16))
         for panel in gl.static_range(PANELS):
             pairs = v_smem.index((raw * PANELS + panel) * UNITS + unit).reshape([UNIT, PANEL])
-            pairs = pairs.reinterpret(gl.int16, [UNIT, PANEL // 2], PAIRS)
-            for first in gl.static_range(0, UNIT, KEYS):
-                part = _turned(pairs.slice(first, KEYS).load(LAYOUT), KEYS, PANEL)
-                turned.slice(panel * PANEL, PANEL).slice(first // 2, KEYS // 2, dim=1).store(part)
+            part = pairs.reinterpret(gl.int16, [UNIT, PANEL // 2], PAIRS).load(LAYOUT)
+            turned.slice(panel * PANEL, PANEL).store(_turned(part, UNIT, PANEL))
 
 
 @gluon.jit
@@ -271,7 +265,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
-            if by_parts(BLOCK_N, SHAPE.SPLIT):
+            if is_wide(BLOCK_N):
                 load_block(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, SHAPE)
             else:
                 mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
@@ -286,7 +280,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D)
                     place = [batch, q_head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            if by_parts(BLOCK_N, SHAPE.SPLIT):
+            if is_wide(BLOCK_N):
                 load_block(v_desc, batch, kv_head, key, v_ready.index(step % RAW), v_smem, step % RAW, SHAPE)
             else:
                 mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
@@ -302,16 +296,14 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
 
 
 @gluon.jit
-def _all_packed(weights):
-    made = ()
-    for part in gl.static_range(len(weights)):
-        made += (packed(weights[part]),)
-    return made
-
-
-@gluon.jit
 def _packed(weights, BLOCK_N: gl.constexpr):
-    return _all_packed(weights) if is_wide(BLOCK_N) else packed(weights)
+    if is_wide(BLOCK_N):
+        made = ()
+        for part in gl.static_range(len(weights)):
+            made += (packed(weights[part]),)
+        return made
+    else:
+        return packed(weights)
 
 
 @gluon.jit
@@ -369,12 +361,8 @@ def _give_back(barrier, SHAPE: gl.constexpr):
 @gluon.jit
 def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
-    if SHAPE.SPLIT:  # whose registers are those of the products in its loop
-        NEAR: gl.constexpr = near_of(SHAPE.BLOCK_N, True)
-        near = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, NEAR)
-        return near + multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, SHAPE.BLOCK_N - NEAR)
-    elif by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
-        return multiply_keys_wide(q, k_smem, stage, SHAPE, 0, SHAPE.BLOCK_N)
+    if is_wide(SHAPE.BLOCK_N):
+        return multiply_keys_wide(q, k_smem, stage, SHAPE)
     else:
         k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
         zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
@@ -384,7 +372,7 @@ def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr
 @gluon.jit
 def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.constexpr):
     """Issue the product of packed weights and a block of V."""
-    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
+    if is_wide(SHAPE.BLOCK_N):
         return multiply_values_wide(p, t_smem, stage, acc, SHAPE)
     else:
         weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
@@ -394,7 +382,7 @@ def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.co
 @gluon.jit
 def _wait_for_scores(scores, left: gl.constexpr, SHAPE: gl.constexpr):
     """Scores when all products but `left` are there."""
-    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
+    if is_wide(SHAPE.BLOCK_N):
         return warpgroup_mma_wait(left, deps=scores)
     else:
         return warpgroup_mma_wait(left, deps=(scores,))
@@ -403,7 +391,7 @@ def _wait_for_scores(scores, left: gl.constexpr, SHAPE: gl.constexpr):
 @gluon.jit
 def _wait_for_sums(acc, p, next_p, SHAPE: gl.constexpr):
     """Sums when all products are there, with the weights that they read and those that were computed meanwhile."""
-    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
+    if is_wide(SHAPE.BLOCK_N):
         PARTS: gl.constexpr = len(p)
         deps = (acc,)
         deps += p
@@ -417,7 +405,7 @@ def _wait_for_sums(acc, p, next_p, SHAPE: gl.constexpr):
 @gluon.jit
 def _wait_for_all(acc, scores, p, next_p, SHAPE: gl.constexpr):
     """As `_wait_for_sums`, with the scores of the block ahead."""
-    if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT):
+    if is_wide(SHAPE.BLOCK_N):
         PARTS: gl.constexpr = len(p)
         deps = (acc,)
         deps += scores
@@ -506,69 +494,6 @@ def _step_ahead(
 
 
 @gluon.jit
-def _rescaled(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N: gl.constexpr, THREES: gl.constexpr):
-    """Scores of a block, of which hidden ones are -inf where masked; the running maximum with them, and the sums by it;
-    the factor of what was summed up before, and where that is due. See `_weigh`."""
-    if masked:
-        scores = masked_wide(scores, ends, key)
-    largest = largest_wide(scores, m, row_sum, OF_ZERO, BLOCK_N, THREES) * to_log2 - LARGEST_WEIGHT
-    m_new = gl.maximum(m, largest + gl.abs(largest) * ROUNDING)
-    due = grown(m, m_new)
-    alpha = gl.exp2(m - m_new)
-    factor = gl.convert_layout(alpha, gl.SliceLayout(1, row_sum.type.layout), assert_trivial=True)
-    return scores, m_new, row_sum * factor[:, None], alpha, due
-
-
-@gluon.jit
-def _weights_of(parts, m, row_sum, to_log2):
-    """Weights of some parts of a block, and the sums with them."""
-    weights, sums = weights_wide(parts, m, to_log2)
-    return weights, row_sum + gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True)
-
-
-@gluon.jit
-def _split_first(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N: gl.constexpr):
-    """Of a tile's first block: weights of the first part, packed, scores of the others, and what goes with them."""
-    scores, m, row_sum, alpha, due = _rescaled(scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N, False)
-    near, row_sum = _weights_of(scores[:1], m, row_sum, to_log2)
-    return (packed(near[0]),), scores[1:], m, row_sum
-
-
-@gluon.jit
-def _split_step(
-    acc, p, rest, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked, SHAPE: gl.constexpr
-):  # fmt: skip
-    """Scores of block `step` in two products: that of its first part runs beside the exponentials of the rest of block
-    `step - 1`, whose registers it leaves alone, and which come late for that. A consumer waits for the second part."""
-    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
-    NEAR: gl.constexpr = near_of(BLOCK_N, True)
-    STAGES: gl.constexpr = SHAPE.STAGES
-    V_STAGES: gl.constexpr = SHAPE.V_STAGES
-    q_smem, k_smem, v_smem, t_smem = shared
-    q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
-    stage = step % STAGES
-    before = (step - 1) % V_STAGES
-    _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
-    near = multiply_keys_wide(q, k_smem, stage, SHAPE, 0, NEAR)
-    weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
-    p += _all_packed(weights)
-    row_sum = hold(row_sum)
-    far = multiply_keys_wide(q, k_smem, stage, SHAPE, NEAR, BLOCK_N - NEAR)
-    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)
-    acc = multiply_values_wide(p, t_smem, before, acc, SHAPE)
-    scores = warpgroup_mma_wait(1, deps=near + far)
-    _give_back(k_free.index(stage), SHAPE)
-    scores, m, row_sum, alpha, due = _rescaled(
-        scores, m, row_sum, to_log2, ends, key, masked, BLOCK_N, SHAPE.THREES
-    )  # fmt: skip
-    weights, row_sum = _weights_of(scores[:1], m, row_sum, to_log2)
-    row_sum = hold(row_sum)
-    acc, p, weights = _wait_for_sums(acc, p, weights, SHAPE)
-    _give_back(t_free.index(before), SHAPE)
-    return part_times_where(acc, alpha, due), (packed(weights[0]),), scores[1:], m, row_sum
-
-
-@gluon.jit
 def _steps_ahead(
     acc, p, scores, m, row_sum, q, q_free, shared, barriers, step, to_log2, ends, first_block, to_left, unmasked,
     SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
@@ -596,7 +521,7 @@ def _steps_ahead(
             step += 1
             block -= 1
         to_come -= masked_count
-        p = all_moved(p) if by_parts(SHAPE.BLOCK_N, SHAPE.SPLIT) else moved(p)
+        p = all_moved(p) if is_wide(SHAPE.BLOCK_N) else moved(p)
     for _unused in range(to_come):
         acc, p, scores, m, row_sum = _step_ahead(
             acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, 0, 0, False,
@@ -643,7 +568,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     ORDER: gl.constexpr = SHAPE.ORDER
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
-    S_LAYOUT: gl.constexpr = layout_of(near_of(BLOCK_N, SHAPE.SPLIT))
+    S_LAYOUT: gl.constexpr = layout_of(near_keys(BLOCK_N))
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 32])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=4)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
@@ -701,23 +626,18 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             ends = rows * 0 + kv_n
             unmasked = kv_n // BLOCK_N
         m = gl.full([ROWS], LOWEST, gl.float32, layout=ROW_LAYOUT)
-        NEAR: gl.constexpr = near_of(BLOCK_N, SHAPE.SPLIT)
+        NEAR: gl.constexpr = near_keys(BLOCK_N)
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
         _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
         _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
         scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
         _give_back(k_free.index(stage), SHAPE)
-        if SHAPE.SPLIT:
-            p, rest, m, row_sum = _split_first(
-                scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, BLOCK_N
-            )  # fmt: skip
-        else:
-            p, m, row_sum, alpha, due = _weigh(
-                scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
-                False,  # the maximum before is below all scores
-            )  # fmt: skip
-            p = _packed(p, BLOCK_N)
+        p, m, row_sum, alpha, due = _weigh(
+            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
+            False,  # the maximum before is below all scores
+        )  # fmt: skip
+        p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
         to_left = uniform(block - first_block)
@@ -728,24 +648,6 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 acc, p, scores, m, row_sum, q, q_free.index(slot), shared, barriers, step, to_log2, ends, first_block,
                 to_left, unmasked, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
-        elif SHAPE.SPLIT:
-            if CAUSAL:  # two loops, as below
-                masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
-                for _unused in range(masked_count):
-                    block -= 1
-                    acc, p, rest, m, row_sum = _split_step(
-                        acc, p, rest, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True, SHAPE
-                    )  # fmt: skip
-                    step += 1
-                to_left -= masked_count
-            for _unused in range(to_left):
-                acc, p, rest, m, row_sum = _split_step(
-                    acc, p, rest, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False, SHAPE
-                )  # fmt: skip
-                step += 1
-            _give_back(q_free.index(slot), SHAPE)
-            weights, row_sum = _weights_of(rest, m, row_sum, to_log2)
-            p += _all_packed(weights)
         elif CAUSAL and is_wide(BLOCK_N):  # one loop: between two, weights would be moved in each round of the second
             for _unused in range(to_left):
                 block -= 1
@@ -865,7 +767,6 @@ def fmha_fp8_sm90(
     PRODUCER_FIRST: gl.constexpr = False,
     THREES: gl.constexpr = False,
     BY_WARPS: gl.constexpr = False,
-    SPLIT: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -895,7 +796,7 @@ def fmha_fp8_sm90(
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
-    if by_parts(BLOCK_N, SPLIT):
+    if is_wide(BLOCK_N):
         gl.static_assert(not GENERAL, "blocks that are no power of two go without lengths")
         k_smem = allocate_blocks(k_desc, STAGES, BLOCK_D, BLOCK_N)
         v_smem = allocate_blocks(v_desc, RAW, BLOCK_D, BLOCK_N)
@@ -946,7 +847,7 @@ def fmha_fp8_sm90(
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, SPLIT=SPLIT,
+        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

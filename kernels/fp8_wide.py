@@ -6,31 +6,10 @@ a unit at a time, see `unit_keys`: each is a panel of its own in shared memory, 
 
 from sm90_maxima import largest_of_parts_asm
 from sm90_tiles import ROWS
-from sm90_wide import is_wide, keys_of_parts, near_keys, unit_keys
+from sm90_wide import keys_of_parts, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
-
-# Values transposed at a time, by a warpgroup: 16 registers.
-TURN_AT_ONCE = 8192
-
-
-@gluon.constexpr_function
-def by_parts(block_n, split):
-    """Whether scores and weights of a block are tuples of tensors, and buffers of panels."""
-    return is_wide(block_n) or split
-
-
-@gluon.constexpr_function
-def near_of(block_n, split):
-    """Keys of the first tensor."""
-    return near_keys(block_n) if is_wide(block_n) or not split else block_n // 2
-
-
-@gluon.constexpr_function
-def turned_at_once(block_n, block_d):
-    """Keys of a unit that are transposed together."""
-    return min(unit_keys(block_n), TURN_AT_ONCE // panel_of(block_d))
 
 
 @gluon.constexpr_function
@@ -105,10 +84,10 @@ def _descriptor(name, address, offset):
 
 
 @gluon.constexpr_function
-def _keys_asm(block_n, block_d, first_key, keys):
-    """Scores of 64 rows and so many keys of a block. Operands: scores; the addresses of the queries and the block."""
+def _keys_asm(block_n, block_d):
+    """Scores of 64 rows and a block of keys. Operands: scores; the addresses of the queries and the keys."""
     panel = min(block_d, 128)
-    count = keys // 2
+    count = block_n // 2
     written = ", ".join(f"${i}" for i in range(count))
     lines = [".reg .pred more;", *_begun(["q", "k"], panel)]
     for i, name in enumerate(["q", "k"]):
@@ -118,15 +97,15 @@ def _keys_asm(block_n, block_d, first_key, keys):
     for i in range(block_d // panel):
         for column in range(0, panel, 32):
             lines += _descriptor("a", "q", i * 64 * panel + column)
-            lines += _descriptor("b", "k", (i * block_n + first_key) * panel + column)
-            lines += [f"{_wgmma(keys)} {{{written}}}, a, b, {more}, 1, 1;"]
+            lines += _descriptor("b", "k", i * block_n * panel + column)
+            lines += [f"{_wgmma(block_n)} {{{written}}}, a, b, {more}, 1, 1;"]
             more = "1"
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
 
 @gluon.constexpr_function
-def _keys_constraints(keys):
-    return ",".join(["=&f"] * (keys // 2) + ["r"] * 2)
+def _keys_constraints(block_n):
+    return ",".join(["=&f"] * (block_n // 2) + ["r"] * 2)
 
 
 @gluon.constexpr_function
@@ -135,11 +114,11 @@ def _types(widths):
 
 
 @gluon.jit
-def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr, FIRST: gl.constexpr, KEYS: gl.constexpr):
-    """Issue the product of a consumer's rows and so many keys of a block."""
-    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, FIRST, KEYS)
-    constraints: gl.constexpr = _keys_constraints(KEYS)
-    types: gl.constexpr = _types(keys_of_parts(KEYS))
+def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr):
+    """Issue the product of a consumer's rows and a block of keys."""
+    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D)
+    constraints: gl.constexpr = _keys_constraints(SHAPE.BLOCK_N)
+    types: gl.constexpr = _types(keys_of_parts(SHAPE.BLOCK_N))
     k = k_smem.index(stage * parts_of_block(SHAPE.BLOCK_D, SHAPE.BLOCK_N))
     return gl.inline_asm(asm, constraints, (q, k), types, is_pure=False)
 

@@ -57,7 +57,6 @@ class Shape(NamedTuple):
     HANDED: gl.constexpr = gl.constexpr(False)
     EARLY: gl.constexpr = gl.constexpr(False)
     BY_WARPS: gl.constexpr = gl.constexpr(False)
-    SPLIT: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

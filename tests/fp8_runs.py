@@ -57,7 +57,6 @@ def run(
     producer_first: bool = False,
     threes: bool = False,
     by_warps: bool = False,
-    split: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -109,10 +108,7 @@ def run(
         load_kernel(source, machine)["fmha_fp8_sm90"],
         programs,
         Descriptor(q, E4M3, 64, block_d),
-        *(
-            Descriptor(x, E4M3, block_n, block_d if unit == block_n and not split else min(block_d, 128))
-            for x in (k, v)
-        ),
+        *(Descriptor(x, E4M3, block_n, block_d if unit == block_n else min(block_d, 128)) for x in (k, v)),
         Pointer(out_memory, DTYPES[dtype], 16),
         Pointer(lse_memory, FP32),
         *(Pointer(memory, E4M3, 16) for memory in (q_memory, k_memory, v_memory)),
@@ -155,7 +151,6 @@ def run(
         PRODUCER_FIRST=producer_first,
         THREES=threes,
         BY_WARPS=by_warps,
-        SPLIT=split,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

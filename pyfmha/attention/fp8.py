@@ -61,7 +61,6 @@ class Setting:
         producer_first: whether the producer is the first partition.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         by_warps: whether each warp of a consumer waits and gives back by itself, without barriers of all four.
-        split: whether scores come in two products (`_split_step` of the kernel); so with neither turns nor `ahead`.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -84,7 +83,6 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     by_warps: bool = False
-    split: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -104,6 +102,9 @@ _BASE: dict[int, Setting] = {
 # Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), and no barrier in the
 # loop of a consumer.
 _PARTS = replace(_WIDE, block_n=192, raw=2, ping_pong=False, lazy=True, threes=True, by_warps=True)
+# Causal and longer, where 132 multiprocessors share tiles of 192 queries out more evenly than of 128: scores a block
+# ahead, by three consumers of 64 keys, whose chains of maximum and exponentials hide each other.
+_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True, longest_first=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
 _LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)
 # Of dense batches without lengths, in the order in which they are tried; kernels/NOTES.md has the times.
@@ -115,7 +116,9 @@ _DENSE: dict[int, tuple[Setting, ...]] = {
     128: (
         replace(_PARTS, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_BASE[128], masks=(False,)),
-        replace(_PARTS, split=True, longest_first=True, requires=("q_len > 3072",), masks=(True,)),
+        replace(_AHEAD, requires=("q_len > 11264", "q_len <= 14336"), masks=(True,)),
+        replace(_PARTS, block_n=160, longest_first=True, requires=("q_len > 2048", "q_len <= 16896"), masks=(True,)),
+        replace(_AHEAD, requires=("q_len > 16896",), masks=(True,)),
         replace(_BASE[128], stages=3, v_stages=3, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     256: (
@@ -193,7 +196,7 @@ class Fp8:
             ("AHEAD", setting.ahead),
             *(
                 (name, True)
-                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "SPLIT")
+                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS")
                 if getattr(setting, name.lower())
             ),
         )
@@ -243,7 +246,7 @@ def _descriptors(padded: int, setting: Setting) -> tuple[Descriptor, ...]:
     unit = setting.block_n & -setting.block_n  # of blocks that are no power of two, see kernels/fp8_wide.py
 
     def tensor(name: str, heads: str, seq: str, rows: int) -> Descriptor:
-        wide = rows != ROWS and (unit != setting.block_n or setting.split)
+        wide = rows != ROWS and unit != setting.block_n
         batches = "1" if setting.ragged else "batch_size"
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
         block = (1, 1, unit, min(padded, 128)) if wide else (1, 1, rows, padded)

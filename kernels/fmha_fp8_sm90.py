@@ -22,7 +22,22 @@ cores add products of e4m3 with 13 bits of fraction or so (not documented by NVI
 blocks hold it, whether they see its key or not, except behind kv_lengths and in other sequences of a ragged batch.
 """
 
-from sm90_asm import hold, moved, pass_turn, take_turn, uniform
+from fp8_wide import (
+    allocate_blocks,
+    allocate_turned,
+    half_packed,
+    largest_wide,
+    layout_of,
+    load_block,
+    masked_wide,
+    multiply_keys_wide,
+    multiply_values_wide,
+    packed_into,
+    panel_of,
+    turned_layout,
+    weights_wide,
+)
+from sm90_asm import arrive_by_warps, hold, moved, pass_turn, take_turn, uniform, wait_by_warps
 from sm90_lazy import grown, part_times_where
 from sm90_maxima import largest as largest_score
 from sm90_ragged import find_tile
@@ -39,6 +54,7 @@ from sm90_tiles import (
     tile_count,
     tile_of,
 )
+from sm90_wide import all_moved, is_wide, near_keys, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import CachePolicy, FractionalEvictionPolicy
@@ -155,13 +171,8 @@ def unpacked(integers, KEYS: gl.constexpr):
 @gluon.jit
 def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     """A step's block of V transposed, without the keys from `count` on, when there is room for it."""
-    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
-    KEYS: gl.constexpr = min(BLOCK_N, TURN_AT_ONCE // BLOCK_D)
-    PAIRS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 16, 2)
-    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 16, 2)
-    LAYOUT: gl.constexpr = pairs_layout(KEYS, BLOCK_D // 2)
     q_smem, k_smem, v_smem, t_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % V_STAGES
@@ -170,7 +181,43 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
         mbarrier.wait(k_free.index((step + 2) % V_STAGES), (((step + 2) // V_STAGES) & 1) ^ 1)
     else:
         mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)
-    pairs = v_smem.index(step % RAW).reshape([BLOCK_N, BLOCK_D]).reinterpret(gl.int16, [BLOCK_N, BLOCK_D // 2], PAIRS)
+    if is_wide(BLOCK_N):
+        _transpose_units(v_smem, t_smem, step % RAW, stage, SHAPE)
+    else:
+        _transpose_block(v_smem, t_smem, step % RAW, stage, count, SHAPE)
+    fence_async_shared()
+    gl.barrier()
+    mbarrier.arrive(t_ready.index(stage), count=1)
+
+
+@gluon.jit
+def _transpose_units(v_smem, t_smem, raw, stage, SHAPE: gl.constexpr):
+    """As `_transpose_block`, of a block as in fp8_wide.py."""
+    UNIT: gl.constexpr = unit_keys(SHAPE.BLOCK_N)
+    UNITS: gl.constexpr = SHAPE.BLOCK_N // UNIT
+    PANEL: gl.constexpr = panel_of(SHAPE.BLOCK_D)
+    PANELS: gl.constexpr = SHAPE.BLOCK_D // PANEL
+    PAIRS: gl.constexpr = gl.NVMMASharedLayout(PANEL, 16, 2)
+    LAYOUT: gl.constexpr = pairs_layout(UNIT, PANEL // 2)
+    for unit in gl.static_range(UNITS):
+        turned = t_smem.index(stage * UNITS + unit)
+        turned = turned.reinterpret(gl.int16, [SHAPE.BLOCK_D, UNIT // 2], turned_layout(SHAPE.BLOCK_N, 16))
+        for panel in gl.static_range(PANELS):
+            pairs = v_smem.index((raw * PANELS + panel) * UNITS + unit).reshape([UNIT, PANEL])
+            part = pairs.reinterpret(gl.int16, [UNIT, PANEL // 2], PAIRS).load(LAYOUT)
+            turned.slice(panel * PANEL, PANEL).store(_turned(part, UNIT, PANEL))
+
+
+@gluon.jit
+def _transpose_block(v_smem, t_smem, raw, stage, count, SHAPE: gl.constexpr):
+    """A block of V, without the keys from `count` on."""
+    BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
+    BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
+    KEYS: gl.constexpr = min(BLOCK_N, TURN_AT_ONCE // BLOCK_D)
+    PAIRS: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_D, 128), 16, 2)
+    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 16, 2)
+    LAYOUT: gl.constexpr = pairs_layout(KEYS, BLOCK_D // 2)
+    pairs = v_smem.index(raw).reshape([BLOCK_N, BLOCK_D]).reinterpret(gl.int16, [BLOCK_N, BLOCK_D // 2], PAIRS)
     turned = t_smem.index(stage).reinterpret(gl.int16, [BLOCK_D, BLOCK_N // 2], TURNED)
     for first in gl.static_range(0, BLOCK_N, KEYS):
         part = pairs.slice(first, KEYS).load(LAYOUT)
@@ -179,9 +226,6 @@ def _transpose(shared, barriers, step, count, SHAPE: gl.constexpr, RAW: gl.const
                 keys = gl.arange(0, KEYS, layout=gl.SliceLayout(1, LAYOUT))
                 part = gl.where((keys < count - first)[:, None], part, part & 0)
         turned.slice(first // 2, KEYS // 2, dim=1).store(_turned(part, KEYS, BLOCK_D))
-    fence_async_shared()
-    gl.barrier()
-    mbarrier.arrive(t_ready.index(stage), count=1)
 
 
 @gluon.jit
@@ -221,8 +265,11 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
             key = (end_block - 1 - block) * BLOCK_N  # from right to left: the masked blocks first
             stage = step % STAGES
             mbarrier.wait(k_free.index(stage), ((step // STAGES) & 1) ^ 1)
-            mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
-            tma.async_load(k_desc, [batch, kv_head, kv_start + key, 0], k_ready.index(stage), k_smem.index(stage))
+            if is_wide(BLOCK_N):
+                load_block(k_desc, batch, kv_head, key, k_ready.index(stage), k_smem, stage, SHAPE)
+            else:
+                mbarrier.expect(k_ready.index(stage), BLOCK_N * BLOCK_D)
+                tma.async_load(k_desc, [batch, kv_head, kv_start + key, 0], k_ready.index(stage), k_smem.index(stage))
             if RAW == 1:  # the only block of V has to be transposed before the next one comes
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
@@ -233,9 +280,12 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
                     mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D)
                     place = [batch, q_head, first_row + c * ROWS, 0]
                     tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
-            mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
-            place = [batch, kv_head, kv_start + key, 0]
-            tma.async_load(v_desc, place, v_ready.index(step % RAW), v_smem.index(step % RAW))
+            if is_wide(BLOCK_N):
+                load_block(v_desc, batch, kv_head, key, v_ready.index(step % RAW), v_smem, step % RAW, SHAPE)
+            else:
+                mbarrier.expect(v_ready.index(step % RAW), BLOCK_N * BLOCK_D)
+                place = [batch, kv_head, kv_start + key, 0]
+                tma.async_load(v_desc, place, v_ready.index(step % RAW), v_smem.index(step % RAW))
             if RAW > 1:
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
@@ -246,6 +296,17 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
 
 
 @gluon.jit
+def _packed(weights, BLOCK_N: gl.constexpr):
+    if is_wide(BLOCK_N):
+        made = ()
+        for part in gl.static_range(len(weights)):
+            made += (packed(weights[part]),)
+        return made
+    else:
+        return packed(weights)
+
+
+@gluon.jit
 def _weigh(
     scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, DUE: gl.constexpr,
     THREES: gl.constexpr,
@@ -253,9 +314,14 @@ def _weigh(
     """Weights of one block of keys, the running maximum (in units of log2, less 8) and sums with it, the factor of what
     was summed up before, and, if DUE, where that is due. Where masked, a row sees only the keys below its end."""
     if masked:
-        columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
-        scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
-    if THREES:
+        if is_wide(BLOCK_N):
+            scores = masked_wide(scores, ends, key)
+        else:
+            columns = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S_LAYOUT))
+            scores = gl.where(columns[None, :] < (ends - key)[:, None], scores, float("-inf"))
+    if is_wide(BLOCK_N):
+        largest = largest_wide(scores, m, row_sum, OF_ZERO, BLOCK_N, THREES) * to_log2 - LARGEST_WEIGHT
+    elif THREES:
         largest = largest_score(scores, m, OF_ZERO) * to_log2 - LARGEST_WEIGHT
     else:
         largest = gl.max(scores, 1) * to_log2 - LARGEST_WEIGHT
@@ -264,34 +330,101 @@ def _weigh(
     if DUE:
         due = grown(m, m_new)
     alpha = gl.exp2(m - m_new)
-    weights = gl.exp2(scores * to_log2 - m_new[:, None])
-    sums = partial_sums(weights, BLOCK_N)
+    if is_wide(BLOCK_N):
+        weights, sums = weights_wide(scores, m_new, to_log2)
+    else:
+        weights = gl.exp2(scores * to_log2 - m_new[:, None])
+        sums = partial_sums(weights, BLOCK_N)
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout), assert_trivial=True)
+    row_sum = gl.convert_layout(row_sum, sums.type.layout, assert_trivial=True)
     return weights, m_new, row_sum * factor[:, None] + sums, alpha, due
+
+
+@gluon.jit
+def _await(barrier, phase, SHAPE: gl.constexpr):
+    """A consumer waits for a buffer."""
+    if SHAPE.BY_WARPS:
+        wait_by_warps(barrier, phase)
+    else:
+        mbarrier.wait(barrier, phase)
+
+
+@gluon.jit
+def _give_back(barrier, SHAPE: gl.constexpr):
+    """Say that a consumer has read a buffer, by tensor cores that it has waited for."""
+    if SHAPE.BY_WARPS:
+        arrive_by_warps(barrier)
+    else:
+        mbarrier.arrive(barrier, count=1)
 
 
 @gluon.jit
 def _multiply_keys(q, k_smem, stage, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
-    k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
-    zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
-    return warpgroup_mma(q, k_t, zeros, use_acc=False, is_async=True)
+    if is_wide(SHAPE.BLOCK_N):
+        return multiply_keys_wide(q, k_smem, stage, SHAPE)
+    else:
+        k_t = k_smem.index(stage).reshape([SHAPE.BLOCK_N, SHAPE.BLOCK_D]).permute((1, 0))
+        zeros = gl.zeros([ROWS, SHAPE.BLOCK_N], gl.float32, layout=S_LAYOUT)
+        return warpgroup_mma(q, k_t, zeros, use_acc=False, is_async=True)
 
 
 @gluon.jit
 def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.constexpr):
     """Issue the product of packed weights and a block of V."""
-    weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
-    return warpgroup_mma(weights, t_smem.index(stage).permute((1, 0)), acc, is_async=True)
+    if is_wide(SHAPE.BLOCK_N):
+        return multiply_values_wide(p, t_smem, stage, acc, SHAPE)
+    else:
+        weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
+        return warpgroup_mma(weights, t_smem.index(stage).permute((1, 0)), acc, is_async=True)
+
+
+@gluon.jit
+def _wait_for_scores(scores, left: gl.constexpr, SHAPE: gl.constexpr):
+    """Scores when all products but `left` are there."""
+    if is_wide(SHAPE.BLOCK_N):
+        return warpgroup_mma_wait(left, deps=scores)
+    else:
+        return warpgroup_mma_wait(left, deps=(scores,))
+
+
+@gluon.jit
+def _wait_for_sums(acc, p, next_p, SHAPE: gl.constexpr):
+    """Sums when all products are there, with the weights that they read and those that were computed meanwhile."""
+    if is_wide(SHAPE.BLOCK_N):
+        PARTS: gl.constexpr = len(p)
+        deps = (acc,)
+        deps += p
+        deps += next_p
+        done = warpgroup_mma_wait(0, deps=deps)
+        return done[0], done[1 : 1 + PARTS], done[1 + PARTS :]
+    else:
+        return warpgroup_mma_wait(0, deps=(acc, p, next_p))
+
+
+@gluon.jit
+def _wait_for_all(acc, scores, p, next_p, SHAPE: gl.constexpr):
+    """As `_wait_for_sums`, with the scores of the block ahead."""
+    if is_wide(SHAPE.BLOCK_N):
+        PARTS: gl.constexpr = len(p)
+        deps = (acc,)
+        deps += scores
+        deps += p
+        deps += next_p
+        done = warpgroup_mma_wait(0, deps=deps)
+        return done[0], done[1 : 1 + PARTS], done[1 + PARTS : 1 + 2 * PARTS], done[1 + 2 * PARTS :]
+    else:
+        return warpgroup_mma_wait(0, deps=(acc, scores, p, next_p))
 
 
 @gluon.jit
 def _step(
-    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked,
+    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, key, masked, now,
     CONSUMER: gl.constexpr, SHAPE: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores of block `step` and their exponentials beside the product of block `step - 1`."""
+    """Scores of block `step` and their exponentials beside the product of block `step - 1`. now: not 0, which the
+    compiler does not know."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
@@ -300,23 +433,32 @@ def _step(
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % STAGES
     before = (step - 1) % V_STAGES
-    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     if SHAPE.PING_PONG:
         m = take_turn(m, CONSUMER)
     scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
-    mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)
+    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
     if SHAPE.PING_PONG:
         m = pass_turn(m, (CONSUMER + 1) % CONSUMERS)
-    scores = warpgroup_mma_wait(1, deps=(scores,))
-    mbarrier.arrive(k_free.index(stage), count=1)
+    scores = _wait_for_scores(scores, 1, SHAPE)
+    _give_back(k_free.index(stage), SHAPE)
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
     )
-    next_p = packed(next_p)
-    row_sum = hold(row_sum)
-    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
-    mbarrier.arrive(t_free.index(before), count=1)
+    if not SHAPE.BY_WARPS:
+        next_p = _packed(next_p, BLOCK_N)
+    if SHAPE.CAUSAL and is_wide(BLOCK_N):
+        halves = half_packed(next_p)
+        row_sum = hold(row_sum)
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
+        next_p = packed_into(p, next_p, halves, now)
+    else:
+        row_sum = hold(row_sum)
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
+        if SHAPE.BY_WARPS:  # then they can have the registers of the weights before
+            next_p = _packed(next_p, BLOCK_N)
+    _give_back(t_free.index(before), SHAPE)
     if SHAPE.LAZY:
         acc = part_times_where(acc, alpha, due)
     else:
@@ -337,17 +479,17 @@ def _step_ahead(
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     stage = step % STAGES
     before = (step - 2) % STAGES
-    mbarrier.wait(t_ready.index(before), ((step - 2) // STAGES) & 1)
+    _await(t_ready.index(before), ((step - 2) // STAGES) & 1, SHAPE)
     acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
-    mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
+    _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
     next_scores = _multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT)
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, True, SHAPE.THREES
     )
-    next_p = packed(next_p)
+    next_p = _packed(next_p, BLOCK_N)
     row_sum = hold(row_sum)
-    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))
-    mbarrier.arrive(k_free.index(stage), count=1)
+    acc, scores, p, next_p = _wait_for_all(acc, next_scores, p, next_p, SHAPE)
+    _give_back(k_free.index(stage), SHAPE)
     return part_times_where(acc, alpha, due), next_p, scores, m, row_sum
 
 
@@ -363,9 +505,9 @@ def _steps_ahead(
     _q_ready, _q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     if to_left > 0:
         stage = step % STAGES
-        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
-        mbarrier.arrive(k_free.index(stage), count=1)
+        _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
+        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
+        _give_back(k_free.index(stage), SHAPE)
         step += 1
     block = first_block + to_left - 1  # whose scores are there
     to_come = to_left - 1
@@ -379,25 +521,25 @@ def _steps_ahead(
             step += 1
             block -= 1
         to_come -= masked_count
-        p = moved(p)
+        p = all_moved(p) if is_wide(SHAPE.BLOCK_N) else moved(p)
     for _unused in range(to_come):
         acc, p, scores, m, row_sum = _step_ahead(
             acc, p, scores, m, row_sum, q, shared, barriers, step, to_log2, 0, 0, False,
             SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
         )  # fmt: skip
         step += 1
-    mbarrier.arrive(q_free, count=1)
+    _give_back(q_free, SHAPE)
     if to_left > 0:
         before = (step - 2) % STAGES
-        mbarrier.wait(t_ready.index(before), ((step - 2) // STAGES) & 1)
+        _await(t_ready.index(before), ((step - 2) // STAGES) & 1, SHAPE)
         acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)
         next_p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, first_block * SHAPE.BLOCK_N, first_block >= unmasked, S_LAYOUT,
             SHAPE.BLOCK_N, True, SHAPE.THREES,
         )  # fmt: skip
-        next_p = packed(next_p)
+        next_p = _packed(next_p, SHAPE.BLOCK_N)
         row_sum = hold(row_sum)
-        acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
         acc = part_times_where(acc, alpha, due)
         p = next_p
     return acc, p, m, row_sum, step
@@ -426,7 +568,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     ORDER: gl.constexpr = SHAPE.ORDER
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
-    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 32])
+    S_LAYOUT: gl.constexpr = layout_of(near_keys(BLOCK_N))
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 32])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=4)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
@@ -473,28 +615,29 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 if SHAPE.PING_PONG:
                     turn_taken = take_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), CONSUMER)
                     pass_turn(turn_taken, (CONSUMER + 1) % CONSUMERS)
-                mbarrier.wait(k_ready.index(step % STAGES), (step // STAGES) & 1)
-                mbarrier.arrive(k_free.index(step % STAGES), count=1)
-                mbarrier.wait(t_ready.index(step % V_STAGES), (step // V_STAGES) & 1)
+                _await(k_ready.index(step % STAGES), (step // STAGES) & 1, SHAPE)
+                _give_back(k_free.index(step % STAGES), SHAPE)
+                _await(t_ready.index(step % V_STAGES), (step // V_STAGES) & 1, SHAPE)
                 if not AHEAD:
-                    mbarrier.arrive(t_free.index(step % V_STAGES), count=1)
+                    _give_back(t_free.index(step % V_STAGES), SHAPE)
                 step += 1
             block = own_end - 1
         else:
             ends = rows * 0 + kv_n
             unmasked = kv_n // BLOCK_N
         m = gl.full([ROWS], LOWEST, gl.float32, layout=ROW_LAYOUT)
-        row_sum = partial_sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), BLOCK_N)
+        NEAR: gl.constexpr = near_keys(BLOCK_N)
+        row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
-        mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
-        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
-        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))
-        mbarrier.arrive(k_free.index(stage), count=1)
+        _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+        _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
+        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
+        _give_back(k_free.index(stage), SHAPE)
         p, m, row_sum, alpha, due = _weigh(
             scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
             False,  # the maximum before is below all scores
         )  # fmt: skip
-        p = packed(p)
+        p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
         to_left = uniform(block - first_block)
@@ -505,6 +648,15 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 acc, p, scores, m, row_sum, q, q_free.index(slot), shared, barriers, step, to_log2, ends, first_block,
                 to_left, unmasked, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
+        elif CAUSAL and is_wide(BLOCK_N):  # one loop: between two, weights would be moved in each round of the second
+            for _unused in range(to_left):
+                block -= 1
+                acc, p, m, row_sum = _step(
+                    acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, block >= unmasked,
+                    num_heads, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                )  # fmt: skip
+                step += 1
+            _give_back(q_free.index(slot), SHAPE)
         else:
             if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
                 masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
@@ -512,7 +664,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                     block -= 1
                     acc, p, m, row_sum = _step(
                         acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, block * BLOCK_N, True,
-                        CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                        num_heads, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                     )  # fmt: skip
                     step += 1
                 to_left -= masked_count
@@ -520,12 +672,12 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             for _unused in range(to_left):
                 acc, p, m, row_sum = _step(
                     acc, p, m, row_sum, q, shared, barriers, step, to_log2, ends, 0, False,
-                    CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
+                    num_heads, CONSUMER, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
                 )  # fmt: skip
                 step += 1
-            mbarrier.arrive(q_free.index(slot), count=1)
+            _give_back(q_free.index(slot), SHAPE)
         last = (step - 1) % V_STAGES
-        mbarrier.wait(t_ready.index(last), ((step - 1) // V_STAGES) & 1)
+        _await(t_ready.index(last), ((step - 1) // V_STAGES) & 1, SHAPE)
         acc = _multiply_values(p, t_smem, last, acc, SHAPE, P_LAYOUT)
         total = gl.convert_layout(gl.sum(row_sum, 1), ROW_LAYOUT, assert_trivial=True)
         some = total != 0  # NaN too
@@ -534,9 +686,9 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         if Lse.to(gl.int64) != 0:
             lse = gl.where(some, (m + gl.log2(total)) * LN_2, float("-inf"))
             gl.store(Lse + (head.to(gl.int64) * q_len + q_start) + rows, lse, mask=rows < out_rows)
-        acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+        acc, p, p = _wait_for_sums(acc, p, p, SHAPE)
         if not AHEAD:
-            mbarrier.arrive(t_free.index(last), count=1)
+            _give_back(t_free.index(last), SHAPE)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
         if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
             acc = gl.where((factor != 0)[:, None], acc, 0.0)
@@ -614,6 +766,7 @@ def fmha_fp8_sm90(
     LAZY: gl.constexpr = False,
     PRODUCER_FIRST: gl.constexpr = False,
     THREES: gl.constexpr = False,
+    BY_WARPS: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -642,11 +795,17 @@ def fmha_fp8_sm90(
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype
-    TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 8, 2)
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
-    k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
-    v_smem = gl.allocate_shared_memory(dtype, [RAW, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
-    t_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_D, BLOCK_N], TURNED)
+    if is_wide(BLOCK_N):
+        gl.static_assert(not GENERAL, "blocks that are no power of two go without lengths")
+        k_smem = allocate_blocks(k_desc, STAGES, BLOCK_D, BLOCK_N)
+        v_smem = allocate_blocks(v_desc, RAW, BLOCK_D, BLOCK_N)
+        t_smem = allocate_turned(dtype, V_STAGES, BLOCK_D, BLOCK_N)
+    else:
+        k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
+        v_smem = gl.allocate_shared_memory(dtype, [RAW, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+        TURNED: gl.constexpr = gl.NVMMASharedLayout(min(BLOCK_N, 128), 8, 2)
+        t_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_D, BLOCK_N], TURNED)
     q_ready = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -659,18 +818,19 @@ def fmha_fp8_sm90(
         t_free = k_free
     else:
         t_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    ARRIVALS: gl.constexpr = 4 if BY_WARPS else 1  # of a consumer
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
-        mbarrier.init(q_free.index(c), count=1)
+        mbarrier.init(q_free.index(c), count=ARRIVALS)
     for s in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(s), count=1)
-        mbarrier.init(k_free.index(s), count=CONSUMERS)
+        mbarrier.init(k_free.index(s), count=CONSUMERS * ARRIVALS)
     for s in gl.static_range(RAW):
         mbarrier.init(v_ready.index(s), count=1)
     for s in gl.static_range(V_STAGES):
         mbarrier.init(t_ready.index(s), count=1)
         if not AHEAD:
-            mbarrier.init(t_free.index(s), count=CONSUMERS)
+            mbarrier.init(t_free.index(s), count=CONSUMERS * ARRIVALS)
     factors = (
         sm_scale,
         (q_descale, q_descale_stride_b, q_descale_stride_h),
@@ -687,7 +847,7 @@ def fmha_fp8_sm90(
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY, THREES=THREES,
+        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

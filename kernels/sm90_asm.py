@@ -95,3 +95,31 @@ def written(x):
     return gl.inline_asm_elementwise(
         "cp.async.bulk.wait_group 0; mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1
     )
+
+
+@gluon.constexpr_function
+def _arrive_asm():
+    return (
+        "{ .reg .pred one; .reg .b32 lane; .reg .b64 state; elect.sync lane|one, 0xFFFFFFFF;"
+        " @one mbarrier.arrive.shared.b64 state, [$0]; }"
+    )
+
+
+@gluon.jit
+def arrive_by_warps(barrier):
+    """Each warp arrives by itself, where mbarrier.arrive has one thread arrive after a barrier of all: for what only
+    tensor cores read, each of which a warp has waited for."""
+    asm: gl.constexpr = _arrive_asm()
+    gl.inline_asm(asm, "r", (barrier,), is_pure=False)
+
+
+@gluon.constexpr_function
+def _wait_asm():
+    return "{ .reg .pred done; AGAIN: mbarrier.try_wait.parity.shared.b64 done, [$0], $1; @!done bra.uni AGAIN; }"
+
+
+@gluon.jit
+def wait_by_warps(barrier, phase):
+    """As mbarrier.wait, between two of which in a loop the compiler puts a barrier of all warps."""
+    asm: gl.constexpr = _wait_asm()
+    gl.inline_asm(asm, "r,r", (barrier, phase), is_pure=False)

@@ -63,6 +63,7 @@ class Shape(NamedTuple):
     HALVED: gl.constexpr = gl.constexpr(False)
     DIRECT: gl.constexpr = gl.constexpr(False)
     LEVELS: gl.constexpr = gl.constexpr(False)
+    BY_WARPS: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

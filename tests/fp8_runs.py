@@ -56,6 +56,7 @@ def run(
     lazy: bool = False,
     producer_first: bool = False,
     threes: bool = False,
+    by_warps: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -89,6 +90,7 @@ def run(
     out = out if layout == "bhsd" else out.transpose(0, 2, 1, 3)
     lse_memory = np.full(batch * heads * q_len, 7.0, np.float32)
     machine = Machine(seed)
+    unit = block_n & -block_n  # of blocks that are no power of two, a copy has several
     factors = [None if given is None else np.ascontiguousarray(given, np.float32) for given in descales]
     wide = [
         np.ones((batch, kv_heads)) if given is None else np.broadcast_to(given, (batch, kv_heads)) for given in factors
@@ -106,8 +108,7 @@ def run(
         load_kernel(source, machine)["fmha_fp8_sm90"],
         programs,
         Descriptor(q, E4M3, 64, block_d),
-        Descriptor(k, E4M3, block_n, block_d),
-        Descriptor(v, E4M3, block_n, block_d),
+        *(Descriptor(x, E4M3, block_n, block_d if unit == block_n else min(block_d, 128)) for x in (k, v)),
         Pointer(out_memory, DTYPES[dtype], 16),
         Pointer(lse_memory, FP32),
         *(Pointer(memory, E4M3, 16) for memory in (q_memory, k_memory, v_memory)),
@@ -149,6 +150,7 @@ def run(
         LAZY=lazy,
         PRODUCER_FIRST=producer_first,
         THREES=threes,
+        BY_WARPS=by_warps,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

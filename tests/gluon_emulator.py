@@ -196,6 +196,14 @@ class Machine:
         barrier.array[0].settle()
         self.switch()
 
+    def arrive_by_warps(self, barrier: Any) -> None:
+        """Each of a partition's warps for itself: what others have loaded is not said."""
+        USES.arrive(barrier.array[0])
+        barrier.array[0].pending -= 4
+        assert barrier.array[0].pending >= 0, "more arrivals than a barrier counts"
+        barrier.array[0].settle()
+        self.switch()
+
     def load_box(
         self,
         descriptor: Descriptor,
@@ -311,9 +319,13 @@ class Machine:
         is_pure: bool = False,
     ) -> Any:
         """Assembly of each thread's registers, made by a function: it loads from shared memory or stores there. Or,
-        made already, products."""
+        made already, products, and what warps do at a barrier by themselves."""
         if isinstance(asm, str) and "shfl" in asm:
             return _ways(asm, args, result)
+        if isinstance(asm, str) and "mbarrier.arrive" in asm:
+            return self.arrive_by_warps(*args)
+        if isinstance(asm, str) and "mbarrier.try_wait" in asm:
+            return self.wait(*args)
         if isinstance(asm, str) and "wgmma" not in asm:
             values = [part for value in args for part in by_thread(value).T]
             return tensor(of_threads(np.stack(run_ptx(asm, 2, values), 1), result[1]), np.float32)
@@ -495,6 +507,23 @@ def _four(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
     return tensor(np.asarray(bits, np.uint32).view(np.int32), np.int32)
 
 
+def _two(_found: Any, dtype: DType, *weights: Tensor) -> Tensor:
+    """Two values as e4m3, the first in the lowest byte."""
+    return _four(_found, dtype, *weights)
+
+
+def _two_and_two(found: Any, dtype: DType, *arguments: Tensor) -> Tensor:
+    """Two values and two that `_two` gives, where a flag says so, which it always does."""
+    first, second, half, old, now = arguments
+    assert np.shape(old) == np.shape(half)
+    assert (np.asarray(now) != 0).all(), "weights are left as they were"
+    count = np.size(half) // 128
+    for i in range(count):
+        low, high = f"low, ${2 * count + i}, ${count + i};", f"mov.b32 {{high, none}}, ${3 * count + i};"
+        assert f"{low} {high} mov.b32 ${i}, {{low, high}};" in found[0], "other weights are packed"
+    return tensor(np.asarray(_four(found, dtype, first, second)) | np.asarray(half) << 16, np.int32)
+
+
 def _bytes(_found: Any, _dtype: Any, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
     """Of two keys side by side (the axis before the last) in each of two tensors: the lower bytes, the upper ones."""
     keys = [np.asarray(x).view(np.uint16)[:, first::2] for x in (near, far) for first in (0, 1)]
@@ -519,6 +548,8 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     r" vote\.sync\.any\.pred grown, grown, -1; .* \}": _kept,
     r"\{ \.reg \.pred due; .* SAME: \}": lambda found, _dtype, *x: tensor(products_where(found[0], *x), np.float32),
     r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 low, \$2, \$1; .* high, \$4, \$3; mov\.b32 \$0, \{low, high\}; \}": _four,
+    r"\{ .* cvt\.rn\.satfinite\.e4m3x2\.f32 high, \$2, \$1; mov\.b16 none, 0; mov\.b32 \$0, \{high, none\}; \}": _two,
+    r"\{ \.reg \.pred now; .* @!now bra\.uni LATER; .* LATER: \}": _two_and_two,
     r"\{ \.reg \.pred first, second; setp\.gt\.f32 first, \$4, \$2; setp\.gt\.or\.f32 second, \$5, \$3, first; "
     r"vote\.sync\.any\.pred second, second, -1; .* \}": _grown,
     r"prmt\.b32 \$0, \$2, \$3, 0x6420; prmt\.b32 \$1, \$2, \$3, 0x7531;": _bytes,

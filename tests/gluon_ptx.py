@@ -92,7 +92,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setp.gt.s32": _above,
     "setp.gt.or.s32": _or(_above),
     "or.pred": lambda a, b: (np.asarray(a) != 0) | (np.asarray(b) != 0),
-    "selp.f32": lambda a, b, of: np.where(np.asarray(of) != 0, a, b),
     "selp.b32": lambda a, b, of: np.where(np.asarray(of) != 0, _integers(a), _integers(b)).view(np.float32),
     "setp.geu.f32": lambda a, b: ~np.less(a, b),
     "vote.sync.any.pred": lambda a, _threads: a,  # a thread votes alone

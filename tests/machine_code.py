@@ -43,3 +43,22 @@ def fits(cubin: Cubin, blocks: int) -> bool:
     """Whether so many blocks have room on a multiprocessor."""
     registers = -(-cubin.registers // 8) * 8 * cubin.threads  # handed out in eights a thread
     return blocks * registers <= REGISTERS_OF_SM and blocks * (cubin.shared + 1024) <= SHARED_OF_SM
+
+
+def steps_of(listing: str) -> list[str]:
+    """The instructions, one a line, of each loop over keys: from a jump's target to the jump, which depends on a
+    predicate, with products and no other such loop in it."""
+    labels: dict[str, int] = {}
+    lines: list[str] = []
+    loops = []
+    for text in listing.splitlines():
+        if found := re.match(r"(\.L_\w+):", text.strip()):
+            labels[found[1]] = len(lines)
+        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?) *;", text):
+            lines.append(found[1])
+            jump = re.match(r"@!?U?P\w+ BRA\b.*`\((\.L_\w+)\)", found[1])
+            if jump and jump[1] in labels and any("QGMMA" in line for line in lines[labels[jump[1]] :]):
+                loops.append((labels[jump[1]], len(lines)))
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    bare = [re.sub(r"^@!?U?P\w+\s+", "", line) for line in lines]
+    return ["\n".join(bare[a:b]) for a, b in inner]

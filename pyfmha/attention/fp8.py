@@ -60,6 +60,7 @@ class Setting:
         lazy: whether products of the sums are left out where no row of a warp has grown; so with `ahead`, too.
         producer_first: whether the producer is the first partition.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
+        by_warps: whether each warp of a consumer waits and gives back by itself, without barriers of all four.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -81,6 +82,7 @@ class Setting:
     lazy: bool = False
     producer_first: bool = False
     threes: bool = False
+    by_warps: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -97,10 +99,14 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of dense batches without lengths: scores a block ahead, by three consumers of 64 keys, whose chains of maximum and
-# exponentials hide each other.
-_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True)
+# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), and no barrier in the
+# loop of a consumer.
+_PARTS = replace(_WIDE, block_n=192, raw=2, ping_pong=False, lazy=True, threes=True, by_warps=True)
+# Causal and longer, where 132 multiprocessors share tiles of 192 queries out more evenly than of 128: scores a block
+# ahead, by three consumers of 64 keys, whose chains of maximum and exponentials hide each other.
+_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True, longest_first=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
+_LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)
 # Of dense batches without lengths, in the order in which they are tried; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
     64: (
@@ -108,12 +114,15 @@ _DENSE: dict[int, tuple[Setting, ...]] = {
         replace(_BASE[64], ping_pong=False, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     128: (
-        replace(_AHEAD, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_PARTS, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_BASE[128], masks=(False,)),
-        replace(_AHEAD, longest_first=True, requires=("q_len > 8192",), masks=(True,)),
+        replace(_AHEAD, requires=("q_len > 11264", "q_len <= 14336"), masks=(True,)),
+        replace(_PARTS, block_n=160, longest_first=True, requires=("q_len > 2048", "q_len <= 16896"), masks=(True,)),
+        replace(_AHEAD, requires=("q_len > 16896",), masks=(True,)),
         replace(_BASE[128], stages=3, v_stages=3, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     256: (
+        replace(_LONG_WIDE, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_FIRST_WIDE, masks=(False,)),
         replace(_FIRST_WIDE, lazy=True, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
@@ -185,7 +194,11 @@ class Fp8:
             ("CONSUMER_REGISTERS", setting.consumer_registers),
             ("PRODUCER_REGISTERS", setting.producer_registers),
             ("AHEAD", setting.ahead),
-            *((name, True) for name in ("LAZY", "PRODUCER_FIRST", "THREES") if getattr(setting, name.lower())),
+            *(
+                (name, True)
+                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS")
+                if getattr(setting, name.lower())
+            ),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"
@@ -230,12 +243,15 @@ def _served(causal: bool, setting: Setting) -> Sequence[str]:
 
 
 def _descriptors(padded: int, setting: Setting) -> tuple[Descriptor, ...]:
+    unit = setting.block_n & -setting.block_n  # of blocks that are no power of two, see kernels/fp8_wide.py
+
     def tensor(name: str, heads: str, seq: str, rows: int) -> Descriptor:
+        wide = rows != ROWS and unit != setting.block_n
         batches = "1" if setting.ragged else "batch_size"
         strides: tuple[int | str, ...] = (*(f"{name}_stride_{axis}" for axis in "bhs"), 1)
-        return Descriptor(
-            f"{name}_desc", name.upper(), (batches, heads, seq, "head_size"), strides, (1, 1, rows, padded)
-        )
+        block = (1, 1, unit, min(padded, 128)) if wide else (1, 1, rows, padded)
+        parts = rows // unit if wide else 1
+        return Descriptor(f"{name}_desc", name.upper(), (batches, heads, seq, "head_size"), strides, block, parts)
 
     return (
         tensor("q", "num_heads", "q_len", ROWS),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machine_code import Compiled, disassembled, fits, opcodes
+from machine_code import Compiled, disassembled, fits, opcodes, steps_of
 from shared import Shared
 
 from pyfmha.aot.cubin import Compiler, Cubin
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.long
 SPILLED = {
     **{(64, "full"): 8, (64, "longest first"): 56, (64, "causal"): 56, (64, "lengths"): 168, (64, "ragged"): 184},
     **{(128, "full"): 8, (128, "longest first"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
-    **{(128, "full, ahead"): 8, (128, "longest first, ahead"): 8},
-    (256, "full, producer first"): 24,
+    **{(128, "full, parts"): 24, (128, "longest first, parts"): 8},
+    **{(128, "longest first, ahead"): 8, (128, "longest first, ahead, very long"): 8},
+    **{(256, "full, producer first"): 24, (256, "full, each warp"): 24},
     (256, "longest first, lazy"): 168,
     **{(256, "causal"): 208, (256, "lengths"): 200, (256, "ragged"): 200},
 }
@@ -41,8 +42,17 @@ class Kernel:
     def loops(self) -> int:
         """Over keys, of each consumer: causal ones have a loop of their own for blocks that are masked. Where scores
         are ahead, what comes before and after the loop is a second step."""
-        masked = self.setting.masks == (True,)
+        masked = self.setting.masks == (True,) and not self.parts
         return 1 + masked + self.setting.ahead
+
+    @property
+    def parts(self) -> bool:
+        """Whether a block is no power of two keys (kernels/fp8_wide.py)."""
+        return parts_of(self.setting) != ""
+
+
+def parts_of(setting: Setting) -> str:
+    return "parts" if setting.block_n & (setting.block_n - 1) else ""
 
 
 def kind_of(setting: Setting) -> str:
@@ -50,11 +60,13 @@ def kind_of(setting: Setting) -> str:
         return "ragged" if setting.ragged else "lengths"
     if setting.longest_first:
         kind = "longest first"
-        how = "ahead" if setting.ahead else "lazy" if setting.lazy else ""
+        how = parts_of(setting) or ("ahead" if setting.ahead else "lazy" if setting.lazy else "")
     else:
         kind = "causal" if setting.masks == (True,) else "full"
-        how = "ahead" if setting.ahead else "producer first" if setting.producer_first else ""
-    return f"{kind}, {how}" if how else kind
+        how = parts_of(setting)
+        how = how or ("each warp" if setting.by_warps else "producer first" if setting.producer_first else "")
+    very_long = ", very long" if setting.ahead and len(setting.requires) == 1 else ""
+    return f"{kind}, {how}{very_long}" if how else kind
 
 
 KERNELS = {
@@ -105,6 +117,17 @@ def test_it_loads_by_tma_transposes_by_ldmatrix_and_shares_registers_out(
     assert found["PRMT"] >= 1
     weights = kernel.setting.consumers * (1 + kernel.loops) * kernel.setting.block_n // 2
     assert found["MUFU"] >= weights, "128 threads take the exponentials of 64 rows"
+
+
+@pytest.mark.parametrize("name", [name for name, kernel in KERNELS.items() if kernel.setting.by_warps])
+def test_no_barrier_holds_the_warps_of_a_consumer_together(name: str, cubins: dict[str, Cubin], tmp_path: Path) -> None:
+    kernel = KERNELS[name]
+    steps = steps_of(disassembled(cubins[name], tmp_path))
+    assert len(steps) == kernel.setting.consumers * (kernel.loops - kernel.setting.ahead)
+    for step in steps:
+        assert not re.search(r"^BAR\.", step, re.MULTILINE)
+        assert len(re.findall(r"^F2FP", step, re.MULTILINE)) == kernel.setting.block_n // 4
+        assert len(re.findall(r"^IMAD\.MOV", step, re.MULTILINE)) <= 12, "weights are moved"
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -17,6 +17,7 @@ from pyfmha.errors import SpecError
 from pyfmha.verify.fp8_cases import LIMIT, fp8_cases
 
 LENGTHS = {"general": True, "batch": 2, "q_len": 150, "kv_len": 180}
+WIDE = {"lazy": True, "threes": True, "by_warps": True, "block_d": 128, "head_size": 128}
 AHEAD = {"ahead": True, "ping_pong": False, "stages": 3, "v_stages": 3}
 
 
@@ -54,6 +55,25 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "producer_first": True,
         "threes": True,
     },
+    "wide blocks": {**WIDE, "block_n": 96, "kv_len": 300, "q_len": 130, "scale": 2.0},
+    "wide blocks, growing maxima, no turns": {
+        **{**WIDE, "block_n": 160, "kv_len": 777, "q_len": 200, "consumers": 3, "heads": 3, "scale": 2.0},
+        **{"ping_pong": False, "dtype": "fp16", "kv_heads": 1, "layout": "bshd"},
+    },
+    "wide blocks, one": {**WIDE, "block_n": 224, "kv_len": 200, "q_len": 70, "raw": 1, "q_slots": 1},
+    "wide blocks, causal": {
+        **{**WIDE, "block_n": 224, "causal": True, "longest_first": True, "q_len": 500, "programs": 2},
+        **{"heads": 3, "kv_heads": 1, "raw": 1, "q_slots": 1},
+    },
+    "wide blocks, head size 256": {
+        **{**WIDE, "block_n": 96, "block_d": 256, "head_size": 240, "kv_len": 300, "q_len": 100},
+        **{"producer_first": True, "raw": 1, "q_slots": 1},
+    },
+    "wide blocks, two maxima at a time": {**WIDE, "block_n": 192, "threes": False, "kv_len": 500, "causal": True},
+    "wide blocks, all scores are below 0": {**WIDE, "block_n": 96, "kv_len": 300, "change": below_zero},
+    "wide blocks, head size 64": {**WIDE, "block_n": 192, "block_d": 64, "head_size": 64, "kv_len": 400},
+    "each warp by itself": {"by_warps": True, "kv_len": 300, "q_len": 130},
+    "each warp by itself, ahead": {**AHEAD, "by_warps": True, "block_n": 96, "kv_len": 500, "q_len": 130},
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
         "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),
@@ -87,28 +107,31 @@ def test_nan_shows() -> None:
     assert np.isfinite(np.delete(out[0, 0], 3, 0)).all()
 
 
+_WAIT, _GIVE_BACK = (
+    "        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)\n"
+    "        if SHAPE.BY_WARPS:  # then they can have the registers of the weights before\n"
+    "            next_p = _packed(next_p, BLOCK_N)\n",
+    "    _give_back(t_free.index(before), SHAPE)\n",
+)
+GIVEN_TOO_EARLY = (_WAIT + _GIVE_BACK, "    " + _GIVE_BACK + _WAIT)
 FAULTS: dict[str, tuple[str, str, str]] = {
     "rows of V are left in pairs": ("(1, 3, 2, 0)", "(1, 2, 3, 0)", "one tile"),
     "keys are left in their order": ("permute((0, 1, 3, 2, 4))", "permute((0, 1, 2, 3, 4))", "one tile"),
     "weights are not scaled": ("LARGEST_WEIGHT: gl.constexpr = gl.constexpr(8.0)",
                                "LARGEST_WEIGHT: gl.constexpr = gl.constexpr(-12.0)", "ends of blocks"),
-    "V is given away before it is read": ("    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n"
-                                          "    mbarrier.arrive(t_free.index(before), count=1)\n",
-                                          "    mbarrier.arrive(t_free.index(before), count=1)\n"
-                                          "    acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))\n",
-                                          "ends of blocks"),
-    "V is transposed before there is room": ("    mbarrier.wait(t_free.index(stage), ((step // V_STAGES) & 1) ^ 1)\n",
-                                             "", "ends of blocks"),
+    "V is given away before it is read": (*GIVEN_TOO_EARLY, "ends of blocks"),
+    "V is transposed before there is room": ("        mbarrier.wait(t_free.index(stage), "
+                                             "((step // V_STAGES) & 1) ^ 1)\n", "        pass\n", "ends of blocks"),
     "no fence": ("    fence_async_shared()\n    gl.barrier()\n", "    gl.barrier()\n", "one tile"),
-    "Q is given away before the last scores": ("        mbarrier.arrive(q_free.index(slot), count=1)\n"
+    "Q is given away before the last scores": ("        _give_back(q_free.index(slot), SHAPE)\n"
                                                "        last", "        last", "causal"),
     "padding of V counts": ("part & 0", "part", "lengths"),
     "the factor of V is another head's": ("kv_head.to(gl.int64) * stride_h", "kv_head.to(gl.int64) * 0", "factors"),
 }  # fmt: skip
 FAULTS |= {
     "ahead: blocks that are passed over are given back twice": (
-        "                if not AHEAD:\n                    mbarrier.arrive(t_free",
-        "                if True:\n                    mbarrier.arrive(t_free",
+        "                if not AHEAD:\n                    _give_back(t_free",
+        "                if True:\n                    _give_back(t_free",
         "ahead, causal, from the longest",
     ),
     "ahead: the second block of the diagonal has no mask": ("gl.minimum(block - unmasked + 1, to_come)",
@@ -124,6 +147,25 @@ FAULTS |= {
     "ahead: sums stay where a maximum grows": ("return part_times_where(acc, alpha, due), next_p", "return acc, next_p",
                                                "ahead, growing maxima"),
 }  # fmt: skip
+FAULTS |= {
+    "wide: the next columns of the queries come too late": ("i * 64 * panel + column)", "i * 64 * panel + 0)",
+                                                            "wide blocks"),
+    "wide: columns of another panel": ("i * block_n * panel + column", "i * block_n * 0 + column",
+                                       "wide blocks, head size 256"),
+    "wide: values of another unit": ("first // row * row * block_d + first % row", "first % row", "wide blocks"),
+    "wide: a panel's values are transposed twice": ("(raw * PANELS + panel)", "(raw * PANELS + 0)",
+                                                    "wide blocks, head size 256"),
+    "wide: the mask of the first part is every part's": ("        key += scores[part].shape[1]\n", "",
+                                                         "wide blocks, causal"),
+    "wide: the sums of the last part are left out": ("sums += gl.convert_layout(of_part",
+                                                     "sums += 0 * gl.convert_layout(of_part", "wide blocks"),
+    "wide: the later two of four weights are those before": ("mov.b32 {{high, none}}, ${3 * count + i};",
+                                                             "mov.b32 {{high, none}}, ${4 * count + i};",
+                                                             "wide blocks, causal"),
+    "a warp arrives for all": ("ARRIVALS: gl.constexpr = 4 if BY_WARPS", "ARRIVALS: gl.constexpr = 1 if BY_WARPS",
+                               "each warp by itself"),
+    "each warp: V is given away before it is read": (*GIVEN_TOO_EARLY, "wide blocks"),
+}  # fmt: skip
 QUICK = frozenset(FAULTS)
 FAULTS |= {
     "the factor of V is another sequence's": ("batch.to(gl.int64) * stride_b", "batch.to(gl.int64) * 0", "factors"),
@@ -132,18 +174,19 @@ FAULTS |= {
     "a query sees the key after its own": ("columns[None, :] < (ends", "columns[None, :] <= (ends", "causal"),
     "keys of padding are seen": ("ends = rows * 0 + kv_n", "ends = rows * 0 + end_block * BLOCK_N", "ends of blocks"),
     "K is given away before it is multiplied": (
-        "    scores = warpgroup_mma_wait(1, deps=(scores,))\n    mbarrier.arrive(k_free.index(stage), count=1)\n",
-        "    mbarrier.arrive(k_free.index(stage), count=1)\n    scores = warpgroup_mma_wait(1, deps=(scores,))\n",
+        "    scores = _wait_for_scores(scores, 1, SHAPE)\n    _give_back(k_free.index(stage), SHAPE)\n",
+        "    _give_back(k_free.index(stage), SHAPE)\n    scores = _wait_for_scores(scores, 1, SHAPE)\n",
         "ends of blocks",
     ),
     "V is transposed before it is there": (
         "    mbarrier.wait(v_ready.index(step % RAW), (step // RAW) & 1)\n", "", "ends of blocks"
     ),
     "V is multiplied before it is transposed": (
-        "    mbarrier.wait(t_ready.index(before), ((step - 1) // V_STAGES) & 1)\n", "", "ends of blocks"
+        "    _await(t_ready.index(before), ((step - 1) // V_STAGES) & 1, SHAPE)\n    acc = _multiply_values(",
+        "    acc = _multiply_values(", "ends of blocks"
     ),
     "a block that others need is kept": (
-        "                    mbarrier.arrive(t_free.index(step % V_STAGES), count=1)\n",
+        "                    _give_back(t_free.index(step % V_STAGES), SHAPE)\n",
         "                    pass\n", "longest first"
     ),
     "sums are not rescaled": ("row_sum * factor[:, None] + sums", "row_sum + sums", "ends of blocks"),
@@ -154,26 +197,26 @@ FAULTS |= {
         "        acc = part_times_where(acc, alpha, due)\n        p", "        p", "ahead, growing maxima",
     ),
     "ahead: K is given away before it is multiplied": (
-        "    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))\n"
-        "    mbarrier.arrive(k_free.index(stage), count=1)\n",
-        "    mbarrier.arrive(k_free.index(stage), count=1)\n"
-        "    acc, scores, p, next_p = warpgroup_mma_wait(0, deps=(acc, next_scores, p, next_p))\n",
+        "    acc, scores, p, next_p = _wait_for_all(acc, next_scores, p, next_p, SHAPE)\n"
+        "    _give_back(k_free.index(stage), SHAPE)\n",
+        "    _give_back(k_free.index(stage), SHAPE)\n"
+        "    acc, scores, p, next_p = _wait_for_all(acc, next_scores, p, next_p, SHAPE)\n",
         "ahead",
     ),
     "ahead: the first of its scores are not awaited": (
-        "        stage = step % STAGES\n        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n"
-        "        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))\n"
-        "        mbarrier.arrive(k_free.index(stage), count=1)\n        step",
+        "        stage = step % STAGES\n        _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)\n"
+        "        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)\n"
+        "        _give_back(k_free.index(stage), SHAPE)\n        step",
         "        stage = step % STAGES\n"
-        "        scores = warpgroup_mma_wait(0, deps=(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT),))\n"
-        "        mbarrier.arrive(k_free.index(stage), count=1)\n        step", "ahead",
+        "        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)\n"
+        "        _give_back(k_free.index(stage), SHAPE)\n        step", "ahead",
     ),
     "ahead: the weights before the last are lost": (
         "        acc = _multiply_values(p, t_smem, before, acc, SHAPE, P_LAYOUT)\n        next_p",
         "        acc = _multiply_values(p, t_smem, before, acc * 0, SHAPE, P_LAYOUT)\n        next_p", "ahead",
     ),
     "ahead: Q is given away at the start": ("    if to_left > 0:\n        stage",
-                                            "    mbarrier.arrive(q_free, count=1)\n    if to_left > 0:\n        stage",
+                                            "    _give_back(q_free, SHAPE)\n    if to_left > 0:\n        stage",
                                             "ahead"),
     "blocks of the longest tile come in one order": ("key = (end_block - 1 - block) * BLOCK_N",
                                                      "key = block * BLOCK_N", "causal"),

@@ -124,7 +124,7 @@ CAUSAL_SETTINGS = {
 # In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
 FP16_SETTINGS = {
     64: {
-        **dict.fromkeys(_KEYS, replace(_THREE, in_product=True, requires=("q_len > 512",))),
+        **dict.fromkeys(_KEYS, replace(_THREE, in_product=True, handed_on=False, requires=("q_len > 512",))),
         MASK_TILE: replace(_ONE, tile_after=True),
     },
     128: {

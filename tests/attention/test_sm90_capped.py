@@ -140,7 +140,7 @@ def test_scores_far_below_weigh_what_they_should(way: str, softcap: float) -> No
         exact = softcap * np.tanh(products.astype(np.float64) / softcap)
         most = exact.max(1, keepdims=True)
         error = np.exp(scores - most) - np.exp(exact - most)
-        assert np.abs(error).max() <= 1.5e-6
+        assert np.abs(error).max() <= 3.5e-6  # with that of the slope, of the largest itself
 
 
 @pytest.mark.parametrize("softcap", [24.0, 30.0, 50.0])

@@ -263,7 +263,8 @@ def fused_attention_combine(
     SPLITS: tl.constexpr,
     PDL: tl.constexpr = False,
 ):
-    """Grid: (batch_size * num_heads * q_len): one program a query, which takes SPLITS partial results at a time."""
+    """Grid: (batch_size * num_heads * q_len): one program a query, which takes SPLITS partial results at a time. Of one
+    part there are none, and nothing is written: the first launch has stored Out."""
     WIDE: tl.constexpr = Out.dtype.element_ty != tl.float16
     shift: tl.constexpr = WIDE_SHIFT if WIDE else 0.0
     program = tl.program_id(0).to(tl.uint32)  # 32 bits, in which a division costs a fraction of that in 64
@@ -291,6 +292,7 @@ def fused_attention_combine(
         if PDL:
             if counts:
                 tl.extra.cuda.gdc_wait()
+        counts = counts & (splits > 1)  # of one part Out and Lse are there
         held_splits = tl.where(counts, splits, 0)
         in_columns = columns < tl.where(counts, head_size, 0)
         factor = tl.load(factors + query, mask=counts, other=0.0)

@@ -278,12 +278,15 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("soft cap, not causal", {"softcap": 20.0, "layout": "bshd"}),
         ("soft cap, Sq 2060", {**alone, "q_len": 2060, "kv_len": 90, "softcap": 10.0, "right": 0}),
         ("soft cap, Sq 1030, not causal", {**alone, "q_len": 1030, "kv_len": 200, "softcap": 50.0}),
+        ("small soft cap, Sq 1030, not causal", {**alone, "q_len": 1030, "kv_len": 200, "softcap": 10.0}),
+        ("soft cap, Sq 4200, causal", {**alone, "q_len": 4200, "kv_len": 300, "softcap": 50.0, "right": 0}),
         ("soft cap, lengths", {"softcap": 5.0, "q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths", {"q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths beyond", {"q_lengths": (1000, -5), "kv_lengths": (-1, 2**31 - 1), "right": 0}),
         ("lengths, Sq 600", {"q_len": 600, "kv_len": 300, "kv_lengths": (170, 0)}),
         ("lengths, Sq 1030, causal", {**alone, "q_len": 1030, "kv_len": 300, "kv_lengths": (170,), "right": 0}),
         ("lengths, Sq 4200, causal", {**alone, "q_len": 4200, "kv_len": 300, "kv_lengths": (170,), "right": 0}),
+        ("lengths, Sq 8200", {**alone, "q_len": 8200, "kv_len": 300, "kv_lengths": (170,)}),
         ("ragged", {**ragged, "cu_q": (0, 5, 5, 80), "cu_kv": (0, 40, 41, 90), "right": 0}),
         ("ragged, decreasing", {**ragged, "cu_q": (3, 50, 20, 999), "cu_kv": (-4, 60, 10, 85)}),
         ("ragged, 40 sequences", {**ragged, **_sequences(40), "right": 0, "bottom_right": True}),
@@ -291,6 +294,18 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("ragged, window 40, 9", {**long, "left": 40, "right": 9, "heads": 4, "kv_heads": 1}),
         ("ragged, bottom right", {**long, "right": 0, "bottom_right": True, "heads": 2}),
         ("ragged, soft cap", {**long, "right": 0, "softcap": 3.0}),
+        (
+            "ragged, few long sequences",
+            {
+                **alone,
+                "q_len": 1500,
+                "kv_len": 300,
+                "heads": 2,
+                "cu_q": (0, 650, 1470),
+                "cu_kv": (0, 90, 300),
+                "right": 0,
+            },
+        ),
         ("without log-sum-exp", {"lse": False, "right": 0}),
         ("largest inputs", {"largest": True}),
         ("largest inputs, soft cap", {"largest": True, "softcap": 5.0}),
@@ -324,6 +339,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("one query, lengths", {**one, "kv_lengths": (77, 0), "right": 0, "bottom_right": True}),
         ("one query, window", {**one, "left": 130, "right": 0, "bottom_right": True}),
         ("one query, batch 20", {**one, "kv_len": 90, "batch": 20}),
+        ("one query, batch 70", {**one, "kv_len": 90, "batch": 70}),
         ("one query, largest inputs", {**one, "largest": True}),
         *([(f"channels of sizes 2**{s:.0f}", {"spread": s}) for s in (2.0, 8.0)] if dtype == "fp32" else []),
     ]
@@ -359,6 +375,8 @@ def decode_cases(dtype: str, padded: int) -> list[Case]:
     features: list[tuple[str, dict[str, Any]]] = [
         ("one query", {}),
         ("one split", {"splits": 1}),
+        ("one split, 400 key heads", {**few, "batch": 200, "splits": 1}),
+        ("400 key heads", {**few, "batch": 200, "splits": 2}),
         ("more splits than keys", {"kv_len": 3, "splits": 7}),
         ("5 queries, bottom right", {"q_len": 5, "right": 0, "bottom_right": True, "layout": "bshd"}),
         ("17 queries of 3 heads", {"q_len": 17, "heads": 3, "kv_heads": 1, "kv_len": 130}),
@@ -373,7 +391,10 @@ def decode_cases(dtype: str, padded: int) -> list[Case]:
         ("odd strides", {**few, "gap": 1}),
     ]
     cases = [replace(plain, name=f"decoding, {name}", **changes) for name, changes in features]
-    return [*cases, *(replace(case, name=f"{case.name}, misaligned", shift=1) for case in cases[:8])]
+    return [
+        *cases,
+        *(replace(case, name=f"{case.name}, misaligned", shift=1) for case in cases[:10] if case.batch < 200),
+    ]
 
 
 def first_cases(dtype: str, head_size: int, causal: bool, precision: str) -> list[Case]:

@@ -119,7 +119,7 @@ def test_a_room_imports_from_below_only(path: Path) -> None:
 
 
 def test_the_families_of_attention_need_the_standard_library_only() -> None:
-    for name in ("first", "tiles", "forward", "decode", "hopper", "biased", "families", "operator"):
+    for name in ("first", "tiles", "forward", "decode", "hopper", "hopper_settings", "biased", "families", "operator"):
         assert top(imports_of(PACKAGE / "attention" / f"{name}.py")) <= sys.stdlib_module_names | {"pyfmha"}, name
 
 

@@ -1,4 +1,5 @@
-"""The Hopper variants of ``fmha_biased_*`` and of functions made of a user's: ``kernels/fmha_biased_sm90.py``.
+"""The Hopper variants of ``fmha_biased_*`` and of functions made of a user's: ``kernels/fmha_biased_sm90.py``,
+by the settings of :mod:`pyfmha.attention.biased_settings`.
 
 They serve a mask or a bias of Q's dtype, in rows of whole 16 bytes by TMA or the same for all queries, and neither,
 with sinks, lengths and windows. Biases of FLOAT, soft caps, ragged batches, a bias and a mask together, and anything
@@ -6,10 +7,24 @@ misaligned fall through to the portable variants.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pyfmha.attention import hopper
+from pyfmha.attention.biased_settings import (
+    BF16_RELATIVE,
+    GENERAL_SETTINGS,
+    KINDS,
+    NARROW_SETTINGS,
+    NEITHER,
+    PLAIN_SETTINGS,
+    SHORT,
+    VALUES_SETTINGS,
+    Beside,
+    Setting,
+    settings_of,
+)
 from pyfmha.attention.hopper import ROWS
+from pyfmha.attention.hopper_settings import SETTINGS
 from pyfmha.spec.descriptors import Descriptor
 from pyfmha.spec.kernel import Argument, KernelSpec
 
@@ -19,157 +34,7 @@ HEAD_SIZES = (64, 128)
 """Padded head sizes that have run on a GPU."""
 LARGEST_SCALE = 2**16
 """A product that counts as -2**100 is then still above what a row without keys has."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the kernel is cut; attributes as of :class:`pyfmha.attention.hopper.Setting`, and besides:
-
-    Attributes:
-        x_stages: blocks of a bias or mask in flight.
-        causal: True or False for causal or full attention without lengths and windows; None for any.
-        in_product: whether what is the same for all queries is added by a product; in fp16, for several consumers.
-        ping_pong: whether several consumers take turns at the tensor cores.
-        producer_first: whether the producer is the first partition; for two consumers.
-        threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
-        longest_first: as of plain attention.
-        tile_after: whether a bias or mask by tiles is loaded when the products are there, see Shape of
-            ``kernels/sm90_biased.py``.
-        handed_on: whether the producer hands the places of tiles on to the consumers, with what bounds say of them;
-            without lengths and windows.
-        from_first: whether bounds say that what is seen, and what is seen whole, begin with the first key.
-        late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
-        requires: what it needs besides; elsewhere that of `PLAIN_SETTINGS` serves.
-    """
-
-    block_n: int
-    consumers: int
-    stages: int = 2
-    v_stages: int = 2
-    x_stages: int = 2
-    q_slots: int = 2
-    programs: int = 1
-    maxnreg: int = 168
-    consumer_registers: int = 240
-    producer_registers: int = 24
-    causal: bool | None = None
-    late: bool = True
-    in_product: bool = False
-    ping_pong: bool = True
-    producer_first: bool = False
-    threes: bool = False
-    longest_first: bool = False
-    tile_after: bool = False
-    handed_on: bool = False
-    from_first: bool = False
-    requires: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What a variant adds to the scores: "never", "tile" or "keys" of a bias and of a mask."""
-
-    bias: str
-    mask: str
-    requires: tuple[str, ...]
-
-
-_NO_BIAS = ("Bias == 0", "BiasFp32 == 0")
-NEITHER = Beside("never", "never", (*_NO_BIAS, "Mask == 0"))
-_BIAS = ("Bias != 0", "BiasFp32 == 0", "Mask == 0", "bias_stride_k == 1")
-_MASK = (*_NO_BIAS, "Mask != 0", "mask_stride_k == 1")
-BIAS_KEYS = Beside("keys", "never", (*_BIAS, "bias_stride_q == 0"))
-MASK_KEYS = Beside("never", "keys", (*_MASK, "mask_stride_q == 0"))
-BIAS_TILE = Beside("tile", "never", (*_BIAS, "bias_stride_q != 0"))
-MASK_TILE = Beside("never", "tile", (*_MASK, "mask_stride_q != 0"))
-KINDS = (NEITHER, BIAS_KEYS, MASK_KEYS, BIAS_TILE, MASK_TILE)
-
-# With lengths and windows, by padded head size.
-GENERAL_SETTINGS = {
-    64: {
-        **dict.fromkeys((NEITHER, BIAS_KEYS, MASK_KEYS), Setting(128, 1, programs=2, maxnreg=128)),
-        **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, programs=2, maxnreg=128)),
-    },
-    128: {
-        NEITHER: Setting(64, 1, v_stages=3, programs=2, maxnreg=128),
-        **dict.fromkeys((BIAS_KEYS, MASK_KEYS), Setting(64, 1, programs=2, maxnreg=128)),
-        **dict.fromkeys((BIAS_TILE, MASK_TILE), Setting(64, 1, q_slots=1, programs=2, maxnreg=128)),
-    },
-}
-_ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True, handed_on=True)
-_TWO = Setting(128, 2, late=False, threes=True, handed_on=True)
-_THREE = replace(_TWO, consumers=3, maxnreg=128, consumer_registers=160, producer_registers=32)
-_FREE = replace(_TWO, producer_first=True, ping_pong=False)
-# Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
-# for each element: that would keep the other one waiting.
-PLAIN_SETTINGS = {
-    64: dict.fromkeys(KINDS, _ONE),
-    128: {
-        NEITHER: replace(_TWO, v_stages=3),
-        BIAS_KEYS: _TWO,
-        MASK_KEYS: _TWO,
-        BIAS_TILE: replace(_TWO, q_slots=1),
-        MASK_TILE: _TWO,
-    },
-}
-_KEYS = (BIAS_KEYS, MASK_KEYS)
-CAUSAL_SETTINGS = {
-    64: {},
-    128: {
-        NEITHER: replace(_FREE, v_stages=3, longest_first=True),
-        **dict.fromkeys(_KEYS, replace(_FREE, longest_first=True)),
-    },
-}
-"""Of these, causal attention's."""
-# In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
-FP16_SETTINGS = {
-    64: {
-        **dict.fromkeys(_KEYS, replace(_THREE, in_product=True, handed_on=False, requires=("q_len > 512",))),
-        MASK_TILE: replace(_ONE, tile_after=True),
-    },
-    128: {
-        **dict.fromkeys(_KEYS, replace(_TWO, in_product=True)),
-        BIAS_TILE: replace(_TWO, q_slots=1, tile_after=True),
-        MASK_TILE: replace(_FREE, tile_after=True),
-    },
-}
-"""Full attention in fp16. Three consumers have 192 queries a tile: of one query they took 224 us, one takes 143."""
-FP16_CAUSAL_SETTINGS = {
-    64: {MASK_TILE: replace(_ONE, tile_after=True)},
-    128: {
-        **dict.fromkeys(_KEYS, replace(_FREE, in_product=True, longest_first=True)),
-        BIAS_TILE: replace(_TWO, q_slots=1, tile_after=True),
-    },
-}
-NARROW_SETTINGS = (
-    Setting(64, 1, programs=3, maxnreg=80, late=False, handed_on=True),
-    Setting(64, 1, stages=3, v_stages=3, programs=2, maxnreg=128, handed_on=True),
-)
-"""At 64, of full and of causal attention with a mask function alone whose bounds begin anywhere: windows and documents,
-of whose blocks half may be seen in part. In causal attention three programs are 6 % faster with windows, but 1 % slower
-with documents."""
-BF16_SETTINGS = {
-    64: {},
-    128: {kind: replace(PLAIN_SETTINGS[128][kind], handed_on=False) for kind in (BIAS_TILE, *_KEYS)},
-}
-"""Full attention in bf16, at 128: where something is added to scores, consumers that find tiles themselves are 1 to 5 %
-faster."""
-BF16_RELATIVE = (replace(_TWO, handed_on=False), replace(_TWO, threes=False, handed_on=False))
-"""Full and causal attention in bf16 with a relative function, at 128."""
-SHORT = replace(GENERAL_SETTINGS[128][NEITHER], handed_on=True, requires=("q_len <= 1024",))
-"""At 128, of functions with tiles as those of causal attention: 35 us for 62 at 512 queries, 92 for 108 at 1024."""
 SINKS_KERNEL = "fmha_sinks_sm90"
-
-_PAIR = hopper.Setting(128, 2, q_slots=1, two_parts=True)
-_LONE = hopper.Setting(64, 1, q_slots=1, programs=2, maxnreg=128, two_parts=True)
-VALUES_SETTINGS = {
-    256: (
-        replace(_LONE, requires=("q_len <= 1024",), masks=(True,)),
-        replace(_PAIR, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
-        _PAIR,
-    )
-}
-"""By padded head size of Q and K, those for values of half of it, with nothing beside."""
 VALUES_KERNEL = "fmha_values_sm90"
 
 
@@ -241,18 +106,6 @@ def of_function(
     )
 
 
-def settings_of(dtype: str, padded: int, beside: Beside) -> tuple[Setting, Setting]:
-    """Of full and of causal attention with one kind of bias or mask, without lengths and windows."""
-    full = PLAIN_SETTINGS[padded][beside]
-    causal = CAUSAL_SETTINGS[padded].get(beside, full)
-    if dtype == "bf16":
-        full = BF16_SETTINGS[padded].get(beside, full)
-    if dtype == "fp16":
-        full = FP16_SETTINGS[padded].get(beside, full)
-        causal = FP16_CAUSAL_SETTINGS[padded].get(beside, causal)
-    return full, causal
-
-
 def plain(
     base: KernelSpec,
     padded: int,
@@ -286,7 +139,7 @@ def sinks(base: KernelSpec, padded: int) -> tuple[KernelSpec, ...]:
     """Those for sinks alone: ``kernels/fmha_sinks_sm90.py``."""
     if padded not in HEAD_SIZES:
         return ()
-    settings = [s for s in hopper.SETTINGS[padded] if not (s.general or s.capped or s.lengths or s.two_parts)]
+    settings = [s for s in SETTINGS[padded] if not (s.general or s.capped or s.lengths or s.two_parts)]
     return tuple(
         replace(
             spec,

@@ -15,8 +15,9 @@ from pathlib import PurePath
 from typing import Any
 
 from pyfmha.attention import biased_operator, key_blocks
+from pyfmha.attention.decode_operator import DECODING
 from pyfmha.attention.key_blocks import KeyBlocks
-from pyfmha.attention.operator import DECODING, NAME, OPERATOR, sources
+from pyfmha.attention.operator import NAME, OPERATOR, sources
 from pyfmha.errors import SpecError
 from pyfmha.operators.description import DATA_TYPES, ELEMENTS, Attribute, Check, Launch, Operator, Tensor
 from pyfmha.operators.program import program_of

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from itertools import product
 
-from pyfmha.attention.hopper import ROWS, SETTINGS, SHARED_OF_SM, Setting, variants
+from pyfmha.attention.hopper import ROWS, SHARED_OF_SM, variants
+from pyfmha.attention.hopper_settings import SETTINGS, Setting
 from pyfmha.spec.kernel import KernelSpec
 
 # What is built, for every call, and what else is worth trying.

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyfmha.attention import biased_hopper, key_blocks
 from pyfmha.attention.biased import ANY, ARGUMENTS, MASKED, PLAIN, Biased
+from pyfmha.attention.biased_settings import NEITHER
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import HEAD_SIZES
 from pyfmha.attention.function_operator import UserFunction, function_operator
@@ -175,7 +176,7 @@ class WithFunction(Biased):
         one, base = self.function, self.generic()
         listed = one.blocks is not None
         if listed:
-            fast = biased_hopper.of_kind(base, self.padded, biased_hopper.NEITHER)
+            fast = biased_hopper.of_kind(base, self.padded, NEITHER)
         else:
             fast = biased_hopper.of_function(
                 base, self.padded, relative=one.relative, asked=one.asked, masked="SEEN" in one.parts,

@@ -30,7 +30,8 @@ from pyfmha.runtime.serving import serving
 from pyfmha.spec.advice import build_command, code_for
 from pyfmha.spec.arch import arch_for
 from pyfmha.verify.biased_cases import BiasedCase, biased_cases, biased_decode_cases
-from pyfmha.verify.cases import NAN_BYTE, Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify.cases import NAN_BYTE, Case
+from pyfmha.verify.forward_cases import decode_cases, first_cases, forward_cases
 from pyfmha.verify.fp8_cases import Fp8Case, fp8_cases
 from pyfmha.verify.function_cases import Example, FunctionCase, Run, function_plans
 from pyfmha.verify.random_cases import random_cases

@@ -17,9 +17,10 @@ from machine_code import SHARED_OF_SM, Compiled, disassembled, fits, opcodes
 from shared import Shared
 
 from pyfmha.aot.cubin import Compiler, Cubin
-from pyfmha.attention import hopper
+from pyfmha.attention import hopper, hopper_settings
 from pyfmha.attention.biased import Biased
-from pyfmha.attention.biased_hopper import VALUES_SETTINGS, narrow_values
+from pyfmha.attention.biased_hopper import narrow_values
+from pyfmha.attention.biased_settings import VALUES_SETTINGS
 from pyfmha.attention.decode import Decode
 from pyfmha.attention.forward import Forward
 from pyfmha.spec.kernel import KernelSpec
@@ -116,7 +117,7 @@ SPILLED = {
 }
 
 
-def kind_of(setting: hopper.Setting, causal: bool) -> str:
+def kind_of(setting: hopper_settings.Setting, causal: bool) -> str:
     mask = "causal" if causal else "full"
     if setting.lengths:
         kept = " in two parts" if setting.two_parts else ""
@@ -139,7 +140,7 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
     a loop of their own for blocks that are masked.
     """
     kernels = {}
-    for setting in hopper.SETTINGS[head_size]:
+    for setting in hopper_settings.SETTINGS[head_size]:
         if setting.levels:  # test_audit_capped.py
             continue
         made = hopper.variants(Forward(dtype, head_size).specs()[-1], head_size, (setting,))

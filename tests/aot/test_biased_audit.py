@@ -10,7 +10,7 @@ from shared import Shared
 from test_audit import steps
 
 from pyfmha.aot.cubin import Compiler
-from pyfmha.attention import biased_hopper
+from pyfmha.attention import biased_hopper, biased_settings
 from pyfmha.attention.biased import Biased
 from pyfmha.functions.family import SHIPPED, WithFunction, declared_in, file_of
 from pyfmha.spec.arch import parse_arch
@@ -19,19 +19,19 @@ from pyfmha.spec.kernel import KernelSpec
 pytest.importorskip("triton")
 
 
-def plain(size: int, beside: biased_hopper.Beside, *, causal: bool = False) -> KernelSpec:
+def plain(size: int, beside: biased_settings.Beside, *, causal: bool = False) -> KernelSpec:
     """The variant for full or for causal attention."""
     return biased_hopper.plain(Biased("fp16", size).generic(), size, beside)[causal]
 
 
 KERNELS = {
-    "bias 64": plain(64, biased_hopper.BIAS_TILE),
-    "mask 64": plain(64, biased_hopper.MASK_TILE),
-    "mask 64, causal": plain(64, biased_hopper.MASK_TILE, causal=True),
-    "bias of keys 64": plain(64, biased_hopper.BIAS_KEYS),
-    "bias of keys 64, causal": plain(64, biased_hopper.BIAS_KEYS, causal=True),
-    "bias 128": plain(128, biased_hopper.BIAS_TILE),
-    "bias, lengths": biased_hopper.of_kind(Biased("fp16", 64).generic(), 64, biased_hopper.BIAS_TILE)[0],
+    "bias 64": plain(64, biased_settings.BIAS_TILE),
+    "mask 64": plain(64, biased_settings.MASK_TILE),
+    "mask 64, causal": plain(64, biased_settings.MASK_TILE, causal=True),
+    "bias of keys 64": plain(64, biased_settings.BIAS_KEYS),
+    "bias of keys 64, causal": plain(64, biased_settings.BIAS_KEYS, causal=True),
+    "bias 128": plain(128, biased_settings.BIAS_TILE),
+    "bias, lengths": biased_hopper.of_kind(Biased("fp16", 64).generic(), 64, biased_settings.BIAS_TILE)[0],
 }
 
 
@@ -149,9 +149,9 @@ def test_all_threads_meet_before_one_gives_a_tile_back(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("beside", [biased_hopper.NEITHER, biased_hopper.BIAS_TILE])
+@pytest.mark.parametrize("beside", [biased_settings.NEITHER, biased_settings.BIAS_TILE])
 def test_products_of_bf16_are_compared_where_it_may_matter(
-    beside: biased_hopper.Beside, compiler: Compiler, shared: Shared, tmp_path: Path
+    beside: biased_settings.Beside, compiler: Compiler, shared: Shared, tmp_path: Path
 ) -> None:
     """With their limit: by warps, in a way of their own of one instruction each, rather than by two for each."""
     (full, _) = biased_hopper.plain(Biased("bf16", 64).generic(), 64, beside)

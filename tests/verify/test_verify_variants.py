@@ -24,7 +24,8 @@ from pyfmha.cli.main import app
 from pyfmha.runtime.library import Library
 from pyfmha.runtime.serving import serving
 from pyfmha.spec.manifest import Manifest, Variant
-from pyfmha.verify.cases import Case, decode_cases, first_cases, forward_cases
+from pyfmha.verify.cases import Case
+from pyfmha.verify.forward_cases import decode_cases, first_cases, forward_cases
 from pyfmha.verify.fp8_cases import fp8_cases
 from pyfmha.verify.random_cases import random_cases
 

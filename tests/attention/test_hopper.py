@@ -18,7 +18,8 @@ from pyfmha.aot.cache import Cache
 from pyfmha.aot.toolchain import toolchain
 from pyfmha.attention.families import DEFAULT, KERNELS, library_specs
 from pyfmha.attention.forward import Call, Forward, strides
-from pyfmha.attention.hopper import HEAD_SIZES, LAZY, MANY_BLOCKS, SETTINGS, variants
+from pyfmha.attention.hopper import HEAD_SIZES, MANY_BLOCKS, variants
+from pyfmha.attention.hopper_settings import LAZY, SETTINGS
 from pyfmha.attention.hopper_sweep import sweep, sweep_specs
 from pyfmha.errors import SpecError
 from pyfmha.spec.arch import parse_archs
@@ -665,7 +666,7 @@ def test_more_blocks_of_values_are_in_flight_where_there_is_room(
         *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 1535)),
         *((192, q_len, 0, (2, 2, 1, True)) for q_len in (1536, 4096)),
         (192, 4097, 0, (2, 2, 1, None)),
-        *((256, 2048, 0, (2, 3, 1, None)), (256, 2049, 0, (2, 2, 1, True))),
+        *((256, 2047, 0, (2, 3, 1, None)), (256, 2048, 0, (2, 2, 1, True))),
     ],
 )
 def test_where_the_queries_leave_their_slot_before_out_is_stored(

@@ -32,6 +32,8 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "a few more keys": {"heads": 1, "q_len": 130, "kv_len": 150, "causal": "bottom-right"},
     "fewer keys": {"heads": 2, "q_len": 300, "kv_len": 140, "causal": "bottom-right", "programs": 2},
     "a tile": {"heads": 1, "q_len": 40},
+    # Rows see past the keys, which end within the first half of a block.
+    "keys end in half a block": {"heads": 1, "q_len": 450, "kv_len": 300, "head_size": 128, "block_d": 128},
 }
 
 
@@ -116,7 +118,10 @@ LEFT_OUT = {
     ),
     "the second half is multiplied instead": (".slice(0, HALF).permute", ".slice(HALF, HALF).permute"),
     "the first half is not masked where some row sees less": (
-        "first_row + newest + 1 >= key + BLOCK_N // 2", "first_row + newest + 65 >= key + BLOCK_N // 2"
+        "first_row + newest + 1, kv_n) >= key + BLOCK_N // 2", "first_row + newest + 65, kv_n) >= key + BLOCK_N // 2"
+    ),
+    "keys past the last are seen by rows that reach there": (
+        "gl.minimum(first_row + newest + 1, kv_n) >= key +", "first_row + newest + 1 >= key +"
     ),
     "the second half is masked as the first": (
         "mask_all(far, ends, key + HALF, LAYOUT, HALF)", "mask_all(far, ends, key, LAYOUT, HALF)"

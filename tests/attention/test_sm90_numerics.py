@@ -489,8 +489,8 @@ FREE_SLOT = (
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "the first K is not waited for": (
-        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        seen = (",
-        "        seen = (",
+        "        mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)\n        visible = (",
+        "        visible = (",
         DIAGONAL,
     ),
     "K is not waited for": (
@@ -691,7 +691,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         ONE_SLOT,
     ),
     "the program ends before Out has left its slot": (
-        "    tma.store_wait(0)\n    if SHAPE.APART and",
+        "    if not SHAPE.DIRECT:\n        tma.store_wait(0)\n    if SHAPE.APART and",
         "    if SHAPE.APART and",
         SHORT,
     ),

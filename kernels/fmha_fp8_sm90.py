@@ -791,7 +791,7 @@ def fmha_fp8_sm90(
         bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, False)
+    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, 0, False)
     section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype

@@ -599,7 +599,7 @@ def _first_block(
         masked = (block >= unmasked) | (block < unmasked_from) if GENERAL else block >= unmasked
         if SHAPE.HALVED:
             if masked:
-                if first_row + newest + 1 >= key + BLOCK_N // 2:
+                if gl.minimum(first_row + newest + 1, kv_n) >= key + BLOCK_N // 2:
                     scores = mask_far(scores, ends, key, S_LAYOUT, BLOCK_N)
                 else:
                     scores = mask_all(scores, ends, key, S_LAYOUT, BLOCK_N)

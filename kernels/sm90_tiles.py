@@ -67,7 +67,7 @@ class Shape(NamedTuple):
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads, longest_first, sections, evenly=False):
+def order_of(causal, two_heads, longest_first, sections, evenly):
     """How the tiles of a kernel compiled so are dealt out."""
     if evenly:
         return EVENLY.value

@@ -250,11 +250,11 @@ def test_lse_may_be_left_out() -> None:
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rows of the next sequence are stored, too": ("if count >= ROWS:", "if count > 0:", FEW),
     "rows of a whole tile's size are missed": ("if first < count:", "if first + HEIGHT <= count:", FEW),
-    "a row too many is stored": ("(rows < count - first)", "(rows <= count - first)", FEW),
-    "a row too few is stored": ("(rows < count - first)", "(rows < -1 + count - first)", FEW),
+    "a row too many is stored": ("stored = (rows < count - first)", "stored = (rows <= count - first)", FEW),
+    "a row too few is stored": ("stored = (rows < count - first)", "stored = (rows < -1 + count - first)", FEW),
     "columns behind the head size are stored": (
-        "(rows < count - first)[:, None] & (columns < head_size)[None, :]\n",
-        "(rows < count - first)[:, None]\n",
+        "stored = (rows < count - first)[:, None] & (columns < head_size)[None, :]\n",
+        "stored = (rows < count - first)[:, None]\n",
         {**FEW, "head_size": 40},
     ),
     "rows are stored at the begin of the tensor": ("token.to(gl.int64)", "first_row.to(gl.int64)", FEW),

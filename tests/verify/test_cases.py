@@ -18,7 +18,9 @@ from pyfmha.verify.cases import Case, decode_cases, forward_cases
 from pyfmha.verify.variants import _arguments
 
 
-def without_a_case(specs: Sequence[KernelSpec], cases: Sequence[Case], arguments: Sequence[tuple[str, str]]) -> set[int]:
+def without_a_case(
+    specs: Sequence[KernelSpec], cases: Sequence[Case], arguments: Sequence[tuple[str, str]]
+) -> set[int]:
     """Which of a function's variants, in their order, are the first for no case."""
     types = {name: kind.split(":")[0] for name, kind in arguments}
     conditions = [[parse_condition(text, types) for text in spec.requires] for spec in specs]

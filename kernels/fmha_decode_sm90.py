@@ -61,8 +61,8 @@ def _join(thread):
 
 @gluon.jit
 def _put(address, barrier, rank, value, really):
-    """Send values to addresses of the shared memory of programs of the cluster, where `really` is 1; where it is 2, store
-    them at addresses of the program's own, of which the barrier learns nothing.
+    """Send values to addresses of the shared memory of programs of the cluster, where `really` is 1; where it is 2,
+    store them at addresses of the program's own, of which the barrier learns nothing.
 
     Two at a time, because each store costs the barrier an update: those of a pair of columns, which a thread holds side
     by side, and which go side by side.

@@ -73,6 +73,10 @@ class FunctionCase(BiasedCase):
         return {**super().options(), "score": score, "seen": shown}
 
 
+MANY = 1296
+"""Tokens: a square and a multiple of 8."""
+
+
 def function_cases(
     function: Declared, example: Example, dtype: str, padded: int, run: Run = run_in_subprocess
 ) -> list[FunctionCase]:
@@ -99,6 +103,12 @@ def function_cases(
         case("with a mask", 64, mask=(2, 1, 64, 64)),
         case("with a mask, odd rows of it", 64, mask=(2, 1, 64, 64), tensor_gap=1, tensor_shift=1),
         replace(several, name=f"{several.name}, misaligned", shift=1),
+        # Above 1024 queries Hopper's kernel is cut another way there.
+        *(
+            [case("many queries", MANY, 1, 1), case("many queries, causal", MANY, 1, 1, right=0)]
+            if padded == 128
+            else []
+        ),
     ]
 
 

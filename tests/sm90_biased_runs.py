@@ -149,7 +149,7 @@ def run(
         constants = dict.fromkeys(ways, False) | {"LONGEST_FIRST": longest_first, "TWO_PARTS": values_alone}
         constants["LAZY"] = lazy
     if sinks_alone:
-        constants |= {"THREES": threes, "HANDED_ON": handed, "FROM_FIRST": from_first, "PRODUCER_FIRST": producer_first}
+        constants |= {"THREES": threes, "HANDED_ON": handed, "PRODUCER_FIRST": producer_first}
     if values_alone:
         constants["APART"] = apart
     kernel = alone or KERNEL

@@ -89,6 +89,8 @@ def fp8_cases(dtype: str, padded: int) -> list[Fp8Case]:
         ("seq 450 causal", {"q_len": 450, "kv_len": 450, "batch": 1, **grouped, "right": 0}),
         ("seq 1030 causal", {"q_len": 1030, "kv_len": 1030, "batch": 1, "right": 0}),
         ("Sq 8200, Skv 300, causal", {"q_len": 8200, "kv_len": 300, "batch": 1, "heads": 2, "kv_heads": 1, "right": 0}),
+        ("Sq 12000, Skv 90, causal", {"q_len": 12000, "kv_len": 90, "batch": 1, "heads": 2, "kv_heads": 1, "right": 0}),
+        ("Sq 17000, Skv 90, causal", {"q_len": 17000, "kv_len": 90, "batch": 1, "heads": 2, "kv_heads": 1, "right": 0}),
         ("Sq 1100, Skv 1337", {"q_len": 1100, "kv_len": 1337, "batch": 1, "heads": 2, "factors": ("one", "", "one")}),
         ("Sq 150, Skv 33, causal", {"q_len": 150, "kv_len": 33, "right": 0}),
         ("Sq 33, Skv 350, bottom right", {"q_len": 33, "kv_len": 350, "right": 0, "bottom_right": True}),

@@ -344,7 +344,7 @@ class Machine:
             inputs.append(tuple(next(names) for _ in range(columns.shape[1])))
             registers |= zip(inputs[-1], columns.T, strict=True)
         text = asm(() if result is None else (tuple(outputs),), tuple(inputs))
-        if "atom" not in text and "red" not in text:
+        if not re.search(r"\b(atom|red)\.", text):
             USES.exchange(shared.array, stored=result is None)
         run_by_thread(text, registers, shared.words())
         self.switch()

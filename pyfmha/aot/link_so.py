@@ -152,9 +152,13 @@ def group(variants: Sequence[Handover], *, in_order: bool = True) -> dict[str, l
     return {name: [_as_tried(alike) for alike in algorithms.values()] for name, algorithms in functions.items()}
 
 
-def served(spec: KernelSpec) -> object:
+def served(spec: KernelSpec) -> tuple[object, ...]:
     """What decides which calls a variant serves, and where."""
-    return [argument.hint for argument in spec.arguments], set(spec.requires), set(spec.archs), spec.tensors
+    return [argument.hint for argument in spec.arguments], *_conditions(spec)
+
+
+def _conditions(spec: KernelSpec) -> tuple[object, ...]:
+    return set(spec.requires), set(spec.archs), spec.tensors
 
 
 def rank(spec: KernelSpec) -> tuple[int, ...]:
@@ -185,9 +189,8 @@ def _as_tried(variants: Sequence[Handover]) -> list[Handover]:
 
 def _hides(one: KernelSpec, other: KernelSpec) -> bool:
     """Whether a variant serves all calls of another that has the same conditions and more hints."""
-    alike = served(one.generic()) == served(other.generic())
     hints = ((a.hint, b.hint) for a, b in zip(one.arguments, other.arguments, strict=True))
-    return alike and all(a in (None, b) or (a, b) == (8, 16) for a, b in hints)
+    return _conditions(one) == _conditions(other) and all(a in (None, b) or (a, b) == (8, 16) for a, b in hints)
 
 
 def _check_same_function(one: Handover, other: Handover) -> None:

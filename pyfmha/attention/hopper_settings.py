@@ -153,8 +153,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, lengths=True),
         replace(LONE, lengths=True, ragged=True, sections=4, early=True),
-        replace(LONE, longest_first=True, requires=("q_len > 1536",), masks=(True,), capped=True),
-        replace(LONE, capped=True),
+        replace(LONE, longest_first=True, masks=(True,), capped=True),
+        replace(LONE, masks=(False,), capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
@@ -182,9 +182,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(
             LEVELS, block_n=112, longest_first=True, handed=True, requires=("q_len >= 4096", SERVED_CAP), masks=(True,)
         ),
-        Setting(128, 2, v_stages=3, requires=("q_len > 1024",), masks=(False,), capped=True, threes=True),
-        replace(LONE_128, longest_first=True, requires=("q_len > 1536",), masks=(True,)),
-        LONE_128,
+        replace(LONE_128, longest_first=True, masks=(True,)),
+        replace(LONE_128, masks=(False,)),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
@@ -207,10 +206,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LEVELS_256, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
         replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len > 2048", SERVED_CAP), masks=(True,)),
         Setting(64, 2, q_slots=1, masks=(False,), capped=True),
-        Setting(
-            64, 2, v_stages=3, q_slots=1, longest_first=True, requires=("q_len > 2048",), masks=(True,), capped=True
-        ),
-        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), capped=True),
+        Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, masks=(True,), capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),

@@ -441,7 +441,7 @@ class TestDamagedCode:
     def test_code_that_is_no_elf_image_is_refused(
         self, small_library_headers: list[Path], tmp_path: Path, fake_cuda: FakeCuda
     ) -> None:
-        library = self.library(small_library_headers, tmp_path, "0x7f,0x45,0x4c,0x46", "0x00,0x45,0x4c,0x46")
+        library = self.library(small_library_headers, tmp_path, '"\\177ELF', '"\\000ELF')
         fake_cuda.use_context()
 
         assert library.load("add") == INVALID_IMAGE

@@ -65,7 +65,10 @@ def test_the_largest_of_each_row(columns: int) -> None:
 
 FAULTS = {
     "floats are not compared where none is above 0": ('"@below bra BELOW;"', '"mov.b32 least, least;"'),
-    "a thread's second row is its first": ("i % 4 // 2 == row]", "i % 4 // 2 == 0]"),
+    "a thread's second row is its first": (
+        'f"i{i}" for i in range(count) if i % 4 // 2 == row] for row in range(2))\n    lines',
+        'f"i{i}" for i in range(count) if i % 4 // 2 == 0] for row in range(2))\n    lines',
+    ),
     "only one row has to be below 0": ('f"min.f32 least, {m}, {other_m};"', 'f"max.f32 least, {m}, {other_m};"'),
     "a score is left out": ("for name in names[2:]]", "for name in names[3:]]"),
     "the place of another tile": (

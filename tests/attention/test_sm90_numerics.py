@@ -695,7 +695,11 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "    if SHAPE.APART and",
         SHORT,
     ),
-    "no fence makes Out visible": ("        fence_async_shared()\n        if RAG", "        if RAG", DIAGONAL),
+    "no fence makes Out visible": (
+        "        if not SHAPE.DIRECT:\n            fence_async_shared()\n        if SHAPE.DIRECT:",
+        "        if SHAPE.DIRECT:",
+        DIAGONAL,
+    ),
     "a masked block is taken for unmasked": (
         "masked = block >= unmasked if MASKED else False",
         "masked = False",
@@ -744,8 +748,8 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"change": largest_bf16, "dtype": "bf16"},
     ),
     "what holds the exponentials may be negative": (
-        "row_sum = hold(row_sum)",
-        "row_sum = -hold(-row_sum)",
+        "row_sum = hold(row_sum)\n        acc, p, next_p = wait_for_products(acc",
+        "row_sum = -hold(-row_sum)\n        acc, p, next_p = wait_for_products(acc",
         {**DIAGONAL, "consumers": 1},
     ),
     "what holds the maxima may be negative": ("alpha = hold(alpha)", "alpha = -hold(-alpha)", DIAGONAL),

@@ -273,9 +273,9 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "    gl.barrier()\n",
         FEW,
     ),
-    "warps do not wait for each other before the next rows come": (
+    "no fence before the next rows come": (
         "    fence_async_shared()\n    gl.barrier()\n",
-        "    fence_async_shared()\n",
+        "    gl.barrier()\n",
         FEW,
     ),
     "queries are loaded as if all began at 0": ("first_row += q_start", "first_row += 0", FEW),

@@ -17,6 +17,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 
+ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+
 BFLOAT16_MAX: gl.constexpr = gl.constexpr(3.3895313892515355e38)
 WIDE_SHIFT: gl.constexpr = gl.constexpr(24.0)
 HEADS: gl.constexpr = gl.constexpr(8)  # of one program: the least N of wgmma

@@ -111,6 +111,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+
 # Scores, in units of log2, that the fast arithmetic accepts: see fmha_triton.py.
 FAST_LIMIT: gl.constexpr = gl.constexpr(1048576.0)
 # A row notes the tiles to compute again in the bits of a word. Where a program has more, several share a bit, and are

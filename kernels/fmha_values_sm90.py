@@ -9,6 +9,8 @@ from fmha_sm90 import compute
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+
 
 @gluon.jit
 def fmha_values_sm90(

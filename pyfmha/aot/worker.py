@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
+from pyfmha.aot.fences import fences
 from pyfmha.aot.reasons import full_disk, reasons
 from pyfmha.aot.sources import Refused, load_source
 from pyfmha.aot.wrappers import OPTIONS, RunTime, Wrapped, decode, describe_configs, encode, settle, unwrap
@@ -149,7 +150,8 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     # Triton's cache does not see the source of a function in a tuple.
     triton.knobs.compilation.always_compile = '"function"' in json.dumps(request["constants"])
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        with fences(module):
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
         full = full_disk(error)
         raise Refused("OutputError" if full else "CompileError", full or reasons(error)) from error

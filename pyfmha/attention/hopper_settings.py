@@ -183,14 +183,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
             LEVELS, block_n=112, longest_first=True, handed=True, requires=("q_len >= 4096", SERVED_CAP), masks=(True,)
         ),
         replace(LONE_128, longest_first=True, masks=(True,)),
-        replace(LONE_128, masks=(False,)),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
-        replace(WIDE_192, requires=("q_len > 384",), masks=(False,)),
-        replace(WIDE_192, block_n=80, q_slots=2, apart=False, masks=(False,)),
+        replace(WIDE_192, masks=(False,)),
         replace(LONG_192, requires=("q_len > 4096",)),
         replace(EVEN_192, requires=("q_len >= 1536",)),
         replace(LAZY_256, q_slots=2, masks=(True,), two_parts=True, threes=True),
@@ -205,7 +203,6 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(RAGGED_256, masks=(True,), block_n=64, v_stages=3),
         replace(LEVELS_256, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
         replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len > 2048", SERVED_CAP), masks=(True,)),
-        Setting(64, 2, q_slots=1, masks=(False,), capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, masks=(True,), capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),

@@ -548,9 +548,10 @@ def test_settings_fit_their_kernels() -> None:
         assert all(spec.cluster for spec in decoding)
         assert len(decoding) == (2 if size in MANY_BLOCKS else 1)
         assert len(made) == sum(len(setting.masks) for setting in settings)
+        for capped in (False, True):
+            *_, last = (s for s in settings if s.general and s.capped == capped and not s.ragged)
+            assert (last.requires, last.masks) == ((), (True,)), "the last one serves the rest"
         for causal in (False, True):
-            *_, last = (setting for setting in settings if causal in setting.masks and not setting.ragged)
-            assert last.requires == (), "the last one serves the rest"
             *_, last = (setting for setting in settings if causal in setting.masks and _is_plain(setting))
             assert last.requires == (), "and of what is neither, another"
         for spec in found:
@@ -572,16 +573,23 @@ def _is_plain(setting: Setting) -> bool:
     return not (setting.general or setting.capped or setting.ragged or setting.lengths)
 
 
+@functools.cache
+def _made(head_size: int) -> tuple[KernelSpec, tuple[KernelSpec, ...]]:
+    """What the variants of fp16 are made of, and these."""
+    base = Forward("fp16", head_size).specs()[-1]
+    return base, variants(base, Forward("fp16", head_size).padded)
+
+
 def served_by(
     head_size: int, pointers: dict[str, int] | None = None, *, lengths: bool = True, **changes: Any
 ) -> KernelSpec:
     """The first Hopper variant that serves a call; of those for lengths without windows only if asked."""
-    base = Forward("fp16", head_size).specs()[-1]
+    base = _made(head_size)[0]
     given = arguments(pointers=pointers, head_size=head_size, **changes)
     values = dict(zip((name for name, _ in base.prototype), given, strict=True))
     return next(
         spec
-        for spec in variants(base, Forward("fp16", head_size).padded)
+        for spec in _made(head_size)[1]
         if all(condition.holds(values) for condition in spec.conditions)
         and (lengths or not dict(spec.constants).get("LENGTHS"))
     )

@@ -163,11 +163,13 @@ def examples(most: int) -> Callable[[Any], Any]:
 
 def some_of(*axes: Iterable[Any]) -> list[Any]:
     """The product of axes for ``parametrize``. ``make test`` runs every second, so that each value of each axis still
-    occurs; ``make test-all`` runs all. An element of an axis that is a tuple gives several arguments."""
+    occurs, and of a lone axis every fourth; ``make test-all`` runs all. An element of an axis that is a tuple gives
+    several arguments."""
     cases = []
+    step = 2 if len(axes) > 1 else 4
     for chosen in itertools.product(*map(enumerate, axes)):
         values = [value for _, element in chosen for value in (element if isinstance(element, tuple) else (element,))]
-        cases.append(pytest.param(*values, marks=LONG if sum(index for index, _ in chosen) % 2 else ()))
+        cases.append(pytest.param(*values, marks=LONG if sum(index for index, _ in chosen) % step else ()))
     return cases
 
 

@@ -42,11 +42,15 @@ from sm90_parts import (
     wait_for_products,
 )
 from sm90_places import (
+    FOUND,
+    FOUND_WORDS,
     HANDED,
     SEGMENTS,
     SMEM,
     drop_rows,
+    find_places,
     find_ranked,
+    found_place,
     hand_on,
     hand_on_tile,
     place_of_turn,
@@ -162,12 +166,13 @@ def _load(work, SHAPE: gl.constexpr):
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
-    if HANDING:
-        following = place_of_turn(0, sizes, SHAPE)
-    if ORDER == EVENLY:
-        state = even_begin()
+    state = even_begin() if ORDER == EVENLY else ()
+    if HANDING and not SHAPE.FINDER:
+        following, state = place_of_turn(0, state, sizes, SHAPE)
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
-        if HANDING:
+        if HANDING and SHAPE.FINDER:
+            head, row_tile, q_start, kv_start, sequence = found_place(notes[1], turn, sizes, SHAPE)
+        elif HANDING:
             head, row_tile, q_start, kv_start, sequence = following
         elif ORDER == EVENLY:
             row_tile, head, state = even_place(state, row_tiles, heads, section)
@@ -214,7 +219,7 @@ def _load(work, SHAPE: gl.constexpr):
                     mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
                     row = first_row + c * ROWS
                     if HANDING:
-                        hand_on(sizes, slot, row_tile, q_start, sequence)
+                        hand_on(sizes, slot, row_tile, head, q_start, sequence, SHAPE)
                     if SHAPE.HANDED:
                         hand_on_tile(notes[1], slot, row_tile, head)
                     load_rows(q_desc, batch, q_head, row, q_ready.index(slot), q_smem, slot, ROWS, SHAPE, ONCE)
@@ -222,10 +227,10 @@ def _load(work, SHAPE: gl.constexpr):
                 if step > 0:
                     _load_v(work, v_place, step - 1, SHAPE)
             v_place = (batch, kv_head, key)
-            if HANDING:
+            if HANDING and not SHAPE.FINDER:
                 # Where the consumers have been given work for as long as that takes: not where a tile ends.
                 if block == gl.minimum(1, end_block - first_block - 1):
-                    following = place_of_turn(turn + 1, sizes, SHAPE)
+                    following, state = place_of_turn(turn + 1, state, sizes, SHAPE)
             step += 1
             if LAGS:
                 keep_up(step, 2, 13, 1)
@@ -236,6 +241,12 @@ def _load(work, SHAPE: gl.constexpr):
             _load_v(work, v_place, step - 1, SHAPE)
     if LAGS:
         keep_up(step, 40, 13, 1)
+
+
+@gluon.jit
+def _find(work, SHAPE: gl.constexpr):
+    """A warp that looks for the tiles of a ragged batch, so that the producer need not."""
+    find_places(work[3][1], work[4], SHAPE)
 
 
 @gluon.constexpr_function
@@ -669,7 +680,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         else:
             row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         if RAGGED and LENGTHS:
-            row_tile, q_start, sequence = taken(sizes, slot, q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+            ready = q_ready.index(slot)
+            row_tile, head, q_start, sequence = taken(sizes, slot, head, ready, (turn // Q_SLOTS) & 1, SHAPE)
         elif RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
         tile_row = row_tile * (ROWS * CONSUMERS)
@@ -869,7 +881,7 @@ def compute(
     PRODUCER_FIRST: gl.constexpr = False, LENGTHS: gl.constexpr = False, v_head_size=(), APART: gl.constexpr = False,
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
-    DIRECT: gl.constexpr = False, LEVELS: gl.constexpr = False,
+    DIRECT: gl.constexpr = False, LEVELS: gl.constexpr = False, FINDER: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -910,7 +922,7 @@ def compute(
         plain = (out_smem, out_free, plain)
     ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN > 0)
     if EVEN:
-        section = section_heads(row_tiles, all_heads, EVEN)
+        section = section_heads(gl.maximum(row_tiles, 1) if HANDING else row_tiles, all_heads, EVEN)
     else:
         section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
@@ -947,6 +959,14 @@ def compute(
     notes = (gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS], NOTE_SMEM),)
     if HANDED_ON:
         notes = (notes[0], gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS * CONSUMERS, 1], SMEM))
+    if FINDER:
+        ring = gl.allocate_shared_memory(gl.int32, [FOUND * FOUND_WORDS, 1], SMEM)
+        ring_ready = gl.allocate_shared_memory(gl.int64, [FOUND, 1], mbarrier.MBarrierLayout())
+        ring_free = gl.allocate_shared_memory(gl.int64, [FOUND, 1], mbarrier.MBarrierLayout())
+        for s in gl.static_range(FOUND):
+            mbarrier.init(ring_ready.index(s), count=1)
+            mbarrier.init(ring_free.index(s), count=1)
+        notes += ((ring, ring_ready, ring_free),)
     if LEVELS:
         level = gl.allocate_shared_memory(gl.int32, [1, 1], WORD)
         level.index(0).store(gl.zeros([1], gl.int32, layout=NOTE))
@@ -983,6 +1003,7 @@ def compute(
         HALVED,
         DIRECT,
         LEVELS,
+        FINDER=FINDER,
     )
     # Where there is one consumer, a producer of one warp leaves most issue slots to it; with several, four are faster.
     # Of a consumer that is the first partition, ptxas keeps addresses in registers of each thread (R2UR in every step).
@@ -996,6 +1017,23 @@ def compute(
             ],
             [1, 1, 2],
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    elif FINDER and CONSUMERS == 1:
+        gl.warp_specialize(
+            [(_attend, (work, plain, 0, SHAPE)), (_load, (work, SHAPE)), (_find, (work, SHAPE))],
+            [1, 1],
+            [PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    elif FINDER:
+        gl.warp_specialize(
+            [
+                (_attend, (work, plain, 0, SHAPE)),
+                (_attend, (work, plain, 1, SHAPE)),
+                (_load, (work, SHAPE)),
+                (_find, (work, SHAPE)),
+            ],
+            [4, 1, 1],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )
     elif CONSUMERS == 1:
         gl.warp_specialize([(_attend, (work, plain, 0, SHAPE)), (_load, (work, SHAPE))], [1], [PRODUCER_REGISTERS])
@@ -1129,6 +1167,7 @@ def fmha_fwd_sm90(
     HALVED: gl.constexpr = False,
     DIRECT: gl.constexpr = False,
     LEVELS: gl.constexpr = False,
+    FINDER: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1163,7 +1202,8 @@ def fmha_fwd_sm90(
     HALVED: a consumer whose rows see no more than the first half of a tile's first block multiplies that alone, and
     masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,
     LENGTHS or CAPPED. LEVELS: soft caps go the same way in all warps of a program (sm90_capped.py); CAPPED and neither
-    GENERAL, RAGGED nor LENGTHS.
+    GENERAL, RAGGED nor LENGTHS. FINDER: of ragged batches, a warp of its own looks for tiles; RAGGED and LENGTHS, of one
+    or two consumers, and not PRODUCER_FIRST.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -1179,4 +1219,5 @@ def fmha_fwd_sm90(
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
         EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED, DIRECT=DIRECT, LEVELS=LEVELS,
+        FINDER=FINDER,
     )  # fmt: skip

@@ -3,7 +3,7 @@ that are cut as plain attention is, from a table of the sequences; and others, i
 
 from sm90_asm import uniform
 from sm90_ragged import _at_most, _larger, _sum
-from sm90_tiles import ROWS, seen_from, tile_of
+from sm90_tiles import EVENLY, ROWS, even_begin, even_place, seen_from, tile_count, tile_of
 from sm90_wide import is_wide, panel_of, parts_of_block, unit_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -15,7 +15,13 @@ SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # What is handed on of a tile: its place among those of its sequence, where its queries begin, how many there are, keys.
 HANDED: gl.constexpr = gl.constexpr(4)
 KEYS_HANDED: gl.constexpr = gl.constexpr(8)  # words of what `hand_on_keys` writes
+FOUND: gl.constexpr = gl.constexpr(2)  # places that may wait for the producer
+FOUND_WORDS: gl.constexpr = gl.constexpr(8)
 HEIGHT: gl.constexpr = gl.constexpr(16)
+# A word has a tile's place, below 2**28 / 64, and its head, both of which the functions' limits bound.
+HEAD_BITS: gl.constexpr = gl.constexpr(10)
+MOST_HEADS: gl.constexpr = gl.constexpr(2**10)
+MOST_TILES: gl.constexpr = gl.constexpr(2**22 - 1)
 
 
 @gluon.jit
@@ -99,12 +105,16 @@ def find_ranked(sizes, rank, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def place_of_turn(turn, sizes, SHAPE: gl.constexpr):
-    """Of the turn-th tile of this program its head, and what find_ranked gives; anything, if there is none."""
+def place_of_turn(turn, state, sizes, SHAPE: gl.constexpr):
+    """Of the turn-th tile of this program its head, what find_ranked gives, and where EVENLY goes on; anything, if
+    there is none."""
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
-    row_tile, head = tile_of(turn, gl.maximum(row_tiles, 1), heads, section, SHAPE.ORDER)
+    if SHAPE.ORDER == EVENLY:
+        row_tile, head, state = even_place(state, gl.maximum(row_tiles, 1), heads, section)
+    else:
+        row_tile, head = tile_of(turn, gl.maximum(row_tiles, 1), heads, section, SHAPE.ORDER)
     row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)
-    return head, row_tile, q_start, kv_start, sequence
+    return (head, row_tile, q_start, kv_start, sequence), state
 
 
 @gluon.constexpr_function
@@ -127,14 +137,16 @@ def _of_each(value):
 
 
 @gluon.jit
-def hand_on(sizes, slot, row_tile, q_start, sequence):
+def hand_on(sizes, slot, row_tile, head, q_start, sequence, SHAPE: gl.constexpr):
     """Write a tile's place where the consumer finds it when its queries have come, which must not be asked for
-    before.
+    before; if EVENLY, with its head, which consumers of other orders know.
 
     The thread writes it that then arrives with the bytes to expect, which orders what it stored itself. Where all
     threads store and meet before that, racecheck of 2026 reports what the last one stored.
     """
     table, places = sizes[7][1]
+    if SHAPE.ORDER == EVENLY:
+        row_tile = row_tile * MOST_HEADS + head
     gl.inline_asm(
         _first_stores_asm,
         ("r", "r", "r", "r", "r", "r"),
@@ -176,17 +188,20 @@ def _take_one(places, index):
 
 
 @gluon.jit
-def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
-    """What was handed on, once the queries are there: the tile's place among those of its sequence, where the queries
-    of that begin, the sequence."""
+def taken(sizes, slot, head, ready, phase, SHAPE: gl.constexpr):
+    """What was handed on, once the queries are there: the tile's place among those of its sequence, its head, where
+    the queries of that begin, the sequence."""
     mbarrier.wait(ready, phase)
     bottom_right, shared, most, window_left, window_right = sizes[7]
     table, places = shared
     row_tile = _take_one(places, slot * HANDED)
+    if SHAPE.ORDER == EVENLY:
+        head = row_tile & (MOST_HEADS - 1)
+        row_tile = (row_tile >> HEAD_BITS) & MOST_TILES
     q_start = _take_one(places, slot * HANDED + 1)
     q_n = _take_one(places, slot * HANDED + 2)
     kv_n = _take_one(places, slot * HANDED + 3)
-    return row_tile, q_start, seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
+    return row_tile, head, q_start, seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
 
 
 @gluon.jit
@@ -194,6 +209,47 @@ def taken_tile(places, slot, ready, phase):
     """What `hand_on_tile` was given, once the queries are there."""
     mbarrier.wait(ready, phase)
     return _take_one(places, slot * 2), _take_one(places, slot * 2 + 1)
+
+
+@gluon.jit
+def find_places(found, sizes, SHAPE: gl.constexpr):
+    """The places of all tiles of this program, ahead of the producer by up to as many as `found` has room for: the
+    blocks of keys that it asks for then need not wait for a search."""
+    ring, ready, free = found
+    num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
+    state = even_begin() if SHAPE.ORDER == EVENLY else ()
+    for turn in range(tile_count(row_tiles, heads, section, SHAPE.ORDER)):
+        place, state = place_of_turn(turn, state, sizes, SHAPE)
+        head, row_tile, q_start, kv_start, sequence = place
+        slot = turn % FOUND
+        mbarrier.wait(free.index(slot), ((turn // FOUND) & 1) ^ 1)
+        operands = [
+            ring.index(slot * FOUND_WORDS), _threads(), _of_each(head), _of_each(row_tile), _of_each(q_start),
+            _of_each(kv_start),
+        ]  # fmt: skip
+        gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r", "r", "r"), operands)
+        operands = [
+            ring.index(slot * FOUND_WORDS + 4), _threads(), _of_each(sequence[0]), _of_each(sequence[1]),
+        ]  # fmt: skip
+        gl.inline_asm(_first_stores_asm, ("r", "r", "r", "r"), operands)
+        mbarrier.arrive(ready.index(slot), count=1)
+
+
+@gluon.jit
+def found_place(found, turn, sizes, SHAPE: gl.constexpr):
+    """What `find_places` found for the turn-th tile: as `place_of_turn`."""
+    ring, ready, free = found
+    bottom_right, shared, most, window_left, window_right = sizes[7]
+    slot = turn % FOUND
+    mbarrier.wait(ready.index(slot), (turn // FOUND) & 1)
+    at = slot * FOUND_WORDS
+    head = _take_one(ring, at)
+    row_tile = _take_one(ring, at + 1)
+    q_start = _take_one(ring, at + 2)
+    kv_start = _take_one(ring, at + 3)
+    sequence = seen_from(_take_one(ring, at + 4), _take_one(ring, at + 5), bottom_right, window_left, window_right, SHAPE)
+    mbarrier.arrive(free.index(slot), count=1)
+    return head, row_tile, q_start, kv_start, sequence
 
 
 @gluon.jit

@@ -88,6 +88,7 @@ def run(
     halved: bool = False,
     direct: bool = False,
     levels: bool = False,
+    finder: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Run the kernel; returns Out, Lse and what they should be. `change` may write other values to Q, K and V; what
     lies behind their lengths is padding. What only the general kernel serves, it alone takes. cu_q and cu_kv make the
@@ -180,6 +181,7 @@ def run(
         HALVED=halved,
         DIRECT=direct,
         LEVELS=levels,
+        FINDER=finder,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

@@ -143,7 +143,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
         *((("SECTIONS", setting.sections),) if setting.sections else ()),
         *(
             (name, True)
-            for name in ("APART", "EARLY", "BRIEF", "HALVED", "DIRECT", "LEVELS")
+            for name in ("APART", "EARLY", "BRIEF", "HALVED", "DIRECT", "LEVELS", "FINDER")
             if getattr(setting, name.lower())
         ),
         *((("EVEN", setting.even),) if setting.even else ()),

@@ -48,6 +48,8 @@ class Setting:
         direct: whether Out is stored from registers, as kernels/sm90_direct.py does; for one part, and not apart.
         levels: whether soft caps go the same way in all warps of a program, as kernels/sm90_capped.py has it; neither
             general, ragged nor for lengths.
+        finder: whether a warp of its own looks for the tiles of a ragged batch; of one or two consumers, and not
+            producer_first.
     """
 
     block_n: int
@@ -83,6 +85,7 @@ class Setting:
     halved: bool = False
     direct: bool = False
     levels: bool = False
+    finder: bool = False
 
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
@@ -97,12 +100,10 @@ LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=Tr
 WIDE_128 = replace(LAZY, block_n=176, v_stages=2, q_slots=1, ping_pong=True, masks=(False,))
 """Of head size 128: 658 instructions a step of 176 keys, of which 64 less are executed where no row grows."""
 
-LONE_128 = Setting(64, 1, v_stages=3, programs=2, maxnreg=128, capped=True)
-"""Of head size 128, soft caps."""
-
 LEVELS = replace(LAZY, producer_first=False, threes=False, capped=True, levels=True)
 """Of head size 128, soft caps from SERVED_CAP on, for which kernels/sm90_capped.py has two polynomials."""
 SERVED_CAP = "softcap >= 45"
+EVEN_LEVELS = replace(LEVELS, handed=True, even=2, brief=True, masks=(True,))
 
 LAZY_256 = Setting(64, 2, q_slots=1, lazy=True, producer_first=True)
 """Of head size 256, where turns pay."""
@@ -153,14 +154,14 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, lengths=True),
         replace(LONE, lengths=True, ragged=True, sections=4, early=True),
-        replace(LONE, longest_first=True, masks=(True,), capped=True),
+        replace(LONE, handed=True, even=2, brief=True, masks=(True,), capped=True),
         replace(LONE, masks=(False,), capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     128: (
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
-        replace(LONG_96, requires=("q_len > 6144",)),
+        replace(LONG_96, requires=("q_len > 8192",)),
         replace(WIDE_96, requires=("q_len > 1536",)),
         Setting(
             128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True, threes=True, handed=True
@@ -178,11 +179,12 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
         Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
         RAGGED,
-        replace(LEVELS, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
-        replace(
-            LEVELS, block_n=112, longest_first=True, handed=True, requires=("q_len >= 4096", SERVED_CAP), masks=(True,)
+        replace(LEVELS, requires=("q_len >= 512", SERVED_CAP), masks=(False,)),
+        replace(EVEN_LEVELS, requires=("q_len >= 4096", SERVED_CAP)),
+        replace(EVEN_LEVELS, block_n=96, requires=("q_len >= 2048", SERVED_CAP)),
+        Setting(
+            64, 1, v_stages=3, programs=2, maxnreg=128, handed=True, even=2, brief=True, masks=(True,), capped=True
         ),
-        replace(LONE_128, longest_first=True, masks=(True,)),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
@@ -201,9 +203,9 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(RAGGED_256, masks=(False,), sections=2, direct=True),
         replace(RAGGED_256, masks=(True,), sections=2, producer_first=True, requires=("batch_size * 700 <= q_len",)),
         replace(RAGGED_256, masks=(True,), block_n=64, v_stages=3),
-        replace(LEVELS_256, requires=("q_len >= 1024", SERVED_CAP), masks=(False,)),
-        replace(LEVELS_256, longest_first=True, handed=True, requires=("q_len > 2048", SERVED_CAP), masks=(True,)),
-        Setting(64, 2, v_stages=3, q_slots=1, longest_first=True, masks=(True,), capped=True),
+        replace(LEVELS_256, requires=(SERVED_CAP,), masks=(False,)),
+        replace(LEVELS_256, handed=True, even=2, brief=True, requires=("q_len >= 1536", SERVED_CAP), masks=(True,)),
+        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),

@@ -29,6 +29,11 @@ MOST = 126
 # What the kernel is compiled with.
 SETTINGS: dict[str, dict[str, Any]] = {
     "head size 64": {"consumers": 1, "block_n": 128, "threes": True, "sections": 4, "early": True},
+    "head size 64, evenly": {"consumers": 1, "block_n": 128, "threes": True, "even": 4, "early": True},
+    "head size 64, found by a warp": {
+        **{"consumers": 1, "block_n": 128, "threes": True, "even": 4, "early": True, "finder": True},
+    },
+    "two consumers, found by a warp": {"finder": True, "lazy": True, "even": 2, "q_slots": 1},
     "two consumers": {},
     "head size 128": {
         **{"block_d": 128, "block_n": 128, "v_stages": 3, "head_size": 120, "lazy": True, "producer_first": True},

@@ -42,6 +42,7 @@ from sm90_parts import (
     wait_for_products,
 )
 from sm90_places import (
+    FEW_SEGMENTS,
     FOUND,
     FOUND_WORDS,
     HANDED,
@@ -904,7 +905,7 @@ def compute(
         row_tiles, most = write_table(
             table, cu_seqlens_q, cu_seqlens_kv, batch_size, q_len, kv_len, ROWS * CONSUMERS, BLOCK_N
         )
-        bounds = (bottom_right, (table, places), most, window_left, window_right)
+        bounds = (bottom_right, (table, places, batch_size + 2 <= FEW_SEGMENTS), most, window_left, window_right)
         plain = (Out, strides[3][1], strides[3][2], head_size)
     elif RAGGED:
         row_tiles += batch_size + 1
@@ -1197,7 +1198,7 @@ def fmha_fwd_sm90(
     queries, unless DIRECT: Out is stored from registers (sm90_direct.py), elements of which then go by eights; neither
     APART nor TWO_PARTS.
     EVEN: causal tiles from the longest in sections of so many rounds for each program, from which all programs get as
-    much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON. BRIEF: the slot of the rows
+    much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON or RAGGED. BRIEF: the slot of the rows
     before is given back beside a tile's first product, and rows without keys are looked for once a tile; not LENGTHS.
     HALVED: a consumer whose rows see no more than the first half of a tile's first block multiplies that alone, and
     masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,

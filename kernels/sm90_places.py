@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 # Segments of a table: sequences, and the rows before and after them. Each warp holds a whole row of it, four a thread.
 SEGMENTS: gl.constexpr = gl.constexpr(128)
+FEW_SEGMENTS: gl.constexpr = gl.constexpr(32)  # one a thread, where a batch has no more
 SMEM: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # What is handed on of a tile: its place among those of its sequence, where its queries begin, how many there are, keys.
 HANDED: gl.constexpr = gl.constexpr(4)
@@ -70,14 +71,14 @@ def _as_long(level, tiles, q_n, kv_n, bottom_right, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def find_ranked(sizes, rank, SHAPE: gl.constexpr):
-    """The tile of a rank among those of a head, from the one with most keys to the one with fewest: as find_tile."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+def _find_among(sizes, rank, COUNT: gl.constexpr, SHAPE: gl.constexpr):
+    """As `find_ranked`, where so many segments of the table are all there are."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([COUNT // 32], [32], [gl.num_warps()], [0])
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     bottom_right, shared, most, window_left, window_right = bounds
-    table, places = shared
-    q_n = table.index(0).load(LAYOUT)
-    keys = table.index(1).load(LAYOUT)
+    table, places, few = shared
+    q_n = table.index(0).slice(0, COUNT).load(LAYOUT)
+    keys = table.index(1).slice(0, COUNT).load(LAYOUT)
     kv_n = gl.maximum(keys, 0)
     tiles = (q_n + (ROWS * SHAPE.CONSUMERS - 1)) // (ROWS * SHAPE.CONSUMERS)
     level = rank * 0 + 1  # of the tile: at least this, and below `beyond`
@@ -94,12 +95,23 @@ def find_ranked(sizes, rank, SHAPE: gl.constexpr):
     index = rank - gl.sum(longer, 0) - (end - (as_long - longer))  # among those of the segment
     hit = (index >= 0) & (index < as_long - longer)
     row_tile = gl.sum(gl.where(hit, tiles - as_long + index, 0), 0)
-    found = gl.sum(gl.where(hit, gl.arange(0, SEGMENTS, layout=LAYOUT), 0), 0)
-    before = gl.arange(0, SEGMENTS, layout=LAYOUT) < found
+    found = gl.sum(gl.where(hit, gl.arange(0, COUNT, layout=LAYOUT), 0), 0)
+    before = gl.arange(0, COUNT, layout=LAYOUT) < found
     q_start = gl.sum(gl.where(before, q_n, 0), 0)
     kv_start = gl.sum(gl.where(before, gl.abs(keys), 0), 0)
     q_own = gl.sum(gl.where(hit, q_n, 0), 0)
     kv_own = gl.sum(gl.where(hit, kv_n, 0), 0)
+    return row_tile, q_start, kv_start, q_own, kv_own
+
+
+@gluon.jit
+def find_ranked(sizes, rank, SHAPE: gl.constexpr):
+    """The tile of a rank among those of a head, from the one with most keys to the one with fewest: as find_tile."""
+    bottom_right, shared, most, window_left, window_right = sizes[7]
+    if shared[2]:  # a quarter of the instructions
+        row_tile, q_start, kv_start, q_own, kv_own = _find_among(sizes, rank, FEW_SEGMENTS, SHAPE)
+    else:
+        row_tile, q_start, kv_start, q_own, kv_own = _find_among(sizes, rank, SEGMENTS, SHAPE)
     sequence = seen_from(uniform(q_own), uniform(kv_own), bottom_right, window_left, window_right, SHAPE)
     return uniform(row_tile), uniform(q_start), uniform(kv_start), sequence
 
@@ -144,7 +156,7 @@ def hand_on(sizes, slot, row_tile, head, q_start, sequence, SHAPE: gl.constexpr)
     The thread writes it that then arrives with the bytes to expect, which orders what it stored itself. Where all
     threads store and meet before that, racecheck of 2026 reports what the last one stored.
     """
-    table, places = sizes[7][1]
+    places = sizes[7][1][1]
     if SHAPE.ORDER == EVENLY:
         row_tile = row_tile * MOST_HEADS + head
     gl.inline_asm(
@@ -193,7 +205,7 @@ def taken(sizes, slot, head, ready, phase, SHAPE: gl.constexpr):
     the queries of that begin, the sequence."""
     mbarrier.wait(ready, phase)
     bottom_right, shared, most, window_left, window_right = sizes[7]
-    table, places = shared
+    places = shared[1]
     row_tile = _take_one(places, slot * HANDED)
     if SHAPE.ORDER == EVENLY:
         head = row_tile & (MOST_HEADS - 1)

@@ -41,7 +41,7 @@ class Setting:
         sections: of how many heads the tiles of a ragged batch are paired, 2 or 4, or 0 for one.
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
         even: causal tiles from the longest, in sections of so many rounds, from which all programs get as much to do;
-            for a kernel that is handed and not longest_first. 0 for another order.
+            for a kernel that is handed, or ragged, and not longest_first. 0 for another order.
         brief: whether ends of tiles take fewer instructions, as the kernel says; not for lengths.
         halved: whether half a first block is multiplied where rows see no more of it; of 128 keys, for several
             consumers that serve neither lengths nor soft caps.
@@ -130,9 +130,20 @@ WIDE_96 = replace(
 """Of head size 96: tiles of 128 queries, of which there are more than of 192, and long steps for two consumers."""
 LONG_96 = replace(SERIAL_96, stages=3, v_stages=3, even=2, masks=(True,), handed=True)
 
-RAGGED = replace(LAZY, consumer_registers=232, producer_registers=40, lengths=True, ragged=True, early=True)
-"""Of head size 128: the producer, which looks for tiles, has registers for that."""
-RAGGED_256 = replace(RAGGED, block_n=80, v_stages=2, q_slots=1, ping_pong=True, producer_first=False)
+RAGGED = replace(
+    LAZY,
+    consumer_registers=232,
+    producer_registers=40,
+    producer_first=False,
+    ping_pong=True,
+    lengths=True,
+    ragged=True,
+    early=True,
+    finder=True,
+)
+"""Of head size 128: a warp that looks for tiles has registers for that."""
+RAGGED_256 = replace(RAGGED, block_n=80, v_stages=2, q_slots=1)
+RAGGED_64 = replace(LONE, lengths=True, ragged=True, early=True)
 
 # By padded head size, in the order in which they are tried; kernels/NOTES.md has the times. One consumer leaves room
 # for a second program on the multiprocessor: each hides where the other starts and ends. Several consumers take turns
@@ -153,7 +164,8 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
         replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, lengths=True),
-        replace(LONE, lengths=True, ragged=True, sections=4, early=True),
+        replace(RAGGED_64, sections=4, masks=(False,)),
+        replace(RAGGED_64, even=4, masks=(True,)),
         replace(LONE, handed=True, even=2, brief=True, masks=(True,), capped=True),
         replace(LONE, masks=(False,), capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
@@ -175,10 +187,11 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY, masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, requires=("q_len > 64",), masks=(False,), two_parts=True, lengths=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), lengths=True),
-        replace(LAZY, longest_first=True, requires=("q_len <= 4096",), masks=(True,), lengths=True),
+        replace(LAZY, longest_first=True, masks=(True,), lengths=True),
         replace(WIDE_128, requires=("q_len >= 8192",), lengths=True),
-        Setting(128, 2, v_stages=3, requires=("q_len > 64",), lengths=True),
-        RAGGED,
+        Setting(128, 2, v_stages=3, requires=("q_len > 64",), masks=(False,), lengths=True),
+        replace(RAGGED, masks=(False,)),
+        replace(RAGGED, even=4, masks=(True,)),
         replace(LEVELS, requires=("q_len >= 512", SERVED_CAP), masks=(False,)),
         replace(EVEN_LEVELS, requires=("q_len >= 4096", SERVED_CAP)),
         replace(EVEN_LEVELS, block_n=96, requires=("q_len >= 2048", SERVED_CAP)),
@@ -201,8 +214,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LAZY_256, block_n=80, masks=(False,), threes=True, lengths=True, early=True, direct=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
         replace(RAGGED_256, masks=(False,), sections=2, direct=True),
-        replace(RAGGED_256, masks=(True,), sections=2, producer_first=True, requires=("batch_size * 700 <= q_len",)),
-        replace(RAGGED_256, masks=(True,), block_n=64, v_stages=3),
+        replace(RAGGED_256, even=4, masks=(True,)),
         replace(LEVELS_256, requires=(SERVED_CAP,), masks=(False,)),
         replace(LEVELS_256, handed=True, even=2, brief=True, requires=("q_len >= 1536", SERVED_CAP), masks=(True,)),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), capped=True),

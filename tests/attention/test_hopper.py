@@ -623,7 +623,7 @@ def test_causal_rows_of_128_are_dealt_out_evenly_where_heads_are_many(q_len: int
 
 @pytest.mark.parametrize(
     ("q_len", "heads", "right", "consumers"),
-    [(1536, 64, -1, 2), (1537, 15, -1, 2), (1537, 16, -1, 3), (6144, 64, 0, 2), (6145, 1, 0, 3)],
+    [(1536, 64, -1, 2), (1537, 15, -1, 2), (1537, 16, -1, 3), (8192, 64, 0, 2), (8193, 1, 0, 3)],
 )
 def test_long_rows_of_96_are_computed_by_three_consumers(q_len: int, heads: int, right: int, consumers: int) -> None:
     found = dict(served_by(96, q_len=q_len, window_right=right, num_heads=heads, num_kv_heads=1).constants)
@@ -707,7 +707,7 @@ def test_blocks_of_keys_of_192_columns(q_len: int, right: int, block_n: int, par
     ("head_size", "q_len", "right", "block_n"),
     [
         *((128, 8191, -1, 128), (128, 8192, -1, 176), (128, 8192, 0, 128), (256, 64, -1, 80), (256, 8192, 0, 64)),
-        *((96, 1536, 0, 128), (96, 1537, 0, 192), (96, 6144, 0, 192), (96, 6145, 0, 128)),
+        *((96, 1536, 0, 128), (96, 1537, 0, 192), (96, 8192, 0, 192), (96, 8193, 0, 128)),
     ],
 )
 def test_more_keys_a_step_where_that_pays(head_size: int, q_len: int, right: int, block_n: int) -> None:
@@ -724,12 +724,14 @@ def test_more_keys_a_step_of_sequences_with_lengths(head_size: int, q_len: int, 
 
 
 @pytest.mark.parametrize(
-    ("batch", "tokens", "right", "keys"), [(8, 5600, 0, 80), (8, 5599, 0, 64), (8, 8, -1, 80), (100, 70_000, 0, 80)]
+    ("head_size", "right", "keys", "rounds", "finder"),
+    [(64, -1, 128, 0, False), (64, 0, 128, 4, False), (128, 0, 128, 4, True), (256, -1, 80, 0, True)],
 )
-def test_more_keys_a_step_of_ragged_batches(batch: int, tokens: int, right: int, keys: int) -> None:
-    given = {"batch_size": batch, "q_len": tokens, "kv_len": tokens, "window_right": right, "ragged": True}
-    found = dict(served_by(256, RAGGED, **given).constants)
+def test_how_ragged_batches_are_cut(head_size: int, right: int, keys: int, rounds: int, finder: bool) -> None:
+    given = {"batch_size": 8, "q_len": 5600, "kv_len": 5600, "window_right": right, "ragged": True}
+    found = dict(served_by(head_size, RAGGED, **given).constants)
     assert (found["RAGGED"], found["LENGTHS"], found["BLOCK_N"]) == (True, True, keys)
+    assert (found.get("EVEN", 0), found.get("FINDER", False)) == (rounds, finder)
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)

@@ -76,7 +76,7 @@ def check_ranks(
     tiles, most = kernel["write_table"](table, queries, keys, tensor(batch, np.int32), *total, height, 64)
     bottom_right = tensor(int(causal == "bottom-right"), np.int32)
     window = tensor(-1, np.int32), tensor(0 if causal else -1, np.int32)
-    sizes = (1, 1, *total, tiles, 1, 1, (bottom_right, (table, None), most, *window))
+    sizes = (1, 1, *total, tiles, 1, 1, (bottom_right, (table, None, batch + 2 <= 32), most, *window))
     wanted = {}
     for index, ((q_first, q_end), (kv_first, kv_end)) in enumerate(
         zip(spans(cu_q, q_len), spans(cu_kv, kv_len), strict=True)
@@ -139,7 +139,7 @@ def test_ranks_stay_within_32_bits(cu_q: Sequence[int], cu_kv: Sequence[int], ca
     tiles, most = kernel["write_table"](table, queries, keys, tensor(len(cu_q) - 1, np.int32), *total, 64, 64)
     window = tensor(-1, np.int32), tensor(0 if causal else -1, np.int32)
     flag = tensor(int(causal == "bottom-right"), np.int32)
-    sizes = (1, 1, *total, tiles, 1, 1, (flag, (table, None), most, *window))
+    sizes = (1, 1, *total, tiles, 1, 1, (flag, (table, None, len(cu_q) < 31), most, *window))
     assert int(tiles) in range(2**22, 2**22 + len(cu_q) + 1)
     segments = {(first, end - first) for first, end in spans(cu_q, 2**28)}
     for rank in (0, 1, 2**21, int(tiles) - 1):
@@ -264,6 +264,7 @@ OF_OTHERS: dict[str, Any] = {
 }
 """Values that are NaN and behind which sequences of less than a block lie."""
 # What is replaced by what, and the problem that shows it.
+EVENLY: dict[str, Any] = {**FEW, "causal": True, "programs": 1, "even": 4, "q_slots": 1}
 FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "values of sequences before are kept": (
         "            if kv_n < BLOCK_N:  # then",
@@ -331,6 +332,23 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "                    if HANDING:\n                        hand_on(sizes, slot, row_tile",
         "                    if HANDING and turn < 1:\n                        hand_on(sizes, slot, row_tile",
         FEW,
+    ),
+    "evenly: the head that was handed on is lost": ("head = row_tile & (MOST_HEADS - 1)", "head = head * 0", EVENLY),
+    "evenly: the producer goes on from the first tile": (
+        "following, state = place_of_turn(turn + 1, state, sizes, SHAPE)",
+        "following, _s = place_of_turn(turn + 1, state, sizes, SHAPE)",
+        EVENLY,
+    ),
+    "places are found over others that wait": (
+        "        mbarrier.wait(free.index(slot), ((turn // FOUND) & 1) ^ 1)\n",
+        "",
+        {**EVENLY, "finder": True},
+    ),
+    "places are given back before they are taken": (
+        "    mbarrier.wait(ready.index(slot), (turn // FOUND) & 1)\n    at",
+        "    mbarrier.wait(ready.index(slot), (turn // FOUND) & 1)\n"
+        "    mbarrier.arrive(free.index(slot), count=1)\n    at",
+        {**EVENLY, "finder": True},
     ),
     "slow rows find no sequence": (
         "row_tile, q_start, kv_start, sequence = find_ranked(sizes, row_tiles - 1 - row_tile, SHAPE)\n"

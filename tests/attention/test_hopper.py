@@ -724,11 +724,16 @@ def test_more_keys_a_step_of_sequences_with_lengths(head_size: int, q_len: int, 
 
 
 @pytest.mark.parametrize(
-    ("head_size", "right", "keys", "rounds", "finder"),
-    [(64, -1, 128, 0, False), (64, 0, 128, 4, False), (128, 0, 128, 4, True), (256, -1, 80, 0, True)],
+    ("head_size", "tokens", "right", "keys", "rounds", "finder"),
+    [
+        *((64, 5600, -1, 128, 0, False), (64, 5600, 0, 128, 4, False), (128, 5600, 0, 128, 4, True)),
+        *((256, 5600, -1, 80, 0, True), (256, 5600, 0, 80, 4, True), (256, 5599, 0, 64, 0, True)),
+    ],
 )
-def test_how_ragged_batches_are_cut(head_size: int, right: int, keys: int, rounds: int, finder: bool) -> None:
-    given = {"batch_size": 8, "q_len": 5600, "kv_len": 5600, "window_right": right, "ragged": True}
+def test_how_ragged_batches_are_cut(
+    head_size: int, tokens: int, right: int, keys: int, rounds: int, finder: bool
+) -> None:
+    given = {"batch_size": 8, "q_len": tokens, "kv_len": tokens, "window_right": right, "ragged": True}
     found = dict(served_by(head_size, RAGGED, **given).constants)
     assert (found["RAGGED"], found["LENGTHS"], found["BLOCK_N"]) == (True, True, keys)
     assert (found.get("EVEN", 0), found.get("FINDER", False)) == (rounds, finder)

@@ -107,8 +107,8 @@ SPILLED = {
         (256, "full lengths in two parts", 2): (240, 1),
         (256, "causal lengths in two parts", 2): (288, 0),
         # Most of it is the producer's, which looks for tiles.
-        (64, "full ragged", 1): (176, 0),
-        (64, "causal ragged", 1): (208, 0),
+        (64, "full ragged", 1): (192, 0),
+        (64, "causal ragged", 1): (216, 0),
         (128, "full ragged", 2): (120, 0),
         (128, "causal ragged", 2): (72, 0),
         (256, "full ragged", 2): (424, 0),

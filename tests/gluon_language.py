@@ -80,8 +80,9 @@ def _constexpr_function(function: Any) -> Callable[..., Any]:
 
 def _where(condition: Any, a: Any, b: Any) -> Tensor:
     chosen = tensor(np.where(*(np.asarray(x) for x in (condition, a, b))), _result_type(a, b))
-    elements = {value.element for value in (a, b) if isinstance(value, Tensor)}
-    chosen.element = elements.pop() if len(elements) == 1 else None
+    elements = [value.element for value in (a, b) if isinstance(value, Tensor)]
+    if elements and elements[0] is elements[-1]:
+        chosen.element = elements[0]
     return chosen
 
 
@@ -106,10 +107,11 @@ def _reduce(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
 def _scan(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
     assert x.ndim == 1
     assert axis == 0
-    values = [x[0]]
-    for i in range(1, len(x)):
-        values.append(combine(values[-1], x[i]))
-    return tensor(values, np.asarray(x).dtype)
+    step = 1
+    while step < len(x):  # in any order, as the GPU takes one of its own
+        x = tensor(np.concatenate([x[:step], combine(x[:-step], x[step:])]), plain_dtype(x))
+        step *= 2
+    return x
 
 
 def _of_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,8 +197,18 @@ def _static_assert(holds: bool, message: str = "") -> None:
 
 
 def _result_type(a: Any, b: Any) -> Any:
-    types = [value if isinstance(value, int | float) else plain_dtype(np.asarray(value)) for value in (a, b)]
-    return types[0] if types[0] is types[1] and isinstance(types[0], np.dtype) else np.result_type(*types)
+    return _common(_kind(a), _kind(b))
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return plain_dtype(value)
+    return type(value) if isinstance(value, int | float) else np.asarray(value).dtype
+
+
+@functools.cache
+def _common(*kinds: Any) -> Any:
+    return np.result_type(*(kind() if isinstance(kind, type) else kind for kind in kinds))
 
 
 def _modules(machine: Machine) -> dict[str, types.ModuleType]:

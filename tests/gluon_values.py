@@ -177,11 +177,13 @@ class Pointer:
         return 0 if self.array is None else 4096
 
     def at(self, mask: Any) -> tuple[Any, Any]:
-        mask = np.broadcast_to(np.asarray(mask), self.offset.shape)
-        used = np.asarray(self.offset)[mask]
+        offset, mask = np.asarray(self.offset), np.asarray(mask)
+        if mask.shape != offset.shape:
+            mask = np.broadcast_to(mask, offset.shape)
+        used = offset[mask]
         assert self.array is not None, "a null pointer is used"
         assert used.size == 0 or (used.min() >= 0 and used.max() < self.array.size), "an address is out of bounds"
-        return mask, np.where(mask, np.asarray(self.offset), 0)
+        return mask, np.where(mask, offset, 0)
 
 
 class Descriptor:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,16 +34,21 @@ def main() -> None:
     """Compile as the compiler would, which does it all where a call is no build's."""
     compiler, kept, *arguments = sys.argv[1:]
     sources = [one for one in arguments if one.endswith(".c")]
-    if "-shared" not in arguments or not sources or any("/" in one for one in sources):
+    whole, objects_alone = "-shared" in arguments, "-c" in arguments and "-o" not in arguments
+    if whole == objects_alone or not sources or any("/" in one for one in sources):
         os.execv(compiler, [compiler, *arguments])
     flags, rest = arguments[: arguments.index(sources[0])], arguments[arguments.index(sources[-1]) + 1 :]
+    flags = [flag for flag in flags if flag != "-c"]
     objects = {source: Path(kept, f"{_key([compiler, *flags], source)}.o") for source in sources}
     missing = [source for source, made in objects.items() if not made.exists()]
     if missing and subprocess.run([compiler, *flags, "-c", *missing], capture_output=True, check=False).returncode:
         os.execv(compiler, [compiler, *arguments])  # which says what is wrong
     for source in missing:
         os.replace(Path(source).with_suffix(".o"), objects[source])
-    os.execv(compiler, [compiler, *flags, *map(str, objects.values()), *rest])
+    if whole:
+        os.execv(compiler, [compiler, *flags, *map(str, objects.values()), *rest])
+    for source, made in objects.items():
+        shutil.copyfile(made, Path(source).with_suffix(".o"))
 
 
 def _key(command: list[str], source: str) -> str:

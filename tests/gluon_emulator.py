@@ -20,6 +20,7 @@ barrier; and that a barrier follows what it loads from there before it arrives a
 or behind the wait of the partition that has TMA overwrite it.
 """
 
+import functools
 import itertools
 import random
 import re
@@ -77,7 +78,6 @@ class Machine:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.lock = threading.Condition()
         self.copies: list[Copy | Store] = []
         self.copy_rate = 1.0
         self.program, self.programs, self.row = 0, 1, 0
@@ -88,15 +88,17 @@ class Machine:
 
     def run(self, bodies: Sequence[Callable[[], None]]) -> None:
         self.waiting: dict[int, Callable[[], bool]] = {i: lambda: True for i in range(len(bodies))}
-        self.current, self.failure = -1, None
+        self.failure: BaseException | None = None
         # Some interleavings need one partition, or the copies, to lag far behind the rest.
         self.copy_rate = self.random.choice([0.01, 0.1, 0.5, 0.9])
         self.pace = [self.random.choice([0.02, 0.3, 1.0]) for _ in bodies]
+        self.turns = [threading.Lock() for _ in bodies]  # released by whoever gives its partition the turn
+        for turn in self.turns:
+            turn.acquire()
         threads = [threading.Thread(target=self._body, args=(i, body), daemon=True) for i, body in enumerate(bodies)]
         for thread in threads:
             thread.start()
-        with self.lock:
-            self._choose()
+        self.turns[self._choose()].release()
         for thread in threads:
             thread.join(timeout=HANGS)
         if self.failure is not None:
@@ -105,37 +107,40 @@ class Machine:
 
     def _body(self, me: int, body: Callable[[], None]) -> None:
         self.local.me, self.local.products, self.local.stores = me, [], []
+        self.turns[me].acquire()
         try:
-            self._await_turn(me)
-            with np.errstate(all="ignore"):  # a thread has its own
-                body()
+            if self.failure is None:
+                with np.errstate(all="ignore"):  # a thread has its own
+                    body()
+            del self.waiting[me]
+            following = self._choose() if self.waiting else None
         except BaseException as error:
-            with self.lock:
-                self.failure = self.failure or error
-        finally:
-            with self.lock:
-                self.waiting.pop(me, None)
-                self._choose()
+            self.failure = self.failure or error
+            self.waiting.pop(me, None)
+            following = next(iter(self.waiting), None)
+        if following is not None:
+            self.turns[following].release()
 
-    def _await_turn(self, me: int) -> None:
-        with self.lock:
-            while self.current != me and self.failure is None:
-                self.lock.wait()
-            if self.failure is not None:
-                raise SystemExit
-
-    def _choose(self) -> None:
-        while self.waiting and self.failure is None:
+    def _choose(self) -> int:
+        """Which partition goes on; after a failure any, which then ends."""
+        while self.failure is None:
             ready = [i for i, condition in self.waiting.items() if condition()]
             if self.copies and (not ready or self.random.random() < self.copy_rate):
                 self._copy()
-                continue
-            if not ready:
+            elif ready:
+                return self._drawn(ready)
+            else:
                 self.failure = Deadlock(f"partitions {sorted(self.waiting)} of program {self.program} all wait")
-                break
-            self.current = self.random.choices(ready, [self.pace[i] for i in ready])[0]
-            break
-        self.lock.notify_all()
+        return next(iter(self.waiting))
+
+    def _drawn(self, ready: Sequence[int]) -> int:
+        """One of them, by their paces."""
+        place = self.random.random() * sum(self.pace[i] for i in ready)
+        for i in ready:
+            place -= self.pace[i]
+            if place < 0:
+                return i
+        return ready[-1]
 
     def _copy(self) -> None:
         """Let one of the copies under way get on."""
@@ -169,10 +174,13 @@ class Machine:
         if me is None:  # outside of warp_specialize
             assert condition()
             return
-        with self.lock:
-            self.waiting[me] = condition
-            self._choose()
-        self._await_turn(me)
+        self.waiting[me] = condition
+        following = self._choose()
+        if self.failure is None and following != me:
+            self.turns[following].release()
+            self.turns[me].acquire()
+        if self.failure is not None:
+            raise SystemExit
 
     # ------------------------------------------------------------ operations
 
@@ -294,21 +302,13 @@ class Machine:
         self.switch()
 
     def inline_asm(self, asm: str, constraints: str, arguments: Sequence[Any], *, dtype: Any, **_: Any) -> Any:
-        asm = " ".join(asm.split())
-        if re.fullmatch(r"(bar\.sync 1[345], (32|64); )+mov\.b32 \$0, \$1;", asm):  # of one partition alone
+        of_machine, function, found = _known(asm)
+        if of_machine:
+            function(self, found)
             return arguments[0]
-        if found := re.fullmatch(r"bar\.(sync|arrive) (\d+), (\d+);", asm):
-            self.named_barrier(int(found[2]), int(found[3]), found[1] == "sync")
-            return arguments[0]
-        if asm == "cp.async.bulk.wait_group 0; mov.b32 $0, $1;":
-            self.await_stores()
-            return arguments[0]
-        if re.fullmatch(r"\{ \.reg \.f32 [^{}]* DONE: \}", asm):
-            return _all_of_a_thread(asm, constraints.count("="), dtype, *arguments)
-        for pattern, function in ASSEMBLY.items():
-            if found := re.fullmatch(pattern, asm):
-                return function(found, dtype, *arguments)
-        raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
+        if function is _all_of_a_thread:
+            return _all_of_a_thread(found[0], constraints.count("="), dtype, *arguments)
+        return function(found, dtype, *arguments)
 
     def inline_asm_of_threads(
         self,
@@ -535,7 +535,15 @@ def _bytes(_found: Any, _dtype: Any, near: Tensor, far: Tensor) -> tuple[Tensor,
     return results[0], results[1]
 
 
+OF_MACHINE: dict[str, Callable[[Machine, re.Match[str]], None]] = {
+    r"(bar\.sync 1[345], (32|64); )+mov\.b32 \$0, \$1;": lambda _machine, _found: None,  # of one partition alone
+    r"bar\.(sync|arrive) (\d+), (\d+);": lambda machine, found: machine.named_barrier(
+        int(found[2]), int(found[3]), found[1] == "sync"
+    ),
+    r"cp\.async\.bulk\.wait_group 0; mov\.b32 \$0, \$1;": lambda machine, _found: machine.await_stores(),
+}
 ASSEMBLY: dict[str, Callable[..., Any]] = {
+    r"\{ \.reg \.f32 [^{}]* DONE: \}": _all_of_a_thread,
     r"\{ .*setp\.eq\.u32 p, both, 0x80000001; @p st\.shared\.b32 .* mov\.b32 \$0, \$2; mov\.b32 \$1, \$3; \}": _hold,
     r"shfl\.sync\.idx\.b32 \$0, \$1, 0, 31, -1;": lambda _found, _dtype, x: x,  # which all threads have
     r"shfl\.sync\.bfly\.b32 \$0, \$1, ([12]), 31, -1;": _of_other_threads,
@@ -560,6 +568,21 @@ ASSEMBLY: dict[str, Callable[..., Any]] = {
     ): lambda _found, _dtype, mask, x: tensor(np.where(np.asarray(mask) != 0, x, -np.inf), np.float32),
     r"cvt\.rn(\.satfinite)?\.(f16x2|bf16x2)\.f32 \$0, \$([12]), \$([12]);": _narrow,
 }
+
+
+@functools.cache
+def _known(asm: str) -> tuple[bool, Callable[..., Any], re.Match[str]]:
+    """Whether it is the machine that carries assembly out, what does, and its match.
+
+    Raises:
+        NotImplementedError: nothing does.
+    """
+    asm = " ".join(asm.split())
+    for table in (OF_MACHINE, ASSEMBLY):
+        for pattern, function in table.items():
+            if found := re.fullmatch(pattern, asm):
+                return table is OF_MACHINE, function, found
+    raise NotImplementedError(f"the emulator does not know this assembly: {asm}")
 
 
 def launch(

@@ -3,6 +3,7 @@
 import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gluon_values import (
     FractionalEvictionPolicy,
     Shared,
     Tensor,
+    plain_dtype,
     tensor,
 )
 
@@ -60,20 +62,27 @@ _CONSTANTS = {int: _Int, tuple: _Tuple}
 
 
 def _constexpr_function(function: Any) -> Callable[..., Any]:
+    made: dict[int, Callable[..., Any]] = {}  # by how many names the file has by then: it may not be read to its end
+
     def call(*arguments: Any) -> Any:
-        names = {
-            name: _CONSTANTS.get(type(value), lambda same: same)(value) for name, value in function.__globals__.items()
-        }
-        names["__builtins__"] = __builtins__  # the compiler's own Python, where range is range
-        return types.FunctionType(function.__code__, names)(*arguments)
+        count = len(function.__globals__)
+        if count not in made:
+            names = {
+                name: _CONSTANTS.get(type(value), lambda same: same)(value)
+                for name, value in function.__globals__.items()
+            }
+            names["__builtins__"] = __builtins__  # the compiler's own Python, where range is range
+            made[count] = types.FunctionType(function.__code__, names)
+        return made[count](*arguments)
 
     return call
 
 
 def _where(condition: Any, a: Any, b: Any) -> Tensor:
-    elements = {value.element for value in (a, b) if isinstance(value, Tensor)}
     chosen = tensor(np.where(*(np.asarray(x) for x in (condition, a, b))), _result_type(a, b))
-    chosen.element = elements.pop() if len(elements) == 1 else None
+    elements = [value.element for value in (a, b) if isinstance(value, Tensor)]
+    if elements and elements[0] is elements[-1]:
+        chosen.element = elements[0]
     return chosen
 
 
@@ -98,22 +107,23 @@ def _reduce(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
 def _scan(x: Tensor, axis: int, combine: Callable[[Any, Any], Any]) -> Tensor:
     assert x.ndim == 1
     assert axis == 0
-    values = [x[0]]
-    for i in range(1, len(x)):
-        values.append(combine(values[-1], x[i]))
-    return tensor(values, np.asarray(x).dtype)
+    step = 1
+    while step < len(x):  # in any order, as the GPU takes one of its own
+        x = tensor(np.concatenate([x[:step], combine(x[:-step], x[step:])]), plain_dtype(x))
+        step *= 2
+    return x
 
 
-def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+def _of_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **_: Any) -> Tensor:
-        with np.errstate(all="ignore"):
-            return tensor(function(*arguments))
+        result = function(*arguments)
+        return result if type(result) is Tensor else tensor(result)
 
     return call
 
 
 def _extreme(whole: Any, floating: Any) -> Callable[..., Any]:
-    return _quiet(lambda a, b: (whole if _result_type(a, b).kind == "i" else floating)(a, b))
+    return _of_numpy(lambda a, b: (whole if _result_type(a, b).kind == "i" else floating)(a, b))
 
 
 class _SharedLayout:
@@ -160,11 +170,11 @@ def _language(machine: Machine) -> types.ModuleType:
         "to_tensor": lambda x: x if isinstance(x, Tensor) else scalar(x),
         "split": _split,
         "join": _join,
-        "exp2": _quiet(np.exp2),
-        "log2": _quiet(np.log2),
-        "abs": _quiet(np.abs),
-        "div_rn": _quiet(np.divide),
-        "fma": _quiet(lambda a, b, c: np.float32(np.float64(a) * b + c)),
+        "exp2": _of_numpy(np.exp2),
+        "log2": _of_numpy(np.log2),
+        "abs": _of_numpy(np.abs),
+        "div_rn": _of_numpy(np.divide),
+        "fma": _of_numpy(lambda a, b, c: np.float32(np.float64(a) * b + c)),
         "load": machine.load,
         "store": machine.store,
         "barrier": machine.barrier,
@@ -186,8 +196,19 @@ def _static_assert(holds: bool, message: str = "") -> None:
     assert holds, message
 
 
-def _result_type(*values: Any) -> Any:
-    return np.result_type(*(value if isinstance(value, int | float) else np.asarray(value).dtype for value in values))
+def _result_type(a: Any, b: Any) -> Any:
+    return _common(_kind(a), _kind(b))
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return plain_dtype(value)
+    return type(value) if isinstance(value, int | float) else np.asarray(value).dtype
+
+
+@functools.cache
+def _common(*kinds: Any) -> Any:
+    return np.result_type(*(kind() if isinstance(kind, type) else kind for kind in kinds))
 
 
 def _modules(machine: Machine) -> dict[str, types.ModuleType]:
@@ -225,26 +246,37 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
 def load_kernel(path: Path, machine: Machine) -> dict[str, Any]:
     """The names that a kernel's file defines, executed with the machine in the place of Triton; the kernels' files that
     it imports lie beside it."""
-    modules = _modules(machine)
+    return _load(path, _modules(machine))
+
+
+def _load(path: Path, modules: dict[str, types.ModuleType]) -> dict[str, Any]:
+    """The same, with modules to which those are added that it imports, each once however many import it."""
 
     def find(name: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         if name == "typing":
             return __import__(name, fromlist=fromlist)
         if name not in modules:  # another kernel's
             modules[name] = types.ModuleType(name)
-            vars(modules[name]).update(load_kernel(path.with_name(f"{name}.py"), machine))
+            vars(modules[name]).update(_load(path.with_name(f"{name}.py"), modules))
         return modules[name]
 
     builtins = {**vars(__import__("builtins")), "__import__": find, "range": _range}
     namespace: dict[str, Any] = {"__builtins__": builtins, "__name__": path.stem}
-    exec(_compiled(path.read_text(), str(path)), namespace)
+    exec(_compiled(_File(path.read_text(), path)), namespace)
     return namespace
 
 
+@dataclass(frozen=True)
+class _File:
+    text: str
+    path: Path = field(compare=False)
+
+
 @functools.cache
-def _compiled(text: str, path: str) -> types.CodeType:
-    """Once for all the times that tests load a file: that takes longer than most of their launches."""
-    return compile(text, path, "exec")
+def _compiled(file: _File) -> types.CodeType:
+    """Once for all the times that tests load a file, copies of it, too: that takes longer than most of their
+    launches."""
+    return compile(file.text, str(file.path), "exec")
 
 
 def _range(*bounds: Any) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -167,71 +167,102 @@ def run_ptx(
     if in_place or warps is not None:
         tied = outputs if warps is None else warps
         values |= {f"${i}": np.asarray(value, np.float32) for i, value in enumerate(inputs[:tied])}
-    lines = _parsed(asm)
-    for constant in {operand for line in lines for operand in line.operands} - values.keys():
-        if constant.startswith(("0f", "0x")):
-            values[constant] = np.uint32(int(constant[2:], 16)).view(np.float32)
-        elif re.fullmatch(r"-?\d+", constant):
-            values[constant] = int(constant)
-        elif re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", constant):
-            values[constant] = np.float32(constant)
+    text = _parsed(asm)
+    values = text.constants | values
     with np.errstate(all="ignore"):
         known = OPERATIONS if warps is None else OF_WARPS
-        return _run(lines, [f"${i}" for i in range(outputs)], values, known)
+        results = _run(text, 0, [f"${i}" for i in range(outputs)], values, known)
+    return [result if np.ndim(result) else np.full(np.shape(inputs[0]), result) for result in results]
 
 
-class _Line(NamedTuple):
-    label: str
-    operation: str
-    operands: list[str]
+class _Text:
+    """Instructions, without declarations.
+
+    Attributes:
+        lines: operation and operands of each.
+        labels: where each stands.
+        constants: the numbers among the operands.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, list[str]]] = []
+        self.labels: dict[str, int] = {}
+        self.constants: dict[str, Any] = {}
+
+    @functools.cached_property
+    def named(self) -> list[frozenset[str]]:
+        """Registers, and the rest, that each line and those behind it name."""
+        sets = [frozenset[str]()]
+        for operation, operands in reversed(self.lines):
+            sets.append(sets[-1].union(operands, [operation.strip("@!")]))
+        return sets[::-1]
 
 
 @functools.cache
-def _parsed(asm: str) -> list[_Line]:
-    """The instructions, without declarations.
+def _parsed(asm: str) -> _Text:
+    """The instructions.
 
     Raises:
         NotImplementedError: one is not known here.
     """
-    lines = []
+    found = _Text()
     for text in asm.strip("{} ").split(";"):
         label, operation, operands = re.fullmatch(r"\s*(?:(\w+):)?\s*(\S*)\s*(.*?)\s*", text, re.DOTALL).groups()
         if operation.startswith("@"):
             operands = operands.split()[1]
         elif operation not in ("", ".reg", "bra.uni", *OF_WARPS):
             raise NotImplementedError(f"the emulator does not know this instruction: {text}")
-        if operation != ".reg":
-            lines.append(_Line(label or "", operation, re.split(r",\s*", operands)))
-    return lines
+        if label:
+            found.labels[label] = len(found.lines)
+        if operation not in ("", ".reg"):
+            found.lines.append((operation, re.split(r",\s*", operands)))
+    for operand in {operand for _, operands in found.lines for operand in operands}:
+        if operand.startswith(("0f", "0x")):
+            found.constants[operand] = np.uint32(int(operand[2:], 16)).view(np.float32)
+        elif re.fullmatch(r"-?\d+", operand):
+            found.constants[operand] = int(operand)
+        elif re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", operand):
+            found.constants[operand] = np.float32(operand)
+    return found
 
 
 def _run(
-    lines: Sequence[_Line], outputs: Sequence[str], values: dict[str, Any], known: dict[str, Callable[..., Any]]
+    text: _Text, index: int, outputs: Sequence[str], values: dict[str, Any], known: dict[str, Callable[..., Any]]
 ) -> list[Any]:
-    for index, (_, operation, operands) in enumerate(lines):
+    """The outputs, when all lines from one on have been carried out."""
+    while index < len(text.lines):
+        operation, operands = text.lines[index]
+        index += 1
         if operation == "bra.uni":
-            return _run(_from(lines, operands[0]), outputs, values, known)
-        if operation.startswith("@"):
+            index = text.labels[operands[0]]
+        elif operation.startswith("@"):
             jumps = (values[operation[1:].removeprefix("!")] != 0) ^ operation.startswith("@!")
-            ways = (lines[index + 1 :], _from(lines, operands[0]))
-            results = [np.zeros(jumps.shape, np.float32) for _ in outputs]
-            for way, here in zip(ways, (~jumps, jumps), strict=True):
-                if not here.any():
-                    continue
-                there = {name: value[here] if np.ndim(value) else value for name, value in values.items()}
-                for whole, part in zip(results, _run(way, outputs, there, known), strict=True):
-                    whole[here] = part
-            return results
-        if operation:
+            target = text.labels[operands[0]]
+            if jumps.all():
+                index = target
+            elif jumps.any():
+                return _parting(text, ((index, ~jumps), (target, jumps)), outputs, values, known)
+        else:
             target, *sources = operands
-            values[target] = np.asarray(known[operation](*(values[source] for source in sources)), np.float32)
+            values[target] = np.asarray(known[operation](*[values[source] for source in sources]), np.float32)
     return [values[name] for name in outputs]
 
 
-def _from(lines: Sequence[_Line], label: str) -> Sequence[_Line]:
-    """From the line on that a label stands before."""
-    (place,) = (i for i, line in enumerate(lines) if line.label == label)
-    return lines[place:]
+def _parting(
+    text: _Text,
+    ways: Sequence[tuple[int, Any]],
+    outputs: Sequence[str],
+    values: dict[str, Any],
+    known: dict[str, Callable[..., Any]],
+) -> list[Any]:
+    """The same, where threads go on at different lines."""
+    results = [np.zeros(ways[0][1].shape, np.float32) for _ in outputs]
+    for index, here in ways:
+        needed = text.named[index].union(outputs)
+        there = {name: value[here] if np.ndim(value) else value for name, value in values.items() if name in needed}
+        for whole, part in zip(results, _run(text, index, outputs, there, known), strict=True):
+            whole[here] = part
+    return results
 
 
 WARPS, ROWS_OF_WARP, COLUMNS = 4, 8, 8
@@ -263,13 +294,19 @@ def _first_of_warps() -> Any:
     return np.arange(WARPS * THREADS) % THREADS == 0
 
 
+@functools.cache
+def _word(text: str) -> tuple[str | None, str, str, list[str | int]]:
+    """The condition of an instruction, its operation, the first operand and the others."""
+    condition, operation, operands = re.fullmatch(r"(?:@(\w+) )?(\S+) (.*)", text).groups()
+    target, *sources = (operand.strip("[]") for operand in re.split(r",\s*", operands))
+    return condition, operation, target, [int(x) if re.fullmatch(r"-?\d+", x) else x for x in sources]
+
+
 def shared_word(text: str, registers: dict[str, Any], memory: Any) -> bool:
     """Whether it is an instruction around a word that warps change at once; it is then carried out."""
-    conditional = re.fullmatch(r"@(\w+) (.*)", text)
-    does = np.broadcast_to(registers[conditional[1]] if conditional else True, WARPS * THREADS)
-    operation, operands = re.fullmatch(r"(\S+) (.*)", conditional[2] if conditional else text).groups()
-    target, *sources = (operand.strip("[]") for operand in re.split(r",\s*", operands))
-    values = [int(x) if re.fullmatch(r"-?\d+", x) else registers.get(x) for x in sources]
+    condition, operation, target, sources = _word(text)
+    does = np.broadcast_to(registers[condition] if condition else True, WARPS * THREADS)
+    values = [x if isinstance(x, int) else registers.get(x) for x in sources]
     if operation == "elect.sync":
         registers[target.removeprefix("_|")] = _first_of_warps()
     elif operation == "atom.shared.or.b32":
@@ -326,24 +363,44 @@ def run_by_thread(asm: str, registers: dict[str, Any], memory: Any) -> None:
         assert (addresses + size <= memory.nbytes).all(), "an address is out of bounds"
         return addresses // 4
 
-    for line in re.findall(r"[^{};]+(?:\{[^{}]*\}[^;]*)?;", asm.strip()[1:-1]):
-        text = line.strip(" ;")
-        if text.startswith(".reg"):
-            continue
+    for text in _lines_of_threads(asm):
         if shared_word(text, registers, memory):
             continue
-        if found := re.fullmatch(r"add\.s32 (\S+), (\S+), (\S+)", text):
+        kind, found = _of_memory(text)
+        if kind == "add":
             registers[found[1]] = registers[found[2]] + registers[found[3]]
-        elif found := re.fullmatch(r"setp\.eq\.u32 (\S+), (\S+), (\d+)", text):
+        elif kind == "equal":
             registers[found[1]] = registers[found[2]] == int(found[3])
-        elif found := re.fullmatch(r"st\.shared\.f32 \[([^]+]+)(?:\+(\d+))?\], (\S+)", text):
+        elif kind == "store":
             memory[at(found[1], found[2], 4)] = registers[found[3]]
-        elif found := re.fullmatch(r"@(\S+) st\.shared\.v(\d)\.b32 \[(\S+)\], \{(.+)\}", text):
+        elif kind == "store if":
             place, does = np.broadcast_arrays(at(found[3], None, 4 * int(found[2])), registers[found[1]])
             for i, name in enumerate(found[4].split(", ")):
                 memory[place[does] + i] = np.broadcast_to(registers[name], does.shape)[does]
-        elif found := re.fullmatch(r"ld\.shared\.v2\.f32 \{(\S+), (\S+)\}, \[([^]+]+)(?:\+(\d+))?\]", text):
+        else:
             place = at(found[3], found[4], 8)
             registers[found[1]], registers[found[2]] = memory[place].copy(), memory[place + 1].copy()
-        else:
-            raise NotImplementedError(f"the emulator does not know this instruction: {text}")
+
+
+@functools.cache
+def _lines_of_threads(asm: str) -> list[str]:
+    """The instructions of straight-line PTX, without declarations."""
+    lines = [line.strip(" ;") for line in re.findall(r"[^{};]+(?:\{[^{}]*\}[^;]*)?;", asm.strip()[1:-1])]
+    return [line for line in lines if not line.startswith(".reg")]
+
+
+OF_MEMORY = {
+    "add": r"add\.s32 (\S+), (\S+), (\S+)",
+    "equal": r"setp\.eq\.u32 (\S+), (\S+), (\d+)",
+    "store": r"st\.shared\.f32 \[([^]+]+)(?:\+(\d+))?\], (\S+)",
+    "store if": r"@(\S+) st\.shared\.v(\d)\.b32 \[(\S+)\], \{(.+)\}",
+    "load": r"ld\.shared\.v2\.f32 \{(\S+), (\S+)\}, \[([^]+]+)(?:\+(\d+))?\]",
+}
+
+
+@functools.cache
+def _of_memory(text: str) -> tuple[str, re.Match[str]]:
+    for kind, pattern in OF_MEMORY.items():
+        if found := re.fullmatch(pattern, text):
+            return kind, found
+    raise NotImplementedError(f"the emulator does not know this instruction: {text}")

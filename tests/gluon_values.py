@@ -56,34 +56,39 @@ class Tensor(np.ndarray):
         element: the 16-bit type of its elements, where it was made by a conversion.
     """
 
+    # Results of numpy have none, and it makes them without a call of Python's: most of the emulator's time goes there.
     element: DType | None = None
     type = types.SimpleNamespace(layout="layout")
 
-    def __array_finalize__(self, source: Any) -> None:
-        self.element = getattr(source, "element", None)
-
     @property
     def dtype(self) -> Any:  # what the kernel asks for; numpy itself does not come here
-        plain = np.asarray(self).dtype
-        return self.element or next((known for known in (FP32, INT32, INT64) if known.numpy == plain), plain)
+        plain = plain_dtype(self)
+        return self.element or _KNOWN.get(plain, plain)
+
+    def _like(self, part: Any) -> Any:
+        """A part or another view of it, with its element type."""
+        if self.element is not None and isinstance(part, Tensor):
+            part.element = self.element
+        return part
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._like(super().__getitem__(key))
 
     def __neg__(self) -> "Tensor":
-        result = tensor(-np.asarray(self))
-        result.element = self.element
-        return result
-
-    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> "Tensor":
-        return np.asarray(array).view(Tensor)
+        return self._like(np.negative(self))
 
     def to(self, dtype: DType, bitcast: bool = False) -> "Tensor":
         plain = np.array(self)
-        return tensor(plain.view(dtype.numpy)) if bitcast else converted(plain, dtype)
+        return plain.view(dtype.numpy).view(Tensor) if bitcast else converted(plain, dtype)
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        return self._like(super().reshape(*shape))
 
     def broadcast_to(self, shape: Sequence[int]) -> "Tensor":
-        return np.broadcast_to(self, shape, subok=True)
+        return self._like(np.broadcast_to(self, shape, subok=True))
 
     def permute(self, order: Sequence[int]) -> "Tensor":
-        return self.transpose(order)
+        return self._like(self.transpose(order))
 
     # Values do not change: `x += y` makes another, and leaves what else is named as x was.
     def __iadd__(self, other: Any) -> Any:
@@ -93,15 +98,24 @@ class Tensor(np.ndarray):
         return self - other
 
     def __floordiv__(self, other: Any) -> Any:
-        a, b = np.asarray(self), np.asarray(other, np.asarray(self).dtype if isinstance(other, int) else None)
+        if self.ndim == 0 and isinstance(other, int) and other > 0:
+            a = int(self)
+            return tensor(a // other if a >= 0 else -(-a // other), plain_dtype(self))
+        a, b = np.asarray(self), np.asarray(other, plain_dtype(self) if isinstance(other, int) else None)
         quotient, rest = np.divmod(a, b)
         return tensor(quotient + ((rest != 0) & ((a < 0) != (b < 0))), quotient.dtype)
 
     def __rfloordiv__(self, other: Any) -> Any:
-        return tensor(other, np.asarray(self).dtype) // self
+        return tensor(other, plain_dtype(self)) // self
 
     def __mod__(self, other: Any) -> Any:
         return self - (self // other) * other
+
+
+plain_dtype: Callable[[Any], Any] = np.ndarray.dtype.__get__
+"""numpy's own of an array, a tensor's too."""
+
+_KNOWN = {known.numpy: known for known in (INT64, INT32, FP32)}
 
 
 def tensor(values: Any, dtype: Any = None) -> Tensor:
@@ -163,11 +177,13 @@ class Pointer:
         return 0 if self.array is None else 4096
 
     def at(self, mask: Any) -> tuple[Any, Any]:
-        mask = np.broadcast_to(np.asarray(mask), self.offset.shape)
-        used = np.asarray(self.offset)[mask]
+        offset, mask = np.asarray(self.offset), np.asarray(mask)
+        if mask.shape != offset.shape:
+            mask = np.broadcast_to(mask, offset.shape)
+        used = offset[mask]
         assert self.array is not None, "a null pointer is used"
         assert used.size == 0 or (used.min() >= 0 and used.max() < self.array.size), "an address is out of bounds"
-        return mask, np.where(mask, np.asarray(self.offset), 0)
+        return mask, np.where(mask, offset, 0)
 
 
 class Descriptor:

@@ -262,7 +262,7 @@ class Loops:
     """
 
     def __init__(self, folder: Path, between: Callable[[], object]) -> None:
-        from pyfmha.aot.link_so import find_compiler
+        from pyfmha.aot.c_compiler import find_compiler
 
         path = folder / "call_many.so"
         options = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyfmha
+from pyfmha.aot.c_compiler import CFLAGS, LDFLAGS, find_compiler
 from pyfmha.aot.cache import Cache
 from pyfmha.aot.compiling import Progress, compile_pieces, silent
 from pyfmha.aot.cubin import Compiler, Cubin
 from pyfmha.aot.emit_c import TEMPLATES
 from pyfmha.aot.handover import Handover, check_stem, describe_variant, earlier_cubins, read_handover, write_handover
 from pyfmha.aot.held import RECORD_NAME, SOURCES, Held, read_held, to_record
-from pyfmha.aot.link_so import CFLAGS, LDFLAGS, find_compiler, prepare_library
+from pyfmha.aot.link_so import prepare_library
 from pyfmha.aot.operator_limits import check_count
 from pyfmha.aot.operator_specs import check_together
 from pyfmha.aot.plan import Plan, plan
@@ -175,7 +176,7 @@ def build(
         specs: what to compile, of each function in the order in which its algorithms are to be numbered.
         archs: for which architectures; specs for none of them are left out.
         folder: where to; made if need be.
-        jobs: compiler processes, by default one a CPU.
+        jobs: compiler processes, of Triton and then of C, by default one a CPU.
         progress: called after each piece of machine code that had to be compiled.
         fresh: drop what the folder holds and is not asked for.
         operators: what the library's plugins are, see :func:`pyfmha.aot.emit_operators.emit_operators`. Those that the
@@ -210,7 +211,7 @@ def build(
         manifest = _current(folder, held, stamp) if compiled == before else None
         up_to_date = manifest is not None
         if manifest is None:
-            manifest = _write(folder, held, planned, found, plugins, cache.toolchain["triton"], stamp)
+            manifest = _write(folder, held, planned, found, plugins, cache.toolchain["triton"], stamp, jobs)
         if manifest is not None:
             count = sum(len(archs) for _, archs in planned.pieces)
             pieces = (count, planned.kept, planned.replaced, planned.dropped, tuple(left_out.values()))
@@ -342,6 +343,7 @@ def _write(
     operators: Sequence[Operator],
     triton: str,
     stamp: str,
+    jobs: int | None,
 ) -> Manifest | None:
     """Write the library; None where another build changed the folder meanwhile, so that the plan is out of date."""
     with staging(folder) as stage, _locked(folder):
@@ -352,7 +354,7 @@ def _write(
             cubins = [cubin for arch in archs if (cubin := found[spec.variant, arch.name]) is not None]
             names += write_handover(stage, f"{SOURCES}/{spec.variant}", spec, cubins, triton)
         variants = [read_handover(stage.path / f"{SOURCES}/{spec.variant}.h") for spec, _ in planned.pieces]
-        made, manifest = prepare_library(stage, variants, LIBRARY_STEM, library=True, operators=operators)
+        made, manifest = prepare_library(stage, variants, LIBRARY_STEM, library=True, operators=operators, jobs=jobs)
         stage.write(MANIFEST_NAME, manifest.to_json())
         sources = [name for name in made if name.endswith((".c", ".h"))]
         for name in sources:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 
 
@@ -11,6 +12,7 @@ def fences(module: ModuleType) -> Iterator[None]:
     take; those whose file says ALL_FENCES set all themselves, and come out the same without."""
     from triton._C.libtriton import nvidia
 
+    _without_digests()
     passes, name = nvidia.passes.ttnvgpuir, "add_proxy_fence_insertion"
     inserts = getattr(passes, name, None)
     if inserts is None or not getattr(module, "ALL_FENCES", False):
@@ -21,3 +23,13 @@ def fences(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         setattr(passes, name, inserts)
+
+
+@cache
+def _without_digests() -> None:
+    """Triton reads all of itself, half a gigabyte, to tell what it keeps from what another Triton has kept: half a
+    second of each process. A compiler process has a folder of its own."""
+    from triton.runtime import cache as kept
+
+    if hasattr(kept, "triton_key"):
+        kept.triton_key = lambda: "this"

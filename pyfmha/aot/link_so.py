@@ -1,47 +1,22 @@
 """Linking: variants become the algorithms of C functions, and those one shared library."""
 
 import hashlib
-import os
-import shlex
-import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pyfmha
+from pyfmha.aot.c_compiler import build_shared
 from pyfmha.aot.emit_c import emit_library, emit_manifest
 from pyfmha.aot.emit_operators import emit_operators
 from pyfmha.aot.handover import Handover, check_stem, is_library, read_handover, unite, write_handover
 from pyfmha.aot.staging import Staging, staging
-from pyfmha.errors import SpecError, ToolchainError
+from pyfmha.errors import SpecError
 from pyfmha.operators.description import Operator
 from pyfmha.spec.advice import LIBRARY_STEM, MANIFEST_NAME
 from pyfmha.spec.arch import ARCHS
 from pyfmha.spec.kernel import KernelSpec
 from pyfmha.spec.manifest import Function, Manifest
-
-CFLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
-LDFLAGS = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-ldl")
-
-
-def find_compiler() -> list[str]:
-    """The C compiler as a command: ``CC`` if set, else the first of cc, gcc, clang.
-
-    Raises:
-        ToolchainError: there is none.
-    """
-    try:
-        asked = shlex.split(os.environ.get("CC", ""))
-    except ValueError as error:
-        raise ToolchainError(f"CC is {os.environ['CC']!r}, which is not a command ({error}); set it right") from None
-    if asked and "/" in asked[0]:
-        asked[0] = os.path.abspath(asked[0])  # the compiler runs in a folder of its own
-    for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
-        if shutil.which(command[0]):
-            return command
-    wanted = f"CC is {asked[0]!r}, which is not on the PATH" if asked else "none of cc, gcc, clang is on the PATH"
-    raise ToolchainError(f"no C compiler: {wanted}; install one (Debian: apt-get install gcc libc6-dev) or set CC")
 
 
 def link(headers: Iterable[Path], output: Path, *, library: bool = True) -> Manifest:
@@ -97,8 +72,12 @@ def prepare_library(
     so_name: str | None = None,
     in_order: bool = True,
     operators: Sequence[Operator] = (),
+    jobs: int | None = None,
 ) -> tuple[list[str], Manifest]:
-    """Prepare a library's files; returns their names in the order to publish them, and the manifest."""
+    """Prepare a library's files; returns their names in the order to publish them, and the manifest.
+
+    The C compiler runs in so many processes, by default one a CPU.
+    """
     functions = group(variants, in_order=in_order)
     by_name = {v.spec.variant: v for v in variants}
     specs = {name: [[v.spec for v in algorithm] for algorithm in algorithms] for name, algorithms in functions.items()}
@@ -114,7 +93,7 @@ def prepare_library(
     if library:
         so_name = so_name or f"{stem}.so"
         sources = files | {"pyfmha_manifest.c": emit_manifest(text, manifest.build_id)}
-        build_shared(stage, sources, list(by_name.values()), so_name)
+        build_shared(stage, sources, list(by_name.values()), so_name, jobs)
         names.append(so_name)
     return [*names, f"{stem}.json"], manifest
 
@@ -250,28 +229,3 @@ def _manifest(
     for name in sorted(files):
         digest.update(files[name].encode())
     return replace(unnamed, build_id=digest.hexdigest()[:32])
-
-
-def build_shared(stage: Staging, sources: dict[str, str], variants: Sequence[Handover], name: str) -> None:
-    """Compile C sources and variants' C files into ``name`` in the staging folder.
-
-    The compiler works in a folder of its own on plain file names, so that no path gets into the library and the same
-    inputs give the same bytes.
-    """
-    compiler = find_compiler()
-    work = stage.path / "cc"
-    work.mkdir()
-    for source, content in sources.items():
-        (work / source).write_text(content, encoding="utf-8")
-    for file in (f for variant in variants for f in (variant.c_file, variant.header)):
-        shutil.copy(file, work / file.name)
-    names = sorted(file.name for file in work.glob("*.c"))
-    command = [*compiler, *CFLAGS, *names, "-o", "out.so", *LDFLAGS]
-    try:
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, errors="replace", check=False)
-    except OSError as error:
-        raise ToolchainError(f"{compiler[0]} does not run: {error}") from None
-    if done.returncode or not (work / "out.so").is_file():
-        log = (done.stderr or done.stdout).strip()[-4000:] or "it said nothing"
-        raise ToolchainError(f"{compiler[0]} failed with exit code {done.returncode}:\n{log}")
-    os.replace(work / "out.so", stage.path / name)

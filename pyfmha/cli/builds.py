@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from pyfmha.aot import BuildResult, Preview
-from pyfmha.aot.link_so import find_compiler
+from pyfmha.aot.c_compiler import find_compiler
 from pyfmha.report import duration
 from pyfmha.trt.saved import check_writable
 

@@ -158,6 +158,7 @@ def decode_cases(dtype: str, padded: int) -> list[Case]:
         (f"head size {padded - 8}", {**few, "head_size": padded - 8}),
         (f"head size {padded - 3}", {**few, "head_size": padded - 3}),
         ("odd strides", {**few, "gap": 1}),
+        ("400 key heads, lengths", {**few, "batch": 200, "splits": 2, "kv_lengths": (0, 37) * 100}),
     ]
     cases = [replace(plain, name=f"decoding, {name}", **changes) for name, changes in features]
     return [

@@ -14,7 +14,7 @@ import pytest
 from fake_cuda import FakeCuda
 from helpers import KERNELS, SUCCESS, CLibrary, gcc, manifest_source, run_python, snapshot
 
-from pyfmha.aot import Compiler, compile_kernel, link, make_spec
+from pyfmha.aot import Compiler, c_compiler, compile_kernel, link, make_spec
 from pyfmha.aot.handover import Handover, read_handover
 from pyfmha.aot.link_so import group
 from pyfmha.attention.families import library_specs
@@ -65,6 +65,26 @@ class TestOutput:
         }
         assert read_manifest(tmp_path / "out" / "adder.json") == manifest
         assert CLibrary(tmp_path / "out" / "adder.so").manifest == manifest
+
+    def test_any_number_of_processes_gives_the_same_bytes(
+        self, headers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = tmp_path / "calls"
+        counted = tmp_path / "counted-cc"
+        counted.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec cc "$@"\n')
+        counted.chmod(0o755)
+        link(headers, tmp_path / "one" / "adder")
+        monkeypatch.setenv("CC", str(counted))
+        monkeypatch.setattr(c_compiler, "_SHARE", 1)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
+        link(headers, tmp_path / "three" / "adder")
+
+        *parts, whole = sorted(calls.read_text().splitlines(), key=lambda call: "-shared" in call)
+        assert [call.count(" -c ") for call in parts] == [1] * 3
+        assert sorted(name for call in parts for name in call.split() if name.endswith(".c")) == [
+            name.replace(".o", ".c") for name in whole.split() if name.endswith(".o")
+        ]
+        assert snapshot(tmp_path / "one") == snapshot(tmp_path / "three")
 
     def test_without_the_library_it_needs_no_compiler(
         self, headers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -500,6 +520,8 @@ class TestFailures:
         broken.write_text("#!/bin/sh\necho 'the flux compensator is out of order' >&2\nexit 3\n")
         broken.chmod(0o755)
         monkeypatch.setenv("CC", str(broken))
+        self.refuse(headers, linked, ToolchainError, r"broken-cc failed with exit code 3:\nthe flux compensator")
+        monkeypatch.setattr(c_compiler, "_SHARE", 1)  # one process for each file, of which all fail
         self.refuse(headers, linked, ToolchainError, r"broken-cc failed with exit code 3:\nthe flux compensator")
 
     def test_a_compiler_that_cannot_be_started(

@@ -53,24 +53,29 @@ def arguments(layout: str = "bhsd", pointers: dict[str, int] | None = None, **ch
 def built(shared: Shared) -> Path:
     """The function with its variants, for Hopper and for another architecture, and one with that for ragged batches:
     but those for lengths and ragged batches without windows, see `with_lengths`. Where tests look at grids alone,
-    nothing is compiled: these have the code of another variant, by a name that no test expects."""
+    nothing is compiled: these have the code of another variant, by a name that no test expects. The portable ones, of
+    which tests see the name alone, share the code of one for each architecture."""
     base = Forward("fp16", 128).specs()[-1]
     ragged = variants(base, 128, [setting for setting in SETTINGS[128] if setting.ragged and setting.general])
     small = [spec for spec in library_specs(["hopper"], ["fp16"], [64]) if not dict(spec.constants).get("LENGTHS")]
     specs, archs = [*small, *ragged, base], parse_archs(["sm_80", "sm_90"])
-    others = [spec for spec in small if spec.kernel == HOPPER and not is_looked_at(spec)]
 
     def make(folder: Path) -> Path:
         own = folder / "own"  # the run's other builds find no such code
         kept = Cache.open(own / "cache", toolchain())
         with Compiler(1) as compiler:
-            for spec, arch in product((spec for spec in specs if spec not in others), archs):
-                if arch.name in (spec.archs or [one.name for one in archs]):
-                    kept.put(spec, shared.compile(compiler, spec, arch))
             code = shared.compile(compiler, ragged[0], archs[-1])
-        other = replace(code, code=code.code.replace(HOPPER.encode(), NOT_COMPILED.encode()), symbol=NOT_COMPILED)
-        for spec in others:
-            kept.put(spec, other)
+            other = replace(code, code=code.code.replace(HOPPER.encode(), NOT_COMPILED.encode()), symbol=NOT_COMPILED)
+            portable = {arch.name: shared.compile(compiler, base, arch) for arch in archs}
+            for spec, arch in product(specs, archs):
+                if arch.name not in (spec.archs or portable):
+                    continue
+                if spec.kernel == PORTABLE:
+                    kept.put(spec, portable[arch.name])
+                elif spec.kernel == HOPPER and not is_looked_at(spec):
+                    kept.put(spec, other)
+                else:
+                    kept.put(spec, shared.compile(compiler, spec, arch))
         return build(specs, archs, own).library
 
     return shared.once("hopper", make)
@@ -78,8 +83,8 @@ def built(shared: Shared) -> Path:
 
 def is_looked_at(spec: KernelSpec) -> bool:
     """Whether tests read the tensor maps of a variant's launches: of windows, and of 300 rows."""
-    kept = dict(spec.constants)
-    return bool(kept["GENERAL"] or not (kept["CONSUMERS"] > 1 or kept["CAPPED"] or kept["LONGEST_FIRST"]))
+    plain = [served_by(64, q_len=300, window_right=right).variant for right in (-1, 0)]
+    return bool(dict(spec.constants)["GENERAL"]) or spec.variant in plain
 
 
 @pytest.fixture(scope="module")

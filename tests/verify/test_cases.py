@@ -30,7 +30,12 @@ def without_a_case(
     for case in cases:
         if not case.shift and not case.gap:  # what only a variant for any tensors takes has cases of its own
             values = dict(zip(types, _arguments([asked], case, Addresses(case)), strict=True))
-            served = (i for i, own in enumerate(conditions) if all(one.holds(values) for one in own))
+            served = (
+                i
+                for i, own in enumerate(conditions)
+                if all(one.holds(values) for one in own)
+                and not (specs[i].descriptors and case.head_size % 8)  # rows that TMA does not take
+            )
             found.add(next(served))
     return set(range(len(specs) - 1)) - found  # the last is for any tensors
 

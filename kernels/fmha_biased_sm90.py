@@ -51,7 +51,7 @@ from sm90_terms import (
     terms_of,
     words_of,
 )
-from sm90_tiles import ROWS, section_heads, tile_count, tile_of
+from sm90_tiles import ROWS, even_begin, even_place, section_heads, tile_count, tile_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -117,8 +117,13 @@ def _load(work, beside, SHAPE: gl.constexpr):
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
+    if SHAPE.EVEN:
+        state = even_begin()
     for turn in range(tile_count(row_tiles, heads, section, order_of(SHAPE))):
-        row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
+        if SHAPE.EVEN:
+            row_tile, unit, state = even_place(state, row_tiles, heads, section)
+        else:
+            row_tile, unit = tile_of(turn, row_tiles, heads, section, order_of(SHAPE))
         batch, head = place_of(unit, sizes, by_head)
         first_block, end_block, whole, sequence, position = keys_of_tile(row_tile, batch, head, sizes, inputs, SHAPE)
         first_row = row_tile * (ROWS * CONSUMERS)
@@ -348,6 +353,14 @@ def _capped(factors, place, inputs, dtype: gl.constexpr, SHAPE: gl.constexpr):
 
 
 @gluon.jit
+def _give_rows_back(q_free, turn, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
+    """The slot of the tile before, whose rows have left it by now."""
+    if turn > 0:
+        tma.store_wait(0)
+        mbarrier.arrive(q_free.index((turn - 1) % SHAPE.Q_SLOTS * SHAPE.CONSUMERS + CONSUMER), count=1)
+
+
+@gluon.jit
 def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
     """One consumer: 64 rows of each of the program's tiles."""
     BLOCK_N: gl.constexpr = SHAPE.BLOCK_N
@@ -431,6 +444,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             q, k_t, gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S_LAYOUT), use_acc=False, is_async=True
         )
         scores = _with_terms(scores, beside, stage, SHAPE)
+        if SHAPE.BRIEF and Q_SLOTS > 1:
+            _give_rows_back(q_free, turn, CONSUMER, SHAPE)
         key = block * BLOCK_N
         if SHAPE.LIST > 0:
             key = key_of(block, whole, SHAPE)
@@ -453,10 +468,8 @@ def _attend(work, beside, out_smem, CONSUMER: gl.constexpr, SHAPE: gl.constexpr)
             masked, shift, S_LAYOUT, SHAPE,
         )  # fmt: skip
         p, m, row_sum, alpha = weigh(scores, m, row_sum, factors, begins, ends, key, masked, shift, S_LAYOUT, SHAPE)
-        if Q_SLOTS > 1:
-            if turn > 0:  # the rows of the tile before have left their slot by now
-                tma.store_wait(0)
-                mbarrier.arrive(q_free.index((turn - 1) % Q_SLOTS * CONSUMERS + CONSUMER), count=1)
+        if Q_SLOTS > 1 and not SHAPE.BRIEF:
+            _give_rows_back(q_free, turn, CONSUMER, SHAPE)
         if not LATE:
             p = pack(p, v_smem.dtype)
         acc = gl.zeros([ROWS, BLOCK_V], gl.float32, layout=O_LAYOUT)
@@ -557,7 +570,7 @@ def fmha_biased_sm90(
     PRODUCER_FIRST: gl.constexpr = False, THREES: gl.constexpr = False, LONGEST_FIRST: gl.constexpr = False,
     TILE_AFTER: gl.constexpr = False, CAP: gl.constexpr = None, HANDED_ON: gl.constexpr = False,
 
-    FROM_FIRST: gl.constexpr = False,
+    FROM_FIRST: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False,
 ):  # fmt: skip
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size.
 
@@ -572,8 +585,8 @@ def fmha_biased_sm90(
     "keys", the same for all queries, keys side by side. One of them is "never". X_STAGES: blocks of such tiles in
     flight. LIST: with lists of LIST queries and keys an entry, see key_blocks.py; it wants GENERAL. IN_PRODUCT: see
     sm90_terms.py; for fp16, keys and several consumers. PRODUCER_FIRST: which partition the first warps are, for two
-    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP, HANDED_ON, FROM_FIRST: see Shape. LONGEST_FIRST and the
-    rest: as of fmha_fwd_sm90 of fmha_sm90.py. Out has shared memory of its own where V is of another width.
+    consumers. THREES: see sm90_maxima.py. TILE_AFTER, CAP, HANDED_ON, FROM_FIRST, BRIEF: see Shape. LONGEST_FIRST,
+    EVEN and the rest: as of fmha_fwd_sm90. Out has shared memory of its own where V is of another width.
     """
     if inputs is None:
         inputs = ()
@@ -582,7 +595,10 @@ def fmha_biased_sm90(
     group = num_heads // num_kv_heads
     row_tiles = (q_len + (ROWS * CONSUMERS - 1)) // (ROWS * CONSUMERS)
     all_heads = batch_size * num_heads
-    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    if EVEN:
+        section = section_heads(row_tiles, all_heads, EVEN)
+    else:
+        section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     SHAPE: gl.constexpr = Shape(
@@ -613,6 +629,8 @@ def fmha_biased_sm90(
         CAP,
         HANDED_ON,
         FROM_FIRST,
+        EVEN > 0,
+        BRIEF,
     )
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -745,9 +763,16 @@ def fmha_biased_sm90(
                 (bias_stride_b, bias_stride_h, bias_stride_q, bias_stride_k, bias_rows, bias_columns),
                 (mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, mask_rows, mask_columns),
             )
+            if SHAPE.EVEN:
+                state = even_begin()
             for turn in range(tile_count(row_tiles, all_heads, section, order_of(SHAPE))):
+                if SHAPE.EVEN:
+                    even_row_tile, even_unit, state = even_place(state, row_tiles, all_heads, section)
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    row_tile, unit = tile_of(turn, row_tiles, all_heads, section, order_of(SHAPE))
+                    if SHAPE.EVEN:
+                        row_tile, unit = even_row_tile, even_unit
+                    else:
+                        row_tile, unit = tile_of(turn, row_tiles, all_heads, section, order_of(SHAPE))
                     place = place_of(unit, sizes, by_head)
                     first_row = (row_tile * CONSUMERS + part) * ROWS
                     for row in range(first_row, first_row + ROWS, SLOW_ROWS):

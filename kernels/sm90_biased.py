@@ -8,7 +8,7 @@ from sm90_powers import polynomials_of
 from sm90_softmax import maxima as maxima_of_capped
 from sm90_softmax import partial_sums
 from sm90_terms import has_terms
-from sm90_tiles import LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
+from sm90_tiles import EVENLY, LONGEST_FIRST, PAIRS_OF_A_HEAD, ROWS, SINGLES, sequence_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -27,7 +27,8 @@ class Shape(NamedTuple):
     of a SCORE that is a soft cap and nothing else a function (batch, head, *inputs) of the cap; SCORE is not asked.
     HANDED: whether the producer hands on the places of tiles, with what bounds say of them (sm90_places.py), neither
     for lists nor if GENERAL. FROM_FIRST: whether BOUNDS say that what is seen, and what is seen whole, begin with the
-    first key."""
+    first key. EVEN: whether tiles are dealt out evenly, see `even_place` of sm90_tiles.py, and HANDED. BRIEF: whether
+    the slot of the rows before is given back beside a tile's first product."""
 
     BLOCK_D: gl.constexpr
     BLOCK_V: gl.constexpr
@@ -56,6 +57,8 @@ class Shape(NamedTuple):
     CAP: gl.constexpr = gl.constexpr(None)
     HANDED: gl.constexpr = gl.constexpr(False)
     FROM_FIRST: gl.constexpr = gl.constexpr(False)
+    EVEN: gl.constexpr = gl.constexpr(False)
+    BRIEF: gl.constexpr = gl.constexpr(False)
 
 
 class OfV(NamedTuple):
@@ -73,6 +76,8 @@ class OfV(NamedTuple):
 def order_of(shape):
     """How tiles are dealt out: tiles of 192 queries that are all as long as each other one by one, since a pair more is
     a larger part of a program's time the fewer of them it has."""
+    if shape.EVEN:
+        return EVENLY.value
     if shape.LONGEST_FIRST:
         return LONGEST_FIRST.value
     alike = not (shape.CAUSAL or shape.GENERAL) and shape.BOUNDS is None

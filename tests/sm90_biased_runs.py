@@ -93,6 +93,8 @@ def run(
     in_product: bool = False,
     tile_after: bool = False,
     from_first: bool = False,
+    even: int = 0,
+    brief: bool = False,
     cap: Callable[..., Any] | None = None,
     threes: bool = False,
     ping_pong: bool = True,
@@ -138,7 +140,7 @@ def run(
         "MASK": kinds[1], "SCORE": score, "SEEN": seen, "BOUNDS": bounds,
         "RELATIVE": relative, "IN_PRODUCT": in_product, "PRODUCER_FIRST": producer_first,
         "THREES": threes, "LONGEST_FIRST": longest_first, "TILE_AFTER": tile_after, "CAP": cap,
-        "HANDED_ON": handed, "FROM_FIRST": from_first,
+        "HANDED_ON": handed, "FROM_FIRST": from_first, "EVEN": even, "BRIEF": brief,
     }  # fmt: skip
     if entries is not None:
         constants |= {"Blocks": Pointer(entries.reshape(-1).copy(), INT32), "LIST": 128}
@@ -151,7 +153,8 @@ def run(
     if sinks_alone:
         constants |= {"THREES": threes, "HANDED_ON": handed, "PRODUCER_FIRST": producer_first}
     if values_alone:
-        constants["APART"] = apart
+        constants |= {"APART": apart, "HANDED_ON": handed, "EVEN": even, "BRIEF": brief}
+        constants |= {"THREES": threes, "PRODUCER_FIRST": producer_first}
     kernel = alone or KERNEL
     launch(
         machine,

@@ -18,6 +18,7 @@ from pyfmha.attention.biased_settings import (
     NEITHER,
     PLAIN_SETTINGS,
     SHORT,
+    UNEVEN,
     VALUES_SETTINGS,
     Beside,
     Setting,
@@ -62,6 +63,7 @@ def of_function(
     masked: bool,
     narrow: bool = False,
     from_first: bool = False,
+    even: bool = True,
 ) -> tuple[KernelSpec, ...]:
     """The Hopper variants for a user's functions, without bias and mask.
 
@@ -73,20 +75,28 @@ def of_function(
             instructions than they spare elsewhere: a window of 256 took 142 us at head size 64, and 123 without.
         narrow: whether there is a mask function alone, whose bounds begin anywhere.
         from_first: whether bounds say that what is seen, and what is seen whole, begin with the first key: tiles then
-            are as long as those of causal attention.
+            are at least as long as those of causal attention.
+        even: whether tiles get longer by as many keys as queries, in causal attention and of those bounds: there are no
+            bounds, or what is seen ends some keys behind the last query.
     """
     if padded not in HEAD_SIZES:
         return ()
     general = GENERAL_SETTINGS[padded][NEITHER]
     full, causal = settings_of(_dtype(base), padded, NEITHER)
+    if not (even or (from_first and padded == HEAD_SIZES[0])):
+        causal = UNEVEN[padded]
     short: tuple[Setting, ...] = ()
     if padded == HEAD_SIZES[0]:
         if narrow:
             full, causal = NARROW_SETTINGS
         elif masked and asked:
             full = replace(full, threes=False)
+        elif from_first:
+            full = causal
     elif asked or narrow:
         full = causal = replace(general, handed_on=True)
+        if even:
+            causal = replace(causal, even=2, brief=True)
     else:
         short = (SHORT,)
         if relative and _dtype(base) == "bf16":
@@ -216,6 +226,7 @@ def of_kind(
         ("BOUNDS", None),
         ("RELATIVE", relative),
         *((name, True) for name in _WHERE_SET if getattr(setting, name.lower())),
+        *((("EVEN", setting.even),) if setting.even else ()),
     )
     tiles_of_rows = f"cdiv(q_len, {setting.consumers * ROWS}) * num_heads * batch_size"
     most = f"num_sms * {setting.programs}"
@@ -254,7 +265,9 @@ _SERVED = (
     *("head_size % 8 == 0", "v_head_size % 8 == 0", f"q_len <= {hopper.LONGEST}", f"kv_len <= {hopper.LONGEST}"),
 )
 
-_WHERE_SET = ("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "FROM_FIRST")
+_WHERE_SET = (
+    *("IN_PRODUCT", "PRODUCER_FIRST", "THREES", "LONGEST_FIRST", "TILE_AFTER", "HANDED_ON", "FROM_FIRST", "BRIEF"),
+)
 """Constants of the kernel that a variant has only where its setting says so."""
 _IN_PRODUCT = ("sm_scale <= 8",)
 """So that three numbers of 16 bits hold the inverse. Where it is infinite in 16 bits, every row is computed again."""

@@ -23,6 +23,9 @@ class Setting:
         handed_on: whether the producer hands the places of tiles on to the consumers, with what bounds say of them;
             without lengths and windows.
         from_first: whether bounds say that what is seen, and what is seen whole, begin with the first key.
+        even: as of plain attention, for causal attention and functions that are from_first, handed on and not
+            longest_first.
+        brief: whether the slot of the rows before is given back beside a tile's first product.
         late: whether weights are converted to 16 bits beside the next product, see Shape of ``kernels/sm90_tiles.py``.
         requires: what it needs besides; elsewhere that of `PLAIN_SETTINGS` serves.
     """
@@ -47,6 +50,8 @@ class Setting:
     tile_after: bool = False
     handed_on: bool = False
     from_first: bool = False
+    even: int = 0
+    brief: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -85,6 +90,8 @@ _ONE = Setting(128, 1, programs=2, maxnreg=128, late=False, threes=True, handed_
 _TWO = Setting(128, 2, late=False, threes=True, handed_on=True)
 _THREE = replace(_TWO, consumers=3, maxnreg=128, consumer_registers=160, producer_registers=32)
 _FREE = replace(_TWO, producer_first=True, ping_pong=False)
+_EVEN_ONE = replace(_ONE, even=2, brief=True)
+_EVEN_TWO = replace(_TWO, even=2, brief=True)
 # Without, by padded head size; kernels/NOTES.md has the times. At 128 two consumers take turns, where nothing is asked
 # for each element: that would keep the other one waiting.
 PLAIN_SETTINGS = {
@@ -99,13 +106,17 @@ PLAIN_SETTINGS = {
 }
 _KEYS = (BIAS_KEYS, MASK_KEYS)
 CAUSAL_SETTINGS = {
-    64: {},
+    64: dict.fromkeys(KINDS, _EVEN_ONE),
     128: {
-        NEITHER: replace(_FREE, v_stages=3, longest_first=True),
+        NEITHER: replace(_FREE, v_stages=3, even=2, brief=True),
+        BIAS_TILE: replace(_TWO, q_slots=1, even=2),
+        MASK_TILE: _EVEN_TWO,
         **dict.fromkeys(_KEYS, replace(_FREE, longest_first=True)),
     },
 }
-"""Of these, causal attention's."""
+"""Of these, causal attention's; and at 64 of functions whose bounds begin with the first key."""
+UNEVEN = {64: _ONE, 128: replace(_FREE, v_stages=3, longest_first=True)}
+"""Of functions with bounds of their own, in causal attention: the lengths of tiles are not known to grow evenly."""
 # In fp16 the producer can do what is the same for all queries: consumers then have the registers of plain attention.
 FP16_SETTINGS = {
     64: {
@@ -120,10 +131,10 @@ FP16_SETTINGS = {
 }
 """Full attention in fp16. Three consumers have 192 queries a tile: of one query they took 224 us, one takes 143."""
 FP16_CAUSAL_SETTINGS = {
-    64: {MASK_TILE: replace(_ONE, tile_after=True)},
+    64: {MASK_TILE: replace(_EVEN_ONE, tile_after=True)},
     128: {
         **dict.fromkeys(_KEYS, replace(_FREE, in_product=True, longest_first=True)),
-        BIAS_TILE: replace(_TWO, q_slots=1, tile_after=True),
+        BIAS_TILE: replace(_TWO, q_slots=1, even=2, tile_after=True),
     },
 }
 NARROW_SETTINGS = (
@@ -144,13 +155,13 @@ BF16_RELATIVE = (replace(_TWO, handed_on=False), replace(_TWO, threes=False, han
 SHORT = replace(GENERAL_SETTINGS[128][NEITHER], handed_on=True, requires=("q_len <= 1024",))
 """At 128, of functions with tiles as those of causal attention: 35 us for 62 at 512 queries, 92 for 108 at 1024."""
 
-_PAIR = hopper_settings.Setting(128, 2, q_slots=1, two_parts=True)
+_PAIR = hopper_settings.Setting(128, 2, q_slots=1, two_parts=True, producer_first=True, threes=True)
 _LONE = hopper_settings.Setting(64, 1, q_slots=1, programs=2, maxnreg=128, two_parts=True)
 VALUES_SETTINGS = {
     256: (
         replace(_LONE, requires=("q_len <= 1024",), masks=(True,)),
-        replace(_PAIR, longest_first=True, requires=("q_len > 4096",), masks=(True,)),
-        _PAIR,
+        replace(_PAIR, handed=True, even=2, brief=True, masks=(True,)),
+        replace(_PAIR, masks=(False,)),
     )
 }
 """By padded head size of Q and K, those for values of half of it, with nothing beside."""

@@ -140,6 +140,7 @@ class AttentionFunction:
             "asked": self._asked(),
             "capped": self._cap is not None,
             "from_first": self._bounds is not None and _begins_with_the_first_key(self._bounds[1]),
+            "even": self._bounds is None or _ends_behind_the_last_query(self._bounds[1]),
             "trial": trial_of(self.name, self.example) if self._score is not None and self._score.relative else "",
         }
 
@@ -297,6 +298,19 @@ def _begins_with_the_first_key(bounds: Any) -> bool:
     """Whether both what is seen at all and what is seen whole do, by a 0 that is written there."""
     return _tells_what_is_whole(bounds) and all(
         isinstance(first, ast.Constant) and first.value == 0 for values in _values_of(bounds) for first in values[::2]
+    )
+
+
+def _ends_behind_the_last_query(bounds: Any) -> bool:
+    """Whether what is seen begins with the first key and ends so many keys behind the last query, by a sum that is
+    written there."""
+    return _begins_with_the_first_key(bounds) and all(
+        isinstance(end := values[1], ast.BinOp)
+        and isinstance(end.op, ast.Add)
+        and isinstance(end.left, ast.Name)
+        and end.left.id == "last_query"
+        and isinstance(end.right, ast.Constant)
+        for values in _values_of(bounds)
     )
 
 

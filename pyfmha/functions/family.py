@@ -54,6 +54,7 @@ class Declared:
         blocks: of lists of the blocks to visit; None: there are none.
         capped: whether the score function is a soft cap and nothing else, which Hopper's kernel takes by itself.
         from_first: whether bounds say that what is seen begins with the first key, as in causal attention.
+        even: whether bounds, if there are any, say that besides it ends some keys behind the last query.
     """
 
     source: Path
@@ -66,6 +67,7 @@ class Declared:
     blocks: KeyBlocks | None = None
     capped: bool = False
     from_first: bool = False
+    even: bool = False
 
     @property
     def relative(self) -> bool:
@@ -91,7 +93,7 @@ class Declared:
         cls, said: dict[str, Any], source: Path, function: UserFunction | None, blocks: KeyBlocks | None
     ) -> "Declared":
         inputs = tuple((name, kind) for name, kind in said["inputs"])
-        told = said["asked"], said["trial"], blocks, said["capped"], said["from_first"]
+        told = said["asked"], said["trial"], blocks, said["capped"], said["from_first"], said["even"]
         return cls(source, said["name"], inputs, tuple(said["parts"]), function, *told)
 
     @property
@@ -180,7 +182,7 @@ class WithFunction(Biased):
         else:
             fast = biased_hopper.of_function(
                 base, self.padded, relative=one.relative, asked=one.asked, masked="SEEN" in one.parts,
-                narrow=one.parts == ("SEEN", "BOUNDS") and not one.from_first, from_first=one.from_first,
+                narrow=one.parts == ("SEEN", "BOUNDS") and not one.from_first, from_first=one.from_first, even=one.even,
             )  # fmt: skip
         known = (PLAIN, *((MASKED,) if listed else ()), ANY) if self.dtype != "fp32" else (ANY,)
         portable = (*(self.tuned(variant) for variant in known), self.generic())

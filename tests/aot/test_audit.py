@@ -200,7 +200,7 @@ def values_kernels(dtype: str) -> dict[str, tuple[KernelSpec, Budget]]:
                 loops=loops,
             )
             mask = "causal" if causal else "full"
-            order = " longest first" if setting.longest_first else ""
+            order = " evenly" if setting.even else ""
             kernels[f"hopper {dtype} values {mask} {setting.consumers}x{setting.block_n}{order}"] = spec, budget
     assert not list(made)
     return kernels

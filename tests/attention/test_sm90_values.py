@@ -14,6 +14,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a buffer for Out": {"consumers": 2, "block_n": 128, "q_slots": 1, "apart": True, "dtype": "bf16"},
     "one consumer": {"consumers": 1, "q_slots": 1},
     "longest first": {"consumers": 2, "block_n": 128, "q_slots": 1, "apart": True, "longest_first": True},
+    "evenly": {
+        **{"consumers": 2, "block_n": 128, "q_slots": 1, "apart": True, "handed": True, "brief": True, "even": 2},
+        **{"threes": True, "producer_first": True},
+    },
 }
 PROBLEM: dict[str, Any] = {
     "values_alone": True, "block_v": 128, "late": False, "heads": 2, "kv_heads": 1, "q_len": 140, "kv_len": 200,

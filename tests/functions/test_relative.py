@@ -159,6 +159,34 @@ def test_what_is_asked_for_each_element_has_one_consumer_of_few_keys(
     assert (first["CONSUMERS"], first["BLOCK_N"]) == (1, 64 if name in ("near", "documents") else 128)
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "even", "orders"),
+    [
+        (file_of("alibi"), "alibi", True, {64: {None, 2}, 128: {None, 2}}),
+        (OWN, "causal", True, {64: {2}, 128: {None, 2}}),
+        (file_of("prefix"), "prefix", False, {64: {2}, 128: {None}}),
+        (file_of("documents"), "documents", False, {64: {None}, 128: {None}}),
+        (OWN, "near", False, {64: {None}, 128: {None}}),
+        (OWN, "soft_near", False, {64: {None}, 128: {None}}),
+        (OWN, "soft_cap", True, {64: {None, 2}, 128: {None, 2}}),
+    ],
+)
+def test_which_tiles_are_dealt_out_evenly(
+    source: Path, name: str, even: bool, orders: dict[int, set[int | None]]
+) -> None:
+    """Those of causal attention, where bounds do not say otherwise, and of bounds that say the same; at 64 also of such
+    as begin with the first key."""
+    (function,) = [function for function in functions_of(source) if function.name == name]
+    assert function.even == even
+    for size, expected in orders.items():
+        made = [dict(s.constants) for s in WithFunction("fp16", size, function=function).specs() if s.archs]
+        plain = [constants for constants in made if not constants["GENERAL"]]
+        assert {constants.get("EVEN") for constants in plain} == expected
+        for constants in plain:
+            assert constants.get("HANDED_ON") or "EVEN" not in constants
+            assert not (constants.get("LONGEST_FIRST") and "EVEN" in constants)
+
+
 BOUNDS = """
 @triton.jit
 def {name}(first_query, last_query, kv_len):
@@ -173,7 +201,7 @@ def own(batch, head, query, key):
 @pytest.mark.parametrize(("values", "asked"), [("0, last_query + 1", True), ("0, kv_len, 0, first_query + 1", False)])
 def test_bounds_may_be_a_function(values: str, asked: bool, tmp_path: Path) -> None:
     (function,) = written(tmp_path, BOUNDS.format(name="of_own", values=values), "import triton\n" + HEADER)
-    assert (function.asked, function.from_first) == (asked, not asked)
+    assert (function.asked, function.from_first, function.even) == (asked, not asked, False)
 
 
 @pytest.mark.long

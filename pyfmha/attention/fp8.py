@@ -61,6 +61,9 @@ class Setting:
         producer_first: whether the producer is the first partition.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         by_warps: whether each warp of a consumer waits and gives back by itself, without barriers of all four.
+        even: causal tiles from the longest, in sections of so many rounds, from which all programs get as much to do,
+            and whose places the producer hands on. 0 for another order.
+        aligned: whether only the first block of a consumer is masked: where masks go by 64 keys, as blocks do.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -83,6 +86,9 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     by_warps: bool = False
+    even: int = 0
+    aligned: bool = False
+    halved: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -196,9 +202,10 @@ class Fp8:
             ("AHEAD", setting.ahead),
             *(
                 (name, True)
-                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS")
+                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "ALIGNED", "HALVED")
                 if getattr(setting, name.lower())
             ),
+            *((("EVEN", setting.even),) if setting.even else ()),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

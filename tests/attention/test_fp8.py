@@ -18,6 +18,7 @@ from pyfmha.verify.fp8_cases import LIMIT, fp8_cases
 
 LENGTHS = {"general": True, "batch": 2, "q_len": 150, "kv_len": 180}
 WIDE = {"lazy": True, "threes": True, "by_warps": True, "block_d": 128, "head_size": 128}
+ALIGNED = {**WIDE, "causal": True, "aligned": True, "even": 2, "ping_pong": False}
 AHEAD = {"ahead": True, "ping_pong": False, "stages": 3, "v_stages": 3}
 
 
@@ -74,6 +75,25 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "wide blocks, head size 64": {**WIDE, "block_n": 192, "block_d": 64, "head_size": 64, "kv_len": 400},
     "each warp by itself": {"by_warps": True, "kv_len": 300, "q_len": 130},
     "each warp by itself, ahead": {**AHEAD, "by_warps": True, "block_n": 96, "kv_len": 500, "q_len": 130},
+    "even": {"causal": True, "even": 2, "q_len": 300, "heads": 5, "batch": 2, "programs": 3, "by_warps": True},
+    "aligned": {**ALIGNED, "block_n": 192, "q_len": 700, "heads": 3, "programs": 2, "scale": 2.0},
+    "aligned, whole blocks": {
+        **{**ALIGNED, "block_n": 128, "block_d": 256, "head_size": 256, "q_len": 530, "raw": 1, "q_slots": 1},
+        **{"producer_first": True, "ping_pong": True, "programs": 2},
+    },
+    "aligned, three consumers": {
+        **{**ALIGNED, "block_n": 64, "block_d": 64, "head_size": 64, "q_len": 400, "consumers": 3, "by_warps": False},
+        **{"lazy": False, "threes": False, "kv_len": 400},
+    },
+    "aligned, more keys": {**ALIGNED, "block_n": 192, "q_len": 200, "kv_len": 392, "bottom_right": True},
+    "aligned, fewer keys": {**ALIGNED, "block_n": 192, "q_len": 392, "kv_len": 200, "bottom_right": True},
+    "aligned, near keys": {**ALIGNED, "halved": True, "block_n": 192, "q_len": 700, "heads": 3, "programs": 2},
+    "aligned, near keys of whole blocks": {
+        **{**ALIGNED, "halved": True, "block_n": 128, "block_d": 256, "head_size": 256, "q_len": 390, "raw": 2},
+        **{"producer_first": True, "programs": 2, "q_slots": 1},
+    },
+    "aligned, near keys, fewer": {**ALIGNED, "halved": True, "block_n": 192, "q_len": 500, "kv_len": 230},
+    "aligned, keys end": {**ALIGNED, "block_n": 192, "q_len": 500, "kv_len": 230},
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
         "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),

@@ -458,7 +458,7 @@ def _step(
     )
     if not SHAPE.BY_WARPS and not SHAPE.ALIGNED:
         next_p = _packed(next_p, BLOCK_N)
-    if SHAPE.CAUSAL and is_wide(BLOCK_N):
+    if (SHAPE.CAUSAL or SHAPE.ALIGNED) and is_wide(BLOCK_N):
         halves = half_packed(next_p)
         row_sum = hold(row_sum)
         acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
@@ -617,6 +617,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
     ORDER: gl.constexpr = SHAPE.ORDER
+    MASKS: gl.constexpr = CAUSAL and not SHAPE.ALIGNED  # of other blocks than a consumer's first
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
     S_LAYOUT: gl.constexpr = layout_of(near_keys(BLOCK_N))
@@ -715,7 +716,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 acc, p, scores, m, row_sum, q, q_free.index(slot), shared, barriers, step, to_log2, ends, first_block,
                 to_left, unmasked, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
-        elif CAUSAL and is_wide(BLOCK_N) and not SHAPE.ALIGNED:  # one loop: between two, weights would be moved in each round of the second
+        elif MASKS and is_wide(BLOCK_N):  # one loop: between two, weights would be moved in each round of the second
             for _unused in range(to_left):
                 block -= 1
                 acc, p, m, row_sum = _step(
@@ -725,7 +726,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 step += 1
             _give_back(q_free.index(slot), SHAPE)
         else:
-            if CAUSAL and not SHAPE.ALIGNED:  # two loops: the second, which has most of the blocks, needs no registers to mask them
+            if MASKS:  # two loops: the second, which has most of the blocks, needs no registers to mask them
                 masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
                 for _unused in range(masked_count):
                     block -= 1
@@ -852,6 +853,12 @@ def fmha_fp8_sm90(
     LAZY: products of the sums are left out where no row of a warp has grown, which AHEAD does anyway. PRODUCER_FIRST:
     which partition the first warps are. THREES: maxima are taken of three scores at a time (sm90_maxima.py).
 
+    EVEN: as fmha_fwd_sm90's, with places handed on by the producer. ALIGNED: a consumer's rows, and the keys they see,
+    begin with a multiple of 64 keys, so that of causal attention only its first block is masked, in no loop: BLOCK_N is
+    a multiple of 64, bottom_right 0 or kv_len - q_len a multiple of 64. Weights are then packed in the registers of
+    those before, as in blocks that are no power of two. HALVED: of a first block of which its rows see 64 keys at most,
+    a consumer multiplies those alone; so with CAUSAL and ALIGNED.
+
     AHEAD: scores are a block ahead of their exponentials (`_step_ahead`). Not with PING_PONG: a consumer of a single
     block would take a turn more than the others. STAGES is at least 3 and V_STAGES the same: t_free is k_free,
     by which a consumer gives back the block of K of its step and that of V two steps before.
@@ -864,6 +871,8 @@ def fmha_fp8_sm90(
         bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
+    gl.static_assert(not ALIGNED or BLOCK_N % ROWS == 0, "ALIGNED wants blocks of a multiple of 64 keys")
+    gl.static_assert(not HALVED or (CAUSAL and ALIGNED), "HALVED wants CAUSAL and ALIGNED")
     ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, 0, EVEN > 0)
     if EVEN:
         section = section_heads(row_tiles, all_heads, EVEN)

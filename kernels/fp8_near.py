@@ -1,10 +1,10 @@
 """First blocks of a causal tile of fmha_fp8_sm90.py, whose masks go by 64 keys: of their keys a consumer's rows see the
 first 64, 128, ... at most, and all but the last 64 of these all rows see."""
 
-from fp8_wide import keys_asm, keys_constraints, layout_of, masked, packed, parts_of_block, types_of
+from fp8_wide import keys_asm, keys_constraints, layout_of, masked, masked_wide, packed, parts_of_block, types_of
 from sm90_softmax import mask_far
 from sm90_tiles import ROWS
-from sm90_wide import is_wide, keys_of_parts
+from sm90_wide import is_wide, keys_of_parts, near_keys
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -51,23 +51,22 @@ def packed_near(weights, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
+def _all_but_the_first(scores, ends, key):
+    """As `masked_wide`, of parts of which the first is not masked, and the second begins with a key."""
+    made = (scores[0],)
+    made += masked_wide(scores[1:], ends, key)
+    return made
+
+
+@gluon.jit
 def masked_far(scores, seen, ends, key, BLOCK_N: gl.constexpr):
     """Scores of the keys below a row's end, of which no row's is before `seen`; of the others -inf."""
     if is_wide(BLOCK_N):
-        far = seen >= key + scores[0].shape[1]
-        if far:
-            key_far = key + scores[0].shape[1]
-            made = (scores[0],)
-            for part in gl.static_range(1, len(scores)):
-                made += (masked(scores[part], ends, key_far),)
-                key_far += scores[part].shape[1]
-            scores = made
+        NEAR: gl.constexpr = near_keys(BLOCK_N)
+        if seen >= key + NEAR:
+            scores = _all_but_the_first(scores, ends, key + NEAR)
         else:
-            made = ()
-            for part in gl.static_range(len(scores)):
-                made += (masked(scores[part], ends, key),)
-                key += scores[part].shape[1]
-            scores = made
+            scores = masked_wide(scores, ends, key)
     else:
         S_LAYOUT: gl.constexpr = layout_of(BLOCK_N)
         if seen >= key + BLOCK_N // 2:

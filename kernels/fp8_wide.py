@@ -85,7 +85,7 @@ def _descriptor(name, address, offset):
 
 @gluon.constexpr_function
 def keys_asm(block_n, block_d, keys):
-    """Scores of 64 rows and the first so many keys of a block. Operands: scores; the addresses of the queries and the keys."""
+    """Scores of 64 rows and so many keys, a block's first. Operands: scores; addresses of the queries and the keys."""
     panel = min(block_d, 128)
     count = keys // 2
     written = ", ".join(f"${i}" for i in range(count))

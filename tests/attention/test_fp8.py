@@ -186,6 +186,30 @@ FAULTS |= {
                                "each warp by itself"),
     "each warp: V is given away before it is read": (*GIVEN_TOO_EARLY, "wide blocks"),
 }  # fmt: skip
+FAULTS |= {
+    "even: the place is handed on before the one before is read": (
+        "        mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)\n        if SHAPE.HANDED:\n"
+        "            hand_on_tile(handed, slot, tile[0], tile[1])\n",
+        "        if SHAPE.HANDED:\n            hand_on_tile(handed, slot, tile[0], tile[1])\n"
+        "        mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)\n", "aligned, whole blocks",
+    ),
+    "even: the place is read before the queries are there": (
+        "            _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)\n            row_tile",
+        "            row_tile", "even",
+    ),
+    "aligned: the first block has no mask": ("block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,",
+                                             "block * BLOCK_N, False, S_LAYOUT, BLOCK_N, AHEAD,", "aligned"),
+    "aligned: weights are those before": ("packed_into((p,), (next_p,), halves, now)[0]", "p", "aligned, whole blocks"),
+    "near: more keys are seen": ("- block * BLOCK_N <= NEAR_KEYS:", "- block * BLOCK_N <= 2 * NEAR_KEYS:",
+                                 "aligned, near keys"),
+    "near: the first keys are not masked where some row sees less": (
+        "if seen >= key + NEAR:", "if seen >= key:", "aligned, near keys"
+    ),
+    "near: all keys are seen": ("if seen < key + SHAPE.BLOCK_N:", "if seen < key:",
+                                "aligned, near keys of whole blocks"),
+    "near: weights of other keys": ("gl.join(p, none).permute((0, 3, 1, 2))", "gl.join(p, none).permute((0, 1, 3, 2))",
+                                    "aligned, near keys"),
+}  # fmt: skip
 QUICK = frozenset(FAULTS)
 FAULTS |= {
     "the factor of V is another sequence's": ("batch.to(gl.int64) * stride_b", "batch.to(gl.int64) * 0", "factors"),

@@ -21,7 +21,8 @@ SPILLED = {
     **{(128, "full"): 8, (128, "longest first"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
     **{(128, "full, parts"): 24, (128, "longest first, parts"): 8},
     **{(128, "longest first, ahead"): 8, (128, "longest first, ahead, very long"): 8},
-    **{(256, "full, producer first"): 24, (256, "full, each warp"): 24},
+    **{(256, "full, producer first"): 24, (256, "full, each warp"): 48},
+    **{(64, "evenly, aligned"): 64, (128, "evenly, aligned, parts"): 24, (256, "evenly, aligned"): 40},
     (256, "longest first, lazy"): 168,
     **{(256, "causal"): 208, (256, "lengths"): 200, (256, "ragged"): 200},
 }

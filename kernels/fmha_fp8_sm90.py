@@ -243,7 +243,6 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     ORDER: gl.constexpr = SHAPE.ORDER
-    LATE_ROWS: gl.constexpr = SHAPE.Q_SLOTS == 1 and RAW > 1
     RAGGED: gl.constexpr = SHAPE.RAGGED
     descriptors, shared, barriers, sizes, out, factors, handed = work
     q_desc, k_desc, v_desc = descriptors
@@ -284,7 +283,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
             if RAW == 1:  # the only block of V has to be transposed before the next one comes
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
-            if not LATE_ROWS and block == 0:  # after the first keys, which need not wait for the rows of a tile before
+            if block == 0:  # after the first keys, which need not wait for the rows of a tile before
                 _load_queries(work, turn, (batch, q_head, first_row), (row_tile, head), SHAPE)
             if is_wide(BLOCK_N):
                 load_block(v_desc, batch, kv_head, key, v_ready.index(step % RAW), v_smem, step % RAW, SHAPE)
@@ -295,8 +294,6 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
             if RAW > 1:
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
-            if LATE_ROWS and block == 0:  # whose slot is free when the tile before has had its last scores
-                _load_queries(work, turn, (batch, q_head, first_row), (row_tile, head), SHAPE)
             count_before = kv_n - key
             step += 1
     if step > 0:

@@ -87,12 +87,17 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     },
     "aligned, more keys": {**ALIGNED, "block_n": 192, "q_len": 200, "kv_len": 392, "bottom_right": True},
     "aligned, fewer keys": {**ALIGNED, "block_n": 192, "q_len": 392, "kv_len": 200, "bottom_right": True},
-    "aligned, near keys": {**ALIGNED, "halved": True, "block_n": 192, "q_len": 700, "heads": 3, "programs": 2},
+    "aligned, near keys": {
+        **{**ALIGNED, "halved": True, "block_n": 192, "q_len": 700, "heads": 3, "programs": 2, "v_stages": 3},
+    },
     "aligned, near keys of whole blocks": {
-        **{**ALIGNED, "halved": True, "block_n": 128, "block_d": 256, "head_size": 256, "q_len": 390, "raw": 2},
-        **{"producer_first": True, "programs": 2, "q_slots": 1},
+        **{**ALIGNED, "halved": True, "block_n": 128, "block_d": 256, "head_size": 256, "q_len": 390, "raw": 1},
+        **{"producer_first": True, "programs": 2, "q_slots": 1, "stages": 3},
     },
     "aligned, near keys, fewer": {**ALIGNED, "halved": True, "block_n": 192, "q_len": 500, "kv_len": 230},
+    "three blocks of V transposed, one as it comes": {
+        **{**WIDE, "ping_pong": False, "block_n": 192, "kv_len": 900, "q_len": 300, "raw": 1, "v_stages": 3},
+    },
     "aligned, keys end": {**ALIGNED, "block_n": 192, "q_len": 500, "kv_len": 230},
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},

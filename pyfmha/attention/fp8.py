@@ -106,17 +106,14 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), and no barrier in the
-# loop of a consumer.
-_PARTS = replace(_WIDE, block_n=192, raw=2, ping_pong=False, lazy=True, threes=True, by_warps=True)
-# Causal and longer, where 132 multiprocessors share tiles of 192 queries out more evenly than of 128: scores a block
-# ahead, by three consumers of 64 keys, whose chains of maximum and exponentials hide each other.
-_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True, longest_first=True)
+# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), no barrier in the loop of
+# a consumer, and three blocks of V transposed, which leave consumers apart.
+_PARTS = replace(_WIDE, block_n=192, raw=2, v_stages=3, ping_pong=False, lazy=True, threes=True, by_warps=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
 _LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)
 # Where all queries see the keys up to their own: a loop without masks, as full attention has it.
 _SQUARE = ("q_len > 1024", "q_len == kv_len")
-_EVEN = replace(_PARTS, v_stages=3, even=2, aligned=True, halved=True, requires=_SQUARE, masks=(True,))
+_EVEN = replace(_PARTS, even=2, aligned=True, halved=True, requires=_SQUARE, masks=(True,))
 # Three blocks of V transposed, or of K, in the room of the queries of the next tile.
 _DEEP_WIDE = replace(_LONG_WIDE, q_slots=1)
 _EVEN_WIDE = replace(_DEEP_WIDE, stages=3, even=2, aligned=True, halved=True, requires=_SQUARE, masks=(True,))
@@ -124,19 +121,16 @@ _WARPS = replace(_BASE[64], by_warps=True, lazy=True, threes=True, ping_pong=Fal
 # Of dense batches without lengths, in the order in which they are tried; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
     64: (
-        replace(_WARPS, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_WARPS, requires=("q_len > 2048", "kv_len > 2048"), masks=(False,)),
         replace(_BASE[64], masks=(False,)),
         replace(_WARPS, even=2, aligned=True, requires=_SQUARE, masks=(True,)),
         replace(_BASE[64], ping_pong=False, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     128: (
-        replace(_PARTS, raw=1, v_stages=3, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_PARTS, raw=1, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_BASE[128], masks=(False,)),
         _EVEN,
-        replace(_AHEAD, requires=("q_len > 11264", "q_len <= 14336"), masks=(True,)),
-        replace(_PARTS, block_n=160, longest_first=True, requires=("q_len > 2048", "q_len <= 16896"), masks=(True,)),
-        replace(_AHEAD, requires=("q_len > 16896",), masks=(True,)),
-        replace(_BASE[128], stages=3, v_stages=3, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
+        replace(_PARTS, block_n=160, even=2, requires=("q_len > 1024",), masks=(True,)),
     ),
     256: (
         replace(_DEEP_WIDE, v_stages=3, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),

@@ -106,8 +106,8 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), no barrier in the loop of
-# a consumer, and three blocks of V transposed, which leave consumers apart.
+# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), no barrier in the loop
+# of a consumer, and three blocks of V transposed, so that consumers need not keep step.
 _PARTS = replace(_WIDE, block_n=192, raw=2, v_stages=3, ping_pong=False, lazy=True, threes=True, by_warps=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
 _LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)

@@ -290,6 +290,20 @@ def test_turns_do_not_go_with_scores_that_are_ahead() -> None:
                 assert setting.stages == setting.v_stages >= 3
 
 
+def test_masks_of_one_block_go_by_what_blocks_go() -> None:
+    """A kernel whose loop has no masks serves as many keys as queries alone."""
+    found = [setting for size in HEAD_SIZES for setting in settings(size) if setting.aligned]
+    assert len(found) == len(HEAD_SIZES)
+    for setting in found:
+        assert setting.masks == (True,)
+        assert setting.block_n % 64 == 0
+        assert "q_len == kv_len" in setting.requires
+        assert not setting.longest_first
+    for problem in ({"block_n": 160}, {"aligned": False, "halved": True}):
+        with pytest.raises(AssertionError, match="wants"):
+            run(**{**ALIGNED, **problem})
+
+
 def test_the_family() -> None:
     assert "fp8" not in DEFAULT
     specs = library_specs(["fp8"])

@@ -65,6 +65,7 @@ class Shape(NamedTuple):
     LEVELS: gl.constexpr = gl.constexpr(False)
     BY_WARPS: gl.constexpr = gl.constexpr(False)
     FINDER: gl.constexpr = gl.constexpr(False)
+    ALIGNED: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -1198,13 +1198,14 @@ def fmha_fwd_sm90(
     queries, unless DIRECT: Out is stored from registers (sm90_direct.py), elements of which then go by eights; neither
     APART nor TWO_PARTS.
     EVEN: causal tiles from the longest in sections of so many rounds for each program, from which all programs get as
-    much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON or RAGGED. BRIEF: the slot of the rows
-    before is given back beside a tile's first product, and rows without keys are looked for once a tile; not LENGTHS.
+    much to do, see `even_place`; not LONGEST_FIRST, the grid has one row, and HANDED_ON or RAGGED. BRIEF: the slot of
+    the rows before is given back beside a tile's first product, and rows without keys are looked for once a tile; not
+    LENGTHS.
     HALVED: a consumer whose rows see no more than the first half of a tile's first block multiplies that alone, and
     masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,
     LENGTHS or CAPPED. LEVELS: soft caps go the same way in all warps of a program (sm90_capped.py); CAPPED and neither
-    GENERAL, RAGGED nor LENGTHS. FINDER: of ragged batches, a warp of its own looks for tiles; RAGGED and LENGTHS, of one
-    or two consumers, and not PRODUCER_FIRST.
+    GENERAL, RAGGED nor LENGTHS. FINDER: a warp of its own looks for tiles; RAGGED and LENGTHS, of one or two consumers,
+    and not PRODUCER_FIRST.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),

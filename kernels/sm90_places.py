@@ -265,7 +265,9 @@ def found_place(found, turn, sizes, SHAPE: gl.constexpr):
     row_tile = _take_one(ring, at + 1)
     q_start = _take_one(ring, at + 2)
     kv_start = _take_one(ring, at + 3)
-    sequence = seen_from(_take_one(ring, at + 4), _take_one(ring, at + 5), bottom_right, window_left, window_right, SHAPE)
+    q_n = _take_one(ring, at + 4)
+    kv_n = _take_one(ring, at + 5)
+    sequence = seen_from(q_n, kv_n, bottom_right, window_left, window_right, SHAPE)
     mbarrier.arrive(free.index(slot), count=1)
     return head, row_tile, q_start, kv_start, sequence
 

@@ -107,6 +107,7 @@ class Machine:
 
     def _body(self, me: int, body: Callable[[], None]) -> None:
         self.local.me, self.local.products, self.local.stores = me, [], []
+        self.local.asked, self.local.groups = [], []
         self.turns[me].acquire()
         try:
             if self.failure is None:
@@ -261,6 +262,26 @@ class Machine:
                 self.copies.remove(store)
                 store.write()
         self.local.stores = []
+        self.switch()
+
+    def copy(self, target: Shared, pointer: Pointer, mask: Any = True) -> None:
+        """By all threads of a program (cp.async): what the mask leaves out becomes 0. It comes when they wait for it,
+        and is stored as their own stores are, by each thread for itself."""
+        USES.overwrite(target.array)
+        mask, offset = pointer.at(mask)
+        target.array[...] = np.nan
+        self.local.asked.append((target.array, np.where(mask, pointer.array[offset], 0), mask.any()))
+
+    def copy_commit(self) -> None:
+        self.local.groups.append(self.local.asked)
+        self.local.asked = []
+
+    def copy_wait(self, pending: int) -> None:
+        """Until no more than so many of the last groups are under way."""
+        while len(self.local.groups) > pending:
+            for array, values, _ in self.local.groups.pop(0):
+                array[...] = values
+                USES.unfenced.append(array)
         self.switch()
 
     def product(self, a: Any, b: Shared, acc: Any, *, use_acc: bool = True, is_async: bool = False) -> Any:

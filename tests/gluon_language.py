@@ -221,6 +221,9 @@ def _modules(machine: Machine) -> dict[str, types.ModuleType]:
     vars(modules["triton.experimental"])["gluon"] = gluon
     ampere: Any = types.ModuleType("ampere")
     ampere.CachePolicy, ampere.FractionalEvictionPolicy = CachePolicy, FractionalEvictionPolicy
+    ampere.async_copy = types.SimpleNamespace(
+        async_load=machine.copy, commit_group=machine.copy_commit, wait_group=machine.copy_wait
+    )
     hopper: Any = types.ModuleType("hopper")
     hopper.fence_async_shared = USES.fence
     hopper.mbarrier = types.SimpleNamespace(

@@ -33,16 +33,18 @@ FEW_SEQUENCES = 126
 MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
 """Of a ragged batch: whatever lengths its sequences have, tiles whose Out fits a memory are counted within 32 bits."""
 
-# Keys of one block of decoding, by padded head size, and blocks in flight: 128 KiB of K and V, once an SM.
-DECODE_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 4), 128: (128, 2), 256: (64, 2)}
-# The same where there are more key heads than multiprocessors: 64 KiB, of which an SM holds three. wgmma takes no less
-# than 64 keys, which leaves out 256.
-MANY_BLOCKS: dict[int, tuple[int, int]] = {64: (128, 2), 128: (64, 2)}
-MANY_KEY_HEADS = 128
-"""Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, whatever the device."""
+# Keys of one block of decoding, by padded head size, blocks in flight, and warps: 128 KiB of K and V, once an SM.
+DECODE_BLOCKS: dict[int, tuple[int, int, int]] = {64: (128, 4, 4), 128: (128, 2, 8), 256: (64, 2, 4)}
+# The same where there are more key heads than multiprocessors, up to three for each: 64 KiB, of which an SM holds
+# three. wgmma takes no less than 64 keys, which leaves out 256.
+MANY_BLOCKS: dict[int, tuple[int, int, int]] = {64: (128, 2, 4), 128: (64, 2, 4)}
+MANY_KEY_HEADS, MOST_KEY_HEADS = 128, 396
+"""Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, up to the latter, whatever the device."""
 MANY_PROGRAMS = 3
 """Of these, at a time on a multiprocessor."""
 
+
+_ROWS_LOADED = ("q_stride_", "k_stride_", "v_stride_")
 
 SHARED_OF_SM = 227 * 1024
 """Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
@@ -70,7 +72,7 @@ def variants(base: KernelSpec, padded: int, settings: Sequence[Setting] | None =
 
 def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
     """One query a sequence. A cluster computes up to 8 heads that share a key head; few clusters are larger ones."""
-    block_n, stages = (MANY_BLOCKS if many else DECODE_BLOCKS)[padded]
+    block_n, stages, warps = (MANY_BLOCKS if many else DECODE_BLOCKS)[padded]
     heads = "num_kv_heads * cdiv(num_heads / num_kv_heads, 8)"
     clusters = f"max(1, batch_size * {heads})"
     ranks = f"1 + min(1, 64 / {clusters}) + 2 * min(1, 16 / {clusters}) + 4 * min(1, 8 / {clusters})"
@@ -79,9 +81,9 @@ def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
         kernel=DECODE_KERNEL,
         name=base.name,
         arguments=tuple(Argument(a.name, a.type, _decode_hint(a.name)) for a in base.arguments),
-        constants=(("BLOCK_D", padded), ("BLOCK_N", block_n), ("WARPS", 4), ("STAGES", stages)),
+        constants=(("BLOCK_D", padded), ("BLOCK_N", block_n), ("WARPS", warps), ("STAGES", stages)),
         grid=f"{ranks}, {heads}, batch_size",
-        num_warps=4,
+        num_warps=warps,
         num_stages=1,
         archs=(ARCH,),
         cluster=True,
@@ -90,9 +92,9 @@ def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
             *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
             *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
             *((f"batch_size * num_kv_heads > {MANY_KEY_HEADS}",) if many else ()),
+            *((f"batch_size * num_kv_heads <= {MOST_KEY_HEADS}",) if many else ()),
         ),
         nullable=base.nullable,
-        descriptors=_descriptors(padded, block_n)[2:],
         algorithm_name=base.algorithm_name,
     )
 
@@ -110,7 +112,8 @@ def decodes(manifest: Function, algorithm: int, arch: str, values: Sequence[floa
 
 
 def _decode_hint(name: str) -> int | None:
-    return 16 if name == "Q" else 8 if name == "head_size" or name.startswith("q_stride_") else None
+    """What is copied to shared memory, or loaded as the queries are, goes by 16 bytes."""
+    return 16 if name in "QKV" else 8 if name == "head_size" or name[:9] in _ROWS_LOADED else None
 
 
 def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:

@@ -22,6 +22,7 @@ cores add products of e4m3 with 13 bits of fraction or so (not documented by NVI
 blocks hold it, whether they see its key or not, except behind kv_lengths and in other sequences of a ragged batch.
 """
 
+from fp8_near import NEAR_KEYS, masked_far, multiply_near_keys, packed_near
 from fp8_wide import (
     allocate_blocks,
     allocate_turned,
@@ -32,6 +33,7 @@ from fp8_wide import (
     masked_wide,
     multiply_keys_wide,
     multiply_values_wide,
+    packed,
     packed_into,
     panel_of,
     turned_layout,
@@ -40,13 +42,17 @@ from fp8_wide import (
 from sm90_asm import arrive_by_warps, hold, moved, pass_turn, take_turn, uniform, wait_by_warps
 from sm90_lazy import grown, part_times_where
 from sm90_maxima import largest as largest_score
+from sm90_places import SMEM, given_tile, hand_on_tile
 from sm90_ragged import find_tile
 from sm90_slow import LN_2, LOG2_E, narrow
 from sm90_softmax import partial_sums
 from sm90_tiles import (
+    EVENLY,
     ROWS,
     Shape,
     end_block_of,
+    even_begin,
+    even_place,
     order_of,
     section_heads,
     sequence_of,
@@ -124,26 +130,6 @@ def _in_order(acc, LAYOUT: gl.constexpr, BLOCK_D: gl.constexpr):
     """Columns of a product with V as `_turned` has it, in the order of the head's dimensions."""
     ordered = acc.reshape([ROWS, BLOCK_D // 16, 2, 8]).permute((0, 1, 3, 2)).reshape([ROWS, BLOCK_D])
     return gl.convert_layout(ordered, LAYOUT, assert_trivial=True)
-
-
-@gluon.jit
-def packed(weights):
-    """Weights in e4m3, four in an integer, [rows, keys / 16, 4]: as a thread has them, of keys 2i, 2i + 1, 2i + 8 and
-    2i + 9."""
-    KEYS: gl.constexpr = weights.shape[1]
-    even, odd = gl.split(weights.reshape([ROWS, KEYS // 16, 2, 4, 2]).permute((0, 1, 3, 2, 4)))
-    first, third = gl.split(even)
-    second, fourth = gl.split(odd)
-    asm: gl.constexpr = """
-    {
-        .reg .b16 low, high;
-        cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
-        cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
-        mov.b32 $0, {low, high};
-    }"""
-    return gl.inline_asm_elementwise(
-        asm, "=r,r,r,r,r", [first, second, third, fourth], dtype=gl.int32, is_pure=True, pack=1
-    )
 
 
 @gluon.constexpr_function
@@ -229,6 +215,26 @@ def _transpose_block(v_smem, t_smem, raw, stage, count, SHAPE: gl.constexpr):
 
 
 @gluon.jit
+def _load_queries(work, turn, place, tile, SHAPE: gl.constexpr):
+    """Ask for the rows of a tile when there is room for them, and hand on which it is."""
+    CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
+    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
+    descriptors, shared, barriers, sizes, out, factors, handed = work
+    q_ready, q_free = barriers[0], barriers[1]
+    batch, q_head, first_row = place
+    for c in gl.static_range(CONSUMERS):
+        slot = turn % Q_SLOTS * CONSUMERS + c
+        mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
+        if SHAPE.HANDED:
+            hand_on_tile(handed, slot, tile[0], tile[1])
+        mbarrier.expect(q_ready.index(slot), ROWS * SHAPE.BLOCK_D)
+        tma.async_load(
+            descriptors[0], [batch, q_head, first_row + c * ROWS, 0], q_ready.index(slot), shared[0].index(slot),
+            cache_policy=ONCE,
+        )  # fmt: skip
+
+
+@gluon.jit
 def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     """The producer: it asks for what the consumers use in the order in which they do, across tiles too, and transposes
     each block of V while the next one comes."""
@@ -237,17 +243,21 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
     CONSUMERS: gl.constexpr = SHAPE.CONSUMERS
     STAGES: gl.constexpr = SHAPE.STAGES
     ORDER: gl.constexpr = SHAPE.ORDER
-    Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
     RAGGED: gl.constexpr = SHAPE.RAGGED
-    descriptors, shared, barriers, sizes, out, factors = work
+    descriptors, shared, barriers, sizes, out, factors, handed = work
     q_desc, k_desc, v_desc = descriptors
     q_smem, k_smem, v_smem, t_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     count_before = 0
+    if ORDER == EVENLY:
+        state = even_begin()
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
+        if ORDER == EVENLY:
+            row_tile, head, state = even_place(state, row_tiles, heads, section)
+        else:
+            row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         batch = head // num_heads
         q_head = head % num_heads
         kv_head = q_head // group
@@ -274,12 +284,7 @@ def _load(work, SHAPE: gl.constexpr, RAW: gl.constexpr, AHEAD: gl.constexpr):
                 if step > 0:
                     _transpose(shared, barriers, step - 1, count_before, SHAPE, RAW, AHEAD)
             if block == 0:  # after the first keys, which need not wait for the rows of a tile before
-                for c in gl.static_range(CONSUMERS):
-                    slot = turn % Q_SLOTS * CONSUMERS + c
-                    mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)
-                    mbarrier.expect(q_ready.index(slot), ROWS * BLOCK_D)
-                    place = [batch, q_head, first_row + c * ROWS, 0]
-                    tma.async_load(q_desc, place, q_ready.index(slot), q_smem.index(slot), cache_policy=ONCE)
+                _load_queries(work, turn, (batch, q_head, first_row), (row_tile, head), SHAPE)
             if is_wide(BLOCK_N):
                 load_block(v_desc, batch, kv_head, key, v_ready.index(step % RAW), v_smem, step % RAW, SHAPE)
             else:
@@ -374,6 +379,8 @@ def _multiply_values(p, t_smem, stage, acc, SHAPE: gl.constexpr, P_LAYOUT: gl.co
     """Issue the product of packed weights and a block of V."""
     if is_wide(SHAPE.BLOCK_N):
         return multiply_values_wide(p, t_smem, stage, acc, SHAPE)
+    elif SHAPE.ALIGNED:  # weights are read where `packed_into` writes them
+        return multiply_values_wide((p,), t_smem, stage, acc, SHAPE)
     else:
         weights = gl.convert_layout(unpacked(p, SHAPE.BLOCK_N), P_LAYOUT, assert_trivial=True)
         return warpgroup_mma(weights, t_smem.index(stage).permute((1, 0)), acc, is_async=True)
@@ -446,13 +453,18 @@ def _step(
     next_p, m, row_sum, alpha, due = _weigh(
         scores, m, row_sum, to_log2, ends, key, masked, S_LAYOUT, BLOCK_N, SHAPE.LAZY, SHAPE.THREES
     )
-    if not SHAPE.BY_WARPS:
+    if not SHAPE.BY_WARPS and not SHAPE.ALIGNED:
         next_p = _packed(next_p, BLOCK_N)
-    if SHAPE.CAUSAL and is_wide(BLOCK_N):
+    if (SHAPE.CAUSAL or SHAPE.ALIGNED) and is_wide(BLOCK_N):
         halves = half_packed(next_p)
         row_sum = hold(row_sum)
         acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
         next_p = packed_into(p, next_p, halves, now)
+    elif SHAPE.ALIGNED:
+        halves = half_packed((next_p,))
+        row_sum = hold(row_sum)
+        acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
+        next_p = packed_into((p,), (next_p,), halves, now)[0]
     else:
         row_sum = hold(row_sum)
         acc, p, next_p = _wait_for_sums(acc, p, next_p, SHAPE)
@@ -464,6 +476,42 @@ def _step(
     else:
         acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
     return acc, next_p, m, row_sum
+
+
+@gluon.jit
+def _near_first_block(
+    q, shared, barriers, stage, m, row_sum, to_log2, ends, key, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr
+):  # fmt: skip
+    """Weights of a consumer's first block, with the maxima and sums, where its rows see the first 64 keys at most."""
+    LAYOUT: gl.constexpr = layout_of(NEAR_KEYS)
+    ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    k_free = barriers[3]
+    near = warpgroup_mma_wait(0, deps=(multiply_near_keys(q, shared[1], stage, SHAPE),))
+    _give_back(k_free.index(stage), SHAPE)
+    before = partial_sums(gl.zeros([ROWS, NEAR_KEYS], gl.float32, layout=LAYOUT), NEAR_KEYS)
+    weights, m_new, sums, alpha, due = _weigh(
+        near, gl.convert_layout(m, ROW_LAYOUT, assert_trivial=True), before, to_log2,
+        gl.convert_layout(ends, ROW_LAYOUT, assert_trivial=True), key, True, LAYOUT, NEAR_KEYS, False, False,
+    )  # fmt: skip
+    m = gl.convert_layout(m_new, m.type.layout, assert_trivial=True)
+    row_sum = gl.convert_layout(sums, row_sum.type.layout, assert_trivial=True)
+    return packed_near(weights, SHAPE.BLOCK_N), m, row_sum
+
+
+@gluon.jit
+def _first_block(
+    q, shared, barriers, stage, m, row_sum, to_log2, ends, seen, key, SHAPE: gl.constexpr, S_LAYOUT: gl.constexpr
+):  # fmt: skip
+    """As `_near_first_block`, where rows see more. Keys before `seen` all rows see."""
+    k_free = barriers[3]
+    scores = _wait_for_scores(_multiply_keys(q, shared[1], stage, SHAPE, S_LAYOUT), 0, SHAPE)
+    _give_back(k_free.index(stage), SHAPE)
+    if seen < key + SHAPE.BLOCK_N:
+        scores = masked_far(scores, seen, ends, key, SHAPE.BLOCK_N)
+    weights, m, row_sum, alpha, due = _weigh(
+        scores, m, row_sum, to_log2, ends, key, False, S_LAYOUT, SHAPE.BLOCK_N, False, False
+    )
+    return _packed(weights, SHAPE.BLOCK_N), m, row_sum
 
 
 @gluon.jit
@@ -566,6 +614,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     Q_SLOTS: gl.constexpr = SHAPE.Q_SLOTS
     V_STAGES: gl.constexpr = SHAPE.V_STAGES
     ORDER: gl.constexpr = SHAPE.ORDER
+    MASKS: gl.constexpr = CAUSAL and not SHAPE.ALIGNED  # of other blocks than a consumer's first
     GENERAL: gl.constexpr = SHAPE.GENERAL
     RAGGED: gl.constexpr = SHAPE.RAGGED
     S_LAYOUT: gl.constexpr = layout_of(near_keys(BLOCK_N))
@@ -573,7 +622,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=4)
     ROW_LAYOUT: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     STORE_LAYOUT: gl.constexpr = rows_layout(BLOCK_D)
-    descriptors, shared, barriers, sizes, out, factors = work
+    descriptors, shared, barriers, sizes, out, factors, handed = work
     q_smem, k_smem, v_smem, t_smem = shared
     q_ready, q_free, k_ready, k_free, v_ready, t_ready, t_free = barriers
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
@@ -584,8 +633,12 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
             pass_turn(gl.zeros([ROWS], gl.float32, layout=ROW_LAYOUT), 0)
     step = 0
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
-        row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
+        if not SHAPE.HANDED:
+            row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         slot = turn % Q_SLOTS * CONSUMERS + CONSUMER
+        if SHAPE.HANDED:
+            _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+            row_tile, head = given_tile(handed, slot)
         q = q_smem.index(slot).reshape([ROWS, BLOCK_D])
         if RAGGED:
             row_tile, q_start, kv_start, sequence = find_tile(sizes, row_tile, SHAPE)
@@ -629,15 +682,27 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         NEAR: gl.constexpr = near_keys(BLOCK_N)
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
-        _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
+        if not SHAPE.HANDED:
+            _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)
         _await(k_ready.index(stage), (step // STAGES) & 1, SHAPE)
-        scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
-        _give_back(k_free.index(stage), SHAPE)
-        p, m, row_sum, alpha, due = _weigh(
-            scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
-            False,  # the maximum before is below all scores
-        )  # fmt: skip
-        p = _packed(p, BLOCK_N)
+        if SHAPE.HALVED:
+            seen = gl.minimum(first_row + newest + 1, kv_n)  # keys before it all rows see
+            if gl.minimum(first_row + ROWS + newest, kv_n) - block * BLOCK_N <= NEAR_KEYS:
+                p, m, row_sum = _near_first_block(
+                    q, shared, barriers, stage, m, row_sum, to_log2, ends, block * BLOCK_N, SHAPE, S_LAYOUT
+                )
+            else:
+                p, m, row_sum = _first_block(
+                    q, shared, barriers, stage, m, row_sum, to_log2, ends, seen, block * BLOCK_N, SHAPE, S_LAYOUT
+                )
+        else:
+            scores = _wait_for_scores(_multiply_keys(q, k_smem, stage, SHAPE, S_LAYOUT), 0, SHAPE)
+            _give_back(k_free.index(stage), SHAPE)
+            p, m, row_sum, alpha, due = _weigh(
+                scores, m, row_sum, to_log2, ends, block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,
+                False,  # the maximum before is below all scores
+            )  # fmt: skip
+            p = _packed(p, BLOCK_N)
         acc = gl.zeros([ROWS, BLOCK_D], gl.float32, layout=O_LAYOUT)
         step += 1
         to_left = uniform(block - first_block)
@@ -648,7 +713,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 acc, p, scores, m, row_sum, q, q_free.index(slot), shared, barriers, step, to_log2, ends, first_block,
                 to_left, unmasked, SHAPE, S_LAYOUT, O_LAYOUT, P_LAYOUT,
             )  # fmt: skip
-        elif CAUSAL and is_wide(BLOCK_N):  # one loop: between two, weights would be moved in each round of the second
+        elif MASKS and is_wide(BLOCK_N):  # one loop: between two, weights would be moved in each round of the second
             for _unused in range(to_left):
                 block -= 1
                 acc, p, m, row_sum = _step(
@@ -658,7 +723,7 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
                 step += 1
             _give_back(q_free.index(slot), SHAPE)
         else:
-            if CAUSAL:  # two loops: the second, which has most of the blocks, needs no registers to mask them
+            if MASKS:  # two loops: the second, which has most of the blocks, needs no registers to mask them
                 masked_count = gl.minimum(gl.maximum(block - unmasked, 0), to_left)
                 for _unused in range(masked_count):
                     block -= 1
@@ -690,7 +755,10 @@ def _attend(work, CONSUMER: gl.constexpr, SHAPE: gl.constexpr, AHEAD: gl.constex
         if not AHEAD:
             _give_back(t_free.index(last), SHAPE)
         factor = gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)
-        if CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
+        if SHAPE.ALIGNED:  # looked for once a tile
+            if first_row + newest < 0:
+                acc = gl.where((factor != 0)[:, None], acc, 0.0)
+        elif CAUSAL:  # rows without keys are zeros, even if what they multiplied with 0 is NaN
             acc = gl.where((factor != 0)[:, None], acc, 0.0)
         ordered = narrow(_in_order(acc * factor[:, None], STORE_LAYOUT, BLOCK_D), Out.dtype.element_ty)
         own_rows = first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, STORE_LAYOUT))
@@ -767,6 +835,9 @@ def fmha_fp8_sm90(
     PRODUCER_FIRST: gl.constexpr = False,
     THREES: gl.constexpr = False,
     BY_WARPS: gl.constexpr = False,
+    EVEN: gl.constexpr = 0,
+    ALIGNED: gl.constexpr = False,
+    HALVED: gl.constexpr = False,
 ):
     """Grid: as that of fmha_fwd_sm90, which has one consumer, too.
 
@@ -778,6 +849,12 @@ def fmha_fp8_sm90(
 
     LAZY: products of the sums are left out where no row of a warp has grown, which AHEAD does anyway. PRODUCER_FIRST:
     which partition the first warps are. THREES: maxima are taken of three scores at a time (sm90_maxima.py).
+
+    EVEN: as fmha_fwd_sm90's, with places handed on by the producer. ALIGNED: a consumer's rows, and the keys they see,
+    begin with a multiple of 64 keys, so that of causal attention only its first block is masked, in no loop: BLOCK_N is
+    a multiple of 64, bottom_right 0 or kv_len - q_len a multiple of 64. Weights are then packed in the registers of
+    those before, as in blocks that are no power of two. HALVED: of a first block of which its rows see 64 keys at most,
+    a consumer multiplies those alone; so with CAUSAL and ALIGNED.
 
     AHEAD: scores are a block ahead of their exponentials (`_step_ahead`). Not with PING_PONG: a consumer of a single
     block would take a turn more than the others. STAGES is at least 3 and V_STAGES the same: t_free is k_free,
@@ -791,8 +868,13 @@ def fmha_fp8_sm90(
         bounds = (bottom_right, (cu_seqlens_q, batch_size), cu_seqlens_kv, window_left, window_right)
     else:
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
-    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, 0, False)
-    section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
+    gl.static_assert(not ALIGNED or BLOCK_N % ROWS == 0, "ALIGNED wants blocks of a multiple of 64 keys")
+    gl.static_assert(not HALVED or (CAUSAL and ALIGNED), "HALVED wants CAUSAL and ALIGNED")
+    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, 0, EVEN > 0)
+    if EVEN:
+        section = section_heads(row_tiles, all_heads, EVEN)
+    else:
+        section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
     sizes = (num_heads, group, q_len, kv_len, row_tiles, all_heads, section, bounds)
     dtype: gl.constexpr = q_desc.dtype
     q_smem = gl.allocate_shared_memory(dtype, [Q_SLOTS * CONSUMERS, 1, 1, ROWS, BLOCK_D], q_desc.layout)
@@ -818,6 +900,9 @@ def fmha_fp8_sm90(
         t_free = k_free
     else:
         t_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    handed = ()
+    if EVEN:
+        handed = gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS * CONSUMERS, 1], SMEM)
     ARRIVALS: gl.constexpr = 4 if BY_WARPS else 1  # of a consumer
     for c in gl.static_range(Q_SLOTS * CONSUMERS):
         mbarrier.init(q_ready.index(c), count=1)
@@ -844,10 +929,11 @@ def fmha_fp8_sm90(
         sizes,
         (Out, out_stride_b, out_stride_h, out_stride_s, head_size, Lse),
         factors,
+        handed,
     )
     SHAPE: gl.constexpr = Shape(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, CAUSAL, PING_PONG, Q_SLOTS, True, V_STAGES, ORDER, GENERAL, RAGGED, False,
-        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS,
+        LAZY=LAZY, THREES=THREES, BY_WARPS=BY_WARPS, HANDED=EVEN > 0, ALIGNED=ALIGNED, HALVED=HALVED,
     )  # fmt: skip
     if CONSUMERS == 2 and PRODUCER_FIRST:
         gl.warp_specialize(

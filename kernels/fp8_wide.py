@@ -84,10 +84,10 @@ def _descriptor(name, address, offset):
 
 
 @gluon.constexpr_function
-def _keys_asm(block_n, block_d):
-    """Scores of 64 rows and a block of keys. Operands: scores; the addresses of the queries and the keys."""
+def keys_asm(block_n, block_d, keys):
+    """Scores of 64 rows and so many keys, a block's first. Operands: scores; addresses of the queries and the keys."""
     panel = min(block_d, 128)
-    count = block_n // 2
+    count = keys // 2
     written = ", ".join(f"${i}" for i in range(count))
     lines = [".reg .pred more;", *_begun(["q", "k"], panel)]
     for i, name in enumerate(["q", "k"]):
@@ -98,27 +98,27 @@ def _keys_asm(block_n, block_d):
         for column in range(0, panel, 32):
             lines += _descriptor("a", "q", i * 64 * panel + column)
             lines += _descriptor("b", "k", i * block_n * panel + column)
-            lines += [f"{_wgmma(block_n)} {{{written}}}, a, b, {more}, 1, 1;"]
+            lines += [f"{_wgmma(keys)} {{{written}}}, a, b, {more}, 1, 1;"]
             more = "1"
     return "{ " + " ".join([*lines, "wgmma.commit_group.sync.aligned;"]) + " }"
 
 
 @gluon.constexpr_function
-def _keys_constraints(block_n):
+def keys_constraints(block_n):
     return ",".join(["=&f"] * (block_n // 2) + ["r"] * 2)
 
 
 @gluon.constexpr_function
-def _types(widths):
+def types_of(widths):
     return tuple(gl.distributed_type(gl.float32, [64, n], layout_of(n)) for n in widths)
 
 
 @gluon.jit
 def multiply_keys_wide(q, k_smem, stage, SHAPE: gl.constexpr):
     """Issue the product of a consumer's rows and a block of keys."""
-    asm: gl.constexpr = _keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D)
-    constraints: gl.constexpr = _keys_constraints(SHAPE.BLOCK_N)
-    types: gl.constexpr = _types(keys_of_parts(SHAPE.BLOCK_N))
+    asm: gl.constexpr = keys_asm(SHAPE.BLOCK_N, SHAPE.BLOCK_D, SHAPE.BLOCK_N)
+    constraints: gl.constexpr = keys_constraints(SHAPE.BLOCK_N)
+    types: gl.constexpr = types_of(keys_of_parts(SHAPE.BLOCK_N))
     k = k_smem.index(stage * parts_of_block(SHAPE.BLOCK_D, SHAPE.BLOCK_N))
     return gl.inline_asm(asm, constraints, (q, k), types, is_pure=False)
 
@@ -153,7 +153,7 @@ def multiply_values_wide(p, t_smem, stage, acc, SHAPE: gl.constexpr):
     UNIT: gl.constexpr = unit_keys(BLOCK_N)
     asm: gl.constexpr = _values_asm(BLOCK_N, BLOCK_D, UNIT)
     constraints: gl.constexpr = _values_constraints(BLOCK_D, BLOCK_N)
-    types: gl.constexpr = _types((BLOCK_D,))
+    types: gl.constexpr = types_of((BLOCK_D,))
     operands = (acc,)
     operands += p
     operands += (t_smem.index(stage * (BLOCK_N // UNIT)),)
@@ -161,7 +161,7 @@ def multiply_values_wide(p, t_smem, stage, acc, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def _masked(scores, ends, key):
+def masked(scores, ends, key):
     LAYOUT: gl.constexpr = scores.type.layout
     columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, LAYOUT))
     ends = gl.convert_layout(ends, gl.SliceLayout(1, LAYOUT), assert_trivial=True)
@@ -173,7 +173,7 @@ def masked_wide(scores, ends, key):
     """Scores of the keys below a row's end; of the others -inf."""
     made = ()
     for part in gl.static_range(len(scores)):
-        made += (_masked(scores[part], ends, key),)
+        made += (masked(scores[part], ends, key),)
         key += scores[part].shape[1]
     return made
 
@@ -242,6 +242,23 @@ def _fours(weights):
     first, third = gl.split(even)
     second, fourth = gl.split(odd)
     return first, second, third, fourth
+
+
+@gluon.jit
+def packed(weights):
+    """Weights in e4m3, four in an integer, [rows, keys / 16, 4]: as a thread has them, of keys 2i, 2i + 1, 2i + 8 and
+    2i + 9."""
+    first, second, third, fourth = _fours(weights)
+    asm: gl.constexpr = """
+    {
+        .reg .b16 low, high;
+        cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+        cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+        mov.b32 $0, {low, high};
+    }"""
+    return gl.inline_asm_elementwise(
+        asm, "=r,r,r,r,r", [first, second, third, fourth], dtype=gl.int32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit

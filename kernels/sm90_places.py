@@ -193,6 +193,12 @@ def taken(sizes, slot, ready, phase, SHAPE: gl.constexpr):
 def taken_tile(places, slot, ready, phase):
     """What `hand_on_tile` was given, once the queries are there."""
     mbarrier.wait(ready, phase)
+    return given_tile(places, slot)
+
+
+@gluon.jit
+def given_tile(places, slot):
+    """As `taken_tile`, of queries that have been waited for."""
     return _take_one(places, slot * 2), _take_one(places, slot * 2 + 1)
 
 

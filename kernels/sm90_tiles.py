@@ -64,6 +64,7 @@ class Shape(NamedTuple):
     DIRECT: gl.constexpr = gl.constexpr(False)
     LEVELS: gl.constexpr = gl.constexpr(False)
     BY_WARPS: gl.constexpr = gl.constexpr(False)
+    ALIGNED: gl.constexpr = gl.constexpr(False)
 
 
 @gluon.constexpr_function

@@ -57,6 +57,9 @@ def run(
     producer_first: bool = False,
     threes: bool = False,
     by_warps: bool = False,
+    even: int = 0,
+    aligned: bool = False,
+    halved: bool = False,
     general: bool = False,
     q_lengths: Sequence[int] | None = None,
     kv_lengths: Sequence[int] | None = None,
@@ -151,6 +154,9 @@ def run(
         PRODUCER_FIRST=producer_first,
         THREES=threes,
         BY_WARPS=by_warps,
+        EVEN=even,
+        ALIGNED=aligned,
+        HALVED=halved,
     )
     assert np.isnan(out_memory[:16]).all()
     assert np.isnan(out_memory[-16:]).all()

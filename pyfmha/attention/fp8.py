@@ -61,6 +61,10 @@ class Setting:
         producer_first: whether the producer is the first partition.
         threes: whether maxima are taken of three scores at a time, as kernels/sm90_maxima.py does.
         by_warps: whether each warp of a consumer waits and gives back by itself, without barriers of all four.
+        even: causal tiles from the longest, in sections of so many rounds, from which all programs get as much to do,
+            and whose places the producer hands on. 0 for another order.
+        aligned: whether only the first block of a consumer is masked, as where masks go by 64 keys, as blocks do.
+        halved: whether a consumer whose rows see but 64 keys of its first block multiplies those alone; if aligned.
         masks: with which values of CAUSAL it is compiled.
         general: whether it serves lengths.
         ragged: whether it serves ragged batches, and those alone; it is general, too.
@@ -83,6 +87,9 @@ class Setting:
     producer_first: bool = False
     threes: bool = False
     by_warps: bool = False
+    even: int = 0
+    aligned: bool = False
+    halved: bool = False
     masks: tuple[bool, ...] = (False, True)
     general: bool = False
     ragged: bool = False
@@ -99,31 +106,36 @@ _BASE: dict[int, Setting] = {
 }
 
 
-# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), and no barrier in the
-# loop of a consumer.
-_PARTS = replace(_WIDE, block_n=192, raw=2, ping_pong=False, lazy=True, threes=True, by_warps=True)
-# Causal and longer, where 132 multiprocessors share tiles of 192 queries out more evenly than of 128: scores a block
-# ahead, by three consumers of 64 keys, whose chains of maximum and exponentials hide each other.
-_AHEAD = replace(_BASE[64], block_n=64, stages=4, v_stages=4, ping_pong=False, ahead=True, longest_first=True)
+# Of long dense batches without lengths: blocks that are no power of two (kernels/fp8_wide.py), no barrier in the loop
+# of a consumer, and three blocks of V transposed, so that consumers need not keep step.
+_PARTS = replace(_WIDE, block_n=192, raw=2, v_stages=3, ping_pong=False, lazy=True, threes=True, by_warps=True)
 _FIRST_WIDE = replace(_WIDE, producer_first=True, threes=True)
 _LONG_WIDE = replace(_FIRST_WIDE, by_warps=True, lazy=True, ping_pong=False)
+# Where all queries see the keys up to their own: a loop without masks, as full attention has it.
+_SQUARE = ("q_len > 1024", "q_len == kv_len")
+_EVEN = replace(_PARTS, even=2, aligned=True, halved=True, requires=_SQUARE, masks=(True,))
+# Three blocks of V transposed, or of K, in the room of the queries of the next tile.
+_DEEP_WIDE = replace(_LONG_WIDE, q_slots=1)
+_EVEN_WIDE = replace(_DEEP_WIDE, stages=3, even=2, aligned=True, halved=True, requires=_SQUARE, masks=(True,))
+_WARPS = replace(_BASE[64], by_warps=True, lazy=True, threes=True, ping_pong=False)
 # Of dense batches without lengths, in the order in which they are tried; kernels/NOTES.md has the times.
 _DENSE: dict[int, tuple[Setting, ...]] = {
     64: (
+        replace(_WARPS, requires=("q_len > 2048", "kv_len > 2048"), masks=(False,)),
         replace(_BASE[64], masks=(False,)),
+        replace(_WARPS, even=2, aligned=True, requires=_SQUARE, masks=(True,)),
         replace(_BASE[64], ping_pong=False, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
     128: (
-        replace(_PARTS, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_PARTS, raw=1, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_BASE[128], masks=(False,)),
-        replace(_AHEAD, requires=("q_len > 11264", "q_len <= 14336"), masks=(True,)),
-        replace(_PARTS, block_n=160, longest_first=True, requires=("q_len > 2048", "q_len <= 16896"), masks=(True,)),
-        replace(_AHEAD, requires=("q_len > 16896",), masks=(True,)),
-        replace(_BASE[128], stages=3, v_stages=3, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
+        _EVEN,
+        replace(_PARTS, block_n=160, even=2, requires=("q_len > 1024",), masks=(True,)),
     ),
     256: (
-        replace(_LONG_WIDE, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
+        replace(_DEEP_WIDE, v_stages=3, requires=("q_len > 1024", "kv_len > 1024"), masks=(False,)),
         replace(_FIRST_WIDE, masks=(False,)),
+        _EVEN_WIDE,
         replace(_FIRST_WIDE, lazy=True, longest_first=True, requires=("q_len > 1024",), masks=(True,)),
     ),
 }
@@ -196,9 +208,10 @@ class Fp8:
             ("AHEAD", setting.ahead),
             *(
                 (name, True)
-                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS")
+                for name in ("LAZY", "PRODUCER_FIRST", "THREES", "BY_WARPS", "ALIGNED", "HALVED")
                 if getattr(setting, name.lower())
             ),
+            *((("EVEN", setting.even),) if setting.even else ()),
         )
         row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
         heads = "num_heads" if setting.ragged else "num_heads * batch_size"

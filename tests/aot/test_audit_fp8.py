@@ -18,10 +18,11 @@ pytestmark = pytest.mark.long
 # Bytes spilled, by head size and kind. At 64, three consumers have 160 registers, at 256 the accumulator alone has 128.
 SPILLED = {
     **{(64, "full"): 8, (64, "longest first"): 56, (64, "causal"): 56, (64, "lengths"): 168, (64, "ragged"): 184},
-    **{(128, "full"): 8, (128, "longest first"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
-    **{(128, "full, parts"): 24, (128, "longest first, parts"): 8},
-    **{(128, "longest first, ahead"): 8, (128, "longest first, ahead, very long"): 8},
-    **{(256, "full, producer first"): 24, (256, "full, each warp"): 24},
+    **{(128, "full"): 8, (128, "causal"): 8, (128, "lengths"): 64, (128, "ragged"): 88},
+    (128, "full, parts"): 24,
+    **{(64, "full, each warp"): 16, (128, "evenly, parts"): 8},
+    **{(256, "full, producer first"): 24, (256, "full, each warp"): 48},
+    **{(64, "evenly, aligned"): 64, (128, "evenly, aligned, parts"): 24, (256, "evenly, aligned"): 40},
     (256, "longest first, lazy"): 168,
     **{(256, "causal"): 208, (256, "lengths"): 200, (256, "ragged"): 200},
 }
@@ -42,7 +43,7 @@ class Kernel:
     def loops(self) -> int:
         """Over keys, of each consumer: causal ones have a loop of their own for blocks that are masked. Where scores
         are ahead, what comes before and after the loop is a second step."""
-        masked = self.setting.masks == (True,) and not self.parts
+        masked = self.setting.masks == (True,) and not self.parts and not self.setting.aligned
         return 1 + masked + self.setting.ahead
 
     @property
@@ -58,15 +59,17 @@ def parts_of(setting: Setting) -> str:
 def kind_of(setting: Setting) -> str:
     if setting.ragged or setting.general:
         return "ragged" if setting.ragged else "lengths"
-    if setting.longest_first:
+    if setting.even:
+        kind = "evenly"
+        how = ", ".join(filter(None, ("aligned" if setting.aligned else "", parts_of(setting))))
+    elif setting.longest_first:
         kind = "longest first"
-        how = parts_of(setting) or ("ahead" if setting.ahead else "lazy" if setting.lazy else "")
+        how = parts_of(setting) or ("lazy" if setting.lazy else "")
     else:
         kind = "causal" if setting.masks == (True,) else "full"
         how = parts_of(setting)
         how = how or ("each warp" if setting.by_warps else "producer first" if setting.producer_first else "")
-    very_long = ", very long" if setting.ahead and len(setting.requires) == 1 else ""
-    return f"{kind}, {how}{very_long}" if how else kind
+    return f"{kind}, {how}" if how else kind
 
 
 KERNELS = {
@@ -97,10 +100,13 @@ def test_tensor_cores_are_used_without_waiting_for_each_product(
     kernel = KERNELS[name]
     listing, consumers = disassembled(cubins[name], tmp_path), kernel.setting.consumers
     found = opcodes(listing)
-    assert found["QGMMA"] == consumers * (1 + kernel.loops) * (kernel.size + kernel.setting.block_n) // 32
+    near = consumers * kernel.setting.halved  # products with the first 64 keys alone
+    columns = consumers * (1 + kernel.loops) * (kernel.size + kernel.setting.block_n) + near * kernel.size
+    assert found["QGMMA"] == columns // 32
     assert found["HGMMA"] == 0
     # ptxas ends a batch of wgmma with "gsb0"; where it cannot keep them asynchronous, it ends every one so.
-    assert len(re.findall(r"QGMMA.*gsb0", listing)) == consumers * (1 + kernel.loops) * 2, "wgmma runs one at a time"
+    batches = consumers * (1 + kernel.loops) * 2 + near
+    assert len(re.findall(r"QGMMA.*gsb0", listing)) == batches, "wgmma runs one at a time"
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -124,6 +130,8 @@ def test_no_barrier_holds_the_warps_of_a_consumer_together(name: str, cubins: di
     kernel = KERNELS[name]
     steps = steps_of(disassembled(cubins[name], tmp_path))
     assert len(steps) == kernel.setting.consumers * (kernel.loops - kernel.setting.ahead)
+    if kernel.setting.aligned:
+        assert not any("FSEL" in step for step in steps), "blocks are masked in the loop"
     for step in steps:
         assert not re.search(r"^BAR\.", step, re.MULTILINE)
         assert len(re.findall(r"^F2FP", step, re.MULTILINE)) == kernel.setting.block_n // 4

@@ -18,6 +18,7 @@ from pyfmha.verify.fp8_cases import LIMIT, fp8_cases
 
 LENGTHS = {"general": True, "batch": 2, "q_len": 150, "kv_len": 180}
 WIDE = {"lazy": True, "threes": True, "by_warps": True, "block_d": 128, "head_size": 128}
+ALIGNED = {**WIDE, "causal": True, "aligned": True, "even": 2, "ping_pong": False}
 AHEAD = {"ahead": True, "ping_pong": False, "stages": 3, "v_stages": 3}
 
 
@@ -74,6 +75,30 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "wide blocks, head size 64": {**WIDE, "block_n": 192, "block_d": 64, "head_size": 64, "kv_len": 400},
     "each warp by itself": {"by_warps": True, "kv_len": 300, "q_len": 130},
     "each warp by itself, ahead": {**AHEAD, "by_warps": True, "block_n": 96, "kv_len": 500, "q_len": 130},
+    "even": {"causal": True, "even": 2, "q_len": 300, "heads": 5, "batch": 2, "programs": 3, "by_warps": True},
+    "aligned": {**ALIGNED, "block_n": 192, "q_len": 700, "heads": 3, "programs": 2, "scale": 2.0},
+    "aligned, whole blocks": {
+        **{**ALIGNED, "block_n": 128, "block_d": 256, "head_size": 256, "q_len": 530, "raw": 1, "q_slots": 1},
+        **{"producer_first": True, "ping_pong": True, "programs": 2},
+    },
+    "aligned, three consumers": {
+        **{**ALIGNED, "block_n": 64, "block_d": 64, "head_size": 64, "q_len": 400, "consumers": 3, "by_warps": False},
+        **{"lazy": False, "threes": False, "kv_len": 400},
+    },
+    "aligned, more keys": {**ALIGNED, "block_n": 192, "q_len": 200, "kv_len": 392, "bottom_right": True},
+    "aligned, fewer keys": {**ALIGNED, "block_n": 192, "q_len": 392, "kv_len": 200, "bottom_right": True},
+    "aligned, near keys": {
+        **{**ALIGNED, "halved": True, "block_n": 192, "q_len": 700, "heads": 3, "programs": 2, "v_stages": 3},
+    },
+    "aligned, near keys of whole blocks": {
+        **{**ALIGNED, "halved": True, "block_n": 128, "block_d": 256, "head_size": 256, "q_len": 390, "raw": 1},
+        **{"producer_first": True, "programs": 2, "q_slots": 1, "stages": 3},
+    },
+    "aligned, near keys, fewer": {**ALIGNED, "halved": True, "block_n": 192, "q_len": 500, "kv_len": 230},
+    "three blocks of V transposed, one as it comes": {
+        **{**WIDE, "ping_pong": False, "block_n": 192, "kv_len": 900, "q_len": 300, "raw": 1, "v_stages": 3},
+    },
+    "aligned, keys end": {**ALIGNED, "block_n": 192, "q_len": 500, "kv_len": 230},
     "factors": {
         **{"batch": 2, "heads": 4, "kv_heads": 2, "kv_len": 100},
         "descales": (np.full((1, 1), 0.5), np.array([[1.0, 2.0]]), np.array([[3.0, 0.25], [1.0, 7.0]])),
@@ -166,6 +191,30 @@ FAULTS |= {
                                "each warp by itself"),
     "each warp: V is given away before it is read": (*GIVEN_TOO_EARLY, "wide blocks"),
 }  # fmt: skip
+FAULTS |= {
+    "even: the place is handed on before the one before is read": (
+        "        mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)\n        if SHAPE.HANDED:\n"
+        "            hand_on_tile(handed, slot, tile[0], tile[1])\n",
+        "        if SHAPE.HANDED:\n            hand_on_tile(handed, slot, tile[0], tile[1])\n"
+        "        mbarrier.wait(q_free.index(slot), ((turn // Q_SLOTS) & 1) ^ 1)\n", "aligned, whole blocks",
+    ),
+    "even: the place is read before the queries are there": (
+        "            _await(q_ready.index(slot), (turn // Q_SLOTS) & 1, SHAPE)\n            row_tile",
+        "            row_tile", "even",
+    ),
+    "aligned: the first block has no mask": ("block * BLOCK_N, block >= unmasked, S_LAYOUT, BLOCK_N, AHEAD,",
+                                             "block * BLOCK_N, False, S_LAYOUT, BLOCK_N, AHEAD,", "aligned"),
+    "aligned: weights are those before": ("packed_into((p,), (next_p,), halves, now)[0]", "p", "aligned, whole blocks"),
+    "near: more keys are seen": ("- block * BLOCK_N <= NEAR_KEYS:", "- block * BLOCK_N <= 2 * NEAR_KEYS:",
+                                 "aligned, near keys"),
+    "near: the first keys are not masked where some row sees less": (
+        "if seen >= key + NEAR:", "if seen >= key:", "aligned, near keys"
+    ),
+    "near: all keys are seen": ("if seen < key + SHAPE.BLOCK_N:", "if seen < key:",
+                                "aligned, near keys of whole blocks"),
+    "near: weights of other keys": ("gl.join(p, none).permute((0, 3, 1, 2))", "gl.join(p, none).permute((0, 1, 3, 2))",
+                                    "aligned, near keys"),
+}  # fmt: skip
 QUICK = frozenset(FAULTS)
 FAULTS |= {
     "the factor of V is another sequence's": ("batch.to(gl.int64) * stride_b", "batch.to(gl.int64) * 0", "factors"),
@@ -239,6 +288,20 @@ def test_turns_do_not_go_with_scores_that_are_ahead() -> None:
             if setting.ahead:
                 assert not setting.ping_pong
                 assert setting.stages == setting.v_stages >= 3
+
+
+def test_masks_of_one_block_go_by_what_blocks_go() -> None:
+    """A kernel whose loop has no masks serves as many keys as queries alone."""
+    found = [setting for size in HEAD_SIZES for setting in settings(size) if setting.aligned]
+    assert len(found) == len(HEAD_SIZES)
+    for setting in found:
+        assert setting.masks == (True,)
+        assert setting.block_n % 64 == 0
+        assert "q_len == kv_len" in setting.requires
+        assert not setting.longest_first
+    for problem in ({"block_n": 160}, {"aligned": False, "halved": True}):
+        with pytest.raises(AssertionError, match="wants"):
+            run(**{**ALIGNED, **problem})
 
 
 def test_the_family() -> None:

@@ -248,10 +248,7 @@ def _fours(weights):
 def packed(weights):
     """Weights in e4m3, four in an integer, [rows, keys / 16, 4]: as a thread has them, of keys 2i, 2i + 1, 2i + 8 and
     2i + 9."""
-    KEYS: gl.constexpr = weights.shape[1]
-    even, odd = gl.split(weights.reshape([ROWS, KEYS // 16, 2, 4, 2]).permute((0, 1, 3, 2, 4)))
-    first, third = gl.split(even)
-    second, fourth = gl.split(odd)
+    first, second, third, fourth = _fours(weights)
     asm: gl.constexpr = """
     {
         .reg .b16 low, high;

@@ -2,7 +2,7 @@
 
 Attention of few queries over many keys is split over the keys, see ``kernels/fmha_decode.py``. Both functions take the
 same arguments, so that one :class:`Decoding` describes both launches. On Hopper ``fmha_fwd_*`` itself decodes most of
-what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py``.
+what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py`` and ``kernels/fmha_copied_sm90.py``.
 """
 
 from collections.abc import Sequence
@@ -332,10 +332,10 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     programs = key_heads * -(-call.q_len * group // ROWS) * splits
     read = call.kv_len * 4 * call.head_size  # K and V of 16 bits, of one key head
     memory, multiprocessors = device.memory_rate, device.multiprocessors
-    if memory <= 0 or multiprocessors <= 0:
-        return True
     padded = Decode("fp16", call.head_size).padded
     copied, few = padded == COPIED, key_heads <= MOST_KEY_HEADS
+    if memory <= 0 or multiprocessors <= 0 or (copied and not few):  # more come in rounds that do not end together
+        return True
     rates = COPYING if copied else FETCHING
     many = key_heads > MANY_KEY_HEADS and padded in MANY_BLOCKS and (few or not copied)
     at_once, rate = (MANY_PROGRAMS * multiprocessors, rates.many) if many else (multiprocessors, rates.program)

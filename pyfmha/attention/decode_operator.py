@@ -84,7 +84,7 @@ DECODING = {
     "split_rate": _rate("split"),
     **_waves_ns("pair", "programs * splits", "splits_at_once", "read / max(splits, 1)", "split_rate", "memory_rate"),
     "three_ns": f"1000 * {MANY_PROGRAMS} * read / {_rate('three')} if three and programs > 2 * multiprocessors else 0",
-    "one_launch": "either and (memory_rate <= 0 or multiprocessors <= 0 or"
+    "one_launch": "either and (memory_rate <= 0 or multiprocessors <= 0 or copied and not few or"
     f" cluster_ns <= max(pair_ns, three_ns) + ({_rate('second_ns')} if splits > 1 else 0))",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.

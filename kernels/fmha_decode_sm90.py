@@ -2,13 +2,12 @@
 
 The same function as fmha_fwd.py for dense batches of fp16 and bf16 with q_len 1, see its docstring for the arguments.
 There is nothing to do but to read K and V once, as fast as memory gives them. The keys of one key head are split over
-the programs of a thread-block cluster, or are all one program's where there are enough key heads. Each copies its part
-to shared memory (cp.async), some 128 KiB ahead, and combines what it found with the others' through distributed shared
-memory; nothing goes through global memory, and no second launch waits for the first. (TMA gives rows of 128 bytes, the
-widest that wgmma reads, at 4.0 to 4.2 TB/s on an H200, copies at 4.5: kernels/NOTES.md.)
+the programs of a thread-block cluster. Each has TMA fetch its part into shared memory, as many blocks at once as fit,
+and combines what it found with the others' through distributed shared memory; nothing goes through global memory, and
+no second launch waits for the first.
 
 A program computes the queries of up to 8 heads that share the key head, and everything transposed: K times Q^T and V^T
-times the weights, so that K and V are the 64-row operand of wgmma, which reads them where they have come to, and the
+times the weights, so that K and V are the 64-row operand of wgmma, which reads them where TMA has put them, and the
 queries its 8 columns. As time goes into memory, all arithmetic is the safe one of fmha_fwd.py: finite input never
 gives NaN or infinity.
 """
@@ -16,8 +15,7 @@ gives NaN or infinity.
 from sm90_slow import FLOAT_MAX, LN_2, LOG2_E, LOWEST, row_powers
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 
 ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
 
@@ -33,7 +31,7 @@ def _room_asm(block_d):
     """PTX that gives the address of shared memory of its own, where the programs of a cluster put their results: parts
     of the output, statistics, and the barrier that counts their bytes.
 
-    It lies before what Triton allocates, which wgmma wants to begin at a multiple of 1024 bytes.
+    It lies before what Triton allocates, which TMA and wgmma want to begin at a multiple of 1024 bytes.
     """
     size = (4 * (block_d * HEADS.value + RANKS.value * STATISTICS.value) + 8 + 1023) // 1024 * 1024
     return f"{{ .shared .align 1024 .b8 pyfmha_room[{size}]; mov.u32 $0, pyfmha_room; }} // $1"
@@ -65,19 +63,22 @@ def _join(thread):
 
 @gluon.jit
 def _put(address, barrier, rank, value, really):
-    """Send values to addresses of the shared memory of programs of the cluster, where `really` is not 0.
+    """Send values to addresses of the shared memory of programs of the cluster, where `really` is 1; where it is 2,
+    store them at addresses of the program's own, of which the barrier learns nothing.
 
     Two at a time, because each store costs the barrier an update: those of a pair of columns, which a thread holds side
     by side, and which go side by side.
     """
     asm: gl.constexpr = """
     {
-        .reg .pred p;
+        .reg .pred p, own;
         .reg .u32 there, counter;
-        setp.ne.s32 p, $10, 0;
+        setp.eq.s32 p, $10, 1;
+        setp.eq.s32 own, $10, 2;
         mapa.shared::cluster.u32 there, $2, $6;
         mapa.shared::cluster.u32 counter, $4, $6;
         @p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [there], {$8, $9}, [counter];
+        @own st.shared.v2.b32 [$2], {$8, $9};
         mov.b32 $0, 0;
         mov.b32 $1, 0;
     }"""
@@ -117,16 +118,17 @@ def _normalise(q):
 
 
 @gluon.jit
-def _fetch(rows, shared, stage, key, end):
-    """Ask for a block of K or V; keys from `end` on, which may be NaN, become zeros."""
-    base, keys, stride, columns, inside = rows
-    here = base + (key + keys).to(gl.int64)[:, None] * stride + columns[None, :]
-    async_copy.async_load(shared.index(stage), here, mask=(key + keys < end)[:, None] & inside[None, :])
-    async_copy.commit_group()
+def _fetch(descriptors, shared, ready, place, key, stage, BYTES: gl.constexpr):
+    """Have TMA load a block of K and one of V."""
+    for i in gl.static_range(2):
+        mbarrier.expect(ready[i].index(stage), BYTES)
+        tma.async_load(descriptors[i], [place[0], place[1], key, 0], ready[i].index(stage), shared[i].index(stage))
 
 
 @gluon.jit
 def fmha_decode_sm90(
+    k_desc,
+    v_desc,
     Out,
     Lse,
     Q,
@@ -167,10 +169,10 @@ def fmha_decode_sm90(
 ):
     """Grid: (ranks, num_kv_heads * cdiv(num_heads / num_kv_heads, 8), batch_size), ranks 1, 2, 4 or 8: a cluster.
 
-    q_len is 1. q_lengths, ragged batches and softcap are not served.
+    Descriptors: boxes of [1, 1, BLOCK_N, BLOCK_D] of K and V. q_len is 1. q_lengths, ragged batches and softcap are not
+    served.
     """
-    dtype: gl.constexpr = K.dtype.element_ty
-    gl.static_assert(16 * WARPS <= BLOCK_D, "two warps would have the same rows of the output, and send them twice")
+    dtype: gl.constexpr = k_desc.dtype
     WIDE: gl.constexpr = dtype == gl.bfloat16
     shift: gl.constexpr = WIDE_SHIFT if WIDE else 0.0
     rank = gl.program_id(0)
@@ -213,27 +215,33 @@ def fmha_decode_sm90(
     count = gl.minimum(gl.maximum(blocks - rank * share, 0), share)
     begin += rank * share * BLOCK_N
 
-    BLOCK: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_D], dtype)
-    k_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, BLOCK_D], BLOCK)
-    v_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, BLOCK_D], BLOCK)
-    own = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, BY_ROW))
-    in_head = q_columns < head_size
-    K += batch.to(gl.int64) * k_stride_b + kv_head.to(gl.int64) * k_stride_h
-    V += batch.to(gl.int64) * v_stride_b + kv_head.to(gl.int64) * v_stride_h
-    k_rows = (K, own, k_stride_s, q_columns, in_head)
-    v_rows = (V, own, v_stride_s, q_columns, in_head)
-    last = gl.minimum(begin + count * BLOCK_N, end)
+    k_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], k_desc.layout)
+    v_smem = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, BLOCK_D], v_desc.layout)
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for s in gl.static_range(STAGES):
-        _fetch(k_rows, k_smem, s, begin + s * BLOCK_N, last)
-        _fetch(v_rows, v_smem, s, begin + s * BLOCK_N, last)
+        mbarrier.init(k_ready.index(s), count=1)
+        mbarrier.init(v_ready.index(s), count=1)
+    descriptors = (k_desc, v_desc)
+    shared = (k_smem, v_smem)
+    ready = (k_ready, v_ready)
+    place = (batch, kv_head)
+    BYTES: gl.constexpr = BLOCK_N * BLOCK_D * 2
+    for s in gl.static_range(STAGES):
+        mbarrier.expect(k_ready.index(s), BYTES, pred=s < count)
+        mbarrier.expect(v_ready.index(s), BYTES, pred=s < count)
+    for s in gl.static_range(STAGES):
+        key = begin + s * BLOCK_N
+        tma.async_load(k_desc, [batch, kv_head, key, 0], k_ready.index(s), k_smem.index(s), pred=s < count)
+        tma.async_load(v_desc, [batch, kv_head, key, 0], v_ready.index(s), v_smem.index(s), pred=s < count)
 
     ONE_EACH: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     thread = gl.arange(0, 32 * WARPS, layout=ONE_EACH)
     room = gl.inline_asm_elementwise(_room_asm(BLOCK_D), "=r,r", [rank], dtype=gl.int32, is_pure=False, pack=1)
     barrier = room + 4 * (BLOCK_D * HEADS + RANKS * STATISTICS)
-    if ranks > 1:
-        same = thread * 0
-        _prepare(same + barrier, same + 4 * (BLOCK_D * HEADS + ranks * STATISTICS), thread)
+    expected = gl.where(ranks > 1, 4 * (BLOCK_D * HEADS + ranks * STATISTICS), 0)  # a lone program sends itself nothing
+    same = thread * 0
+    _prepare(same + barrier, same + expected, thread)
     if sm_scale < 0:
         q = -q
     scale = gl.minimum(gl.abs(sm_scale) * LOG2_E, FLOAT_MAX)
@@ -253,6 +261,8 @@ def fmha_decode_sm90(
     p_smem = gl.allocate_shared_memory(
         dtype, [HEADS, BLOCK_N], gl.NVMMASharedLayout.get_default_for([HEADS, BLOCK_N], dtype)
     )
+    fence_async_shared()
+    gl.barrier()
 
     keys = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, S_LAYOUT))
     m = gl.full([HEADS], LOWEST, gl.float32, layout=COLUMN)
@@ -261,12 +271,11 @@ def fmha_decode_sm90(
     no_scores = gl.zeros([BLOCK_N, HEADS], gl.float32, layout=S_LAYOUT)
     for turn in range(count):
         stage = turn % STAGES
+        phase = (turn // STAGES) & 1
         left = end - begin - turn * BLOCK_N
         visible = (keys < left)[:, None]
-        async_copy.wait_group(2 * STAGES - 1)
-        fence_async_shared()  # at first for the queries, too
-        gl.barrier()
-        k = k_smem.index(stage)
+        mbarrier.wait(k_ready.index(stage), phase)
+        k = k_smem.index(stage).reshape([BLOCK_N, BLOCK_D])
         scores = warpgroup_mma(k, q_smem.permute((1, 0)), no_scores, use_acc=False)
         m_new = gl.maximum(m, gl.max(gl.where(visible, scores, LOWEST), 0))
         p = gl.exp2(gl.where(visible, (scores - m_new[None, :]) * factor[None, :] - shift, float("-inf")))
@@ -275,57 +284,22 @@ def fmha_decode_sm90(
         sums = sums * alpha[None, :] + p
         acc = acc * alpha[None, :]
         p_smem.permute((1, 0)).store(p.to(dtype))
-        async_copy.wait_group(2 * STAGES - 2)
-        v = v_smem.index(stage)
+        mbarrier.wait(v_ready.index(stage), phase)
+        v = v_smem.index(stage).reshape([BLOCK_N, BLOCK_D])
+        if (end < kv_len) & (left < BLOCK_N):  # padding may be NaN, which a weight of 0 does not undo
+            rows = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, BY_ROW))
+            v.store(gl.where((rows < left)[:, None], v.load(BY_ROW), 0.0))
         fence_async_shared()
         gl.barrier()
         acc = warpgroup_mma(v.permute((1, 0)), p_smem.permute((1, 0)), acc)
         gl.barrier()
-        _fetch(k_rows, k_smem, stage, begin + (turn + STAGES) * BLOCK_N, last)
-        _fetch(v_rows, v_smem, stage, begin + (turn + STAGES) * BLOCK_N, last)
+        if turn + STAGES < count:
+            _fetch(descriptors, shared, ready, place, begin + (turn + STAGES) * BLOCK_N, stage, BYTES)
 
     found = (acc, m, gl.sum(sums, 0), factor)
     heads = (batch, kv_head * group, first_head, group, num_heads, head_size)
     output = (Out, Lse, out_stride_b, out_stride_h)
-    if ranks == 1:
-        _store(found, heads, output, shift, BLOCK_D)
-    else:
-        _combine(found, (thread, room, barrier), (rank, ranks, halvings), heads, output, shift, BLOCK_D, ONE_EACH)
-
-
-@gluon.jit
-def _store(found, heads, output, shift: gl.constexpr, BLOCK_D: gl.constexpr):
-    """A program that has read all keys stores what it found."""
-    acc, m, total, factor = found
-    batch, group_head, first_head, group, num_heads, head_size = heads
-    Out, Lse, out_stride_b, out_stride_h = output
-    LAYOUT: gl.constexpr = acc.type.layout
-    row = gl.arange(0, BLOCK_D, layout=gl.SliceLayout(1, LAYOUT))
-    column = first_head + gl.arange(0, HEADS, layout=gl.SliceLayout(0, LAYOUT))
-    out = _finished(acc, total[None, :], Out.dtype.element_ty)
-    head = (group_head + column).to(gl.int64)
-    target = Out + batch.to(gl.int64) * out_stride_b + (head * out_stride_h)[None, :] + row[:, None]
-    inside = (column < group)[None, :] & (row < head_size)[:, None]
-    gl.store(target, out, mask=inside)
-    if Lse.to(gl.int64) != 0:
-        lse = _log_sum(m * factor, total, shift)
-        gl.store(Lse + batch.to(gl.int64) * num_heads + head, lse, mask=column < group)
-
-
-@gluon.jit
-def _finished(acc, row_sum, dtype: gl.constexpr):
-    """Sums of weight * v divided by the sums of weights."""
-    most: gl.constexpr = BFLOAT16_MAX if dtype == gl.bfloat16 else 65504.0
-    out = acc * (1.0 / row_sum)
-    out = gl.where(out > most, most, gl.where(out < -most, -most, out))
-    return gl.where(row_sum != 0, out, 0.0).to(dtype)
-
-
-@gluon.jit
-def _log_sum(score, row_sum, shift: gl.constexpr):
-    """The logarithm of the sum of exponentials of all scores, by the largest in units of log2."""
-    score = gl.minimum(gl.maximum(score, -FLOAT_MAX), FLOAT_MAX)
-    return gl.where(row_sum != 0, (score + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
+    _combine(found, (thread, room, barrier), (rank, ranks, halvings), heads, output, shift, BLOCK_D, ONE_EACH)
 
 
 @gluon.jit
@@ -340,14 +314,15 @@ def _send(found, exchange, cluster, BLOCK_D: gl.constexpr):
     column = gl.arange(0, HEADS, layout=gl.SliceLayout(0, LAYOUT))[None, :]
     every = gl.zeros([BLOCK_D, HEADS], gl.int32, layout=LAYOUT)
     to = (row << halvings) // BLOCK_D
+    way = gl.where(ranks > 1, 1, 2)  # without a cluster compute-sanitizer takes what is sent for out of bounds
     slot = rank * rows_each + row - to * rows_each
-    _put(room + (slot[:, None] * HEADS + column) * 4, every + barrier, every + to[:, None], acc, every + 1)
+    _put(room + (slot[:, None] * HEADS + column) * 4, every + barrier, every + to[:, None], acc, every + way)
     # Rows 0 to 7 send maxima to the program of their number, the next sums, the next factors.
     kind = (row // RANKS)[:, None]
     value = gl.where(kind == 0, m[None, :], gl.where(kind == 1, total[None, :], factor[None, :]))
     address = room + 4 * (BLOCK_D * HEADS + rank * STATISTICS + kind * HEADS + column)
     wanted = (kind < 3) & (row % RANKS < ranks)[:, None]
-    _put(address, every + barrier, every + (row % RANKS)[:, None], value, every + wanted.to(gl.int32))
+    _put(address, every + barrier, every + (row % RANKS)[:, None], value, every + wanted.to(gl.int32) * way)
 
 
 @gluon.jit
@@ -368,6 +343,8 @@ def _combine(
     Out, Lse, out_stride_b, out_stride_h = output
     _join(thread)
     _send(found, exchange, cluster, BLOCK_D)
+    if ranks == 1:
+        gl.barrier()
     _receive(thread * 0 + barrier, thread)
     THREADS: gl.constexpr = thread.shape[0]
     BY_RANK: gl.constexpr = gl.BlockedLayout([1, RANKS], [32, 1], [THREADS // 32, 1], [1, 0])
@@ -387,13 +364,17 @@ def _combine(
         weight = gl.where(other < ranks, gl.exp2((m - best[:, None]) * scales[:, None]), 0.0)
         row_sum = gl.convert_layout(gl.sum(weight * _get(its + 4 * HEADS), 1), ONE_EACH, assert_trivial=True)
         part = _get(room + 4 * (sender * values + gl.minimum(there, values - 1)))
-        acc = gl.convert_layout(gl.sum(weight * part, 1), ONE_EACH, assert_trivial=True)
+        out = gl.convert_layout(gl.sum(weight * part, 1), ONE_EACH, assert_trivial=True) * (1.0 / row_sum)
+        most: gl.constexpr = BFLOAT16_MAX if Out.dtype.element_ty == gl.bfloat16 else 65504.0
+        out = gl.where(out > most, most, gl.where(out < -most, -most, out))
+        out = gl.where(row_sum != 0, out, 0.0)
         d = rank * (BLOCK_D >> halvings) + place // HEADS
         head = group_head + first_head + column
         inside = (place < values) & (first_head + column < group)
         target = Out + batch.to(gl.int64) * out_stride_b + head.to(gl.int64) * out_stride_h + d
-        gl.store(target, _finished(acc, row_sum, Out.dtype.element_ty), mask=inside & (d < head_size))
+        gl.store(target, out.to(Out.dtype.element_ty), mask=inside & (d < head_size))
         if Lse.to(gl.int64) != 0:
             maximum = gl.convert_layout(best, ONE_EACH, assert_trivial=True)
-            lse = _log_sum(maximum * scale, row_sum, shift)
+            score = gl.minimum(gl.maximum(maximum * scale, -FLOAT_MAX), FLOAT_MAX)
+            lse = gl.where(row_sum != 0, (score + gl.log2(row_sum) + shift) * LN_2, float("-inf"))
             gl.store(Lse + batch.to(gl.int64) * num_heads + head, lse, mask=inside & (d == 0))

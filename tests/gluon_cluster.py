@@ -25,10 +25,11 @@ PREPARE = (
 )
 JOIN = "barrier.cluster.wait.acquire.aligned; mov.b32 $0, $1;"
 PUT = (
-    "{ .reg .pred p; .reg .u32 there, counter; setp.ne.s32 p, $10, 0; mapa.shared::cluster.u32 there, $2, $6;"
+    "{ .reg .pred p, own; .reg .u32 there, counter; setp.eq.s32 p, $10, 1; setp.eq.s32 own, $10, 2;"
+    " mapa.shared::cluster.u32 there, $2, $6;"
     " mapa.shared::cluster.u32 counter, $4, $6;"
     " @p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [there], {$8, $9}, [counter];"
-    " mov.b32 $0, 0; mov.b32 $1, 0; }"
+    " @own st.shared.v2.b32 [$2], {$8, $9}; mov.b32 $0, 0; mov.b32 $1, 0; }"
 )
 RECEIVE = (
     "{ .reg .pred done; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [$1], 0;"
@@ -46,6 +47,7 @@ class Room:
         self.filled = np.zeros(size // 4, bool)
         self.barrier: Barrier | None = None
         self.barrier_address = -1
+        self.stored = False  # by the program itself, whose threads have not met since
 
     def place(self, addresses: Any) -> Any:
         """Indices of words."""
@@ -148,12 +150,15 @@ class ClusterMachine(Machine):
         assert (address[..., 1::2] == address[..., ::2] + 4).all(), "a pair does not lie side by side"
         assert (address[..., ::2] % 8 == 0).all(), "a pair is misaligned"
         assert all((x[..., 1::2] == x[..., ::2]).all() for x in (barrier, rank, really)), "a pair is torn"
-        for target in map(int, np.unique(rank[really != 0])):
+        assert np.isin(really, (0, 1, 2)).all()
+        if (really == 2).any():
+            self._store(address[really == 2], value[really == 2])
+        for target in map(int, np.unique(rank[really == 1])):
             assert self.grid[0] > 1, "a program without a cluster sends itself something"
             assert 0 <= target < self.grid[0], "there is no such program in the cluster"
             assert target in self.ready, "values are put into a program that may not run yet"
             assert target not in self.gone, "values are put into a program that has ended"
-            room, chosen = self.rooms[target], (really != 0) & (rank == target)
+            room, chosen = self.rooms[target], (really == 1) & (rank == target)
             assert (barrier[chosen] == room.barrier_address).all(), "there is no barrier to count what is put"
             places, values = room.place(address[chosen]), value[chosen]
             assert np.unique(places).size == places.size, "two values are put into one place"
@@ -166,6 +171,18 @@ class ClusterMachine(Machine):
         self.switch()
         return tensor(np.zeros(address.shape), np.int32)
 
+    def _store(self, address: Any, value: Any) -> None:
+        room = self.rooms[self.local.me]
+        places = room.place(address)
+        assert np.unique(places).size == places.size, "two values are stored in one place"
+        assert not room.filled[places].any(), "two values are stored in one place"
+        room.words[places], room.filled[places], room.stored = value, True, True
+
+    def barrier(self) -> None:
+        super().barrier()
+        if self.local.me in self.rooms:
+            self.rooms[self.local.me].stored = False
+
     def _receive(self, address: Any, thread: Any) -> Tensor:
         room = self.rooms[self.local.me]
         assert room.barrier is not None
@@ -175,4 +192,5 @@ class ClusterMachine(Machine):
 
     def _get(self, address: Any) -> Tensor:
         room = self.rooms[self.local.me]
+        assert not room.stored, "threads read what others of the program may not have stored yet"
         return tensor(room.words[room.place(address)].view(FP32.numpy))

@@ -2,7 +2,7 @@
 
 Attention of few queries over many keys is split over the keys, see ``kernels/fmha_decode.py``. Both functions take the
 same arguments, so that one :class:`Decoding` describes both launches. On Hopper ``fmha_fwd_*`` itself decodes most of
-what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py``.
+what has one query a sequence, in one launch, see ``kernels/fmha_decode_sm90.py`` and ``kernels/fmha_copied_sm90.py``.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pyfmha.attention import forward
 from pyfmha.attention.first import DTYPES
 from pyfmha.attention.forward import Call, Forward
-from pyfmha.attention.hopper import ARCH, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
+from pyfmha.attention.hopper import ARCH, COPIED, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS, MOST_KEY_HEADS
 from pyfmha.attention.tiles import TUNED_ARCHS, Tile
 from pyfmha.spec.abi import ELEMENT_SIZES
 from pyfmha.spec.arch import ARCHS
@@ -48,19 +48,40 @@ LEAST_KEYS = 512
 KEYS_OF_SPLIT = 128
 """The fewest keys worth a program of their own."""
 
-PROGRAM_RATE = 70_000
-MULTIPROCESSOR_RATE = 30_000
-MANY_RATE = 30_000
-SPLIT_RATE = 24_000
-THREE_RATE = 39_000
+
+@dataclass(frozen=True)
+class Rates:
+    """What tells which is the faster, one launch of ``fmha_fwd_*`` or the pair; bytes/us, measured on an H200.
+
+    Attributes:
+        program: of one launch, which a multiprocessor has one of at a time, a program reads at most so much.
+        many: each, where it has three.
+        multiprocessor: each of one launch, where all have programs.
+        split: a program of the pair, of which a multiprocessor has two, or three of some.
+        three: such three together.
+        second_ns: what the second launch takes longer, where there are parts to combine; nanoseconds.
+    """
+
+    program: int
+    many: int
+    multiprocessor: int
+    split: int
+    three: int
+    second_ns: int
+
+
+FETCHING = Rates(70_000, 30_000, 30_000, 24_000, 39_000, 5_000)
+"""Of one launch that has TMA fetch K and V."""
+
+COPYING = Rates(55_000, 27_000, 35_000, 22_000, 31_000, 8_000)
+"""Of one that copies them."""
+
 READ_PERCENT = 88
-SECOND_LAUNCH_NS = 5_000
-"""Where ``fmha_fwd_*`` decodes in one launch, a program reads K and V at 70,000 bytes/us, and a multiprocessor, which
-has one at a time, at 30,000 where all have some; where there are many, of which it has three, each at 30,000, too. Of
-the pair's programs, of which it has two, or three of some, each reads at 24,000, and three at 39,000. Together they
-read at most 88 % of what the memory's clock and width allow, and the second launch, where there are parts to combine,
-takes 5 us more. Programs come in waves, of which the last may be short: that tells which of both is the faster in the
-problems measured on an H200 (16 bits, head sizes 64, 128 and 256; kernels/NOTES.md) to some 2 %."""
+EVEN_PERCENT, UNEVEN_PERCENT = 84, 95
+"""All programs together read at most 88 % of what the memory's clock and width allow; many that copy 95 % of it, where
+they fill less than 84 % of as many rounds of multiprocessors as some have programs. Programs come in waves, of which
+the last may be short: that tells which of both is the faster in the problems measured on an H200 (16 bits, head sizes
+64, 128 and 256; kernels/NOTES.md) to some 2 %."""
 
 PROGRAMS = 264
 """Programs to aim at: two for each of an H100's 132 multiprocessors, which hide each other's start and end. The same on
@@ -142,7 +163,7 @@ class Decode:
         """On Hopper, with more programs than three a multiprocessor: a block more in flight leaves room for two, whose
         last wave is not as short."""
         made = self._split(replace(self.tile(), num_stages=self.tile().num_stages + 1), hinted=True)
-        condition = f"batch_size * num_kv_heads > {MANY_PROGRAMS * PROGRAMS // 2}"
+        condition = f"batch_size * num_kv_heads > {MOST_KEY_HEADS}"
         tunings = tuple(tuning for tuning in made.tunings if tuning.arch == ARCH)
         return replace(made, archs=(ARCH,), tunings=tunings, requires=(condition,))
 
@@ -311,17 +332,22 @@ def one_launch_pays(call: Call, device: Figures) -> bool:
     programs = key_heads * -(-call.q_len * group // ROWS) * splits
     read = call.kv_len * 4 * call.head_size  # K and V of 16 bits, of one key head
     memory, multiprocessors = device.memory_rate, device.multiprocessors
-    if memory <= 0 or multiprocessors <= 0:
+    padded = Decode("fp16", call.head_size).padded
+    copied, few = padded == COPIED, key_heads <= MOST_KEY_HEADS
+    if memory <= 0 or multiprocessors <= 0 or (copied and not few):  # more come in rounds that do not end together
         return True
-    together = min(memory, MULTIPROCESSOR_RATE * multiprocessors)
-    many = key_heads > MANY_KEY_HEADS and Decode("fp16", call.head_size).padded in MANY_BLOCKS
-    at_once, rate = (MANY_PROGRAMS * multiprocessors, MANY_RATE) if many else (multiprocessors, PROGRAM_RATE)
+    rates = COPYING if copied else FETCHING
+    many = key_heads > MANY_KEY_HEADS and padded in MANY_BLOCKS and (few or not copied)
+    at_once, rate = (MANY_PROGRAMS * multiprocessors, rates.many) if many else (multiprocessors, rates.program)
+    even = 100 * key_heads >= EVEN_PERCENT * -(-key_heads // multiprocessors) * multiprocessors
+    together = memory * UNEVEN_PERCENT // 100 if copied and many and not even else memory
+    together = min(together, rates.multiprocessor * multiprocessors)
     one = _waves_ns(key_heads * ranks, at_once, read // ranks, rate, together)
-    three = many and key_heads <= MANY_PROGRAMS * PROGRAMS // 2
-    pair = _waves_ns(programs, (3 if three else 2) * multiprocessors, read // splits, SPLIT_RATE, memory)
+    three = many and few
+    pair = _waves_ns(programs, (3 if three else 2) * multiprocessors, read // splits, rates.split, memory)
     if three and programs > 2 * multiprocessors:  # some have three
-        pair = max(pair, 1000 * MANY_PROGRAMS * read // THREE_RATE)
-    return one <= pair + (SECOND_LAUNCH_NS if splits > 1 else 0)
+        pair = max(pair, 1000 * MANY_PROGRAMS * read // rates.three)
+    return one <= pair + (rates.second_ns if splits > 1 else 0)
 
 
 def _waves_ns(programs: int, at_once: int, read: int, rate: int, together: int) -> int:

@@ -2,19 +2,24 @@
 
 from pyfmha.attention import biased_decode
 from pyfmha.attention.decode import (
+    COPYING,
+    EVEN_PERCENT,
+    FETCHING,
     KEYS_OF_SPLIT,
     LEAST_KEYS,
-    MANY_RATE,
     MOST_QUERIES,
-    MULTIPROCESSOR_RATE,
-    PROGRAM_RATE,
     PROGRAMS,
     READ_PERCENT,
-    SECOND_LAUNCH_NS,
-    SPLIT_RATE,
-    THREE_RATE,
+    UNEVEN_PERCENT,
 )
-from pyfmha.attention.hopper import DECODE_KERNEL, MANY_BLOCKS, MANY_KEY_HEADS, MANY_PROGRAMS
+from pyfmha.attention.hopper import (
+    COPIED,
+    DECODE_KERNEL,
+    MANY_BLOCKS,
+    MANY_KEY_HEADS,
+    MANY_PROGRAMS,
+    MOST_KEY_HEADS,
+)
 
 DECODE, BIASED_DECODE = "decode", "biased_decode"
 """The options of the two functions of decoding, and of those with a bias and the like; an engine stores their numbers
@@ -42,6 +47,11 @@ def _waves_ns(what: str, programs: str, at_once: str, read: str, rate: int | str
     }
 
 
+def _rate(name: str) -> str:
+    """Of pyfmha.attention.decode.Rates."""
+    return f"({getattr(COPYING, name)} if copied else {getattr(FETCHING, name)})"
+
+
 _QUERIES = "rows * (num_heads / num_kv_heads)"
 DECODING = {
     "padded_split": padded((64, 128, 256)),
@@ -59,17 +69,23 @@ DECODING = {
     "programs": f"key_heads * cdiv({_QUERIES}, {_ROWS})",
     "splits": f"min(max({PROGRAMS} / max(programs, 1), 1), cdiv(columns, {KEYS_OF_SPLIT}))",
     "read": "columns * 4 * head_size if either else 0",
-    "cluster_rate": f"min(memory_rate, {MULTIPROCESSOR_RATE} * multiprocessors)",
-    "many": f"key_heads > {MANY_KEY_HEADS} and padded_split <= {max(MANY_BLOCKS)}",
+    "copied": f"padded_split == {COPIED}",
+    "few": f"key_heads <= {MOST_KEY_HEADS}",
+    "many": f"key_heads > {MANY_KEY_HEADS} and padded_split <= {max(MANY_BLOCKS)} and (few or not copied)",
+    "full_rounds": "cdiv(key_heads, max(multiprocessors, 1)) * multiprocessors",
+    "uneven": f"copied and many and 100 * key_heads < {EVEN_PERCENT} * full_rounds",
+    "cluster_rate": f"min(memory_rate * {UNEVEN_PERCENT} / 100 if uneven else memory_rate,"
+    f" {_rate('multiprocessor')} * multiprocessors)",
     "clusters_at_once": f"({MANY_PROGRAMS} if many else 1) * multiprocessors",
-    "program_rate": f"{MANY_RATE} if many else {PROGRAM_RATE}",
+    "program_rate": f"{_rate('many')} if many else {_rate('program')}",
     **_waves_ns("cluster", "key_heads * ranks", "clusters_at_once", "read / ranks", "program_rate", "cluster_rate"),
-    "three": f"many and key_heads <= {MANY_PROGRAMS * PROGRAMS // 2}",
+    "three": "many and few",
     "splits_at_once": "(3 if three else 2) * multiprocessors",
-    **_waves_ns("pair", "programs * splits", "splits_at_once", "read / max(splits, 1)", SPLIT_RATE, "memory_rate"),
-    "three_ns": f"1000 * {MANY_PROGRAMS} * read / {THREE_RATE} if three and programs > 2 * multiprocessors else 0",
-    "one_launch": "either and (cluster_rate <= 0 or"
-    f" cluster_ns <= max(pair_ns, three_ns) + ({SECOND_LAUNCH_NS} if splits > 1 else 0))",
+    "split_rate": _rate("split"),
+    **_waves_ns("pair", "programs * splits", "splits_at_once", "read / max(splits, 1)", "split_rate", "memory_rate"),
+    "three_ns": f"1000 * {MANY_PROGRAMS} * read / {_rate('three')} if three and programs > 2 * multiprocessors else 0",
+    "one_launch": "either and (memory_rate <= 0 or multiprocessors <= 0 or copied and not few or"
+    f" cluster_ns <= max(pair_ns, three_ns) + ({_rate('second_ns')} if splits > 1 else 0))",
     "split": f"decodable and not one_launch and (not biased or splits >= {biased_decode.LEAST_PARTS})",
     # What suffices for every shape of a profile, see pyfmha.attention.decode.most_workspace_bytes.
     "most_decoded": "min(Sq, most_rows)",

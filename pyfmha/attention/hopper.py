@@ -22,6 +22,7 @@ DTYPES = ("fp16", "bf16")
 HEAD_SIZES = (64, 128, 256)
 DECODE_KERNEL = "fmha_decode_sm90"
 DECODE_KERNEL_FILE = "fmha_decode_sm90.py"
+COPIED_KERNEL_FILE = "fmha_copied_sm90.py"  # of the same name, so that whoever asks need not know which
 ROWS = 64
 """Queries of one consumer warpgroup."""
 LONGEST = 2**28
@@ -35,16 +36,18 @@ MOST_SEQUENCES, MOST_HEADS = 2**20, 2**10
 
 # Keys of one block of decoding, by padded head size, blocks in flight, and warps: 128 KiB of K and V, once an SM.
 DECODE_BLOCKS: dict[int, tuple[int, int, int]] = {64: (128, 4, 4), 128: (128, 2, 8), 256: (64, 2, 4)}
-# The same where there are more key heads than multiprocessors, up to three for each: 64 KiB, of which an SM holds
-# three. wgmma takes no less than 64 keys, which leaves out 256.
+# The same where there are more key heads than multiprocessors: 64 KiB, of which an SM holds three. wgmma takes no less
+# than 64 keys, which leaves out 256.
 MANY_BLOCKS: dict[int, tuple[int, int, int]] = {64: (128, 2, 4), 128: (64, 2, 4)}
+COPIED = 128
+"""The padded head size of which K and V are copied. At 64 and 256 that is faster, too, but for few long sequences: they
+are read at 0.8 to 0.9 of what TMA gives."""
 MANY_KEY_HEADS, MOST_KEY_HEADS = 128, 396
-"""Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, up to the latter, whatever the device."""
+"""Up to so many have a multiprocessor each; more are of :data:`MANY_BLOCKS`, whatever the device. Where K and V are
+copied, up to the latter: still more come in so many rounds that the last counts little."""
 MANY_PROGRAMS = 3
 """Of these, at a time on a multiprocessor."""
 
-
-_ROWS_LOADED = ("q_stride_", "k_stride_", "v_stride_")
 
 SHARED_OF_SM = 227 * 1024
 """Bytes that the blocks of an SM share, each with 1 KiB more than it asks for (CUDA C Programming Guide, 9.0)."""
@@ -74,13 +77,14 @@ def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
     """One query a sequence. A cluster computes up to 8 heads that share a key head; few clusters are larger ones."""
     block_n, stages, warps = (MANY_BLOCKS if many else DECODE_BLOCKS)[padded]
     heads = "num_kv_heads * cdiv(num_heads / num_kv_heads, 8)"
+    copied = padded == COPIED
     clusters = f"max(1, batch_size * {heads})"
     ranks = f"1 + min(1, 64 / {clusters}) + 2 * min(1, 16 / {clusters}) + 4 * min(1, 8 / {clusters})"
     return KernelSpec(
-        source=base.source.with_name(DECODE_KERNEL_FILE),
+        source=base.source.with_name(COPIED_KERNEL_FILE if copied else DECODE_KERNEL_FILE),
         kernel=DECODE_KERNEL,
         name=base.name,
-        arguments=tuple(Argument(a.name, a.type, _decode_hint(a.name)) for a in base.arguments),
+        arguments=tuple(Argument(a.name, a.type, _decode_hint(a.name, copied)) for a in base.arguments),
         constants=(("BLOCK_D", padded), ("BLOCK_N", block_n), ("WARPS", warps), ("STAGES", stages)),
         grid=f"{ranks}, {heads}, batch_size",
         num_warps=warps,
@@ -92,9 +96,10 @@ def _decode(base: KernelSpec, padded: int, *, many: bool = False) -> KernelSpec:
             *("q_len == 1", "q_lengths == 0", "ragged == 0", "softcap == 0"),
             *("num_heads <= 65535", "batch_size <= 65535", "kv_len <= 8388608"),
             *((f"batch_size * num_kv_heads > {MANY_KEY_HEADS}",) if many else ()),
-            *((f"batch_size * num_kv_heads <= {MOST_KEY_HEADS}",) if many else ()),
+            *((f"batch_size * num_kv_heads <= {MOST_KEY_HEADS}",) if many and copied else ()),
         ),
         nullable=base.nullable,
+        descriptors=() if copied else _descriptors(padded, block_n)[2:],
         algorithm_name=base.algorithm_name,
     )
 
@@ -111,9 +116,11 @@ def decodes(manifest: Function, algorithm: int, arch: str, values: Sequence[floa
     return any(variant.kernel == DECODE_KERNEL for variant in serving(manifest, algorithm, arch, values)[:1])
 
 
-def _decode_hint(name: str) -> int | None:
-    """What is copied to shared memory, or loaded as the queries are, goes by 16 bytes."""
-    return 16 if name in "QKV" else 8 if name == "head_size" or name[:9] in _ROWS_LOADED else None
+def _decode_hint(name: str, copied: bool) -> int | None:
+    """The queries are loaded by 16 bytes, and what is copied."""
+    loaded = "QKV" if copied else "Q"
+    strides = tuple(f"{tensor.lower()}_stride_" for tensor in loaded)
+    return 16 if name in loaded else 8 if name == "head_size" or name.startswith(strides) else None
 
 
 def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> KernelSpec:

@@ -494,15 +494,25 @@ def test_decoding_multiplies_keys_by_8_queries_and_does_not_spill(
 def test_decoding_asks_for_the_queries_first_and_for_keys_before_it_waits(
     name: str, decoding: dict[str, Cubin], tmp_path: Path
 ) -> None:
+    sizes = dict(DECODING[name].constants)
+    copied = int(sizes["BLOCK_D"]) == hopper.COPIED
     listing = disassembled(decoding[name], tmp_path)
     loads, waits = (
-        [found.start() for found in re.finditer(op, listing)] for op in (r"\bUTMALDG", r"\bSYNCS\.PHASECHK")
+        [found.start() for found in re.finditer(op, listing)]
+        for op in ((r"\bLDGSTS", r"\bDEPBAR\.LE SB0") if copied else (r"\bUTMALDG", r"\bSYNCS\.PHASECHK"))
     )
 
-    assert waits[0] > loads[2 * int(dict(DECODING[name].constants)["STAGES"]) - 1]
+    # Of a block of K and one of V: a box each, or 16 bytes a thread.
+    each = int(sizes["BLOCK_N"]) * int(sizes["BLOCK_D"]) * 2 // (16 * 32 * int(sizes["WARPS"])) if copied else 1
+    stages = int(sizes["STAGES"])
+    assert waits[0] > loads[2 * stages * each - 1]
     assert listing.index("LDG.E.128") < loads[0]
     assert waits[0] > listing.index("UCGABAR_ARV"), "the cluster learns early that a program runs"
     assert listing.index("UCGABAR_WAIT") < listing.index("STAS.64 "), "nothing is put before all programs run"
+    if copied:
+        assert len(loads) == 2 * (stages + 1) * each, "every copy is of 16 bytes"
+        assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128 \S+ \S+, !?P\d", listing)) == len(loads), "or of zeros"
+        assert len(waits) == 2
 
 
 @pytest.mark.parametrize("name", few(DECODING))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gluon_cluster import ClusterMachine
 from gluon_language import load_kernel
-from gluon_values import DTYPES, FP32, INT32, Pointer
+from gluon_values import DTYPES, FP32, INT32, Descriptor, Pointer
 from helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +61,8 @@ def run(
     machine.launch(
         load_kernel(source, machine)[DECODE_KERNEL],
         (ranks, kv_heads * -(-heads // kv_heads // 8), batch),
+        Descriptor(k, element, block_n, block_d),
+        Descriptor(v, element, block_n, block_d),
         Pointer(out_memory, element, 16),
         Pointer(lse_memory if lse else None, FP32, 16),
         *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
@@ -250,8 +252,8 @@ WINDOW = {"window": (30, 0), "kv_lengths": [70]}
 
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "no fence makes Q and K visible": ("        fence_async_shared()  # at first for the queries, too\n", "", {}),
-    "no barrier follows Q and K": ("queries, too\n        gl.barrier()\n", "queries, too\n", {}),
+    "no fence makes Q visible": ("    fence_async_shared()\n    gl.barrier()\n\n", "    gl.barrier()\n\n", {}),
+    "no barrier follows Q": ("    fence_async_shared()\n    gl.barrier()\n\n", "    fence_async_shared()\n\n", {}),
     "no fence makes the weights visible": (
         "        fence_async_shared()\n        gl.barrier()\n        acc",
         "        gl.barrier()\n        acc",
@@ -263,27 +265,28 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {},
     ),
     "a stage is fetched again before it is read": (
-        "        gl.barrier()\n        _fetch(k_rows",
-        "        _fetch(k_rows",
+        "        gl.barrier()\n        if turn +",
+        "        if turn +",
         LONG,
     ),
-    "other programs' keys are fetched": ("last = gl.minimum(begin + count * BLOCK_N, end)", "last = end", LONG),
-    "another block is fetched": (
-        "_fetch(k_rows, k_smem, stage, begin + (turn + STAGES)",
-        "_fetch(k_rows, k_smem, stage, begin + (turn + 1)",
+    "a block too many is fetched": ("turn + STAGES < count", "turn + STAGES <= count", LONG),
+    "a block too many is fetched at first": (
+        "v_smem.index(s), pred=s < count",
+        "v_smem.index(s), pred=s <= count",
+        {"kv_len": 8},
+    ),
+    "another block is fetched": ("begin + (turn + STAGES) * BLOCK_N", "begin + (turn + 1) * BLOCK_N", LONG),
+    "fewer bytes are expected": (
+        "mbarrier.expect(ready[i].index(stage), BYTES",
+        "mbarrier.expect(ready[i].index(stage), 64",
         LONG,
     ),
-    "another stage is fetched": (
-        "_fetch(v_rows, v_smem, stage, ",
-        "_fetch(v_rows, v_smem, (turn + 1) % STAGES, ",
-        LONG,
-    ),
-    "K is not waited for": ("        async_copy.wait_group(2 * STAGES - 1)\n", "", {}),
-    "K is waited for too late": ("async_copy.wait_group(2 * STAGES - 1)", "async_copy.wait_group(2 * STAGES)", {}),
-    "V is not waited for": ("        async_copy.wait_group(2 * STAGES - 2)\n", "", {}),
-    "V is waited for too late": ("async_copy.wait_group(2 * STAGES - 2)", "async_copy.wait_group(2 * STAGES - 1)", {}),
-    "keys beyond the last are not zeros": ("(key + keys < end)[:, None]", "(key + keys < end + 1)[:, None]", PADDED),
-    "columns beyond the head size are fetched": (" & inside[None, :])", ")", {"head_size": 40}),
+    "more bytes are expected of TMA": ("BLOCK_N * BLOCK_D * 2", "BLOCK_N * BLOCK_D * 4", {}),
+    "K is not waited for": ("        mbarrier.wait(k_ready.index(stage), phase)\n", "", {}),
+    "V is not waited for": ("        mbarrier.wait(v_ready.index(stage), phase)\n", "", {}),
+    "the phase is that of the first round": ("phase = (turn // STAGES) & 1", "phase = 0", LONG),
+    "the padding of V is kept": ("if (end < kv_len) & (left < BLOCK_N):", "if left < 0:", PADDED),
+    "a row of padding is kept": ("gl.where((rows < left)[", "gl.where((rows <= left)[", PADDED),
     "a key too many": ("(keys < left)[:, None]", "(keys <= left)[:, None]", {}),
     "a key too few": ("(keys < left)[:, None]", "(keys < left - 1)[:, None]", {}),
     "lengths may be beyond the tensor": (
@@ -313,27 +316,17 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "columns beyond the head size are read": ("(q_columns < head_size)[", "(q_columns >= 0)[", {"head_size": 40}),
     "columns beyond the head size are written": ("mask=inside & (d < head_size)", "mask=inside", {"head_size": 40}),
     "the cluster is not waited for": ("    _join(thread)\n", "", {}),
-    "a lone program stores padding": ("row < head_size)[:, None]", "row >= 0)[:, None]", {"ranks": 1, "head_size": 40}),
-    "a lone program stores all of 8 heads": ("(column < group)[None", "(column < 8)[None", {"ranks": 1}),
-    "a lone program's Lse is that of a weight": ("_log_sum(m * factor, ", "_log_sum(m, ", {"ranks": 1}),
-    "without keys 0 is divided by 0": (
-        "gl.where(row_sum != 0, out, 0.0)",
-        "out",
-        {
-            "ranks": 1,
-            "batch": 2,
-            "kv_lengths": [0, 30],
-        },
-    ),
+    "a lone program's threads do not meet": ("    if ranks == 1:\n        gl.barrier()\n", "", {"ranks": 1}),
+    "a lone program sends itself what it keeps": ("gl.where(ranks > 1, 1, 2)", "1", {"ranks": 1}),
     "what is put is not waited for": ("    _receive(thread * 0 + barrier, thread)\n", "", {}),
     "fewer bytes are expected of the cluster": (
-        "same + 4 * (BLOCK_D * HEADS + ranks * STATISTICS)",
-        "same + 4 * (BLOCK_D * HEADS)",
+        "ranks > 1, 4 * (BLOCK_D * HEADS + ranks * STATISTICS)",
+        "ranks > 1, 4 * (BLOCK_D * HEADS)",
         {},
     ),
     "the bytes of the largest cluster are expected": (
-        "same + 4 * (BLOCK_D * HEADS + ranks * STATISTICS)",
-        "same + 4 * (BLOCK_D * HEADS + RANKS * STATISTICS)",
+        "ranks > 1, 4 * (BLOCK_D * HEADS + ranks * STATISTICS)",
+        "ranks > 1, 4 * (BLOCK_D * HEADS + RANKS * STATISTICS)",
         {},
     ),
     "a program counts its own bytes only": ("every + to[:, None], acc", "every + rank, acc", {}),
@@ -341,7 +334,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "statistics are put into one place": ("HEADS + rank * STATISTICS", "HEADS + STATISTICS", {}),
     "the factors are not sent": ("wanted = (kind < 3)", "wanted = (kind < 2)", {}),
     "statistics are sent beyond the cluster": (" & (row % RANKS < ranks)[:, None]", "", {}),
-    "the barrier lies among the statistics": ("+ RANKS * STATISTICS)\n    if ranks", "+ 24)\n    if ranks", {}),
+    "the barrier lies among the statistics": ("+ RANKS * STATISTICS)\n    expected", "+ 24)\n    expected", {}),
     "what follows the room is not aligned": (" + 1023) // 1024 * 1024", ")", {}),
     "the last program counts for those missing": ("gl.where(other < ranks, ", "gl.where(other < RANKS, ", {}),
     "the first program's maxima count for all": ("4 * (sender * STATISTICS +", "4 * (0 * sender +", {}),

@@ -552,6 +552,7 @@ def test_settings_fit_their_kernels() -> None:
         made = found[len(decoding) :]
         assert all(spec.cluster for spec in decoding)
         assert len(decoding) == (2 if size in MANY_BLOCKS else 1)
+        assert all(16 * spec.num_warps <= size for spec in decoding), "each row of Out is one warp's"
         assert len(made) == sum(len(setting.masks) for setting in settings)
         for capped in (False, True):
             *_, last = (s for s in settings if s.general and s.capped == capped and not s.ragged)

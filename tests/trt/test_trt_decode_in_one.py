@@ -16,7 +16,7 @@ from trt_double.scene import DECODES, FORWARDS, Scene, pair_standins, standin
 import pyfmha.trt
 from pyfmha.aot import build
 from pyfmha.attention import decode
-from pyfmha.attention.decode import PROGRAM_RATE, READ_PERCENT, Figures, decoding_for, one_launch_pays
+from pyfmha.attention.decode import COPYING, READ_PERCENT, Figures, decoding_for, one_launch_pays
 from pyfmha.attention.forward import Call, Forward
 from pyfmha.attention.hopper import DECODE_KERNEL, decodes
 from pyfmha.runtime.library import Library
@@ -96,14 +96,16 @@ def test_long_and_short_ones(launched: Callable[..., list[str]], changes: dict[s
 
 
 def test_a_faster_memory_is_read_by_both_launches(launched: Callable[..., list[str]], fake_cuda: FakeCuda) -> None:
-    """What one launch reads in as little time on an H100 takes two on an H200."""
+    """64 programs of one launch read as much as an H100's memory gives, and less than an H200's."""
     fake_cuda.set_bandwidth(0, *H200)
-    assert launched(batch=16, kv_heads=8, keys=32_768) == PAIR
+    assert launched(batch=4, kv_heads=8, keys=32_768) == PAIR
+    fake_cuda.set_bandwidth(0, *H100)
+    assert launched(batch=4, kv_heads=8, keys=32_768)[2:] == [DECODE_KERNEL]
     fake_cuda.set_bandwidth(0, 0, 0)
-    assert launched(batch=16, kv_heads=8, keys=32_768)[2:] == [DECODE_KERNEL]
+    assert launched(batch=4, kv_heads=8, keys=32_768)[3:] == [DECODE_KERNEL]
 
 
-@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, True), (36, True), (64, False)])
+@pytest.mark.parametrize(("batch", "in_one"), [(16, True), (17, True), (24, False), (36, True), (64, True)])
 def test_a_short_last_wave_counts(
     launched: Callable[..., list[str]], fake_cuda: FakeCuda, batch: int, in_one: bool
 ) -> None:
@@ -142,17 +144,21 @@ MEASURED: dict[tuple[int, int], dict[tuple[int, int, int, int], tuple[float, flo
         **{(128, 16, 8, 32768): (713.6, 701.1)},
     },
     H200: {
+        **{(128, 16, 8, 4096): (80.0, 73.3), (128, 16, 8, 8192): (140.4, 134.1), (128, 16, 8, 32768): (488.2, 472.5)},
+        **{(128, 64, 8, 1024): (79.8, 76.5), (128, 64, 8, 4096): (253.2, 247.4), (128, 64, 8, 32768): (1934.8, 1893.4)},
+        **{(128, 17, 8, 4096): (93.0, 81.2), (128, 20, 8, 4096): (97.8, 91.9), (128, 24, 8, 4096): (109.2, 110.9)},
+        **{(128, 28, 8, 4096): (126.2, 124.8), (128, 32, 8, 4096): (137.2, 134.1), (128, 36, 8, 4096): (170.4, 157.1)},
+        **{(128, 40, 8, 4096): (179.2, 174.8), (128, 48, 8, 4096): (197.8, 193.0), (128, 20, 8, 32768): (666.8, 617.7)},
+        **{(128, 24, 8, 32768): (742.3, 791.3), (128, 12, 8, 4096): (66.0, 59.8), (128, 8, 8, 8192): (80.1, 75.3)},
+        **{(128, 1, 8, 4096): (16.9, 12.4), (128, 4, 8, 4096): (31.1, 28.7), (128, 1, 8, 32768): (49.3, 45.7)},
+        **{(128, 2, 8, 32768): (77.6, 78.7), (128, 4, 8, 32768): (136.2, 144.7), (128, 8, 8, 32768): (258.4, 250.3)},
+        **{(128, 12, 8, 32768): (383.6, 372.6), (128, 16, 8, 1024): (32.7, 27.6), (128, 16, 8, 2048): (50.1, 45.5)},
+        **{(128, 22, 8, 4096): (101.0, 99.0), (128, 50, 8, 4096): (224.8, 213.3), (128, 3, 8, 16384): (63.0, 76.0)},
+        **{(128, 6, 8, 16384): (109.3, 105.0), (128, 3, 8, 4096): (26.3, 26.7), (128, 6, 8, 4096): (40.7, 37.6)},
         **{(64, 16, 8, 4096): (50.8, 46.6), (64, 20, 8, 4096): (59.8, 54.1), (64, 32, 8, 4096): (77.4, 76.7)},
-        **{(64, 16, 8, 8192): (84.7, 78.8), (128, 16, 8, 4096): (78.7, 76.6), (128, 20, 8, 4096): (97.6, 93.8)},
-        **{(128, 22, 8, 4096): (101.9, 102.8), (128, 24, 8, 4096): (108.5, 113.0), (128, 28, 8, 4096): (122.6, 126.0)},
-        **{(128, 32, 8, 4096): (136.6, 141.6), (128, 36, 8, 4096): (168.4, 159.0), (128, 40, 8, 4096): (178.9, 176.4)},
-        **{(128, 48, 8, 4096): (197.9, 203.7), (128, 64, 8, 4096): (253.5, 278.7), (128, 20, 8, 8192): (179.7, 174.0)},
-        **{(128, 12, 8, 4096): (65.2, 60.9), (128, 12, 8, 8192): (109.4, 112.4), (128, 8, 8, 8192): (79.6, 75.6)},
-        **{(128, 1, 8, 4096): (16.3, 12.4), (128, 4, 8, 4096): (30.3, 28.0), (128, 1, 8, 32768): (48.7, 44.7)},
-        **{(128, 2, 8, 32768): (78.1, 75.3), (128, 4, 8, 32768): (138.1, 140.1), (128, 8, 8, 32768): (257.9, 270.4)},
-        **{(128, 16, 8, 2048): (48.3, 45.4), (128, 16, 8, 32768): (497.3, 518.6)},
+        **{(64, 16, 8, 8192): (84.7, 78.8), (64, 64, 8, 4096): (140.7, 147.9), (64, 64, 8, 32768): (973.2, 1146.3)},
         **{(256, 12, 8, 4096): (111.7, 112.9), (256, 16, 8, 4096): (141.2, 140.3), (256, 20, 8, 4096): (182.4, 192.6)},
-        **{(256, 16, 8, 2048): (81.3, 77.1)},
+        **{(256, 16, 8, 2048): (81.3, 77.1), (256, 64, 8, 4096): (484.6, 528.8)},
     },
 }
 
@@ -168,7 +174,9 @@ def test_the_faster_of_both_is_chosen_wherever_they_were_measured() -> None:
 
 def test_ranks_are_those_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the choice takes for programs is what the grid has."""
-    monkeypatch.setattr(decode, "SPLIT_RATE", 10**9)  # the pair reads as much as the memory gives
+    monkeypatch.setattr(
+        decode, "COPYING", replace(COPYING, split=10**9, multiprocessor=10**9)
+    )  # the pair reads as much as the memory gives
     _, decoder, *_ = Forward("fp16", SIZE).specs(hopper=True)
     rows = parse_grid(decoder.grid, frozenset(dict(decoder.prototype)), {})[0]
     for batch in (*range(1, 20), 63, 64, 65, 128):
@@ -176,6 +184,6 @@ def test_ranks_are_those_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         # One program reads as much as the memory gives, another half as much: told apart by which is chosen.
         ranks = rows.evaluate(values)
         call = Call(batch, 8, 1, 1, 8_000_000 // batch, SIZE, 0.1)
-        for rate, pays in ((PROGRAM_RATE * batch * ranks, True), (PROGRAM_RATE * batch * ranks * 3 // 2, False)):
+        for rate, pays in ((COPYING.program * batch * ranks, True), (COPYING.program * batch * ranks * 3 // 2, False)):
             figures = Figures(10_000, rate * 100 // READ_PERCENT // 2 + 1, 8000)
             assert one_launch_pays(call, figures) is pays, (batch, ranks)

@@ -48,6 +48,7 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
         ("soft cap, Sq 2060", {**alone, "q_len": 2060, "kv_len": 90, "softcap": 10.0, "right": 0}),
         ("soft cap, Sq 1030, not causal", {**alone, "q_len": 1030, "kv_len": 200, "softcap": 50.0}),
         ("small soft cap, Sq 1030, not causal", {**alone, "q_len": 1030, "kv_len": 200, "softcap": 10.0}),
+        ("soft cap of 50, Sq 2060, causal", {**alone, "q_len": 2060, "kv_len": 200, "softcap": 50.0, "right": 0}),
         ("soft cap, Sq 4200, causal", {**alone, "q_len": 4200, "kv_len": 300, "softcap": 50.0, "right": 0}),
         ("soft cap, lengths", {"softcap": 5.0, "q_lengths": (40, 0), "kv_lengths": (70, 3)}),
         ("lengths", {"q_lengths": (40, 0), "kv_lengths": (70, 3)}),
@@ -95,8 +96,8 @@ def forward_cases(dtype: str, padded: int) -> list[Case]:
             {"head_size": three_quarters, "q_len": 1540, "batch": 1, "heads": 16, "kv_heads": 1},
         ),
         (
-            f"head size {three_quarters}, Sq 6150, causal",
-            {**alone, "head_size": three_quarters, "q_len": 6150, "kv_len": 90, "right": 0},
+            f"head size {three_quarters}, Sq 8200, causal",
+            {**alone, "head_size": three_quarters, "q_len": 8200, "kv_len": 90, "right": 0},
         ),
         *(
             (f"head size {three_quarters}, lengths{', causal' * (right == 0)}", {**few, "right": right})

@@ -92,6 +92,7 @@ def fp8_cases(dtype: str, padded: int) -> list[Fp8Case]:
         ("Sq 12000, Skv 90, causal", {"q_len": 12000, "kv_len": 90, "batch": 1, "heads": 2, "kv_heads": 1, "right": 0}),
         ("Sq 17000, Skv 90, causal", {"q_len": 17000, "kv_len": 90, "batch": 1, "heads": 2, "kv_heads": 1, "right": 0}),
         ("Sq 1100, Skv 1337", {"q_len": 1100, "kv_len": 1337, "batch": 1, "heads": 2, "factors": ("one", "", "one")}),
+        ("Sq 2060, Skv 2055", {"q_len": 2060, "kv_len": 2055, "batch": 1, "heads": 1, "kv_heads": 1}),
         ("Sq 150, Skv 33, causal", {"q_len": 150, "kv_len": 33, "right": 0}),
         ("Sq 33, Skv 350, bottom right", {"q_len": 33, "kv_len": 350, "right": 0, "bottom_right": True}),
         ("rows without keys", {"q_len": 150, "kv_len": 33, "right": 0, "bottom_right": True}),

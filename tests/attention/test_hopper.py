@@ -472,7 +472,9 @@ def test_one_query_has_small_blocks_where_key_heads_are_more_than_multiprocessor
     found = served_by(128, batch_size=batch, num_heads=4 * kv_heads, num_kv_heads=kv_heads, q_len=1)
     constants = dict(found.constants)
     assert (found.kernel, (constants["BLOCK_N"], constants["STAGES"])) == (DECODE, keys)
-    assert [descriptor.block[2] for descriptor in found.descriptors] == [keys[0]] * 2
+    assert not found.descriptors, "K and V are copied"
+    fetched = served_by(64, batch_size=batch, num_heads=4 * kv_heads, num_kv_heads=kv_heads, q_len=1)
+    assert [descriptor.block[2] for descriptor in fetched.descriptors] == [128] * 2
     spec = served_by(256, batch_size=batch, num_heads=4 * kv_heads, num_kv_heads=kv_heads, q_len=1)
     assert dict(spec.constants)["BLOCK_N"] == 64
 

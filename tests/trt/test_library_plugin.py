@@ -46,7 +46,7 @@ def test_every_call_is_answered_alike(pair: Pair, seed: int) -> None:
 def test_long_decoding_follows_the_device_in_both(
     pair: Pair, fake_cuda: FakeCuda, memory: tuple[int, int], count: int
 ) -> None:
-    """An H100 reads it in one launch as fast, an H200 in two faster; one that does not tell takes one."""
+    """An H200 reads it in two launches faster, an H100 in one as fast; one that does not tell takes one."""
     fake_cuda.set_bandwidth(0, *memory)
     values = {"num_heads": 8, "head_size": 128, "type_id": 1, "softmax_scale": 0.125, "num_kv_heads": 8}
     plugins = pair.create(fields_of(OPERATOR, values))
@@ -54,10 +54,10 @@ def test_long_decoding_follows_the_device_in_both(
     loaded = pair.create(pair.stored(plugins), RUNTIME)
     assert loaded is not None
     attached = [calls.attach(plugin) for calls, plugin in zip((pair.python, pair.c), loaded, strict=True)]
-    q, k = Tensor((16, 8, 1, 128), 1), Tensor((16, 8, 32768, 128), 1)
+    q, k = Tensor((4, 8, 1, 128), 1), Tensor((4, 8, 32768, 128), 1)
     assert pair.both("on_shape_change", attached, [q, k, k], [q]) == 0
     room = pair.both("workspace", attached, [bounded(x, random.Random(0)) for x in (q, k, k)], [q])
-    assert room == most_workspace_bytes(16, 8, 1, 128)  # wherever the engine is built, and wherever it runs
+    assert room == most_workspace_bytes(4, 8, 1, 128)  # wherever the engine is built, and wherever it runs
     addresses = [0x7F0000000000 + 0x100000000 * index for index in range(4)]
     assert len(pair.launches(attached, addresses[:3], addresses[3:], WORKSPACE, STREAM)) == count
     for plugin in (plugins[1], loaded[1], attached[1]):

@@ -75,7 +75,7 @@ FAULTS = {
         "hand_on_tile(notes[1], slot, row_tile, head)", "hand_on_tile(notes[1], slot, 0, head)"
     ),
     "a place is read before it is there": (
-        "mbarrier.wait(ready, phase)\n    return _take_one(places, slot * 2)", "return _take_one(places, slot * 2)"
+        "mbarrier.wait(ready, phase)\n    return given_tile", "return given_tile"
     ),
     "a place of another head": ("_of_each(row_tile), _of_each(head)]", "_of_each(row_tile), _of_each(row_tile)]"),
 }  # fmt: skip

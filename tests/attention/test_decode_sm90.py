@@ -1,108 +1,34 @@
 """The Hopper kernel of decoding in the emulator: its numbers, its barriers, and what its programs put in each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gluon_cluster import ClusterMachine
-from gluon_language import load_kernel
-from gluon_values import DTYPES, FP32, INT32, Descriptor, Pointer
+from decode_runs import COPIED, EIGHT, EVEN, FETCHED, LONG, PADDED, PARTS, RANGE, WINDOW, check, loud_start, run
 from helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sm90_runs import TOLERANCE, altered, check_values, is_noticed, largest, largest_bf16, loud, make
+from sm90_runs import TOLERANCE, altered, is_noticed, largest, largest_bf16, loud
 
-from pyfmha.attention.hopper import DECODE_KERNEL, DECODE_KERNEL_FILE
-from pyfmha.attention.reference import attend, relative_error
+from pyfmha.attention.reference import relative_error
 
-KERNEL = Path(__file__).parents[2] / "kernels" / DECODE_KERNEL_FILE
-
-
-def run(
-    *,
-    source: Path = KERNEL,
-    seed: int = 0,
-    ranks: int = 2,
-    batch: int = 1,
-    heads: int = 2,
-    kv_heads: int = 1,
-    kv_len: int = 100,
-    kv_lengths: Sequence[int] | None = None,
-    head_size: int | None = None,
-    window: tuple[int, int] = (-1, -1),
-    bottom_right: bool = True,
-    dtype: str = "fp16",
-    layout: str = "bhsd",
-    block_d: int = 64,
-    block_n: int = 16,
-    stages: int = 2,
-    sm_scale: float = 0.125,
-    scale: float = 1.0,
-    lse: bool = True,
-    change: Callable[[Any, Any, Any], None] = lambda q, k, v: None,
-) -> tuple[Any, Any, Any, Any]:
-    """Run the kernel; returns Out, Lse and what they should be, without the axis of queries. `change` may write other
-    values to Q, K and V. Keys beyond their lengths are NaN."""
-    rng = np.random.default_rng(seed)
-    head_size = head_size or block_d
-    (q_memory, q), (k_memory, k), (v_memory, v), (out_memory, out) = (
-        make(rng, (batch, h, s, head_size), dtype, layout, scale)
-        for h, s in ((heads, 1), (kv_heads, kv_len), (kv_heads, kv_len), (heads, 1))
-    )
-    change(q, k, v)
-    for b, length in enumerate(kv_lengths or ()):
-        k[b, :, max(length, 0) :] = v[b, :, max(length, 0) :] = np.nan
-    out_memory[...] = np.nan
-    lse_memory = np.full(batch * heads + 32, 7.0, np.float32)
-    lengths = None if kv_lengths is None else np.array(kv_lengths, np.int32)
-    element, machine = DTYPES[dtype], ClusterMachine(seed)
-    machine.launch(
-        load_kernel(source, machine)[DECODE_KERNEL],
-        (ranks, kv_heads * -(-heads // kv_heads // 8), batch),
-        Descriptor(k, element, block_n, block_d),
-        Descriptor(v, element, block_n, block_d),
-        Pointer(out_memory, element, 16),
-        Pointer(lse_memory if lse else None, FP32, 16),
-        *(Pointer(memory, element, 16) for memory in (q_memory, k_memory, v_memory)),
-        *(Pointer(array, INT32) for array in (None, lengths, None, None)),
-        sm_scale,
-        0.0,
-        *(batch, heads, kv_heads, 1, kv_len, head_size),
-        *(np.int64(stride // 4) for array in (q, k, v, out) for stride in array.strides[:3]),
-        *(*window, int(bottom_right), 0),
-        BLOCK_D=block_d,
-        BLOCK_N=block_n,
-        WARPS=4,
-        STAGES=stages,
-    )
-    for memory, guard in ((out_memory, np.nan), (lse_memory, 7.0)):
-        np.testing.assert_array_equal(memory[:16], guard)
-        np.testing.assert_array_equal(memory[-16:], guard)
-    left, right = window
-    wanted, wanted_lse = attend(
-        *(q, k, v),
-        **{"sm_scale": sm_scale, "kv_lengths": kv_lengths, "bottom_right": bottom_right},
-        **{"window_left": left, "window_right": right},
-    )
-    return out[:, :, 0], lse_memory[16:-16].reshape(batch, heads), wanted[:, :, 0], wanted_lse[:, :, 0]
+BOTH = pytest.mark.parametrize("source", [FETCHED, COPIED], ids=["fetched", "copied"])
 
 
-def check(dtype: str = "fp16", limit: float = 1.0, **problem: Any) -> None:
-    check_values(*run(dtype=dtype, **problem), dtype, limit)
-
-
+@BOTH
 @pytest.mark.parametrize("kv_len", [1, 5, 63, 64, 65, 300])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_ranks_share_any_number_of_keys(ranks: int, kv_len: int) -> None:
-    check(seed=kv_len, ranks=ranks, kv_len=kv_len)
+def test_ranks_share_any_number_of_keys(source: Path, ranks: int, kv_len: int) -> None:
+    check(source=source, seed=kv_len, ranks=ranks, kv_len=kv_len)
 
 
 def no_queries(q: Any, k: Any, v: Any) -> None:
     q[...] = 0
 
 
+@BOTH
 @pytest.mark.parametrize(
     "problem",
     [
@@ -130,45 +56,50 @@ def no_queries(q: Any, k: Any, v: Any) -> None:
     ],
     ids=lambda problem: str({name: getattr(value, "__name__", value) for name, value in problem.items()}),
 )
-def test_heads_layouts_and_settings(problem: dict[str, Any]) -> None:
-    check(**problem)
+def test_heads_layouts_and_settings(source: Path, problem: dict[str, Any]) -> None:
+    check(source=source, **problem)
 
 
+@BOTH
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (20, -1), (33, 0), (0, 0), (-1, 21), (5, 40), (2**31 - 1, 0)])
 @pytest.mark.parametrize("bottom_right", [False, True])
-def test_windows(window: tuple[int, int], bottom_right: bool) -> None:
+def test_windows(source: Path, window: tuple[int, int], bottom_right: bool) -> None:
     lengths = [100, 50, 16, 1, 0]
 
-    check(window=window, bottom_right=bottom_right, kv_lengths=lengths, batch=5, heads=1)
+    check(source=source, window=window, bottom_right=bottom_right, kv_lengths=lengths, batch=5, heads=1)
 
 
-def test_the_widest_windows_do_not_overflow() -> None:
-    check(window=(2**31 - 1, 2**31 - 1), kv_len=40)
+@BOTH
+def test_the_widest_windows_do_not_overflow(source: Path) -> None:
+    check(source=source, window=(2**31 - 1, 2**31 - 1), kv_len=40)
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_what_lies_beyond_a_length_changes_nothing(dtype: str, ranks: int) -> None:
+def test_what_lies_beyond_a_length_changes_nothing(source: Path, dtype: str, ranks: int) -> None:
     lengths = [0, 1, 16, 31, 70, 100, 101, 2**31 - 1, -1, -(2**31)]
     problem = {"dtype": dtype, "ranks": ranks, "kv_lengths": lengths, "batch": len(lengths), "heads": 1}
 
-    check(**problem)
-    out, lse, _, _ = run(**problem)
+    check(source=source, **problem)
+    out, lse, _, _ = run(source=source, **problem)
     for b in (0, 8, 9):
         assert (out[b] == 0).all()
         assert np.isneginf(lse[b]).all()
 
 
-def test_lse_may_be_left_out() -> None:
-    out, lse, wanted, _ = run(lse=False)
+@BOTH
+def test_lse_may_be_left_out(source: Path) -> None:
+    out, lse, wanted, _ = run(source=source, lse=False)
 
     assert relative_error(out, wanted) < TOLERANCE["fp16"]
     assert (lse == 7).all()
 
 
+@BOTH
 @pytest.mark.parametrize(("dtype", "value"), [("fp16", 65504.0), ("bf16", 255 * 2.0**120)])
 @pytest.mark.parametrize("sm_scale", [1.0, -1.0, 3.4e38])
-def test_the_largest_inputs_stay_finite(dtype: str, value: float, sm_scale: float) -> None:
+def test_the_largest_inputs_stay_finite(source: Path, dtype: str, value: float, sm_scale: float) -> None:
     """A row of the largest scores, one of the smallest, and one of both."""
 
     def change(q: Any, k: Any, v: Any) -> None:
@@ -177,36 +108,42 @@ def test_the_largest_inputs_stay_finite(dtype: str, value: float, sm_scale: floa
         k[:, :, ::3] *= -1
         v[..., 1::2] *= -1
 
-    out, lse, wanted, _ = run(dtype=dtype, sm_scale=sm_scale, change=change, kv_len=70, heads=2)
+    out, lse, wanted, _ = run(source=source, dtype=dtype, sm_scale=sm_scale, change=change, kv_len=70, heads=2)
 
     assert np.isfinite(out).all()
     assert np.isfinite(lse).all()
     assert relative_error(out, wanted) < TOLERANCE[dtype]
 
 
+@BOTH
 @pytest.mark.parametrize(("dtype", "scale"), [("fp16", 2.0**13), ("bf16", 2.0**125)])
-def test_of_large_inputs_the_best_key_is_found(dtype: str, scale: float) -> None:
-    out, lse, wanted, _ = run(dtype=dtype, scale=scale, ranks=4)
+def test_of_large_inputs_the_best_key_is_found(source: Path, dtype: str, scale: float) -> None:
+    out, lse, wanted, _ = run(source=source, dtype=dtype, scale=scale, ranks=4)
 
     assert np.isfinite(out).all()
     assert not np.isnan(lse).any()
     assert relative_error(out, wanted) < TOLERANCE[dtype]
 
 
-def test_bf16_products_may_leave_the_range() -> None:
-    check(dtype="bf16", sm_scale=2.0**-20, change=loud, head_size=32)
+@BOTH
+def test_bf16_products_may_leave_the_range(source: Path) -> None:
+    check(source=source, dtype="bf16", sm_scale=2.0**-20, change=loud, head_size=32)
 
 
+@BOTH
 @pytest.mark.parametrize(("dtype", "change"), [("fp16", largest), ("bf16", largest_bf16)])
-def test_a_mean_of_the_largest_values_is_not_rounded_to_infinity(dtype: str, change: Callable[..., None]) -> None:
-    check(dtype=dtype, change=change)
+def test_a_mean_of_the_largest_values_is_not_rounded_to_infinity(
+    source: Path, dtype: str, change: Callable[..., None]
+) -> None:
+    check(source=source, dtype=dtype, change=change)
 
 
-def test_nan_stays_in_its_head() -> None:
+@BOTH
+def test_nan_stays_in_its_head(source: Path) -> None:
     def change(q: Any, _k: Any, _v: Any) -> None:
         q[0, 1, 0, 3] = np.nan
 
-    out, lse, wanted, wanted_lse = run(heads=3, change=change)
+    out, lse, wanted, wanted_lse = run(source=source, heads=3, change=change)
 
     assert np.isnan(out[0, 1]).all()
     assert np.isnan(lse[0, 1])
@@ -214,13 +151,15 @@ def test_nan_stays_in_its_head() -> None:
     np.testing.assert_allclose(lse[0, ::2], wanted_lse[0, ::2], rtol=1e-4, atol=1e-4)
 
 
+@BOTH
 @examples(15)
 @given(data=st.data())
-def test_any_problem(data: st.DataObject) -> None:
+def test_any_problem(source: Path, data: st.DataObject) -> None:
     batch, kv_heads, kv_len = (data.draw(st.integers(1, most)) for most in (2, 2, 200))
     lengths = st.none() | st.lists(st.integers(-2, kv_len + 2), min_size=batch, max_size=batch)
     bounds = st.just(-1) | st.integers(0, 220)
     check(
+        source=source,
         seed=data.draw(st.integers(0, 1000)),
         ranks=data.draw(st.sampled_from([1, 2, 4, 8])),
         batch=batch,
@@ -237,18 +176,6 @@ def test_any_problem(data: st.DataObject) -> None:
         sm_scale=data.draw(st.floats(-0.5, 0.5, width=32)),
     )
 
-
-def loud_start(_q: Any, k: Any, _v: Any) -> None:
-    k[:, :, :8] *= 1000
-
-
-LONG: dict[str, Any] = {"kv_len": 150}
-RANGE = {"dtype": "bf16", "sm_scale": 2.0**-20, "change": loud, "head_size": 32}
-EVEN = {"change": largest}
-PADDED = {"kv_lengths": [37]}
-EIGHT = {"ranks": 8, "heads": 8, "kv_len": 300}
-PARTS = {"heads": 18, "kv_heads": 2}
-WINDOW = {"window": (30, 0), "kv_lengths": [70]}
 
 # What is replaced by what, and the problem that shows it.
 MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -353,4 +280,4 @@ def test_the_kernel_is_right_where_faults_are_noticed(seed: int) -> None:
 def test_a_faulty_kernel_is_noticed(mutant: str, tmp_path: Path) -> None:
     """The emulator would find what it is there to find."""
     right, wrong, problem = MUTANTS[mutant]
-    assert is_noticed(check, altered(KERNEL, right, wrong, tmp_path), problem), "no interleaving showed the fault"
+    assert is_noticed(check, altered(FETCHED, right, wrong, tmp_path), problem), "no interleaving showed the fault"

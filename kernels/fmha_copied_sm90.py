@@ -23,7 +23,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma
 
-ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+BY_HAND = ("fences", "layouts")  # what Triton has passes for, see pyfmha/aot/passes.py
 
 
 @gluon.jit

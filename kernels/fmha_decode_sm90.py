@@ -17,7 +17,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 
-ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+BY_HAND = ("fences", "layouts")  # what Triton has passes for, see pyfmha/aot/passes.py
 
 BFLOAT16_MAX: gl.constexpr = gl.constexpr(3.3895313892515355e38)
 WIDE_SHIFT: gl.constexpr = gl.constexpr(24.0)

@@ -116,7 +116,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+BY_HAND = ("fences", "layouts")  # what Triton has passes for, see pyfmha/aot/passes.py
 
 # Scores, in units of log2, that the fast arithmetic accepts: see fmha_triton.py.
 FAST_LIMIT: gl.constexpr = gl.constexpr(1048576.0)

@@ -9,7 +9,7 @@ from fmha_sm90 import compute
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+BY_HAND = ("fences", "layouts")  # what Triton has passes for, see pyfmha/aot/passes.py
 
 
 @gluon.jit

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from pyfmha.aot.descriptors import UnsupportedDescriptor, described_tensors, descriptor_type, parameter_count
-from pyfmha.aot.fences import fences
+from pyfmha.aot.passes import passes_left_out
 from pyfmha.aot.reasons import full_disk, reasons
 from pyfmha.aot.sources import Refused, load_source
 from pyfmha.aot.wrappers import OPTIONS, RunTime, Wrapped, decode, describe_configs, encode, settle, unwrap
@@ -150,7 +150,7 @@ def compile_cubin(request: dict[str, Any]) -> dict[str, Any]:
     # Triton's cache does not see the source of a function in a tuple.
     triton.knobs.compilation.always_compile = '"function"' in json.dumps(request["constants"])
     try:
-        with fences(module):
+        with passes_left_out(module, capability):
             compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:
         full = full_disk(error)

@@ -1,0 +1,83 @@
+"""What of Triton's compiler the kernels here do without: passes that take their time and change nothing.
+
+A pass costs more than it does itself, since everything is verified after each.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+TENSOR_MEMORY = (
+    "nvidia.add_allocate_tensor_memory",
+    "nvidia.add_tmem_barrier_insertion",
+    "nvidia.add_tmem_wait_insertion",
+    "nvidia.add_check_matmul_two_cta",
+    "nvidia.add_optimize_tmem_layouts",
+    "nvidia.add_tmem_load_reduce",
+    "nvidia.add_interleave_tmem",
+)
+"""Passes over what there is from sm_100 on: tensor memory, and products of two programs."""
+FIRST_TENSOR_MEMORY = 100
+BY_HAND = {
+    "fences": ("nvidia.add_proxy_fence_insertion",),
+    "layouts": (
+        *("gluon.add_infer_coalesced_encodings", "gluon.add_resolve_auto_encodings", "nvidia.add_tma_lowering"),
+        *("gpu.add_combine_tensor_select_and_if", "common.add_sccp", "common.add_canonicalizer"),
+        *("nvidia.add_cluster_barrier_mbar_allocator", "nvidia.add_initialize_ws_cluster_barriers"),
+        *("gpu.add_allocate_global_scratch_memory", "common.add_symbol_dce"),
+    ),
+}
+"""Passes by what a kernel's file says, in ``BY_HAND``, that it does itself: fences between proxies; layouts and memory,
+with nothing left to simplify that Gluon's own passes or LLVM do not."""
+
+
+@contextmanager
+def passes_left_out(module: ModuleType, capability: int) -> Iterator[None]:
+    """Compile the kernels of a file without passes that leave them as they are.
+
+    Args:
+        module: the kernel's file, which may say ``BY_HAND``.
+        capability: of the architecture: 90 for sm_90.
+    """
+    _without_digests()
+    names = [name for said in getattr(module, "BY_HAND", ()) for name in BY_HAND[said]]
+    if capability < FIRST_TENSOR_MEMORY:
+        names += TENSOR_MEMORY
+    groups = _groups()
+    split = [(groups.get(group), add) for group, add in (name.split(".") for name in names)]
+    kept = [(group, add, getattr(group, add)) for group, add in split if hasattr(group, add)]
+    for group, add, _ in kept:
+        setattr(group, add, _nothing)
+    try:
+        yield
+    finally:
+        for group, add, was in kept:
+            setattr(group, add, was)
+
+
+def _groups() -> dict[str, Any]:
+    """Where Triton has its passes; other versions lack some."""
+    from triton._C.libtriton import nvidia, passes
+
+    return {
+        "common": passes.common,
+        "gpu": passes.ttgpuir,
+        "gluon": getattr(passes, "gluon", None),
+        "nvidia": nvidia.passes.ttnvgpuir,
+    }
+
+
+def _nothing(*_: object) -> None:
+    """In the place of what adds a pass."""
+
+
+@cache
+def _without_digests() -> None:
+    """Triton reads all of itself, half a gigabyte, to tell what it keeps from what another Triton has kept: half a
+    second of each process. A compiler process has a folder of its own."""
+    from triton.runtime import cache as kept
+
+    if hasattr(kept, "triton_key"):
+        kept.triton_key = lambda: "this"

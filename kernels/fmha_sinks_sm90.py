@@ -24,6 +24,7 @@ def fmha_sinks_sm90(
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr, SERIAL: gl.constexpr, PRODUCER_FIRST: gl.constexpr,
     LENGTHS: gl.constexpr, THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False,
     EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
+    PAIRED: gl.constexpr = False,
 ):  # fmt: skip
     """Grid, descriptors and constants: as of fmha_fwd_sm90, not GENERAL; arguments: as of fmha_biased.py, V of Q's head
     size."""
@@ -40,4 +41,5 @@ def fmha_sinks_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, THREES=THREES, HANDED_ON=HANDED_ON, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED,
+        PAIRED=PAIRED,
     )  # fmt: skip

@@ -78,15 +78,16 @@ from sm90_softmax import (
     weigh_near,
 )
 from sm90_tiles import (
-    EVENLY,
     ROWS,
     Shape,
     end_block_of,
     even_begin,
-    even_place,
     first_key,
+    is_even,
+    next_place,
     order_of,
     section_heads,
+    section_or_pairs,
     sequence_of,
     tile_blocks,
     tile_count,
@@ -167,7 +168,7 @@ def _load(work, SHAPE: gl.constexpr):
     num_heads, group, q_len, kv_len, row_tiles, heads, section, bounds = sizes
     step = 0
     v_place = (0, 0, 0)
-    state = even_begin() if ORDER == EVENLY else ()
+    state = even_begin() if is_even(ORDER) else ()
     if HANDING and not SHAPE.FINDER:
         following, state = place_of_turn(0, state, sizes, SHAPE)
     for turn in range(tile_count(row_tiles, heads, section, ORDER)):
@@ -175,8 +176,8 @@ def _load(work, SHAPE: gl.constexpr):
             head, row_tile, q_start, kv_start, sequence = found_place(notes[1], turn, sizes, SHAPE)
         elif HANDING:
             head, row_tile, q_start, kv_start, sequence = following
-        elif ORDER == EVENLY:
-            row_tile, head, state = even_place(state, row_tiles, heads, section)
+        elif is_even(ORDER):
+            row_tile, head, state = next_place(turn, state, row_tiles, heads, section, ORDER)
         else:
             row_tile, head = tile_of(turn, row_tiles, heads, section, ORDER)
         batch = head // num_heads
@@ -883,6 +884,7 @@ def compute(
     THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False, SECTIONS: gl.constexpr = 0,
     EARLY: gl.constexpr = False, EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, HALVED: gl.constexpr = False,
     DIRECT: gl.constexpr = False, LEVELS: gl.constexpr = False, FINDER: gl.constexpr = False,
+    PAIRED: gl.constexpr = False,
 ):  # fmt: skip
     """All that a kernel does, see fmha_fwd_sm90. sinks: two pointers, of which one is null, or () for none; these not
     for GENERAL. v_head_size: () where it is head_size; else, with TWO_PARTS, that of V and Out, which then have the
@@ -921,8 +923,10 @@ def compute(
         out_free = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
         mbarrier.init(out_free.index(0), count=1)
         plain = (out_smem, out_free, plain)
-    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN > 0)
-    if EVEN:
+    ORDER: gl.constexpr = order_of(CAUSAL or HANDING, TWO_HEADS, LONGEST_FIRST, SECTIONS, EVEN > 0, PAIRED)
+    if PAIRED:
+        section = section_or_pairs(row_tiles, all_heads, EVEN)
+    elif EVEN:
         section = section_heads(gl.maximum(row_tiles, 1) if HANDING else row_tiles, all_heads, EVEN)
     else:
         section = section_heads(row_tiles, all_heads) if LONGEST_FIRST else all_heads
@@ -1075,13 +1079,13 @@ def compute(
     for part in range(CONSUMERS):
         noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
         if noted != 0:
-            if ORDER == EVENLY:
+            if is_even(ORDER):
                 state = even_begin()
             for turn in range(tile_count(row_tiles, all_heads, section, ORDER)):
-                if ORDER == EVENLY:
-                    even_row_tile, even_head, state = even_place(state, row_tiles, all_heads, section)
+                if is_even(ORDER):
+                    even_row_tile, even_head, state = next_place(turn, state, row_tiles, all_heads, section, ORDER)
                 if ((noted >> (turn % NOTES)) & 1) != 0:
-                    if ORDER == EVENLY:
+                    if is_even(ORDER):
                         row_tile, head = even_row_tile, even_head
                     else:
                         row_tile, head = tile_of(turn, row_tiles, all_heads, section, ORDER)
@@ -1169,6 +1173,7 @@ def fmha_fwd_sm90(
     DIRECT: gl.constexpr = False,
     LEVELS: gl.constexpr = False,
     FINDER: gl.constexpr = False,
+    PAIRED: gl.constexpr = False,
 ):
     """Grid: any number of programs up to cdiv(q_len, 64 * CONSUMERS) * num_heads * batch_size; if RAGGED, up to
     (cdiv(q_len, 64 * CONSUMERS) + batch_size + 1) * num_heads.
@@ -1205,7 +1210,8 @@ def fmha_fwd_sm90(
     masks of others leave out a first half that all rows see; of blocks of 128 keys and several consumers, not GENERAL,
     LENGTHS or CAPPED. LEVELS: soft caps go the same way in all warps of a program (sm90_capped.py); CAPPED and neither
     GENERAL, RAGGED nor LENGTHS. FINDER: a warp of its own looks for tiles; RAGGED and LENGTHS, of one or two consumers,
-    and not PRODUCER_FIRST.
+    and not PRODUCER_FIRST. PAIRED: of EVEN, in pairs of one head where these are as many for each program, see
+    `next_place`; not for RAGGED.
     """
     compute(
         (q_desc, k_desc, v_desc, out_desc), (Out, Lse, Q, K, V), (q_lengths, kv_lengths), (cu_seqlens_q, cu_seqlens_kv),
@@ -1221,5 +1227,5 @@ def fmha_fwd_sm90(
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS, LAZY, SERIAL, PRODUCER_FIRST,
         LENGTHS, APART=APART, THREES=THREES, HANDED_ON=HANDED_ON, SECTIONS=SECTIONS,
         EARLY=EARLY, EVEN=EVEN, BRIEF=BRIEF, HALVED=HALVED, DIRECT=DIRECT, LEVELS=LEVELS,
-        FINDER=FINDER,
+        FINDER=FINDER, PAIRED=PAIRED,
     )  # fmt: skip

@@ -22,6 +22,8 @@ PAIRS_OF_SMALL_SECTIONS: gl.constexpr = gl.constexpr(5)
 HEADS_OF_SECTION: gl.constexpr = gl.constexpr(4)  # for PAIRS_OF_SECTIONS; of small ones half as many
 # From the longest, section by section, each from another program on: see `even_place`.
 EVENLY: gl.constexpr = gl.constexpr(6)
+# As EVENLY, but in pairs of one head where these are as many for each program: see `next_place`.
+EVENLY_OR_PAIRED: gl.constexpr = gl.constexpr(7)
 # Tiles of a section for each program: an even number, of which long and short ones make up for each other, and so few
 # that K and V of a section, at most 34 MB on 132 multiprocessors, stay in the L2 cache. The grid has twice as many rows
 # more, for the last section, of up to two.
@@ -69,15 +71,21 @@ class Shape(NamedTuple):
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads, longest_first, sections, evenly):
+def order_of(causal, two_heads, longest_first, sections, evenly, paired=False):
     """How the tiles of a kernel compiled so are dealt out."""
     if evenly:
-        return EVENLY.value
+        return EVENLY_OR_PAIRED.value if paired else EVENLY.value
     if longest_first:
         return LONGEST_FIRST.value
     if sections:
         return PAIRS_OF_SMALL_SECTIONS.value if sections == 2 else PAIRS_OF_SECTIONS.value
     return (PAIRS_OF_TWO_HEADS.value if two_heads else PAIRS_OF_A_HEAD.value) if causal else SINGLES.value
+
+
+@gluon.constexpr_function
+def is_even(order):
+    """Whether places follow from one another, as `next_place` has it."""
+    return order in (EVENLY.value, EVENLY_OR_PAIRED.value)
 
 
 @gluon.jit
@@ -124,6 +132,12 @@ def tile_count(row_tiles, heads, section, ORDER: gl.constexpr):
         return count
     if ORDER == EVENLY:
         return _even_count(row_tiles, heads, section)
+    if ORDER == EVENLY_OR_PAIRED:
+        if section == 0:
+            count = tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)
+        else:
+            count = _even_count(row_tiles, heads, section)
+        return count
     count = _share(tiles)
     if ORDER == PAIRS_OF_SECTIONS or ORDER == PAIRS_OF_SMALL_SECTIONS:
         count = _paired(tiles)
@@ -192,6 +206,33 @@ def even_place(state, row_tiles, heads, section):
     # the head of the section that the tile was of
     first_head = gl.where(lap == 0, index - 1, index) * section
     return row_tiles - 1 - tile // side_by_side, first_head + tile % side_by_side, (index, lap, place)
+
+
+@gluon.jit
+def section_or_pairs(row_tiles, heads, ROUNDS: gl.constexpr):
+    """What `section_heads` gives, for EVENLY_OR_PAIRED; 0, where tiles go in pairs.
+
+    Pairs read K and V of half as many heads at a time, but the last round of them leaves programs idle where they are
+    no multiple of the programs: by more than an eighth, an even order is faster (kernels/NOTES.md).
+    """
+    programs = gl.num_programs(0)
+    tiles = row_tiles * heads
+    pairs = tiles - tiles // 2
+    room = (pairs + programs - 1) // programs * programs
+    paired = (tiles <= programs) | (room - pairs <= room // 8)
+    return gl.where(paired, 0, section_heads(row_tiles, heads, ROUNDS))
+
+
+@gluon.jit
+def next_place(turn, state, row_tiles, heads, section, ORDER: gl.constexpr):
+    """Of EVENLY and EVENLY_OR_PAIRED, the turn-th tile of this program and its head, and the state of the next one."""
+    if ORDER == EVENLY_OR_PAIRED:
+        if section == 0:
+            row_tile, head = tile_of(turn, row_tiles, heads, section, PAIRS_OF_A_HEAD)
+        else:
+            row_tile, head, state = even_place(state, row_tiles, heads, section)
+        return row_tile, head, state
+    return even_place(state, row_tiles, heads, section)
 
 
 @gluon.jit

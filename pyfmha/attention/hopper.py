@@ -157,6 +157,7 @@ def _variant(base: KernelSpec, padded: int, setting: Setting, causal: bool) -> K
             if getattr(setting, name.lower())
         ),
         *((("EVEN", setting.even),) if setting.even else ()),
+        *((("PAIRED", True),) if setting.paired else ()),
     )
     row_tiles = f"cdiv(q_len, {setting.consumers * ROWS})"
     tiles = f"({row_tiles} + batch_size + 1) * num_heads" if setting.ragged else f"{row_tiles} * num_heads * batch_size"

@@ -42,6 +42,7 @@ class Setting:
         early: whether blocks are asked for before the queries of their tile, as the kernel says.
         even: causal tiles from the longest, in sections of so many rounds, from which all programs get as much to do;
             for a kernel that is handed, or ragged, and not longest_first. 0 for another order.
+        paired: of even, whether tiles go in pairs of one head where these are as many for each program; not ragged.
         brief: whether ends of tiles take fewer instructions, as the kernel says; not for lengths.
         halved: whether half a first block is multiplied where rows see no more of it; of 128 keys, for several
             consumers that serve neither lengths nor soft caps.
@@ -81,12 +82,16 @@ class Setting:
     sections: int = 0
     early: bool = False
     even: int = 0
+    paired: bool = False
     brief: bool = False
     halved: bool = False
     direct: bool = False
     levels: bool = False
     finder: bool = False
 
+
+EVEN_64 = Setting(64, 1, programs=2, maxnreg=128, handed=True, even=2, brief=True, masks=(True,))
+"""Of 64 keys a step, of which short causal tiles mask less."""
 
 THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_registers=32)
 """Of head size 64: 192 queries a tile."""
@@ -150,10 +155,7 @@ RAGGED_64 = replace(LONE, lengths=True, ragged=True, early=True)
 # at the tensor cores, and share what is loaded: the longer the sequences, the more that counts.
 SETTINGS: dict[int, tuple[Setting, ...]] = {
     64: (
-        Setting(64, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len <= 384",), masks=(True,)),
-        Setting(
-            128, 1, programs=2, maxnreg=128, two_heads=True, requires=("q_len > 384", "q_len <= 512"), masks=(True,)
-        ),
+        replace(EVEN_64, requires=("q_len <= 384",)),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), threes=True),
         replace(
             THREE_CONSUMERS, handed=True, even=4, brief=True, halved=True, requires=("q_len > 4096",), masks=(True,)
@@ -172,7 +174,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     128: (
-        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,), two_parts=True),
+        replace(EVEN_64, v_stages=3, requires=("q_len <= 1024",), two_parts=True),
         replace(LONG_96, requires=("q_len > 8192",)),
         replace(WIDE_96, requires=("q_len > 1536",)),
         Setting(
@@ -180,8 +182,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         ),
         replace(SERIAL_96, requires=("q_len > 1536", "num_heads >= 16"), masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, masks=(False,), two_parts=True),
-        Setting(64, 1, v_stages=3, programs=2, maxnreg=128, requires=("q_len <= 1024",), masks=(True,)),
-        Setting(128, 2, v_stages=3, requires=("q_len <= 2048", "num_heads < 32"), masks=(True,)),
+        replace(EVEN_64, v_stages=3, requires=("q_len <= 1024",), paired=True),
         replace(LAZY, handed=True, even=2, brief=True, halved=True, masks=(True,)),
         replace(WIDE_128, requires=("q_len >= 8192",)),
         replace(LAZY, masks=(False,)),
@@ -193,23 +194,20 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(RAGGED, masks=(False,)),
         replace(RAGGED, even=4, masks=(True,)),
         replace(LEVELS, requires=("q_len >= 512", SERVED_CAP), masks=(False,)),
-        replace(EVEN_LEVELS, requires=("q_len >= 4096", SERVED_CAP)),
-        replace(EVEN_LEVELS, block_n=96, requires=("q_len >= 2048", SERVED_CAP)),
-        Setting(
-            64, 1, v_stages=3, programs=2, maxnreg=128, handed=True, even=2, brief=True, masks=(True,), capped=True
-        ),
+        replace(EVEN_LEVELS, requires=("q_len >= 2048", SERVED_CAP)),
+        replace(EVEN_64, v_stages=3, capped=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(64, 1, v_stages=3, programs=2, rounds=2, maxnreg=128, masks=(True,), general=True, ragged=True),
         Setting(64, 1, v_stages=3, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
     ),
     256: (
         replace(WIDE_192, masks=(False,)),
-        replace(LONG_192, requires=("q_len > 4096",)),
+        replace(LONG_192, requires=("q_len > 6144",)),
         replace(EVEN_192, requires=("q_len >= 1536",)),
-        replace(LAZY_256, q_slots=2, masks=(True,), two_parts=True, threes=True),
+        replace(EVEN_192, block_n=64, q_slots=2, apart=False, paired=True),
         replace(LAZY_256, block_n=80, masks=(False,), threes=True),
         replace(EVEN_256, requires=("q_len >= 2048",)),
-        replace(LAZY_256, v_stages=3, masks=(True,), threes=True),
+        replace(EVEN_256, v_stages=3, apart=False, paired=True),
         Setting(64, 2, two_parts=True, lazy=True, lengths=True),
         replace(LAZY_256, block_n=80, masks=(False,), threes=True, lengths=True, early=True, direct=True),
         Setting(64, 2, q_slots=1, masks=(True,), lazy=True, lengths=True, threes=True, apart=True, early=True),
@@ -218,7 +216,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(RAGGED_256, block_n=64, v_stages=3, masks=(True,)),
         replace(LEVELS_256, requires=(SERVED_CAP,), masks=(False,)),
         replace(LEVELS_256, handed=True, even=2, brief=True, requires=("q_len >= 1536", SERVED_CAP), masks=(True,)),
-        Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), capped=True),
+        Setting(64, 2, v_stages=3, q_slots=1, handed=True, even=2, brief=True, masks=(True,), capped=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True),
         Setting(64, 2, v_stages=3, q_slots=1, rounds=4, masks=(True,), general=True, ragged=True),
         Setting(64, 2, v_stages=3, q_slots=1, masks=(True,), general=True, capped=True),

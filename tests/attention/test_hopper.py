@@ -611,22 +611,30 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
         assert (found["CONSUMERS"], found["CAUSAL"]) == (consumers, right == 0)
 
 
-@pytest.mark.parametrize(("head_size", "longest"), [(64, 512), (96, 1536), (128, 2048), (192, 1535), (256, 2047)])
-def test_long_causal_rows_are_dealt_out_evenly(head_size: int, longest: int) -> None:
-    for q_len, right in ((longest, 0), (longest + 1, 0), (longest + 1, -1)):
+@pytest.mark.parametrize(
+    ("head_size", "q_len", "longest_first", "paired"),
+    [
+        *((64, 384, False, False), (64, 385, False, False), (64, 4097, False, False)),
+        *((96, 1024, False, False), (96, 1025, True, False), (96, 1536, True, False), (96, 1537, False, False)),
+        *((128, 1024, False, True), (128, 1025, False, False)),
+        *((192, 1535, False, True), (192, 1536, False, False)),
+        *((256, 2047, False, True), (256, 2048, False, False)),
+    ],
+)
+def test_causal_rows_are_dealt_out_evenly(head_size: int, q_len: int, longest_first: bool, paired: bool) -> None:
+    """From which length tiles no longer go in pairs of a head where these are as many for each program."""
+    for right in (0, -1):
         spec = served_by(head_size, q_len=q_len, window_right=right)
         found = dict(spec.constants)
-        assert bool(found.get("EVEN")) == (right == 0 and q_len > longest)
-        assert found.get("HANDED_ON", False) or not found.get("EVEN")
-        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"] == (head_size == 96 and q_len == 1536)
+        assert bool(found.get("EVEN")) == (right == 0 and not longest_first)
+        assert found.get("PAIRED", False) == (right == 0 and paired)
+        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"] == (right == 0 and longest_first)
 
 
-@pytest.mark.parametrize(
-    ("q_len", "heads", "evenly"), [(1024, 32, False), (1025, 32, True), (2048, 31, False), (2049, 1, True)]
-)
-def test_causal_rows_of_128_are_dealt_out_evenly_where_heads_are_many(q_len: int, heads: int, evenly: bool) -> None:
+@pytest.mark.parametrize(("q_len", "heads", "lazy"), [(1024, 32, False), (1025, 32, True), (1025, 1, True)])
+def test_causal_rows_of_128_have_two_consumers_from_1025_on(q_len: int, heads: int, lazy: bool) -> None:
     found = dict(served_by(128, q_len=q_len, window_right=0, num_heads=heads, num_kv_heads=1).constants)
-    assert (found.get("EVEN", 0) > 0, found["LAZY"], found.get("HALVED", False)) == (evenly, evenly, evenly)
+    assert (found["CONSUMERS"], found["LAZY"], found.get("HALVED", False)) == (1 + lazy, lazy, lazy)
 
 
 @pytest.mark.parametrize(
@@ -659,10 +667,9 @@ def test_three_consumers_share_keys_where_heads_are_of_64_and_rows_are_many() ->
         assert dict(served_by(64, q_len=q_len, window_right=right).constants)["CONSUMERS"] == consumers
 
 
-def test_short_causal_rows_go_in_pairs_of_two_heads_where_heads_are_of_64() -> None:
-    for q_len, right in ((2, 0), (512, 0), (513, 0), (8192, 0), (512, -1), (8192, -1)):
+def test_short_causal_rows_go_by_64_keys_where_heads_are_of_64() -> None:
+    for q_len, right in ((2, 0), (384, 0), (385, 0), (8192, 0), (384, -1), (8192, -1)):
         found = dict(served_by(64, q_len=q_len, window_right=right).constants)
-        assert (found["TWO_HEADS"], found["CAUSAL"]) == (right == 0 and q_len <= 512, right == 0)
         assert found["BLOCK_N"] == (64 if right == 0 and q_len <= 384 else 128)
 
 
@@ -683,8 +690,8 @@ def test_more_blocks_of_values_are_in_flight_where_there_is_room(
     [
         *((192, q_len, -1, (2, 2, 1, True)) for q_len in (64, 8192)),
         *((192, q_len, 0, (2, 2, 2, None)) for q_len in (64, 1535)),
-        *((192, q_len, 0, (2, 2, 1, True)) for q_len in (1536, 4096)),
-        (192, 4097, 0, (2, 2, 1, None)),
+        *((192, q_len, 0, (2, 2, 1, True)) for q_len in (1536, 6144)),
+        (192, 6145, 0, (2, 2, 1, None)),
         *((256, 2047, 0, (2, 3, 1, None)), (256, 2048, 0, (2, 2, 1, True))),
     ],
 )
@@ -699,7 +706,7 @@ def test_where_the_queries_leave_their_slot_before_out_is_stored(
     ("q_len", "right", "block_n", "part"),
     [
         *((64, -1, 96, 32), (8192, -1, 96, 32)),
-        *((1535, 0, 64, 64), (1536, 0, 96, 32), (4096, 0, 96, 32), (4097, 0, 112, 16)),
+        *((1535, 0, 64, 64), (1536, 0, 96, 32), (6144, 0, 96, 32), (6145, 0, 112, 16)),
     ],
 )
 def test_blocks_of_keys_of_192_columns(q_len: int, right: int, block_n: int, part: int) -> None:

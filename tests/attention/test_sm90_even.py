@@ -85,6 +85,89 @@ def test_programs_get_as_much_to_do(row_tiles: int, heads: int, rounds: int, mos
     assert max(work) <= most * sum(work) / len(work)
 
 
+def dealt_or_paired(
+    row_tiles: int, heads: int, programs: int, source: Path = TILES
+) -> tuple[bool, list[list[tuple[int, int]]]]:
+    """Whether tiles go in pairs, and those of each program, of which every one is taken once."""
+    machine = Machine(0)
+    kernel = load_kernel(source, machine)
+    machine.programs = programs
+    sizes = [tensor(row_tiles, np.int32), tensor(heads, np.int32)]
+    sizes.append(kernel["section_or_pairs"](*sizes, 2))
+    order = kernel["EVENLY_OR_PAIRED"]
+    found = []
+    for machine.program in range(programs):
+        state, own = kernel["even_begin"](), []
+        for turn in range(int(kernel["tile_count"](*sizes, order))):
+            row_tile, head, state = kernel["next_place"](tensor(turn, np.int32), state, *sizes, order)
+            own.append((int(row_tile), int(head)))
+        found.append(own)
+    taken = sorted(tile for own in found for tile in own)
+    assert taken == [(row_tile, head) for row_tile in range(row_tiles) for head in range(heads)]
+    return int(sizes[2]) == 0, found
+
+
+@examples(40)
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 20))
+def test_tiles_in_pairs_or_not_are_taken_once(row_tiles: int, heads: int, programs: int) -> None:
+    dealt_or_paired(row_tiles, heads, min(programs, row_tiles * heads))
+
+
+@pytest.mark.parametrize(
+    ("row_tiles", "heads", "programs", "paired", "most"),
+    [
+        *((8, 256, 264, True, 1.04), (16, 128, 264, True, 1.04), (8, 16, 132, True, 2.0), (15, 192, 264, True, 1.11)),
+        *((12, 64, 264, False, 1.16), (10, 64, 264, False, 1.13), (11, 32, 132, False, 1.13)),
+    ],
+)
+def test_pairs_where_they_are_as_many_for_each_program(
+    row_tiles: int, heads: int, programs: int, paired: bool, most: float
+) -> None:
+    """And no program has much more to do than others, in blocks of keys."""
+    found, tiles = dealt_or_paired(row_tiles, heads, programs)
+    work = [sum(row_tile + 1 for row_tile, _ in own) for own in tiles]
+
+    assert found == paired
+    assert max(work) <= most * sum(work) / len(work)
+
+
+def test_numbers_in_pairs_or_not() -> None:
+    """3 heads of 5 tiles: 8 pairs, for 4 programs two rounds, for 7 one and a tile; also rows computed again."""
+    for programs in (4, 7):
+        for setting in ("one consumer", "two consumers"):
+            problem = {**SETTINGS[setting], "q_len": 5 * 64 * SETTINGS[setting].get("consumers", 2) - 20, "heads": 3}
+            check(**problem, causal=True, programs=programs, even=2, paired=True)
+    check(**{**TWO, **LOUD, "q_len": 300, "heads": 4, "causal": True, "programs": 6}, even=2, paired=True)
+
+
+PAIRING_FAULTS = {
+    "in pairs, whatever is left over": ("(room - pairs <= room // 8)", "(room - pairs <= room)"),
+    "never in pairs": ("(tiles <= programs) | (room - pairs <= room // 8)", "tiles < 0"),
+    "counted as pairs": (
+        "            count = _even_count(row_tiles, heads, section)\n        return",
+        "            count = tile_count(row_tiles, heads, section, PAIRS_OF_A_HEAD)\n        return",
+    ),
+}
+
+
+def check_pairing(source: Path = TILES) -> None:
+    for row_tiles, heads, programs, paired in (
+        (8, 16, 33, True),
+        (5, 7, 6, True),
+        (12, 8, 33, False),
+        (5, 3, 7, False),
+    ):
+        assert dealt_or_paired(row_tiles, heads, programs, source)[0] == paired
+
+
+@pytest.mark.parametrize("fault", PAIRING_FAULTS)
+def test_faulty_pairing_is_noticed(fault: str, tmp_path: Path) -> None:
+    check_pairing()
+
+    with pytest.raises(AssertionError):
+        check_pairing(altered(TILES, *PAIRING_FAULTS[fault], tmp_path))
+
+
 FAULTS = {
     "every section begins from the same program": ("place -= lacking\n", "place -= 0\n"),
     "all tiles are dealt out forth": (

@@ -26,7 +26,7 @@ def fmha_values_sm90(
     Q_SLOTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
     TWO_PARTS: gl.constexpr, LAZY: gl.constexpr, SERIAL: gl.constexpr, PRODUCER_FIRST: gl.constexpr,
     LENGTHS: gl.constexpr, APART: gl.constexpr, THREES: gl.constexpr = False, HANDED_ON: gl.constexpr = False,
-    EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False,
+    EVEN: gl.constexpr = 0, BRIEF: gl.constexpr = False, PAIRED: gl.constexpr = False,
 ):  # fmt: skip
     """Grid, descriptors and constants: as of fmha_fwd_sm90, TWO_PARTS and not GENERAL, but boxes of V and Out have
     2 * BLOCK_D columns; arguments: as of fmha_biased.py, head_size up to 3 * BLOCK_D, v_head_size up to 2 * BLOCK_D,
@@ -44,5 +44,5 @@ def fmha_values_sm90(
         BLOCK_D, BLOCK_N, CONSUMERS, STAGES, V_STAGES, CAUSAL, TWO_HEADS, LONGEST_FIRST, GENERAL, RAGGED, CAPPED,
         PING_PONG, Q_SLOTS, CONSUMER_REGISTERS, PRODUCER_REGISTERS, TWO_PARTS,
         LAZY, SERIAL, PRODUCER_FIRST, LENGTHS, (v_head_size,), APART, THREES, HANDED_ON,
-        EVEN=EVEN, BRIEF=BRIEF,
+        EVEN=EVEN, BRIEF=BRIEF, PAIRED=PAIRED,
     )  # fmt: skip

@@ -8,6 +8,9 @@ from fmha_sm90 import compute
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+ALL_BARRIERS = True  # of a partition between uses of shared memory, too
+
 
 @gluon.jit
 def fmha_sinks_sm90(

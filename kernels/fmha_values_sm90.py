@@ -10,6 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 ALL_FENCES = True  # between proxies are set here, and Triton need not look for places of others
+ALL_BARRIERS = True  # of a partition between uses of shared memory, too
 
 
 @gluon.jit

@@ -5,24 +5,34 @@ from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
+# What a file says of itself, and the pass that it then does without.
+_SET_BY_KERNELS = {
+    "ALL_FENCES": ("ttnvgpuir", "add_proxy_fence_insertion"),
+    "ALL_BARRIERS": ("ttgpuir", "add_membar"),
+}
+
 
 @contextmanager
 def fences(module: ModuleType) -> Iterator[None]:
     """Triton looks for places where a kernel needs a fence between proxies, a tenth of the time that the Hopper kernels
-    take; those whose file says ALL_FENCES set all themselves, and come out the same without."""
+    take, and for those where it needs a barrier, an eighth; those whose file says ALL_FENCES and ALL_BARRIERS set all
+    themselves, and come out the same without."""
     from triton._C.libtriton import nvidia
 
     _without_digests()
-    passes, name = nvidia.passes.ttnvgpuir, "add_proxy_fence_insertion"
-    inserts = getattr(passes, name, None)
-    if inserts is None or not getattr(module, "ALL_FENCES", False):
-        yield
-        return
-    setattr(passes, name, lambda *_: None)
+    left_out = []
+    for says, (dialect, name) in _SET_BY_KERNELS.items():
+        passes = getattr(nvidia.passes, dialect)
+        inserts = getattr(passes, name, None)
+        if inserts is not None and getattr(module, says, False):
+            left_out.append((passes, name, inserts))
     try:
+        for passes, name, _ in left_out:
+            setattr(passes, name, lambda *_: None)
         yield
     finally:
-        setattr(passes, name, inserts)
+        for passes, name, inserts in left_out:
+            setattr(passes, name, inserts)
 
 
 @cache

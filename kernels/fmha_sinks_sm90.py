@@ -8,6 +8,8 @@ from fmha_sm90 import compute
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+BY_HAND = ("fences", "barriers", "layouts")  # as fmha_sm90.py
+
 
 @gluon.jit
 def fmha_sinks_sm90(

@@ -117,7 +117,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-BY_HAND = ("fences", "layouts")  # what Triton has passes for, see pyfmha/aot/passes.py
+# Passes of Triton's that change nothing here, see pyfmha/aot/passes.py. A partition's barriers between uses of shared
+# memory stand where Triton would put its own, also where a thread reads only what it wrote itself.
+BY_HAND = ("fences", "barriers", "layouts")
 
 # Scores, in units of log2, that the fast arithmetic accepts: see fmha_triton.py.
 FAST_LIMIT: gl.constexpr = gl.constexpr(1048576.0)
@@ -294,7 +296,9 @@ def _make_whole(v_smem, barriers, step, count, CONSUMER: gl.constexpr, SHAPE: gl
             for first in gl.static_range(0, BLOCK_N, HEIGHT):
                 if count < first + HEIGHT:
                     part = v.slice(first, HEIGHT)
-                    part.store(gl.where((rows < count - first)[:, None], part.load(LAYOUT), 0.0))
+                    kept = gl.where((rows < count - first)[:, None], part.load(LAYOUT), 0.0)
+                    gl.barrier()
+                    part.store(kept)
             fence_async_shared()
             gl.barrier()
         if CONSUMERS > 1:
@@ -730,6 +734,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
         m = gl.full([ROWS], shift - FAST_LIMIT, gl.float32, layout=ROW_LAYOUT)
         row_sum = partial_sums(gl.zeros([ROWS, NEAR], gl.float32, layout=S_LAYOUT), NEAR)
         stage = step % STAGES
+        if SHAPE.HANDED or (RAGGED and LENGTHS):  # this has been waited for, where the place was taken
+            gl.barrier()
         mbarrier.wait(q_ready.index(slot), (turn // Q_SLOTS) & 1)
         mbarrier.wait(k_ready.index(stage), (step // STAGES) & 1)
         visible = (first_row, rows, begins, ends, unmasked_from, unmasked)
@@ -836,6 +842,8 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
                 own_token = token if RAGGED else first_row
                 store_direct(out * factor[:, None], head, own_token, own_count, plain, dtype)
             elif SHAPE.APART:
+                if part > 0:  # the wait is for the same barrier as before
+                    gl.barrier()
                 mbarrier.wait(plain[1].index(0), ((turn * CONSUMERS + CONSUMER) & 1) ^ 1)
                 matrix(plain[0], 0, part, ROWS, SHAPE).store(narrow(out * factor[:, None], dtype))
             else:
@@ -850,6 +858,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             else:
                 out_part = q_smem[0].index(slot)
             if count >= ROWS:
+                gl.barrier()
                 tma.async_store(out_desc, [0, head, token, 0], out_part, cache_policy=ONCE)
             else:  # the next sequence's rows are behind
                 Out, stride_h, stride_s, head_size = plain[2] if SHAPE.APART else plain
@@ -864,6 +873,7 @@ def _attend(work, plain, CONSUMER: gl.constexpr, SHAPE: gl.constexpr):
             mbarrier.arrive(q_free.index(slot), count=1)
     if not SHAPE.DIRECT:
         tma.store_wait(0)
+        gl.barrier()
     if SHAPE.APART and CONSUMER < CONSUMERS - 1:  # whom the other still waits for, if there was a tile
         if step > 0:
             mbarrier.arrive(plain[1].index(0), count=1)
@@ -1077,7 +1087,10 @@ def compute(
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
         )
     for part in range(CONSUMERS):
-        noted = gl.reduce_or(notes[0].index(part).load(NOTE), 0)
+        noted = notes[0].index(part).load(NOTE)
+        if CONSUMERS > 1:  # the sum goes through the shared memory that the one before went through
+            gl.barrier()
+        noted = gl.reduce_or(noted, 0)
         if noted != 0:
             if is_even(ORDER):
                 state = even_begin()

@@ -9,7 +9,7 @@ from fmha_sm90 import compute
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-BY_HAND = ("fences", "layouts")  # what Triton has passes for, see pyfmha/aot/passes.py
+BY_HAND = ("fences", "barriers", "layouts")  # as fmha_sm90.py
 
 
 @gluon.jit

@@ -37,27 +37,38 @@ def load_rows(desc, batch, head, row, ready, buffers, index, ROWS_HERE: gl.const
     """Have TMA load rows of a head, all columns."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     TWO_PARTS: gl.constexpr = len(buffers) == 2
+    # Barriers: one thread says what to expect, and one asks for copies, which need not be the same.
     mbarrier.expect(ready, ROWS_HERE * BLOCK_D * (3 if TWO_PARTS else 2 if SHAPE.TWO_PARTS else 1) * 2)
     to = buffers[0].index(index)
     if TWO_PARTS:
         for half in gl.static_range(2):
             place = [batch, head, row, half * BLOCK_D]
-            tma.async_load(desc, place, ready, to.slice(half * BLOCK_D, BLOCK_D, dim=3), cache_policy=policy)
-        tma.async_load(desc, [batch, head, row, 2 * BLOCK_D], ready, buffers[1].index(index), cache_policy=policy)
+            columns = to.slice(half * BLOCK_D, BLOCK_D, dim=3)
+            gl.barrier()
+            tma.async_load(desc, place, ready, columns, cache_policy=policy)
+        others = buffers[1].index(index)
+        gl.barrier()
+        tma.async_load(desc, [batch, head, row, 2 * BLOCK_D], ready, others, cache_policy=policy)
     else:
+        gl.barrier()
         tma.async_load(desc, [batch, head, row, 0], ready, to, cache_policy=policy)
 
 
 @gluon.jit
 def store_tile(desc, batch, head, row, buffers, index, PARTS: gl.constexpr, SHAPE: gl.constexpr):
-    """Have TMA store rows of a head, all columns of so many parts."""
+    """Have TMA store rows of a head, all columns of so many parts, which a consumer has written and fenced."""
     BLOCK_D: gl.constexpr = SHAPE.BLOCK_D
     rows = buffers[0].index(index)
+    if PARTS == 1 or not SHAPE.APART:  # else the consumer met when it had written the first part
+        gl.barrier()
     if PARTS == 2:
         for half in gl.static_range(2):
             place = [batch, head, row, half * BLOCK_D]
             tma.async_store(desc, place, rows.slice(half * BLOCK_D, BLOCK_D, dim=3), cache_policy=ONCE)
-        tma.async_store(desc, [batch, head, row, 2 * BLOCK_D], buffers[1].index(index), cache_policy=ONCE)
+        others = buffers[1].index(index)
+        if SHAPE.APART:
+            gl.barrier()
+        tma.async_store(desc, [batch, head, row, 2 * BLOCK_D], others, cache_policy=ONCE)
     else:
         tma.async_store(desc, [batch, head, row, 0], rows, cache_policy=ONCE)
 

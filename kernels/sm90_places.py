@@ -273,12 +273,17 @@ def found_place(found, turn, sizes, SHAPE: gl.constexpr):
 
 
 @gluon.jit
-def _without(part, first, count, HEIGHT: gl.constexpr, WIDTH: gl.constexpr):
-    """Set to zero rows before the count-th of a block, of HEIGHT in shared memory that begin with the first-th."""
+def _without(part, first, count, HEIGHT: gl.constexpr, WIDTH: gl.constexpr, MEET: gl.constexpr):
+    """Set to zero rows before the count-th of a block, of HEIGHT in shared memory that begin with the first-th. MEET:
+    with a barrier between these and those before, which Triton does not know to be others."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
     if count > first:
         rows = gl.arange(0, HEIGHT, layout=gl.SliceLayout(1, LAYOUT))
-        part.store(gl.where((rows < count - first)[:, None], 0.0, part.load(LAYOUT)))
+        if MEET:
+            gl.barrier()
+        kept = gl.where((rows < count - first)[:, None], 0.0, part.load(LAYOUT))
+        gl.barrier()
+        part.store(kept)
 
 
 @gluon.jit
@@ -308,12 +313,13 @@ def drop_rows(v_smem, stage, count, whole, phase, CONSUMER: gl.constexpr, SHAPE:
             PARTS: gl.constexpr = parts_of_block(BLOCK_D, BLOCK_N, SHAPE.TWO_PARTS)
             for part in gl.static_range(PARTS):  # those of a panel follow each other
                 rows = v_smem[0].index(stage * PARTS + part).reshape([UNIT, PANEL])
-                _without(rows, part % (BLOCK_N // UNIT) * UNIT, count, UNIT, PANEL)
+                _without(rows, part % (BLOCK_N // UNIT) * UNIT, count, UNIT, PANEL, part > 0)
         else:
             v = v_smem[0].index(stage).reshape([BLOCK_N, BLOCK_D])
             for first in gl.static_range(0, BLOCK_N, HEIGHT):
-                _without(v.slice(first, HEIGHT), first, count, HEIGHT, BLOCK_D)
+                _without(v.slice(first, HEIGHT), first, count, HEIGHT, BLOCK_D, False)
         fence_async_shared()
         gl.barrier()
     mbarrier.arrive(whole, count=1)
+    gl.barrier()
     mbarrier.wait(whole, phase)

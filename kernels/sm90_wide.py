@@ -71,9 +71,11 @@ def load_block(desc, batch, head, key, ready, buffers, stage, SHAPE: gl.constexp
     UNITS: gl.constexpr = SHAPE.BLOCK_N // unit_keys(SHAPE.BLOCK_N)
     PANEL: gl.constexpr = panel_of(SHAPE.BLOCK_D)
     PANELS: gl.constexpr = panels_of(SHAPE.BLOCK_D, SHAPE.TWO_PARTS)
+    # Barriers as in `load_rows`.
     mbarrier.expect(ready, SHAPE.BLOCK_N * PANELS * PANEL * 2)
     for panel in gl.static_range(PANELS):
         to = buffers[0].index((stage * PANELS + panel) * UNITS)
+        gl.barrier()
         tma.async_load(desc, [batch, head, key, panel * PANEL], ready, to)
 
 

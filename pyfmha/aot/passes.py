@@ -22,6 +22,7 @@ TENSOR_MEMORY = (
 FIRST_TENSOR_MEMORY = 100
 BY_HAND = {
     "fences": ("nvidia.add_proxy_fence_insertion",),
+    "barriers": ("nvidia_gpu.add_membar",),
     "layouts": (
         *("gluon.add_infer_coalesced_encodings", "gluon.add_resolve_auto_encodings", "nvidia.add_tma_lowering"),
         *("gpu.add_combine_tensor_select_and_if", "common.add_sccp", "common.add_canonicalizer"),
@@ -29,8 +30,11 @@ BY_HAND = {
         *("gpu.add_allocate_global_scratch_memory", "common.add_symbol_dce"),
     ),
 }
-"""Passes by what a kernel's file says, in ``BY_HAND``, that it does itself: fences between proxies; layouts and memory,
-with nothing left to simplify that Gluon's own passes or LLVM do not."""
+"""Passes by what a kernel's file says, in ``BY_HAND``, that it does itself: fences between proxies; a partition's
+barriers between uses of shared memory; layouts and memory, with nothing left to simplify that Gluon's own passes or
+LLVM do not."""
+TRITON = "3.9."
+"""Of which versions that was compared: others may lower a kernel to what needs more."""
 
 
 @contextmanager
@@ -41,7 +45,12 @@ def passes_left_out(module: ModuleType, capability: int) -> Iterator[None]:
         module: the kernel's file, which may say ``BY_HAND``.
         capability: of the architecture: 90 for sm_90.
     """
+    import triton
+
     _without_digests()
+    if not triton.__version__.startswith(TRITON):
+        yield
+        return
     names = [name for said in getattr(module, "BY_HAND", ()) for name in BY_HAND[said]]
     if capability < FIRST_TENSOR_MEMORY:
         names += TENSOR_MEMORY
@@ -66,6 +75,7 @@ def _groups() -> dict[str, Any]:
         "gpu": passes.ttgpuir,
         "gluon": getattr(passes, "gluon", None),
         "nvidia": nvidia.passes.ttnvgpuir,
+        "nvidia_gpu": nvidia.passes.ttgpuir,
     }
 
 

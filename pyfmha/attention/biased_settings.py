@@ -159,7 +159,7 @@ _PAIR = hopper_settings.Setting(128, 2, q_slots=1, two_parts=True, producer_firs
 _LONE = hopper_settings.Setting(64, 1, q_slots=1, programs=2, maxnreg=128, two_parts=True)
 VALUES_SETTINGS = {
     256: (
-        replace(_LONE, requires=("q_len <= 1024",), masks=(True,)),
+        replace(_LONE, handed=True, even=2, brief=True, paired=True, requires=("q_len <= 1024",), masks=(True,)),
         replace(_PAIR, handed=True, even=2, brief=True, masks=(True,)),
         replace(_PAIR, masks=(False,)),
     )

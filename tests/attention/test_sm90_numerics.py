@@ -691,7 +691,7 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         ONE_SLOT,
     ),
     "the program ends before Out has left its slot": (
-        "    if not SHAPE.DIRECT:\n        tma.store_wait(0)\n    if SHAPE.APART and",
+        "    if not SHAPE.DIRECT:\n        tma.store_wait(0)\n        gl.barrier()\n    if SHAPE.APART and",
         "    if SHAPE.APART and",
         SHORT,
     ),

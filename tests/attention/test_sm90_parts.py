@@ -63,8 +63,8 @@ def test_rows_that_leave_the_fast_range_are_computed_again_in_all_columns(settin
 
 FAULTS = {
     "halves of the first part are loaded the other way round": (
-        "ready, to.slice(half * BLOCK_D, BLOCK_D, dim=3)",
-        "ready, to.slice((1 - half) * BLOCK_D, BLOCK_D, dim=3)",
+        "to.slice(half * BLOCK_D, BLOCK_D, dim=3)",
+        "to.slice((1 - half) * BLOCK_D, BLOCK_D, dim=3)",
     ),
     "scores are read before the product with the second part": (
         "warpgroup_mma_wait(len(acc), deps=(scores,))",
@@ -81,8 +81,8 @@ FAULTS = {
         "_times(acc[0], factor), acc[1]",
     ),
     "the second part is not stored": (
-        "tma.async_store(desc, [batch, head, row, 2 * BLOCK_D], buffers[1]",
-        "tma.async_store(desc, [batch, head, row, 3 * BLOCK_D], buffers[1]",
+        "tma.async_store(desc, [batch, head, row, 2 * BLOCK_D]",
+        "tma.async_store(desc, [batch, head, row, 3 * BLOCK_D]",
     ),
     "halves of the first part are stored the other way round": (
         "tma.async_store(desc, place, rows.slice(half * BLOCK_D, BLOCK_D, dim=3), cache_policy=ONCE)",

@@ -26,6 +26,7 @@ BY_HAND = {
     "layouts": (
         *("gluon.add_infer_coalesced_encodings", "gluon.add_resolve_auto_encodings", "nvidia.add_tma_lowering"),
         *("gpu.add_combine_tensor_select_and_if", "common.add_sccp", "common.add_canonicalizer"),
+        "triton.add_loop_aware_cse",
         *("nvidia.add_cluster_barrier_mbar_allocator", "nvidia.add_initialize_ws_cluster_barriers"),
         *("gpu.add_allocate_global_scratch_memory", "common.add_symbol_dce"),
     ),
@@ -76,6 +77,7 @@ def _groups() -> dict[str, Any]:
         "gluon": getattr(passes, "gluon", None),
         "nvidia": nvidia.passes.ttnvgpuir,
         "nvidia_gpu": nvidia.passes.ttgpuir,
+        "triton": passes.ttir,
     }
 
 

@@ -870,7 +870,7 @@ def fmha_fp8_sm90(
         bounds = (bottom_right, q_lengths, kv_lengths, window_left, window_right)
     gl.static_assert(not ALIGNED or BLOCK_N % ROWS == 0, "ALIGNED wants blocks of a multiple of 64 keys")
     gl.static_assert(not HALVED or (CAUSAL and ALIGNED), "HALVED wants CAUSAL and ALIGNED")
-    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, 0, EVEN > 0)
+    ORDER: gl.constexpr = order_of(CAUSAL, False, LONGEST_FIRST, 0, EVEN > 0, False)
     if EVEN:
         section = section_heads(row_tiles, all_heads, EVEN)
     else:

@@ -71,7 +71,7 @@ class Shape(NamedTuple):
 
 
 @gluon.constexpr_function
-def order_of(causal, two_heads, longest_first, sections, evenly, paired=False):
+def order_of(causal, two_heads, longest_first, sections, evenly, paired):
     """How the tiles of a kernel compiled so are dealt out."""
     if evenly:
         return EVENLY_OR_PAIRED.value if paired else EVENLY.value

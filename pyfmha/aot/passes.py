@@ -48,7 +48,7 @@ def passes_left_out(module: ModuleType, capability: int) -> Iterator[None]:
     """
     import triton
 
-    _without_digests()
+    _once()
     if not triton.__version__.startswith(TRITON):
         yield
         return
@@ -86,10 +86,20 @@ def _nothing(*_: object) -> None:
 
 
 @cache
-def _without_digests() -> None:
-    """Triton reads all of itself, half a gigabyte, to tell what it keeps from what another Triton has kept: half a
-    second of each process. A compiler process has a folder of its own."""
+def _once() -> None:
+    """What a compiler process, which has a folder of its own, need not do: Triton reads all of itself, half a gigabyte,
+    to tell what it keeps from what another Triton has kept, and parses a function's text wherever that is called."""
     from triton.runtime import cache as kept
+    from triton.runtime.jit import JITFunction
 
     if hasattr(kept, "triton_key"):
         kept.triton_key = lambda: "this"
+    parse, parsed = JITFunction.parse, {}
+
+    def parse_once(function: Any) -> Any:
+        text = function.src
+        if text not in parsed:
+            parsed[text] = parse(function)
+        return parsed[text]
+
+    JITFunction.parse = parse_once

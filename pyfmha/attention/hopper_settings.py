@@ -164,7 +164,6 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         Setting(128, 1, programs=2, maxnreg=128, masks=(False,)),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True, threes=True),
         replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
-        replace(LONE, longest_first=True, requires=("q_len > 1024",), masks=(True,), lengths=True),
         replace(LONE, masks=(False,), lengths=True),
         replace(LONE, handed=True, even=2, masks=(True,), lengths=True),
         replace(RAGGED_64, sections=4, masks=(False,)),
@@ -177,10 +176,7 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     128: (
         replace(EVEN_64, v_stages=3, requires=("q_len <= 1024",), two_parts=True),
         replace(LONG_96, requires=("q_len > 8192",)),
-        replace(WIDE_96, requires=("q_len > 1536",)),
-        Setting(
-            128, 2, stages=3, v_stages=3, longest_first=True, masks=(True,), two_parts=True, threes=True, handed=True
-        ),
+        WIDE_96,
         replace(SERIAL_96, requires=("q_len > 1536", "num_heads >= 16"), masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, masks=(False,), two_parts=True),
         replace(EVEN_64, v_stages=3, requires=("q_len <= 1024",), paired=True),

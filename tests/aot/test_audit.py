@@ -103,7 +103,7 @@ SPILLED = {
         (64, "causal lengths", 3): (208, 0),
         (128, "full lengths in two parts", 2): (32, 0),
         (256, "full lengths", 2): (240, 2),
-        (256, "causal lengths", 2): (288, 2),
+        (256, "causal lengths", 2): (304, 2),
         (256, "full lengths in two parts", 2): (240, 1),
         (256, "causal lengths in two parts", 2): (288, 0),
         # Most of it is the producer's, which looks for tiles.
@@ -147,7 +147,7 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
         for causal, spec in zip(setting.masks, made, strict=True):
             mask = kind_of(setting, causal)
             order = " in pairs of heads" if setting.two_heads else " longest first" if setting.longest_first else ""
-            order = " evenly" if setting.even else order
+            order = (" paired or evenly" if setting.paired else " evenly") if setting.even else order
             halved = setting.halved * (setting.consumers if setting.consumers > 2 else 1)  # products of half a block
             any_order = SPILLED.get((head_size, mask, setting.consumers), (0, 0))
             spilled, loop = SPILLED.get((head_size, mask + order, setting.consumers), any_order)
@@ -179,7 +179,7 @@ def hopper_kernels(dtype: str, head_size: int, masks: Sequence[bool]) -> dict[st
 
 
 # Bytes spilled by those for values of 128 with Q and K of 192, none of it in a loop: by masks and consumers.
-VALUES_SPILLED = {(False, 2): 40, (True, 2): 96, (True, 1): 128}
+VALUES_SPILLED = {(False, 2): 40, (True, 2): 96, (True, 1): 160}
 
 
 def values_kernels(dtype: str) -> dict[str, tuple[KernelSpec, Budget]]:

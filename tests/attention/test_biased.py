@@ -145,8 +145,8 @@ def test_which_variant_serves_values_of_a_smaller_size_on_hopper(pointers: Any, 
 @pytest.mark.parametrize(
     ("q_len", "causal", "expected"),
     [
-        (1, True, (1, False)),
-        (1024, True, (1, False)),
+        (1, True, (1, True)),
+        (1024, True, (1, True)),
         (1025, True, (2, True)),
         (4097, True, (2, True)),
         (1024, False, (2, False)),

@@ -612,23 +612,24 @@ def test_short_causal_rows_have_programs_of_one_consumer_where_heads_are_of_128(
 
 
 @pytest.mark.parametrize(
-    ("head_size", "q_len", "longest_first", "paired"),
+    ("head_size", "q_len", "paired"),
     [
-        *((64, 384, False, False), (64, 385, False, False), (64, 4097, False, False)),
-        *((96, 1024, False, False), (96, 1025, True, False), (96, 1536, True, False), (96, 1537, False, False)),
-        *((128, 1024, False, True), (128, 1025, False, False)),
-        *((192, 1535, False, True), (192, 1536, False, False)),
-        *((256, 2047, False, True), (256, 2048, False, False)),
+        *((size, q_len, False) for size in (64, 96) for q_len in (64, 384, 385, 1024, 1025, 4097, 8193)),
+        *((128, 1024, True), (128, 1025, False)),
+        *((192, 1535, True), (192, 1536, False)),
+        *((256, 2047, True), (256, 2048, False)),
     ],
 )
-def test_causal_rows_are_dealt_out_evenly(head_size: int, q_len: int, longest_first: bool, paired: bool) -> None:
-    """From which length tiles no longer go in pairs of a head where these are as many for each program."""
+def test_causal_rows_are_dealt_out_evenly(head_size: int, q_len: int, paired: bool) -> None:
+    """Up to which length in pairs of a head, where these are as many for each program."""
     for right in (0, -1):
         spec = served_by(head_size, q_len=q_len, window_right=right)
         found = dict(spec.constants)
-        assert bool(found.get("EVEN")) == (right == 0 and not longest_first)
+        assert bool(found.get("EVEN")) == (right == 0)
+        assert not found["LONGEST_FIRST"]
+        assert spec.grid_expressions[1].text == "1"
+        assert found.get("HANDED_ON", False) or not found.get("EVEN")
         assert found.get("PAIRED", False) == (right == 0 and paired)
-        assert (spec.grid_expressions[1].text != "1") == found["LONGEST_FIRST"] == (right == 0 and longest_first)
 
 
 @pytest.mark.parametrize(("q_len", "heads", "lazy"), [(1024, 32, False), (1025, 32, True), (1025, 1, True)])

@@ -20,6 +20,8 @@ import triton.language as tl
 from fmha_triton import BFLOAT16_MAX, FLOAT_MAX, LN_2, LOG2_E, LOWEST, WIDE_SHIFT, _normalise_rows
 from fwd_rows import tanh
 
+BY_HAND = ("simple",)  # passes of Triton's that change nothing here, see pyfmha/aot/passes.py
+
 # Programs of combine that fetch its code early: about one an SM, since those of an SM share what was fetched.
 WARMING: tl.constexpr = tl.constexpr(128)
 

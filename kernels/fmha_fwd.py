@@ -27,6 +27,8 @@ from fwd_rows import bent_by, keys_of, load_queries, load_rows, store_lse, store
 from fwd_safe import attend_safely, compute_safely
 from ragged import find_ragged
 
+BY_HAND = ("simple",)  # passes of Triton's that change nothing here, see pyfmha/aot/passes.py
+
 # The least factor of q . k inside tanh: 2**-100. Below it products lose bits as subnormal numbers; where softcap would
 # ask for less, a smaller one does, and differs only for q . k beyond 2**88.
 LEAST_BEND: tl.constexpr = tl.constexpr(7.888609052210118e-31)

@@ -22,6 +22,8 @@ infinity. NaN in the input reaches every output it takes part in, in a causal ti
 import triton
 import triton.language as tl
 
+BY_HAND = ("simple",)  # passes of Triton's that change nothing here, see pyfmha/aot/passes.py
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 FLOAT_MAX: tl.constexpr = tl.constexpr(3.4028234663852886e38)

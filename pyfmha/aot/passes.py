@@ -30,10 +30,18 @@ BY_HAND = {
         *("nvidia.add_cluster_barrier_mbar_allocator", "nvidia.add_initialize_ws_cluster_barriers"),
         *("gpu.add_allocate_global_scratch_memory", "common.add_symbol_dce"),
     ),
+    "simple": (
+        *("nvidia.add_proxy_fence_insertion", "nvidia.add_tma_lowering", "nvidia.add_optimize_descriptor_encoding"),
+        *("nvidia.add_cluster_barrier_mbar_allocator", "nvidia.add_initialize_ws_cluster_barriers"),
+        *("nvidia.add_assign_cga_layouts", "nvidia.add_optimize_cta_locality", "nvidia.add_hoist_mbarrier_lifecycle"),
+        *("hopper.add_hopper_warpspec", "gpu.add_fuse_nested_loops", "gpu.add_combine_tensor_select_and_if"),
+        *("gpu.add_allocate_global_scratch_memory", "common.add_symbol_dce", "common.add_sccp"),
+    ),
 }
 """Passes by what a kernel's file says, in ``BY_HAND``, that it does itself: fences between proxies; a partition's
 barriers between uses of shared memory; layouts and memory, with nothing left to simplify that Gluon's own passes or
-LLVM do not."""
+LLVM do not. Or that it is simple: pointers and products, without tensor maps, clusters or specialised warps, nor loops
+to be made one; below sm_100, where products have barriers that Triton makes."""
 TRITON = "3.9."
 """Of which versions that was compared: others may lower a kernel to what needs more."""
 
@@ -43,7 +51,7 @@ def passes_left_out(module: ModuleType, capability: int) -> Iterator[None]:
     """Compile the kernels of a file without passes that leave them as they are.
 
     Args:
-        module: the kernel's file, which may say ``BY_HAND``.
+        module: the kernel's file, which may say ``BY_HAND``; that counts below sm_100.
         capability: of the architecture: 90 for sm_90.
     """
     import triton
@@ -52,9 +60,11 @@ def passes_left_out(module: ModuleType, capability: int) -> Iterator[None]:
     if not triton.__version__.startswith(TRITON):
         yield
         return
-    names = [name for said in getattr(module, "BY_HAND", ()) for name in BY_HAND[said]]
+    said = getattr(module, "BY_HAND", ())
     if capability < FIRST_TENSOR_MEMORY:
-        names += TENSOR_MEMORY
+        names = [*TENSOR_MEMORY, *(name for word in said for name in BY_HAND[word])]
+    else:
+        names = []
     groups = _groups()
     split = [(groups.get(group), add) for group, add in (name.split(".") for name in names)]
     kept = [(group, add, getattr(group, add)) for group, add in split if hasattr(group, add)]
@@ -75,6 +85,7 @@ def _groups() -> dict[str, Any]:
         "common": passes.common,
         "gpu": passes.ttgpuir,
         "gluon": getattr(passes, "gluon", None),
+        "hopper": getattr(nvidia.passes, "hopper", None),
         "nvidia": nvidia.passes.ttnvgpuir,
         "nvidia_gpu": nvidia.passes.ttgpuir,
         "triton": passes.ttir,

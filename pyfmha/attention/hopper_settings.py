@@ -133,7 +133,6 @@ WIDE_96 = replace(
     LAZY, block_n=192, v_stages=2, ping_pong=True, two_parts=True, even=2, brief=True, handed=True, masks=(True,)
 )
 """Of head size 96: tiles of 128 queries, of which there are more than of 192, and long steps for two consumers."""
-LONG_96 = replace(SERIAL_96, stages=3, v_stages=3, even=2, masks=(True,), handed=True)
 
 RAGGED = replace(
     LAZY,
@@ -163,7 +162,6 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(LONE, handed=True, even=2, brief=True, masks=(True,)),
         Setting(128, 1, programs=2, maxnreg=128, masks=(False,)),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True, threes=True),
-        replace(THREE_CONSUMERS, longest_first=True, requires=("q_len > 4096",), masks=(True,), lengths=True),
         replace(LONE, masks=(False,), lengths=True),
         replace(LONE, handed=True, even=2, masks=(True,), lengths=True),
         replace(RAGGED_64, sections=4, masks=(False,)),
@@ -175,7 +173,6 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
     ),
     128: (
         replace(EVEN_64, v_stages=3, requires=("q_len <= 1024",), two_parts=True),
-        replace(LONG_96, requires=("q_len > 8192",)),
         WIDE_96,
         replace(SERIAL_96, requires=("q_len > 1536", "num_heads >= 16"), masks=(False,)),
         Setting(128, 2, stages=3, v_stages=3, masks=(False,), two_parts=True),

@@ -234,7 +234,7 @@ QUICK = {
     "split fp16 128",
     "hopper fp16 64 full 1x128",
     "hopper fp16 64 full capped 1x128",
-    "hopper bf16 128 causal 2x128",
+    "hopper bf16 128 causal 2x128 evenly handed on",
 }
 assert set(PRODUCTION) >= QUICK
 

@@ -10,7 +10,7 @@ import pytest
 
 from pyfmha.aot.cubin import Compiler
 from pyfmha.attention.families import library_specs
-from pyfmha.spec.arch import ARCHS
+from pyfmha.spec.arch import ARCHS, Arch
 from pyfmha.spec.constants import Constant
 from pyfmha.spec.kernel import KernelSpec
 
@@ -55,10 +55,10 @@ def other() -> Iterator[Compiler]:
         yield made
 
 
-def are_all_set(spec: KernelSpec, compiler: Compiler, other: Compiler, folder: Path) -> bool:
+def are_all_set(spec: KernelSpec, compiler: Compiler, other: Compiler, folder: Path, arch: Arch = SM_90) -> bool:
     """Whether the cubin is that of files that say nothing."""
     silent = with_text(spec, folder, ("^BY_HAND =", "SAID_BY_NOBODY ="))
-    return compiler.compile(spec, SM_90).code == other.compile(silent, SM_90).code
+    return compiler.compile(spec, arch).code == other.compile(silent, arch).code
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,23 @@ def are_all_set(spec: KernelSpec, compiler: Compiler, other: Compiler, folder: P
 )
 def test_what_is_done_by_hand_is_all(spec: KernelSpec, compiler: Compiler, other: Compiler, tmp_path: Path) -> None:
     assert are_all_set(spec, compiler, other, tmp_path / "silent")
+
+
+PORTABLE = [spec for spec in library_specs() if not spec.archs and "BY_HAND" in Path(spec.source).read_text()]
+
+
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.long), "sm_90"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(spec, id=spec.variant, marks=() if index == 0 else pytest.mark.long)
+        for index, spec in enumerate(PORTABLE[5::17])
+    ],
+)
+def test_what_is_simple_needs_no_more(
+    spec: KernelSpec, arch: str, compiler: Compiler, other: Compiler, tmp_path: Path
+) -> None:
+    assert are_all_set(spec, compiler, other, tmp_path / "silent", ARCHS[arch])
 
 
 GENERAL, RAGGED, HANDED_ON = SHORT

@@ -103,9 +103,9 @@ SPILLED = {
         (64, "causal lengths", 3): (208, 0),
         (128, "full lengths in two parts", 2): (32, 0),
         (256, "full lengths", 2): (240, 2),
-        (256, "causal lengths", 2): (304, 2),
+        (256, "causal lengths", 2): (304, 3),
         (256, "full lengths in two parts", 2): (240, 1),
-        (256, "causal lengths in two parts", 2): (288, 0),
+        (256, "causal lengths in two parts", 2): (288, 3),
         # Most of it is the producer's, which looks for tiles.
         (64, "full ragged", 1): (192, 0),
         (64, "causal ragged", 1): (216, 0),

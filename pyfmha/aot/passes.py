@@ -57,14 +57,10 @@ def passes_left_out(module: ModuleType, capability: int) -> Iterator[None]:
     import triton
 
     _once()
-    if not triton.__version__.startswith(TRITON):
+    if capability >= FIRST_TENSOR_MEMORY or not triton.__version__.startswith(TRITON):
         yield
         return
-    said = getattr(module, "BY_HAND", ())
-    if capability < FIRST_TENSOR_MEMORY:
-        names = [*TENSOR_MEMORY, *(name for word in said for name in BY_HAND[word])]
-    else:
-        names = []
+    names = [*TENSOR_MEMORY, *(name for word in getattr(module, "BY_HAND", ()) for name in BY_HAND[word])]
     groups = _groups()
     split = [(groups.get(group), add) for group, add in (name.split(".") for name in names)]
     kept = [(group, add, getattr(group, add)) for group, add in split if hasattr(group, add)]

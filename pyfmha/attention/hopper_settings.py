@@ -98,6 +98,7 @@ THREE_CONSUMERS = Setting(128, 3, maxnreg=128, consumer_registers=160, producer_
 
 LONE = Setting(128, 1, programs=2, maxnreg=128, threes=True)
 """Of head size 64: two programs on a multiprocessor."""
+EVEN_LONE = replace(LONE, handed=True, even=2, brief=True, masks=(True,))
 
 LAZY = Setting(128, 2, v_stages=3, ping_pong=False, lazy=True, producer_first=True, threes=True)
 """Of head size 128: 410 instructions a step, of which 64 less are executed where no row grows."""
@@ -159,14 +160,14 @@ SETTINGS: dict[int, tuple[Setting, ...]] = {
         replace(
             THREE_CONSUMERS, handed=True, even=4, brief=True, halved=True, requires=("q_len > 4096",), masks=(True,)
         ),
-        replace(LONE, handed=True, even=2, brief=True, masks=(True,)),
+        EVEN_LONE,
         Setting(128, 1, programs=2, maxnreg=128, masks=(False,)),
         replace(THREE_CONSUMERS, requires=("q_len > 512",), masks=(False,), lengths=True, threes=True),
         replace(LONE, masks=(False,), lengths=True),
-        replace(LONE, handed=True, even=2, masks=(True,), lengths=True),
+        replace(EVEN_LONE, brief=False, lengths=True),
         replace(RAGGED_64, sections=4, masks=(False,)),
         replace(RAGGED_64, even=4, masks=(True,)),
-        replace(LONE, handed=True, even=2, brief=True, masks=(True,), capped=True),
+        replace(EVEN_LONE, capped=True),
         replace(LONE, masks=(False,), capped=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True),
         Setting(128, 1, programs=2, maxnreg=128, masks=(True,), general=True, capped=True),
